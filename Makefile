@@ -1,0 +1,47 @@
+# make setup   .venv with everything, at the versions of requirements.txt
+# make demo    DPO on the bundled demo, offline, into runs/demo (then runs/demo-2, ...)
+# make test    lint, types, import contracts and tests
+# make lint    all of that but the tests
+# make bench   speed and memory, measured in tests/benchmarks
+# make clean   remove .venv and caches; runs/ stays
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+OFFLINE := HF_HUB_OFFLINE=1
+
+.PHONY: setup demo test lint pytest bench clean
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "localdpo needs Python 3.11 or newer; name one with PYTHON=..., e.g. make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# hatchling is among the pins, so the build of localdpo itself fetches nothing.
+$(STAMP): requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup
+	@name=demo; n=1; while [ -e "runs/$$name" ]; do n=$$((n + 1)); name=demo-$$n; done; \
+		$(OFFLINE) $(BIN)/localdpo train recipes/dpo.yaml --plain --run "$$name"
+
+test: lint pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: setup
+	$(OFFLINE) $(BIN)/python -m pytest -q
+
+bench: setup
+	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

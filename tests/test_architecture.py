@@ -1,0 +1,119 @@
+"""What the house promises about itself: who imports whom, what stays light, how large a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "localdpo"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_FILE = 400
+HEAVY = ("mlx", "mlx_lm", "transformers", "datasets", "pyarrow", "numpy", "textual", "anthropic")
+# Where packages come from is the business of the person's pip configuration.
+# The names are put together so that this file does not hold them.
+REGISTRIES = re.compile(
+    "|".join(("pypi" + r"\.", "python" + "hosted", "--(extra-)?index" + "-url", "--find" + "-links"))
+)
+NOT_OURS = {
+    ".git",
+    ".venv",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    ".import_linter_cache",
+}
+TEXT_SUFFIXES = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".cfg", ".sh", ""}
+
+
+def test_the_import_contracts_hold() -> None:
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command; lint_imports_command()",
+            "--no-cache",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "localdpo, localdpo.recipe.load, localdpo.core.events, localdpo.core.rundir",
+        "localdpo.recipe.describe, localdpo.objective.registry",
+        "localdpo.cli.main, localdpo.launch",
+    ],
+)
+def test_the_light_half_of_the_house_loads_nothing_heavy(imports: str) -> None:
+    code = f"import sys, {imports}; print(*sorted({set(HEAVY)} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_core_imports_only_the_standard_library_and_itself() -> None:
+    for path in sorted((PACKAGE / "core").rglob("*.py")):
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or name.startswith("localdpo.core"), f"{path.name}: {name}"
+
+
+def test_every_third_party_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[\[<>=; ]", line)[0].replace("-", "_") for line in project["dependencies"]}
+    declared = (declared - {"pyyaml"}) | {"yaml"}
+    for path in SOURCES:
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or top in declared | {"localdpo"}, f"{path}: {name}"
+
+
+def test_no_file_outgrows_its_reader() -> None:
+    lengths = {path.relative_to(ROOT).as_posix(): path.read_text().count("\n") for path in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_pins_are_names_and_versions_only() -> None:
+    line = re.compile(r'[a-z0-9-]+==[0-9][0-9a-z.]*(; sys_platform == "(linux|darwin)")?')
+    for pin in (ROOT / "requirements.txt").read_text().splitlines():
+        assert line.fullmatch(pin), pin
+
+
+def test_no_file_names_a_package_registry() -> None:
+    for path in ours():
+        assert not REGISTRIES.search(path.read_text(errors="replace")), path
+
+
+def ours() -> list[Path]:
+    """The text files of the tree, without what is made on the way."""
+    found = []
+    for top in ROOT.iterdir():
+        if top.name in NOT_OURS or top.name == "runs":
+            continue
+        files = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
+        found += [path for path in files if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports anywhere, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(str(node.module))
+    return names
