@@ -1,0 +1,309 @@
+"""Writes that are either there in full or not at all.
+
+The way is always the same: write beside the target under a temporary name, force it to the disk, rename
+it over the target, force the folder. A process that is killed between any two of these calls leaves the
+old content or the new, never a mixture, and at most a temporary that `clean_leftovers` takes away.
+The trade-off: each write costs two or three disk flushes, so this is for files of which a run writes a
+few (recipes, checkpoints), not for the event log.
+
+A folder cannot be renamed over a full one. `publish_dir` then sets the old one aside first; between the
+two renames neither has its name, and `clean_leftovers` puts the old one back if the kill came there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from localdpo.core.errors import UserError
+
+MANIFEST: Final = "manifest.json"
+MANIFEST_VERSION: Final = 1
+_TEMP: Final = "tmp"
+_ASIDE: Final = "old"
+_LEFTOVER: Final = re.compile(rf"\.(?P<name>.+)\.(?P<kind>{_TEMP}|{_ASIDE})-[0-9a-f]{{12}}")
+# mlx (0.32) says a short write in these words, without the errno.
+_MLX_WRITE_FAILED: Final = "Unable to write"
+_NOTHING_FREE: Final = 64 * 1024
+
+
+# --- space ---------------------------------------------------------------------------------------------
+
+
+def out_of_space(error: OSError) -> bool:
+    """Whether `error` says that the disk, or the person's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an ordinary user can still write on the file system that holds `path`."""
+    folder = path.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def no_space_error(path: Path, needed: int) -> UserError:
+    """The one line that is said when `path` does not fit: bytes needed and bytes free."""
+    return UserError(
+        f"{path}: no space left on the disk (or over quota): {needed:,} bytes needed, "
+        f"{free_bytes(path):,} free; make room and run the same command again"
+    )
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Raise UserError unless `needed` bytes are free where `path` is (or will be)."""
+    if free_bytes(path) < needed:
+        raise no_space_error(path, needed)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(path: Path, temp: Path, needed: int) -> Iterator[None]:
+    """Take `temp` away when the block raises, and turn a full disk into a UserError about `path`."""
+    try:
+        yield
+    except BaseException as error:
+        full = _says_full(error, path)
+        # A temporary that cannot be taken away now (a disk in trouble) must not hide what went wrong.
+        with contextlib.suppress(OSError):
+            _remove(temp)
+        if full:
+            raise no_space_error(path, needed) from error
+        raise
+
+
+def _says_full(error: BaseException, path: Path) -> bool:
+    if isinstance(error, OSError):
+        return out_of_space(error)
+    mlx_failed = isinstance(error, RuntimeError) and _MLX_WRITE_FAILED in str(error)
+    return mlx_failed and free_bytes(path) <= _NOTHING_FREE
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# --- flushing ------------------------------------------------------------------------------------------
+
+
+def fsync_fd(fd: int) -> None:
+    """Force an open file to the disk. On macOS fsync stops at the drive's cache; F_FULLFSYNC does not."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        try:
+            fcntl.fcntl(fd, full)
+            return
+        except OSError as error:
+            # Network and some foreign file systems do not know the call; plain fsync is what they have.
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+    os.fsync(fd)
+
+
+def fsync_file(path: Path) -> None:
+    """Force the content of a file to the disk."""
+    _fsync_path(path, os.O_RDONLY)
+
+
+def fsync_dir(path: Path) -> None:
+    """Force the names in a folder to the disk."""
+    _fsync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync_path(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        fsync_fd(fd)
+    finally:
+        os.close(fd)
+
+
+# --- files and links -----------------------------------------------------------------------------------
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of the UTF-8 form of `text`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Put `data` at `path`, replacing what is there. Raises UserError when it does not fit the disk."""
+    path = Path(path)
+    require_space(path, len(data))
+    temp = _beside(path, _TEMP)
+    with _all_or_nothing(path, temp, len(data)):
+        _write_through(temp, data)
+        os.replace(temp, path)
+        fsync_dir(path.parent)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        fsync_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_symlink(link: str | Path, target: str) -> None:
+    """Make `link` a symbolic link to `target` (kept as given, so relative stays relative), atomically."""
+    link = Path(link)
+    temp = _beside(link, _TEMP)
+    with _all_or_nothing(link, temp, len(target)):
+        os.symlink(target, temp)
+        os.replace(temp, link)
+        fsync_dir(link.parent)
+
+
+# --- folders -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def published_dir(final: str | Path, needed: int) -> Iterator[Path]:
+    """Give an empty folder to fill with files; publish it as `final` when the block ends.
+
+    When the block raises, the folder is taken away and `final` stays as it was. `needed` is the size of
+    what will be written, in bytes, checked before. Raises UserError when the disk is full, also when it is
+    mlx that could not write.
+    """
+    final = Path(final)
+    require_space(final, needed)
+    temp = _beside(final, _TEMP)
+    with _all_or_nothing(final, temp, needed):
+        os.mkdir(temp)
+        yield temp
+        publish_dir(temp, final)
+
+
+def publish_dir(temp: str | Path, final: str | Path) -> None:
+    """Flush every file of the folder `temp`, write its manifest last, and rename it to `final`.
+
+    `temp` must lie beside `final` and hold only files. An earlier folder `final` is replaced.
+    """
+    temp, final = Path(temp), Path(final)
+    if temp.parent != final.parent:
+        raise ValueError(f"{temp} and {final} must be in one folder")
+    for path in sorted(temp.iterdir()):
+        fsync_file(path)
+    write_manifest(temp)
+    fsync_dir(temp)
+    aside = _beside(final, _ASIDE)
+    replaced = final.is_dir()
+    if replaced:
+        os.rename(final, aside)
+    try:
+        os.rename(temp, final)
+    except BaseException:
+        if replaced:
+            os.rename(aside, final)
+        raise
+    fsync_dir(final.parent)
+    if replaced:
+        shutil.rmtree(aside)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write `manifest.json`: size and sha256 of every other file of `folder`, forced to the disk."""
+    files: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.is_symlink():
+            raise ValueError(f"{path}: only plain files can be published")
+        if path.name != MANIFEST:
+            files[path.name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    text = json.dumps({"v": MANIFEST_VERSION, "files": files}, indent=1, sort_keys=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    _write_through(folder / MANIFEST, text.encode() + b"\n")
+
+
+def verify_manifest(folder: str | Path) -> list[str]:
+    """What is wrong with a published folder, one line each; empty when every byte is as it was written.
+
+    Files that the manifest does not name are no problem (a file manager leaves some).
+    """
+    folder = Path(folder)
+    try:
+        files = _read_manifest((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return [f"{folder}: {MANIFEST} is missing"]
+    except (OSError, ValueError) as error:
+        return [f"{folder / MANIFEST}: not readable: {error}"]
+    return [problem for name, entry in files.items() if (problem := _file_problem(folder / name, entry))]
+
+
+def _read_manifest(content: bytes) -> dict[str, dict[str, Any]]:
+    record = json.loads(content)
+    if not isinstance(record, dict) or record.get("v") != MANIFEST_VERSION:
+        raise ValueError(f"expected a manifest of version {MANIFEST_VERSION}")
+    files = record.get("files")
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it names no files")
+    for name, entry in files.items():
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{name!r} is not a plain file name")
+        if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
+            raise ValueError(f"the entry of {name!r} lacks sha256 or bytes")
+    return files
+
+
+def _file_problem(path: Path, entry: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"{path}: {size} bytes, expected {entry['bytes']}"
+        if sha256_of(path) != entry["sha256"]:
+            return f"{path}: its sha256 is not the one in {MANIFEST}"
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except OSError as error:
+        return f"{path}: not readable: {error.strerror}"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- leftovers -----------------------------------------------------------------------------------------
+
+
+def clean_leftovers(folder: str | Path) -> None:
+    """Take away the temporaries of an earlier crash in `folder` (not below it).
+
+    A folder that was set aside goes back to its name if nothing took its place. Only the one process that
+    writes here may call this: the temporaries of a living writer would go too.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        final = folder / match["name"]
+        if match["kind"] == _ASIDE and not final.exists():
+            os.rename(path, final)
+        else:
+            _remove(path)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A new hidden name in the folder of `path`; temporaries must be on the same file system."""
+    return path.with_name(f".{path.name}.{kind}-{secrets.token_hex(6)}")

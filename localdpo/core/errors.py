@@ -1,0 +1,60 @@
+"""The errors that localdpo raises on purpose.
+
+    LocalDPOError
+    ├── UserError      one thing that the person can mend, said in one line
+    └── UserErrors     several UserErrors, found in one look
+
+A command prints one `error: ...` line on stderr for each and exits with USER_ERROR_EXIT.
+Pure functions raise ValueError for mistakes of their callers; those are bugs and keep their traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+USER_ERROR_EXIT = 2
+
+
+class LocalDPOError(Exception):
+    """Base of every error that localdpo raises on purpose."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What a command prints, one line for each problem."""
+        return (one_line(str(self)),)
+
+
+class UserError(LocalDPOError):
+    """One problem in one line: where it is, what was expected, what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+        self.message = one_line(message)
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class UserErrors(LocalDPOError):
+    """Several problems at once, in the order in which they were found.
+
+    Raises ValueError if `errors` is empty: no problem is not an error.
+    """
+
+    def __init__(self, errors: Sequence[UserError]) -> None:
+        if not errors:
+            raise ValueError("UserErrors needs at least one UserError")
+        self.errors = tuple(errors)
+        super().__init__("\n".join(error.message for error in self.errors))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(error.message for error in self.errors)
+
+    def __reduce__(self) -> tuple[type[UserErrors], tuple[tuple[UserError, ...]]]:
+        return type(self), (self.errors,)
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space turned into one space."""
+    return " ".join(text.split())

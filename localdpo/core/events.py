@@ -1,0 +1,222 @@
+"""The event log of a run: `events.jsonl`, one JSON object a line, only ever appended to.
+
+The worker writes it; the command line, the dashboard and scripts read it while it grows. A line is
+
+    {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61}}
+
+`v` is the version of the format, `time` the Unix time in seconds, `step` is left out where it has no
+meaning; every other field belongs to the type. Numbers that JSON does not have (NaN, infinities) are
+written as null: a reader shows a gap, and the notice that goes with them names the metric.
+A writer that was killed can leave a torn last line. Readers ignore it; the next writer ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from localdpo.core.atomic import no_space_error, out_of_space
+
+FORMAT_VERSION: Final = 1
+
+EVENT_TYPES: Final = frozenset(
+    {
+        "run.started",
+        "reference",
+        "step",
+        "eval",
+        "samples",
+        "checkpoint",
+        "notice",
+        "run.resumed",
+        "run.paused",
+        "run.finished",
+        "run.failed",
+        "run.stopped",
+    }
+)
+# What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
+REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "checkpoint"})
+_LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of that size may not fit a float
+_OWN_KEYS: Final = frozenset({"v", "time", "type", "step"})
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log. `data` holds the fields besides v, time, type and step."""
+
+    v: int
+    time: float
+    type: str
+    step: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EventWriter:
+    """Appends events to one log; each is a single os.write on an O_APPEND descriptor.
+
+    Opening it ends a torn last line of an earlier writer, so that the next event stands on its own line.
+    Raises UserError when the disk is full, ValueError for an unknown type or a reserved field name.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._fd: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._fd).st_size
+        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+
+    def write(self, type: str, step: int | None = None, **fields: Any) -> Event:
+        """Write one event and return it as a reader will see it."""
+        if self._fd is None:
+            raise ValueError(f"{self.path}: this event writer is closed")
+        if type not in EVENT_TYPES:
+            raise ValueError(f"unknown event type {type!r}")
+        if _OWN_KEYS & fields.keys():
+            raise ValueError(f"reserved event fields: {sorted(_OWN_KEYS & fields.keys())}")
+        line = encode_event(type, step, time.time(), fields)
+        self._append(line)
+        event = decode_event(line)
+        assert event is not None
+        return event
+
+    def _append(self, line: bytes) -> None:
+        assert self._fd is not None
+        data = b"\n" + line if self._torn else line
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            if out_of_space(error):
+                raise no_space_error(self.path, len(data)) from error
+            raise
+        # A full disk shows itself as a short write first: the line is torn, as after a kill.
+        self._torn = written < len(data) and not (written == 1 and self._torn)
+        if written < len(data):
+            raise no_space_error(self.path, len(data) - written)
+
+    def sync(self) -> None:
+        """Force the log to the disk (before a checkpoint is published)."""
+        if self._fd is not None:
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class EventTail:
+    """Reads a growing log. `poll()` gives the events whose lines were ended since the last poll.
+
+    Any number of tails may read one log while it is written. A log that does not exist yet is empty.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._offset = 0
+        self.bad_lines = 0
+
+    def skip(self) -> None:
+        """Pass over what is in the log now, so that `poll` gives only what is written from here on."""
+        with contextlib.suppress(FileNotFoundError):
+            self._offset = self.path.stat().st_size
+
+    def poll(self) -> list[Event]:
+        """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`."""
+        try:
+            with self.path.open("rb") as log:
+                log.seek(self._offset)
+                block = log.read()
+        except FileNotFoundError:
+            return []
+        complete = block[: block.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        events = []
+        for line in complete.split(b"\n"):
+            if not line.strip():
+                continue
+            event = decode_event(line)
+            if event is None:
+                self.bad_lines += 1
+            else:
+                events.append(event)
+        return events
+
+
+def read_events(path: str | Path) -> list[Event]:
+    """Every complete event of a log, in the order of writing; empty when there is no log."""
+    return EventTail(path).poll()
+
+
+def effective(events: Iterable[Event]) -> list[Event]:
+    """The events without what a resume made void.
+
+    `run.resumed` at step N says that the run goes on from the state after step N: earlier step, eval,
+    samples and checkpoint events with a step above N are dropped. Everything else stays, in order.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if event.type == "run.resumed" and event.step is not None:
+            kept = [old for old in kept if not _is_void(old, event.step)]
+        kept.append(event)
+    return kept
+
+
+def _is_void(event: Event, resumed_from: int) -> bool:
+    return event.type in REDONE_TYPES and event.step is not None and event.step > resumed_from
+
+
+def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, Any]) -> bytes:
+    """The line of one event, ended by a newline."""
+    record: dict[str, Any] = {"v": FORMAT_VERSION, "time": round(now, 6), "type": type}
+    if step is not None:
+        record["step"] = step
+    record.update(fields)
+    text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # A lone surrogate (a damaged sample) has no UTF-8 form and would break every reader's terminal.
+    return text.encode("utf-8", errors="replace") + b"\n"
+
+
+def decode_event(line: bytes) -> Event | None:
+    """The event on one line, or None when the line is not an event of a version this reader knows."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    version, when, type_, step = (record.get(key) for key in ("v", "time", "type", "step"))
+    if version != FORMAT_VERSION or not isinstance(type_, str):
+        return None
+    if not isinstance(when, int | float) or not abs(when) < _LATEST_TIME:
+        return None
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
+        return None
+    data = {key: value for key, value in record.items() if key not in _OWN_KEYS}
+    return Event(v=version, time=float(when), type=type_, step=step, data=data)
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity, at any depth, replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

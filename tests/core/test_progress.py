@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from localdpo.core.events import Event
+from localdpo.core.progress import Progress, advance, progress_of, summarise
+
+RECIPE = {"loss": {"beta": 0.1}, "eval": {"every": 4}, "save": {"every": 5}}
+
+
+def event(type: str, step: int | None = None, time: float = 0.0, **data: object) -> Event:
+    return Event(v=1, time=time, type=type, step=step, data=data)
+
+
+def started(total: int = 10) -> Event:
+    return event("run.started", total_steps=total, recipe=RECIPE, model="demo:model", loss="sigmoid")
+
+
+def step(number: int, seconds: float | None = 2.0) -> Event:
+    return event("step", number, metrics={"loss": 0.5, "step_seconds": seconds})
+
+
+def test_the_phases_of_a_run_in_order():
+    log = [
+        started(),
+        event("reference", done=0, total=8),
+        event("reference", done=8, total=8),
+        event("eval", 0, seconds=3.0),
+        step(1),
+        step(4),
+        event("eval", 4, seconds=3.0),
+        step(10),
+        event("eval", 10),
+        event("run.finished"),
+    ]
+    phases, progress = [], Progress()
+    assert progress.phase == "starting"
+    for one in log:
+        progress = advance(progress, one)
+        phases.append(progress.phase)
+    assert phases == [
+        "loading",
+        "reference",
+        "evaluating",
+        "training",
+        "training",
+        "evaluating",
+        "training",
+        "evaluating",
+        "training",
+        "finished",
+    ]
+    assert progress.step == progress.total == 10
+
+
+def test_the_time_left_counts_steps_evaluations_and_checkpoints():
+    log = [started(), event("eval", 0, seconds=3.0), step(1), event("checkpoint", 1, seconds=0.5)]
+    # 9 steps of 2 s; evaluations at 4, 8 and 10; checkpoints at 5 and 10.
+    assert progress_of(log).eta == pytest.approx(9 * 2.0 + 3 * 3.0 + 2 * 0.5)
+    # The evaluation at 4 is going on, those at 8 and 10 are to come.
+    assert progress_of([*log, step(4)]).eta == pytest.approx(6 * 2.0 + 3 * 3.0 + 2 * 0.5)
+    assert progress_of([*log, step(4), event("eval", 4, seconds=3.0)]).eta == pytest.approx(12 + 6 + 1)
+    assert progress_of([*log, step(10)]).eta == pytest.approx(3.0)
+
+
+def test_the_time_left_is_unknown_before_a_step_is_measured():
+    assert progress_of([started(), event("eval", 0, seconds=3.0)]).eta is None
+    assert progress_of([started(), step(1, None)]).eta is None
+    assert progress_of([step(1)]).eta is None
+    assert progress_of([started(), step(1), event("run.stopped")]).eta is None
+
+
+def test_one_slow_step_does_not_move_the_time_left():
+    slow = [started(100), *(step(n) for n in range(1, 4)), step(5, 60.0)]
+    assert progress_of(slow).eta == pytest.approx(95 * 2.0, abs=60)
+
+
+def test_the_reference_pass_has_its_own_time_left():
+    log = [started(), event("reference", done=100, total=400, time=10.0)]
+    assert progress_of(log).reference_eta is None
+    progress = progress_of([*log, event("reference", done=200, total=400, time=30.0)])
+    assert progress.reference_eta == pytest.approx(40.0)
+    assert progress.eta is None
+    # The second pass, over the held-out rows, has a pace of its own.
+    second = [
+        event("reference", done=16, total=32, time=90.0),
+        event("reference", done=24, total=32, time=98.0),
+    ]
+    for one in second:
+        progress = advance(progress, one)
+    assert progress.reference_eta == pytest.approx(8.0)
+
+
+def test_a_resume_goes_on_from_its_step():
+    log = [started(), step(7), event("run.resumed", 5)]
+    assert progress_of(log).step == 5
+    assert progress_of(log).phase == "loading"
+    assert progress_of([*log, event("reference", done=8, total=8)]).phase == "training"
+    paused = [started(), step(7), event("run.paused", 7), event("run.resumed", 7)]
+    assert progress_of(paused[:3]).phase == "paused"
+    assert progress_of(paused).phase == "training"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        event("run.started"),
+        event("run.started", recipe=None, total_steps="many"),
+        event("run.started", recipe={"eval": {"every": 0}, "save": 3}),
+        event("reference"),
+        event("reference", done="x", total=None),
+        event("step", 1),
+        event("step", 1, metrics=None),
+        event("step", 1, metrics={"step_seconds": None}),
+        event("eval", 1, seconds="long"),
+        event("checkpoint", 1),
+        event("something.new"),
+    ],
+)
+def test_events_that_lack_something_break_nothing(odd: Event):
+    progress = progress_of([started(), odd, step(2)])
+    assert progress.step == 2
+    assert progress.eta is None or math.isfinite(progress.eta)
+
+
+def test_the_summary_of_a_run():
+    metrics = {"rewards/accuracies": 0.8, "rewards/margins": 0.4, "kl": None}
+    log = [started(), step(1), event("eval", 4, metrics=metrics), event("run.stopped", 5, time=9.0)]
+    summary = summarise("dpo", log, running=False)
+    assert (summary.name, summary.state, summary.loss, summary.beta) == ("dpo", "stopped", "sigmoid", 0.1)
+    assert (summary.model, summary.step, summary.total) == ("demo:model", 5, 10)
+    assert (summary.accuracy, summary.margin, summary.kl) == (0.8, 0.4, None)
+    assert (summary.started, summary.updated) == (0.0, 9.0)
+
+
+def test_the_summary_of_a_resumed_run_forgets_what_is_done_again():
+    log = [
+        started(),
+        event("eval", 4, metrics={"kl": 1.0}),
+        event("eval", 8, metrics={"kl": 2.0}),
+        event("run.resumed", 5),
+    ]
+    summary = summarise("dpo", log, running=True)
+    assert (summary.state, summary.step, summary.kl) == ("running", 5, 1.0)
+
+
+def test_the_summary_of_nothing():
+    summary = summarise("dpo", [], running=False)
+    assert (summary.state, summary.step, summary.total, summary.updated) == ("new", 0, None, None)
