@@ -1,0 +1,119 @@
+"""Metrics of a batch as sums with their denominators, so that any split of the rows gives the same figures.
+
+A mean of means weighs a pair in a small micro-batch more than one in a large batch. Here a step or an
+evaluation adds up numerators and denominators, and divides once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import mlx.core as mx
+
+from localdpo.objective.losses.sft import sft_loss
+from localdpo.objective.scores import log_ratios, rewards
+
+# name -> float32 [2]: numerator and denominator. One array and not two scalars, because MLX 0.32.4 merges
+# equal scalars of a compiled function even where they are its outputs, and then stops with "IndexError:
+# _Map_base::at".
+BatchSums = dict[str, mx.array]
+
+
+class Sums:
+    """Running sums on the host: name -> (numerator, denominator) as Python floats (float64).
+
+    `add` takes what `pair_metrics` returned, another `Sums`, or pairs of numbers; names may differ between
+    calls (kl is measured on some steps only). `means` divides; a name whose denominator is 0 was not measured
+    and is left out.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, other: Mapping[str, mx.array | tuple[float, float]] | Sums) -> Sums:
+        for name, pair in other.items():
+            numerator, denominator = _floats(pair)
+            old_numerator, old_denominator = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (old_numerator + numerator, old_denominator + denominator)
+        return self
+
+    def items(self) -> Iterator[tuple[str, tuple[float, float]]]:
+        return iter(self._sums.items())
+
+    def means(self) -> dict[str, float]:
+        return {name: total / weight for name, (total, weight) in self._sums.items() if weight != 0.0}
+
+
+def pair_metrics(
+    policy_chosen: mx.array,
+    policy_rejected: mx.array,
+    ref_chosen: mx.array | None,
+    ref_rejected: mx.array | None,
+    beta: float,
+    *,
+    losses: mx.array,
+    chosen_tokens: mx.array,
+    rejected_tokens: mx.array,
+) -> BatchSums:
+    """Sums over B pairs, usable inside `mx.compile` and as extra outputs of `value_and_grad`.
+
+    policy_*, ref_* [B]: log-probabilities of whole responses (nats); losses [B]: what `preference_loss`
+    returned; *_tokens [B]: scored tokens. Pass the real reference also when the loss is `reference_free`;
+    None for a loss without one. Means have these units: loss as the loss; rewards/* beta times nats; logps/*
+    nats a response; rewards/accuracies (chosen reward strictly above the rejected one), rewards/ties (equal)
+    and displacement (chosen less likely than under the reference) shares of pairs; logratio_per_token/* nats
+    per token.
+
+    Without a reference the reward is beta * p / |y| (SimPO's, and what TRL reports for it), and the figures
+    that compare with the reference are not there. ValueError for arrays that are not all of one shape [B].
+    """
+    chosen, rejected, loss, tokens_w, tokens_l = map(
+        _float32, (policy_chosen, policy_rejected, losses, chosen_tokens, rejected_tokens)
+    )
+    reference = [_float32(a) for a in (ref_chosen, ref_rejected) if a is not None]
+    shapes = {tuple(a.shape) for a in (chosen, rejected, loss, tokens_w, tokens_l, *reference)}
+    if len(reference) == 1:
+        raise ValueError("pair_metrics: expected both ref_chosen and ref_rejected, or neither")
+    if len(shapes) != 1 or chosen.ndim != 1:
+        raise ValueError(f"pair_metrics: expected arrays of one shape [B], got {sorted(shapes)}")
+    if reference:
+        ref_w, ref_l = reference
+        reward_w, reward_l = rewards(chosen, ref_w, beta), rewards(rejected, ref_l, beta)
+        w, l = log_ratios(chosen, ref_w), log_ratios(rejected, ref_l)  # noqa: E741 - the papers' letters
+        compared: BatchSums = {
+            "displacement": _mean_of(w < 0.0),
+            "logratio_per_token/chosen": mx.stack([w.sum(), tokens_w.sum()]),
+            "logratio_per_token/rejected": mx.stack([l.sum(), tokens_l.sum()]),
+        }
+    else:
+        reward_w, reward_l = beta * chosen / tokens_w, beta * rejected / tokens_l
+        compared = {}
+    return {
+        "loss": _mean_of(loss),
+        "rewards/chosen": _mean_of(reward_w),
+        "rewards/rejected": _mean_of(reward_l),
+        "rewards/accuracies": _mean_of(reward_w > reward_l),
+        "rewards/ties": _mean_of(reward_w == reward_l),
+        "rewards/margins": _mean_of(reward_w - reward_l),
+        "logps/chosen": _mean_of(chosen),
+        "logps/rejected": _mean_of(rejected),
+        **compared,
+    }
+
+
+def demonstration_metrics(logps: mx.array, tokens: mx.array) -> BatchSums:
+    """Sums over B demonstrations, [B] each: loss (nats per token) and logps/chosen (nats a response)."""
+    return {"loss": mx.stack(list(sft_loss(logps, tokens))), "logps/chosen": _mean_of(logps)}
+
+
+def _mean_of(values: mx.array) -> mx.array:
+    """(sum, number) of values [B], float32 [2]."""
+    return mx.stack([values.astype(mx.float32).sum(), mx.array(values.size, dtype=mx.float32)])
+
+
+def _float32(values: mx.array) -> mx.array:
+    return values.astype(mx.float32)
+
+
+def _floats(pair: mx.array | tuple[float, float]) -> tuple[float, float]:
+    return float(pair[0]), float(pair[1])

@@ -1,0 +1,299 @@
+"""The table of losses: what each one is called, where it comes from, which options it reads.
+
+Standard library only: the recipe checks a file against this table without loading mlx. Adding a loss
+takes one entry here and one function `NAME_loss` in `localdpo/objective/losses/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+OptionValue = float | bool
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One key under `loss.`: its default, its range, and what it does.
+
+    `low` and `high` are None where there is no bound; `open_low`/`open_high` exclude the bound itself.
+    A switch has a bool default and no bounds.
+    """
+
+    default: OptionValue
+    low: float | None
+    high: float | None
+    description: str
+    open_low: bool = False
+    open_high: bool = False
+
+    @property
+    def is_switch(self) -> bool:
+        return isinstance(self.default, bool)
+
+    @property
+    def range_text(self) -> str:
+        """The range in words, e.g. `above 0` or `0 or more and below 0.5`."""
+        if self.is_switch:
+            return "true or false"
+        parts = []
+        if self.low is not None:
+            parts.append(f"above {self.low:g}" if self.open_low else f"{self.low:g} or more")
+        if self.high is not None:
+            parts.append(f"below {self.high:g}" if self.open_high else f"{self.high:g} or less")
+        return " and ".join(parts) or "a number"
+
+    def problem(self, value: object) -> str | None:
+        """What is wrong with `value`, or None: `expected above 0, got -1`."""
+        wrong = f"expected {self.range_text}, got {value!r}"
+        if self.is_switch:
+            return None if isinstance(value, bool) else wrong
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return wrong
+        too_low = self.low is not None and (value <= self.low if self.open_low else value < self.low)
+        too_high = self.high is not None and (value >= self.high if self.open_high else value > self.high)
+        return wrong if too_low or too_high else None
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """One loss.
+
+    name: the value of `loss.type`. summary, source: for `--help` and the documentation.
+    options: keys under `loss.` (besides `type`) that the loss reads; any other key is an error.
+    module: the module in `localdpo.objective.losses` that holds the function `NAME_loss`.
+    data: which rows it trains on. needs_reference: whether it reads reference log-probabilities.
+    requires: options that must be above 0 (their default of 0 leaves the formula undefined).
+    separable: the batch loss is a mean of per-pair terms, so micro-batches leave it unchanged.
+    per_token: divides by the number of scored tokens, so the token counts are needed.
+    lengths: reads the token counts in another way (r_dpo's length term).
+    """
+
+    name: str
+    summary: str
+    source: str
+    options: Mapping[str, OptionSpec]
+    module: str
+    data: Literal["pairs", "demonstrations"] = "pairs"
+    needs_reference: bool = True
+    requires: frozenset[str] = field(default_factory=frozenset)
+    separable: bool = True
+    per_token: bool = False
+    lengths: bool = False
+
+    @property
+    def option_names(self) -> frozenset[str]:
+        return frozenset(self.options)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the loss cannot be computed without the counts of scored tokens."""
+        return self.per_token or self.lengths
+
+    def option_problem(self, name: str, value: object) -> str | None:
+        """What is wrong with `name=value` for this loss, in one line that names both, or None."""
+        if name not in self.options:
+            known = ", ".join(self.options) or "no options"
+            return f"loss {self.name!r} does not read {name!r}; it reads {known}"
+        problem = self.options[name].problem(value)
+        if problem is None and name in self.requires and value == 0:
+            problem = "expected above 0, got 0"
+        return None if problem is None else f"{name} of loss {self.name!r}: {problem}"
+
+
+BETA = OptionSpec(0.1, 0.0, None, "strength of the pull towards the reference (1/nat)", open_low=True)
+LABEL_SMOOTHING = OptionSpec(0.0, 0.0, 0.5, "assumed share of pairs whose labels are swapped", open_high=True)
+REFERENCE_FREE = OptionSpec(
+    False, None, None, "take the reference as uniform in the loss (reported rewards keep the real one)"
+)
+# TRL's default. Above 1 the exponential term grows without bound for a badly ordered pair.
+DISCOPOP_TAU = OptionSpec(
+    0.05, 0.0, 1.0, "temperature of the blend of logistic and exponential loss", open_low=True
+)
+# The paper's experiments use 5, 50 and 500, with 50 for its published models.
+DPOP_LAMBDA = OptionSpec(
+    50.0, 0.0, None, "weight of the penalty when the chosen response falls below the reference"
+)
+# The paper gives no single value; SimPO's baselines searched 0.05 to 1.0. 0.01 x 100 tokens is 1 nat.
+R_DPO_ALPHA = OptionSpec(0.01, 0.0, None, "length penalty on the reward (nats per token)")
+# TRL's default; the SimPO paper sets it together with beta 2.0 to 2.5.
+SIMPO_GAMMA = OptionSpec(0.5, 0.0, None, "margin that the chosen response must reach (nats)")
+ORPO_BETA = OptionSpec(
+    0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
+)
+
+
+def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
+    return MappingProxyType({"beta": BETA, **extra})
+
+
+_SPECS = (
+    LossSpec(
+        "sigmoid",
+        "DPO; conservative DPO (cDPO) with label_smoothing",
+        "Rafailov et al. 2023, arXiv 2305.18290, eq. 7; Mitchell 2023, cDPO note, eq. 3",
+        _options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE),
+        "sigmoid",
+    ),
+    LossSpec(
+        "ipo",
+        "IPO on per-token averages, as TRL",
+        "Azar et al. 2023, arXiv 2310.12036, eq. 17",
+        _options(reference_free=REFERENCE_FREE),
+        "ipo",
+        per_token=True,
+    ),
+    LossSpec(
+        "ipo_sum",
+        "IPO on sums over the response, as the paper and Mitchell's code",
+        "Azar et al. 2023, arXiv 2310.12036, eq. 17",
+        _options(reference_free=REFERENCE_FREE),
+        "ipo",
+    ),
+    LossSpec(
+        "hinge",
+        "hinge on the margin (SLiC)",
+        "Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657",
+        _options(reference_free=REFERENCE_FREE),
+        "hinge",
+    ),
+    LossSpec(
+        "robust",
+        "unbiased DPO under label noise",
+        "Chowdhury et al. 2024, arXiv 2403.00409, eq. 12",
+        _options(label_smoothing=LABEL_SMOOTHING),
+        "noise",
+    ),
+    LossSpec(
+        "exo_pair",
+        "EXO for pairs: reverse KL to the smoothed preference",
+        "Ji et al. 2024, arXiv 2402.00856, eq. 16",
+        _options(label_smoothing=LABEL_SMOOTHING),
+        "noise",
+        requires=frozenset({"label_smoothing"}),
+    ),
+    LossSpec(
+        "nca_pair",
+        "noise contrastive alignment for pairs",
+        "Chen et al. 2024, arXiv 2402.05369",
+        _options(),
+        "classifier",
+    ),
+    LossSpec(
+        "bco_pair",
+        "binary classifier optimisation for pairs, reward shift 0",
+        "Jung et al. 2024, arXiv 2404.04656",
+        _options(),
+        "classifier",
+    ),
+    LossSpec(
+        "sppo_hard",
+        "self-play preference optimisation with hard labels",
+        "Wu et al. 2024, arXiv 2405.00675, eq. 4.7",
+        _options(),
+        "sppo",
+    ),
+    LossSpec(
+        "aot",
+        "distributional alignment by optimal transport, paired",
+        "Melnyk et al. 2024, arXiv 2406.05882",
+        _options(label_smoothing=LABEL_SMOOTHING),
+        "aot",
+        separable=False,
+    ),
+    LossSpec(
+        "aot_unpaired",
+        "distributional alignment by optimal transport, unpaired",
+        "Melnyk et al. 2024, arXiv 2406.05882",
+        _options(label_smoothing=LABEL_SMOOTHING),
+        "aot",
+        separable=False,
+    ),
+    LossSpec(
+        "apo_zero",
+        "anchored: chosen up, rejected down",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266",
+        _options(),
+        "apo",
+    ),
+    LossSpec(
+        "apo_down",
+        "anchored: both down, rejected faster",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266",
+        _options(),
+        "apo",
+    ),
+    LossSpec(
+        "discopop",
+        "discovered blend of logistic and exponential loss (LRML)",
+        "Lu et al. 2024, arXiv 2406.08414",
+        _options(discopop_tau=DISCOPOP_TAU),
+        "discopop",
+    ),
+    LossSpec(
+        "sigmoid_norm",
+        "DPO on per-token averages (length-normalised)",
+        "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124",
+        _options(),
+        "normalised",
+        per_token=True,
+    ),
+    LossSpec(
+        "dpop",
+        "DPO-Positive: a penalty when the chosen response falls below the reference",
+        "Pal et al. 2024, arXiv 2402.13228, eq. 3",
+        _options(dpop_lambda=DPOP_LAMBDA),
+        "penalised",
+    ),
+    LossSpec(
+        "r_dpo",
+        "DPO with a length penalty",
+        "Park et al. 2024, arXiv 2403.19159",
+        _options(r_dpo_alpha=R_DPO_ALPHA),
+        "penalised",
+        lengths=True,
+    ),
+    LossSpec(
+        "simpo",
+        "reference-free margin on per-token averages",
+        "Meng et al. 2024, arXiv 2405.14734, eq. 6",
+        _options(simpo_gamma=SIMPO_GAMMA),
+        "reference_free",
+        needs_reference=False,
+        per_token=True,
+    ),
+    LossSpec(
+        "orpo",
+        "NLL of the chosen response plus an odds-ratio term, no reference",
+        "Hong et al. 2024, arXiv 2403.07691, eq. 6",
+        MappingProxyType({"beta": ORPO_BETA}),
+        "reference_free",
+        needs_reference=False,
+        per_token=True,
+    ),
+    LossSpec(
+        "sft",
+        "negative log-likelihood of demonstrations, mean over tokens",
+        "maximum likelihood",
+        MappingProxyType({}),
+        "sft",
+        data="demonstrations",
+        needs_reference=False,
+        per_token=True,
+    ),
+)
+
+LOSSES: Mapping[str, LossSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
+
+
+def loss_spec(name: str) -> LossSpec:
+    """The spec of `name`; ValueError with the nearest names when there is none."""
+    if name in LOSSES:
+        return LOSSES[name]
+    near = difflib.get_close_matches(name, LOSSES, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(LOSSES)}"
+    raise ValueError(f"unknown loss {name!r}; {hint}")

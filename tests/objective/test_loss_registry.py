@@ -1,0 +1,113 @@
+"""The table of losses is complete, true, and free of mlx."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from loss_oracles import ORACLES, random_pairs
+
+from localdpo.objective.losses import loss_function, preference_loss
+from localdpo.objective.registry import LOSSES, OptionSpec, loss_spec
+
+# A value that differs from the default and is in range.
+OTHER_VALUES = {
+    "beta": 0.37,
+    "label_smoothing": 0.2,
+    "reference_free": True,
+    "discopop_tau": 0.5,
+    "dpop_lambda": 2.0,
+    "r_dpo_alpha": 0.1,
+    "simpo_gamma": 1.0,
+}
+
+
+def evaluate(name, **options):
+    arrays = [mx.array(a) for a in random_pairs(np.random.default_rng(0), (32,))]
+    if LOSSES[name].requires:
+        options = {"label_smoothing": 0.1, **options}
+    pw, pl, rw, rl, nw, nl = arrays
+    return np.array(preference_loss(name, pw, pl, rw, rl, chosen_tokens=nw, rejected_tokens=nl, **options))
+
+
+def test_the_registry_and_the_notices_need_no_mlx():
+    code = (
+        "import sys; import localdpo.objective.registry, localdpo.objective.notices; "
+        "assert not {m.split('.')[0] for m in sys.modules} & {'mlx', 'numpy'}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_entry_has_a_function_and_a_source(name):
+    spec = LOSSES[name]
+    assert callable(loss_function(spec))
+    assert spec.summary
+    assert spec.source
+    assert spec.name == name
+    assert spec.requires <= spec.option_names
+    assert (name in ORACLES) == (spec.data == "pairs")
+
+
+@pytest.mark.parametrize(("name", "option"), [(n, o) for n, s in LOSSES.items() for o in s.options])
+def test_every_option_changes_the_value(name, option):
+    assert not np.allclose(evaluate(name), evaluate(name, **{option: OTHER_VALUES[option]}), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data == "pairs"])
+def test_every_option_of_another_loss_is_refused(name):
+    for option, value in OTHER_VALUES.items():
+        if option not in LOSSES[name].options:
+            with pytest.raises(ValueError, match=f"'{name}' does not read '{option}'"):
+                evaluate(name, **{option: value})
+
+
+@pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data == "pairs"])
+def test_defaults_are_the_registrys(name):
+    spec = LOSSES[name]
+    defaults = {o: s.default for o, s in spec.options.items() if o not in spec.requires}
+    np.testing.assert_array_equal(evaluate(name), evaluate(name, **defaults))
+    for option in spec.options.values():
+        assert option.problem(option.default) is None
+
+
+def test_needs_tokens_is_true_exactly_where_the_counts_matter():
+    pw, pl, rw, rl, nw, nl = (mx.array(a) for a in random_pairs(np.random.default_rng(0), (32,)))
+    for name, spec in LOSSES.items():
+        if spec.data != "pairs":
+            continue
+        options = {"label_smoothing": 0.1} if spec.requires else {}
+        one, other = (
+            np.array(preference_loss(name, pw, pl, rw, rl, chosen_tokens=t, rejected_tokens=nl, **options))
+            for t in (nw, 2 * nw)
+        )
+        assert np.allclose(one, other) != spec.needs_tokens
+
+
+def test_unknown_losses_name_the_nearest():
+    with pytest.raises(ValueError, match="did you mean robust"):
+        loss_spec("robus")
+    with pytest.raises(ValueError, match="known: sigmoid"):
+        loss_spec("zzz")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        (OptionSpec(0.1, 0.0, None, "", open_low=True), 0, "expected above 0, got 0"),
+        (OptionSpec(0.1, 0.0, None, "", open_low=True), 1e-9, None),
+        (OptionSpec(0.1, 0.0, 0.5, "", open_high=True), 0.5, "expected 0 or more and below 0.5, got 0.5"),
+        (OptionSpec(0.1, 0.0, 1.0, ""), 1, None),
+        (OptionSpec(0.1, None, None, ""), -3.0, None),
+        (OptionSpec(0.1, None, None, ""), "3", "expected a number, got '3'"),
+        (OptionSpec(0.1, None, None, ""), float("inf"), "expected a number, got inf"),
+        (OptionSpec(0.1, 0.0, 1.0, ""), True, "expected 0 or more and 1 or less, got True"),
+        (OptionSpec(False, None, None, ""), True, None),
+        (OptionSpec(False, None, None, ""), 0, "expected true or false, got 0"),
+    ],
+)
+def test_option_bounds(option, value, problem):
+    assert option.problem(value) == problem
