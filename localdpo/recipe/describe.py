@@ -1,0 +1,104 @@
+"""The schema in words: what a value has to be, which keys exist, and the table of all options."""
+
+from __future__ import annotations
+
+import json
+import types
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from localdpo.recipe.schema import Recipe
+
+SIMPLE_TYPES: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+class Option(NamedTuple):
+    """One row of the options table."""
+
+    key: str
+    type: str
+    default: str
+    description: str
+
+
+def section_of(name: str) -> type[BaseModel] | None:
+    """The model of a section such as `train`, or None if `name` is not a section."""
+    field = Recipe.model_fields.get(name)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def fields_of(section: str) -> dict[str, FieldInfo]:
+    """The fields of a section by key; those of the top level for an empty name."""
+    model = section_of(section) if section else Recipe
+    return dict(model.model_fields) if model else {}
+
+
+def all_keys() -> list[str]:
+    """Every key that holds a value, with dots, in the order of the schema."""
+    keys: list[str] = []
+    for name in Recipe.model_fields:
+        keys += [f"{name}.{key}" for key in fields_of(name)] if section_of(name) else [name]
+    return keys
+
+
+def field_at(key: str) -> FieldInfo | None:
+    """The field of a dotted key, or None if there is none; sections count as fields."""
+    section, dot, name = key.rpartition(".")
+    return fields_of(section).get(name) if not dot or section_of(section) else None
+
+
+def expected(field: FieldInfo) -> str:
+    """What a value of `field` has to be: `a number > 0`, `text or null`."""
+    return _type_text(field.annotation, field.metadata)
+
+
+def options_table() -> list[Option]:
+    """Every option with its type, default and meaning, for the documentation."""
+    rows = []
+    for key in all_keys():
+        field = field_at(key)
+        assert field is not None
+        rows.append(Option(key, expected(field), _default_text(field), field.description or ""))
+    return rows
+
+
+def _type_text(annotation: Any, metadata: list[Any]) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_text(args[0], list(args[1:]))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_text(arg, metadata) for arg in args)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
+    if origin is tuple:
+        return f"a list of one or more {_type_text(args[0], [])}s"
+    if annotation is type(None):
+        return "null"
+    return f"{SIMPLE_TYPES.get(annotation, 'a section of options')}{_bounds_text(metadata)}"
+
+
+def _bounds_text(metadata: list[Any]) -> str:
+    bounds = []
+    for item in metadata:
+        for bound in item.metadata if isinstance(item, FieldInfo) else [item]:
+            match bound:
+                case Gt(gt=low):
+                    bounds.append(f"> {low:.10g}")
+                case Ge(ge=low):
+                    bounds.append(f">= {low:.10g}")
+                case Lt(lt=high):
+                    bounds.append(f"< {high:.10g}")
+                case Le(le=high):
+                    bounds.append(f"<= {high:.10g}")
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return json.dumps(list(default) if isinstance(default, tuple) else default)

@@ -1,0 +1,236 @@
+"""From a YAML file and `KEY=VALUE` overrides to a Recipe, and back to YAML.
+
+Every problem is found in one look and said in one line:
+
+    recipes/dpo.yaml:14 loss.beta: expected a number > 0, got "0,1"
+    recipes/dpo.yaml:9 train.learning_rte: unknown key; did you mean learning_rate?
+    loss.beta=abc: expected a number > 0, got "abc"
+
+Paths in a recipe (model, adapter, data) are relative to the current directory, as in mlx-lm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.recipe import marks
+from localdpo.recipe.describe import expected, field_at, fields_of, section_of
+from localdpo.recipe.hints import unknown_key
+from localdpo.recipe.schema import SHORTHANDS, Recipe, expand_shorthands
+
+MAX_BYTES: Final = 256 * 1024
+LONGEST_QUOTE: Final = 80
+# Follows from another problem and says nothing of its own.
+ECHOES: Final = frozenset({"default_factory_not_called"})
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the YAML file `path`, with `KEY=VALUE` overrides on top; the last one of a key wins.
+
+    Raises UserError if the file cannot be read, else UserErrors with every problem of the file, by line,
+    and then of the overrides, in their order.
+    """
+    source = _Source(_printable(os.fspath(path)))
+    values = source.read(_read_text(path, source.name))
+    for override in overrides:
+        source.override(values, override)
+    recipe = source.validate(values) if source.readable else None
+    if recipe is None or source.found:
+        raise UserErrors(source.errors())
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """`recipe` as YAML with every default written out; loading it gives an equal recipe.
+
+    Options that the loss does not read are left out (they cannot be set), and so is a held-out share that
+    is not used.
+    """
+    values = recipe.model_dump(mode="json")
+    values["loss"] = {"type": recipe.loss.type, **recipe.loss.options}
+    if recipe.data.valid is not None:
+        del values["data"]["valid_fraction"]
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+
+
+class _Source:
+    """One file and its overrides: where each value came from, and what was found wrong so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.readable = True
+        self.lines: dict[marks.Path, int] = {}
+        # By key: the override's place in the list, and its text.
+        self.given: dict[marks.Path, tuple[int, str]] = {}
+        self.overrides = 0
+        # What to sort by (0 and the line, or 1 and the override's place), the key, the message.
+        self.found: list[tuple[tuple[int, int], marks.Path, str]] = []
+
+    def read(self, text: str) -> dict[str, Any]:
+        """The values of the file, shorthands expanded; what is not a section where one is due is left out."""
+        document = marks.read_yaml(text)
+        self.lines = document.lines
+        for problem in document.problems:
+            self.add(problem.path, problem.message, problem.line)
+        if not isinstance(document.value, dict):
+            self.readable = False
+            if not document.problems:
+                found = "nothing" if document.value is None else _quote(document.value)
+                self.add((), f"expected sections such as `model:` and `data:`, got {found}", 1)
+            return {}
+        values = expand_shorthands(document.value)
+        for name in [name for name in values if section_of(name) and not isinstance(values[name], dict)]:
+            # A section whose options are all commented out is null, and means the defaults.
+            if values.pop(name) is not None:
+                self.add((name,), f"expected options below it, such as `{next(iter(fields_of(name)))}:`")
+        return values
+
+    def override(self, values: dict[str, Any], text: str) -> None:
+        """Puts one `KEY=VALUE` into `values`."""
+        self.overrides += 1
+        key, equals, value = text.partition("=")
+        key = f"{key}.{SHORTHANDS[key]}" if key in SHORTHANDS else key
+        if not equals:
+            self.add_override(text, "expected KEY=VALUE, e.g. loss.beta=0.2")
+        elif section_of(key):
+            first = next(iter(fields_of(key)))
+            self.add_override(text, f"{key} is a section; set one of its keys, e.g. {key}.{first}=...")
+        elif field_at(key) is None:
+            self.add_override(text, unknown_key(*_split(key), dotted=True))
+        else:
+            self.place(values, key, value, text)
+
+    def place(self, values: dict[str, Any], key: str, value: str, text: str) -> None:
+        path = tuple(key.split("."))
+        # Only lists and quoted text need YAML; anything else is taken as it is, `#` and `: ` included.
+        is_yaml = value.startswith(("[", "{", '"', "'"))
+        document = marks.read_yaml(value) if is_yaml else marks.Document(marks.scalar(value))
+        if document.problems:
+            self.add_override(text, document.problems[0].message)
+            return
+        self.given[path] = (self.overrides, text)
+        section = values.setdefault(path[0], {}) if len(path) > 1 else values
+        section[path[-1]] = document.value
+        # The file's own mistake at this key no longer matters.
+        self.found = [item for item in self.found if item[1] != path]
+
+    def validate(self, values: dict[str, Any]) -> Recipe | None:
+        """The recipe, or None after noting what is wrong."""
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError as error:
+            self.add_invalid(error)
+            return None
+
+    def add_invalid(self, error: ValidationError) -> None:
+        """Notes what pydantic found: once per key, and not what follows from a problem noted before."""
+        known = [path for _, path, _ in self.found if path]
+        for item in error.errors(include_url=False):
+            path = _key_path(item["loc"])
+            if item["type"] in ECHOES or any(path[: len(one)] == one for one in known):
+                continue
+            known.append(path)
+            if path in self.given:
+                order, text = self.given[path]
+                self.found.append(((1, order), path, f"{_short(text)}: {_message(item, path)}"))
+            else:
+                self.add(path, _message(item, path))
+
+    def add(self, path: marks.Path, message: str, line: int | None = None) -> None:
+        """Notes a problem of the file; without a line, at the nearest one that the file has for the key."""
+        if line is None:
+            above = [path[:end] for end in range(len(path), 0, -1)]
+            line = next((self.lines[one] for one in above if one in self.lines), 1)
+        key = _short(".".join(str(part) for part in path))
+        self.found.append(((0, line), path, f"{self.name}:{line}{' ' + key if key else ''}: {message}"))
+
+    def add_override(self, text: str, message: str) -> None:
+        self.found.append(((1, self.overrides), (), f"{_short(text)}: {message}"))
+
+    def errors(self) -> list[UserError]:
+        """What was found: the file's problems by line, then the overrides' in their order."""
+        ordered = sorted(self.found, key=lambda item: item[0])
+        return [UserError(_printable(message)) for _, _, message in ordered]
+
+
+def _read_text(path: str | os.PathLike[str], name: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such recipe; `recipes/` holds some to start from") from None
+    except IsADirectoryError:
+        raise UserError(f"{name}: is a folder; name the YAML file in it") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}: cannot be read ({reason})") from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{name}: is larger than {MAX_BYTES // 1024} KB; this is not a recipe")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        byte = f"byte 0x{raw[error.start]:02x}"
+        raise UserError(f"{name}:{line}: {byte} is not UTF-8; save the file as UTF-8") from None
+
+
+def _key_path(location: tuple[int | str, ...]) -> marks.Path:
+    """pydantic's location without the union branches that it appends to a key."""
+    length = 2 if section_of(str(location[0])) else 1
+    return location[:length]
+
+
+def _message(item: Any, path: marks.Path) -> str:
+    if item["type"] == "extra_forbidden":
+        return unknown_key(".".join(map(str, path[:-1])), str(path[-1]), dotted=False)
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    field = field_at(".".join(map(str, path)))
+    assert field is not None
+    if item["type"] == "missing":
+        return f"missing; expected {expected(field)}: {field.description}"
+    wanted, got = expected(field), item["input"]
+    quotes = "; put it in quotes" if wanted.startswith("text") and isinstance(got, bool | int | float) else ""
+    return f"expected {wanted}, got {_quote(got)}{quotes}"
+
+
+def _split(key: str) -> tuple[str, str]:
+    section, _, name = key.rpartition(".")
+    return section, name
+
+
+def _quote(value: object) -> str:
+    return _short(json.dumps(value, ensure_ascii=False))
+
+
+def _short(text: str) -> str:
+    text = _printable(text)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
+
+
+def _printable(text: str) -> str:
+    """`text` fit for one line of a terminal: control characters and lone surrogates escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `marks.scalar` would read as something else; PyYAML knows only YAML 1.1's rules."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    plain = isinstance(marks.scalar(text), str)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _represent_text)

@@ -1,0 +1,195 @@
+"""YAML with line numbers: a strict subset, read from PyYAML's events into plain Python values.
+
+Left out on purpose: tags, anchors and aliases (they can build objects or blow up), duplicate keys (the last
+one would win silently), deep nesting, several documents. Plain scalars follow YAML 1.2's core schema and not
+1.1, so `1e-5` is a number and `no`, `on`, `12:30`, `1_000`, `010` are text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import yaml
+
+Path = tuple[str | int, ...]
+MAX_DEPTH: Final = 8
+MAX_NODES: Final = 2000
+# Whole numbers with more digits are read as floats: nothing in a recipe needs them, and int() of a long
+# text is slow.
+MAX_DIGITS: Final = 18
+WHOLE: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
+NUMBER: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+CONSTANTS: Final = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong at a line (1-based); `path` is the key it belongs to, empty for the whole file."""
+
+    line: int
+    path: Path
+    message: str
+
+
+@dataclass
+class Document:
+    """A YAML text as plain values, with the line of every key and list item."""
+
+    value: object = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class _SyntaxProblem(Exception):
+    """The text cannot be read any further."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(line, (), message)
+
+
+def read_yaml(text: str) -> Document:
+    """Reads `text`; what is wrong with it stands in `problems`, and nothing is raised for bad input.
+
+    After a problem with one value its key is left out and reading goes on; after a syntax error the value
+    is None.
+    """
+    document = Document()
+    try:
+        document.value = _Reader(text, document).read()
+    except _SyntaxProblem as error:
+        document.value = None
+        document.problems.append(error.problem)
+    return document
+
+
+def scalar(text: str) -> object:
+    """The value of a plain (unquoted) scalar: None, a bool, an int, a float or the text itself."""
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    if WHOLE.match(text) and len(text) <= MAX_DIGITS:
+        return int(text)
+    # A leading zero marks an octal number in YAML 1.1 and a code such as 007 in life: neither is meant.
+    if NUMBER.match(text) and (not text.lstrip("+-").isdigit() or WHOLE.match(text)):
+        return float(text)
+    return text
+
+
+class _Reader:
+    def __init__(self, text: str, document: Document) -> None:
+        self.document = document
+        self.events = _events(text)
+        self.nodes = 0
+
+    def read(self) -> object:
+        next(self.events)  # start of the stream
+        if isinstance(next(self.events), yaml.StreamEndEvent):
+            return None
+        value = self.node(next(self.events), ())
+        next(self.events)  # end of the document
+        after = next(self.events)
+        if not isinstance(after, yaml.StreamEndEvent):
+            raise _SyntaxProblem(_line(after), "a second document starts here; a recipe is one document")
+        return value
+
+    def node(self, event: yaml.Event, path: Path) -> object:
+        self.count(event, len(path))
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            self.problem(event, path, "anchors and aliases are not allowed; write the value out")
+        elif getattr(event, "tag", None) is not None:
+            self.problem(event, path, "tags are not allowed; write the value without one")
+        if isinstance(event, yaml.MappingStartEvent):
+            return self.mapping(path)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self.sequence(path)
+        if isinstance(event, yaml.ScalarEvent):
+            return scalar(event.value) if event.style is None else event.value
+        return None
+
+    def mapping(self, path: Path) -> dict[str, object]:
+        values: dict[str, object] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            if isinstance(event, yaml.ScalarEvent) and event.tag is None and event.anchor is None:
+                self.entry(event, path, values)
+            else:
+                self.problem(event, path, "a key has to be a plain word")
+                self.skip(event)
+                self.skip(next(self.events))
+        return values
+
+    def entry(self, key: yaml.ScalarEvent, path: Path, values: dict[str, object]) -> None:
+        here = (*path, key.value)
+        first = self.document.lines.get(here)
+        if first is not None:
+            self.problem(key, here, f"given twice, first on line {first}; remove one")
+            self.skip(next(self.events))
+            return
+        self.document.lines[here] = _line(key)
+        values[key.value] = self.node(next(self.events), here)
+
+    def sequence(self, path: Path) -> list[object]:
+        values: list[object] = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            here = (*path, len(values))
+            self.document.lines[here] = _line(event)
+            values.append(self.node(event, here))
+        return values
+
+    def skip(self, event: yaml.Event) -> None:
+        """Passes over a value of which nothing more is to be said."""
+        depth = 0
+        while True:
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            self.count(event, depth)
+            if depth == 0:
+                return
+            event = next(self.events)
+
+    def count(self, event: yaml.Event, depth: int) -> None:
+        self.nodes += 1
+        if depth > MAX_DEPTH:
+            raise _SyntaxProblem(_line(event), f"nested more than {MAX_DEPTH} deep; a recipe never is")
+        if self.nodes > MAX_NODES:
+            raise _SyntaxProblem(_line(event), f"more than {MAX_NODES} values; a recipe has fewer")
+
+    def problem(self, event: yaml.Event, path: Path, message: str) -> None:
+        self.document.problems.append(Problem(_line(event), path, message))
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 1
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    """PyYAML's events; the pure Python parser, so that messages do not depend on how PyYAML was built."""
+    try:
+        yield from yaml.parse(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        line, code = text.count("\n", 0, error.position) + 1, ord(text[error.position])
+        raise _SyntaxProblem(line, f"the character U+{code:04X} is not allowed") from None
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_problem(error) from None
+    except (ValueError, OverflowError):
+        # PyYAML passes \UFFFFFFFF on to chr() and version digits on to int().
+        raise _SyntaxProblem(1, "not valid YAML: too large a number in an escape or %YAML line") from None
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError) -> _SyntaxProblem:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    if "'\\t'" in (error.problem or ""):
+        return _SyntaxProblem(line, "a tab stands where YAML wants spaces; replace it by spaces")
+    return _SyntaxProblem(line, f"not valid YAML: {', '.join(filter(None, (error.context, error.problem)))}")

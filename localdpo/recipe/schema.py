@@ -1,0 +1,283 @@
+"""The recipe: the one declaration of every option, with its type, bounds, default and meaning.
+
+Error messages, the options table of the documentation and the dumped recipe of a run are made from these
+classes. A section is frozen and refuses unknown keys. Values are not converted: `"8"` is not a number.
+Checks between two fields live in a validator of the field that is declared later, so that each problem is
+reported at its own key, next to all the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Final, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from localdpo.objective.registry import LOSSES, LossSpec
+
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+# One line without control characters: a NUL or a line break in a path is a mistake, and breaks messages.
+ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=ONE_LINE)]
+Words = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+
+# What people call a loss elsewhere, where the nearest spelling would lead them astray.
+LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
+# A section given as one value means this option of it: `loss: ipo`.
+SHORTHANDS: Final = {"loss": "type"}
+DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
+
+
+class Section(BaseModel):
+    """Base of the recipe and of its sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Where the pairs (or demonstrations) come from and how they become text."""
+
+    train: Text = Field(description="file (JSONL, JSON, parquet), hub data set or demo: name to train on")
+    valid: Text | None = Field(None, description="the same to evaluate on; null: a part of data.train")
+    valid_fraction: Annotated[float, Gt(0), Le(0.5)] = Field(
+        0.05, description="share of data.train held out when data.valid is null"
+    )
+    template: Literal["auto", "chat", "raw"] = Field(
+        "auto",
+        description="chat: the chat template; raw: plain text and EOS; auto: chat if there is a template",
+    )
+    limit: Count | None = Field(None, description="use only the first rows of data.train, this many")
+
+    @field_validator("valid_fraction", mode="before")
+    @classmethod
+    def _held_out_only(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("valid") is not None:
+            raise ValueError("nothing is held out when data.valid is given; remove one of the two")
+        return value
+
+
+def _option(name: str) -> Any:
+    """The field of a loss option: bounds and meaning from the registry, the default from the chosen loss."""
+    specs = {loss: spec.options[name] for loss, spec in LOSSES.items() if name in spec.options}
+    first = next(iter(specs.values()))
+    readers = f" ({', '.join(specs)})" if len(specs) <= 2 else ""
+
+    def default(values: dict[str, Any]) -> float | bool:
+        return specs.get(values.get("type", ""), first).default
+
+    return Field(
+        default_factory=default,
+        gt=first.low if first.open_low else None,
+        ge=None if first.open_low else first.low,
+        lt=first.high if first.open_high else None,
+        le=None if first.open_high else first.high,
+        description=first.description + readers,
+    )
+
+
+class LossSection(Section):
+    """The objective. Which options a loss reads, and their bounds, stand in `localdpo.objective.registry`."""
+
+    type: Text = Field("sigmoid", description="the loss: " + ", ".join(LOSSES))
+    beta: float = _option("beta")
+    label_smoothing: float = _option("label_smoothing")
+    reference_free: bool = _option("reference_free")
+    discopop_tau: float = _option("discopop_tau")
+    dpop_lambda: float = _option("dpop_lambda")
+    r_dpo_alpha: float = _option("r_dpo_alpha")
+    simpo_gamma: float = _option("simpo_gamma")
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in LOSSES:
+            raise ValueError(f'no loss is called "{value[:40]}"; {_nearest_loss(value)}')
+        return value
+
+    # Defaults are not validated, so this sees exactly the options that somebody wrote down.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_by_loss(cls, value: Any, info: ValidationInfo) -> Any:
+        spec = LOSSES.get(info.data.get("type", ""))
+        name = str(info.field_name)
+        if name == "type" or spec is None or name in spec.options:
+            return value
+        readers = ", ".join(other for other, its in LOSSES.items() if name in its.options)
+        raise ValueError(
+            f"the {spec.name} loss does not use it; remove it or choose one that does: {readers}"
+        )
+
+    @model_validator(mode="after")
+    def _required(self) -> LossSection:
+        missing = sorted(name for name in self.spec.requires if getattr(self, name) == 0)
+        if missing:
+            raise ValueError(f"the {self.type} loss needs loss.{' and loss.'.join(missing)} above 0")
+        return self
+
+    @property
+    def spec(self) -> LossSpec:
+        """The registry's entry of the chosen loss."""
+        return LOSSES[self.type]
+
+    @property
+    def options(self) -> dict[str, float | bool]:
+        """The options that the chosen loss reads, as keyword arguments of `localdpo.preference_loss`."""
+        return {name: getattr(self, name) for name in self.spec.options}
+
+
+class TrainSection(Section):
+    """Steps, batches, optimizer and lengths."""
+
+    epochs: Count = Field(1, description="passes over the training data")
+    max_steps: Count | None = Field(None, description="stop after this many steps, or after the epochs")
+    batch_size: Count = Field(8, description="pairs in one step")
+    micro_batch_size: Count | None = Field(
+        None, description="pairs in memory at once; a step adds up its gradients; null: batch_size"
+    )
+    # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
+    learning_rate: Positive = Field(5e-6, description="highest learning rate of the schedule")
+    # Linear decay after 10% warm-up is Tulu 3's schedule for DPO; TRL decays linearly without warm-up.
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="course after warm-up: constant, or linear or cosine decay to 0"
+    )
+    warmup: CountOrZero | Fraction = Field(
+        0.1, description="linear warm-up: a share of all steps (0.1) or a number of steps (10)"
+    )
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lion"] = Field(
+        "adamw", description="update rule; Adam and AdamW are bias-corrected"
+    )
+    weight_decay: NotNegative = Field(0.0, description="decoupled weight decay (adamw, sgd, lion)")
+    max_grad_norm: Positive = Field(1.0, description="gradients are scaled down to this norm")
+    max_length: Annotated[int, Ge(2)] = Field(1024, description="tokens of prompt and response together")
+    max_prompt_length: Count | None = Field(
+        None, description="tokens of the prompt; null: no limit of its own"
+    )
+    truncation: Literal["keep_start", "keep_end"] = Field(
+        "keep_start", description="which end of a prompt that is too long survives"
+    )
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = Field(
+        0, description="of the data's order, LoRA weights and dropout"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    log_every: Count = Field(1, description="steps between two logged steps")
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _fits_batch(cls, value: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("batch_size")
+        if value is not None and batch is not None and value > batch:
+            raise ValueError(f"expected at most train.batch_size ({batch}), got {value}")
+        return value
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _decays(cls, value: float, info: ValidationInfo) -> float:
+        optimizer = info.data.get("optimizer")
+        if value > 0 and optimizer is not None and optimizer not in DECAYING_OPTIMIZERS:
+            others = " or ".join(DECAYING_OPTIMIZERS)
+            raise ValueError(f"{optimizer} does not use it; remove it or choose {others}")
+        return value
+
+    @field_validator("max_prompt_length")
+    @classmethod
+    def _leaves_room(cls, value: int | None, info: ValidationInfo) -> int | None:
+        whole = info.data.get("max_length")
+        if value is not None and whole is not None and value >= whole:
+            raise ValueError(f"expected less than train.max_length ({whole}), got {value}")
+        return value
+
+
+class LoraSection(Section):
+    """The adapter that is trained."""
+
+    # null follows the start adapter, whose shape cannot be changed; without one it is the value in brackets.
+    rank: Count | None = Field(
+        None, description="inner size of the adapter; null: the start adapter's (else 8)"
+    )
+    scale: Positive | None = Field(
+        None, description="multiplier as in mlx-lm (not alpha); null: the start adapter's (else 20)"
+    )
+    dropout: Fraction = Field(0.0, description="dropout on the adapter's input while training")
+    # No 0: mlx-lm takes the last `layers` blocks with a slice, and [-0:] is all of them.
+    layers: Literal[-1] | Count | None = Field(
+        None, description="adapt this many of the last blocks, -1 all; null: the start adapter's (else all)"
+    )
+    keys: Words | None = Field(
+        None, description="linear layers to adapt: [self_attn.q_proj]; null: the start adapter's (else all)"
+    )
+    type: Literal["lora", "dora"] | None = Field(
+        None, description="lora, or dora (weight-decomposed); null: the start adapter's (else lora)"
+    )
+
+
+class EvalSection(Section):
+    """Evaluation while training; it also runs before the first step and after the last."""
+
+    every: Count = Field(50, description="steps between two evaluations")
+    pairs: Count = Field(64, description="held-out pairs in an evaluation, at most")
+    samples: CountOrZero = Field(2, description="prompts that policy and reference answer at each evaluation")
+    prompts: Text | None = Field(
+        None, description="file or demo: name of those prompts; null: held-out pairs"
+    )
+    max_tokens: Count = Field(128, description="longest sampled answer in tokens")
+    temperature: NotNegative = Field(0.0, description="sampling temperature; 0 takes the likeliest token")
+    kl_every: Count = Field(10, description="steps between two exact KL measurements")
+    kl_pairs: CountOrZero = Field(2, description="pairs in a KL measurement; 0: none")
+
+
+class SaveSection(Section):
+    """Checkpoints; the last step is always saved."""
+
+    every: Count = Field(100, description="steps between two checkpoints")
+    keep: Count = Field(2, description="newest checkpoints that are kept")
+
+
+class Recipe(Section):
+    """Everything that decides a run. Paths are relative to the current directory, as in mlx-lm."""
+
+    model: Text = Field(description="folder, hub id or demo: name of the model")
+    adapter: Text | None = Field(
+        None, description="adapter to start from, often from SFT; it is part of the reference too"
+    )
+    trust_remote_code: bool = Field(False, description="let the model's folder run its own Python code")
+    data: DataSection = Field(description="the data")
+    loss: LossSection = Field(LossSection(), description="the objective")
+    train: TrainSection = Field(TrainSection(), description="steps, batches and optimizer")
+    lora: LoraSection = Field(LoraSection(), description="the adapter")
+    eval: EvalSection = Field(EvalSection(), description="evaluation while training")
+    save: SaveSection = Field(SaveSection(), description="checkpoints")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthands(cls, value: Any) -> Any:
+        return expand_shorthands(value) if isinstance(value, dict) else value
+
+    def explicit(self, section: str, field: str) -> bool:
+        """Whether `section.field` was written down (in the file or as an override), default or not."""
+        return field in getattr(self, section).model_fields_set
+
+
+def expand_shorthands(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `loss: ipo` turned into `loss: {type: ipo}`."""
+    short = [key for key in SHORTHANDS if isinstance(values.get(key), str)]
+    return {**values, **{key: {SHORTHANDS[key]: values[key]} for key in short}}
+
+
+def _nearest_loss(name: str) -> str:
+    if synonym := LOSS_SYNONYMS.get(name.lower()):
+        return f"here it is called {synonym}"
+    near = difflib.get_close_matches(name.lower(), LOSSES, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"the losses are {', '.join(LOSSES)}"

@@ -1,0 +1,80 @@
+"""Dumping: a run's recipe.yaml says everything and loads back to an equal recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recipe_files import RECIPES, SMALLEST, write
+
+from localdpo.objective.registry import LOSSES
+from localdpo.recipe.describe import all_keys
+from localdpo.recipe.load import dump_recipe, load_recipe
+from localdpo.recipe.schema import ONE_LINE, LossSection, Recipe
+
+
+def reload(recipe: Recipe, folder: Path) -> Recipe:
+    return load_recipe(write(folder, dump_recipe(recipe)))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_dumped_recipe_loads_back_and_dumps_the_same(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    again = reload(recipe, tmp_path)
+    assert again == recipe
+    assert dump_recipe(again) == dump_recipe(recipe)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_dump_names_the_options_of_the_loss_and_no_others(loss: str, tmp_path: Path) -> None:
+    needed = [f"loss.{name}=0.125" for name in LOSSES[loss].requires]
+    recipe = load_recipe(write(tmp_path, SMALLEST), [f"loss={loss}", *needed])
+    assert set(yaml.safe_load(dump_recipe(recipe))["loss"]) == {"type", *LOSSES[loss].options}
+    assert reload(recipe, tmp_path) == recipe
+
+
+def test_the_dump_names_every_other_option(tmp_path: Path) -> None:
+    values = yaml.safe_load(dump_recipe(load_recipe(write(tmp_path, SMALLEST))))
+    for key in all_keys():
+        section, _, name = key.rpartition(".")
+        if section != "loss":
+            assert name in (values[section] if section else values)
+
+
+def test_a_recipe_with_a_validation_set_says_nothing_of_a_held_out_share(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALLEST), ["data.valid=held-out.jsonl"])
+    assert "valid_fraction" not in dump_recipe(recipe)
+    assert reload(recipe, tmp_path) == recipe
+
+
+@settings(deadline=None)
+@given(
+    text=st.from_regex(ONE_LINE, fullmatch=True)
+    | st.sampled_from(["no", "1e-5", "null", "~", "0x1f", "1:2", "'"])
+)
+def test_any_text_survives(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    recipe = Recipe.model_validate(
+        {"model": text, "data": {"train": f" {text} "}, "lora": {"keys": [text, text]}}
+    )
+    assert reload(recipe, tmp_path_factory.mktemp("dump")) == recipe
+
+
+@settings(deadline=None)
+@given(rate=st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_any_number_survives_exactly(rate: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+    recipe = Recipe.model_validate({"model": "m", "data": {"train": "t"}, "train": {"learning_rate": rate}})
+    assert reload(recipe, tmp_path_factory.mktemp("dump")).train.learning_rate == rate
+
+
+def test_warmup_keeps_its_kind(tmp_path: Path) -> None:
+    for warmup, kind in (("0.5", float), ("5", int), ("0", int), ("0.0", float)):
+        recipe = load_recipe(write(tmp_path, SMALLEST), [f"train.warmup={warmup}"])
+        assert type(reload(recipe, tmp_path).train.warmup) is kind
+
+
+def test_options_of_the_loss_are_what_preference_loss_takes() -> None:
+    assert LossSection(type="simpo", simpo_gamma=1.0).options == {"beta": 0.1, "simpo_gamma": 1.0}
+    assert LossSection(type="sft").options == {}
