@@ -1,0 +1,105 @@
+"""What a dry run shows of a token store: one row with its scored tokens marked, and the token statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localdpo.data.store import TokenStore
+from localdpo.data.types import EncodedRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARK, CLOSE, NEWLINE = "▸", "◂", "⏎\n"
+# Bytes of one character may lie in several tokens, and some decoders drop a leading space: decode with a few
+# tokens of context, and wait for the character to be whole.
+_CONTEXT = 8
+_BROKEN = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSummary:
+    """Mean, median, 95th percentile and largest of some token counts."""
+
+    mean: float
+    median: float
+    p95: float
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: whole, longer branch.
+
+    `dropped` counts rows by reason; `merged` rows were tokenised apart at the boundary.
+    """
+
+    count: int
+    read: int
+    prompt: LengthSummary
+    responses: tuple[LengthSummary, ...]
+    rows: LengthSummary
+    truncated: int
+    merged: int
+    dropped: dict[str, int]
+
+
+def statistics(store: TokenStore) -> Statistics:
+    """Token statistics of all rows of a store."""
+    report = store.report
+    responses = store.response_lengths
+    return Statistics(
+        count=len(store),
+        read=report.read,
+        prompt=_summary(store.prompt_lengths),
+        responses=tuple(_summary(responses[:, k]) for k in range(responses.shape[1])),
+        rows=_summary(store.prompt_lengths + responses.max(axis=1)),
+        truncated=report.truncated,
+        merged=report.merged,
+        dropped={reason: len(rows) for reason, rows in report.dropped.items()},
+    )
+
+
+def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
+    """One row as text, special tokens visible: each scored token opens with ▸, the last one is closed by ◂.
+
+    Needs no colour. A token that holds only a part of a character shows with the tokens that complete it.
+    """
+    names = ("chosen", "rejected") if len(row.responses) == 2 else ("response",)
+    prompt = row.prompt.tolist()
+    lines = [f"prompt ({len(prompt)} tokens, not scored):", _decode(tokenizer, prompt), ""]
+    for name, response in zip(names, row.responses, strict=True):
+        pieces = _pieces(prompt[-_CONTEXT:], response.tolist(), tokenizer)
+        marked = "".join(MARK + piece.replace("\n", NEWLINE) for piece in pieces)
+        lines += [f"{name} ({len(response)} tokens, all scored):", marked + CLOSE, ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _pieces(before: Sequence[int], response: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text that each response token adds."""
+    ids = [*before, *response]
+    pieces: list[str] = []
+    start = len(before)
+    for end in range(start + 1, len(ids) + 1):
+        context = ids[max(0, start - _CONTEXT) : start]
+        text = _decode(tokenizer, [*context, *ids[start:end]])[len(_decode(tokenizer, context)) :]
+        if text.endswith(_BROKEN) and end < len(ids) and end - start < _CONTEXT:
+            continue
+        pieces.append(text)
+        start = end
+    return pieces
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text if isinstance(text, str) else "".join(text)
+
+
+def _summary(lengths: NDArray[np.int32]) -> LengthSummary:
+    median, p95 = np.percentile(lengths, [50, 95])
+    return LengthSummary(float(lengths.mean()), float(median), float(p95), int(lengths.max()))

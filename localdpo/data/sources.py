@@ -1,0 +1,203 @@
+"""Where rows come from: a `demo:` name, a JSONL, JSON or parquet file, a folder saved by `datasets`, the hub.
+
+A hub name is `org/name`, with an optional configuration and split: `org/name[config]:split`; the split is
+`train` if none is given, and may be a slice in datasets' own words (`org/name:train[:1000]`). A saved folder
+takes a split the same way (`folder:split`). Rows are read as they are asked for; no code of a data set runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localdpo.core.atomic import sha256_of
+from localdpo.core.errors import UserError
+from localdpo.core.names import is_demo, resolve
+from localdpo.data.jsonfiles import json_array_rows, json_line_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+# A name with one of these is meant as a file, so it is never looked up on the hub.
+_FILE_LIKE = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow", ".yaml", ".pkl")
+_NAME = re.compile(r"(?P<id>[^:\[\]]+?)(\[(?P<config>[^\[\]]+)\])?(:(?P<split>.+))?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_READ_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One row: its number (from 0; for JSONL the line less one) and its fields, or what is wrong with it."""
+
+    number: int
+    record: Mapping[str, Any] | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows to be read any number of times. `digest` changes with the content, `label` names it to people."""
+
+    label: str
+    digest: str
+    rows: Callable[[], Iterator[SourceRow]]
+
+
+def open_source(name: str) -> Source:
+    """Find the data that `name` stands for. Raises UserError when there is none or it cannot be read."""
+    if is_demo(name):
+        return _open_file(resolve(name), name)
+    try:
+        return _find(name)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _find(name: str) -> Source:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _open_file(path, name)
+    match = _NAME.fullmatch(name)
+    if path.is_dir():
+        return _open_folder(path, None, name)
+    if match and match["split"] and not match["config"] and Path(match["id"]).expanduser().is_dir():
+        return _open_folder(Path(match["id"]).expanduser(), match["split"], name)
+    if match and _is_hub_id(match["id"]):
+        return _open_hub(match["id"], match["config"], match["split"] or "train", name)
+    raise UserError(f"{name}: no such file{_near(path)}")
+
+
+def _is_hub_id(text: str) -> bool:
+    if not _HUB_ID.fullmatch(text) or text.startswith(".") or text.lower().endswith(_FILE_LIKE):
+        return False
+    return not Path(text).parent.is_dir()
+
+
+def _near(path: Path) -> str:
+    """A hint with the nearest names in the folder of `path`."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"; the folder {folder} does not exist either"
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES or entry.is_dir())
+    except OSError as error:
+        return f"; the folder {folder} cannot be read ({error.strerror})"
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(str(folder / each) for each in near)}?" if near else ""
+
+
+def _open_file(path: Path, name: str) -> Source:
+    readers = {".parquet": _parquet_rows, ".json": _json_rows}
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{name}: cannot read a {suffix or 'nameless'} file; expected {', '.join(SUFFIXES)}")
+    try:
+        digest = sha256_of(path)
+        if path.stat().st_size == 0:
+            raise UserError(f"{name}: the file is empty")
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    read = readers.get(suffix, _jsonl_rows)
+    return Source(name, f"file:{digest}", lambda: _guarded(read(path, name), name))
+
+
+def _guarded(rows: Iterator[SourceRow], name: str) -> Iterator[SourceRow]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _jsonl_rows(path: Path, name: str) -> Iterator[SourceRow]:
+    return (SourceRow(*row) for row in json_line_rows(path))
+
+
+def _json_rows(path: Path, name: str) -> Iterator[SourceRow]:
+    """A .json file is one array of rows; many are JSON lines under that name."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    rows = json_array_rows(path, name) if start == b"[" else json_line_rows(path)
+    return (SourceRow(*row) for row in rows)
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_READ_ROWS):
+                for record in batch.to_pylist():
+                    yield SourceRow(number, record)
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: not a readable parquet file: {error}") from error
+
+
+def _open_folder(path: Path, split: str | None, name: str) -> Source:
+    saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json", "state.json"))
+    if not saved:
+        files = sorted(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        hint = f"name one of its files ({', '.join(files[:8])})" if files else "it holds no data file"
+        raise UserError(f"{name}: a folder that `datasets` did not save; {hint}")
+    from datasets import DatasetDict, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    try:
+        loaded = load_from_disk(str(path))
+    except (DatasetsError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name}: `datasets` cannot load this folder: {error}") from error
+    if isinstance(loaded, DatasetDict):
+        wanted = split or "train"
+        if wanted not in loaded:
+            raise UserError(f"{name}: no split {wanted!r}; it has {', '.join(loaded)}")
+        loaded = loaded[wanted]
+    elif split is not None:
+        raise UserError(f"{name}: this folder has no splits; leave :{split} away")
+    return Source(name, f"folder:{_folder_digest(path)}:{split}", lambda: _dataset_rows(loaded))
+
+
+def _folder_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _open_hub(repository: str, config: str | None, split: str, name: str) -> Source:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(repository, config, split=split)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name}: cannot load this from the hub ({_brief(error)}){_offline()}") from error
+    return Source(name, f"hub:{dataset._fingerprint}", lambda: _dataset_rows(dataset))
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _offline() -> str:
+    for switch in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(switch, "0") not in ("", "0"):
+            return f"; {switch} is set, so only data sets in the cache are there; unset it to download"
+    return "; check the name and the network, or give a local file"
+
+
+def _dataset_rows(dataset: Dataset) -> Iterator[SourceRow]:
+    number = 0
+    for table in dataset.with_format("arrow").iter(batch_size=_READ_ROWS):
+        for record in table.to_pylist():
+            yield SourceRow(number, record)
+            number += 1

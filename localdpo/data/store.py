@@ -1,0 +1,310 @@
+"""Tokenised data on disk: one Arrow file per (data, tokenizer, template, limits), mapped into memory.
+
+Rows are tokenised once and written in blocks of 1,000; a run reads them in place, so a large data set is
+never held in Python objects. The file is written under a temporary name and renamed when whole; a file that
+is not readable in full, or whose checksum is wrong, is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from localdpo.core.atomic import free_bytes, fsync_dir, fsync_file, out_of_space
+from localdpo.core.errors import UserError
+from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
+from localdpo.data.examples import Skipped, read_examples
+from localdpo.data.sources import Source, open_source
+from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, TemplateChoice, Truncation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BLOCK_ROWS = 1000
+STORE_VERSION = 1
+_META = b"localdpo"
+_DEAD_AFTER_SECONDS = 3600
+_RESPONSES: dict[Kind, tuple[str, ...]] = {"pairs": ("r0", "r1"), "demonstrations": ("r0",)}
+
+Progress = Callable[[int], None]
+"""Called with the number of rows read so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Views into one record batch: row numbers, and (offsets, values) of the prompt and of each response."""
+
+    rows: NDArray[np.int64]
+    lists: tuple[tuple[NDArray[np.int32], NDArray[np.int32]], ...]
+
+
+class TokenStore(Sequence[EncodedRow]):
+    """The encoded rows of one source, read in place from a mapped file.
+
+    fingerprint       hash over content, tokenizer, template, truncation, limits and kind
+    prompt_lengths    int32[N] tokens; response_lengths int32[N, K] tokens
+    report            what was read, kept, dropped and why
+    """
+
+    def __init__(
+        self, path: Path, fingerprint: str, kind: Kind, report: EncodeReport, blocks: list[_Block]
+    ) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.kind = kind
+        self.report = report
+        self._blocks = blocks
+        lengths = [np.stack([np.diff(offsets) for offsets, _ in block.lists], axis=1) for block in blocks]
+        table = np.concatenate(lengths).astype(np.int32)
+        self.prompt_lengths: NDArray[np.int32] = table[:, 0]
+        self.response_lengths: NDArray[np.int32] = table[:, 1:]
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The row at `index` (a slice gives a list). The arrays are read-only views."""
+        places = range(len(self))[index]
+        return self._row(places) if isinstance(places, int) else [self._row(i) for i in places]
+
+    def _row(self, index: int) -> EncodedRow:
+        number, place = divmod(index, BLOCK_ROWS)
+        block = self._blocks[number]
+        prompt, *responses = (values[offsets[place] : offsets[place + 1]] for offsets, values in block.lists)
+        return EncodedRow(int(block.rows[place]), prompt, tuple(responses))
+
+
+def open_store(
+    source: str,
+    *,
+    kind: Kind,
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateChoice,
+    max_length: int,
+    max_prompt_length: int | None,
+    truncation: Truncation,
+    limit: int | None = None,
+    cache_dir: Path,
+    progress: Progress | None = None,
+) -> TokenStore:
+    """The token store of `source`: from the cache if this content was encoded this way before, else made now.
+
+    Raises UserError or UserErrors for data that is missing, empty, of the wrong kind or broken, and when no
+    row is left to train on.
+    """
+    data = open_source(source)
+    limits = Limits(max_length, max_prompt_length, truncation)
+    encoder = Encoder(tokenizer, template, limits)
+    chat = encoder.renderer.chat
+    key = _fingerprint(data.digest, tokenizer, {"chat": chat, "kind": kind, "limit": limit, **asdict(limits)})
+    path = cache_dir / "tokens" / f"{key}.arrow"
+    store = _read_store(path, key, kind)
+    if store is None:
+        _build(path, data, kind, limit, encoder, progress)
+        store = _read_store(path, key, kind)
+    if store is None:
+        raise UserError(f"{path}: the token cache cannot be read back; check the disk, or set LOCALDPO_CACHE")
+    return store
+
+
+def _fingerprint(content: str, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for part in (
+        f"{STORE_VERSION} {ENCODER_VERSION}",
+        content,
+        _tokenizer_text(tokenizer),
+        json.dumps(tokenizer.chat_template, sort_keys=True),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        json.dumps(options, sort_keys=True),
+    ):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:40]
+
+
+def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = plain_backend(tokenizer)
+    if backend is not None:
+        return str(backend.to_str())
+    return f"{type(tokenizer).__name__} {json.dumps(tokenizer.get_vocab(), sort_keys=True)}"
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+
+def _build(
+    path: Path, source: Source, kind: Kind, limit: int | None, encoder: Encoder, progress: Progress | None
+) -> None:
+    temp = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead_temporaries(path)
+        with temp.open("xb") as file:
+            writer = _Writer(file, kind)
+            for examples in _chunks(read_examples(source, kind, limit)):
+                writer.add(examples, encoder)
+                if progress is not None:
+                    progress(writer.read)
+            if not writer.kept:
+                reasons = describe_dropped(writer.dropped)
+                raise UserError(f"{source.label}: no row is left to train on: {reasons}")
+            writer.close()
+        fsync_file(temp)
+        os.replace(temp, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        raise _disk_error(path, temp, error) from error
+    finally:
+        if path.parent.is_dir():
+            temp.unlink(missing_ok=True)
+
+
+def _remove_dead_temporaries(path: Path) -> None:
+    """Take away what builds of this file left when they were killed. A living build writes all the time."""
+    for temp in path.parent.glob(f".{path.name}.tmp-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - temp.stat().st_mtime > _DEAD_AFTER_SECONDS:
+                temp.unlink()
+
+
+def _chunks(
+    examples: Iterator[tuple[int, Example | Skipped]],
+) -> Iterator[list[tuple[int, Example | Skipped]]]:
+    chunk: list[tuple[int, Example | Skipped]] = []
+    for example in examples:
+        chunk.append(example)
+        if len(chunk) == BLOCK_ROWS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def describe_dropped(dropped: dict[str, list[int]]) -> str:
+    """The reasons with their counts and first rows, in one line."""
+    reasons = sorted(dropped.items(), key=lambda item: -len(item[1]))
+    parts = []
+    for reason, rows in reasons:
+        first = ", ".join(str(row + 1) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+        parts.append(f"{reason} ({len(rows):,} rows: {first})")
+    return "; ".join(parts) or "nothing dropped"
+
+
+class _Writer:
+    """Encodes chunks of examples and writes the kept rows in blocks; the report goes into the last block."""
+
+    def __init__(self, file: Any, kind: Kind) -> None:
+        self.read = self.kept = self.truncated = self.merged = self.checksum = 0
+        self.dropped: dict[str, list[int]] = {}
+        self._pending: list[EncodedRow] = []
+        self._kind = kind
+        names = ("prompt", *_RESPONSES[kind])
+        ids = pa.list_(pa.field("item", pa.int32(), nullable=False))
+        lists = [pa.field(name, ids, nullable=False) for name in names]
+        self._schema = pa.schema([pa.field("row", pa.int64(), nullable=False), *lists])
+        self._writer = pa.ipc.new_file(file, self._schema)
+
+    def add(self, examples: list[tuple[int, Example | Skipped]], encoder: Encoder) -> None:
+        usable = []
+        for row, example in examples:
+            if isinstance(example, Skipped):
+                self.dropped.setdefault(example.reason, []).append(row)
+            else:
+                usable.append((row, example))
+        encoded = encoder.encode(usable)
+        for reason, rows in encoded.dropped.items():
+            self.dropped.setdefault(reason, []).extend(rows)
+        self.read += len(examples)
+        self.kept += len(encoded.rows)
+        self.truncated += encoded.truncated
+        self.merged += encoded.merged
+        self._pending += encoded.rows
+        while len(self._pending) >= BLOCK_ROWS:
+            self._write(self._pending[:BLOCK_ROWS])
+            del self._pending[:BLOCK_ROWS]
+
+    def close(self) -> None:
+        if self._pending:
+            self._write(self._pending)
+        report = EncodeReport(self.read, self.kept, self.dropped, self.truncated, self.merged)
+        meta = {"kind": self._kind, "report": asdict(report), "checksum": self.checksum}
+        # An empty last block can carry what is known only at the end; the schema's metadata is written first.
+        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
+        self._writer.write_batch(empty, custom_metadata={_META: json.dumps(meta).encode()})
+        self._writer.close()
+
+    def _write(self, rows: list[EncodedRow]) -> None:
+        columns = [[row.prompt for row in rows]]
+        columns += [[row.responses[k] for row in rows] for k in range(len(_RESPONSES[self._kind]))]
+        arrays: list[pa.Array] = [pa.array([row.row for row in rows], pa.int64())]
+        for name, lists in zip(self._schema.names[1:], columns, strict=True):
+            offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int32)
+            values = pa.array(np.concatenate(lists))
+            kind = self._schema.field(name).type
+            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values, type=kind))
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self.checksum = _checksum(_block(batch), self.checksum)
+        self._writer.write_batch(batch)
+
+
+def _disk_error(path: Path, temp: Path, error: OSError) -> UserError:
+    if out_of_space(error):
+        written = temp.stat().st_size if temp.exists() else 0
+        return UserError(
+            f"{path.parent}: no space left on the disk for the token cache: {written:,} bytes written and "
+            f"more needed, {free_bytes(path):,} free; make room, or set LOCALDPO_CACHE to another disk"
+        )
+    return UserError(
+        f"{path.parent}: the token cache cannot be written ({error.strerror or error}); "
+        "set LOCALDPO_CACHE to a folder that can"
+    )
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
+    """The store in `path`, or None if there is none that is whole."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        count = reader.num_record_batches - 1
+        blocks = [_block(reader.get_batch(i)) for i in range(count)]
+        _, custom = reader.get_batch_with_custom_metadata(count)
+        meta = json.loads(custom[_META])
+        report = EncodeReport(**meta["report"])
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError):
+        return None
+    checksum = 0
+    for block in blocks:
+        checksum = _checksum(block, checksum)
+    if meta.get("kind") != kind or meta.get("checksum") != checksum or not blocks:
+        return None
+    return TokenStore(path, fingerprint, kind, report, blocks)
+
+
+def _block(batch: pa.RecordBatch) -> _Block:
+    lists = tuple(
+        (column.offsets.to_numpy(zero_copy_only=True), column.values.to_numpy(zero_copy_only=True))
+        for column in batch.columns[1:]
+    )
+    return _Block(batch.column(0).to_numpy(zero_copy_only=True), lists)
+
+
+def _checksum(block: _Block, start: int) -> int:
+    """CRC-32 over a block's arrays; about 1 GB/s, so a gigabyte of tokens costs a second at the start."""
+    checksum = zlib.crc32(block.rows.data, start)
+    for offsets, values in block.lists:
+        checksum = zlib.crc32(values.data, zlib.crc32(offsets.data, checksum))
+    return checksum

@@ -1,0 +1,114 @@
+"""The objects that data hands from room to room: rows of text, rows of token ids, batches of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind: TypeAlias = Literal["pairs", "demonstrations"]
+TemplateChoice: TypeAlias = Literal["auto", "chat", "raw"]
+Truncation: TypeAlias = Literal["keep_start", "keep_end"]
+Message: TypeAlias = dict[str, Any]
+Side: TypeAlias = "str | list[Message]"
+"""One side of a row: plain text, or chat messages. A response given as messages is one assistant message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt with a preferred and a dispreferred response.
+
+    `tools` and `template_kwargs` go to the chat template and count for nothing in raw rendering.
+    """
+
+    prompt: Side
+    chosen: Side
+    rejected: Side
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def responses(self) -> tuple[Side, ...]:
+        """(chosen, rejected)."""
+        return (self.chosen, self.rejected)
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the text is kept without a chat template whatever the recipe says."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with one response to imitate. `as_is` text is never put into a chat template."""
+
+    prompt: Side
+    response: Side
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    as_is: bool = False
+
+    @property
+    def responses(self) -> tuple[Side, ...]:
+        """(response,)."""
+        return (self.response,)
+
+
+Example: TypeAlias = "Pair | Demonstration"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One row as token ids. Every response id is scored, no prompt id is.
+
+    `row` counts from 0 in the source (a JSONL file's line number less one). `prompt` is int32[>=1], the one
+    prefix of all responses; `responses` holds int32[>=1] arrays: (chosen, rejected) or (response,).
+    The arrays may be read-only views into a mapped file.
+    """
+
+    row: int
+    prompt: NDArray[np.int32]
+    responses: tuple[NDArray[np.int32], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReport:
+    """What became of the rows of a source. Row numbers count from 0.
+
+    `truncated`: kept rows that lost tokens; `merged`: kept rows whose prompt and response would share a token
+    if tokenised in one piece, and were tokenised apart.
+    """
+
+    read: int = 0
+    kept: int = 0
+    dropped: Mapping[str, list[int]] = field(default_factory=dict)
+    truncated: int = 0
+    merged: int = 0
+
+    @property
+    def dropped_total(self) -> int:
+        """How many rows were read and not kept."""
+        return sum(len(rows) for rows in self.dropped.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """P rows with K responses each, as padded arrays (K = 2 for pairs, 1 for demonstrations).
+
+    indices     int64[P]       index of each row in its store
+    context     int32[P, C]    prompt without its last token, padded on the LEFT; C >= 1 is a bucketed width
+    context_pad int32[P]       pad columns at the left of each context row
+    response    int32[K*P, R+1]  last prompt token, then the response ids, padded on the RIGHT; R is bucketed
+    lengths     int32[K*P]     response ids (= scored tokens) of each response row
+
+    Response row k*P + i belongs to prompt i: all chosen first, then all rejected.
+    """
+
+    indices: NDArray[np.int64]
+    context: NDArray[np.int32]
+    context_pad: NDArray[np.int32]
+    response: NDArray[np.int32]
+    lengths: NDArray[np.int32]
