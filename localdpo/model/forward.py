@@ -1,0 +1,163 @@
+"""From a batch of token ids to the log-probability of each response.
+
+Two paths with one result: the shared-prompt path (see `shared_prompt`), and the plain path that
+runs prompt and response of each row as one sequence, for models whose layers keep a state that
+cannot be shared. Both gather the hidden states of scored positions only, packed without padding,
+before the head sees them.
+
+Shape legend: P pairs, K responses a pair, R response width, T scored tokens of the batch, padded
+to a bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from localdpo.data.batches import bucket
+from localdpo.data.types import Batch
+from localdpo.model.backend import device_name
+from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps
+from localdpo.model.shared_prompt import can_share, plain_hidden, shared_hidden
+
+Arrays = Mapping[str, mx.array]
+
+
+def batch_arrays(batch: Batch, *, shared: bool) -> dict[str, mx.array]:
+    """The arrays a forward pass takes.
+
+    Returns a dict of
+        inputs: `context` [P, C], `pad` [P] and `response` [K*P, R] when shared, else `tokens` [K*P, L];
+        `gather` [T] places of the scored positions' hidden states in the flattened hidden states;
+        `targets` [T] the tokens they should predict; `owner` [T] the response row of each;
+        `valid` [T] 1.0, or 0.0 for padding of T;
+        `lengths` [K*P] scored tokens of each response.
+    """
+    arrays = _shared_inputs(batch) if shared else _plain_inputs(batch)
+    arrays.update(_packed(batch, arrays.pop("starts"), arrays.pop("width")))
+    arrays["lengths"] = batch.lengths
+    return {name: mx.array(value) for name, value in arrays.items()}
+
+
+def _shared_inputs(batch: Batch) -> dict[str, np.ndarray]:
+    inputs = batch.response[:, :-1]
+    starts = np.zeros(len(batch.lengths), dtype=np.int32)
+    return {
+        "context": batch.context,
+        "pad": batch.context_pad,
+        "response": inputs,
+        "starts": starts,
+        "width": np.int32(inputs.shape[1]),
+    }
+
+
+def _plain_inputs(batch: Batch) -> dict[str, np.ndarray]:
+    pairs, width = batch.context.shape
+    rows = []
+    for row, length in enumerate(batch.lengths):
+        context = batch.context[row % pairs, batch.context_pad[row % pairs] :]
+        rows.append(np.concatenate([context, batch.response[row, :length]]))
+    tokens = np.zeros((len(rows), bucket(max(len(r) for r in rows))), dtype=np.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = ids
+    starts = np.tile(width - batch.context_pad, len(rows) // pairs)
+    return {"tokens": tokens, "starts": starts, "width": np.int32(tokens.shape[1])}
+
+
+def _packed(batch: Batch, starts: np.ndarray, width: np.ndarray) -> dict[str, np.ndarray]:
+    """Where the scored positions lie, packed over the batch and padded to a bucketed T."""
+    owner = np.repeat(np.arange(len(batch.lengths), dtype=np.int32), batch.lengths)
+    column = np.concatenate([np.arange(n, dtype=np.int32) for n in batch.lengths])
+    total = len(owner)
+    size = packed_width(total)
+    arrays = {
+        "gather": owner * int(width) + starts[owner] + column,
+        "targets": batch.response[owner, column + 1],
+        "owner": owner,
+        "valid": np.ones(total, dtype=np.float32),
+    }
+    return {
+        k: np.pad(v, (0, size - total)).astype(np.float32 if k == "valid" else np.int32)
+        for k, v in arrays.items()
+    }
+
+
+def packed_width(total: int) -> int:
+    """`total` scored tokens rounded up to one of few sizes: eighths of the power of two above it."""
+    step = max(16, 1 << max(0, (total - 1).bit_length() - 3))
+    return -(-total // step) * step
+
+
+class Forward:
+    """Log-probabilities of responses under a model, by the shared-prompt path or the plain one.
+
+    Args:
+        shared: which path is taken; `can_share` decides unless given.
+        checkpoint: recompute layers in the backward pass.
+        compiled: whether `score` is traced by MLX (a training step is traced as a whole elsewhere).
+        chunk_bytes: of one chunk's logits; the device's default unless given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        shared: bool | None = None,
+        checkpoint: bool = False,
+        compiled: bool = False,
+        chunk_bytes: int | None = None,
+    ) -> None:
+        self.model = model
+        self.shared = can_share(model) if shared is None else shared
+        self.checkpoint = checkpoint
+        self.head = Head(model)
+        self._chunk_bytes = chunk_bytes or CHUNK_BYTES[device_name()]
+        self._vocabulary: int | None = None
+        # The model's arrays are inputs of the trace: adapters may be exchanged between two calls.
+        state = [model.state]
+        self._score = partial(mx.compile, inputs=state)(self._no_gradient) if compiled else self._no_gradient
+
+    def hidden(self, arrays: Arrays) -> mx.array:
+        """Final hidden states of the scored positions [T, D]."""
+        if self.shared:
+            states = shared_hidden(
+                self.model, arrays["context"], arrays["pad"], arrays["response"], checkpoint=self.checkpoint
+            )
+        else:
+            states = plain_hidden(self.model, arrays["tokens"], checkpoint=self.checkpoint)
+        return states.reshape(-1, states.shape[-1])[arrays["gather"]]
+
+    def token_logps(self, arrays: Arrays, *, gradient: bool) -> mx.array:
+        """Log-probability of every scored token [T], float32 nats; 0 where `valid` is 0."""
+        hidden = self.hidden(arrays)
+        logps = token_logps(self.head, hidden, arrays["targets"], chunk=self.chunk(hidden), gradient=gradient)
+        return logps * arrays["valid"]
+
+    def logps(self, arrays: Arrays, *, gradient: bool) -> mx.array:
+        """Summed log-probability of every response [K*P], float32 nats."""
+        tokens = self.token_logps(arrays, gradient=gradient)
+        return sum_by_owner(tokens, arrays["owner"], arrays["lengths"].shape[0])
+
+    def score(self, batch: Batch) -> mx.array:
+        """`logps` of a batch, evaluated, with the weights that are in the model now."""
+        logps = self._score(batch_arrays(batch, shared=self.shared))
+        mx.eval(logps)
+        return logps
+
+    def _no_gradient(self, arrays: Arrays) -> mx.array:
+        return self.logps(arrays, gradient=False)
+
+    def chunk(self, hidden: mx.array) -> int:
+        """Tokens whose logits may be alive at once."""
+        if self._vocabulary is None:
+            self._vocabulary = self.head(hidden[:1]).shape[-1]
+        return chunk_size(self._vocabulary, self._chunk_bytes)
+
+
+def sum_by_owner(values: mx.array, owner: mx.array, rows: int) -> mx.array:
+    """Sums of `values` [T] over the tokens of each response [rows]."""
+    return mx.zeros((rows,), dtype=mx.float32).at[owner].add(values)

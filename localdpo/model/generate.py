@@ -1,0 +1,78 @@
+"""Batched sampling of answers, through mlx-lm's generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sampled answer.
+
+    Attributes:
+        text: without special tokens.
+        tokens: ids, without the end-of-turn token.
+        finished: whether it ended by itself, not at the limit of tokens.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch: int = 32,
+) -> list[Answer]:
+    """Answers to prompts of token ids, in their order.
+
+    The random state is set from `seed` and put back afterwards, so sampling never disturbs training,
+    and the same prompts with the same seed and weights give the same answers.
+    """
+    before = [mx.array(key) for key in mx.random.state]
+    mx.random.seed(seed)
+    generator = BatchGenerator(
+        model,
+        max_tokens=max_tokens,
+        stop_tokens=[[token] for token in sorted(tokenizer.eos_token_ids)],
+        sampler=make_sampler(temp=temperature),
+        completion_batch_size=batch,
+        prefill_batch_size=min(batch, 8),
+    )
+    tokens: dict[int, list[int]] = {}
+    finished: dict[int, bool] = {}
+    try:
+        order = generator.insert([list(p) for p in prompts], [max_tokens] * len(prompts))
+        tokens = {uid: [] for uid in order}
+        while responses := generator.next_generated():
+            for response in responses:
+                if response.finish_reason != "stop":
+                    tokens[response.uid].append(response.token)
+                if response.finish_reason is not None:
+                    finished[response.uid] = response.finish_reason == "stop"
+    finally:
+        generator.close()
+        _restore_random(before)
+    return [
+        Answer(tokenizer.decode(tokens[uid], skip_special_tokens=True), tuple(tokens[uid]), finished[uid])
+        for uid in order
+    ]
+
+
+def _restore_random(state: list[mx.array]) -> None:
+    # mx.random.state may refuse assignment: a key is two words, and seed() takes them as one number.
+    high, low = (int(word) for word in state[0].tolist())
+    mx.random.seed((high << 32) | low)

@@ -1,0 +1,185 @@
+"""Log-probabilities of given tokens from final hidden states, without keeping logits.
+
+A response of T tokens over a vocabulary of V has T x V logits: at 150,000 words more than all
+activations together. Here the hidden states are cut into chunks; each chunk's logits live only
+while its log-probabilities, and in training their gradient in the hidden states, are taken:
+
+    d log p(y) / dh = (onehot(y) - softmax(z)) dz/dh                      z = head(h)
+
+That gradient is [T, D], does not depend on the loss, and is computed in the forward pass, so the
+backward pass is one multiplication and the logits are computed once. The chunks are chained with
+`mx.depends`, or all of them would be alive at the same time.
+
+The head is the model's own: soft-capping, scaling, quantised or tied weights are whatever the
+model's class does with its hidden states.
+
+Shape legend: T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+# Bytes of float32 logits in a chunk. MLX allocates the outputs of about ten queued operations ahead,
+# so some twelve such buffers are alive at the peak, whatever the number of chunks. A GPU wants larger
+# matrix products than a CPU to be busy.
+CHUNK_BYTES = {"cpu": 8 * 2**20, "metal": 64 * 2**20, "cuda": 64 * 2**20}
+MIN_CHUNK = 64
+
+
+class _Given:
+    """Stands where the backbone was and returns the hidden states it is given."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self._backbone = backbone
+        self.hidden: mx.array | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        assert self.hidden is not None
+        return self.hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The part of the model that has a backbone `.model` and a head: itself, or its language model."""
+    return model.language_model if "language_model" in model else model
+
+
+class Head:
+    """The model's own head as a function [..., D] -> [..., V].
+
+    A shallow copy of the model, whose backbone returns what it is given, is called in its place;
+    weights are shared with the model, so an update of the model is seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        text = text_model(model)
+        self._given = _Given(text.model)
+        self._shell = copy.copy(text)
+        self._shell.model = self._given
+        self._modules = [m for m in (text.get("lm_head"), text.model.get("embed_tokens")) if m is not None]
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        self._given.hidden = hidden
+        # The token ids are never read: the stand-in answers before they would be.
+        return self._shell(mx.zeros(hidden.shape[:-1], dtype=mx.int32))
+
+    def trainable(self) -> list[Any]:
+        """Trainable parameter trees of the head's modules; empty trees when it is frozen."""
+        return [m.trainable_parameters() for m in self._modules]
+
+    def update(self, trees: list[Any]) -> None:
+        """Put parameter trees as `trainable` returns them into the modules."""
+        for module, tree in zip(self._modules, trees, strict=True):
+            module.update(tree)
+
+
+def chunk_size(vocabulary: int, budget: int) -> int:
+    """Tokens a chunk such that its float32 logits stay within `budget` bytes."""
+    return max(MIN_CHUNK, budget // (4 * vocabulary))
+
+
+def log_softmax_terms(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """`(exp(z - max), sum of it, log-sum-exp)` of logits [T, V], in float32."""
+    z = logits.astype(mx.float32)
+    top = mx.max(z, axis=-1, keepdims=True)
+    e = mx.exp(z - top)
+    total = mx.sum(e, axis=-1, keepdims=True)
+    return e, total, top + mx.log(total)
+
+
+@mx.custom_function
+def _scored(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Log-probabilities [T] of the targets, and softmax(z) [T, V], which the vjp uses again."""
+    e, total, lse = log_softmax_terms(logits)
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
+    return (picked - lse)[:, 0], e / total
+
+
+@_scored.vjp
+def _scored_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+    logits, targets = primals
+    upstream, _ = cotangents
+    target = mx.arange(logits.shape[-1], dtype=targets.dtype)[None] == targets[:, None]
+    softmax = outputs[1]
+    grad = upstream[:, None] * mx.where(target, 1.0 - softmax, -softmax)
+    return grad.astype(logits.dtype), mx.zeros_like(targets)
+
+
+@mx.custom_function
+def _with_gradient(hidden: mx.array, logps: mx.array, grad: mx.array) -> mx.array:
+    """`logps` [T], with `grad` [T, D] as its known gradient in `hidden` [T, D]."""
+    return logps + 0.0
+
+
+@_with_gradient.vjp
+def _with_gradient_vjp(primals: Any, cotangent: Any, output: Any) -> tuple[mx.array, mx.array, mx.array]:
+    hidden, logps, grad = primals
+    flow = (cotangent[:, None] * grad).astype(hidden.dtype)
+    return flow, mx.zeros_like(logps), mx.zeros_like(grad)
+
+
+def token_logps(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, gradient: bool) -> mx.array:
+    """Log-probabilities (float32, nats) of `targets` [T] given final hidden states [T, D].
+
+    Args:
+        head: hidden states [t, D] to logits [t, V].
+        chunk: tokens whose logits may be alive at once.
+        gradient: whether the result will be differentiated; without it only values are computed.
+            A head that holds trainable weights has its chunks recomputed in the backward pass
+            instead of having their gradient prepared.
+
+    Raises:
+        ValueError: shapes that do not fit, or a chunk below 1.
+    """
+    if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
+        raise ValueError(f"expected hidden [T, D] and targets [T], got {hidden.shape} and {targets.shape}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    weights = head.trainable() if gradient else []
+    trains = bool(tree_flatten(weights))
+    pieces: list[mx.array] = []
+    before: list[mx.array] = []
+    for start in range(0, hidden.shape[0], chunk):
+        h, y = hidden[start : start + chunk], targets[start : start + chunk]
+        if before:
+            # The targets too: what is made of them alone would be made for all chunks at once.
+            h, y = mx.depends([h, y], before)
+        if trains:
+            before = [_recomputed(head, weights, h, y)]
+        elif gradient:
+            before = _prepared(head, h, y)
+        else:
+            before = [_scored(head(h), y)[0]]
+        pieces.append(_with_gradient(h, *before) if gradient and not trains else before[0])
+    return mx.concatenate(pieces) if pieces else mx.zeros((0,), dtype=mx.float32)
+
+
+def _prepared(head: Head, hidden: mx.array, targets: mx.array) -> list[mx.array]:
+    """Log-probabilities [t] and their gradients in the hidden states [t, D]."""
+
+    def score(h: mx.array) -> mx.array:
+        return _scored(head(h), targets)[0]
+
+    ones = mx.ones(targets.shape, dtype=mx.float32)
+    values, grads = mx.vjp(score, [mx.stop_gradient(hidden)], [ones])
+    return [values[0], grads[0]]
+
+
+def _recomputed(head: Head, weights: list[Any], hidden: mx.array, targets: mx.array) -> mx.array:
+    """Log-probabilities [t] that are differentiable in the head's weights as well."""
+
+    def score(trees: list[Any], h: mx.array) -> mx.array:
+        head.update(trees)
+        return _scored(head(h), targets)[0]
+
+    logps = mx.checkpoint(score)(weights, hidden)
+    head.update(weights)
+    return logps

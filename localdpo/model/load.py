@@ -1,0 +1,187 @@
+"""Loading a base model and its tokenizer, from a folder, the hub or the bundled demo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import load as load_mlx_tokenizer
+from mlx_lm.utils import load_config, load_model
+
+from localdpo.core.errors import UserError
+from localdpo.core.names import resolve
+from localdpo.model.backend import device_name
+
+# A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
+WHOLE_FILE = 64 * 2**20
+SAMPLES, SAMPLE_BYTES = 32, 2**16
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model, in evaluation mode and frozen.
+
+    Attributes:
+        path: the model's folder.
+        config: its config.json.
+        fingerprint: a hash over configuration and weights; it changes when either does.
+    """
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    path: Path
+    config: dict[str, Any]
+    fingerprint: str
+
+
+def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
+    """Load a model for training or generation: the one copy of its weights.
+
+    On the CPU backend quantised weights are dequantised to float32, since 16-bit and quantised
+    products are slow there; elsewhere they stay as they are.
+
+    Raises:
+        UserError: no such model, or one that mlx-lm cannot load.
+    """
+    path = model_path(name)
+    try:
+        model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
+    except (ValueError, FileNotFoundError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"model {name}: mlx-lm cannot load it: {first_line(error)}") from error
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    if device_name() == "cpu":
+        to_float32(model)
+    model.freeze()
+    model.eval()
+    mx.eval(model.parameters())
+    return Base(model, tokenizer, path, config, fingerprint(path))
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWrapper:
+    """The model's tokenizer with its end-of-turn tokens; its weights are not touched.
+
+    Raises:
+        UserError: no such model, or no tokenizer that transformers can read.
+    """
+    path = model_path(name)
+    try:
+        eos = load_config(path).get("eos_token_id")
+        return load_mlx_tokenizer(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
+    except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"model {name}: its tokenizer cannot be read: {first_line(error)}") from error
+
+
+def model_path(name: str) -> Path:
+    """The folder of a model given as a `demo:` name, a folder or a hub id (downloaded once by mlx-lm).
+
+    Raises:
+        UserError: the folder does not exist or is no model, or the hub id cannot be had.
+    """
+    if name.startswith("demo:"):
+        return resolve(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"model {name}: no config.json in this folder; expected a model in mlx-lm's layout"
+            )
+        return path
+    if looks_local(name):
+        raise UserError(
+            f"model {name}: no such folder; expected a model folder, a hub id (org/name) or demo:model"
+        )
+    return _from_hub(name)
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path: a hub id has exactly one slash and no leading dot or slash."""
+    return name.count("/") != 1 or name.startswith((".", "/", "~"))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"model {name}: no such folder, and the hub cannot be reached "
+            "(offline, or HF_HUB_OFFLINE is set); download it first or give a folder"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"model {name}: no such folder, and the hub says: {first_line(error)}") from error
+
+
+def to_float32(model: nn.Module) -> None:
+    """Replace quantised layers by dense ones and cast every weight to float32, in place."""
+    replaced = []
+    for name, module in model.named_modules():
+        dense = _dense(module)
+        if dense is not None:
+            mx.eval(dense.parameters())
+            replaced.append((name, dense))
+    model.update_modules(tree_unflatten(replaced))
+    model.set_dtype(mx.float32)
+
+
+def _dense(module: nn.Module) -> nn.Module | None:
+    """The float32 layer of a quantised one; None for any other module."""
+    if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedSwitchLinear):
+        return None
+    weight = mx.dequantize(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+    ).astype(mx.float32)
+    if isinstance(module, nn.QuantizedEmbedding):
+        dense: nn.Module = nn.Embedding(1, 1)
+    elif isinstance(module, QuantizedSwitchLinear):
+        dense = SwitchLinear(1, 1, 1, bias="bias" in module)
+    else:
+        dense = nn.Linear(1, 1, bias="bias" in module)
+    dense.weight = weight
+    if "bias" in module:
+        dense.bias = module.bias.astype(mx.float32)
+    return dense
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash over config.json and the weight files of a folder (sampled when large), in hex."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
+        if file.suffix == ".json" and file.name not in {"config.json", "adapter_config.json"}:
+            continue
+        digest.update(file.name.encode())
+        digest.update(_file_hash(file))
+    return digest.hexdigest()
+
+
+def _file_hash(file: Path) -> bytes:
+    stat = file.stat()
+    with file.open("rb") as stream:
+        if stat.st_size <= WHOLE_FILE:
+            return hashlib.file_digest(stream, "sha256").digest()
+        digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        for part in range(SAMPLES):
+            stream.seek(stat.st_size * part // SAMPLES)
+            digest.update(stream.read(SAMPLE_BYTES))
+        return digest.digest()
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as one line for a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,98 @@
+"""Tiny random models of the families that people align, built from mlx-lm's own classes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+BASE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 160,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+MOE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"model": "llama"},
+    "gemma2": {
+        "query_pre_attn_scalar": 16.0,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 2.0,
+        "sliding_window": 8,
+    },
+    "gemma3_text": {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    "phi3": {"original_max_position_embeddings": 512, "rope_scaling": None, "tie_word_embeddings": False},
+    "olmo2": {"attention_bias": False},
+    "granite": {
+        "logits_scaling": 3.0,
+        "attention_multiplier": 0.25,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "sliding_window_pattern": 2, "layer_norm_eps": 1e-5},
+    "qwen3_moe": MOE,
+    "gpt_oss": {**MOE, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+}
+HYBRID = {
+    **MOE,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "shared_expert_intermediate_size": 64,
+    "partial_rotary_factor": 0.5,
+    "full_attention_interval": 2,
+}
+
+
+def tiny(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
+    """A random model of the family, float32, in evaluation mode."""
+    mx.random.seed(seed)
+    extra = HYBRID if family == "qwen3_next" else FAMILIES[family]
+    config = {**BASE, "model_type": family, **extra, **changes}
+    module = importlib.import_module(f"mlx_lm.models.{config.pop('model', family)}")
+    model = module.Model(module.ModelArgs.from_dict(config))
+    if family == "gemma3_text":
+        model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape) * 0.1
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def with_lora(
+    model: nn.Module, *, keys: list[str] | None = None, seed: int = 1, dora: bool = False
+) -> nn.Module:
+    """LoRA on all layers with lora_b away from zero, so that every adapter weight has a gradient."""
+    mx.random.seed(seed)
+    model.freeze()
+    linear_to_lora_layers(model, -1, {"rank": 4, "scale": 4.0, "dropout": 0.0, "keys": keys}, use_dora=dora)
+    model.apply_to_modules(
+        lambda _, m: m.update({"lora_b": mx.random.normal(m.lora_b.shape) * 0.05}) if "lora_b" in m else None
+    )
+    mx.eval(model.parameters())
+    return model

@@ -1,0 +1,178 @@
+"""The two paths of the forward pass, on every family, against one full forward a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from model_families import FAMILIES, tiny, with_lora
+from random_batches import full_logps, random_batch, random_rows
+
+from localdpo.data.batches import collate
+from localdpo.data.types import Batch
+from localdpo.model.forward import Forward, batch_arrays, packed_width
+from localdpo.model.load import to_float32
+from localdpo.model.shared_prompt import can_share
+
+ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+MIXTURES = {"qwen3_moe", "gpt_oss"}
+# Small chunks, so that a batch has several and the last one is ragged.
+CHUNK_BYTES = 4 * 160 * 64
+
+
+def adapted(family: str) -> nn.Module:
+    return with_lora(tiny(family), keys=ATTENTION if family in MIXTURES else None)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert (np.abs(found - expected) <= np.maximum(1e-3, 2e-6 * np.abs(expected))).all(), found - expected
+
+
+def gradients(model: nn.Module, forward: Forward, batch: Batch) -> dict[str, np.ndarray]:
+    """Gradients of a fixed linear function of the log-probabilities, by parameter name."""
+    arrays = batch_arrays(batch, shared=forward.shared)
+    weights = mx.array(np.random.default_rng(0).normal(size=len(batch.lengths)).astype(np.float32))
+    _, grads = nn.value_and_grad(model, lambda: (forward.logps(arrays, gradient=True) * weights).sum())()
+    return {name: np.array(g) for name, g in tree_flatten(grads)}
+
+
+def relative(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Largest relative distance over the parameters, each by its norm (floor: a thousandth of the largest norm)."""
+    norms = {name: float(np.linalg.norm(g)) for name, g in expected.items()}
+    floor = 1e-3 * max(norms.values())
+    return max(float(np.linalg.norm(found[n] - g)) / max(norms[n], floor) for n, g in expected.items())
+
+
+def autodiff_gradients(model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    """The same gradients from full logits of unpadded rows, with MLX's own log-softmax."""
+    pairs = len(batch.indices)
+    weights = np.random.default_rng(0).normal(size=len(batch.lengths)).astype(np.float32)
+
+    def total() -> mx.array:
+        value = mx.array(0.0)
+        for row, length in enumerate(batch.lengths):
+            context = batch.context[row % pairs, batch.context_pad[row % pairs] :]
+            ids = mx.array(np.concatenate([context, batch.response[row, : length + 1]])[None])
+            logits = model(ids[:, :-1]).astype(mx.float32)
+            logps = mx.take_along_axis(nn.log_softmax(logits), ids[:, 1:, None], axis=-1)[0, -int(length) :]
+            value = value + float(weights[row]) * logps.sum()
+        return value
+
+    _, grads = nn.value_and_grad(model, total)()
+    return {name: np.array(g) for name, g in tree_flatten(grads)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str) -> None:
+    model = adapted(family)
+    rows = random_rows(3, seed=1)
+    batch = collate(rows, 0, np.arange(3))
+    expected = full_logps(model, rows)
+    assert can_share(model)
+    for shared in (True, False):
+        forward = Forward(model, shared=shared, chunk_bytes=CHUNK_BYTES)
+        assert_close(np.array(forward.score(batch)), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(family: str) -> None:
+    model = adapted(family)
+    batch = random_batch(seed=2)
+    expected = autodiff_gradients(model, batch)
+    for shared in (True, False):
+        for checkpoint in (False, True):
+            forward = Forward(model, shared=shared, checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES)
+            assert relative(gradients(model, forward, batch), expected) < 3e-5, (shared, checkpoint)
+
+
+def test_a_hybrid_takes_the_plain_path() -> None:
+    model = with_lora(tiny("qwen3_next"), keys=ATTENTION)
+    rows = random_rows(2, seed=3)
+    forward = Forward(model, chunk_bytes=CHUNK_BYTES)
+    assert not forward.shared
+    assert_close(np.array(forward.score(collate(rows, 0, np.arange(2)))), full_logps(model, rows))
+
+
+def test_a_quantised_base_and_its_float32_copy() -> None:
+    model = tiny("qwen3", hidden_size=128, intermediate_size=128)
+    nn.quantize(model, group_size=64, bits=4)
+    with_lora(model)
+    rows = random_rows(3, seed=4)
+    batch = collate(rows, 0, np.arange(3))
+    quantised = np.array(Forward(model).score(batch))
+    assert_close(quantised, full_logps(model, rows))
+    to_float32(model)
+    assert not any(isinstance(m, nn.QuantizedLinear | nn.QuantizedEmbedding) for m in model.modules())
+    assert_close(np.array(Forward(model).score(batch)), quantised)
+
+
+def test_a_trained_head_gets_its_gradients() -> None:
+    model = with_lora(tiny("llama"), keys=["lm_head", "self_attn.q_proj"])
+    batch = random_batch(seed=5)
+    expected = autodiff_gradients(model, batch)
+    assert any("lm_head" in name for name in expected)
+    found = gradients(model, Forward(model, chunk_bytes=CHUNK_BYTES), batch)
+    assert relative(found, expected) < 3e-5
+
+
+def test_padding_and_company_do_not_change_a_pair() -> None:
+    model = adapted("qwen3")
+    rows = random_rows(4, seed=6)
+    forward = Forward(model)
+    together = np.array(forward.score(collate(rows, 0, np.arange(4)))).reshape(2, 4)
+    for i, row in enumerate(rows):
+        alone = collate([row], 7, np.array([i]))
+        wider = replace(
+            alone,
+            context=np.pad(alone.context, ((0, 0), (16, 0)), constant_values=9),
+            context_pad=alone.context_pad + 16,
+            response=np.pad(alone.response, ((0, 0), (0, 16)), constant_values=3),
+        )
+        assert_close(np.array(forward.score(alone)), together[:, i])
+        assert_close(np.array(forward.score(wider)), together[:, i])
+
+
+def test_the_rejected_response_does_not_reach_the_chosen_one() -> None:
+    model = adapted("llama")
+    rows = random_rows(2, seed=7)
+    other = [replace(row, responses=(row.responses[0], row.responses[1][::-1] % 150 + 3)) for row in rows]
+    forward = Forward(model)
+    before = np.array(forward.score(collate(rows, 0, np.arange(2))))
+    after = np.array(forward.score(collate(other, 0, np.arange(2))))
+    np.testing.assert_array_equal(before[:2], after[:2])
+    assert (before[2:] != after[2:]).all()
+
+
+def test_the_first_response_token_is_scored_and_no_other_position() -> None:
+    model = adapted("llama")
+    rows = random_rows(2, seed=8, response=(1, 1))
+    arrays = batch_arrays(collate(rows, 0, np.arange(2)), shared=True)
+    assert float(arrays["valid"].sum().item()) == 4
+    np.testing.assert_array_equal(
+        np.array(arrays["targets"][:4]),
+        [rows[0].responses[0][0], rows[1].responses[0][0], rows[0].responses[1][0], rows[1].responses[1][0]],
+    )
+    assert_close(np.array(Forward(model).score(collate(rows, 0, np.arange(2)))), full_logps(model, rows))
+
+
+def test_scores_follow_an_exchange_of_adapter_weights_when_compiled() -> None:
+    model = adapted("qwen2")
+    batch = random_batch(seed=9)
+    forward = Forward(model, compiled=True)
+    first = np.array(forward.score(batch))
+    model.update({"model": {"layers": [{"self_attn": {"q_proj": {"lora_b": mx.ones((4, 64))}}}]}})
+    assert np.abs(np.array(forward.score(batch)) - first).max() > 1e-3
+    np.testing.assert_allclose(
+        np.array(forward.score(batch)), np.array(Forward(model).score(batch)), atol=1e-3
+    )
+
+
+def test_packed_widths_are_few_and_waste_little() -> None:
+    widths = {packed_width(n) for n in range(1, 4097)}
+    assert len(widths) < 60
+    assert all(packed_width(n) >= n for n in range(1, 4097))
+    assert all(packed_width(n) <= 1.26 * n for n in range(64, 4097))
