@@ -1,0 +1,1 @@
+"""The evals room: what a trained adapter's answers are like, beside those it started from."""

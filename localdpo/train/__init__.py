@@ -1,0 +1,1 @@
+"""The train room: the worker process that turns a run folder with a recipe into an adapter."""

@@ -1,0 +1,8 @@
+"""`python -m localdpo.train RUN_DIR`: the worker process of a run."""
+
+import sys
+
+from localdpo.train.worker import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Checkpoints: the adapter as mlx-lm reads it, and what it takes to go on exactly.
+
+    checkpoints/step-000120/adapters.safetensors, adapter_config.json   for mlx-lm and for compare
+                            optimizer.safetensors, state.json           for resume
+                            manifest.json                               sizes and sha256, written last
+
+A folder is published in one rename, and LATEST is moved to it after. Loading verifies the manifest
+and falls back to the newest checkpoint that is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+
+from localdpo.core.atomic import published_dir, verify_manifest
+from localdpo.core.rundir import RunDir
+from localdpo.model import lora
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run is, beside its arrays.
+
+    Attributes:
+        step: optimizer steps taken.
+        random: the two words of MLX's random key (dropout draws from it).
+        seconds: training time so far.
+    """
+
+    step: int
+    random: tuple[int, int]
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from, and the damaged ones that were passed over."""
+
+    path: Path
+    state: TrainState
+    problems: tuple[str, ...]
+
+
+def save(
+    run: RunDir,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    state: TrainState,
+    config: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Publish a checkpoint of the run, point LATEST at it, and remove all but the newest `keep`.
+
+    Raises:
+        UserError: no space left; earlier checkpoints and LATEST stay as they were.
+    """
+    weights = dict(tree_flatten(lora.adapter_weights(model)))
+    moments = dict(tree_flatten(optimizer.state))
+    mx.eval(weights, moments)
+    size = sum(array.nbytes for array in [*weights.values(), *moments.values()])
+    run.checkpoints.mkdir(exist_ok=True)
+    final = run.checkpoint_path(state.step)
+    with published_dir(final, size + 2**16) as folder:
+        mx.save_safetensors(str(folder / lora.WEIGHTS_FILE), weights)
+        mx.save_safetensors(str(folder / OPTIMIZER_FILE), moments)
+        (folder / lora.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        content = {"v": VERSION, "step": state.step, "random": state.random, "seconds": state.seconds}
+        (folder / STATE_FILE).write_text(json.dumps(content | {"metrics": state.metrics}, indent=2) + "\n")
+    run.set_latest(final)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(run: RunDir) -> list[Path]:
+    """The run's checkpoint folders, oldest first."""
+    return sorted(path for path in run.checkpoints.glob("step-*") if path.is_dir() and not path.is_symlink())
+
+
+def newest_valid(run: RunDir) -> Found | None:
+    """The newest checkpoint whose every byte is as it was written; None if there is none."""
+    problems: list[str] = []
+    for path in reversed(checkpoints(run)):
+        found = verify_manifest(path)
+        if not found:
+            raw = json.loads((path / STATE_FILE).read_text())
+            first, second = raw["random"]
+            state = TrainState(raw["step"], (first, second), raw["seconds"], raw["metrics"])
+            return Found(path, state, tuple(problems))
+        problems += found
+    return None
+
+
+def restore(found: Found, model: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Put the checkpoint's adapter, optimizer state and random key back."""
+    lora.load_weights(model, found.path)
+    moments = mx.load(str(found.path / OPTIMIZER_FILE))
+    mx.eval(moments)
+    optimizer.state = tree_unflatten(list(moments.items()))
+    high, low = found.state.random
+    mx.random.seed((high << 32) | low)
+
+
+def random_words() -> tuple[int, int]:
+    """The two words of MLX's random key."""
+    high, low = mx.random.state[0].tolist()
+    return int(high), int(low)

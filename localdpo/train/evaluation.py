@@ -1,0 +1,112 @@
+"""What is measured between steps: held-out pairs, exact KL to the reference, and sampled answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from localdpo.data.types import Batch
+from localdpo.model import lora
+from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.generate import Answer, generate
+from localdpo.objective.kl import kl_per_token
+from localdpo.objective.metrics import Sums
+from localdpo.train.objectives import Objective
+from localdpo.train.reference import ReferenceScores
+from localdpo.train.rows import Rows
+
+
+def evaluate(
+    forward: Forward,
+    objective: Objective,
+    rows: Rows,
+    places: np.ndarray,
+    reference: ReferenceScores | None,
+    *,
+    batch: int,
+) -> dict[str, float]:
+    """The objective and its metrics over the rows at `places`, without an update.
+
+    Every pair weighs the same, however the batches are cut.
+    """
+    totals = Sums()
+    for part in rows.by_length(places, batch):
+        arrays = {"lengths": mx.array(part.lengths)}
+        if reference is not None:
+            arrays["reference"] = mx.array(reference.of(part.indices))
+        totals.add(objective.sums(forward.score(part), arrays))
+    return totals.means()
+
+
+def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
+    """KL(policy || reference) in nats per response token, over the full vocabulary.
+
+    Measured on the prefixes of the batch's own responses: every scored position of every response,
+    chosen and rejected. Not the sequence-level KL under the policy's own samples.
+    """
+    arrays = batch_arrays(batch, shared=forward.shared)
+    policy_hidden = forward.hidden(arrays)
+    with lora.use(forward.model, reference):
+        reference_hidden = forward.hidden(arrays)
+        mx.eval(policy_hidden, reference_hidden)
+    total, tokens, step = 0.0, int(batch.lengths.sum()), forward.chunk(policy_hidden)
+    for start in range(0, tokens, step):
+        part = slice(start, min(start + step, tokens))
+        policy_logits = forward.head(policy_hidden[part])
+        with lora.use(forward.model, reference):
+            reference_logits = forward.head(reference_hidden[part])
+            total += float(kl_per_token(policy_logits, reference_logits).sum().item())
+    return total / tokens
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A prompt whose answers are sampled at each evaluation: what is shown, and its token ids."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Sampler:
+    """Answers of policy and reference to the watched prompts; the reference's are sampled once.
+
+    Attributes:
+        mean_tokens: mean length of the policy's latest answers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        prompts: Sequence[Watched],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        self._model, self._tokenizer, self._prompts = model, tokenizer, prompts
+        self._settings: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        self._reference: list[Answer] | None = None
+        self.mean_tokens = 0.0
+
+    def __call__(self, reference: lora.Weights) -> list[dict[str, str]]:
+        """`[{prompt, reference, policy}]`, sampled with one seed for both."""
+        if self._reference is None:
+            with lora.use(self._model, reference):
+                self._reference = self._answers()
+        answers = self._answers()
+        self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
+        return [
+            {"prompt": prompt.text, "reference": before.text, "policy": now.text}
+            for prompt, before, now in zip(self._prompts, self._reference, answers, strict=True)
+        ]
+
+    def _answers(self) -> list[Answer]:
+        prompts = [prompt.tokens for prompt in self._prompts]
+        return generate(self._model, self._tokenizer, prompts, **self._settings)

@@ -1,0 +1,229 @@
+"""The training loop: steps, and what is measured, written and saved between them.
+
+Everything that happens is a pure function of the recipe and the step, so a run that was killed and
+resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from localdpo.core.errors import UserError
+from localdpo.core.events import EventWriter
+from localdpo.core.rundir import RunDir
+from localdpo.data.types import Batch
+from localdpo.model import lora
+from localdpo.train import checkpoint
+from localdpo.train.control import StopRequest
+from localdpo.train.evaluation import Sampler, evaluate, exact_kl
+from localdpo.train.optimizers import make_optimizer
+from localdpo.train.session import Session
+from localdpo.train.step import StepResult, TrainStep
+from localdpo.train.watch import Watch
+
+REFERENCE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: all steps done, or the signal that stopped it."""
+
+    stopped_by: str | None
+    metrics: dict[str, float]
+    seconds: float
+
+
+class Loop:
+    """A run of a session into a run folder."""
+
+    def __init__(self, session: Session, run: RunDir, log: EventWriter, stop: StopRequest) -> None:
+        self.session, self.run_dir, self.log, self.stop = session, run, log, stop
+        self.recipe, self.plan = session.recipe, session.plan
+        self.watch = Watch(session)
+        self.step = 0
+        self.seconds = 0.0
+        self.saved_step = -1
+        self.eval_metrics: dict[str, float] = {}
+        sampling = self.recipe.eval
+        self.sampler = Sampler(
+            session.base.model,
+            session.base.tokenizer,
+            session.watched,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            seed=self.recipe.train.seed,
+        )
+        train = self.recipe.train
+        self.optimizer = make_optimizer(train)
+        self.resumed = self._restore()
+        self.train_step = TrainStep(
+            session.forward,
+            session.objective,
+            self.optimizer,
+            max_grad_norm=train.max_grad_norm,
+            compiled=session.backend.compiled,
+        )
+
+    def _restore(self) -> bool:
+        """Go on from the newest whole checkpoint, if there is one."""
+        found = checkpoint.newest_valid(self.run_dir)
+        if found is None:
+            mx.random.seed(self.recipe.train.seed)
+            return False
+        checkpoint.restore(found, self.session.base.model, self.optimizer)
+        self.step, self.seconds = found.state.step, found.state.seconds
+        self.saved_step, self.eval_metrics = found.state.step, found.state.metrics
+        self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{found.path.name}")
+        for problem in found.problems:
+            self.notice("damaged-checkpoint", f"passed over a damaged checkpoint: {problem}")
+        self.watch.replay(self.run_dir.events)
+        return True
+
+    def run(self) -> Outcome:
+        """Take the steps that are left. Raises UserError when a loss or gradient is not finite."""
+        self.score_reference()
+        if self.step == 0 and not self.resumed:
+            self.evaluate()
+        while self.step < self.plan.total and self.stop.reason is None:
+            self.take_step()
+            finished = self.step == self.plan.total
+            if self.step % self.recipe.eval.every == 0 or finished:
+                self.evaluate()
+            if self.step % self.recipe.save.every == 0 or finished:
+                self.save()
+        if self.saved_step != self.step:
+            self.save()
+        return Outcome(
+            self.stop.reason if self.step < self.plan.total else None, self.eval_metrics, self.seconds
+        )
+
+    def score_reference(self) -> None:
+        """Score what the run will need under the reference, unless it is on disk."""
+        session = self.session
+        if session.train_scores is None or session.valid_scores is None:
+            return
+        with lora.use(session.base.model, session.start):
+            for scores, rows, places in (
+                (session.train_scores, session.train, session.training_places()),
+                (session.valid_scores, session.valid, session.eval_places),
+            ):
+                scores.fill(
+                    session.forward, rows, places, batch=REFERENCE_BATCH, report=self._reference_progress
+                )
+
+    def _reference_progress(self, done: int, total: int) -> None:
+        self.log.write("reference", done=done, total=total)
+
+    def take_step(self) -> None:
+        """One optimizer step and its event."""
+        began = time.monotonic()
+        batches = self.session.training_batch(self.step)
+        rate = self.plan.learning_rate(self.step)
+        result = self.train_step(self.session.training_arrays(batches), rate)
+        self.step += 1
+        self._require_finite(result, batches)
+        seconds = time.monotonic() - began
+        self.seconds += seconds
+        metrics = {
+            **result.metrics,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": rate,
+            "epoch": self.plan.epoch(self.step),
+            "step_seconds": seconds,
+            "tokens_per_second": _tokens(batches) / seconds,
+            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        }
+        if self._kl_due():
+            metrics["kl"] = self.kl()
+        if self.step % self.recipe.train.log_every == 0 or self.step == self.plan.total:
+            self.log.write("step", self.step, metrics=metrics)
+        self._notices(self.watch.step(self.step, metrics))
+
+    def _require_finite(self, result: StepResult, batches: list[Batch]) -> None:
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+            return
+        rows = sorted(
+            int(self.session.train.store[int(i)].row) + 1 for batch in batches for i in batch.indices
+        )
+        what = "loss" if not math.isfinite(result.loss) else "gradient norm"
+        raise UserError(
+            f"step {self.step}: the {what} is not finite, so training stopped and nothing was saved after it; "
+            f"rows {', '.join(map(str, rows))} of {self.recipe.data.train}; try a lower train.learning_rate"
+        )
+
+    def _kl_due(self) -> bool:
+        every, pairs = self.recipe.eval.kl_every, self.recipe.eval.kl_pairs
+        return self._has_reference() and pairs > 0 and self.step % every == 0 and len(self.session.valid) > 0
+
+    def _has_reference(self) -> bool:
+        return self.session.train_scores is not None
+
+    def kl(self) -> float:
+        """Exact KL on the first held-out pairs."""
+        pairs = np.arange(min(self.recipe.eval.kl_pairs, len(self.session.valid)))
+        return exact_kl(self.session.forward, self.session.valid.batch(pairs), self.session.start)
+
+    def evaluate(self) -> None:
+        """Measure the held-out rows and sample the watched prompts; write both."""
+        session, began = self.session, time.monotonic()
+        samples = self.sampler(session.start) if session.watched else []
+        if len(session.eval_places):
+            self.eval_metrics = self._held_out_metrics()
+            if samples:
+                self.eval_metrics["samples/response_tokens"] = self.sampler.mean_tokens
+            seconds, pairs = time.monotonic() - began, len(session.eval_places)
+            self.log.write("eval", self.step, metrics=self.eval_metrics, pairs=pairs, seconds=seconds)
+            self._notices(self.watch.evaluation(self.step, self.eval_metrics))
+        if samples:
+            self.log.write("samples", self.step, samples=samples)
+
+    def _held_out_metrics(self) -> dict[str, float]:
+        session = self.session
+        metrics = evaluate(
+            session.forward,
+            session.objective,
+            session.valid,
+            session.eval_places,
+            session.valid_scores,
+            batch=REFERENCE_BATCH,
+        )
+        if self._has_reference() and self.recipe.eval.kl_pairs > 0:
+            metrics["kl"] = self.kl()
+        return metrics
+
+    def save(self) -> None:
+        """Publish a checkpoint."""
+        began = time.monotonic()
+        state = checkpoint.TrainState(self.step, checkpoint.random_words(), self.seconds, self.eval_metrics)
+        self.log.sync()
+        path = checkpoint.save(
+            self.run_dir,
+            self.session.base.model,
+            self.optimizer,
+            state,
+            self.session.adapter_json(),
+            self.recipe.save.keep,
+        )
+        self.saved_step = self.step
+        self.log.write(
+            "checkpoint", self.step, path=f"checkpoints/{path.name}", seconds=time.monotonic() - began
+        )
+
+    def notice(self, name: str, message: str) -> None:
+        """Tell a person something in one line."""
+        self.log.write("notice", self.step, level="info", name=name, message=message)
+
+    def _notices(self, fields: list[dict[str, str]]) -> None:
+        for notice in fields:
+            self.log.write("notice", self.step, **notice)
+
+
+def _tokens(batches: list[Batch]) -> int:
+    """Unpadded tokens of a step: each prompt once, and every response."""
+    return int(sum(b.context.size - b.context_pad.sum() + len(b.indices) + b.lengths.sum() for b in batches))

@@ -1,0 +1,275 @@
+"""Everything that a run is made of, assembled from its recipe: model, adapters, rows, plan.
+
+This is where the recipe's names become objects, so mistakes that need the files to be seen
+(a missing model, an adapter that does not fit, data without a needed field) are found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from localdpo.core.errors import UserError
+from localdpo.core.names import cache_dir
+from localdpo.data.encode import encode_prompt
+from localdpo.data.prompts import prompt_text, read_prompts
+from localdpo.data.store import TokenStore, open_store
+from localdpo.data.types import Batch
+from localdpo.model import lora
+from localdpo.model.backend import Backend
+from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.load import Base, fingerprint, load_base
+from localdpo.recipe.schema import Recipe
+from localdpo.train.evaluation import Watched
+from localdpo.train.objectives import Objective, make_objective
+from localdpo.train.plan import Plan, make_plan
+from localdpo.train.reference import ReferenceScores, cache_file
+from localdpo.train.rows import Rows, every_row, hold_out, visited
+
+Note = Callable[[str], None]
+DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
+
+
+@dataclass
+class Session:
+    """An assembled run.
+
+    Attributes:
+        base: model and tokenizer; the model carries the adapter that is trained.
+        config: the adapter's shape.
+        start: adapter weights of the frozen reference, where the policy starts too.
+        train, valid: rows.
+        eval_places: rows of `valid` that an evaluation covers.
+        watched: prompts that are answered at each evaluation.
+        train_scores, valid_scores: reference scores of their stores; None for a loss without a reference.
+    """
+
+    recipe: Recipe
+    backend: Backend
+    base: Base
+    config: lora.LoraConfig
+    start: lora.Weights
+    forward: Forward
+    objective: Objective
+    plan: Plan
+    train: Rows
+    valid: Rows
+    eval_places: np.ndarray
+    watched: list[Watched]
+    train_scores: ReferenceScores | None
+    valid_scores: ReferenceScores | None
+
+    @property
+    def micro(self) -> int:
+        """Rows in memory at once."""
+        return self.recipe.train.micro_batch_size or self.recipe.train.batch_size
+
+    def training_batch(self, step: int) -> list[Batch]:
+        """The micro-batches of the 0-based `step`."""
+        train = self.recipe.train
+        return self.train.training_batch(step, batch_size=train.batch_size, micro=self.micro, seed=train.seed)
+
+    def training_arrays(self, batches: list[Batch]) -> list[dict[str, mx.array]]:
+        """The arrays of a step's micro-batches, with reference scores and the step's denominator."""
+        count = mx.array(float(self.objective.count(batches)))
+        ready = []
+        for batch in batches:
+            arrays = batch_arrays(batch, shared=self.forward.shared)
+            arrays["count"] = count
+            if self.train_scores is not None:
+                arrays["reference"] = mx.array(self.train_scores.of(batch.indices))
+            ready.append(arrays)
+        return ready
+
+    def training_places(self) -> np.ndarray:
+        """The rows of `train` that the run will draw."""
+        train = self.recipe.train
+        return visited(len(self.train), train.batch_size, train.seed, self.plan.total)
+
+    def adapter_json(self) -> dict[str, object]:
+        """The content of the checkpoints' adapter_config.json."""
+        return self.config.to_json(self.recipe.model)
+
+
+def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
+    """Load and check everything a run needs; `note` is told in one line what a person should know.
+
+    Raises:
+        UserError, UserErrors: anything the recipe names that is missing or does not fit.
+    """
+    base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    config = attach_adapter(base, recipe)
+    train, valid = open_rows(recipe, base.tokenizer)
+    forward = Forward(
+        base.model,
+        checkpoint=recipe.train.gradient_checkpointing,
+        compiled=backend.compiled,
+    )
+    check_paths(forward, train, note)
+    places = np.arange(min(recipe.eval.pairs, len(valid)))
+    scores = partial(open_scores, recipe, base) if recipe.loss.spec.needs_reference else lambda rows: None
+    train_scores = scores(train)
+    shared_store = valid.store is train.store
+    return Session(
+        recipe=recipe,
+        backend=backend,
+        base=base,
+        config=config,
+        start=lora.adapter_weights(base.model),
+        forward=forward,
+        objective=make_objective(recipe.loss),
+        plan=make_plan(recipe.train, len(train)),
+        train=train,
+        valid=valid,
+        eval_places=places,
+        watched=watched_prompts(recipe, base, valid),
+        train_scores=train_scores,
+        valid_scores=train_scores if shared_store else scores(valid),
+    )
+
+
+def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
+    """The shape of the adapter that will be trained: the start adapter's, or the recipe's.
+
+    Raises:
+        UserError: a recipe that asks for another shape than its adapter has.
+    """
+    section = recipe.lora
+    if recipe.adapter is not None:
+        config = replace(lora.read_config(lora.adapter_path(recipe.adapter)), dropout=section.dropout)
+        _refuse_other_shape(recipe, config)
+        return config
+    return lora.LoraConfig(
+        type=section.type or "lora",
+        layers=-1 if section.layers is None else section.layers,
+        rank=section.rank or DEFAULT_RANK,
+        scale=section.scale or DEFAULT_SCALE,
+        dropout=section.dropout,
+        keys=section.keys,
+    )
+
+
+def attach_adapter(base: Base, recipe: Recipe) -> lora.LoraConfig:
+    """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones."""
+    config, blocks = adapter_shape(recipe), len(base.model.layers)
+    if config.layers > blocks:
+        raise UserError(f"lora.layers: the model has {blocks} blocks, got {config.layers}")
+    lora.attach(base.model, config, seed=recipe.train.seed)
+    if recipe.adapter is not None:
+        lora.load_weights(base.model, lora.adapter_path(recipe.adapter))
+    return config
+
+
+def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
+    """An adapter is trained on in the shape it has; a recipe that asks for another one is mistaken."""
+    for name in ("type", "rank", "scale", "layers", "keys"):
+        asked, is_ = getattr(recipe.lora, name), getattr(config, name)
+        if asked is not None and asked != is_:
+            raise UserError(
+                f"lora.{name}: {asked} asked for, but adapter {recipe.adapter} has {is_}; "
+                "leave it out to train that adapter on, or fuse it into the model first (mlx_lm.fuse)"
+            )
+
+
+def open_rows(recipe: Recipe, wrapper: TokenizerWrapper) -> tuple[Rows, Rows]:
+    """Training and validation rows, tokenised (once) into the cache."""
+    data, train = recipe.data, recipe.train
+    tokenizer = wrapper._tokenizer
+    pad = int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
+
+    def open_one(source: str, limit: int | None) -> TokenStore:
+        return open_store(
+            source,
+            kind=recipe.loss.spec.data,
+            tokenizer=tokenizer,
+            template=data.template,
+            max_length=train.max_length,
+            max_prompt_length=train.max_prompt_length,
+            truncation=train.truncation,
+            limit=limit,
+            cache_dir=cache_dir(),
+        )
+
+    store = open_one(data.train, data.limit)
+    if data.valid is None:
+        return hold_out(store, data.valid_fraction, train.seed, pad)
+    return every_row(store, pad), every_row(open_one(data.valid, None), pad)
+
+
+def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
+    """The reference scores of the rows' store, as far as they are on disk."""
+    adapter = "none" if recipe.adapter is None else fingerprint(lora.adapter_path(recipe.adapter))
+    precision = str(
+        next(a for _, a in tree_flatten(base.model.parameters()) if mx.issubdtype(a.dtype, mx.floating)).dtype
+    )
+    file = cache_file(
+        cache_dir(), data=rows.store.fingerprint, model=base.fingerprint, adapter=adapter, precision=precision
+    )
+    return ReferenceScores(file, tuple(rows.store.response_lengths.shape))
+
+
+def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
+    """The prompts that are answered at each evaluation: the recipe's, or the first held-out ones."""
+    wanted, tokenizer = recipe.eval.samples, base.tokenizer
+    if wanted == 0:
+        return []
+    if recipe.eval.prompts is not None:
+        prompts = read_prompts(recipe.eval.prompts, wanted)
+        encoded = [encode_prompt(tokenizer._tokenizer, p, recipe.data.template).tolist() for p in prompts]
+        return [Watched(prompt_text(p), tuple(ids)) for p, ids in zip(prompts, encoded, strict=True)]
+    rows = [valid.store[int(i)] for i in valid.indices[:wanted]]
+    prompts_ids = [row.prompt.tolist() for row in rows]
+    return [
+        Watched(tokenizer.decode(ids, skip_special_tokens=True).strip(), tuple(ids)) for ids in prompts_ids
+    ]
+
+
+def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
+    """Compare the shared-prompt path with the plain one on the first row; fall back if they differ.
+
+    The context gets extra padding for the check, so that a model whose positions are absolute is found out.
+    """
+    if not forward.shared:
+        note(
+            "this model's layers keep a state that cannot be shared: each response runs with its prompt (plain path)"
+        )
+        return
+    batch = _more_padding(rows.batch(np.arange(1)))
+    try:
+        shared = np.array(forward.logps(batch_arrays(batch, shared=True), gradient=False))
+    except ValueError as error:
+        forward.shared = False
+        note(f"the shared-prompt path does not run on this model ({error}): the plain path is used")
+        return
+    forward.shared = False
+    plain = np.array(forward.logps(batch_arrays(batch, shared=False), gradient=False))
+    forward.shared = bool((np.abs(shared - plain) <= tolerance(plain, batch.lengths, forward)).all())
+    if not forward.shared:
+        gap = float(np.abs(shared - plain).max())
+        note(
+            f"the shared-prompt path differs from the plain one by {gap:.3g} nats on this model: the plain path is used"
+        )
+
+
+def tolerance(logps: np.ndarray, lengths: np.ndarray, forward: Forward) -> np.ndarray:
+    """How far two orders of the same computation may differ, in nats a response.
+
+    float32: 1e-3 or 2e-6 of the value; 16-bit: rounding of each token adds up like a random walk.
+    """
+    floats = [
+        a.dtype for _, a in tree_flatten(forward.model.parameters()) if mx.issubdtype(a.dtype, mx.floating)
+    ]
+    if all(dtype == mx.float32 for dtype in floats):
+        return np.maximum(1e-3, 2e-6 * np.abs(logps))
+    return 0.02 * np.sqrt(lengths)
+
+
+def _more_padding(batch: Batch, columns: int = 16) -> Batch:
+    context = np.pad(batch.context, ((0, 0), (columns, 0)))
+    return replace(batch, context=context, context_pad=batch.context_pad + columns)

@@ -1,0 +1,54 @@
+"""Feeds the metrics' history to the notices, and remembers what was raised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localdpo.core.events import effective, read_events
+from localdpo.core.progress import metrics_of
+from localdpo.objective.notices import Record, RunFacts, new_notices
+from localdpo.train.session import Session
+
+
+class Watch:
+    """The history of a run's metrics; each new record may raise notices, each once."""
+
+    def __init__(self, session: Session) -> None:
+        train = session.recipe.train
+        self.facts = RunFacts(
+            pairs_per_step=min(train.batch_size, len(session.train)),
+            pairs_per_eval=len(session.eval_places),
+            total_steps=session.plan.total,
+            warmup_steps=session.plan.warmup,
+        )
+        self._pairs = session.recipe.loss.spec.data == "pairs"
+        self._train: list[Record] = []
+        self._evals: list[Record] = []
+        self._raised: list[tuple[str, str]] = []
+
+    def step(self, step: int, metrics: dict[str, float]) -> list[dict[str, str]]:
+        """Fields of the notices that this step raises."""
+        self._train.append((step, metrics))
+        return self._new()
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> list[dict[str, str]]:
+        """Fields of the notices that this evaluation raises."""
+        self._evals.append((step, metrics))
+        return self._new()
+
+    def replay(self, log: Path) -> None:
+        """Take up the history that is in the event log, so that a resumed run raises nothing twice."""
+        for event in effective(read_events(log)):
+            if event.type == "step" and event.step is not None:
+                self._train.append((event.step, metrics_of(event)))
+            elif event.type == "eval" and event.step is not None:
+                self._evals.append((event.step, metrics_of(event)))
+            elif event.type == "notice" and "why" in event.data:
+                self._raised.append((event.data["name"], event.data["level"]))
+
+    def _new(self) -> list[dict[str, str]]:
+        if not self._pairs:
+            return []
+        found = new_notices(self._raised, self._train, self._evals, self.facts)
+        self._raised += [(notice.name, notice.level) for notice in found]
+        return [notice.fields() for notice in found]

@@ -1,0 +1,126 @@
+"""The worker process of a run: `python -m localdpo.train RUN_DIR`.
+
+It holds the run's lock for its life, writes every event, and ends with an exit code that tells how:
+0 finished, 2 a mistake that a person can mend (one line on stderr), 3 stopped on request after saving.
+Anything else is a crash, and the traceback is in worker.log.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localdpo import __version__
+from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+from localdpo.core.events import EventWriter
+from localdpo.core.rundir import RunDir, RunLock
+from localdpo.data.store import describe_dropped
+from localdpo.model.backend import Backend, prepare
+from localdpo.train.control import StopRequest
+
+if TYPE_CHECKING:
+    from localdpo.train.session import Session
+
+STOPPED_EXIT = 3
+VERSIONED = ("mlx", "mlx-lm", "transformers", "datasets")
+
+
+def main(arguments: list[str]) -> int:
+    """Train the run in the folder `arguments[0]`; the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m localdpo.train RUN_DIR", file=sys.stderr)
+        return USER_ERROR_EXIT
+    stop = StopRequest()
+    stop.install()
+    run = RunDir(Path(arguments[0]))
+    try:
+        with RunLock(run):
+            run.clean()
+            with EventWriter(run.events) as log:
+                return _logged(run, log, stop)
+    except LocalDPOError as error:
+        return _say(error)
+
+
+def _logged(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
+    """Train, and write how it ended."""
+    try:
+        return _train(run, log, stop)
+    except LocalDPOError as error:
+        log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))
+        return _say(error)
+    except BaseException as error:
+        log.write(
+            "run.failed", error=f"{type(error).__name__}: {error}", detail="the traceback is in worker.log"
+        )
+        raise
+
+
+def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
+    backend = prepare()
+    # MLX and what stands on it is imported after OpenBLAS was loaded.
+    from localdpo.recipe.load import load_recipe
+    from localdpo.train.loop import Loop
+    from localdpo.train.session import assemble
+
+    began = time.time()
+    recipe = load_recipe(run.recipe)
+    notes: list[str] = list(backend.hints)
+    session = assemble(recipe, backend, notes.append)
+    log.write(
+        "run.started",
+        recipe=recipe.model_dump(mode="json"),
+        total_steps=session.plan.total,
+        pid=os.getpid(),
+        versions=_versions(),
+        device=_device(backend),
+        model=recipe.model,
+        loss=recipe.loss.type,
+        rows={"train": len(session.train), "valid": len(session.valid)},
+        path="shared-prompt" if session.forward.shared else "plain",
+    )
+    loop = Loop(session, run, log, stop)
+    for note in notes + _dropped(session):
+        loop.notice("note", note)
+    outcome = loop.run()
+    if outcome.stopped_by is not None:
+        log.write("run.stopped", loop.step, reason=outcome.stopped_by)
+        return STOPPED_EXIT
+    log.write("run.finished", loop.step, metrics=outcome.metrics, seconds=time.time() - began)
+    return 0
+
+
+def _dropped(session: Session) -> list[str]:
+    """One line for each source that lost rows, with the reasons."""
+    lines = []
+    for label, rows in (("train", session.train), ("valid", session.valid)):
+        report = rows.store.report
+        if report.dropped_total and (label == "train" or rows.store is not session.train.store):
+            reasons = describe_dropped(dict(report.dropped))
+            lines.append(
+                f"data.{label}: {report.dropped_total} of {report.read} rows were dropped: {reasons}"
+            )
+    if len(session.valid) == 0:
+        lines.append("no rows are held out: nothing is evaluated; give data.valid")
+    return lines
+
+
+def _versions() -> dict[str, str]:
+    return {"localdpo": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in VERSIONED
+    }
+
+
+def _device(backend: Backend) -> str:
+    return backend.device if backend.blas is None else f"{backend.device} ({backend.blas})"
+
+
+def _say(error: LocalDPOError) -> int:
+    for line in error.lines:
+        print(f"error: {line}", file=sys.stderr)
+    return USER_ERROR_EXIT
