@@ -1,0 +1,1 @@
+"""The command line. One file a verb; what a verb needs is imported when it runs, so that --help is quick."""

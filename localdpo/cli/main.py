@@ -1,0 +1,61 @@
+"""The `localdpo` command: its verbs, and what becomes of an error.
+
+Exit codes: 0 done; 2 the person can mend it (an `error:` line on stderr for each problem); 3 stopped on
+request; 130 stopped by Ctrl-C; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from localdpo.cli.compare import compare
+from localdpo.cli.doctor import doctor
+from localdpo.cli.runs import runs
+from localdpo.cli.train import train
+from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+
+# Without markup typer does not load rich for help and errors: half of the time that --help would take.
+app = typer.Typer(
+    name="localdpo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(runs)
+app.command()(compare)
+app.command()(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from localdpo import __version__
+
+        typer.echo(f"localdpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def localdpo(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train language models on human preferences (DPO) with MLX, on your own machine."""
+
+
+def run() -> None:
+    """Entry of the console script: run the command that sys.argv asks for and exit."""
+    try:
+        app()
+    except LocalDPOError as error:
+        for line in error.lines:
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT)
+    except KeyboardInterrupt:
+        sys.exit(130)

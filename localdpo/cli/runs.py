@@ -1,0 +1,100 @@
+"""`localdpo runs`: the table of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from localdpo.core.progress import RunSummary
+
+HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
+_NUMBERS: Final = frozenset({"beta", "step", "accuracy", "margin", "kl"})
+
+
+def runs(
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array; times in Unix seconds.")] = False,
+) -> None:
+    """List the runs, the latest first. Accuracy, margin and KL are those of the last evaluation."""
+    summaries = read_summaries(runs_dir)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(summary) for summary in summaries], indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    rows = [row_of(summary, time.time()) for summary in summaries]
+    if console.is_terminal:
+        _print_table(console, rows, runs_dir)
+    else:
+        for line in text_table([HEADINGS, *rows]):
+            print(line)
+
+
+def read_summaries(runs_dir: Path) -> list[RunSummary]:
+    """The summary of every run in `runs_dir`, the latest first."""
+    from localdpo.core.events import read_events
+    from localdpo.core.progress import summarise
+    from localdpo.core.rundir import list_runs
+
+    # The lock before the log: a run that ends in between is then shown as running, never as crashed.
+    looks = [(run, run.is_running()) for run in list_runs(runs_dir)]
+    return [summarise(run.name, read_events(run.events), running) for run, running in looks]
+
+
+def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
+    """The cells of a run, in the order of HEADINGS. What is not known is `-`."""
+    total = f"/{summary.total}" if summary.total is not None else ""
+    numbers = (summary.accuracy, summary.margin, summary.kl)
+    return (
+        summary.name,
+        summary.state,
+        summary.loss or "-",
+        "-" if summary.beta is None else f"{summary.beta:g}",
+        summary.model or "-",
+        f"{summary.step}{total}",
+        *("-" if number is None else f"{number:.3f}" for number in numbers),
+        "-" if summary.updated is None else age(now - summary.updated),
+    )
+
+
+def age(seconds: float) -> str:
+    """How long ago: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
+    whole = max(0, round(seconds))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit} ago"
+    return f"{whole}s ago"
+
+
+def text_table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as aligned lines, two spaces between columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _print_table(console: Console, rows: list[tuple[str, ...]], runs_dir: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        console.print(Text(f"no runs in {runs_dir}; start one with `localdpo train RECIPE`"))
+        return
+    table = Table()
+    for heading in HEADINGS:
+        table.add_column(
+            heading, justify="right" if heading in _NUMBERS else "left", no_wrap=heading != "model"
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)

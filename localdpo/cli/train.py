@@ -1,0 +1,212 @@
+"""`localdpo train`: make or find the run, start its worker, watch it to the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.core.rundir import RunDir, already_running, check_name, find_run, new_run_name, runs_of
+
+if TYPE_CHECKING:
+    from localdpo.recipe.schema import Recipe
+
+CRASHED_EXIT = 1
+INTERRUPTED_EXIT = 130
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, before anything is looked up."""
+
+    recipe: Path | None
+    overrides: tuple[str, ...]
+    run: str | None
+    runs_dir: Path
+    resume: bool
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A YAML file. Not needed with --resume --run NAME."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Options of the recipe to change, such as loss.beta=0.2."),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the run. Default: the recipe's name and a number. A known name resumes.",
+        ),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    plain: Annotated[
+        bool, typer.Option("--plain", help="No dashboard: a bar on a terminal, text lines elsewhere.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run --run, or with the latest run of the recipe.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory, and stop.")
+    ] = False,
+) -> None:
+    """Train on a recipe: SFT or DPO, whichever its loss says."""
+    arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
+    request = make_request(arguments, run, runs_dir, resume)
+    if dry_run:
+        show_dry_run(request)
+        return
+    found = open_run(request)
+    if found.status() == "finished":
+        say_finished(found)
+        return
+    raise typer.Exit(train_and_watch(found))
+
+
+def make_request(arguments: Sequence[str], run: str | None, runs_dir: Path, resume: bool) -> Request:
+    """Tell the recipe from the overrides and refuse what does not go together. Raises UserError."""
+    if run is not None:
+        check_name(run)
+    first = arguments[0] if arguments else None
+    # A file may have "=" in its name; an override never is a file.
+    is_recipe = first is not None and ("=" not in first or Path(first).is_file())
+    recipe = Path(first) if first is not None and is_recipe else None
+    overrides = tuple(arguments[1:] if is_recipe else arguments)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override}: expected KEY=VALUE after the recipe, such as loss.beta=0.2")
+    if recipe is None and not (resume and run is not None):
+        raise UserError("no recipe: give a YAML file, such as recipes/dpo.yaml, or --resume with --run NAME")
+    return Request(recipe, overrides, run, runs_dir, resume)
+
+
+def open_run(request: Request) -> RunDir:
+    """The run to train, made if it is new. Raises UserError(s) for everything that is in the way."""
+    from localdpo.recipe.load import dump_recipe
+
+    known = known_run(request)
+    if known is not None and known.is_running():
+        raise already_running(known)
+    text = dump_recipe(resolve_recipe(request, known))
+    stem = request.recipe.stem if request.recipe is not None else "run"
+    name = known.name if known is not None else request.run or new_run_name(request.runs_dir, stem)
+    return RunDir.create(request.runs_dir, name, text, differing_keys)
+
+
+def known_run(request: Request) -> RunDir | None:
+    """The run that the request goes on with, None for a new one."""
+    if request.run is not None:
+        run = RunDir(request.runs_dir / request.run)
+        if request.resume and not run.exists():
+            return find_run(request.runs_dir, request.run)
+        return run if run.exists() else None
+    if not request.resume or request.recipe is None:
+        return None
+    runs = runs_of(request.runs_dir, request.recipe.stem)
+    if not runs:
+        raise UserError(
+            f"{request.runs_dir}: no run of {request.recipe} to resume; leave out --resume to start one"
+        )
+    return runs[0]
+
+
+def resolve_recipe(request: Request, known: RunDir | None) -> Recipe:
+    """The recipe of the request; without one, that of the run itself."""
+    from localdpo.recipe.load import load_recipe
+
+    path = request.recipe
+    if path is None:
+        if known is None:
+            raise UserError(f"{request.runs_dir}: no run named {request.run!r}")
+        path = known.recipe
+    return load_recipe(path, list(request.overrides))
+
+
+def differing_keys(old_text: str, new_text: str) -> str:
+    """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two resolved recipes differ."""
+    import yaml
+
+    old, new = flatten(yaml.safe_load(old_text)), flatten(yaml.safe_load(new_text))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    said = [f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} here" for key in keys[:3]]
+    more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ("; ".join(said) or "written by another version of localdpo") + more
+
+
+def flatten(values: object, prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def show_dry_run(request: Request) -> None:
+    from rich.console import Console
+
+    from localdpo.train.dry_run import dry_run
+
+    dry_run(resolve_recipe(request, known_run(request)), Console(soft_wrap=not sys.stdout.isatty()))
+
+
+def say_finished(run: RunDir) -> None:
+    """Nothing is left to do: say so, and where the result is."""
+    from rich.console import Console
+
+    from localdpo.cli.plain import closing_lines, print_plain
+    from localdpo.core.events import read_events
+
+    console = Console()
+    print_plain(console, f"{run.path} is finished; for another run of the recipe choose another --run name")
+    for line in closing_lines(run, read_events(run.events))[1:]:
+        print_plain(console, line)
+
+
+def train_and_watch(run: RunDir) -> int:
+    """Start the worker, show its events, explain its end; gives the exit code of the command."""
+    from rich.console import Console
+
+    from localdpo.cli.interrupt import Interrupts
+    from localdpo.cli.plain import closing_lines, make_view, print_plain
+    from localdpo.core.events import effective, read_events
+    from localdpo.core.progress import progress_of
+    from localdpo.launch import FINISHED_EXIT, explain_death, start_worker, watch
+
+    console = Console()
+    before = progress_of(effective(read_events(run.events)))
+    with Interrupts() as interrupts:
+        worker = start_worker(run)
+        interrupts.pass_to(worker)
+        with make_view(console, before) as view:
+            view.say(f"run {run.path} (worker {worker.process.pid}, log {run.worker_log})")
+            for event in watch(worker, on_poll=lambda: interrupts.tell(view.say)):
+                view.show(event)
+    returncode = worker.process.wait()
+    if returncode == FINISHED_EXIT:
+        for line in closing_lines(run, read_events(run.events)):
+            print_plain(console, line)
+        return 0
+    code = exit_code(returncode, interrupts.by_keyboard)
+    for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
+        is_error = code == USER_ERROR_EXIT or (code == CRASHED_EXIT and number == 0)
+        print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
+    return code
+
+
+def exit_code(returncode: int, by_keyboard: bool) -> int:
+    """The command's exit code for a worker that did not finish."""
+    from localdpo.launch import STOPPED_AT_ONCE, STOPPED_EXIT
+
+    if returncode == STOPPED_EXIT or returncode in STOPPED_AT_ONCE:
+        return INTERRUPTED_EXIT if by_keyboard else STOPPED_EXIT
+    return USER_ERROR_EXIT if returncode == USER_ERROR_EXIT else CRASHED_EXIT

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from localdpo.cli.runs import HEADINGS, age, row_of, runs, text_table
+from localdpo.core.events import EventWriter
+from localdpo.core.progress import RunSummary
+from localdpo.core.rundir import RunDir
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path) -> Path:
+    first = RunDir.create(tmp_path, "sft", "m\n")
+    os.utime(first.recipe, (1, 1))
+    second = RunDir.create(tmp_path, "dpo", "m\n")
+    with EventWriter(second.events) as writer:
+        writer.write(
+            "run.started", total_steps=60, model="demo:model", loss="sigmoid", recipe={"loss": {"beta": 0.1}}
+        )
+        writer.write("eval", 20, metrics={"rewards/accuracies": 0.8125, "rewards/margins": 1.5, "kl": 0.25})
+        writer.write("run.finished", 60)
+    return tmp_path
+
+
+def test_the_table_without_a_terminal(two_runs: Path, capsys: pytest.CaptureFixture[str]):
+    runs(two_runs, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == list(HEADINGS)
+    assert lines[1][:9] == [
+        "dpo",
+        "finished",
+        "sigmoid",
+        "0.1",
+        "demo:model",
+        "60/60",
+        "0.812",
+        "1.500",
+        "0.250",
+    ]
+    assert lines[2] == ["sft", "new", "-", "-", "-", "0", "-", "-", "-", "-"]
+
+
+def test_the_same_as_json(two_runs: Path, capsys: pytest.CaptureFixture[str]):
+    runs(two_runs, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in found] == ["dpo", "sft"]
+    assert found[0]["accuracy"] == 0.8125
+    assert found[0]["updated"] == pytest.approx(time.time(), abs=60)
+    assert found[1]["state"] == "new"
+
+
+def test_no_runs_are_an_empty_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs(tmp_path / "none", as_json=True)
+    assert json.loads(capsys.readouterr().out) == []
+    runs(tmp_path / "none", as_json=False)
+    assert capsys.readouterr().out.split() == list(HEADINGS)
+
+
+def test_a_row_shows_when():
+    summary = RunSummary("a", "running", None, None, None, 3, None, None, None, None, 10.0, 100.0)
+    assert row_of(summary, now=160.0) == ("a", "running", "-", "-", "-", "3", "-", "-", "-", "1m ago")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0s ago"), (59, "59s ago"), (60, "1m ago"), (7300, "2h ago"), (200_000, "2d ago")],
+)
+def test_ages(seconds: float, text: str):
+    assert age(seconds) == text
+
+
+def test_columns_are_aligned():
+    assert text_table([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
