@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> object:
     if name == "preference_loss":
+        from localdpo.core.blas import load_openblas
+
+        load_openblas()
         from localdpo.objective.losses import preference_loss
 
         return preference_loss

@@ -13,6 +13,7 @@ import typer
 
 from localdpo.cli.compare import compare
 from localdpo.cli.doctor import doctor
+from localdpo.cli.inspect import inspect
 from localdpo.cli.runs import runs
 from localdpo.cli.train import train
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(runs)
 app.command()(compare)
+app.command()(inspect)
 app.command()(doctor)
 
 

@@ -74,25 +74,31 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
     prompt = row.prompt.tolist()
     lines = [f"prompt ({len(prompt)} tokens, not scored):", _decode(tokenizer, prompt), ""]
     for name, response in zip(names, row.responses, strict=True):
-        pieces = _pieces(prompt[-_CONTEXT:], response.tolist(), tokenizer)
-        marked = "".join(MARK + piece.replace("\n", NEWLINE) for piece in pieces)
+        spans = token_spans(prompt, response.tolist(), tokenizer)
+        marked = "".join(MARK + text.replace("\n", NEWLINE) for _, text in spans)
         lines += [f"{name} ({len(response)} tokens, all scored):", marked + CLOSE, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _pieces(before: Sequence[int], response: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text that each response token adds."""
+def token_spans(
+    prompt: Sequence[int], response: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[int, str]]:
+    """(tokens, the text that they add) in the response's order; the counts add up to its length.
+
+    A span is one token, or the few that make one character together.
+    """
+    before = prompt[-_CONTEXT:]
     ids = [*before, *response]
-    pieces: list[str] = []
+    spans: list[tuple[int, str]] = []
     start = len(before)
     for end in range(start + 1, len(ids) + 1):
         context = ids[max(0, start - _CONTEXT) : start]
         text = _decode(tokenizer, [*context, *ids[start:end]])[len(_decode(tokenizer, context)) :]
         if text.endswith(_BROKEN) and end < len(ids) and end - start < _CONTEXT:
             continue
-        pieces.append(text)
+        spans.append((end - start, text))
         start = end
-    return pieces
+    return spans
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ _SHOWN_PROBLEMS = 20
 def read_prompts(source: str, limit: int) -> list[Side]:
     """The first `limit` prompts of a data source.
 
-    The source is whatever data.train may be; only the field `prompt` of a row is read, so a data file will do.
+    The source is whatever data.train may be; only the field `prompt` of a row is read.
     Raises UserError(s) with file:row for a source that cannot be read, a row without a prompt, and no rows.
     """
     opened = open_source(source)

@@ -51,7 +51,7 @@ def _shared_inputs(batch: Batch) -> dict[str, np.ndarray]:
         "pad": batch.context_pad,
         "response": inputs,
         "starts": starts,
-        "width": np.int32(inputs.shape[1]),
+        "width": np.array(inputs.shape[1]),
     }
 
 
@@ -65,7 +65,7 @@ def _plain_inputs(batch: Batch) -> dict[str, np.ndarray]:
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)] = ids
     starts = np.tile(width - batch.context_pad, len(rows) // pairs)
-    return {"tokens": tokens, "starts": starts, "width": np.int32(tokens.shape[1])}
+    return {"tokens": tokens, "starts": starts, "width": np.array(tokens.shape[1])}
 
 
 def _packed(batch: Batch, starts: np.ndarray, width: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from localdpo.model.arrays import random_key, set_random_key
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -42,7 +44,7 @@ def generate(
     The random state is set from `seed` and put back afterwards, so sampling never disturbs training,
     and the same prompts with the same seed and weights give the same answers.
     """
-    before = [mx.array(key) for key in mx.random.state]
+    before = random_key()
     mx.random.seed(seed)
     generator = BatchGenerator(
         model,
@@ -65,14 +67,8 @@ def generate(
                     finished[response.uid] = response.finish_reason == "stop"
     finally:
         generator.close()
-        _restore_random(before)
+        set_random_key(before)
     return [
         Answer(tokenizer.decode(tokens[uid], skip_special_tokens=True), tuple(tokens[uid]), finished[uid])
         for uid in order
     ]
-
-
-def _restore_random(state: list[mx.array]) -> None:
-    # mx.random.state may refuse assignment: a key is two words, and seed() takes them as one number.
-    high, low = (int(word) for word in state[0].tolist())
-    mx.random.seed((high << 32) | low)

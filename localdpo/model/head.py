@@ -19,7 +19,8 @@ Shape legend: T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -95,7 +96,11 @@ def log_softmax_terms(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     return e, total, top + mx.log(total)
 
 
-@mx.custom_function
+# MLX's stubs give what custom_function returns no call's type.
+_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
+
+
+@_custom_function
 def _scored(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """Log-probabilities [T] of the targets, and softmax(z) [T, V], which the vjp uses again."""
     e, total, lse = log_softmax_terms(logits)
@@ -113,7 +118,7 @@ def _scored_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, 
     return grad.astype(logits.dtype), mx.zeros_like(targets)
 
 
-@mx.custom_function
+@_custom_function
 def _with_gradient(hidden: mx.array, logps: mx.array, grad: mx.array) -> mx.array:
     """`logps` [T], with `grad` [T, D] as its known gradient in `hidden` [T, D]."""
     return logps + 0.0

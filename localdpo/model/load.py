@@ -23,6 +23,8 @@ from localdpo.model.backend import device_name
 # A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
 WHOLE_FILE = 64 * 2**20
 SAMPLES, SAMPLE_BYTES = 32, 2**16
+# What mlx-lm and transformers raise for a folder whose files are not what they expect.
+LOADER_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
     path = model_path(name)
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
-    except (ValueError, FileNotFoundError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except LOADER_ERRORS as error:
         raise UserError(f"model {name}: mlx-lm cannot load it: {first_line(error)}") from error
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if device_name() == "cpu":
@@ -75,7 +77,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWr
     try:
         eos = load_config(path).get("eos_token_id")
         return load_mlx_tokenizer(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
-    except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+    except LOADER_ERRORS as error:
         raise UserError(f"model {name}: its tokenizer cannot be read: {first_line(error)}") from error
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.errors import UserError
 from localdpo.core.names import resolve
+from localdpo.model.arrays import load_arrays, named
 from localdpo.model.load import first_line
 
 CONFIG_FILE = "adapter_config.json"
@@ -88,14 +88,19 @@ def read_config(folder: Path) -> LoraConfig:
         kind = raw.get("fine_tune_type", "lora")
         if kind not in TYPES:
             raise UserError(
-                f"{file} fine_tune_type: expected lora or dora, got {kind!r}; fuse it into the model first (mlx_lm.fuse)"
+                f"{file} fine_tune_type: expected lora or dora, got {kind!r}; "
+                "fuse it into the model first (mlx_lm.fuse)"
             )
         parameters = raw["lora_parameters"]
         keys = parameters.get("keys")
+        rank, layers = int(parameters["rank"]), int(raw["num_layers"])
+        if rank < 1:
+            raise UserError(f"{file} rank: expected 1 or more, got {rank}")
         return LoraConfig(
             type=kind,
-            layers=int(raw["num_layers"]),
-            rank=int(parameters["rank"]),
+            # mlx-lm takes 0, like -1, as all blocks.
+            layers=layers if layers > 0 else -1,
+            rank=rank,
             scale=float(parameters["scale"]),
             dropout=float(parameters.get("dropout", 0.0)),
             keys=tuple(keys) if keys is not None else None,
@@ -121,7 +126,7 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
         linear_to_lora_layers(model, config.layers, parameters, use_dora=config.type == "dora")
     except ValueError as error:
         raise UserError(f"lora: {first_line(error)}") from error
-    if not tree_flatten(model.trainable_parameters()):
+    if not named(model.trainable_parameters()):
         raise UserError(
             f"lora.keys: none of {', '.join(config.keys or ())} is a linear layer of the model's blocks"
         )
@@ -136,12 +141,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         UserError: names or shapes that are not exactly the model's.
     """
     file = folder / WEIGHTS_FILE
-    try:
-        loaded = mx.load(str(file))
-        mx.eval(loaded)
-    except RuntimeError as error:
-        raise UserError(f"{file}: cannot be read: {first_line(error)}") from error
-    wanted = dict(tree_flatten(model.trainable_parameters()))
+    loaded, wanted = load_arrays(file), named(model.trainable_parameters())
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - loaded.keys())]
     problems += [f"{name} is not in the model" for name in sorted(loaded.keys() - wanted.keys())]
     problems += [

@@ -38,8 +38,8 @@ class PromptRecorder:
     def __init__(self, pad: mx.array, mask_axes: int = 4) -> None:
         self.pad = pad
         self.mask_axes = mask_axes
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.keys: mx.array
+        self.values: mx.array
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.keys, self.values = keys, values

@@ -19,11 +19,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from localdpo.core.atomic import published_dir, verify_manifest
 from localdpo.core.rundir import RunDir
 from localdpo.model import lora
+from localdpo.model.arrays import load_arrays, named, set_random_key
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
@@ -48,11 +49,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from, and the damaged ones that were passed over."""
+    """A checkpoint to go on from."""
 
     path: Path
     state: TrainState
-    problems: tuple[str, ...]
 
 
 def save(
@@ -68,8 +68,7 @@ def save(
     Raises:
         UserError: no space left; earlier checkpoints and LATEST stay as they were.
     """
-    weights = dict(tree_flatten(lora.adapter_weights(model)))
-    moments = dict(tree_flatten(optimizer.state))
+    weights, moments = named(lora.adapter_weights(model)), named(optimizer.state)
     mx.eval(weights, moments)
     size = sum(array.nbytes for array in [*weights.values(), *moments.values()])
     run.checkpoints.mkdir(exist_ok=True)
@@ -81,18 +80,27 @@ def save(
         content = {"v": VERSION, "step": state.step, "random": state.random, "seconds": state.seconds}
         (folder / STATE_FILE).write_text(json.dumps(content | {"metrics": state.metrics}, indent=2) + "\n")
     run.set_latest(final)
-    for old in checkpoints(run)[:-keep]:
+    for old in _expendable(checkpoints(run), final, keep):
         shutil.rmtree(old)
     return final
 
 
+def _expendable(every: list[Path], final: Path, keep: int) -> list[Path]:
+    """All but the newest `keep` up to `final`. A later one is damaged: the run resumed from before it."""
+    end = every.index(final) + 1
+    return every[: max(0, end - keep)] + every[end:]
+
+
 def checkpoints(run: RunDir) -> list[Path]:
     """The run's checkpoint folders, oldest first."""
-    return sorted(path for path in run.checkpoints.glob("step-*") if path.is_dir() and not path.is_symlink())
+    found = [path for path in run.checkpoints.glob("step-*") if path.is_dir() and not path.is_symlink()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
-def newest_valid(run: RunDir) -> Found | None:
-    """The newest checkpoint whose every byte is as it was written; None if there is none."""
+def newest_valid(run: RunDir) -> tuple[Found | None, list[str]]:
+    """The newest checkpoint whose every byte is as it was written, None if there is none; and what is wrong
+    with those that were passed over.
+    """
     problems: list[str] = []
     for path in reversed(checkpoints(run)):
         found = verify_manifest(path)
@@ -100,22 +108,14 @@ def newest_valid(run: RunDir) -> Found | None:
             raw = json.loads((path / STATE_FILE).read_text())
             first, second = raw["random"]
             state = TrainState(raw["step"], (first, second), raw["seconds"], raw["metrics"])
-            return Found(path, state, tuple(problems))
+            return Found(path, state), problems
         problems += found
-    return None
+    return None, problems
 
 
 def restore(found: Found, model: nn.Module, optimizer: optim.Optimizer) -> None:
     """Put the checkpoint's adapter, optimizer state and random key back."""
     lora.load_weights(model, found.path)
-    moments = mx.load(str(found.path / OPTIMIZER_FILE))
-    mx.eval(moments)
+    moments = load_arrays(found.path / OPTIMIZER_FILE)
     optimizer.state = tree_unflatten(list(moments.items()))
-    high, low = found.state.random
-    mx.random.seed((high << 32) | low)
-
-
-def random_words() -> tuple[int, int]:
-    """The two words of MLX's random key."""
-    high, low = mx.random.state[0].tolist()
-    return int(high), int(low)
+    set_random_key(found.state.random)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -61,7 +61,7 @@ def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
         policy_logits = forward.head(policy_hidden[part])
         with lora.use(forward.model, reference):
             reference_logits = forward.head(reference_hidden[part])
-            total += float(kl_per_token(policy_logits, reference_logits).sum().item())
+            total += cast("float", kl_per_token(policy_logits, reference_logits).sum().item())
     return total / tokens
 
 

@@ -14,10 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter
+from localdpo.core.events import EventWriter, read_events
 from localdpo.core.rundir import RunDir
 from localdpo.data.types import Batch
 from localdpo.model import lora
+from localdpo.model.arrays import random_key
 from localdpo.train import checkpoint
 from localdpo.train.control import StopRequest
 from localdpo.train.evaluation import Sampler, evaluate, exact_kl
@@ -71,23 +72,26 @@ class Loop:
 
     def _restore(self) -> bool:
         """Go on from the newest whole checkpoint, if there is one."""
-        found = checkpoint.newest_valid(self.run_dir)
-        if found is None:
+        found, problems = checkpoint.newest_valid(self.run_dir)
+        if found is not None:
+            checkpoint.restore(found, self.session.base.model, self.optimizer)
+            self.step, self.seconds = found.state.step, found.state.seconds
+            self.saved_step, self.eval_metrics = found.state.step, found.state.metrics
+            self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{found.path.name}")
+        else:
             mx.random.seed(self.recipe.train.seed)
-            return False
-        checkpoint.restore(found, self.session.base.model, self.optimizer)
-        self.step, self.seconds = found.state.step, found.state.seconds
-        self.saved_step, self.eval_metrics = found.state.step, found.state.metrics
-        self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{found.path.name}")
-        for problem in found.problems:
+            if any(event.type == "step" for event in read_events(self.run_dir.events)):
+                # It died before its first checkpoint: readers drop the steps that are taken again.
+                self.log.write("run.resumed", 0)
+        for problem in problems:
             self.notice("damaged-checkpoint", f"passed over a damaged checkpoint: {problem}")
         self.watch.replay(self.run_dir.events)
-        return True
+        return found is not None
 
     def run(self) -> Outcome:
         """Take the steps that are left. Raises UserError when a loss or gradient is not finite."""
         self.score_reference()
-        if self.step == 0 and not self.resumed:
+        if self.stop.reason is None and not self.resumed:
             self.evaluate()
         while self.step < self.plan.total and self.stop.reason is None:
             self.take_step()
@@ -96,11 +100,10 @@ class Loop:
                 self.evaluate()
             if self.step % self.recipe.save.every == 0 or finished:
                 self.save()
-        if self.saved_step != self.step:
+        if self.saved_step != self.step and self.step > 0:
             self.save()
-        return Outcome(
-            self.stop.reason if self.step < self.plan.total else None, self.eval_metrics, self.seconds
-        )
+        stopped_by = self.stop.reason if self.step < self.plan.total else None
+        return Outcome(stopped_by, self.eval_metrics, self.seconds)
 
     def score_reference(self) -> None:
         """Score what the run will need under the reference, unless it is on disk."""
@@ -112,12 +115,11 @@ class Loop:
                 (session.train_scores, session.train, session.training_places()),
                 (session.valid_scores, session.valid, session.eval_places),
             ):
-                scores.fill(
-                    session.forward, rows, places, batch=REFERENCE_BATCH, report=self._reference_progress
-                )
+                scores.fill(session.forward, rows, places, batch=REFERENCE_BATCH, go_on=self._go_on)
 
-    def _reference_progress(self, done: int, total: int) -> None:
+    def _go_on(self, done: int, total: int) -> bool:
         self.log.write("reference", done=done, total=total)
+        return self.stop.reason is None
 
     def take_step(self) -> None:
         """One optimizer step and its event."""
@@ -153,8 +155,9 @@ class Loop:
         )
         what = "loss" if not math.isfinite(result.loss) else "gradient norm"
         raise UserError(
-            f"step {self.step}: the {what} is not finite, so training stopped and nothing was saved after it; "
-            f"rows {', '.join(map(str, rows))} of {self.recipe.data.train}; try a lower train.learning_rate"
+            f"step {self.step}: the {what} is not finite (rows {', '.join(map(str, rows))} of "
+            f"{self.recipe.data.train}), so training stopped and nothing was saved after it; "
+            "try a lower train.learning_rate"
         )
 
     def _kl_due(self) -> bool:
@@ -200,7 +203,7 @@ class Loop:
     def save(self) -> None:
         """Publish a checkpoint."""
         began = time.monotonic()
-        state = checkpoint.TrainState(self.step, checkpoint.random_words(), self.seconds, self.eval_metrics)
+        state = checkpoint.TrainState(self.step, random_key(), self.seconds, self.eval_metrics)
         self.log.sync()
         path = checkpoint.save(
             self.run_dir,

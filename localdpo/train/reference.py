@@ -22,7 +22,7 @@ from localdpo.train.rows import Rows
 
 VERSION = 1
 SAVE_SECONDS = 30.0
-Report = Callable[[int, int], None]
+GoOn = Callable[[int, int], bool]
 
 
 def cache_file(cache_dir: Path, *, data: str, model: str, adapter: str, precision: str) -> Path:
@@ -46,10 +46,10 @@ class ReferenceScores:
         """Scores [K*P] in the order of a batch's response rows."""
         return self.values[indices].T.reshape(-1)
 
-    def fill(self, forward: Forward, rows: Rows, places: np.ndarray, *, batch: int, report: Report) -> None:
+    def fill(self, forward: Forward, rows: Rows, places: np.ndarray, *, batch: int, go_on: GoOn) -> None:
         """Score what is missing of `rows` at `places`, with the weights that are in the model now.
 
-        `report(done, total)` is called after every batch.
+        `go_on(done, total)` is asked after every batch; when it says no, the pass ends and keeps what it has.
         """
         wanted = np.isin(rows.indices[places], self.missing(rows.indices[places]))
         todo = places[wanted]
@@ -57,7 +57,8 @@ class ReferenceScores:
         for part in rows.by_length(todo, batch) if len(todo) else ():
             self.values[part.indices] = np.array(forward.score(part)).reshape(-1, len(part.indices)).T
             done += len(part.indices)
-            report(done, len(todo))
+            if not go_on(done, len(todo)):
+                break
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()

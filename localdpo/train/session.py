@@ -12,7 +12,6 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.errors import UserError
@@ -22,6 +21,7 @@ from localdpo.data.prompts import prompt_text, read_prompts
 from localdpo.data.store import TokenStore, open_store
 from localdpo.data.types import Batch
 from localdpo.model import lora
+from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, fingerprint, load_base
@@ -159,7 +159,8 @@ def attach_adapter(base: Base, recipe: Recipe) -> lora.LoraConfig:
     """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones."""
     config, blocks = adapter_shape(recipe), len(base.model.layers)
     if config.layers > blocks:
-        raise UserError(f"lora.layers: the model has {blocks} blocks, got {config.layers}")
+        where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
+        raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
     lora.attach(base.model, config, seed=recipe.train.seed)
     if recipe.adapter is not None:
         lora.load_weights(base.model, lora.adapter_path(recipe.adapter))
@@ -170,7 +171,8 @@ def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
     """An adapter is trained on in the shape it has; a recipe that asks for another one is mistaken."""
     for name in ("type", "rank", "scale", "layers", "keys"):
         asked, is_ = getattr(recipe.lora, name), getattr(config, name)
-        if asked is not None and asked != is_:
+        same = set(asked or ()) == set(is_ or ()) if name == "keys" else asked == is_
+        if asked is not None and not same:
             raise UserError(
                 f"lora.{name}: {asked} asked for, but adapter {recipe.adapter} has {is_}; "
                 "leave it out to train that adapter on, or fuse it into the model first (mlx_lm.fuse)"
@@ -205,9 +207,7 @@ def open_rows(recipe: Recipe, wrapper: TokenizerWrapper) -> tuple[Rows, Rows]:
 def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
     """The reference scores of the rows' store, as far as they are on disk."""
     adapter = "none" if recipe.adapter is None else fingerprint(lora.adapter_path(recipe.adapter))
-    precision = str(
-        next(a for _, a in tree_flatten(base.model.parameters()) if mx.issubdtype(a.dtype, mx.floating)).dtype
-    )
+    precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
     file = cache_file(
         cache_dir(), data=rows.store.fingerprint, model=base.fingerprint, adapter=adapter, precision=precision
     )
@@ -237,7 +237,8 @@ def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
     """
     if not forward.shared:
         note(
-            "this model's layers keep a state that cannot be shared: each response runs with its prompt (plain path)"
+            "this model's layers keep a state that cannot be shared: "
+            "each response runs with its prompt (plain path)"
         )
         return
     batch = _more_padding(rows.batch(np.arange(1)))
@@ -253,7 +254,8 @@ def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
     if not forward.shared:
         gap = float(np.abs(shared - plain).max())
         note(
-            f"the shared-prompt path differs from the plain one by {gap:.3g} nats on this model: the plain path is used"
+            f"the shared-prompt path differs from the plain one by {gap:.3g} nats on this model: "
+            "the plain path is used"
         )
 
 
@@ -262,10 +264,7 @@ def tolerance(logps: np.ndarray, lengths: np.ndarray, forward: Forward) -> np.nd
 
     float32: 1e-3 or 2e-6 of the value; 16-bit: rounding of each token adds up like a random walk.
     """
-    floats = [
-        a.dtype for _, a in tree_flatten(forward.model.parameters()) if mx.issubdtype(a.dtype, mx.floating)
-    ]
-    if all(dtype == mx.float32 for dtype in floats):
+    if float_types(forward.model) == {mx.float32}:
         return np.maximum(1e-3, 2e-6 * np.abs(logps))
     return 0.02 * np.sqrt(lengths)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localdpo import __version__
-from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
 from localdpo.data.store import describe_dropped
@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
     stop.install()
     run = RunDir(Path(arguments[0]))
     try:
+        if not run.exists():
+            raise UserError(f"{run.path}: not the folder of a run: there is no {run.recipe.name} in it")
         with RunLock(run):
             run.clean()
             with EventWriter(run.events) as log:
@@ -63,7 +65,6 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
 
 def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
     backend = prepare()
-    # MLX and what stands on it is imported after OpenBLAS was loaded.
     from localdpo.recipe.load import load_recipe
     from localdpo.train.loop import Loop
     from localdpo.train.session import assemble

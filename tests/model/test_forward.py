@@ -41,7 +41,7 @@ def gradients(model: nn.Module, forward: Forward, batch: Batch) -> dict[str, np.
 
 
 def relative(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """Largest relative distance over the parameters, each by its norm (floor: a thousandth of the largest norm)."""
+    """Largest distance relative to a parameter's norm, or to a thousandth of the largest norm."""
     norms = {name: float(np.linalg.norm(g)) for name, g in expected.items()}
     floor = 1e-3 * max(norms.values())
     return max(float(np.linalg.norm(found[n] - g)) / max(norms[n], floor) for n, g in expected.items())

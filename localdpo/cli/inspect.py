@@ -1,0 +1,271 @@
+"""`localdpo inspect`: which tokens of a run's pairs were rewarded, and which pairs it gets most wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from localdpo.evals.inspect_pairs import InspectedPair, InspectedResponse, Inspection
+
+DEFAULT_WORST: Final = 20
+# Blue and orange of Okabe and Ito's palette, which people of every colour vision tell apart. Orange is also
+# the lighter one, so the two differ on a grey screen.
+REWARDED, PENALISED = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
+SHADES: Final = 4
+# Above this share of the tokens' rewards the colour is at its strongest: one outlier must not pale the rest.
+SCALE_QUANTILE: Final = 0.95
+MARK: Final = "▸"
+HEADINGS: Final = ("row", "margin", "ranked", "tokens", "chosen", "rejected")
+BEGINNING: Final = 40
+
+
+def inspect(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Name of the run. Default: the latest.")
+    ] = None,
+    pair: Annotated[
+        int | None, typer.Option(min=1, metavar="ROW", help="Show the pair of this row, token by token.")
+    ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"List this many pairs, lowest margin first. Default: {DEFAULT_WORST}."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Look only at the first so many pairs. Default: all.")
+    ] = None,
+    split: Annotated[Literal["valid", "train"], typer.Option(help="Which of the run's pairs.")] = "valid",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything, token by token, as one JSON object.")
+    ] = False,
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+) -> None:
+    """Show which tokens a run rewarded; without --pair, the pairs it gets most wrong."""
+    from rich.console import Console
+
+    from localdpo.cli.plain import print_plain
+    from localdpo.core.errors import UserError
+    from localdpo.core.rundir import find_run
+    from localdpo.model.backend import prepare
+
+    if pair is not None and (worst is not None or limit is not None):
+        raise UserError("--pair shows one pair: leave out --worst and --limit")
+    found = find_run(runs_dir, run)
+    errors = Console(stderr=True)
+    for hint in prepare().hints:
+        print_plain(errors, hint)
+    from localdpo.evals.inspect_pairs import inspect_run
+
+    inspection = inspect_run(
+        found.path,
+        split=split,
+        pair=pair,
+        worst=worst or DEFAULT_WORST,
+        limit=limit,
+        note=lambda line: print_plain(errors, line),
+    )
+    if as_json:
+        print(json.dumps(as_object(found.name, inspection), indent=1))
+    elif pair is not None:
+        show_pair(Console(), inspection)
+    else:
+        show_worst(Console(), found.name, inspection)
+
+
+def as_object(run: str, inspection: Inspection) -> dict[str, Any]:
+    """The whole inspection as JSON values; log-probabilities in nats."""
+    return {
+        "run": run,
+        "checkpoint": inspection.checkpoint,
+        "split": inspection.split,
+        "source": inspection.source,
+        "loss": inspection.loss,
+        "beta": inspection.beta,
+        "rows": inspection.rows,
+        "scored": inspection.scored,
+        "metrics": {"rewards/accuracies": inspection.accuracy, "rewards/margins": inspection.margin},
+        "pairs": [_pair_object(pair) for pair in inspection.pairs],
+    }
+
+
+def _pair_object(pair: InspectedPair) -> dict[str, Any]:
+    return {
+        "row": pair.row,
+        "prompt": pair.prompt,
+        "margin": pair.margin,
+        "ranked": pair.ranked,
+        "chosen": _response_object(pair.chosen),
+        "rejected": _response_object(pair.rejected),
+    }
+
+
+def _response_object(response: InspectedResponse) -> dict[str, Any]:
+    return {
+        "text": response.text,
+        "reward": response.reward,
+        "logp": response.logp,
+        "reference_logp": response.reference_logp,
+        "tokens": [
+            {
+                "id": token.id,
+                "text": token.text,
+                "logp": token.logp,
+                "reference_logp": token.reference_logp,
+                "reward": token.reward,
+            }
+            for token in response.tokens
+        ],
+    }
+
+
+def show_worst(console: Console, run: str, inspection: Inspection) -> None:
+    """One line a pair, lowest margin first, below a line about all that were scored."""
+    from localdpo.cli.plain import print_plain
+    from localdpo.cli.runs import text_table
+
+    of = "" if inspection.scored == inspection.rows else f" of {inspection.rows:,}"
+    print_plain(
+        console,
+        f"{run}, {inspection.checkpoint}: {inspection.scored:,}{of} {inspection.split} pairs of "
+        f"{inspection.source}, accuracy {inspection.accuracy:.3f}, margin {inspection.margin:+.3f}",
+    )
+    rows = [_row(pair) for pair in inspection.pairs]
+    if not console.is_terminal:
+        for line in text_table([HEADINGS, *rows]):
+            print_plain(console, line)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for heading in HEADINGS:
+        is_text = heading in ("chosen", "rejected")
+        table.add_column(
+            heading,
+            no_wrap=True,
+            justify="right" if heading in ("row", "margin") else "left",
+            overflow="ellipsis",
+            ratio=1 if is_text else None,
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _row(pair: InspectedPair) -> tuple[str, ...]:
+    """The cells of a pair, in the order of HEADINGS."""
+    return (
+        str(pair.row),
+        f"{pair.margin:+.3f}",
+        pair.ranked,
+        f"{len(pair.chosen.tokens)}/{len(pair.rejected.tokens)}",
+        beginning(pair.chosen.text),
+        beginning(pair.rejected.text),
+    )
+
+
+def beginning(text: str) -> str:
+    """The first characters of a response, on one line."""
+    from localdpo.cli.plain import printable
+
+    line = " ".join(printable(text).split())
+    return line if len(line) <= BEGINNING else f"{line[: BEGINNING - 1]}…"
+
+
+def show_pair(console: Console, inspection: Inspection) -> None:
+    """The prompt, and both responses with the reward of each token: as colour, or as numbers without it."""
+    from rich.rule import Rule
+    from rich.text import Text
+
+    from localdpo.cli.compare import clean
+
+    (pair,) = inspection.pairs
+    limit = scale_of(pair)
+    coloured = console.color_system is not None and not console.no_color
+    what = "log-probability / tokens" if pair.chosen.reference_logp is None else "log-ratio"
+    title = f"{inspection.split} row {pair.row}: margin {pair.margin:+.3f}, ranked {pair.ranked}"
+    console.print(Rule(Text(title), align="left"))
+    console.print(clean(pair.prompt))
+    for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        head = f"\n{name}: reward {response.reward:+.3f}, {len(response.tokens)} tokens"
+        console.print(Text(head, style="bold"))
+        tokens = coloured_tokens(response, limit) if coloured else numbered_tokens(response)
+        console.print(tokens, soft_wrap=not console.is_terminal)
+    console.print()
+    meaning = f"beta ({inspection.beta:g}) * {what} of each token"
+    console.print(_legend(limit, meaning) if coloured else Text(f"in brackets: {meaning}"))
+
+
+def scale_of(pair: InspectedPair) -> float:
+    """The reward at which the colour of both responses' tokens is at its strongest, above 0."""
+    sizes = sorted(abs(token.reward) for token in (*pair.chosen.tokens, *pair.rejected.tokens))
+    return max(sizes[round(SCALE_QUANTILE * (len(sizes) - 1))], 1e-6)
+
+
+def style_of(reward: float, limit: float) -> str:
+    """The rich style of a reward: blue above 0, orange below, stronger with size, none near 0."""
+    shade = min(SHADES, round(abs(reward) / limit * SHADES))
+    if shade == 0:
+        return ""
+    end = REWARDED if reward > 0 else PENALISED
+    red, green, blue = (round(255 + (part - 255) * shade / SHADES) for part in end)
+    # White on the full blue and black on everything else keep at least 4.5:1 of contrast.
+    ink = "#ffffff" if reward > 0 and shade == SHADES else "#000000"
+    return f"{ink} on #{red:02x}{green:02x}{blue:02x}"
+
+
+def coloured_tokens(response: InspectedResponse, limit: float) -> Text:
+    """The response with each token on the colour of its reward."""
+    from rich.text import Text
+
+    text = Text()
+    for piece, reward in _spans(response):
+        text.append(_visible(piece), style=style_of(reward, limit))
+    return text
+
+
+def numbered_tokens(response: InspectedResponse) -> Text:
+    """The response with each token marked and its reward in brackets behind it."""
+    from rich.text import Text
+
+    return Text("".join(f"{MARK}{_visible(piece, f'[{reward:+.3f}]')}" for piece, reward in _spans(response)))
+
+
+def _spans(response: InspectedResponse) -> list[tuple[str, float]]:
+    """(text, reward); tokens that make one character together are one span, with the sum of their rewards."""
+    spans: list[tuple[str, float]] = []
+    waiting = 0.0
+    for token in response.tokens:
+        waiting += token.reward
+        if token.text or token is response.tokens[-1]:
+            spans.append((token.text, waiting))
+            waiting = 0.0
+    return spans
+
+
+def _visible(piece: str, behind: str = "") -> str:
+    """A token without what would steer the terminal; `behind` comes before the line break that it ends in."""
+    from localdpo.cli.plain import printable
+
+    body = piece.rstrip("\n")
+    breaks = len(piece) - len(body)
+    shown = "⏎\n".join(printable(line) for line in body.split("\n"))
+    return f"{shown}{'⏎' * breaks}{behind}{chr(10) if breaks else ''}"
+
+
+def _legend(limit: float, meaning: str) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    for step in range(-SHADES, SHADES + 1):
+        if step in (-SHADES, SHADES):
+            text.append(f" {limit * step / SHADES:+.3f} ", style=style_of(step, SHADES))
+        else:
+            text.append("   ", style=style_of(step, SHADES))
+    return text.append(f"  {meaning}")

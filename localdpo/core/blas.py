@@ -1,0 +1,37 @@
+"""OpenBLAS for MLX's CPU backend on Linux. Standard library only.
+
+The Linux CPU wheel of MLX links a reference BLAS. When OpenBLAS is in the process before MLX is
+imported, its routines are found first, and float32 matrix products run about twenty times faster.
+Every room that imports MLX calls `load_openblas()` in its `__init__`, ahead of that import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import sys
+from functools import lru_cache
+from typing import Final
+
+SWITCH: Final = "LOCALDPO_OPENBLAS"
+
+
+def find_openblas() -> str | None:
+    """File name of the system's OpenBLAS, or None (always None off Linux, or when switched off).
+
+    The environment variable LOCALDPO_OPENBLAS=off leaves it alone.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get(SWITCH, "").lower() in {"0", "off"}:
+        return None
+    return ctypes.util.find_library("openblas")
+
+
+@lru_cache(maxsize=1)
+def load_openblas() -> str | None:
+    """Load OpenBLAS ahead of MLX, once; its file name, or None when there is none or MLX came first."""
+    name = find_openblas()
+    if name is None or "mlx.core" in sys.modules:
+        return None
+    ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    return name
