@@ -1,5 +1,48 @@
-"""OpenBLAS, where the system has it, must be loaded before anything imports MLX."""
+"""OpenBLAS, where the system has it, must be loaded before anything imports MLX.
 
-from localdpo.model.backend import prepare
+The tiny model folders of the session are made when a test asks for one.
+"""
 
-prepare()
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localdpo.core.blas import load_openblas
+
+load_openblas()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random qwen3 model folder, float32."""
+    from tiny_folders import make_model_folder
+
+    return make_model_folder(tmp_path_factory.mktemp("models") / "qwen3")
+
+
+@pytest.fixture(scope="session")
+def quantised_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama model folder, 4-bit."""
+    from tiny_folders import make_model_folder
+
+    return make_model_folder(tmp_path_factory.mktemp("models") / "llama", family="llama", quantised=True)
+
+
+@pytest.fixture(scope="session")
+def sft_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A random adapter of `tiny_model` as an SFT run would leave one: rank 4, all layers."""
+    from tiny_folders import make_adapter
+
+    folder = tmp_path_factory.mktemp("adapters") / "sft"
+    make_adapter(folder, tiny_model)
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LOCALDPO_CACHE", str(folder))
+    return folder

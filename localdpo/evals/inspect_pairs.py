@@ -147,7 +147,6 @@ def inspect_run(
     """Score the pair at row `pair` of the split, or find the `worst` of its first `limit` pairs.
 
     `note` is told in one line what a person should know about the model. The base is loaded once.
-    Call `localdpo.model.backend.prepare` before this module is imported.
 
     Raises:
         UserError: no checkpoint yet, a run on demonstrations, no such row, or a model that does not load.

@@ -24,7 +24,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe import marks
 from localdpo.recipe.describe import expected, field_at, fields_of, section_of
 from localdpo.recipe.hints import unknown_key
-from localdpo.recipe.schema import SHORTHANDS, Recipe, expand_shorthands
+from localdpo.recipe.schema import ACROSS_SECTIONS, SHORTHANDS, Recipe, expand_shorthands
 
 MAX_BYTES: Final = 256 * 1024
 LONGEST_QUOTE: Final = 80
@@ -134,7 +134,7 @@ class _Source:
         """Notes what pydantic found: once per key, and not what follows from a problem noted before."""
         known = [path for _, path, _ in self.found if path]
         for item in error.errors(include_url=False):
-            path = _key_path(item["loc"])
+            path = _key_path(item)
             if item["type"] in ECHOES or any(path[: len(one)] == one for one in known):
                 continue
             known.append(path)
@@ -182,8 +182,11 @@ def _read_text(path: str | os.PathLike[str], name: str) -> str:
         raise UserError(f"{name}:{line}: {byte} is not UTF-8; save the file as UTF-8") from None
 
 
-def _key_path(location: tuple[int | str, ...]) -> marks.Path:
+def _key_path(item: Any) -> marks.Path:
     """pydantic's location without the union branches that it appends to a key."""
+    location: marks.Path = item["loc"]
+    if item["type"] == ACROSS_SECTIONS:
+        return (*location, item["ctx"]["key"])
     length = 2 if section_of(str(location[0])) else 1
     return location[:length]
 
@@ -193,6 +196,8 @@ def _message(item: Any, path: marks.Path) -> str:
         return unknown_key(".".join(map(str, path[:-1])), str(path[-1]), dotted=False)
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
+    if item["type"] == ACROSS_SECTIONS:
+        return str(item["msg"])
     field = field_at(".".join(map(str, path)))
     assert field is not None
     if item["type"] == "missing":

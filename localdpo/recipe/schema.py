@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from localdpo.objective.registry import LOSSES, LossSpec
 
@@ -38,6 +39,8 @@ Words = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
 # A section given as one value means this option of it: `loss: ipo`.
 SHORTHANDS: Final = {"loss": "type"}
+# The type of an error between two sections; its context holds the `key` of the section that it belongs to.
+ACROSS_SECTIONS: Final = "across_sections"
 DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
 
 
@@ -264,6 +267,19 @@ class Recipe(Section):
     @classmethod
     def _shorthands(cls, value: Any) -> Any:
         return expand_shorthands(value) if isinstance(value, dict) else value
+
+    @field_validator("train")
+    @classmethod
+    def _batch_may_be_cut(cls, value: TrainSection, info: ValidationInfo) -> TrainSection:
+        loss, micro = info.data.get("loss"), value.micro_batch_size
+        if loss is None or loss.spec.separable or micro is None or micro == value.batch_size:
+            return value
+        raise PydanticCustomError(
+            ACROSS_SECTIONS,
+            "the {loss} loss compares all pairs of a batch with each other, so it needs them in memory at "
+            "once; remove it, set train.batch_size={micro}, or choose another loss.type",
+            {"key": "micro_batch_size", "loss": loss.type, "micro": micro},
+        )
 
     def explicit(self, section: str, field: str) -> bool:
         """Whether `section.field` was written down (in the file or as an override), default or not."""

@@ -97,6 +97,24 @@ def test_lengths_and_decay_are_checked_against_each_other(tmp_path: Path) -> Non
     ]
 
 
+def test_a_loss_over_the_whole_batch_cannot_be_cut_into_micro_batches(tmp_path: Path) -> None:
+    text = SMALLEST + "loss: aot\ntrain:\n  batch_size: 8\n  micro_batch_size: 2\nsave: {keep: 0}\n"
+    message = (
+        "the aot loss compares all pairs of a batch with each other, so it needs them in memory at once; "
+        "remove it, set train.batch_size=2, or choose another loss.type"
+    )
+    assert problems(tmp_path, text) == [
+        f"r.yaml:7 train.micro_batch_size: {message}",
+        "r.yaml:8 save.keep: expected a whole number >= 1, got 0",
+    ]
+    given = ["loss=aot_unpaired", "train.micro_batch_size=2"]
+    assert problems(tmp_path, SMALLEST, *given) == [
+        f"train.micro_batch_size=2: {message.replace('aot', 'aot_unpaired')}"
+    ]
+    for fine in (["loss=aot", "train.micro_batch_size=8"], ["loss=aot"], ["train.micro_batch_size=2"]):
+        load_recipe(write(tmp_path, SMALLEST), fine)
+
+
 def test_layers_refuses_zero_because_mlx_lm_would_read_it_as_all(tmp_path: Path) -> None:
     assert problems(tmp_path, SMALLEST + "lora: {layers: 0}\n") == [
         "r.yaml:4 lora.layers: expected -1 or a whole number >= 1 or null, got 0"

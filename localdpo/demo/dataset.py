@@ -1,0 +1,78 @@
+"""The rows of the demo's data sets, and how a preference is picked by the rules. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from localdpo.core.atomic import write_text
+from localdpo.demo import annotators, rules, world
+from localdpo.demo.world import Facts
+
+Row = dict[str, Any]
+Incident = tuple[Facts, str]
+
+# Incidents drawn for each use. Of the preference prompts, those whose two answers tie are dropped; the first
+# KEPT of the others are kept.
+COUNTS = {
+    "demonstrations/train": 1500,
+    "demonstrations/valid": 100,
+    "preferences/train": 700,
+    "preferences/valid": 180,
+    "prompts/heldout": 300,
+}
+KEPT = {"preferences/train": 400, "preferences/valid": 80}
+MIN_GAP = 0.25
+
+
+def split_incidents(seed: int, counts: Mapping[str, int] = COUNTS) -> dict[str, list[Incident]]:
+    """Incidents for each data set. All come from one draw without repeats, so no two sets share any facts."""
+    draw = world.incidents(random.Random(f"incidents {seed}"))
+    return {name: list(islice(draw, count)) for name, count in counts.items()}
+
+
+def demonstration_row(incident: Incident, rng: random.Random) -> Row:
+    """One conversation with a demonstration of mixed quality, and the facts."""
+    facts, report = incident
+    reply = {"role": "assistant", "content": annotators.demonstration(facts, rng)}
+    return {"messages": [*world.triage_prompt(report), reply], "facts": facts.to_dict()}
+
+
+def prompt_row(incident: Incident) -> Row:
+    """A prompt without an answer, and the facts."""
+    facts, report = incident
+    return {"prompt": world.triage_prompt(report), "facts": facts.to_dict()}
+
+
+def preference_row(incident: Incident, first: str, second: str) -> Row | None:
+    """The pair that two answers make: the one with the higher total is chosen.
+
+    None when the totals are less than MIN_GAP apart.
+    """
+    facts, _ = incident
+    ranked = sorted(((rules.judge(text, facts).total, text) for text in (first, second)), reverse=True)
+    (high, chosen), (low, rejected) = ranked
+    if high - low < MIN_GAP:
+        return None
+    return {
+        **prompt_row(incident),
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "score_chosen": high,
+        "score_rejected": low,
+    }
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a JSONL file, in whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

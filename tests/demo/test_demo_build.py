@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from localdpo.core.errors import UserError
+from localdpo.core.names import BUNDLE, resolve
+from localdpo.demo import build, dataset, rules
+from localdpo.demo.dataset import Incident
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def heldout(count: int) -> list[Incident]:
+    return dataset.split_incidents(build.SEED)["prompts/heldout"][:count]
+
+
+def test_keeping_a_model_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build.main(["--out", str(tmp_path), "--keep-model"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --keep-model: ")
+    assert error.count("\n") == 1
+
+
+def test_a_failed_sft_run_shows_what_the_worker_said(tmp_path: Path) -> None:
+    incidents = dataset.split_incidents(0, {"demonstrations/train": 4, "demonstrations/valid": 2})
+    build.make_demonstrations(tmp_path, incidents, 0)
+    with pytest.raises(UserError, match=r"the SFT run failed \(2\): error: model .*no such folder"):
+        build.train_sft(tmp_path, 0, lambda line: None)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_an_adapter_is_published_without_training_state(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("adapters.safetensors", "optimizer.safetensors", "state.json"):
+        (checkpoint / name).write_text(name)
+    (checkpoint / "adapter_config.json").write_text(json.dumps({"model": "/somewhere", "num_layers": 4}))
+    build.publish_adapter(checkpoint, tmp_path / "sft")
+    names = {file.name for file in (tmp_path / "sft").iterdir()}
+    assert names == {"adapters.safetensors", "adapter_config.json", "manifest.json"}
+    config = json.loads((tmp_path / "sft" / "adapter_config.json").read_text())
+    assert config == {"model": "demo:model", "num_layers": 4}
+
+
+def test_sampling_follows_its_seed_and_the_format() -> None:
+    incidents = heldout(12)
+    first = build.sample(BUNDLE, incidents, 7)
+    assert first == build.sample(BUNDLE, incidents, 7)
+    assert first != build.sample(BUNDLE, incidents, 8)
+    assert sum(rules.parse(text) is not None for text in first) >= 10
+
+
+def test_too_few_pairs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "sample", lambda out, incidents, seed: ["same"] * len(incidents))
+    with pytest.raises(UserError, match="400 pairs wanted, only 0 of 3"):
+        build.make_preferences(tmp_path, {"preferences/train": heldout(3)}, 0, lambda line: None)
+
+
+def test_the_build_trains_as_the_recipe_does() -> None:
+    recipe = yaml.safe_load((RECIPES / "sft.yaml").read_text())
+    for key, value in build.SFT_SETTINGS.items():
+        section, _, name = key.rpartition(".")
+        said = recipe[section][name] if section else recipe[name]
+        assert float(said) == value if isinstance(value, float) else said == value, key
+
+
+def test_the_bundle_holds_no_path_of_the_machine_that_made_it() -> None:
+    config = json.loads((resolve("demo:sft") / "adapter_config.json").read_text())
+    assert config["model"] == "demo:model"
+    for file in BUNDLE.rglob("*.json*"):
+        assert "/tmp/" not in file.read_text()

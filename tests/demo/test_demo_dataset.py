@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localdpo.demo import dataset, rules, world
+from localdpo.demo.world import Facts
+
+FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
+INCIDENT = (FACTS, world.report(FACTS, random.Random(0)))
+GOLD = world.gold_answer(FACTS)
+WORSE = GOLD.replace("SEV1", "SEV3")
+
+
+def test_the_better_answer_is_chosen_wherever_it_stands() -> None:
+    for first, second in ((GOLD, WORSE), (WORSE, GOLD)):
+        row = dataset.preference_row(INCIDENT, first, second)
+        assert row is not None
+        assert row["chosen"] == [{"role": "assistant", "content": GOLD}]
+        assert row["rejected"] == [{"role": "assistant", "content": WORSE}]
+        assert (row["score_chosen"], row["score_rejected"]) == (3.5, 2.5)
+        assert Facts.from_dict(row["facts"]) == FACTS
+
+
+def test_ties_make_no_pair() -> None:
+    assert dataset.preference_row(INCIDENT, GOLD, GOLD) is None
+    assert dataset.preference_row(INCIDENT, WORSE, GOLD.replace("SEV1", "SEV2")) is None
+
+
+@given(st.integers(0, 2**32))
+def test_splits_are_seeded_and_share_no_facts(seed: int) -> None:
+    counts = {"a": 30, "b": 20, "c": 10}
+    splits = dataset.split_incidents(seed, counts)
+    assert splits == dataset.split_incidents(seed, counts)
+    assert {name: len(rows) for name, rows in splits.items()} == counts
+    assert len({facts for rows in splits.values() for facts, _ in rows}) == 60
+
+
+def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
+    rows = [dataset.prompt_row(INCIDENT), dataset.demonstration_row(INCIDENT, random.Random(1))]
+    path = tmp_path / "new" / "rows.jsonl"
+    dataset.write_rows(path, rows)
+    assert dataset.read_rows(path) == rows
+    assert rules.parse(rows[1]["messages"][1]["content"]) is not None

@@ -1,0 +1,180 @@
+"""Held-out metrics against NumPy, the exact KL against full softmaxes, and samples that disturb nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from runs import EAGER, assert_same_arrays, files_of, session_of, train, weights_of
+from tiny_folders import recipe_text, write_pairs, write_rows
+
+from localdpo.model import lora
+from localdpo.model.arrays import random_key, set_random_key
+from localdpo.model.forward import Forward
+from localdpo.train.evaluation import Sampler, evaluate, exact_kl
+from localdpo.train.session import Session
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+BETA = 0.1
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl", 11)
+
+
+def moved(session: Session, scale: float = 0.05, seed: int = 2) -> None:
+    """Take the policy away from the reference."""
+    rng = np.random.default_rng(seed)
+    weights = weights_of(session)
+    noisy = [
+        (name, mx.array(w + rng.normal(size=w.shape).astype(np.float32) * scale))
+        for name, w in weights.items()
+        if name.endswith("lora_b")
+    ]
+    session.base.model.load_weights(noisy, strict=False)
+
+
+def row_logps(session: Session, index: int) -> list[float]:
+    """Log-probabilities of a row's responses by one unpadded forward each, in float64."""
+    row = session.valid.store[index]
+    found = []
+    for response in row.responses:
+        ids = np.concatenate([row.prompt, response])
+        logps = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
+        picked = logps[np.arange(len(ids) - 1), ids[1:]]
+        found.append(float(picked[len(row.prompt) - 1 :].sum()))
+    return found
+
+
+def _log_softmax(logits: mx.array) -> np.ndarray:
+    z = np.array(logits[0].astype(mx.float32)).astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def test_metrics_equal_those_of_the_rows_in_numpy(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    """11 rows in batches of 4: the ragged last batch weighs what its rows weigh."""
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
+    scores = session.valid_scores
+    assert scores is not None
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
+    moved(session)
+    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    policy = np.array([row_logps(session, i) for i in range(11)])
+    ratio = policy - scores.values.astype(np.float64)
+    margin = BETA * (ratio[:, 0] - ratio[:, 1])
+    expected = {
+        "loss": np.log1p(np.exp(-margin)).mean(),
+        "rewards/chosen": BETA * ratio[:, 0].mean(),
+        "rewards/rejected": BETA * ratio[:, 1].mean(),
+        "rewards/margins": margin.mean(),
+        "rewards/accuracies": (margin > 0).mean(),
+        "logps/chosen": policy[:, 0].mean(),
+        "logps/rejected": policy[:, 1].mean(),
+        "displacement": (ratio[:, 0] < 0).mean(),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert np.abs(margin).min() > 1e-3
+
+
+def test_metrics_of_demonstrations_weigh_tokens(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": f"Question {n}?", "completion": "good " * (1 + n * n)} for n in range(5)]
+    data = write_rows(tmp_path / "sft.jsonl", rows)
+    session = session_of(tmp_path, recipe_text(tiny_model, data, data, loss={"type": "sft"}))
+    found = evaluate(session.forward, session.objective, session.valid, np.arange(5), None, batch=2)
+    tokens = session.valid.store.response_lengths[:, 0]
+    logps = np.array([row_logps(session, i)[0] for i in range(5)])
+    assert found["loss"] == pytest.approx(-logps.sum() / tokens.sum(), rel=1e-5)
+    assert found["logps/chosen"] == pytest.approx(logps.mean(), rel=1e-5)
+
+
+def test_kl_is_zero_at_the_start(tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
+    assert exact_kl(session.forward, session.valid.batch(np.arange(3)), session.start) < 1e-7
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_kl_equals_that_of_full_softmaxes(
+    shared: bool, tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+    moved(session)
+    forward = Forward(session.base.model, shared=shared, chunk_bytes=1)
+    batch = session.valid.batch(np.arange(8))
+    total, tokens = 0.0, 0
+    for index in range(8):
+        row = session.valid.store[index]
+        for response in row.responses:
+            ids = mx.array(np.concatenate([row.prompt, response])[None, :-1])
+            policy = _log_softmax(session.base.model(ids))[-len(response) :]
+            with lora.use(session.base.model, session.start):
+                reference = _log_softmax(session.base.model(ids))[-len(response) :]
+            total += float((np.exp(policy) * (policy - reference)).sum())
+            tokens += len(response)
+    assert tokens > 2 * 64  # three chunks, the last one ragged
+    assert exact_kl(forward, batch, session.start) == pytest.approx(total / tokens, rel=1e-4)
+    assert total / tokens > 1e-3
+
+
+def sampler(session: Session, **settings: Any) -> Sampler:
+    return Sampler(
+        session.base.model,
+        session.base.tokenizer,
+        session.watched,
+        **{"max_tokens": 12, "temperature": 1.0, "seed": 4, **settings},
+    )
+
+
+def test_samples_are_reproducible_and_start_equal_for_policy_and_reference(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    text = recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter), eval={"samples": 3})
+    session = session_of(tmp_path, text)
+    set_random_key((1, 2))
+    make = sampler(session)
+    first = make(session.start)
+    assert random_key() == (1, 2)
+    assert [s["prompt"].split("\n")[1] for s in first] == [f"What is question number {n}?" for n in range(3)]
+    assert all(s["policy"] == s["reference"] for s in first)
+    assert sampler(session)(session.start) == first
+    assert sampler(session, seed=5)(session.start) != first
+    assert 0 < make.mean_tokens <= 12
+    moved(session, 0.3)
+    later = make(session.start)
+    assert [s["reference"] for s in later] == [s["reference"] for s in first]
+    assert [s["policy"] for s in later] != [s["policy"] for s in first]
+
+
+def test_prompts_of_a_file_are_answered_instead(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": f"Say {n}."} for n in range(5)])
+    session = session_of(
+        tmp_path, recipe_text(tiny_model, pairs, pairs, eval={"samples": 2, "prompts": str(prompts)})
+    )
+    assert [watched.text for watched in session.watched] == ["Say 0.", "Say 1."]
+    template = session.base.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say 1."}], add_generation_prompt=True
+    )
+    assert list(session.watched[1].tokens) == list(template)
+
+
+def test_evaluations_and_samples_do_not_disturb_training(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    """Dropout draws from the same random state that sampling uses."""
+    found = []
+    for name, options in (
+        ("often", {"every": 1, "samples": 2, "max_tokens": 4, "temperature": 1.0, "kl_every": 1}),
+        ("never", {"every": 100, "samples": 0, "kl_pairs": 0}),
+    ):
+        text = recipe_text(
+            tiny_model, pairs, pairs, lora={"dropout": 0.3}, eval=options, train={"max_steps": 3}
+        )
+        run = train(tmp_path / name, text, backend=EAGER)
+        found.append(files_of(run.run.latest))
+    assert_same_arrays(*found)

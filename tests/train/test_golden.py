@@ -1,0 +1,77 @@
+"""Fifty steps of DPO on the demo model, against the ones that are written down in golden_dpo.json.
+
+Whatever changes the numbers of training fails here: the order of batches, the tokens that are scored, the
+forward pass, a loss, the optimizer, the schedule. Where the change is meant, or the demo was built anew:
+
+    LOCALDPO_UPDATE_GOLDEN=1 python -m pytest tests/train/test_golden.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import metrics_of, train
+
+from localdpo.core.names import BUNDLE
+from localdpo.model.backend import device_name
+
+GOLDEN = Path(__file__).with_name("golden_dpo.json")
+UPDATE = "LOCALDPO_UPDATE_GOLDEN"
+STEPS = 50
+# Short name in the file -> the metric. Norms are those before clipping.
+RECORDED = {"loss": "loss", "grad_norm": "grad_norm", "margin": "rewards/margins"}
+RECIPE = f"""
+model: demo:model
+adapter: demo:sft
+data: {{train: demo:preferences/train, valid: demo:preferences/valid}}
+loss: {{type: sigmoid, beta: 0.1}}
+train: {{epochs: 100, max_steps: {STEPS}, batch_size: 8, learning_rate: 3e-5, max_length: 512, seed: 0}}
+eval: {{every: {STEPS}, pairs: 1, samples: 0, kl_pairs: 0}}
+save: {{every: {STEPS}}}
+"""
+# Every BLAS sums a product in its own order, so float32 results differ by some 1e-7 from machine to machine,
+# and Adam, which divides by the gradients' own size, lets that grow with the steps. @MEASURED@
+RTOL = 1e-4
+# Of a margin, in reward units: beta times a difference of float32 sums of 100 nats, spaced 8e-6. Of the others: none.
+ATOL = {"loss": 0.0, "grad_norm": 0.0, "margin": 1e-5}
+
+
+def inputs() -> dict[str, str]:
+    """Hashes of what the run starts from."""
+    files = ["model/model.safetensors", "model/tokenizer.json", "sft/adapters.safetensors"]
+    files += ["model/chat_template.jinja", "preferences/train.jsonl"]
+    return {file: hashlib.sha256((BUNDLE / file).read_bytes()).hexdigest()[:16] for file in files}
+
+
+def trajectory(folder: Path) -> dict[str, list[float]]:
+    """The recorded metrics of every step."""
+    run = train(folder, RECIPE).run
+    steps = metrics_of(run, "step")
+    assert len(steps) == STEPS
+    return {short: [step[name] for step in steps] for short, name in RECORDED.items()}
+
+
+def write_golden(found: dict[str, Any]) -> None:
+    content = {"inputs": inputs(), **{name: [float(f"{v:.8g}") for v in found[name]] for name in RECORDED}}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+@pytest.mark.skipif(device_name() != "cpu", reason="the golden steps are those of the CPU backend in float32")
+def test_fifty_steps_are_the_golden_ones(tmp_path: Path, own_cache: Path) -> None:
+    found = trajectory(tmp_path / "run")
+    if os.environ.get(UPDATE) == "1":
+        write_golden(found)
+        pytest.skip(f"{GOLDEN.name} was written anew")
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["inputs"] == inputs(), f"the demo was built anew: run this test once with {UPDATE}=1"
+    for name in RECORDED:
+        np.testing.assert_allclose(found[name], golden[name], rtol=RTOL, atol=ATOL[name], err_msg=name)
+    # Training has taken place: the golden steps are not those of a model that stands still.
+    assert np.mean(golden["loss"][-5:]) < np.log(2) - 0.01

@@ -1,0 +1,233 @@
+"""One optimizer step on a real session: micro-batches, compilation, what moves and what does not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from runs import session_of, step_of, weights_of
+from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
+
+from localdpo.model import lora
+from localdpo.train.loop import REFERENCE_BATCH
+from localdpo.train.session import Session
+from localdpo.train.step import StepResult
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+BETA = 0.1
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl", 11)
+
+
+def prepared(folder: Path, text: str) -> Session:
+    """A session whose reference is scored."""
+    session = session_of(folder, text)
+    if session.train_scores is not None:
+        with lora.use(session.base.model, session.start):
+            session.train_scores.fill(
+                session.forward,
+                session.train,
+                np.arange(len(session.train)),
+                batch=REFERENCE_BATCH,
+                go_on=lambda done, total: True,
+            )
+    return session
+
+
+def sgd_step(session: Session, **options: Any) -> tuple[StepResult, dict[str, np.ndarray]]:
+    """The first step with SGD at rate 1, and how far each weight went: its gradient."""
+    before = weights_of(session)
+    step = step_of(session, optim.SGD(1.0), **options)
+    result = step(session.training_arrays(session.training_batch(0)), 1.0)
+    after = weights_of(session)
+    return result, {name: before[name] - after[name] for name in before}
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Relative to each gradient's norm, or to a thousandth of the largest one."""
+    assert found.keys() == expected.keys()
+    floor = 1e-3 * max(float(np.linalg.norm(g)) for g in expected.values())
+    gaps = {
+        name: float(np.linalg.norm(found[name] - g)) / max(float(np.linalg.norm(g)), floor)
+        for name, g in expected.items()
+    }
+    assert max(gaps.values()) < 1e-5, gaps
+
+
+def test_micro_batches_add_up_to_the_batch(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    """8 pairs at once; in threes with a ragged last one; one by one."""
+
+    def step(loss: str, micro: int | None) -> tuple[StepResult, dict[str, np.ndarray]]:
+        options = {"batch_size": 8, **({"micro_batch_size": micro} if micro else {})}
+        # The policy is not the reference here, so that rewards and accuracies mean something.
+        session = prepared(
+            tmp_path,
+            recipe_text(tiny_model, pairs, adapter=str(sft_adapter), train=options, loss={"type": loss}),
+        )
+        if session.train_scores is not None:
+            noise = np.random.default_rng(3).normal(size=session.train_scores.values.shape) * 3
+            session.train_scores.values += noise.astype(np.float32)
+        return sgd_step(session)
+
+    for loss in ("sigmoid", "ipo"):
+        whole, expected = step(loss, None)
+        assert 0 < whole.metrics["rewards/accuracies"] < 1
+        for micro in (3, 1):
+            result, gradients = step(loss, micro)
+            assert_close(gradients, expected)
+            assert result.loss == pytest.approx(whole.loss, rel=1e-5)
+            assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+            assert result.metrics == pytest.approx(whole.metrics, rel=1e-5)
+
+
+def test_micro_batches_of_demonstrations_weigh_every_token_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": f"Question {n}?", "completion": "good " * (1 + n * n)} for n in range(5)]
+    data = write_rows(tmp_path / "sft.jsonl", rows)
+
+    def step(micro: int) -> tuple[StepResult, dict[str, np.ndarray]]:
+        options = {"batch_size": 4, "micro_batch_size": micro}
+        return sgd_step(
+            session_of(tmp_path, recipe_text(tiny_model, data, loss={"type": "sft"}, train=options))
+        )
+
+    whole, expected = step(4)
+    result, gradients = step(3)
+    assert_close(gradients, expected)
+    assert result.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert result.metrics == pytest.approx(whole.metrics, rel=1e-5)
+    assert result.metrics["loss"] == pytest.approx(result.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("start", ["base", "sft"])
+def test_the_first_loss_is_ln_2_and_the_reference_holds_the_start_adapter(
+    start: str, tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    adapter = {"adapter": str(sft_adapter)} if start == "sft" else {}
+    session = prepared(tmp_path, recipe_text(tiny_model, pairs, train={"batch_size": 11}, **adapter))
+    result, _ = sgd_step(session)
+    assert abs(result.loss - math.log(2)) < 1e-6
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert abs(result.metrics[name]) < 1e-5
+    if start == "sft":
+        plain = prepared(tmp_path / "plain", recipe_text(tiny_model, pairs))
+        assert session.train_scores is not None
+        assert plain.train_scores is not None
+        assert np.nanmin(np.abs(session.train_scores.values - plain.train_scores.values)) > 0.1
+
+
+def test_the_gradient_at_the_start_is_half_beta_times_that_of_the_margin(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    """d loss / d logp is -beta/2 for the chosen response, +beta/2 for the rejected one, over the pairs."""
+    session = prepared(
+        tmp_path, recipe_text(tiny_model, pairs, adapter=str(sft_adapter), loss={"beta": BETA})
+    )
+    (arrays,) = session.training_arrays(session.training_batch(0))
+    n = int(arrays["lengths"].shape[0]) // 2
+
+    def margin(tree: Any) -> mx.array:
+        session.base.model.update(tree)
+        logps = session.forward.logps(arrays, gradient=True)
+        return (logps[:n] - logps[n:]).sum()
+
+    trainable = session.base.model.trainable_parameters()
+    of_margin = {name: np.array(g) for name, g in tree_flatten(mx.grad(margin)(trainable))}
+    session.base.model.update(trainable)
+    _, gradients = sgd_step(session)
+    assert_close(gradients, {name: -BETA / 2 / n * g for name, g in of_margin.items()})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_trainable_weight_moves_in_one_step_and_nothing_else(
+    compiled: bool, tmp_path: Path, pairs: Path, quantised_model: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    make_adapter(adapter, quantised_model)
+    session = prepared(tmp_path, recipe_text(quantised_model, pairs, adapter=str(adapter)))
+    model = session.base.model
+    trainable = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    before = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    reference = {name: np.array(value) for name, value in tree_flatten(session.start)}
+    step = step_of(session, optim.Adam(1e-2, bias_correction=True), compiled=compiled)
+    step(session.training_arrays(session.training_batch(0)), 1e-2)
+    after = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved == trainable
+    assert len(trainable) == 2 * 2 * 7
+    for name, value in tree_flatten(session.start):
+        np.testing.assert_array_equal(np.array(value), reference[name])
+
+
+def test_fresh_adapters_move_wholly_in_two_steps(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    """lora_b starts at 0, so lora_a has no gradient in the first step."""
+    session = prepared(tmp_path, recipe_text(tiny_model, pairs))
+    step = step_of(session, optim.Adam(1e-2, bias_correction=True))
+    start = weights_of(session)
+    for number in (0, 1):
+        step(session.training_arrays(session.training_batch(number)), 1e-2)
+        now = weights_of(session)
+        still = {name.rsplit(".", 1)[1] for name in start if np.array_equal(start[name], now[name])}
+        assert still == ({"lora_a"} if number == 0 else set())
+
+
+def test_compiled_equals_eager_with_micro_batches_and_dropout(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    text = recipe_text(
+        tiny_model, pairs, train={"batch_size": 4, "micro_batch_size": 3}, lora={"dropout": 0.3}
+    )
+    found = {}
+    for compiled in (False, True):
+        session = prepared(tmp_path, text)
+        mx.random.seed(0)
+        step = step_of(session, optim.Adam(1e-3, bias_correction=True), compiled=compiled, clip=1.0)
+        results = [step(session.training_arrays(session.training_batch(k)), 1e-3) for k in range(3)]
+        found[compiled] = ([r.loss for r in results], weights_of(session))
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4)
+    for name, value in found[False][1].items():
+        np.testing.assert_allclose(found[True][1][name], value, atol=2e-4)
+
+
+def test_gradients_are_clipped_to_the_norm_and_reported_unclipped(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    text = recipe_text(tiny_model, pairs)
+    free, gradients = sgd_step(prepared(tmp_path, text))
+    norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
+    assert free.grad_norm == pytest.approx(norm, rel=1e-5)
+    clipped, short = sgd_step(prepared(tmp_path, text), clip=norm / 10)
+    assert clipped.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert_close({name: 10 * g for name, g in short.items()}, gradients)
+
+
+def test_a_ragged_last_batch_and_fewer_rows_than_a_batch_count_their_own_pairs(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    session = prepared(
+        tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 4, "micro_batch_size": 2})
+    )
+    assert [len(b.indices) for b in session.training_batch(2)] == [2, 1]
+    assert session.training_arrays(session.training_batch(2))[0]["count"].item() == 3
+    few = prepared(tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 64}))
+    assert (few.plan.total, [len(b.indices) for b in few.training_batch(0)]) == (1, [11])
+    result, _ = sgd_step(few)
+    assert abs(result.loss - math.log(2)) < 1e-6
+
+
+def test_the_learning_rate_is_that_of_the_call(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = prepared(tmp_path, recipe_text(tiny_model, pairs))
+    step, before = step_of(session, optim.SGD(1.0)), weights_of(session)
+    step(session.training_arrays(session.training_batch(0)), 0.0)
+    after = weights_of(session)
+    assert all(np.array_equal(before[name], after[name]) for name in before)

@@ -1,0 +1,186 @@
+"""The worker as a process: killed, stopped and resumed, it ends with the weights of an uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from runs import assert_same_arrays, files_of, write_recipe
+from tiny_folders import recipe_text, write_pairs
+
+from localdpo.core.events import Event, effective, read_events
+from localdpo.core.rundir import RunDir, RunLock
+
+DYING = str(Path(__file__).with_name("dying_worker.py"))
+WORKER = [sys.executable, "-m", "localdpo.train"]
+# Where each life ends, in order, and its exit code: 9 rows of the reference pass are never enough for a
+# checkpoint, nor is step 1; step 4 is being saved when the third life ends.
+LIVES = (
+    ("reference:16", "SIGKILL", -9),
+    ("step:1", "SIGKILL", -9),
+    ("save:4", "SIGKILL", -9),
+    ("step:5", "SIGTERM", 3),
+    ("step:7", "SIGINT+SIGINT", 130),
+)
+
+
+def live(run: RunDir, cache: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*(command or WORKER), str(run.path)],
+        env={**os.environ, "LOCALDPO_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@dataclass
+class Life:
+    """What one life of a worker left."""
+
+    code: int
+    stderr: str
+    events: list[Event]
+    latest: str | None
+    hidden: list[str]
+
+
+@dataclass
+class Story:
+    """A run that died five times and finished, beside one that was left alone."""
+
+    whole: RunDir
+    run: RunDir
+    lives: list[Life]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapter: Path) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("lives")
+    pairs = write_pairs(folder / "pairs.jsonl", 20)
+    text = recipe_text(
+        tiny_model,
+        pairs,
+        write_pairs(folder / "valid.jsonl", 4, start=50),
+        adapter=str(sft_adapter),
+        train={"epochs": 2, "micro_batch_size": 3, "schedule": "cosine", "warmup": 3, "seed": 11},
+        lora={"dropout": 0.2},
+        eval={"every": 3, "samples": 1, "max_tokens": 4, "temperature": 1.0, "kl_every": 2},
+        save={"every": 2, "keep": 3},
+    )
+    whole, run = RunDir(folder / "whole"), RunDir(folder / "run")
+    for each in (whole, run):
+        write_recipe(each.path, text)
+    assert live(whole, folder / "cache-whole").returncode == 0
+    lives = []
+    for command in [*([sys.executable, DYING, moment, names] for moment, names, _ in LIVES), WORKER]:
+        done = live(run, folder / "cache", *command)
+        latest = run.latest_checkpoint()
+        hidden = [path.name for path in run.checkpoints.glob(".*")] if run.checkpoints.is_dir() else []
+        lives.append(
+            Life(
+                done.returncode,
+                done.stderr,
+                read_events(run.events),
+                None if latest is None else latest.name,
+                hidden,
+            )
+        )
+    yield Story(whole, run, lives)
+
+
+def test_every_life_ends_as_it_should(story: Story) -> None:
+    assert [life.code for life in story.lives] == [*(code for _, _, code in LIVES), 0]
+    assert [life.latest for life in story.lives] == [
+        None,
+        None,
+        "step-000002",
+        "step-000005",
+        "step-000006",
+        "step-000010",
+    ]
+
+
+def test_the_final_weights_optimizer_and_random_state_are_those_of_an_uninterrupted_run(story: Story) -> None:
+    for step in (8, 10):
+        assert_same_arrays(
+            files_of(story.run.checkpoint_path(step)), files_of(story.whole.checkpoint_path(step))
+        )
+
+
+def test_metrics_and_samples_are_those_of_an_uninterrupted_run(story: Story) -> None:
+    def measured(run: RunDir) -> list[tuple[str, int | None, object]]:
+        timed = {"step_seconds", "tokens_per_second", "peak_memory_gb"}
+        found = []
+        for event in effective(read_events(run.events)):
+            if event.type in ("step", "eval") and event.step:
+                kept = {k: v for k, v in event.data["metrics"].items() if k not in timed}
+                found.append((event.type, event.step, kept))
+            elif event.type == "samples" and event.step:
+                found.append((event.type, event.step, event.data["samples"]))
+        return found
+
+    assert measured(story.run) == measured(story.whole)
+
+
+def test_a_kill_inside_a_save_leaves_no_checkpoint_and_its_leftovers_go(story: Story) -> None:
+    killed, after = story.lives[2], story.lives[3]
+    assert any(name.startswith(".step-000004.tmp-") for name in killed.hidden)
+    assert after.hidden == []
+
+
+def test_a_stop_saves_the_step_and_says_so(story: Story) -> None:
+    stopped = story.lives[3].events
+    assert [(event.type, event.step) for event in stopped[-2:]] == [("checkpoint", 5), ("run.stopped", 5)]
+    assert stopped[-1].data["reason"] == "SIGTERM"
+
+
+def test_a_second_signal_ends_it_without_another_save(story: Story) -> None:
+    assert story.lives[4].events[-1].type == "step"
+    assert story.lives[4].events[-1].step == 7
+
+
+def test_resumes_are_recorded_and_no_life_raises_a_traceback(story: Story) -> None:
+    resumed = [event.step for event in story.lives[-1].events if event.type == "run.resumed"]
+    assert resumed == [0, 2, 5, 6]
+    assert all("Traceback" not in life.stderr for life in story.lives)
+    assert story.run.status() == "finished"
+    steps = [event.step for event in effective(story.lives[-1].events) if event.type == "step"]
+    assert steps == list(range(1, 11))
+
+
+def test_a_finished_run_that_is_started_again_changes_nothing(story: Story, tmp_path: Path) -> None:
+    before = files_of(story.run.latest)
+    assert live(story.run, tmp_path / "cache").returncode == 0
+    assert_same_arrays(files_of(story.run.latest), before)
+    assert read_events(story.run.events)[-1].type == "run.finished"
+
+
+def test_a_second_worker_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    write_recipe(run.path, "model: none\n")
+    with RunLock(run):
+        done = live(run, tmp_path / "cache")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert f"the run is running (process {os.getpid()})" in done.stderr
+    assert not run.events.exists()
+
+
+def test_an_offline_hub_is_one_line(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    write_recipe(run.path, recipe_text(Path("no-such-org/no-such-model"), Path("pairs.jsonl")))
+    done = live(run, tmp_path / "cache")
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "no-such-org/no-such-model: no such folder, and the hub cannot be reached" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert read_events(run.events)[-1].type == "run.failed"
