@@ -1,4 +1,4 @@
-"""Tiny model folders in mlx-lm's layout, adapters, pairs and recipes, made on the spot for tests of whole runs."""
+"""Tiny model folders in mlx-lm's layout, adapters, pairs and recipes, made on the spot for whole runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,
 }
 
 
@@ -68,8 +68,8 @@ def make_model_folder(folder: Path, *, family: str = "qwen3", quantised: bool = 
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{family}")
     model = module.Model(module.ModelArgs.from_dict(config))
-    # A random transformer at its default scale is nearly uniform; this one has opinions.
-    model.update({"model": {"embed_tokens": {"weight": mx.random.normal((len(tokenizer), 64)) * 0.3}}})
+    # At its default scale a random head is nearly uniform; this one has opinions.
+    model.update({"lm_head": {"weight": mx.random.normal((len(tokenizer), 64)) * 0.3}})
     if quantised:
         nn.quantize(model, group_size=32, bits=4)
         config["quantization"] = {"group_size": 32, "bits": 4}

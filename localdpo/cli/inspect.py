@@ -234,7 +234,9 @@ def numbered_tokens(response: InspectedResponse) -> Text:
     """The response with each token marked and its reward in brackets behind it."""
     from rich.text import Text
 
-    return Text("".join(f"{MARK}{_visible(piece, f'[{reward:+.3f}]')}" for piece, reward in _spans(response)))
+    # Adding 0.0 takes the sign off a rounded zero.
+    numbered = [(piece, f"[{round(reward, 3) + 0.0:+.3f}]") for piece, reward in _spans(response)]
+    return Text("".join(MARK + _visible(piece, number) for piece, number in numbered))
 
 
 def _spans(response: InspectedResponse) -> list[tuple[str, float]]:

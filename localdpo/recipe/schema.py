@@ -147,8 +147,12 @@ class TrainSection(Section):
     epochs: Count = Field(1, description="passes over the training data")
     max_steps: Count | None = Field(None, description="stop after this many steps, or after the epochs")
     batch_size: Count = Field(8, description="pairs in one step")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="trace a step as one function; auto: not on a CPU, where it is no faster",
+    )
     micro_batch_size: Count | None = Field(
-        None, description="pairs in memory at once; a step adds up its gradients; null: batch_size"
+        None, description="pairs in memory at once, gradients are added up; null: batch_size, less on a CPU"
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
     learning_rate: Positive = Field(5e-6, description="highest learning rate of the schedule")

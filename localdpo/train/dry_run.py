@@ -8,14 +8,15 @@ from rich.text import Text
 
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
 from localdpo.data.store import describe_dropped
-from localdpo.model.backend import prepare
+from localdpo.model.backend import Backend, prepare
 from localdpo.model.load import load_tokenizer, model_path
-from localdpo.model.memory import MemoryEstimate, estimate
+from localdpo.model.lora import LoraConfig
+from localdpo.model.memory import MemoryEstimate, estimate, text_config
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.rows import Rows
-from localdpo.train.session import adapter_shape, open_rows
+from localdpo.train.session import adapter_shape, open_rows, require_blocks, rows_at_once
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -26,6 +27,9 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     """
     backend = prepare()
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    shape = adapter_shape(recipe)
+    if blocks := text_config(model_path(recipe.model)).get("num_hidden_layers"):
+        require_blocks(recipe, shape, blocks)
     train, valid = open_rows(recipe, tokenizer)
     plan = make_plan(recipe.train, len(train))
     _heading(console, "recipe")
@@ -43,11 +47,10 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     _heading(console, "first row")
     console.print(Text(render_marked(train.store[int(train.indices[0])], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
-    console.print(Text(_steps(recipe, plan)))
-    memory = _memory(recipe, train, cpu=backend.is_cpu)
-    console.print(
-        Text(f"memory: about {_size(memory.total)} ({_parts(memory)}); an estimate, on {backend.device}")
-    )
+    micro = rows_at_once(recipe, train, backend)
+    console.print(Text(_steps(recipe, plan, micro)))
+    console.print(Text(_adapter(recipe, shape)))
+    console.print(Text(_memory(recipe, train, shape, micro, backend)))
     for hint in backend.hints:
         console.print(Text(hint))
 
@@ -77,25 +80,38 @@ def _figures(summary: LengthSummary) -> list[str]:
     return [f"{summary.mean:.0f}", f"{summary.median:.0f}", f"{summary.p95:.0f}", f"{summary.max}"]
 
 
-def _steps(recipe: Recipe, plan: Plan) -> str:
+def _steps(recipe: Recipe, plan: Plan, micro: int) -> str:
     train = recipe.train
-    micro = train.micro_batch_size or train.batch_size
     return (
         f"{plan.total} steps of {train.batch_size} rows ({micro} in memory at once), {plan.rows:,} rows, "
         f"{plan.per_epoch} steps an epoch, {plan.warmup} steps of warm-up"
     )
 
 
-def _memory(recipe: Recipe, train: Rows, *, cpu: bool) -> MemoryEstimate:
-    rows = min(recipe.train.micro_batch_size or recipe.train.batch_size, len(train))
+def _adapter(recipe: Recipe, shape: LoraConfig) -> str:
+    blocks = "all blocks" if shape.layers == -1 else f"the last {shape.layers} blocks"
+    layers = "all linear layers" if shape.keys is None else ", ".join(shape.keys)
+    start = "fresh" if recipe.adapter is None else f"starts from {recipe.adapter}"
+    return f"adapter: {shape.type}, rank {shape.rank}, scale {shape.scale:g}, {layers} of {blocks}; {start}"
+
+
+def _memory(recipe: Recipe, train: Rows, shape: LoraConfig, micro: int, backend: Backend) -> str:
+    try:
+        memory = _estimate(recipe, train, shape, micro, cpu=backend.is_cpu)
+    except KeyError as missing:
+        return f"memory: no estimate, since the model's config.json has no {missing}"
+    return f"memory: about {_size(memory.total)} ({_parts(memory)}); an estimate, on {backend.device}"
+
+
+def _estimate(recipe: Recipe, train: Rows, shape: LoraConfig, micro: int, *, cpu: bool) -> MemoryEstimate:
     store = train.store
     return estimate(
         model_path(recipe.model),
         cpu=cpu,
-        rank=adapter_shape(recipe).rank,
+        rank=shape.rank,
         prompt_tokens=int(store.prompt_lengths[train.indices].max()),
         response_tokens=int(store.response_lengths[train.indices].max()),
-        rows=rows,
+        rows=min(micro, len(train)),
         responses=store.response_lengths.shape[1],
         checkpoint=recipe.train.gradient_checkpointing,
     )
@@ -104,7 +120,7 @@ def _memory(recipe: Recipe, train: Rows, *, cpu: bool) -> MemoryEstimate:
 def _parts(memory: MemoryEstimate) -> str:
     return (
         f"weights {_size(memory.weights)}, adapter and optimizer {_size(memory.adapter)}, "
-        f"activations {_size(memory.activations)}, logits {_size(memory.logits)}"
+        f"activations {_size(memory.activations)}, logits and gradients {_size(memory.working)}"
     )
 
 

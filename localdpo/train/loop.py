@@ -67,7 +67,7 @@ class Loop:
             session.objective,
             self.optimizer,
             max_grad_norm=train.max_grad_norm,
-            compiled=session.backend.compiled,
+            compiled=session.compiled,
         )
 
     def _restore(self) -> bool:

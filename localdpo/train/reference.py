@@ -50,19 +50,22 @@ class ReferenceScores:
         """Score what is missing of `rows` at `places`, with the weights that are in the model now.
 
         `go_on(done, total)` is asked after every batch; when it says no, the pass ends and keeps what it has.
+        Which rows share a batch follows from `places` alone, so that a pass which goes on after an
+        interruption gives the scores of one that was not interrupted, to the bit.
         """
-        wanted = np.isin(rows.indices[places], self.missing(rows.indices[places]))
-        todo = places[wanted]
-        done, saved = 0, time.monotonic()
-        for part in rows.by_length(todo, batch) if len(todo) else ():
-            self.values[part.indices] = np.array(forward.score(part)).reshape(-1, len(part.indices)).T
-            done += len(part.indices)
-            if not go_on(done, len(todo)):
+        parts = rows.parts_by_length(places, batch)
+        todo = [part for part in parts if len(self.missing(rows.indices[part]))]
+        total, done, saved = sum(len(part) for part in todo), 0, time.monotonic()
+        for part in todo:
+            scores = np.array(forward.score(rows.batch(part)))
+            self.values[rows.indices[part]] = scores.reshape(-1, len(part)).T
+            done += len(part)
+            if not go_on(done, total):
                 break
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
-        if len(todo):
+        if todo:
             self.save()
 
     def save(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,11 +44,19 @@ class Rows:
         places = batch_rows(len(self), batch_size, seed, step)
         return [self.batch(part) for part in split_micro(places, self.lengths(places), micro)]
 
+    def parts_by_length(self, places: np.ndarray, size: int) -> list[np.ndarray]:
+        """These places cut into parts of similar length, longest first."""
+        return split_micro(places, self.lengths(places), size)
+
     def by_length(self, places: np.ndarray, size: int) -> Iterator[Batch]:
         """All rows at these places in batches of similar length, longest first."""
-        for part in split_micro(places, self.lengths(places), len(places)):
-            for start in range(0, len(part), size):
-                yield self.batch(part[start : start + size])
+        return (self.batch(part) for part in self.parts_by_length(places, size))
+
+
+def micro_batch(rows: Rows, batch_size: int, tokens: int) -> int:
+    """Rows in memory at once such that most micro-batches hold about `tokens` tokens, 1 to `batch_size`."""
+    row = float(np.median(rows.lengths(np.arange(len(rows)))))
+    return int(min(batch_size, max(1, tokens // row)))
 
 
 def visited(rows: int, batch_size: int, seed: int, steps: int) -> np.ndarray:
@@ -58,10 +67,22 @@ def visited(rows: int, batch_size: int, seed: int, steps: int) -> np.ndarray:
 
 
 def hold_out(store: TokenStore, fraction: float, seed: int, pad: int) -> tuple[Rows, Rows]:
-    """Training and held-out rows of one store; a store of a single row holds out nothing."""
-    order = epoch_order(len(store), seed, 0)
-    held = max(1, round(len(store) * fraction)) if len(store) > 1 else 0
-    return Rows(store, np.sort(order[held:]), pad), Rows(store, np.sort(order[:held]), pad)
+    """Training and held-out rows of one store, parted by prompt: no prompt is on both sides.
+
+    Prompts are drawn by the seed until `fraction` of the rows is held out. A store with a single
+    prompt holds out nothing.
+    """
+    _, prompt = np.unique([_digest(store[i].prompt) for i in range(len(store))], return_inverse=True)
+    counts = np.bincount(prompt)
+    order = epoch_order(len(counts), seed, 0)
+    wanted = max(1, round(len(store) * fraction))
+    held = order[: min(int(np.searchsorted(np.cumsum(counts[order]), wanted)) + 1, len(counts) - 1)]
+    is_held = np.isin(prompt, held)
+    return Rows(store, np.flatnonzero(~is_held), pad), Rows(store, np.flatnonzero(is_held), pad)
+
+
+def _digest(ids: np.ndarray) -> int:
+    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=7).digest())
 
 
 def every_row(store: TokenStore, pad: int) -> Rows:

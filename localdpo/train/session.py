@@ -30,10 +30,12 @@ from localdpo.train.evaluation import Watched
 from localdpo.train.objectives import Objective, make_objective
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.reference import ReferenceScores, cache_file
-from localdpo.train.rows import Rows, every_row, hold_out, visited
+from localdpo.train.rows import Rows, every_row, hold_out, micro_batch, visited
 
 Note = Callable[[str], None]
 DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
+# Tokens of a micro-batch on the CPU, where nothing else is said.
+CPU_TOKENS = 1024
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Session:
     Attributes:
         base: model and tokenizer; the model carries the adapter that is trained.
         config: the adapter's shape.
+        micro: rows in memory at once.
         start: adapter weights of the frozen reference, where the policy starts too.
         train, valid: rows.
         eval_places: rows of `valid` that an evaluation covers.
@@ -58,6 +61,7 @@ class Session:
     forward: Forward
     objective: Objective
     plan: Plan
+    micro: int
     train: Rows
     valid: Rows
     eval_places: np.ndarray
@@ -66,9 +70,9 @@ class Session:
     valid_scores: ReferenceScores | None
 
     @property
-    def micro(self) -> int:
-        """Rows in memory at once."""
-        return self.recipe.train.micro_batch_size or self.recipe.train.batch_size
+    def compiled(self) -> bool:
+        """Whether a step is traced: as the recipe says, where the machine can."""
+        return traces(self.recipe, self.backend)
 
     def training_batch(self, step: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`."""
@@ -109,13 +113,14 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
     forward = Forward(
         base.model,
         checkpoint=recipe.train.gradient_checkpointing,
-        compiled=backend.compiled,
+        compiled=traces(recipe, backend),
     )
     check_paths(forward, train, note)
     places = np.arange(min(recipe.eval.pairs, len(valid)))
     scores = partial(open_scores, recipe, base) if recipe.loss.spec.needs_reference else lambda rows: None
     train_scores = scores(train)
-    shared_store = valid.store is train.store
+    # One store has one file of scores, also where data.valid is data.train.
+    shared_store = valid.store.fingerprint == train.store.fingerprint
     return Session(
         recipe=recipe,
         backend=backend,
@@ -125,6 +130,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         forward=forward,
         objective=make_objective(recipe.loss),
         plan=make_plan(recipe.train, len(train)),
+        micro=rows_at_once(recipe, train, backend),
         train=train,
         valid=valid,
         eval_places=places,
@@ -132,6 +138,23 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         train_scores=train_scores,
         valid_scores=train_scores if shared_store else scores(valid),
     )
+
+
+def traces(recipe: Recipe, backend: Backend) -> bool:
+    """Whether steps are traced by MLX. On the CPU its kernels are built by g++ and run no faster."""
+    wanted = not backend.is_cpu if recipe.train.compile == "auto" else recipe.train.compile
+    return wanted and backend.compiled
+
+
+def rows_at_once(recipe: Recipe, train: Rows, backend: Backend) -> int:
+    """Rows of a micro-batch: the recipe's, or the whole batch, in smaller parts on the CPU.
+
+    Rows of a part are of similar length, so less is padded, and a CPU gains nothing from larger parts.
+    """
+    given, batch = recipe.train.micro_batch_size, recipe.train.batch_size
+    if given is not None or not backend.is_cpu or not recipe.loss.spec.separable:
+        return given or batch
+    return micro_batch(train, batch, CPU_TOKENS)
 
 
 def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
@@ -157,14 +180,19 @@ def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
 
 def attach_adapter(base: Base, recipe: Recipe) -> lora.LoraConfig:
     """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones."""
-    config, blocks = adapter_shape(recipe), len(base.model.layers)
-    if config.layers > blocks:
-        where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
-        raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
+    config = adapter_shape(recipe)
+    require_blocks(recipe, config, len(base.model.layers))
     lora.attach(base.model, config, seed=recipe.train.seed)
     if recipe.adapter is not None:
         lora.load_weights(base.model, lora.adapter_path(recipe.adapter))
     return config
+
+
+def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None:
+    """Raise UserError for an adapter of more blocks than the model has."""
+    if config.layers > blocks:
+        where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
+        raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
 
 
 def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:

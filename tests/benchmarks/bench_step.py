@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,12 +28,14 @@ import numpy as np
 from mlx_lm.models import qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from localdpo.data.batches import collate
+from localdpo.data.store import TokenStore
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
-from localdpo.recipe.schema import LossSection
+from localdpo.recipe.schema import LossSection, Recipe
 from localdpo.train.objectives import make_objective
+from localdpo.train.rows import Rows
+from localdpo.train.session import rows_at_once, traces
 from localdpo.train.step import TrainStep
 
 PAIRS, PAIRS_A_STEP, VOCABULARY = 64, 4, 16_000
@@ -51,7 +54,7 @@ CONFIG = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
-Step = Callable[[Batch], float]
+Step = Callable[[list[Batch]], float]
 
 
 def model() -> nn.Module:
@@ -64,40 +67,67 @@ def model() -> nn.Module:
     return built
 
 
-def batches() -> list[Batch]:
-    """The pairs of one epoch, four to a batch, lengths uniform in the ranges."""
+class Store(list[EncodedRow]):
+    """Encoded rows in memory, with the lengths that a token store has."""
+
+    def __init__(self, rows: list[EncodedRow]) -> None:
+        super().__init__(rows)
+        self.prompt_lengths = np.array([len(row.prompt) for row in rows])
+        self.response_lengths = np.array([[len(ids) for ids in row.responses] for row in rows])
+
+
+def pairs() -> Rows:
+    """Pairs of random tokens, lengths uniform in the ranges."""
     rng = np.random.default_rng(0)
 
     def ids(span: tuple[int, int]) -> np.ndarray:
         return rng.integers(1, VOCABULARY, rng.integers(span[0], span[1] + 1)).astype(np.int32)
 
-    rows = [EncodedRow(i, ids(PROMPT), (ids(RESPONSE), ids(RESPONSE))) for i in range(PAIRS)]
-    order = rng.permutation(PAIRS)
-    parts = [order[i : i + PAIRS_A_STEP] for i in range(0, PAIRS, PAIRS_A_STEP)]
-    return [collate([rows[i] for i in part], 0, part) for part in parts]
+    store = Store([EncodedRow(i, ids(PROMPT), (ids(RESPONSE), ids(RESPONSE))) for i in range(PAIRS)])
+    return Rows(cast("TokenStore", store), np.arange(PAIRS), pad=0)
 
 
-def shared_prompt_step() -> tuple[Step, Callable[[Batch], None]]:
+def batches(micro: int) -> list[list[Batch]]:
+    """An epoch of batches, each as the trainer would cut it into micro-batches."""
+    rows = pairs()
+    steps = range(PAIRS // PAIRS_A_STEP)
+    return [rows.training_batch(step, batch_size=PAIRS_A_STEP, micro=micro, seed=0) for step in steps]
+
+
+def trainer_choice() -> tuple[int, bool]:
+    """The micro-batch and whether steps are compiled, as the trainer decides them on this device."""
+    backend = prepare()
+    recipe = Recipe.model_validate(
+        {"model": "none", "data": {"train": "none"}, "train": {"batch_size": PAIRS_A_STEP}}
+    )
+    return rows_at_once(recipe, pairs(), backend), traces(recipe, backend)
+
+
+def shared_prompt_step(compiled: bool) -> tuple[Step, Callable[[list[Batch]], None]]:
     """The trainer's step, and the reference pass over one batch that must come before it."""
     policy = model()
-    forward = Forward(policy, compiled=True)
+    forward = Forward(policy, compiled=compiled)
     step = TrainStep(
         forward,
         make_objective(LossSection()),
         optim.AdamW(1e-5, bias_correction=True),
         max_grad_norm=1.0,
-        compiled=True,
+        compiled=compiled,
     )
     scores: dict[int, mx.array] = {}
 
-    def reference(batch: Batch) -> None:
-        scores[int(batch.indices[0])] = forward.score(batch)
+    def reference(parts: list[Batch]) -> None:
+        for part in parts:
+            scores[int(part.indices[0])] = forward.score(part)
 
-    def take(batch: Batch) -> float:
-        arrays = batch_arrays(batch, shared=True)
-        arrays["count"] = mx.array(float(len(batch.indices)))
-        arrays["reference"] = scores[int(batch.indices[0])]
-        return step([arrays], 1e-5).loss
+    def take(parts: list[Batch]) -> float:
+        ready = []
+        for part in parts:
+            arrays = batch_arrays(part, shared=True)
+            arrays["count"] = mx.array(float(PAIRS_A_STEP))
+            arrays["reference"] = scores[int(part.indices[0])]
+            ready.append(arrays)
+        return step(ready, 1e-5).loss
 
     return take, reference
 
@@ -118,8 +148,8 @@ def straightforward_step() -> Step:
 
     value_and_grad = nn.value_and_grad(policy, loss)
 
-    def take(batch: Batch) -> float:
-        sides = [padded(batch, 0), padded(batch, 1)]
+    def take(parts: list[Batch]) -> float:
+        sides = [padded(parts, 0), padded(parts, 1)]
         references = [mx.stop_gradient(logps(reference, *side)) for side in sides]
         value, grads = value_and_grad(sides, references)
         grads, _ = optim.clip_grad_norm(grads, 1.0)
@@ -130,17 +160,18 @@ def straightforward_step() -> Step:
     return take
 
 
-def padded(batch: Batch, side: int) -> tuple[mx.array, mx.array]:
-    """Prompt and one response as right-padded rows, and the mask of scored tokens."""
-    pairs = len(batch.indices)
+def padded(parts: list[Batch], side: int) -> tuple[mx.array, mx.array]:
+    """Prompt and one response of every pair as right-padded rows, and the mask of scored tokens."""
     rows, starts = [], []
-    for i in range(pairs):
-        context = batch.context[i, batch.context_pad[i] :]
-        response = batch.response[side * pairs + i, : batch.lengths[side * pairs + i] + 1]
-        rows.append(np.concatenate([context, response]))
-        starts.append(len(context) + 1)
-    width = max(map(len, rows))
-    tokens, mask = np.zeros((pairs, width), np.int32), np.zeros((pairs, width), np.float32)
+    for batch in parts:
+        pairs_in = len(batch.indices)
+        for i in range(pairs_in):
+            row = side * pairs_in + i
+            context = batch.context[i, batch.context_pad[i] :]
+            rows.append(np.concatenate([context, batch.response[row, : batch.lengths[row] + 1]]))
+            starts.append(len(context) + 1)
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    mask = np.zeros(tokens.shape, np.float32)
     for i, ids in enumerate(rows):
         tokens[i, : len(ids)] = ids
         mask[i, starts[i] : len(ids)] = 1.0
@@ -164,20 +195,21 @@ def peak_gb(which: str) -> float:
 
 def test_step_time_and_memory() -> None:
     backend = prepare()
-    epoch = batches()
-    ours, reference = shared_prompt_step()
+    micro, compiled = trainer_choice()
+    epoch = batches(micro)
+    ours, reference = shared_prompt_step(compiled)
     theirs = straightforward_step()
     pass_seconds = sum(seconds(lambda b=batch: reference(b)) for batch in epoch)
-    first_loss = ours(epoch[0])
-    assert abs(first_loss - theirs(epoch[0])) < 1e-5, "both steps start at ln 2"
-    for batch in epoch:  # every shape is traced once before it is timed
-        ours(batch)
+    assert abs(ours(epoch[0]) - theirs(epoch[0])) < 1e-5, "both steps start at ln 2"
+    if compiled:  # every shape is traced once before it is timed
+        for batch in epoch:
+            ours(batch)
     timed = [(seconds(lambda b=batch: ours(b)), seconds(lambda b=batch: theirs(b))) for batch in epoch]
     mine, other = (statistics.median(column) for column in zip(*timed, strict=True))
     ratio = statistics.median(b / a for a, b in timed)
-    print(
-        f"\n{backend.device}, BLAS {backend.blas}: {PAIRS} pairs, {PAIRS_A_STEP} a step, Qwen3 shape, LoRA rank 8"
-    )
+    how = "compiled" if compiled else "not compiled"
+    print(f"\n{backend.device}, BLAS {backend.blas}; Qwen3 shape, LoRA rank 8, {PAIRS_A_STEP} pairs a step")
+    print(f"(localdpo: {micro} at once, {how}, as it chooses here)")
     print(f"{'':34}{'s a step':>10}{'peak GB':>10}")
     print(f"{'localdpo, shared prompt':34}{mine:10.2f}{peak_gb('ours'):10.2f}")
     print(f"{'  its reference pass, once':34}{pass_seconds / len(epoch):10.2f}")
@@ -187,9 +219,10 @@ def test_step_time_and_memory() -> None:
 
 def print_peak(which: str) -> None:
     """Take steps of one variant and print the peak memory in GB. `localdpo` is to be imported first."""
-    epoch = batches()[:6]
+    micro, compiled = trainer_choice()
+    epoch = batches(micro)[:6]
     if which == "ours":
-        step, reference = shared_prompt_step()
+        step, reference = shared_prompt_step(compiled)
         for batch in epoch:
             reference(batch)
     else:

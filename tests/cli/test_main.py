@@ -40,7 +40,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
 def test_help_names_every_command():
     done = localdpo("--help")
     assert done.returncode == 0
-    for command in ("train", "runs", "compare", "doctor"):
+    for command in ("train", "runs", "compare", "inspect", "doctor"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -19,15 +19,8 @@ TEXTS = ["What is the answer?", "7", "The answer to question number 7 is bad. " 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """A model whose greedy answers vary, and of which some end by themselves."""
     folder = make_model_folder(tmp_path_factory.mktemp("models") / "m", family="llama", seed=3)
-    base = load_base(str(folder))
-    mx.random.seed(8)
-    # Untied in effect: without large changes of the hidden state a tied head repeats its input.
-    layers = {"layers": [{"mlp": {"down_proj": {"weight": mx.random.normal((64, 96)) * 2.0}}}] * 2}
-    base.model.update({"model": layers})
-    mx.eval(base.model.parameters())
-    return base
+    return load_base(str(folder))
 
 
 def prompts(base: Base) -> list[list[int]]:

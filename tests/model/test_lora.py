@@ -109,7 +109,7 @@ def test_layers_and_keys_choose_what_is_adapted(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("keys", [("no.such",), ("input_layernorm",)])
 def test_keys_that_name_no_linear_layer(keys: tuple[str, ...], tiny_model: Path) -> None:
-    with pytest.raises(UserError, match="^lora"):
+    with pytest.raises(UserError, match=r"^lora"):
         lora.attach(load_base(str(tiny_model)).model, lora.LoraConfig("lora", -1, 4, 8.0, keys=keys), seed=0)
 
 

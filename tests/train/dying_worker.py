@@ -1,7 +1,7 @@
-"""The real worker process, which sends itself signals at a named moment: `dying_worker.py MOMENT SIGNALS RUN_DIR`.
+"""The real worker process, sending itself signals: `dying_worker.py MOMENT SIGNALS RUN_DIR`.
 
-A MOMENT is `EVENT:N`, right after the event of that type with step N (or `done` N) was written, or `save:N`, in
-the middle of the checkpoint of step N, before its manifest. SIGNALS: `SIGKILL`, or several: `SIGINT+SIGINT`.
+A MOMENT is `EVENT:N`, right after the event of that type with step N (or `done` N) was written, or `save:N`,
+inside the checkpoint of step N, before its manifest. SIGNALS are `SIGKILL`, or several: `SIGINT+SIGINT`.
 """
 
 from __future__ import annotations

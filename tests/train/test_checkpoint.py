@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is what comes back, whatever happens to the files, and mlx-lm reads the adapter."""
+"""Checkpoints: what is saved comes back, damage is found, and mlx-lm reads the adapter."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
-from runs import EAGER, assert_same_arrays, files_of, session_of, step_of, train, weights_of
+from runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of
 from tiny_folders import recipe_text, write_pairs
 
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir
 from localdpo.model.arrays import random_key, set_random_key
+from localdpo.model.backend import prepare
 from localdpo.model.lora import CONFIG_FILE, WEIGHTS_FILE
 from localdpo.train import checkpoint
 from localdpo.train.checkpoint import TrainState
@@ -248,18 +249,22 @@ def test_mlx_lm_loads_the_adapter_and_computes_the_same(
     assert config["num_layers"] == 1
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 def test_a_run_resumed_in_one_process_takes_the_same_steps(
-    tmp_path: Path, pairs: Path, tiny_model: Path
+    compiled: bool, tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:
+    options = {"epochs": 2, "micro_batch_size": 3, "schedule": "linear", "warmup": 2, "compile": compiled}
     text = recipe_text(
         tiny_model,
         pairs,
-        train={"epochs": 2, "batch_size": 4, "micro_batch_size": 3, "schedule": "linear", "warmup": 2},
+        train=options,
         lora={"dropout": 0.2},
         save={"every": 2, "keep": 5},
         eval={"samples": 1, "max_tokens": 4, "temperature": 1.0, "every": 2},
     )
-    whole = train(tmp_path / "whole", text, backend=EAGER)
+    backend = prepare()
+    whole = train(tmp_path / "whole", text, backend=backend)
+    assert whole.session.compiled == compiled
     assert [p.name for p in checkpoint.checkpoints(whole.run)] == [f"step-{n:06d}" for n in (2, 4, 6)]
     resumed = RunDir(tmp_path / "resumed")
     for name in ("recipe.yaml", "events.jsonl"):
@@ -267,6 +272,6 @@ def test_a_run_resumed_in_one_process_takes_the_same_steps(
         (resumed.path / name).write_bytes((whole.run.path / name).read_bytes())
     resumed.checkpoints.mkdir()
     os.rename(whole.run.checkpoint_path(2), resumed.checkpoint_path(2))
-    train(resumed.path, text, backend=EAGER)
+    train(resumed.path, text, backend=backend)
     for step in (4, 6):
         assert_same_arrays(files_of(resumed.checkpoint_path(step)), files_of(whole.run.checkpoint_path(step)))

@@ -1,4 +1,4 @@
-"""Whole runs in this process: what they write, that they learn, and that they do so the same way each time."""
+"""Whole runs in this process: what they write, that they learn, and the same way each time."""
 
 from __future__ import annotations
 
@@ -82,15 +82,19 @@ def test_the_first_logged_loss_is_ln_2_when_compiled(
     start: str, tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
 ) -> None:
     adapter = {"adapter": str(sft_adapter)} if start == "sft" else {}
-    text = recipe_text(tiny_model, pairs, train={"max_steps": 1}, eval={"pairs": 1}, **adapter)
-    (metrics,) = train(tmp_path / "run", text, backend=prepare()).metrics("step")
+    text = recipe_text(
+        tiny_model, pairs, train={"max_steps": 1, "compile": True}, eval={"pairs": 1}, **adapter
+    )
+    run = train(tmp_path / "run", text, backend=prepare())
+    assert run.session.compiled
+    (metrics,) = run.metrics("step")
     assert abs(metrics["loss"] - math.log(2)) < 1e-6
     assert abs(metrics["rewards/margins"]) < 1e-5
 
 
 def learned(folder: Path, model: Path, pairs: Path, held_out: Path) -> Run:
     options = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-3}
-    return train(folder, recipe_text(model, pairs, held_out, train=options))
+    return train(folder, recipe_text(model, pairs, held_out, train=options, eval={"every": 3}))
 
 
 def test_a_rule_is_learned_and_flipped_labels_teach_its_opposite(
@@ -102,9 +106,9 @@ def test_a_rule_is_learned_and_flipped_labels_teach_its_opposite(
     wrong = learned(tmp_path / "wrong", tiny_model, flipped, held_out)
     assert wrong.metrics("step")[-1]["rewards/accuracies"] > 0.9
     assert wrong.outcome.metrics["rewards/accuracies"] < 0.5
-    # On the other side of the same rule it is said that labels may be swapped.
     names = {event.data["name"] for event in wrong.events if event.type == "notice"}
-    assert names
+    assert "labels-swapped" in names
+    assert "labels-swapped" not in {e.data["name"] for e in right.events if e.type == "notice"}
 
 
 def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -66,4 +67,4 @@ def test_the_ends_of_the_decays() -> None:
     assert cosine[5] == pytest.approx(0.5)
     # The last step is half a step's worth above the end of the cosine; no step is taken at 0.
     assert 0 < cosine[-1] < 0.03
-    assert all(a > b for a, b in zip(cosine, cosine[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(cosine))

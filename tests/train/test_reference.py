@@ -13,7 +13,7 @@ import pytest
 from runs import session_of
 from tiny_folders import make_model_folder, recipe_text, write_pairs
 
-from localdpo.core.events import EventWriter
+from localdpo.core.events import EventWriter, read_events
 from localdpo.core.rundir import RunDir
 from localdpo.model import lora
 from localdpo.train.control import StopRequest
@@ -64,6 +64,19 @@ def test_cached_scores_are_the_live_ones_in_the_order_of_a_batch(
             np.testing.assert_allclose(again.train_scores.of(batch.indices), live, atol=1e-3, rtol=2e-6)
 
 
+def test_training_and_held_out_rows_of_one_file_share_their_scores(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    text = recipe_text(tiny_model, pairs, pairs, train={"max_steps": 2}, eval={"pairs": 3})
+    for life in range(2):
+        session = session_of(tmp_path, text)
+        with EventWriter(tmp_path / f"events-{life}.jsonl") as log:
+            Loop(session, RunDir(tmp_path), log, StopRequest()).score_reference()
+        assert session.train_scores is session.valid_scores
+        kinds = [event.type for event in read_events(tmp_path / f"events-{life}.jsonl")]
+        assert kinds == (["reference", "reference"] if life == 0 else [])
+
+
 def test_only_rows_that_the_run_draws_are_scored(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     session = session_of(
         tmp_path, recipe_text(tiny_model, pairs, train={"max_steps": 2}, data={"valid_fraction": 0.25})
@@ -93,6 +106,11 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, pairs: Pat
     assert fill(later, scores, np.arange(24)) == [4, 8, 12, 16]
     assert not np.isnan(scores.values).any()
     np.testing.assert_array_equal(scores.values[~np.isnan(kept)], kept[~np.isnan(kept)])
+    scores.file.unlink()
+    whole = session_of(tmp_path, text)
+    assert whole.train_scores is not None
+    fill(whole, whole.train_scores, np.arange(24))
+    np.testing.assert_array_equal(whole.train_scores.values, scores.values)
     assert fill(later, scores, np.arange(24)) == []
 
 

@@ -88,7 +88,8 @@ def test_micro_batches_add_up_to_the_batch(
             assert_close(gradients, expected)
             assert result.loss == pytest.approx(whole.loss, rel=1e-5)
             assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
-            assert result.metrics == pytest.approx(whole.metrics, rel=1e-5)
+            # A mean of margins of both signs is known to the rounding of its log-probabilities.
+            assert result.metrics == pytest.approx(whole.metrics, rel=1e-5, abs=1e-6)
 
 
 def test_micro_batches_of_demonstrations_weigh_every_token_the_same(tmp_path: Path, tiny_model: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from localdpo.core.rundir import RunDir, RunLock
 
 DYING = str(Path(__file__).with_name("dying_worker.py"))
 WORKER = [sys.executable, "-m", "localdpo.train"]
-# Where each life ends, in order, and its exit code: 9 rows of the reference pass are never enough for a
-# checkpoint, nor is step 1; step 4 is being saved when the third life ends.
+# Where each life ends, in order, and its exit code. The first two leave no checkpoint.
 LIVES = (
     ("reference:16", "SIGKILL", -9),
     ("step:1", "SIGKILL", -9),
@@ -61,7 +59,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapter: Path) -> Iterator[Story]:
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapter: Path) -> Story:
     folder = tmp_path_factory.mktemp("lives")
     pairs = write_pairs(folder / "pairs.jsonl", 20)
     text = recipe_text(
@@ -92,7 +90,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapte
                 hidden,
             )
         )
-    yield Story(whole, run, lives)
+    return Story(whole, run, lives)
 
 
 def test_every_life_ends_as_it_should(story: Story) -> None:

@@ -201,9 +201,7 @@ def test_a_shape_that_differs_from_the_adapters(
     assert str(sft_adapter) in line
 
 
-def test_the_adapters_own_shape_may_be_written_down(
-    tmp_path: Path, pairs: Path, tiny_model: Path
-) -> None:
+def test_the_adapters_own_shape_may_be_written_down(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     adapter = tmp_path / "adapter"
     make_adapter(adapter, tiny_model, keys=("self_attn.q_proj", "mlp.up_proj"))
     shape = {"rank": 4, "scale": 8, "layers": -1, "type": "lora", "keys": ["mlp.up_proj", "self_attn.q_proj"]}

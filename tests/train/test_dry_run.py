@@ -1,0 +1,102 @@
+"""What --dry-run shows, for both kinds of data, and that it loads no weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import write_recipe
+from tiny_folders import pair, recipe_text, write_pairs, write_rows
+
+from localdpo.core.errors import UserError
+from localdpo.recipe.load import load_recipe
+from localdpo.train.dry_run import dry_run
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def weightless(tmp_path: Path, tiny_model: Path) -> Path:
+    """The model with weights that would be refused if anything but their header were read."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    return model
+
+
+def shown(folder: Path, text: str) -> str:
+    stream = io.StringIO()
+    dry_run(load_recipe(write_recipe(folder, text)), Console(file=stream, width=200))
+    return stream.getvalue()
+
+
+def test_pairs(tmp_path: Path, weightless: Path) -> None:
+    rows = [*(pair(n) for n in range(10)), {**pair(10), "rejected": pair(10)["chosen"]}]
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    held_out = write_pairs(tmp_path / "valid.jsonl", 3)
+    text = shown(
+        tmp_path,
+        recipe_text(weightless, data, held_out, train={"epochs": 2, "micro_batch_size": 2, "warmup": 2}),
+    )
+    assert "type: sigmoid" in text
+    assert "beta: 0.1" in text
+    assert "6 steps of 4 rows (2 in memory at once), 10 rows, 3 steps an epoch, 2 steps of warm-up" in text
+    for label in ("train prompt", "train chosen", "train rejected", "train row", "valid chosen"):
+        assert label in text
+    assert "train: 11 rows read, 0 truncated" in text
+    assert "(1 rows: 11)" in text
+    assert "chosen (" in text
+    assert "▸good" in text or "▸ good" in text
+    assert "<|im_end|>◂" in text
+    assert "memory: about" in text
+    assert "an estimate, on cpu" in text
+
+
+def test_demonstrations(tmp_path: Path, weightless: Path) -> None:
+    data = write_rows(tmp_path / "sft.jsonl", [{"prompt": f"Q {n}", "completion": "good"} for n in range(40)])
+    text = shown(tmp_path, recipe_text(weightless, data, loss={"type": "sft"}))
+    assert "train response" in text
+    assert "valid" not in text.split("tokens")[1].split("rows read")[0]
+    assert "response (" in text
+    assert "10 steps of 4 rows (4 in memory at once), 38 rows" in text
+    assert "<|im_end|>◂" in text
+
+
+def test_text_in_the_data_is_shown_as_it_is(tmp_path: Path, weightless: Path) -> None:
+    """Square brackets are markup to rich; here they are somebody's text."""
+    rows = [{**pair(n), "chosen": "[bold]good[/bold] [/]"} for n in range(3)]
+    text = shown(tmp_path, recipe_text(weightless, write_rows(tmp_path / "p.jsonl", rows)))
+    assert "[bold]good[/bold]" in text.replace("▸", "")
+
+
+def test_what_would_stop_the_run_stops_the_dry_run(
+    tmp_path: Path, weightless: Path, sft_adapter: Path
+) -> None:
+    data = write_pairs(tmp_path / "pairs.jsonl", 4)
+    for text, message in (
+        (recipe_text(tmp_path / "none", data), "no such folder"),
+        (recipe_text(weightless, tmp_path / "none.jsonl"), "no such file"),
+        (recipe_text(weightless, data, adapter=str(tmp_path / "none")), "no such folder"),
+        (recipe_text(weightless, data, adapter=str(sft_adapter), lora={"rank": 9}), "lora.rank: 9 asked for"),
+        (recipe_text(weightless, data, lora={"layers": 9}), "the model has 2 blocks, got 9"),
+    ):
+        with pytest.raises(UserError, match=message):
+            shown(tmp_path, text)
+
+
+def test_an_unusual_configuration_gets_no_estimate(tmp_path: Path, weightless: Path) -> None:
+    config = json.loads((weightless / "config.json").read_text())
+    del config["hidden_size"]
+    (weightless / "config.json").write_text(json.dumps(config))
+    text = shown(tmp_path, recipe_text(weightless, write_pairs(tmp_path / "pairs.jsonl", 4)))
+    assert "memory: no estimate, since the model's config.json has no 'hidden_size'" in text
+
+
+def test_a_second_dry_run_shows_the_same(tmp_path: Path, weightless: Path) -> None:
+    text = recipe_text(weightless, write_pairs(tmp_path / "pairs.jsonl", 4))
+    assert shown(tmp_path, text) == shown(tmp_path, text)

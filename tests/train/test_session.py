@@ -1,0 +1,147 @@
+"""Assembling a run: adapters, rows, and the check of the two paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from runs import EAGER, session_of, train, write_recipe
+from tiny_folders import recipe_text, write_pairs
+
+from localdpo.model import lora
+from localdpo.model.forward import Forward
+from localdpo.recipe.load import load_recipe
+from localdpo.train import session as session_module
+from localdpo.train.rows import hold_out, visited
+from localdpo.train.session import assemble, check_paths
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl", 20)
+
+
+def test_the_adapter_is_the_start_adapters_shape_with_the_recipes_dropout(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    text = recipe_text(tiny_model, pairs, adapter=str(sft_adapter), lora={"dropout": 0.25})
+    session = session_of(tmp_path, text)
+    assert session.config == lora.LoraConfig("lora", -1, 4, 8.0, dropout=0.25)
+    assert session.adapter_json() == session.config.to_json(str(tiny_model))
+
+
+def test_defaults_of_a_fresh_adapter(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    text = recipe_text(tiny_model, pairs, lora={"rank": None, "scale": None})
+    assert session_of(tmp_path, text).config == lora.LoraConfig("lora", -1, 8, 20.0)
+
+
+def test_held_out_rows_are_never_trained_on(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = session_of(
+        tmp_path, recipe_text(tiny_model, pairs, data={"valid_fraction": 0.25}, train={"epochs": 3})
+    )
+    held = {int(i) for i in session.valid.indices}
+    trained = {
+        int(i)
+        for step in range(session.plan.total)
+        for batch in session.training_batch(step)
+        for i in batch.indices
+    }
+    assert len(held) == 5
+    assert not held & trained
+    assert held | trained == set(range(20))
+    again, _ = hold_out(session.train.store, 0.25, 0, 0)
+    np.testing.assert_array_equal(again.indices, session.train.indices)
+
+
+def test_visited_rows_are_those_of_the_steps(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+    for steps in (1, 3, 5, 9):
+        drawn = [session.train.training_batch(k, batch_size=6, micro=6, seed=0) for k in range(steps)]
+        rows = np.unique(np.concatenate([b.indices for batches in drawn for b in batches]))
+        np.testing.assert_array_equal(visited(20, 6, 0, steps), rows)
+
+
+def notes_of(forward: Forward, session: Any) -> list[str]:
+    notes: list[str] = []
+    check_paths(forward, session.train, notes.append)
+    return notes
+
+
+def test_the_shared_path_is_taken_where_it_is_right(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs))
+    assert session.forward.shared
+    assert notes_of(session.forward, session) == []
+    assert session.forward.shared
+
+
+def test_a_shared_path_that_is_wrong_or_fails_is_left_and_that_is_said(
+    tmp_path: Path, pairs: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs))
+    logps = Forward.logps
+
+    def wrong(self: Forward, arrays: Any, *, gradient: bool) -> mx.array:
+        return logps(self, arrays, gradient=gradient) + (0.1 if self.shared else 0.0)
+
+    monkeypatch.setattr(Forward, "logps", wrong)
+    forward = Forward(session.base.model)
+    (note,) = notes_of(forward, session)
+    assert "differs from the plain one by 0.1 nats" in note
+    assert not forward.shared
+
+    def failing(self: Forward, arrays: Any, *, gradient: bool) -> mx.array:
+        if self.shared:
+            raise ValueError("no such shape")
+        return logps(self, arrays, gradient=gradient)
+
+    monkeypatch.setattr(Forward, "logps", failing)
+    forward = Forward(session.base.model)
+    (note,) = notes_of(forward, session)
+    assert "(no such shape): the plain path is used" in note
+    assert not forward.shared
+
+
+def test_a_model_that_cannot_share_takes_the_plain_path_and_trains_the_same(
+    tmp_path: Path, pairs: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = recipe_text(tiny_model, pairs, train={"max_steps": 2})
+    shared = train(tmp_path / "shared", text).metrics("step")
+    monkeypatch.setattr("localdpo.model.forward.can_share", lambda model: False)
+    notes: list[str] = []
+    recipe = load_recipe(write_recipe(tmp_path / "plain", text))
+    assert not assemble(recipe, EAGER, notes.append).forward.shared
+    assert len(notes) == 1
+    plain = train(tmp_path / "plain", text).metrics("step")
+    for a, b in zip(shared, plain, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+
+
+def test_the_tolerance_follows_the_precision(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs))
+    logps, lengths = np.array([-10.0, -5000.0]), np.array([4, 400])
+    found = session_module.tolerance(logps, lengths, session.forward)
+    np.testing.assert_allclose(found, [1e-3, 1e-2])
+    session.base.model.set_dtype(mx.bfloat16)
+    found = session_module.tolerance(logps, lengths, session.forward)
+    np.testing.assert_allclose(found, [0.04, 0.4])
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    found = [
+        train(
+            tmp_path / str(on),
+            recipe_text(tiny_model, pairs, train={"max_steps": 2, "gradient_checkpointing": on}),
+        ).metrics("step")
+        for on in (False, True)
+    ]
+    for a, b in zip(*found, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
