@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> object:
     if name == "preference_loss":
-        from localdpo.core.blas import load_openblas
+        from localdpo.core.preload import preload
 
-        load_openblas()
+        preload()
         from localdpo.objective.losses import preference_loss
 
         return preference_loss

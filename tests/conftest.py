@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.blas import load_openblas
+from localdpo.core.preload import preload
 
-load_openblas()
+preload()
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def package(name: str) -> Finding:
 
 def blas() -> Finding:
     """OpenBLAS on Linux, which MLX's CPU backend is slow without; other systems bring their own."""
-    from localdpo.core.blas import find_openblas
+    from localdpo.core.preload import find_openblas
     from localdpo.model.backend import OPENBLAS_HINT
 
     if not sys.platform.startswith("linux"):

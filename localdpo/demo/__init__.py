@@ -3,6 +3,6 @@
 `world` and `rules` need nothing but the standard library; `build` makes every file of `bundle/` again.
 """
 
-from localdpo.core.blas import load_openblas
+from localdpo.core.preload import preload
 
-load_openblas()
+preload()

@@ -1,5 +1,5 @@
 """The evals room: what a trained adapter's answers are like, beside those it started from."""
 
-from localdpo.core.blas import load_openblas
+from localdpo.core.preload import preload
 
-load_openblas()
+preload()

@@ -1,5 +1,5 @@
 """The model room: backend, loading, LoRA, the shared-prompt forward, the head, generation."""
 
-from localdpo.core.blas import load_openblas
+from localdpo.core.preload import preload
 
-load_openblas()
+preload()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from localdpo.core.blas import find_openblas, load_openblas
+from localdpo.core.preload import find_openblas, load_openblas
 
 OPENBLAS_HINT = (
     "OpenBLAS not found: training on this CPU is much slower without it "

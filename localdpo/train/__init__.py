@@ -1,5 +1,5 @@
 """The train room: the worker process that turns a run folder with a recipe into an adapter."""
 
-from localdpo.core.blas import load_openblas
+from localdpo.core.preload import preload
 
-load_openblas()
+preload()

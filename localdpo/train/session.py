@@ -290,11 +290,13 @@ def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
 def tolerance(logps: np.ndarray, lengths: np.ndarray, forward: Forward) -> np.ndarray:
     """How far two orders of the same computation may differ, in nats a response.
 
-    float32: 1e-3 or 2e-6 of the value; 16-bit: rounding of each token adds up like a random walk.
+    float32: 1e-3 or 2e-6 of the value; 16-bit: rounding of each token adds up like a random walk, with
+    0.012 nats a token at the root mean square and 0.026 at most on small random models. A path that is
+    wrong is wrong by nats.
     """
     if float_types(forward.model) == {mx.float32}:
         return np.maximum(1e-3, 2e-6 * np.abs(logps))
-    return 0.02 * np.sqrt(lengths)
+    return 0.05 * np.sqrt(lengths)
 
 
 def _more_padding(batch: Batch, columns: int = 16) -> Batch:

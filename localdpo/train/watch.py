@@ -7,6 +7,7 @@ from pathlib import Path
 from localdpo.core.events import effective, read_events
 from localdpo.core.progress import metrics_of
 from localdpo.objective.notices import Record, RunFacts, new_notices
+from localdpo.objective.notices.history import LOOK_BACK
 from localdpo.train.session import Session
 
 
@@ -29,6 +30,9 @@ class Watch:
     def step(self, step: int, metrics: dict[str, float]) -> list[dict[str, str]]:
         """Fields of the notices that this step raises."""
         self._train.append((step, metrics))
+        if len(self._train) > 2 * LOOK_BACK:
+            # The rules read the first record and the newest ones; a long run does not keep them all.
+            self._train[1:-LOOK_BACK] = []
         return self._new()
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> list[dict[str, str]]:

@@ -232,3 +232,18 @@ def test_the_learning_rate_is_that_of_the_call(tmp_path: Path, pairs: Path, tiny
     step(session.training_arrays(session.training_batch(0)), 0.0)
     after = weights_of(session)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_is_on_while_a_step_is_taken_and_only_then(
+    compiled: bool, tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    text = recipe_text(tiny_model, pairs, adapter=str(sft_adapter), lora={"dropout": 0.5})
+    session = prepared(tmp_path, text)
+    (batch,) = session.training_batch(0)
+    before = np.array(session.forward.score(batch))
+    step = step_of(session, optim.SGD(0.0), compiled=compiled)
+    losses = [step(session.training_arrays([batch]), 0.0).loss for _ in range(2)]
+    assert abs(losses[0] - math.log(2)) > 1e-3
+    assert abs(losses[0] - losses[1]) > 1e-4
+    np.testing.assert_array_equal(np.array(session.forward.score(batch)), before)

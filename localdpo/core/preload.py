@@ -1,8 +1,8 @@
-"""OpenBLAS for MLX's CPU backend on Linux. Standard library only.
+"""What must be in place before MLX and transformers are imported. Standard library only.
 
 The Linux CPU wheel of MLX links a reference BLAS. When OpenBLAS is in the process before MLX is
 imported, its routines are found first, and float32 matrix products run about twenty times faster.
-Every room that imports MLX calls `load_openblas()` in its `__init__`, ahead of that import.
+Every room that imports MLX calls `preload()` in its `__init__`, ahead of that import.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ def find_openblas() -> str | None:
     if not sys.platform.startswith("linux") or os.environ.get(SWITCH, "").lower() in {"0", "off"}:
         return None
     return ctypes.util.find_library("openblas")
+
+
+def preload() -> None:
+    """Load OpenBLAS if there is one, and keep transformers from advising to install PyTorch."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    load_openblas()
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,43 @@
+"""The README tells the truth: its table of options, its commands, and its map."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from localdpo.cli.main import app
+from localdpo.recipe.describe import options_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_options_is_the_schema() -> None:
+    wanted = [f"| `{o.key}` | {o.type} | {o.default} | {o.description} |" for o in options_table()]
+    table = README[README.index("## Every option") :]
+    assert [line for line in table.splitlines() if line.startswith("| `")] == wanted
+
+
+def test_every_command_is_described() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    section = README[README.index("## Commands") : README.index("## A run's folder")]
+    assert set(re.findall(r"^\| `localdpo (\w+)", section, re.MULTILINE)) == set(commands)
+
+
+def test_the_map_names_every_module() -> None:
+    section = README[README.index("## Map") : README.index("## Every option")]
+    missing = []
+    for file in sorted((ROOT / "localdpo").rglob("*.py")):
+        folder = file.parent.relative_to(ROOT).as_posix()
+        inside = file.name in {"__init__.py", "__main__.py"} or folder.startswith("localdpo/objective/")
+        if not inside and f"{file.name}`" not in section:
+            missing.append(f"{folder}/{file.name}")
+    assert not missing
+
+
+def test_recipes_that_are_named_exist() -> None:
+    named = set(re.findall(r"recipes/([\w.-]+\.yaml)", README))
+    assert named
+    assert all((ROOT / "recipes" / name).is_file() for name in named)
