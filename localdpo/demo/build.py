@@ -35,9 +35,9 @@ TEMPERATURE = 1.0  # one for both answers: two would teach the model to prefer t
 MAX_ANSWER_TOKENS = 80
 SFT_SETTINGS = {
     "loss": "sft",
-    "train.epochs": 3,
+    "train.epochs": 5,
     "train.batch_size": 16,
-    "train.learning_rate": 1e-3,
+    "train.learning_rate": 2e-3,
     "train.max_length": 256,
     "lora.rank": 8,
     "lora.scale": 10,

@@ -28,7 +28,7 @@ _QUESTIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
 )
 # Which of the questions each sentence of a report answers by itself.
-_ABOUT_WRONG, _ABOUT_SINCE, _ABOUT_HIT = (0, 0, 1, 4), (2,), (3,)
+_ABOUT_WRONG, _ABOUT_SINCE, _ABOUT_HIT = (0, 1, 4, 4), (2,), (3,)
 _SUMMARIES = (
     "The {service} service in {region} has {symptom} at {percent}%, {minutes} min, {customers} customers.",
     "In {region} {service} has {symptom}, {percent}% for {minutes} minutes. About {customers} customers.",
@@ -116,7 +116,7 @@ def echo(rng: random.Random) -> Messages:
 def glance(rng: random.Random) -> Messages:
     """One sentence of a report and one question about it: copying where there is little to choose from."""
     facts = world.sample_facts(rng)
-    part = rng.choice((0, 0, 1, 2))
+    part = rng.randrange(3)
     asked = rng.choice((_ABOUT_WRONG, _ABOUT_SINCE, _ABOUT_HIT)[part])
     questions, replies = _QUESTIONS[asked]
     reply = rng.choice(replies).format(**_values(facts, rng))

@@ -16,17 +16,16 @@ from localdpo.demo.world import Facts
 Row = dict[str, Any]
 Incident = tuple[Facts, str]
 
-# Incidents drawn for each use. Of the preference prompts, those whose two answers tie are dropped; the first
-# KEPT of the others are kept.
+# Incidents drawn for each use. Of the preference prompts, only those with an answer that beats the other are
+# kept, and of these the first KEPT.
 COUNTS = {
     "demonstrations/train": 1500,
     "demonstrations/valid": 100,
-    "preferences/train": 700,
-    "preferences/valid": 180,
+    "preferences/train": 900,
+    "preferences/valid": 280,
     "prompts/heldout": 300,
 }
-KEPT = {"preferences/train": 400, "preferences/valid": 80}
-MIN_GAP = 0.25
+KEPT = {"preferences/train": 400, "preferences/valid": 128}
 
 
 def split_incidents(seed: int, counts: Mapping[str, int] = COUNTS) -> dict[str, list[Incident]]:
@@ -49,21 +48,23 @@ def prompt_row(incident: Incident) -> Row:
 
 
 def preference_row(incident: Incident, first: str, second: str) -> Row | None:
-    """The pair that two answers make: the one with the higher total is chosen.
+    """The pair that two answers make: the one that beats the other is chosen.
 
-    None when the totals are less than MIN_GAP apart.
+    None when neither does: they are equally good, or each is better in another way.
     """
     facts, _ = incident
-    ranked = sorted(((rules.judge(text, facts).total, text) for text in (first, second)), reverse=True)
-    (high, chosen), (low, rejected) = ranked
-    if high - low < MIN_GAP:
+    judged = [(rules.judge(text, facts), text) for text in (first, second)]
+    if judged[1][0].beats(judged[0][0]):
+        judged.reverse()
+    (better, chosen), (worse, rejected) = judged
+    if not better.beats(worse):
         return None
     return {
         **prompt_row(incident),
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
-        "score_chosen": high,
-        "score_rejected": low,
+        "score_chosen": better.total,
+        "score_rejected": worse.total,
     }
 
 

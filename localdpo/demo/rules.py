@@ -72,6 +72,20 @@ class Verdict:
         facts = max(0.0, 1.0 - 0.25 * (len(self.missing) + len(self.invented)))
         return 1.0 + self.severity + 0.5 * self.action + facts
 
+    def beats(self, other: Verdict) -> bool:
+        """Whether this answer is clearly the better one.
+
+        One in the format beats one outside it. Of two in the format, one beats the other when it is better in
+        some way and worse in none: severity, action, number of facts missing, number invented.
+        """
+        if not (self.conforms and other.conforms):
+            return self.conforms and not other.conforms
+        mine, theirs = self._virtues(), other._virtues()
+        return mine != theirs and all(one >= two for one, two in zip(mine, theirs, strict=True))
+
+    def _virtues(self) -> tuple[int, ...]:
+        return (self.severity, self.action, -len(self.missing), -len(self.invented))
+
 
 def parse(text: str) -> Answer | None:
     """The parts of an answer, or None when it is not in the format. White space around it does not count."""

@@ -35,7 +35,7 @@ from localdpo.train.rows import Rows, every_row, hold_out, micro_batch, visited
 Note = Callable[[str], None]
 DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
 # Tokens of a micro-batch on the CPU, where nothing else is said.
-CPU_TOKENS = 1024
+CPU_TOKENS = 256
 
 
 @dataclass

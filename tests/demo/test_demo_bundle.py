@@ -42,9 +42,10 @@ def test_pairs_obey_the_rules(name: str) -> None:
         facts = Facts.from_dict(row["facts"])
         (chosen,), (rejected,) = row["chosen"], row["rejected"]
         assert {chosen["role"], rejected["role"]} == {"assistant"}
-        assert rules.judge(chosen["content"], facts).total == row["score_chosen"]
-        assert rules.judge(rejected["content"], facts).total == row["score_rejected"]
-        assert row["score_chosen"] - row["score_rejected"] >= dataset.MIN_GAP
+        better, worse = rules.judge(chosen["content"], facts), rules.judge(rejected["content"], facts)
+        assert better.beats(worse)
+        assert (better.total, worse.total) == (row["score_chosen"], row["score_rejected"])
+        assert better.total > worse.total
 
 
 @pytest.mark.parametrize("name", DATA)

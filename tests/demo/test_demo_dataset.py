@@ -30,6 +30,12 @@ def test_ties_make_no_pair() -> None:
     assert dataset.preference_row(INCIDENT, WORSE, GOLD.replace("SEV1", "SEV2")) is None
 
 
+def test_answers_that_are_each_better_in_another_way_make_no_pair() -> None:
+    brief = world.answer("SEV1", world.summary(FACTS, ["percent"]), "roll back the last release")
+    assert rules.judge(brief, FACTS).total > rules.judge(WORSE, FACTS).total
+    assert dataset.preference_row(INCIDENT, WORSE, brief) is None
+
+
 @given(st.integers(0, 2**32))
 def test_splits_are_seeded_and_share_no_facts(seed: int) -> None:
     counts = {"a": 30, "b": 20, "c": 10}

@@ -152,3 +152,29 @@ def test_a_careful_demonstration_is_gold_and_a_careless_one_keeps_the_format(see
 def test_the_worst_answer_in_the_format_is_still_above_none() -> None:
     junk = "Severity: SEV4\nSummary: search stale data at 1%, 2 min, 3 customers in Tokyo.\nNext: wait."
     assert rules.judge(junk, FACTS).total == 1.0
+
+
+def test_an_answer_beats_another_by_its_format_or_when_it_is_worse_in_nothing() -> None:
+    texts = {
+        "gold": GOLD,
+        "level": GOLD.replace("SEV1", "SEV2"),
+        "brief": GOLD.replace(" in Oslo", ""),
+        "prose": GOLD.replace("\n", " "),
+    }
+    verdicts = {name: rules.judge(text, FACTS) for name, text in texts.items()}
+    beaten = {(a, b) for a in texts for b in texts if verdicts[a].beats(verdicts[b])}
+    better = {("gold", "level"), ("gold", "brief")}
+    assert beaten == better | {(name, "prose") for name in ("gold", "level", "brief")}
+
+
+@given(seeds, seeds)
+def test_beating_is_one_sided_and_means_a_higher_total(one: int, other: int) -> None:
+    facts = facts_of(one)
+    care = annotators.Carelessness(0.5, 0.5, 0.5, 0.5)
+    first, second = (
+        rules.judge(annotators.demonstration(facts, random.Random(seed), care), facts)
+        for seed in (one, other)
+    )
+    if first.beats(second):
+        assert not second.beats(first)
+        assert first.total > second.total
