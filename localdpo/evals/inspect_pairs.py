@@ -168,7 +168,7 @@ def inspect_run(
         checkpoint=latest.name,
         split=split,
         source=_source(recipe, split),
-        loss=recipe.loss.type,
+        loss=recipe.loss.spec.name,
         beta=recipe.loss.beta,
         rows=len(rows),
         scored=len(scored),
@@ -186,7 +186,9 @@ def _opened(run: RunDir) -> tuple[Path, Recipe]:
     recipe = load_recipe(run.recipe)
     data = recipe.loss.spec.data
     if data != "pairs":
-        raise UserError(f"{run.path}: the {recipe.loss.type} loss trains on {data}; only pairs have rewards")
+        raise UserError(
+            f"{run.path}: the {recipe.loss.spec.name} loss trains on {data}; only pairs have rewards"
+        )
     return latest, recipe
 
 

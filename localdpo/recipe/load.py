@@ -51,11 +51,12 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def dump_recipe(recipe: Recipe) -> str:
     """`recipe` as YAML with every default written out; loading it gives an equal recipe.
 
-    Options that the loss does not read are left out (they cannot be set), and so is a held-out share that
-    is not used.
+    Options that the loss does not read are left out (they cannot be set), and so are the weight of a single
+    loss and a held-out share that is not used.
     """
     values = recipe.model_dump(mode="json")
-    values["loss"] = {"type": recipe.loss.type, **recipe.loss.options}
+    weights = {} if recipe.loss.weights is None else {"weights": values["loss"]["weights"]}
+    values["loss"] = {"type": values["loss"]["type"], **weights, **recipe.loss.options}
     if recipe.data.valid is not None:
         del values["data"]["valid_fraction"]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)

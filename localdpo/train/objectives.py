@@ -15,7 +15,7 @@ from localdpo.data.types import Batch
 from localdpo.model.forward import Arrays
 from localdpo.objective.losses import preference_loss
 from localdpo.objective.metrics import BatchSums, demonstration_metrics, pair_metrics
-from localdpo.recipe.schema import LossSection
+from localdpo.recipe.loss import LossSection
 
 
 class Objective(Protocol):
@@ -54,6 +54,7 @@ class Preference:
             ref_rejected,
             chosen_tokens=chosen_tokens,
             rejected_tokens=rejected_tokens,
+            weights=self.loss.weights,
             **self.loss.options,
         )
         return pair_metrics(

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from recipe_files import RECIPES, SMALLEST, write
 
 from localdpo.objective.registry import LOSSES
+from localdpo.recipe.base import ONE_LINE
 from localdpo.recipe.describe import all_keys
 from localdpo.recipe.load import dump_recipe, load_recipe
-from localdpo.recipe.schema import ONE_LINE, LossSection, Recipe
+from localdpo.recipe.loss import LossSection
+from localdpo.recipe.schema import Recipe
 
 
 def reload(recipe: Recipe, folder: Path) -> Recipe:
@@ -34,6 +36,22 @@ def test_the_dump_names_the_options_of_the_loss_and_no_others(loss: str, tmp_pat
     recipe = load_recipe(write(tmp_path, SMALLEST), [f"loss={loss}", *needed])
     assert set(yaml.safe_load(dump_recipe(recipe))["loss"]) == {"type", *LOSSES[loss].options}
     assert reload(recipe, tmp_path) == recipe
+
+
+def test_a_list_of_losses_is_dumped_with_its_weights_and_the_options_of_all(tmp_path: Path) -> None:
+    for overrides in (
+        ["loss=[robust, sft]"],
+        ["loss.type=[discopop, sft]", "loss.weights=[1, 0.1]"],
+        ["loss=[sft]"],
+    ):
+        recipe = load_recipe(write(tmp_path, SMALLEST), overrides)
+        dumped = yaml.safe_load(dump_recipe(recipe))["loss"]
+        assert (dumped["type"], dumped["weights"]) == (
+            list(recipe.loss.type),
+            list(recipe.loss.weights or ()),
+        )
+        assert set(dumped) == {"type", "weights", *recipe.loss.spec.options}
+        assert reload(recipe, tmp_path) == recipe
 
 
 def test_the_dump_names_every_other_option(tmp_path: Path) -> None:

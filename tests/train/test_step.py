@@ -68,7 +68,7 @@ def test_micro_batches_add_up_to_the_batch(
 ) -> None:
     """8 pairs at once; in threes with a ragged last one; one by one."""
 
-    def step(loss: str, micro: int | None) -> tuple[StepResult, dict[str, np.ndarray]]:
+    def step(loss: Any, micro: int | None) -> tuple[StepResult, dict[str, np.ndarray]]:
         options = {"batch_size": 8, **({"micro_batch_size": micro} if micro else {})}
         # The policy is not the reference here, so that rewards and accuracies mean something.
         session = prepared(
@@ -80,7 +80,7 @@ def test_micro_batches_add_up_to_the_batch(
             session.train_scores.values += noise.astype(np.float32)
         return sgd_step(session)
 
-    for loss in ("sigmoid", "ipo"):
+    for loss in ("sigmoid", ["ipo", "sft"]):
         whole, expected = step(loss, None)
         assert 0 < whole.metrics["rewards/accuracies"] < 1
         for micro in (3, 1):

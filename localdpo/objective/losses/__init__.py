@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import cast
 
 import mlx.core as mx
 
-from localdpo.objective.registry import LossSpec, OptionValue, loss_spec
+from localdpo.objective.mixture import LossSum, loss_sum
+from localdpo.objective.options import OptionValue
+from localdpo.objective.registry import LossSpec
 from localdpo.objective.scores import PairScores
 
 PairLoss = Callable[..., mx.array]
 
 
 def loss_function(spec: LossSpec) -> Callable[..., object]:
-    """The function of a registry entry: `NAME_loss` in its module."""
-    module = import_module(f"localdpo.objective.losses.{spec.module}")
-    return cast("Callable[..., object]", getattr(module, f"{spec.name}_loss"))
+    """The function of a registry entry on its own rows: `NAME_loss` in its module."""
+    return cast("Callable[..., object]", getattr(_module(spec), f"{spec.name}_loss"))
+
+
+def pair_function(spec: LossSpec) -> PairLoss:
+    """The function of a registry entry on pairs; for a loss on demonstrations that is `NAME_term`."""
+    kind = "loss" if spec.data == "pairs" else "term"
+    return cast("PairLoss", getattr(_module(spec), f"{spec.name}_{kind}"))
+
+
+def _module(spec: LossSpec) -> object:
+    return import_module(f"localdpo.objective.losses.{spec.module}")
 
 
 def preference_loss(
-    loss_type: str,
+    loss_type: str | Sequence[str],
     policy_chosen: mx.array,
     policy_rejected: mx.array,
     ref_chosen: mx.array | None,
@@ -31,6 +42,7 @@ def preference_loss(
     label_smoothing: float = 0.0,
     chosen_tokens: mx.array | None = None,
     rejected_tokens: mx.array | None = None,
+    weights: Sequence[float] | None = None,
     **options: OptionValue,
 ) -> mx.array:
     """The loss `loss_type` of B pairs, float32 [B], one term a pair (aot: one a rank).
@@ -41,64 +53,73 @@ def preference_loss(
     own keys (see `localdpo.objective.registry.LOSSES`); `reference_free=True` takes the reference as uniform
     in the loss.
 
+    Several losses in `loss_type` give the sum of `weights[k]` (1 each unless given) times the k-th one; every
+    option goes to those of them that read it, and `sft` is there the token-mean negative log-likelihood of
+    the chosen response.
+
     Works inside `mx.grad` and `mx.compile` (the options are constants of the trace). Raises ValueError for an
-    unknown loss, an option that the loss does not read or that is out of range, arrays that are not of one
-    shape [B], and missing reference log-probabilities or token counts.
+    unknown loss, weights that do not fit, an option that no named loss reads or that is out of range, arrays
+    that are not of one shape [B], and missing reference log-probabilities or token counts.
     """
-    spec = loss_spec(loss_type)
-    if spec.data != "pairs":
-        raise ValueError(f"loss {spec.name!r} trains on {spec.data}, not on pairs")
-    settings = _settings(spec, beta, label_smoothing, options)
-    reference_free = bool(settings.pop("reference_free", False)) or not spec.needs_reference
-    scores = _scores(
-        spec,
-        {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected},
-        {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected},
-        {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens},
-        reference_free=reference_free,
-    )
-    return cast("PairLoss", loss_function(spec))(scores, **settings)
+    loss = loss_sum(loss_type, weights)
+    if loss.data != "pairs":
+        raise ValueError(f"loss {loss.name!r} trains on {loss.data}, not on pairs")
+    given = _given(loss, beta, label_smoothing, options)
+    arrays = {
+        "policy_chosen": policy_chosen,
+        "policy_rejected": policy_rejected,
+        "ref_chosen": ref_chosen,
+        "ref_rejected": ref_rejected,
+        "chosen_tokens": chosen_tokens,
+        "rejected_tokens": rejected_tokens,
+    }
+    terms = [_term(spec, given, arrays) for spec in loss.terms]
+    total = loss.weights[0] * terms[0]
+    for weight, term in zip(loss.weights[1:], terms[1:], strict=True):
+        total = total + weight * term
+    return total
 
 
-def _settings(
-    spec: LossSpec, beta: float, label_smoothing: float, options: dict[str, OptionValue]
+def _given(
+    loss: LossSum, beta: float, label_smoothing: float, options: dict[str, OptionValue]
 ) -> dict[str, OptionValue]:
-    """The keyword arguments of the loss: what the caller passed, checked, over the registry's defaults."""
+    """What the caller passed, checked against the losses that read it, and what they require."""
     given: dict[str, OptionValue] = {"beta": beta, **options}
     # 0 is the signature's own default: only a caller's value can be "not read".
-    if label_smoothing != 0.0 or "label_smoothing" in spec.options:
+    if label_smoothing != 0.0 or "label_smoothing" in loss.options:
         given["label_smoothing"] = label_smoothing
     for name, value in given.items():
-        problem = spec.option_problem(name, value)
+        problem = loss.option_problem(name, value)
         if problem is not None:
             raise ValueError(problem)
-    return {name: given.get(name, option.default) for name, option in spec.options.items()}
+    return given
 
 
-def _scores(
-    spec: LossSpec,
-    policy: dict[str, mx.array],
-    reference: dict[str, mx.array | None],
-    tokens: dict[str, mx.array | None],
-    *,
-    reference_free: bool,
-) -> PairScores:
+def _term(
+    spec: LossSpec, given: Mapping[str, OptionValue], arrays: Mapping[str, mx.array | None]
+) -> mx.array:
+    """One loss [B] with those of the options that it reads, over the registry's defaults."""
+    settings = {name: given.get(name, option.default) for name, option in spec.options.items()}
+    reference_free = bool(settings.pop("reference_free", False)) or not spec.needs_reference
+    return pair_function(spec)(_scores(spec, arrays, reference_free=reference_free), **settings)
+
+
+def _scores(spec: LossSpec, arrays: Mapping[str, mx.array | None], *, reference_free: bool) -> PairScores:
     """The arrays, checked against each other and cast to float32."""
-    shape = policy["policy_chosen"].shape
+    given = {name: array for name, array in arrays.items() if array is not None}
+    shape = given["policy_chosen"].shape
     if len(shape) != 1:
         raise ValueError(f"loss {spec.name!r}: expected policy_chosen of shape [B], got {shape}")
-    arrays: dict[str, mx.array] = {}
-    for name, array in {**policy, **reference, **tokens}.items():
-        if array is None:
-            continue
+    for name, array in given.items():
         if array.shape != shape:
             raise ValueError(f"loss {spec.name!r}: expected {name} of shape {shape}, got {array.shape}")
-        arrays[name] = array.astype(mx.float32)
+    reference, tokens = ("ref_chosen", "ref_rejected"), ("chosen_tokens", "rejected_tokens")
     needed = [*(reference if not reference_free else ()), *(tokens if spec.needs_tokens else ())]
-    missing = [name for name in needed if name not in arrays]
+    missing = [name for name in needed if name not in given]
     if missing:
         raise ValueError(f"loss {spec.name!r} needs {' and '.join(missing)}")
+    floats = {name: array.astype(mx.float32) for name, array in given.items()}
     if reference_free:
         # As Mitchell's code takes the uniform reference: 0 for every response, whatever its length.
-        arrays |= {name: mx.zeros(shape, dtype=mx.float32) for name in reference}
-    return PairScores(**arrays)
+        floats |= {name: mx.zeros(shape, dtype=mx.float32) for name in reference}
+    return PairScores(**floats)

@@ -1,0 +1,127 @@
+"""The `loss` section of a recipe, made from the tables in `localdpo.objective`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Final
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from localdpo.objective.mixture import LossSum, loss_sum
+from localdpo.objective.registry import LOSSES
+from localdpo.recipe.base import Losses, Section, Text, Weights
+
+# What people call a loss elsewhere, where the nearest spelling would lead them astray.
+LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
+
+
+def _option(name: str) -> Any:
+    """The field of a loss option: bounds and meaning from the registry, the default from the chosen loss."""
+    specs = {loss: spec.options[name] for loss, spec in LOSSES.items() if name in spec.options}
+    first = next(iter(specs.values()))
+    readers = f" ({', '.join(specs)})" if len(specs) <= 2 else ""
+
+    def default(values: dict[str, Any]) -> float | bool:
+        chosen = (specs[loss] for loss in _listed(values.get("type", ())) if loss in specs)
+        return next(chosen, first).default
+
+    return Field(
+        default_factory=default,
+        gt=first.low if first.open_low else None,
+        ge=None if first.open_low else first.low,
+        lt=first.high if first.open_high else None,
+        le=None if first.open_high else first.high,
+        description=first.description + readers,
+    )
+
+
+def _listed(losses: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The losses that a value of `loss.type` names, one or several."""
+    return (losses,) if isinstance(losses, str) else losses
+
+
+def _equal_weights(values: dict[str, Any]) -> tuple[float, ...] | None:
+    return (1.0,) * len(values["type"]) if isinstance(values.get("type"), tuple) else None
+
+
+class LossSection(Section):
+    """The objective. Which options a loss reads, and their bounds, stand in `localdpo.objective.registry`."""
+
+    type: Text | Losses = Field(
+        "sigmoid", description="the loss, or a list of losses to add up: " + ", ".join(LOSSES)
+    )
+    weights: Weights | None = Field(
+        default_factory=_equal_weights,
+        description="weight of each loss of a list in loss.type; 1 each unless given",
+    )
+    beta: float = _option("beta")
+    label_smoothing: float = _option("label_smoothing")
+    reference_free: bool = _option("reference_free")
+    discopop_tau: float = _option("discopop_tau")
+    dpop_lambda: float = _option("dpop_lambda")
+    r_dpo_alpha: float = _option("r_dpo_alpha")
+    simpo_gamma: float = _option("simpo_gamma")
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in _listed(value):
+            if name not in LOSSES:
+                raise ValueError(f'no loss is called "{name[:40]}"; {_nearest_loss(name)}')
+        loss_sum(value)
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _one_each(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        losses = info.data.get("type")
+        if value is None or losses is None:
+            return _equal_weights(info.data) if value is None else value
+        if isinstance(losses, str):
+            raise ValueError(
+                f"loss.type is one loss ({losses}), which takes no weight; remove it or list losses"
+            )
+        if len(value) != len(losses):
+            raise ValueError(
+                f"expected a weight for each of the {len(losses)} losses of loss.type, got {len(value)}"
+            )
+        return value
+
+    # Defaults are not validated, so this sees exactly the options that somebody wrote down.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_by_loss(cls, value: Any, info: ValidationInfo) -> Any:
+        name, losses = str(info.field_name), info.data.get("type")
+        if name in ("type", "weights") or losses is None:
+            return value
+        chosen = loss_sum(losses)
+        if name in chosen.options:
+            return value
+        readers = ", ".join(other for other, its in LOSSES.items() if name in its.options)
+        raise ValueError(
+            f"the {chosen.name} loss does not use it; remove it or choose one that does: {readers}"
+        )
+
+    @model_validator(mode="after")
+    def _required(self) -> LossSection:
+        missing = sorted(name for name in self.spec.requires if getattr(self, name) == 0)
+        if missing:
+            raise ValueError(f"the {self.spec.name} loss needs loss.{' and loss.'.join(missing)} above 0")
+        return self
+
+    @property
+    def spec(self) -> LossSum:
+        """The chosen loss, or the weighted sum of the chosen losses."""
+        return loss_sum(self.type, self.weights)
+
+    @property
+    def options(self) -> dict[str, float | bool]:
+        """The options that the chosen losses read, as keyword arguments of `localdpo.preference_loss`."""
+        return {name: getattr(self, name) for name in self.spec.options}
+
+
+def _nearest_loss(name: str) -> str:
+    if synonym := LOSS_SYNONYMS.get(name.lower()):
+        return f"here it is called {synonym}"
+    near = difflib.get_close_matches(name.lower(), LOSSES, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"the losses are {', '.join(LOSSES)}"
