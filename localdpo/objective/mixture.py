@@ -61,6 +61,14 @@ class LossSum:
         problems = (term.option_problem(name, value) for term in readers)
         return next((problem for problem in problems if problem is not None), None)
 
+    def in_effect(self, values: Mapping[str, object]) -> list[str]:
+        """Names of the options that are read where they have these values."""
+        return [
+            name
+            for name, spec in self.options.items()
+            if spec.needs is None or values[spec.needs] == spec.needs_value
+        ]
+
 
 def loss_sum(names: str | Sequence[str], weights: Sequence[float] | None = None) -> LossSum:
     """The sum that `loss.type` and `loss.weights` name; weights are 1 where none are given.

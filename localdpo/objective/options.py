@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-OptionValue = float | bool
+OptionValue = float | bool | str
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,9 @@ class OptionSpec:
     """One key under `loss.`: its default, its range, and what it does.
 
     `low` and `high` are None where there is no bound; `open_low`/`open_high` exclude the bound itself.
-    A switch has a bool default and no bounds.
+    A switch has a bool default and no bounds; a name out of `choices` has none either.
+    `needs` is the option that must have the value `needs_value` for this one to be read; `excludes` is a
+    switch that must be off wherever this one is not at its default.
     """
 
     default: OptionValue
@@ -22,6 +25,10 @@ class OptionSpec:
     description: str
     open_low: bool = False
     open_high: bool = False
+    choices: tuple[str, ...] = ()
+    needs: str | None = None
+    needs_value: OptionValue | None = None
+    excludes: str | None = None
 
     @property
     def is_switch(self) -> bool:
@@ -32,6 +39,8 @@ class OptionSpec:
         """The range in words, e.g. `above 0` or `0 or more and below 0.5`."""
         if self.is_switch:
             return "true or false"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         parts = []
         if self.low is not None:
             parts.append(f"above {self.low:g}" if self.open_low else f"{self.low:g} or more")
@@ -44,11 +53,21 @@ class OptionSpec:
         wrong = f"expected {self.range_text}, got {value!r}"
         if self.is_switch:
             return None if isinstance(value, bool) else wrong
+        if self.choices:
+            return None if value in self.choices else wrong
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return wrong
         too_low = self.low is not None and (value <= self.low if self.open_low else value < self.low)
         too_high = self.high is not None and (value >= self.high if self.open_high else value > self.high)
         return wrong if too_low or too_high else None
+
+    def combination_problem(self, value: object, others: Mapping[str, object]) -> str | None:
+        """Why `value` makes no sense beside `others` (options by name), or None; names the other option."""
+        if self.needs is not None and self.needs in others and others[self.needs] != self.needs_value:
+            return f"it is read only where {self.needs} is {self.needs_value}; remove it or set that"
+        if self.excludes is not None and value != self.default and others.get(self.excludes) is True:
+            return f"{value} makes no sense with {self.excludes}; remove one of the two"
+        return None
 
 
 BETA = OptionSpec(0.1, 0.0, None, "strength of the pull towards the reference (1/nat)", open_low=True)
@@ -68,6 +87,26 @@ DPOP_LAMBDA = OptionSpec(
 R_DPO_ALPHA = OptionSpec(0.01, 0.0, None, "length penalty on the reward (nats per token)")
 # TRL's default; the SimPO paper sets it together with beta 2.0 to 2.5.
 SIMPO_GAMMA = OptionSpec(0.5, 0.0, None, "margin that the chosen response must reach (nats)")
+# The uniform "reference" of reference_free has no ratio of probabilities, which is what f' is a function of.
+F_DIVERGENCE = OptionSpec(
+    "reverse_kl",
+    None,
+    None,
+    "divergence from the reference that the reward is derived from",
+    choices=("reverse_kl", "forward_kl", "js", "alpha"),
+    excludes="reference_free",
+)
+# TRL's default. In f-DPO's notation it is 1 - alpha. At 0 it is forward_kl, at 1 reverse_kl.
+F_ALPHA = OptionSpec(
+    0.5,
+    0.0,
+    1.0,
+    "order of the alpha divergence: near 0 forward KL, near 1 reverse KL",
+    open_low=True,
+    open_high=True,
+    needs="f_divergence",
+    needs_value="alpha",
+)
 ORPO_BETA = OptionSpec(
     0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
 )

@@ -16,6 +16,8 @@ from localdpo.objective.options import (
     BETA,
     DISCOPOP_TAU,
     DPOP_LAMBDA,
+    F_ALPHA,
+    F_DIVERGENCE,
     LABEL_SMOOTHING,
     ORPO_BETA,
     R_DPO_ALPHA,
@@ -76,12 +78,16 @@ def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
     return MappingProxyType({"beta": BETA, **extra})
 
 
+# Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
+_F_DIVERGENCE = {"f_divergence": F_DIVERGENCE, "f_alpha": F_ALPHA}
+
+
 _SPECS = (
     LossSpec(
         "sigmoid",
         "DPO; conservative DPO (cDPO) with label_smoothing",
         "Rafailov et al. 2023, arXiv 2305.18290, eq. 7; Mitchell 2023, cDPO note, eq. 3",
-        _options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE),
+        _options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
         "sigmoid",
     ),
     LossSpec(
@@ -103,21 +109,21 @@ _SPECS = (
         "hinge",
         "hinge on the margin (SLiC)",
         "Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657",
-        _options(reference_free=REFERENCE_FREE),
+        _options(reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
         "hinge",
     ),
     LossSpec(
         "robust",
         "unbiased DPO under label noise",
         "Chowdhury et al. 2024, arXiv 2403.00409, eq. 12",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
         "noise",
     ),
     LossSpec(
         "exo_pair",
         "EXO for pairs: reverse KL to the smoothed preference",
         "Ji et al. 2024, arXiv 2402.00856, eq. 16",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
         "noise",
         requires=frozenset({"label_smoothing"}),
     ),
@@ -198,7 +204,7 @@ _SPECS = (
         "r_dpo",
         "DPO with a length penalty",
         "Park et al. 2024, arXiv 2403.19159",
-        _options(r_dpo_alpha=R_DPO_ALPHA),
+        _options(r_dpo_alpha=R_DPO_ALPHA, **_F_DIVERGENCE),
         "penalised",
         lengths=True,
     ),

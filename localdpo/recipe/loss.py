@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from localdpo.objective.mixture import LossSum, loss_sum
+from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LOSSES
 from localdpo.recipe.base import Losses, Section, Text, Weights
 
@@ -21,7 +22,7 @@ def _option(name: str) -> Any:
     first = next(iter(specs.values()))
     readers = f" ({', '.join(specs)})" if len(specs) <= 2 else ""
 
-    def default(values: dict[str, Any]) -> float | bool:
+    def default(values: dict[str, Any]) -> OptionValue:
         chosen = (specs[loss] for loss in _listed(values.get("type", ())) if loss in specs)
         return next(chosen, first).default
 
@@ -57,6 +58,8 @@ class LossSection(Section):
     beta: float = _option("beta")
     label_smoothing: float = _option("label_smoothing")
     reference_free: bool = _option("reference_free")
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option("f_divergence")
+    f_alpha: float = _option("f_alpha")
     discopop_tau: float = _option("discopop_tau")
     dpop_lambda: float = _option("dpop_lambda")
     r_dpo_alpha: float = _option("r_dpo_alpha")
@@ -96,6 +99,9 @@ class LossSection(Section):
             return value
         chosen = loss_sum(losses)
         if name in chosen.options:
+            problem = chosen.options[name].combination_problem(value, info.data)
+            if problem is not None:
+                raise ValueError(problem)
             return value
         readers = ", ".join(other for other, its in LOSSES.items() if name in its.options)
         raise ValueError(
@@ -115,9 +121,10 @@ class LossSection(Section):
         return loss_sum(self.type, self.weights)
 
     @property
-    def options(self) -> dict[str, float | bool]:
+    def options(self) -> dict[str, Any]:
         """The options that the chosen losses read, as keyword arguments of `localdpo.preference_loss`."""
-        return {name: getattr(self, name) for name in self.spec.options}
+        values = {name: getattr(self, name) for name in self.spec.options}
+        return {name: values[name] for name in self.spec.in_effect(values)}
 
 
 def _nearest_loss(name: str) -> str:

@@ -34,7 +34,8 @@ def test_a_dumped_recipe_loads_back_and_dumps_the_same(path: Path, tmp_path: Pat
 def test_the_dump_names_the_options_of_the_loss_and_no_others(loss: str, tmp_path: Path) -> None:
     needed = [f"loss.{name}=0.125" for name in LOSSES[loss].requires]
     recipe = load_recipe(write(tmp_path, SMALLEST), [f"loss={loss}", *needed])
-    assert set(yaml.safe_load(dump_recipe(recipe))["loss"]) == {"type", *LOSSES[loss].options}
+    assert set(yaml.safe_load(dump_recipe(recipe))["loss"]) == {"type", *recipe.loss.options}
+    assert set(recipe.loss.options) == {n for n, spec in LOSSES[loss].options.items() if spec.needs is None}
     assert reload(recipe, tmp_path) == recipe
 
 
@@ -50,7 +51,7 @@ def test_a_list_of_losses_is_dumped_with_its_weights_and_the_options_of_all(tmp_
             list(recipe.loss.type),
             list(recipe.loss.weights or ()),
         )
-        assert set(dumped) == {"type", "weights", *recipe.loss.spec.options}
+        assert set(dumped) == {"type", "weights", *recipe.loss.options}
         assert reload(recipe, tmp_path) == recipe
 
 
@@ -94,5 +95,11 @@ def test_warmup_keeps_its_kind(tmp_path: Path) -> None:
 
 
 def test_options_of_the_loss_are_what_preference_loss_takes() -> None:
+    assert LossSection(type="robust", f_divergence="alpha").options == {
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "f_divergence": "alpha",
+        "f_alpha": 0.5,
+    }
     assert LossSection(type="simpo", simpo_gamma=1.0).options == {"beta": 0.1, "simpo_gamma": 1.0}
     assert LossSection(type="sft").options == {}

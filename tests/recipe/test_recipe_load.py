@@ -13,7 +13,7 @@ from localdpo.objective.registry import LOSSES
 from localdpo.recipe.load import load_recipe
 
 OPTIONS = sorted({name for spec in LOSSES.values() for name in spec.options})
-PLAUSIBLE = {"reference_free": "true", "label_smoothing": "0.1"}
+PLAUSIBLE = {"reference_free": "false", "label_smoothing": "0.1", "f_divergence": "alpha"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -146,6 +146,19 @@ def test_an_option_written_with_its_default_counts_as_written(tmp_path: Path) ->
         "loss.label_smoothing=0.0: the ipo loss does not use it; "
         "remove it or choose one that does: sigmoid, robust, exo_pair, aot, aot_unpaired"
     ]
+
+
+def test_options_that_depend_on_each_other_name_both(tmp_path: Path) -> None:
+    cases = {
+        ("loss.f_alpha=0.3",): "it is read only where f_divergence is alpha; remove it or set that",
+        ("loss.reference_free=true", "loss.f_divergence=js"): "js makes no sense with reference_free; "
+        "remove one of the two",
+        ("loss.f_divergence=kl",): 'expected one of reverse_kl, forward_kl, js, alpha, got "kl"',
+    }
+    for given, message in cases.items():
+        assert problems(tmp_path, SMALLEST, *given) == [f"{given[-1]}: {message}"]
+    fine = ["loss.f_divergence=reverse_kl", "loss.reference_free=true"]
+    assert "f_alpha" not in load_recipe(write(tmp_path, SMALLEST), fine).loss.options
 
 
 def test_a_loss_that_needs_an_option_says_so(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ def test_defaults_and_bounds_of_loss_options_are_the_registrys(loss: str) -> Non
     for name, option in spec.options.items():
         assert getattr(section, name) == needed.get(name, option.default)
         for value in (option.low, option.high, -1.0, 0.0, 0.3, 2.0):
-            values = {"type": loss, **needed, name: value}
-            if value is None or option.is_switch:
+            context = {} if option.needs is None else {option.needs: option.needs_value}
+            values = {"type": loss, **needed, **context, name: value}
+            if value is None or option.is_switch or option.choices:
                 continue
             if spec.option_problem(name, value):
                 with pytest.raises(ValidationError):

@@ -8,6 +8,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from localdpo.objective.divergences import with_divergence
 from localdpo.objective.mixture import LossSum, loss_sum
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LossSpec
@@ -92,6 +93,11 @@ def _given(
         problem = loss.option_problem(name, value)
         if problem is not None:
             raise ValueError(problem)
+    values = {name: option.default for name, option in loss.options.items()} | given
+    for name, value in given.items():
+        problem = loss.options[name].combination_problem(value, values)
+        if problem is not None:
+            raise ValueError(f"{name} of loss {loss.name!r}: {problem}")
     return given
 
 
@@ -101,7 +107,9 @@ def _term(
     """One loss [B] with those of the options that it reads, over the registry's defaults."""
     settings = {name: given.get(name, option.default) for name, option in spec.options.items()}
     reference_free = bool(settings.pop("reference_free", False)) or not spec.needs_reference
-    return pair_function(spec)(_scores(spec, arrays, reference_free=reference_free), **settings)
+    divergence, alpha = str(settings.pop("f_divergence", "reverse_kl")), float(settings.pop("f_alpha", 0.5))
+    scores = _scores(spec, arrays, reference_free=reference_free)
+    return pair_function(spec)(with_divergence(scores, divergence, alpha), **settings)
 
 
 def _scores(spec: LossSpec, arrays: Mapping[str, mx.array | None], *, reference_free: bool) -> PairScores:
