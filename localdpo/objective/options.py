@@ -107,6 +107,9 @@ F_ALPHA = OptionSpec(
     needs="f_divergence",
     needs_value="alpha",
 )
+LD_ALPHA = OptionSpec(
+    1.0, 0.0, 1.0, "weight of the tokens by which a response is longer than the other of its pair (LD-DPO)"
+)
 ORPO_BETA = OptionSpec(
     0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
 )

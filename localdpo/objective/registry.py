@@ -19,6 +19,7 @@ from localdpo.objective.options import (
     F_ALPHA,
     F_DIVERGENCE,
     LABEL_SMOOTHING,
+    LD_ALPHA,
     ORPO_BETA,
     R_DPO_ALPHA,
     REFERENCE_FREE,
@@ -78,6 +79,11 @@ def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
     return MappingProxyType({"beta": BETA, **extra})
 
 
+def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
+    """Options of a loss on sums over responses, whose tokens may weigh differently."""
+    return _options(**extra, ld_alpha=LD_ALPHA)
+
+
 # Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
 _F_DIVERGENCE = {"f_divergence": F_DIVERGENCE, "f_alpha": F_ALPHA}
 
@@ -87,7 +93,7 @@ _SPECS = (
         "sigmoid",
         "DPO; conservative DPO (cDPO) with label_smoothing",
         "Rafailov et al. 2023, arXiv 2305.18290, eq. 7; Mitchell 2023, cDPO note, eq. 3",
-        _options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
+        _sum_options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
         "sigmoid",
     ),
     LossSpec(
@@ -102,28 +108,28 @@ _SPECS = (
         "ipo_sum",
         "IPO on sums over the response, as the paper and Mitchell's code",
         "Azar et al. 2023, arXiv 2310.12036, eq. 17",
-        _options(reference_free=REFERENCE_FREE),
+        _sum_options(reference_free=REFERENCE_FREE),
         "ipo",
     ),
     LossSpec(
         "hinge",
         "hinge on the margin (SLiC)",
         "Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657",
-        _options(reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
+        _sum_options(reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
         "hinge",
     ),
     LossSpec(
         "robust",
         "unbiased DPO under label noise",
         "Chowdhury et al. 2024, arXiv 2403.00409, eq. 12",
-        _options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
+        _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
         "noise",
     ),
     LossSpec(
         "exo_pair",
         "EXO for pairs: reverse KL to the smoothed preference",
         "Ji et al. 2024, arXiv 2402.00856, eq. 16",
-        _options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
+        _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
         "noise",
         requires=frozenset({"label_smoothing"}),
     ),
@@ -131,28 +137,28 @@ _SPECS = (
         "nca_pair",
         "noise contrastive alignment for pairs",
         "Chen et al. 2024, arXiv 2402.05369",
-        _options(),
+        _sum_options(),
         "classifier",
     ),
     LossSpec(
         "bco_pair",
         "binary classifier optimisation for pairs, reward shift 0",
         "Jung et al. 2024, arXiv 2404.04656",
-        _options(),
+        _sum_options(),
         "classifier",
     ),
     LossSpec(
         "sppo_hard",
         "self-play preference optimisation with hard labels",
         "Wu et al. 2024, arXiv 2405.00675, eq. 4.7",
-        _options(),
+        _sum_options(),
         "sppo",
     ),
     LossSpec(
         "aot",
         "distributional alignment by optimal transport, paired",
         "Melnyk et al. 2024, arXiv 2406.05882",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _sum_options(label_smoothing=LABEL_SMOOTHING),
         "aot",
         separable=False,
     ),
@@ -160,7 +166,7 @@ _SPECS = (
         "aot_unpaired",
         "distributional alignment by optimal transport, unpaired",
         "Melnyk et al. 2024, arXiv 2406.05882",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _sum_options(label_smoothing=LABEL_SMOOTHING),
         "aot",
         separable=False,
     ),
@@ -168,21 +174,21 @@ _SPECS = (
         "apo_zero",
         "anchored: chosen up, rejected down",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
-        _options(),
+        _sum_options(),
         "apo",
     ),
     LossSpec(
         "apo_down",
         "anchored: both down, rejected faster",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
-        _options(),
+        _sum_options(),
         "apo",
     ),
     LossSpec(
         "discopop",
         "discovered blend of logistic and exponential loss (LRML)",
         "Lu et al. 2024, arXiv 2406.08414",
-        _options(discopop_tau=DISCOPOP_TAU),
+        _sum_options(discopop_tau=DISCOPOP_TAU),
         "discopop",
     ),
     LossSpec(
@@ -197,7 +203,7 @@ _SPECS = (
         "dpop",
         "DPO-Positive: a penalty when the chosen response falls below the reference",
         "Pal et al. 2024, arXiv 2402.13228, eq. 3",
-        _options(dpop_lambda=DPOP_LAMBDA),
+        _sum_options(dpop_lambda=DPOP_LAMBDA),
         "penalised",
     ),
     LossSpec(

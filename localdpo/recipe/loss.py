@@ -60,6 +60,7 @@ class LossSection(Section):
     reference_free: bool = _option("reference_free")
     f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option("f_divergence")
     f_alpha: float = _option("f_alpha")
+    ld_alpha: float = _option("ld_alpha")
     discopop_tau: float = _option("discopop_tau")
     dpop_lambda: float = _option("dpop_lambda")
     r_dpo_alpha: float = _option("r_dpo_alpha")
@@ -125,6 +126,11 @@ class LossSection(Section):
         """The options that the chosen losses read, as keyword arguments of `localdpo.preference_loss`."""
         values = {name: getattr(self, name) for name in self.spec.options}
         return {name: values[name] for name in self.spec.in_effect(values)}
+
+    @property
+    def splits_responses(self) -> bool:
+        """Whether the tokens that a response has beyond the other one count differently."""
+        return bool(self.options.get("ld_alpha", 1.0) < 1.0)
 
 
 def _nearest_loss(name: str) -> str:

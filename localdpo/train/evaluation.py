@@ -39,8 +39,8 @@ def evaluate(
     for part in rows.by_length(places, batch):
         arrays = {"lengths": mx.array(part.lengths)}
         if reference is not None:
-            arrays["reference"] = mx.array(reference.of(part.indices))
-        totals.add(objective.sums(forward.score(part), arrays))
+            arrays |= reference.arrays(part.indices)
+        totals.add(objective.sums(forward.measure(part), arrays))
     return totals.means()
 
 

@@ -83,7 +83,7 @@ class Session:
             arrays = batch_arrays(batch, shared=self.forward.shared)
             arrays["count"] = count
             if self.train_scores is not None:
-                arrays["reference"] = mx.array(self.train_scores.of(batch.indices))
+                arrays |= self.train_scores.arrays(batch.indices)
             ready.append(arrays)
         return ready
 
@@ -109,6 +109,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
     forward = Forward(
         base.model,
         checkpoint=recipe.train.gradient_checkpointing,
+        split=recipe.loss.splits_responses,
         compiled=backend.compiled,
     )
     check_paths(forward, train, note)
@@ -208,10 +209,16 @@ def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
     """The reference scores of the rows' store, as far as they are on disk."""
     adapter = "none" if recipe.adapter is None else fingerprint(lora.adapter_path(recipe.adapter))
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
+    kinds = ("logps", "public") if recipe.loss.splits_responses else ("logps",)
     file = cache_file(
-        cache_dir(), data=rows.store.fingerprint, model=base.fingerprint, adapter=adapter, precision=precision
+        cache_dir(),
+        data=rows.store.fingerprint,
+        model=base.fingerprint,
+        adapter=adapter,
+        precision=precision,
+        kinds=kinds,
     )
-    return ReferenceScores(file, tuple(rows.store.response_lengths.shape))
+    return ReferenceScores(file, tuple(rows.store.response_lengths.shape), kinds)
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:

@@ -20,6 +20,7 @@ OTHER_VALUES = {
     "reference_free": True,
     "f_divergence": "js",
     "f_alpha": 0.2,
+    "ld_alpha": 0.3,
     "discopop_tau": 0.5,
     "dpop_lambda": 2.0,
     "r_dpo_alpha": 0.1,
@@ -38,7 +39,10 @@ def evaluate(name, **options):
     if LOSSES[name].requires:
         options = {"label_smoothing": 0.1, **options}
     pw, pl, rw, rl, nw, nl = arrays
-    return np.array(preference_loss(name, pw, pl, rw, rl, chosen_tokens=nw, rejected_tokens=nl, **options))
+    public = (0.5 * pw, 0.9 * pl, 0.4 * rw, 0.8 * rl)
+    return np.array(
+        preference_loss(name, pw, pl, rw, rl, chosen_tokens=nw, rejected_tokens=nl, public=public, **options)
+    )
 
 
 def test_the_registry_and_the_notices_need_no_mlx():

@@ -100,6 +100,7 @@ def test_options_of_the_loss_are_what_preference_loss_takes() -> None:
         "label_smoothing": 0.0,
         "f_divergence": "alpha",
         "f_alpha": 0.5,
+        "ld_alpha": 1.0,
     }
     assert LossSection(type="simpo", simpo_gamma=1.0).options == {"beta": 0.1, "simpo_gamma": 1.0}
     assert LossSection(type="sft").options == {}

@@ -10,11 +10,14 @@ import mlx.core as mx
 
 from localdpo.objective.divergences import with_divergence
 from localdpo.objective.mixture import LossSum, loss_sum
+from localdpo.objective.modifiers import length_desensitised
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LossSpec
 from localdpo.objective.scores import PairScores
 
 PairLoss = Callable[..., mx.array]
+SUMS = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
+PUBLIC = tuple(f"public {name}" for name in SUMS)
 
 
 def loss_function(spec: LossSpec) -> Callable[..., object]:
@@ -43,6 +46,7 @@ def preference_loss(
     label_smoothing: float = 0.0,
     chosen_tokens: mx.array | None = None,
     rejected_tokens: mx.array | None = None,
+    public: Sequence[mx.array | None] | None = None,
     weights: Sequence[float] | None = None,
     **options: OptionValue,
 ) -> mx.array:
@@ -52,7 +56,8 @@ def preference_loss(
     float type. ref_* may be None for a loss that reads no reference. *_tokens [B]: numbers of scored tokens,
     at least 1 each, needed by losses that divide by them and ignored by the others. `options` are the loss's
     own keys (see `localdpo.objective.registry.LOSSES`); `reference_free=True` takes the reference as uniform
-    in the loss.
+    in the loss. `public`, needed where `ld_alpha` is below 1: the four log-probabilities again, in the same
+    order, summed over the first min(|w|, |l|) tokens of each response.
 
     Several losses in `loss_type` give the sum of `weights[k]` (1 each unless given) times the k-th one; every
     option goes to those of them that read it, and `sft` is there the token-mean negative log-likelihood of
@@ -74,6 +79,7 @@ def preference_loss(
         "chosen_tokens": chosen_tokens,
         "rejected_tokens": rejected_tokens,
     }
+    arrays |= dict(zip(PUBLIC, public or (None,) * len(PUBLIC), strict=True))
     terms = [_term(spec, given, arrays) for spec in loss.terms]
     total = loss.weights[0] * terms[0]
     for weight, term in zip(loss.weights[1:], terms[1:], strict=True):
@@ -107,13 +113,16 @@ def _term(
     """One loss [B] with those of the options that it reads, over the registry's defaults."""
     settings = {name: given.get(name, option.default) for name, option in spec.options.items()}
     reference_free = bool(settings.pop("reference_free", False)) or not spec.needs_reference
+    ld_alpha = float(settings.pop("ld_alpha", 1.0))
     divergence, alpha = str(settings.pop("f_divergence", "reverse_kl")), float(settings.pop("f_alpha", 0.5))
-    scores = _scores(spec, arrays, reference_free=reference_free)
+    scores = _scores(spec, arrays, reference_free=reference_free, ld_alpha=ld_alpha)
     return pair_function(spec)(with_divergence(scores, divergence, alpha), **settings)
 
 
-def _scores(spec: LossSpec, arrays: Mapping[str, mx.array | None], *, reference_free: bool) -> PairScores:
-    """The arrays, checked against each other and cast to float32."""
+def _scores(
+    spec: LossSpec, arrays: Mapping[str, mx.array | None], *, reference_free: bool, ld_alpha: float
+) -> PairScores:
+    """The arrays, checked against each other and cast to float32, with the tokens weighed by `ld_alpha`."""
     given = {name: array for name, array in arrays.items() if array is not None}
     shape = given["policy_chosen"].shape
     if len(shape) != 1:
@@ -122,11 +131,18 @@ def _scores(spec: LossSpec, arrays: Mapping[str, mx.array | None], *, reference_
         if array.shape != shape:
             raise ValueError(f"loss {spec.name!r}: expected {name} of shape {shape}, got {array.shape}")
     reference, tokens = ("ref_chosen", "ref_rejected"), ("chosen_tokens", "rejected_tokens")
-    needed = [*(reference if not reference_free else ()), *(tokens if spec.needs_tokens else ())]
+    summed = [name for name in SUMS if not (reference_free and name in reference)]
+    needed = [*(name for name in reference if name in summed), *(tokens if spec.needs_tokens else ())]
+    needed += [f"public {name}" for name in summed] if ld_alpha < 1.0 else []
     missing = [name for name in needed if name not in given]
     if missing:
         raise ValueError(f"loss {spec.name!r} needs {' and '.join(missing)}")
-    floats = {name: array.astype(mx.float32) for name, array in given.items()}
+    floats = {name: given[name].astype(mx.float32) for name in (*SUMS, *tokens) if name in given}
+    if ld_alpha < 1.0:
+        floats |= {
+            name: length_desensitised(floats[name], given[f"public {name}"].astype(mx.float32), ld_alpha)
+            for name in summed
+        }
     if reference_free:
         # As Mitchell's code takes the uniform reference: 0 for every response, whatever its length.
         floats |= {name: mx.zeros(shape, dtype=mx.float32) for name in reference}
