@@ -21,7 +21,7 @@ import numpy as np
 from localdpo.data.batches import bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
-from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps
+from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores
 from localdpo.model.shared_prompt import can_share, plain_hidden, shared_hidden
 
 Arrays = Mapping[str, mx.array]
@@ -102,6 +102,7 @@ class Forward:
         shared: which path is taken; `can_share` decides unless given.
         checkpoint: recompute layers in the backward pass.
         split: whether `scores` gives the sums over the public tokens too.
+        align: whether `scores` gives the alignment too.
         compiled: whether `measure` is traced by MLX (a training step is traced as a whole elsewhere).
         chunk_bytes: of one chunk's logits; the device's default unless given.
     """
@@ -113,13 +114,14 @@ class Forward:
         shared: bool | None = None,
         checkpoint: bool = False,
         split: bool = False,
+        align: bool = False,
         compiled: bool = False,
         chunk_bytes: int | None = None,
     ) -> None:
         self.model = model
         self.shared = can_share(model) if shared is None else shared
         self.checkpoint = checkpoint
-        self.split = split
+        self.split, self.align = split, align
         self.head = Head(model)
         self._chunk_bytes = chunk_bytes or CHUNK_BYTES[device_name()]
         self._vocabulary: int | None = None
@@ -153,14 +155,26 @@ class Forward:
         """What a loss reads of every response, float32 [K*P] each.
 
         `logps`: summed log-probability, nats; where the pass splits responses, `public`: the same over the
-        tokens that `batch_arrays` marks so.
+        tokens that `batch_arrays` marks so; where it aligns, `alignment`: the mean over the tokens of
+        ln p(token) - ln sum_v p_v^2, nats, without gradient.
         """
-        tokens = self.token_logps(arrays, gradient=gradient)
-        owner, rows = arrays["owner"], arrays["lengths"].shape[0]
-        found = {"logps": sum_by_owner(tokens, owner, rows)}
+        hidden = self.hidden(arrays)
+        logps, *collisions = token_scores(
+            self.head,
+            hidden,
+            arrays["targets"],
+            chunk=self.chunk(hidden),
+            gradient=gradient,
+            collisions=self.align,
+        )
+        weighted = {"logps": logps * arrays["valid"]}
         if self.split:
-            found["public"] = sum_by_owner(tokens * arrays["public"], owner, rows)
-        return found
+            weighted["public"] = logps * arrays["public"]
+        if self.align:
+            share = arrays["valid"] / arrays["lengths"][arrays["owner"]]
+            weighted["alignment"] = (mx.stop_gradient(logps) - collisions[0]) * share
+        rows = arrays["lengths"].shape[0]
+        return {name: sum_by_owner(tokens, arrays["owner"], rows) for name, tokens in weighted.items()}
 
     def measure(self, batch: Batch) -> dict[str, mx.array]:
         """`scores` of a batch, evaluated, with the weights that are in the model now."""

@@ -1,4 +1,4 @@
-"""What changes a preference loss from outside: which tokens of a response count."""
+"""What changes a preference loss from outside: which tokens count, and how much each pair weighs."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def length_desensitised(total: mx.array, public: mx.array, alpha: float) -> mx.a
     same way.
     """
     return public + alpha * (total - public)
+
+
+def pair_weights(chosen: mx.array, rejected: mx.array) -> mx.array:
+    """min(1, e^(chosen + rejected)), [B]: how much each pair resembles the policy's own samples, no gradient.
+
+    Zhou et al. 2024 (WPO), arXiv 2406.11827, eq. 2 with sampled alignment: `chosen`, `rejected` [B] are the
+    means over a response's tokens of ln p(token) - ln sum_v p_v^2, 0 in expectation for a token that the
+    policy would draw. Clamped at 1 as in the paper's code and in TRL.
+    """
+    return mx.stop_gradient(mx.minimum(mx.exp(chosen + rejected), 1.0))

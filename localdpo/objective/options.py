@@ -110,6 +110,9 @@ F_ALPHA = OptionSpec(
 LD_ALPHA = OptionSpec(
     1.0, 0.0, 1.0, "weight of the tokens by which a response is longer than the other of its pair (LD-DPO)"
 )
+USE_WEIGHTING = OptionSpec(
+    False, None, None, "weigh each pair by how likely the policy would write it itself (WPO)"
+)
 ORPO_BETA = OptionSpec(
     0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
 )

@@ -24,6 +24,7 @@ from localdpo.objective.options import (
     R_DPO_ALPHA,
     REFERENCE_FREE,
     SIMPO_GAMMA,
+    USE_WEIGHTING,
     OptionSpec,
 )
 
@@ -76,12 +77,17 @@ class LossSpec:
 
 
 def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
-    return MappingProxyType({"beta": BETA, **extra})
+    """Options of a loss with a term for each pair."""
+    return MappingProxyType({"beta": BETA, **extra, "use_weighting": USE_WEIGHTING})
 
 
 def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
-    """Options of a loss on sums over responses, whose tokens may weigh differently."""
+    """The same for a loss on sums over responses, whose tokens may weigh differently."""
     return _options(**extra, ld_alpha=LD_ALPHA)
+
+
+# Ranks of the batch, not pairs, have the terms of these: no pair has a loss of its own to be weighed.
+_AOT_OPTIONS = MappingProxyType({"beta": BETA, "label_smoothing": LABEL_SMOOTHING, "ld_alpha": LD_ALPHA})
 
 
 # Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
@@ -158,7 +164,7 @@ _SPECS = (
         "aot",
         "distributional alignment by optimal transport, paired",
         "Melnyk et al. 2024, arXiv 2406.05882",
-        _sum_options(label_smoothing=LABEL_SMOOTHING),
+        _AOT_OPTIONS,
         "aot",
         separable=False,
     ),
@@ -166,7 +172,7 @@ _SPECS = (
         "aot_unpaired",
         "distributional alignment by optimal transport, unpaired",
         "Melnyk et al. 2024, arXiv 2406.05882",
-        _sum_options(label_smoothing=LABEL_SMOOTHING),
+        _AOT_OPTIONS,
         "aot",
         separable=False,
     ),
@@ -227,7 +233,7 @@ _SPECS = (
         "orpo",
         "NLL of the chosen response plus an odds-ratio term, no reference",
         "Hong et al. 2024, arXiv 2403.07691, eq. 6",
-        MappingProxyType({"beta": ORPO_BETA}),
+        MappingProxyType({"beta": ORPO_BETA, "use_weighting": USE_WEIGHTING}),
         "reference_free",
         needs_reference=False,
         per_token=True,

@@ -61,6 +61,7 @@ class LossSection(Section):
     f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option("f_divergence")
     f_alpha: float = _option("f_alpha")
     ld_alpha: float = _option("ld_alpha")
+    use_weighting: bool = _option("use_weighting")
     discopop_tau: float = _option("discopop_tau")
     dpop_lambda: float = _option("dpop_lambda")
     r_dpo_alpha: float = _option("r_dpo_alpha")
@@ -126,6 +127,11 @@ class LossSection(Section):
         """The options that the chosen losses read, as keyword arguments of `localdpo.preference_loss`."""
         values = {name: getattr(self, name) for name in self.spec.options}
         return {name: values[name] for name in self.spec.in_effect(values)}
+
+    @property
+    def weighs_pairs(self) -> bool:
+        """Whether pairs are weighed by the policy's own probabilities."""
+        return bool(self.options.get("use_weighting", False))
 
     @property
     def splits_responses(self) -> bool:

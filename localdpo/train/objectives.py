@@ -55,6 +55,7 @@ class Preference:
             chosen_tokens=chosen_tokens,
             rejected_tokens=rejected_tokens,
             public=public,
+            alignment=_halves(scores.get("alignment")),
             weights=self.loss.weights,
             **self.loss.options,
         )

@@ -110,6 +110,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         base.model,
         checkpoint=recipe.train.gradient_checkpointing,
         split=recipe.loss.splits_responses,
+        align=recipe.loss.weighs_pairs,
         compiled=backend.compiled,
     )
     check_paths(forward, train, note)

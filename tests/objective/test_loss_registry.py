@@ -21,6 +21,7 @@ OTHER_VALUES = {
     "f_divergence": "js",
     "f_alpha": 0.2,
     "ld_alpha": 0.3,
+    "use_weighting": True,
     "discopop_tau": 0.5,
     "dpop_lambda": 2.0,
     "r_dpo_alpha": 0.1,
@@ -41,7 +42,15 @@ def evaluate(name, **options):
     pw, pl, rw, rl, nw, nl = arrays
     public = (0.5 * pw, 0.9 * pl, 0.4 * rw, 0.8 * rl)
     return np.array(
-        preference_loss(name, pw, pl, rw, rl, chosen_tokens=nw, rejected_tokens=nl, public=public, **options)
+        preference_loss(
+            name,
+            *(pw, pl, rw, rl),
+            chosen_tokens=nw,
+            rejected_tokens=nl,
+            public=public,
+            alignment=(pw / nw, pl / nl),
+            **options,
+        )
     )
 
 

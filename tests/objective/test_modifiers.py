@@ -1,15 +1,16 @@
-"""LD-DPO against token-level NumPy in float64."""
+"""LD-DPO and WPO against token-level NumPy in float64."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from loss_oracles import ORACLES, finite_differences, random_options
+from loss_oracles import ORACLES, finite_differences, random_options, random_pairs
 
 from localdpo.objective.losses import preference_loss
 from localdpo.objective.registry import LOSSES
 
+WEIGHED = [name for name, spec in LOSSES.items() if "use_weighting" in spec.options]
 WITH_LD = [name for name, spec in LOSSES.items() if "ld_alpha" in spec.options]
 
 
@@ -98,3 +99,45 @@ def test_in_a_sum_only_the_terms_that_read_it_are_desensitised():
     both = call(["sigmoid", "sft"], total, public, ld_alpha=0.5, **tokens)
     alone = call("sigmoid", total, public, ld_alpha=0.5)
     np.testing.assert_allclose(np.array(both), np.array(alone) - total[0] / 7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_weights_are_those_of_wpo_and_carry_no_gradient(name):
+    rng = np.random.default_rng(3)
+    arrays = [mx.array(a) for a in random_pairs(rng, (32,))]
+    pw, pl, rw, rl, nw, nl = arrays
+    chosen, rejected = rng.normal(-0.3, 1, (2, 32)).astype(np.float32)
+    # WPO eq. 2, sampled alignment: the geometric mean over tokens of p / sum p^2, of both responses.
+    weights = np.minimum(np.exp(chosen.astype(np.float64)) * np.exp(rejected.astype(np.float64)), 1.0)
+    assert 0 < (weights == 1.0).sum() < 32
+    options = {"label_smoothing": 0.1} if LOSSES[name].requires else {}
+
+    def weighed(pw, pl, chosen, rejected, use_weighting=True):
+        return preference_loss(
+            name,
+            *(pw, pl, rw, rl),
+            chosen_tokens=nw,
+            rejected_tokens=nl,
+            alignment=(chosen, rejected),
+            use_weighting=use_weighting,
+            **options,
+        )
+
+    given = (pw, pl, mx.array(chosen), mx.array(rejected))
+    np.testing.assert_allclose(
+        np.array(weighed(*given)), weights * np.array(weighed(*given, False)), rtol=1e-5
+    )
+    found = mx.grad(lambda *a: weighed(*a).sum(), (0, 1, 2, 3))(*given)
+    plain = mx.grad(lambda *a: weighed(*a, False).sum(), (0, 1))(*given)
+    for mine, slope in zip(found[:2], plain, strict=True):
+        np.testing.assert_allclose(np.array(mine), weights * np.array(slope), rtol=1e-5, atol=1e-7)
+    assert not any(np.any(np.array(gradient)) for gradient in found[2:])
+
+
+def test_weighting_is_refused_where_pairs_have_no_loss_of_their_own_and_needs_the_alignment():
+    zeros = mx.zeros((2,))
+    for name in ("aot", "aot_unpaired"):
+        with pytest.raises(ValueError, match=f"loss '{name}' does not read 'use_weighting'"):
+            preference_loss(name, zeros, zeros, zeros, zeros, use_weighting=True)
+    with pytest.raises(ValueError, match="loss 'sigmoid' needs alignment of chosen and rejected"):
+        preference_loss("sigmoid", zeros, zeros, zeros, zeros, use_weighting=True)

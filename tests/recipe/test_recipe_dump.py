@@ -101,6 +101,11 @@ def test_options_of_the_loss_are_what_preference_loss_takes() -> None:
         "f_divergence": "alpha",
         "f_alpha": 0.5,
         "ld_alpha": 1.0,
+        "use_weighting": False,
     }
-    assert LossSection(type="simpo", simpo_gamma=1.0).options == {"beta": 0.1, "simpo_gamma": 1.0}
+    assert LossSection(type="simpo", simpo_gamma=1.0).options == {
+        "beta": 0.1,
+        "simpo_gamma": 1.0,
+        "use_weighting": False,
+    }
     assert LossSection(type="sft").options == {}

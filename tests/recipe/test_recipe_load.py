@@ -13,7 +13,12 @@ from localdpo.objective.registry import LOSSES
 from localdpo.recipe.load import load_recipe
 
 OPTIONS = sorted({name for spec in LOSSES.values() for name in spec.options})
-PLAUSIBLE = {"reference_free": "false", "label_smoothing": "0.1", "f_divergence": "alpha"}
+PLAUSIBLE = {
+    "reference_free": "false",
+    "use_weighting": "true",
+    "label_smoothing": "0.1",
+    "f_divergence": "alpha",
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -202,7 +207,13 @@ def test_a_list_of_losses_reads_the_options_of_all_of_them(tmp_path: Path) -> No
     text = SMALLEST + "loss:\n  type: [simpo, dpop, sft]\n  weights: [1, 0.5, 0.1]\n  simpo_gamma: 1.5\n"
     loss = load_recipe(write(tmp_path, text)).loss
     assert (loss.type, loss.weights) == (("simpo", "dpop", "sft"), (1.0, 0.5, 0.1))
-    assert loss.options == {"beta": 0.1, "simpo_gamma": 1.5, "dpop_lambda": 50.0, "ld_alpha": 1.0}
+    assert loss.options == {
+        "beta": 0.1,
+        "simpo_gamma": 1.5,
+        "dpop_lambda": 50.0,
+        "ld_alpha": 1.0,
+        "use_weighting": False,
+    }
     assert (loss.spec.name, loss.spec.data, loss.spec.needs_reference) == ("simpo+dpop+sft", "pairs", True)
     assert load_recipe(write(tmp_path, SMALLEST + "loss: [sigmoid, sft]\n")).loss.weights == (1.0, 1.0)
     assert load_recipe(write(tmp_path, SMALLEST), ["loss=[sft]"]).loss.spec.data == "demonstrations"

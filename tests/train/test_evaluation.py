@@ -113,6 +113,31 @@ def test_a_desensitised_loss_counts_the_tail_alpha_times_and_rewards_stay_whole(
     assert found["rewards/chosen"] == pytest.approx(np.mean(rewards), rel=1e-4, abs=1e-5)
 
 
+def test_a_weighed_loss_is_that_of_the_full_distributions_in_numpy(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    options = {"adapter": str(sft_adapter), "loss": {"use_weighting": True}}
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, **options))
+    scores = session.valid_scores
+    assert scores is not None
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
+    moved(session)
+    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    losses, weights = [], []
+    for i in range(11):
+        row, alignment = session.valid.store[i], 0.0
+        for response in row.responses:
+            ids = np.concatenate([row.prompt, response])
+            logps = _log_softmax(session.base.model(mx.array(ids[None, :-1])))[len(row.prompt) - 1 :]
+            own = logps[np.arange(len(response)), response]
+            alignment += (own - np.log(np.exp(2 * logps).sum(-1))).mean()
+        w, l = np.array(row_logps(session, i)) - scores.values[i]  # noqa: E741 - the papers' letters
+        weights.append(min(1.0, np.exp(alignment)))
+        losses.append(np.log1p(np.exp(-BETA * (w - l))))
+    assert found["loss"] == pytest.approx(np.mean(np.multiply(weights, losses)), rel=1e-4)
+    assert 0 < np.mean(weights) < 1
+
+
 def test_metrics_of_demonstrations_weigh_tokens(tmp_path: Path, tiny_model: Path) -> None:
     rows = [{"prompt": f"Question {n}?", "completion": "good " * (1 + n * n)} for n in range(5)]
     data = write_rows(tmp_path / "sft.jsonl", rows)

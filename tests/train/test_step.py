@@ -80,7 +80,11 @@ def test_micro_batches_add_up_to_the_batch(
             session.train_scores.values += noise.astype(np.float32)
         return sgd_step(session)
 
-    for loss in ({"type": "sigmoid"}, {"type": ["ipo", "sft"]}, {"type": "sigmoid", "ld_alpha": 0.25}):
+    for loss in (
+        {"type": "sigmoid"},
+        {"type": ["ipo", "sft"]},
+        {"type": "sigmoid", "ld_alpha": 0.25, "use_weighting": True},
+    ):
         whole, expected = step(loss, None)
         assert 0 < whole.metrics["rewards/accuracies"] < 1
         for micro in (3, 1):
@@ -189,7 +193,11 @@ def test_compiled_equals_eager_with_micro_batches_and_dropout(
     tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:
     text = recipe_text(
-        tiny_model, pairs, train={"batch_size": 4, "micro_batch_size": 3}, lora={"dropout": 0.3}
+        tiny_model,
+        pairs,
+        train={"batch_size": 4, "micro_batch_size": 3},
+        lora={"dropout": 0.3},
+        loss={"type": ["sigmoid", "sft"], "ld_alpha": 0.5, "use_weighting": True},
     )
     found = {}
     for compiled in (False, True):

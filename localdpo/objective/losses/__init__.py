@@ -10,13 +10,14 @@ import mlx.core as mx
 
 from localdpo.objective.divergences import with_divergence
 from localdpo.objective.mixture import LossSum, loss_sum
-from localdpo.objective.modifiers import length_desensitised
+from localdpo.objective.modifiers import length_desensitised, pair_weights
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LossSpec
 from localdpo.objective.scores import PairScores
 
 PairLoss = Callable[..., mx.array]
 SUMS = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
+ALIGNMENT = ("alignment of chosen", "alignment of rejected")
 PUBLIC = tuple(f"public {name}" for name in SUMS)
 
 
@@ -47,6 +48,7 @@ def preference_loss(
     chosen_tokens: mx.array | None = None,
     rejected_tokens: mx.array | None = None,
     public: Sequence[mx.array | None] | None = None,
+    alignment: Sequence[mx.array | None] | None = None,
     weights: Sequence[float] | None = None,
     **options: OptionValue,
 ) -> mx.array:
@@ -57,7 +59,9 @@ def preference_loss(
     at least 1 each, needed by losses that divide by them and ignored by the others. `options` are the loss's
     own keys (see `localdpo.objective.registry.LOSSES`); `reference_free=True` takes the reference as uniform
     in the loss. `public`, needed where `ld_alpha` is below 1: the four log-probabilities again, in the same
-    order, summed over the first min(|w|, |l|) tokens of each response.
+    order, summed over the first min(|w|, |l|) tokens of each response. `alignment`, needed where
+    `use_weighting` is on: the means over the tokens of chosen and of rejected responses of
+    ln p(token) - ln sum_v p_v^2 under the policy, [B] each.
 
     Several losses in `loss_type` give the sum of `weights[k]` (1 each unless given) times the k-th one; every
     option goes to those of them that read it, and `sft` is there the token-mean negative log-likelihood of
@@ -80,6 +84,7 @@ def preference_loss(
         "rejected_tokens": rejected_tokens,
     }
     arrays |= dict(zip(PUBLIC, public or (None,) * len(PUBLIC), strict=True))
+    arrays |= dict(zip(ALIGNMENT, alignment or (None,) * len(ALIGNMENT), strict=True))
     terms = [_term(spec, given, arrays) for spec in loss.terms]
     total = loss.weights[0] * terms[0]
     for weight, term in zip(loss.weights[1:], terms[1:], strict=True):
@@ -116,7 +121,16 @@ def _term(
     ld_alpha = float(settings.pop("ld_alpha", 1.0))
     divergence, alpha = str(settings.pop("f_divergence", "reverse_kl")), float(settings.pop("f_alpha", 0.5))
     scores = _scores(spec, arrays, reference_free=reference_free, ld_alpha=ld_alpha)
-    return pair_function(spec)(with_divergence(scores, divergence, alpha), **settings)
+    weighted = bool(settings.pop("use_weighting", False))
+    losses = pair_function(spec)(with_divergence(scores, divergence, alpha), **settings)
+    return losses * _weights(spec, arrays) if weighted else losses
+
+
+def _weights(spec: LossSpec, arrays: Mapping[str, mx.array | None]) -> mx.array:
+    chosen, rejected = (arrays[name] for name in ALIGNMENT)
+    if chosen is None or rejected is None:
+        raise ValueError(f"loss {spec.name!r} needs alignment of chosen and rejected responses")
+    return pair_weights(chosen.astype(mx.float32), rejected.astype(mx.float32))
 
 
 def _scores(
