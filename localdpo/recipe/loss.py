@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+from annotated_types import Gt, Le
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from localdpo.objective.mixture import LossSum, loss_sum
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LOSSES
-from localdpo.recipe.base import Losses, Section, Text, Weights
+from localdpo.recipe.base import Count, Losses, Section, Text, Weights
 
 # What people call a loss elsewhere, where the nearest spelling would lead them astray.
 LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
+
+# Options of training, not of the loss function.
+SYNC_OPTIONS: Final = ("sync_every", "sync_alpha")
 
 
 def _option(name: str) -> Any:
@@ -66,6 +70,13 @@ class LossSection(Section):
     dpop_lambda: float = _option("dpop_lambda")
     r_dpo_alpha: float = _option("r_dpo_alpha")
     simpo_gamma: float = _option("simpo_gamma")
+    # TRL's defaults are 512 steps and 0.6; how many steps fit depends on the length of the run.
+    sync_every: Count | None = Field(
+        None, description="steps after which the reference moves towards the policy (TR-DPO); null: it stays"
+    )
+    sync_alpha: Annotated[float, Gt(0), Le(1)] = Field(
+        0.6, description="how far: reference = sync_alpha * policy + (1 - sync_alpha) * reference"
+    )
 
     @field_validator("type")
     @classmethod
@@ -97,7 +108,7 @@ class LossSection(Section):
     @classmethod
     def _read_by_loss(cls, value: Any, info: ValidationInfo) -> Any:
         name, losses = str(info.field_name), info.data.get("type")
-        if name in ("type", "weights") or losses is None:
+        if name in ("type", "weights", *SYNC_OPTIONS) or losses is None:
             return value
         chosen = loss_sum(losses)
         if name in chosen.options:
@@ -109,6 +120,23 @@ class LossSection(Section):
         raise ValueError(
             f"the {chosen.name} loss does not use it; remove it or choose one that does: {readers}"
         )
+
+    @field_validator(*SYNC_OPTIONS, mode="before")
+    @classmethod
+    def _reference_can_move(cls, value: Any, info: ValidationInfo) -> Any:
+        losses = info.data.get("type")
+        if value is None or losses is None:
+            return value
+        chosen = loss_sum(losses)
+        if not chosen.needs_reference:
+            raise ValueError(f"the {chosen.name} loss has no reference that could move; remove it")
+        if info.data.get("reference_free") is True:
+            raise ValueError(
+                "with reference_free the loss does not read the reference; remove one of the two"
+            )
+        if info.field_name == "sync_alpha" and info.data.get("sync_every", 0) is None:
+            raise ValueError("it is read only where sync_every is given; remove it or set that")
+        return value
 
     @model_validator(mode="after")
     def _required(self) -> LossSection:

@@ -13,12 +13,14 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from localdpo.core.atomic import write_bytes
-from localdpo.model.forward import Forward
+from localdpo.data.types import Batch
+from localdpo.model.forward import Arrays, Forward
 from localdpo.train.rows import Rows
 
 VERSION = 1
@@ -38,6 +40,20 @@ def cache_file(
     """The file that holds the scores of one store under one reference; every argument is part of its name."""
     key = "\n".join([f"v{VERSION}", data, model, adapter, precision, *kinds])
     return cache_dir / "reference" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+class Reference(Protocol):
+    """What gives the scores of a batch under the reference."""
+
+    def arrays(self, batch: Batch) -> dict[str, mx.array]:
+        """`reference` [K*P] in nats, and `reference_public` where responses are split."""
+        ...
+
+
+def reference_arrays(scores: Arrays) -> dict[str, mx.array]:
+    """`Forward.scores` under the reference by the names that an objective takes them under."""
+    names = {"logps": "reference", "public": "reference_public"}
+    return {name: scores[kind] for kind, name in names.items() if kind in scores}
 
 
 class ReferenceScores:
@@ -62,10 +78,9 @@ class ReferenceScores:
         found = self.values[indices]
         return (found if len(self.kinds) == 1 else found[..., self.kinds.index(kind)]).T.reshape(-1)
 
-    def arrays(self, indices: np.ndarray) -> dict[str, mx.array]:
-        """The scores as an objective takes them: `reference`, and `reference_KIND` for every further kind."""
-        names = {kind: "reference" if kind == "logps" else f"reference_{kind}" for kind in self.kinds}
-        return {name: mx.array(self.of(indices, kind)) for kind, name in names.items()}
+    def arrays(self, batch: Batch) -> dict[str, mx.array]:
+        """The scores of a batch, named as an objective takes them."""
+        return reference_arrays({kind: mx.array(self.of(batch.indices, kind)) for kind in self.kinds})
 
     def fill(self, forward: Forward, rows: Rows, places: np.ndarray, *, batch: int, go_on: GoOn) -> None:
         """Score what is missing of `rows` at `places`, with the weights that are in the model now.

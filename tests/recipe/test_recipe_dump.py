@@ -55,6 +55,13 @@ def test_a_list_of_losses_is_dumped_with_its_weights_and_the_options_of_all(tmp_
         assert reload(recipe, tmp_path) == recipe
 
 
+def test_the_sync_of_the_reference_is_dumped_where_there_is_one(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALLEST), ["loss=[orpo, hinge]", "loss.sync_every=7"])
+    dumped = yaml.safe_load(dump_recipe(recipe))["loss"]
+    assert (dumped["sync_every"], dumped["sync_alpha"]) == (7, 0.6)
+    assert reload(recipe, tmp_path) == recipe
+
+
 def test_the_dump_names_every_other_option(tmp_path: Path) -> None:
     values = yaml.safe_load(dump_recipe(load_recipe(write(tmp_path, SMALLEST))))
     for key in all_keys():

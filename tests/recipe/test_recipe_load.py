@@ -158,6 +158,12 @@ def test_options_that_depend_on_each_other_name_both(tmp_path: Path) -> None:
         ("loss.f_alpha=0.3",): "it is read only where f_divergence is alpha; remove it or set that",
         ("loss.reference_free=true", "loss.f_divergence=js"): "js makes no sense with reference_free; "
         "remove one of the two",
+        ("loss.sync_alpha=0.5",): "it is read only where sync_every is given; remove it or set that",
+        ("loss=simpo", "loss.sync_every=5"): "the simpo loss has no reference that could move; remove it",
+        ("loss.reference_free=true", "loss.sync_every=5"): "with reference_free the loss does not read the "
+        "reference; remove one of the two",
+        ("loss.sync_every=0",): "expected a whole number >= 1 or null, got 0",
+        ("loss.sync_every=5", "loss.sync_alpha=0.0"): "expected a number > 0 and <= 1, got 0.0",
         ("loss.f_divergence=kl",): 'expected one of reverse_kl, forward_kl, js, alpha, got "kl"',
     }
     for given, message in cases.items():

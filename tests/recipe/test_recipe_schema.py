@@ -16,7 +16,9 @@ from localdpo.recipe.schema import Recipe
 
 def test_every_loss_option_of_the_registry_is_a_key_and_no_others_are() -> None:
     keys = {key.removeprefix("loss.") for key in all_keys() if key.startswith("loss.")}
-    assert keys == {"type", "weights"} | {name for spec in LOSSES.values() for name in spec.options}
+    assert keys == {"type", "weights", "sync_every", "sync_alpha"} | {
+        name for spec in LOSSES.values() for name in spec.options
+    }
 
 
 @pytest.mark.parametrize("loss", LOSSES)

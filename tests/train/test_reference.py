@@ -79,7 +79,7 @@ def test_split_sums_are_kept_whatever_the_weight_of_the_tail(
     assert file_of(again) == file_of(first) != file_of(session(1.0))
     assert again.train_scores.missing(again.train.indices).size == 0
     (batch,) = again.training_batch(0)
-    live, kept = again.forward.measure(batch), again.train_scores.arrays(batch.indices)
+    live, kept = again.forward.measure(batch), again.train_scores.arrays(batch)
     for kind, name in (("logps", "reference"), ("public", "reference_public")):
         np.testing.assert_allclose(np.array(kept[name]), np.array(live[kind]), atol=1e-3, rtol=2e-6)
     assert np.abs(np.array(live["logps"]) - np.array(live["public"])).max() > 1
