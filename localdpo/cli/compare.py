@@ -84,7 +84,7 @@ def trained_name(run: RunDir) -> str:
     """What to call the adapter that the run trained: DPO, SFT, IPO, ..."""
     from localdpo.recipe.load import load_recipe
 
-    loss = load_recipe(run.recipe).loss.type
+    loss = load_recipe(run.recipe).loss.spec.name
     return "DPO" if loss == "sigmoid" else loss.upper()
 
 

@@ -1,7 +1,8 @@
 """Which tokens of its pairs a run rewarded: beta * ln(policy / reference) of every response token.
 
-The policy is the run's newest checkpoint, the reference the adapter that it started from; both are
-weights in one loaded base. The sum over a response is the pair's reward as training reports it.
+The policy is the run's newest checkpoint, the reference the adapter that it started from (where the
+reference is synced, the one in the checkpoint); both are weights in one loaded base. The sum over a
+response is the pair's reward as training reports it.
 
 For a loss without a reference (SimPO, ORPO) the reward of a response is beta times its mean
 log-probability, so that of a token is beta * ln(policy) / tokens.
@@ -25,9 +26,10 @@ from localdpo.data.inspect import token_spans
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
-from localdpo.model.load import load_base
+from localdpo.model.load import Base, load_base
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.train.checkpoint import moved_reference
 from localdpo.train.rows import Rows
 from localdpo.train.session import attach_adapter, check_paths, open_rows
 
@@ -159,7 +161,7 @@ def inspect_run(
     places = _places(recipe, split, rows, pair, limit)
     forward = Forward(base.model)
     check_paths(forward, rows, note)
-    reference = lora.adapter_weights(base.model) if recipe.loss.spec.needs_reference else None
+    reference = _reference(base, recipe, latest)
     lora.load_weights(base.model, latest)
     scored = list(_score(forward, rows, places, reference, recipe.loss.beta))
     scored.sort(key=lambda one: (one.margin, one.index))
@@ -168,7 +170,7 @@ def inspect_run(
         checkpoint=latest.name,
         split=split,
         source=_source(recipe, split),
-        loss=recipe.loss.type,
+        loss=recipe.loss.spec.name,
         beta=recipe.loss.beta,
         rows=len(rows),
         scored=len(scored),
@@ -186,8 +188,17 @@ def _opened(run: RunDir) -> tuple[Path, Recipe]:
     recipe = load_recipe(run.recipe)
     data = recipe.loss.spec.data
     if data != "pairs":
-        raise UserError(f"{run.path}: the {recipe.loss.type} loss trains on {data}; only pairs have rewards")
+        raise UserError(
+            f"{run.path}: the {recipe.loss.spec.name} loss trains on {data}; only pairs have rewards"
+        )
     return latest, recipe
+
+
+def _reference(base: Base, recipe: Recipe, latest: Path) -> lora.Weights | None:
+    """The reference's adapter at the checkpoint; None for a loss without a reference."""
+    if recipe.loss.sync_every is not None:
+        return moved_reference(latest)
+    return lora.adapter_weights(base.model) if recipe.loss.spec.needs_reference else None
 
 
 def _source(recipe: Recipe, split: Split) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from localdpo.data.batches import bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
-from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps
+from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores
 from localdpo.model.shared_prompt import can_share, plain_hidden, shared_hidden
 
 Arrays = Mapping[str, mx.array]
@@ -35,6 +35,7 @@ def batch_arrays(batch: Batch, *, shared: bool) -> dict[str, mx.array]:
         `gather` [T] places of the scored positions' hidden states in the flattened hidden states;
         `targets` [T] the tokens they should predict; `owner` [T] the response row of each;
         `valid` [T] 1.0, or 0.0 for padding of T;
+        `public` [T] 1.0 for the tokens of a response within the length of its row's shortest one, else 0.0;
         `lengths` [K*P] scored tokens of each response.
     """
     arrays = _shared_inputs(batch) if shared else _plain_inputs(batch)
@@ -72,16 +73,18 @@ def _packed(batch: Batch, starts: np.ndarray, width: np.ndarray) -> dict[str, np
     """Where the scored positions lie, packed over the batch and padded to a bucketed T."""
     owner = np.repeat(np.arange(len(batch.lengths), dtype=np.int32), batch.lengths)
     column = np.concatenate([np.arange(n, dtype=np.int32) for n in batch.lengths])
-    total = len(owner)
+    total, pairs = len(owner), len(batch.indices)
     size = packed_width(total)
+    shortest = batch.lengths.reshape(-1, pairs).min(axis=0)
     arrays = {
         "gather": owner * int(width) + starts[owner] + column,
         "targets": batch.response[owner, column + 1],
         "owner": owner,
         "valid": np.ones(total, dtype=np.float32),
+        "public": (column < np.tile(shortest, len(batch.lengths) // pairs)[owner]).astype(np.float32),
     }
     return {
-        k: np.pad(v, (0, size - total)).astype(np.float32 if k == "valid" else np.int32)
+        k: np.pad(v, (0, size - total)).astype(np.float32 if k in ("valid", "public") else np.int32)
         for k, v in arrays.items()
     }
 
@@ -98,7 +101,9 @@ class Forward:
     Args:
         shared: which path is taken; `can_share` decides unless given.
         checkpoint: recompute layers in the backward pass.
-        compiled: whether `score` is traced by MLX (a training step is traced as a whole elsewhere).
+        split: whether `scores` gives the sums over the public tokens too.
+        align: whether `scores` gives the alignment too.
+        compiled: whether `measure` is traced by MLX (a training step is traced as a whole elsewhere).
         chunk_bytes: of one chunk's logits; the device's default unless given.
     """
 
@@ -108,18 +113,22 @@ class Forward:
         *,
         shared: bool | None = None,
         checkpoint: bool = False,
+        split: bool = False,
+        align: bool = False,
         compiled: bool = False,
         chunk_bytes: int | None = None,
     ) -> None:
         self.model = model
         self.shared = can_share(model) if shared is None else shared
         self.checkpoint = checkpoint
+        self.split, self.align = split, align
         self.head = Head(model)
         self._chunk_bytes = chunk_bytes or CHUNK_BYTES[device_name()]
         self._vocabulary: int | None = None
         # The model's arrays are inputs of the trace: adapters may be exchanged between two calls.
         state = [model.state]
-        self._score = partial(mx.compile, inputs=state)(self._no_gradient) if compiled else self._no_gradient
+        traced = partial(mx.compile, inputs=state)
+        self._measure = traced(self._no_gradient) if compiled else self._no_gradient
 
     def hidden(self, arrays: Arrays) -> mx.array:
         """Final hidden states of the scored positions [T, D]."""
@@ -142,14 +151,43 @@ class Forward:
         tokens = self.token_logps(arrays, gradient=gradient)
         return sum_by_owner(tokens, arrays["owner"], arrays["lengths"].shape[0])
 
+    def scores(self, arrays: Arrays, *, gradient: bool) -> dict[str, mx.array]:
+        """What a loss reads of every response, float32 [K*P] each.
+
+        `logps`: summed log-probability, nats; where the pass splits responses, `public`: the same over the
+        tokens that `batch_arrays` marks so; where it aligns, `alignment`: the mean over the tokens of
+        ln p(token) - ln sum_v p_v^2, nats, without gradient.
+        """
+        hidden = self.hidden(arrays)
+        logps, *collisions = token_scores(
+            self.head,
+            hidden,
+            arrays["targets"],
+            chunk=self.chunk(hidden),
+            gradient=gradient,
+            collisions=self.align,
+        )
+        weighted = {"logps": logps * arrays["valid"]}
+        if self.split:
+            weighted["public"] = logps * arrays["public"]
+        if self.align:
+            share = arrays["valid"] / arrays["lengths"][arrays["owner"]]
+            weighted["alignment"] = (mx.stop_gradient(logps) - collisions[0]) * share
+        rows = arrays["lengths"].shape[0]
+        return {name: sum_by_owner(tokens, arrays["owner"], rows) for name, tokens in weighted.items()}
+
+    def measure(self, batch: Batch) -> dict[str, mx.array]:
+        """`scores` of a batch, evaluated, with the weights that are in the model now."""
+        found = self._measure(batch_arrays(batch, shared=self.shared))
+        mx.eval(found)
+        return found
+
     def score(self, batch: Batch) -> mx.array:
         """`logps` of a batch, evaluated, with the weights that are in the model now."""
-        logps = self._score(batch_arrays(batch, shared=self.shared))
-        mx.eval(logps)
-        return logps
+        return self.measure(batch)["logps"]
 
-    def _no_gradient(self, arrays: Arrays) -> mx.array:
-        return self.logps(arrays, gradient=False)
+    def _no_gradient(self, arrays: Arrays) -> dict[str, mx.array]:
+        return self.scores(arrays, gradient=False)
 
     def chunk(self, hidden: mx.array) -> int:
         """Tokens whose logits may be alive at once."""

@@ -134,12 +134,24 @@ def _with_gradient_vjp(primals: Any, cotangent: Any, output: Any) -> tuple[mx.ar
 def token_logps(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, gradient: bool) -> mx.array:
     """Log-probabilities (float32, nats) of `targets` [T] given final hidden states [T, D].
 
+    Arguments and errors are those of `token_scores`.
+    """
+    return token_scores(head, hidden, targets, chunk=chunk, gradient=gradient, collisions=False)[0]
+
+
+def token_scores(
+    head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, gradient: bool, collisions: bool
+) -> list[mx.array]:
+    """Log-probabilities (float32, nats) of `targets` [T] given final hidden states [T, D], and more.
+
     Args:
         head: hidden states [t, D] to logits [t, V].
         chunk: tokens whose logits may be alive at once.
         gradient: whether the result will be differentiated; without it only values are computed.
             A head that holds trainable weights has its chunks recomputed in the backward pass
             instead of having their gradient prepared.
+        collisions: whether ln sum_v p_v^2 [T] of each position follows in the list, float32, without
+            gradient: the log-probability that two draws from the distribution are the same token.
 
     Raises:
         ValueError: shapes that do not fit, or a chunk below 1.
@@ -150,7 +162,7 @@ def token_logps(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, 
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     weights = head.trainable() if gradient else []
     trains = bool(tree_flatten(weights))
-    pieces: list[mx.array] = []
+    pieces: list[list[mx.array]] = []
     before: list[mx.array] = []
     for start in range(0, hidden.shape[0], chunk):
         h, y = hidden[start : start + chunk], targets[start : start + chunk]
@@ -158,33 +170,50 @@ def token_logps(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, 
             # The targets too: what is made of them alone would be made for all chunks at once.
             h, y = mx.depends([h, y], before)
         if trains:
-            before = [_recomputed(head, weights, h, y)]
+            piece = before = _recomputed(head, weights, h, y, collisions)
         elif gradient:
-            before = _prepared(head, h, y)
+            values, slopes = _prepared(head, h, y, collisions)
+            before = [*values, slopes]
+            piece = [_with_gradient(h, values[0], slopes), *values[1:]]
         else:
-            before = [_scored(head(h), y)[0]]
-        pieces.append(_with_gradient(h, *before) if gradient and not trains else before[0])
-    return mx.concatenate(pieces) if pieces else mx.zeros((0,), dtype=mx.float32)
+            piece = before = _chunk_scores(head, h, y, collisions)
+        pieces.append(piece)
+    if not pieces:
+        return [mx.zeros((0,), dtype=mx.float32)] * (1 + collisions)
+    return [mx.concatenate(list(parts)) for parts in zip(*pieces, strict=True)]
 
 
-def _prepared(head: Head, hidden: mx.array, targets: mx.array) -> list[mx.array]:
-    """Log-probabilities [t] and their gradients in the hidden states [t, D]."""
-
-    def score(h: mx.array) -> mx.array:
-        return _scored(head(h), targets)[0]
-
-    ones = mx.ones(targets.shape, dtype=mx.float32)
-    values, grads = mx.vjp(score, [mx.stop_gradient(hidden)], [ones])
-    return [values[0], grads[0]]
+def _chunk_scores(head: Head, hidden: mx.array, targets: mx.array, collisions: bool) -> list[mx.array]:
+    """Log-probabilities [t] and, if asked for, ln sum_v p_v^2 [t]."""
+    logps, softmax = _scored(head(hidden), targets)
+    if not collisions:
+        return [logps]
+    return [logps, mx.log(mx.square(mx.stop_gradient(softmax)).sum(axis=-1))]
 
 
-def _recomputed(head: Head, weights: list[Any], hidden: mx.array, targets: mx.array) -> mx.array:
-    """Log-probabilities [t] that are differentiable in the head's weights as well."""
+def _prepared(
+    head: Head, hidden: mx.array, targets: mx.array, collisions: bool
+) -> tuple[list[mx.array], mx.array]:
+    """Scores of a chunk, and the gradients of its log-probabilities in the hidden states [t, D]."""
 
-    def score(trees: list[Any], h: mx.array) -> mx.array:
+    def score(h: mx.array) -> list[mx.array]:
+        return _chunk_scores(head, h, targets, collisions)
+
+    # No gradient comes back from the collisions, whatever stands at their place.
+    ones = [mx.ones(targets.shape, dtype=mx.float32)] * (1 + collisions)
+    values, grads = mx.vjp(score, [mx.stop_gradient(hidden)], ones)
+    return values, grads[0]
+
+
+def _recomputed(
+    head: Head, weights: list[Any], hidden: mx.array, targets: mx.array, collisions: bool
+) -> list[mx.array]:
+    """Scores of a chunk whose log-probabilities are differentiable in the head's weights as well."""
+
+    def score(trees: list[Any], h: mx.array) -> list[mx.array]:
         head.update(trees)
-        return _scored(head(h), targets)[0]
+        return _chunk_scores(head, h, targets, collisions)
 
-    logps = mx.checkpoint(score)(weights, hidden)
+    found: list[mx.array] = mx.checkpoint(score)(weights, hidden)
     head.update(weights)
-    return logps
+    return found

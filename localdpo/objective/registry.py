@@ -7,56 +7,26 @@ takes one entry here and one function `NAME_loss` in `localdpo/objective/losses/
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-OptionValue = float | bool
-
-
-@dataclass(frozen=True)
-class OptionSpec:
-    """One key under `loss.`: its default, its range, and what it does.
-
-    `low` and `high` are None where there is no bound; `open_low`/`open_high` exclude the bound itself.
-    A switch has a bool default and no bounds.
-    """
-
-    default: OptionValue
-    low: float | None
-    high: float | None
-    description: str
-    open_low: bool = False
-    open_high: bool = False
-
-    @property
-    def is_switch(self) -> bool:
-        return isinstance(self.default, bool)
-
-    @property
-    def range_text(self) -> str:
-        """The range in words, e.g. `above 0` or `0 or more and below 0.5`."""
-        if self.is_switch:
-            return "true or false"
-        parts = []
-        if self.low is not None:
-            parts.append(f"above {self.low:g}" if self.open_low else f"{self.low:g} or more")
-        if self.high is not None:
-            parts.append(f"below {self.high:g}" if self.open_high else f"{self.high:g} or less")
-        return " and ".join(parts) or "a number"
-
-    def problem(self, value: object) -> str | None:
-        """What is wrong with `value`, or None: `expected above 0, got -1`."""
-        wrong = f"expected {self.range_text}, got {value!r}"
-        if self.is_switch:
-            return None if isinstance(value, bool) else wrong
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return wrong
-        too_low = self.low is not None and (value <= self.low if self.open_low else value < self.low)
-        too_high = self.high is not None and (value >= self.high if self.open_high else value > self.high)
-        return wrong if too_low or too_high else None
+from localdpo.objective.options import (
+    BETA,
+    DISCOPOP_TAU,
+    DPOP_LAMBDA,
+    F_ALPHA,
+    F_DIVERGENCE,
+    LABEL_SMOOTHING,
+    LD_ALPHA,
+    ORPO_BETA,
+    R_DPO_ALPHA,
+    REFERENCE_FREE,
+    SIMPO_GAMMA,
+    USE_WEIGHTING,
+    OptionSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +35,8 @@ class LossSpec:
 
     name: the value of `loss.type`. summary, source: for `--help` and the documentation.
     options: keys under `loss.` (besides `type`) that the loss reads; any other key is an error.
-    module: the module in `localdpo.objective.losses` that holds the function `NAME_loss`.
+    module: the module in `localdpo.objective.losses` that holds the function `NAME_loss`; a loss on
+    demonstrations that can also be a term beside losses on pairs has `NAME_term` there as well.
     data: which rows it trains on. needs_reference: whether it reads reference log-probabilities.
     requires: options that must be above 0 (their default of 0 leaves the formula undefined).
     separable: the batch loss is a mean of per-pair terms, so micro-batches leave it unchanged.
@@ -105,30 +76,22 @@ class LossSpec:
         return None if problem is None else f"{name} of loss {self.name!r}: {problem}"
 
 
-BETA = OptionSpec(0.1, 0.0, None, "strength of the pull towards the reference (1/nat)", open_low=True)
-LABEL_SMOOTHING = OptionSpec(0.0, 0.0, 0.5, "assumed share of pairs whose labels are swapped", open_high=True)
-REFERENCE_FREE = OptionSpec(
-    False, None, None, "take the reference as uniform in the loss (reported rewards keep the real one)"
-)
-# TRL's default. Above 1 the exponential term grows without bound for a badly ordered pair.
-DISCOPOP_TAU = OptionSpec(
-    0.05, 0.0, 1.0, "temperature of the blend of logistic and exponential loss", open_low=True
-)
-# The paper's experiments use 5, 50 and 500, with 50 for its published models.
-DPOP_LAMBDA = OptionSpec(
-    50.0, 0.0, None, "weight of the penalty when the chosen response falls below the reference"
-)
-# The paper gives no single value; SimPO's baselines searched 0.05 to 1.0. 0.01 x 100 tokens is 1 nat.
-R_DPO_ALPHA = OptionSpec(0.01, 0.0, None, "length penalty on the reward (nats per token)")
-# TRL's default; the SimPO paper sets it together with beta 2.0 to 2.5.
-SIMPO_GAMMA = OptionSpec(0.5, 0.0, None, "margin that the chosen response must reach (nats)")
-ORPO_BETA = OptionSpec(
-    0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
-)
-
-
 def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
-    return MappingProxyType({"beta": BETA, **extra})
+    """Options of a loss with a term for each pair."""
+    return MappingProxyType({"beta": BETA, **extra, "use_weighting": USE_WEIGHTING})
+
+
+def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
+    """The same for a loss on sums over responses, whose tokens may weigh differently."""
+    return _options(**extra, ld_alpha=LD_ALPHA)
+
+
+# Ranks of the batch, not pairs, have the terms of these: no pair has a loss of its own to be weighed.
+_AOT_OPTIONS = MappingProxyType({"beta": BETA, "label_smoothing": LABEL_SMOOTHING, "ld_alpha": LD_ALPHA})
+
+
+# Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
+_F_DIVERGENCE = {"f_divergence": F_DIVERGENCE, "f_alpha": F_ALPHA}
 
 
 _SPECS = (
@@ -136,7 +99,7 @@ _SPECS = (
         "sigmoid",
         "DPO; conservative DPO (cDPO) with label_smoothing",
         "Rafailov et al. 2023, arXiv 2305.18290, eq. 7; Mitchell 2023, cDPO note, eq. 3",
-        _options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE),
+        _sum_options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
         "sigmoid",
     ),
     LossSpec(
@@ -151,28 +114,28 @@ _SPECS = (
         "ipo_sum",
         "IPO on sums over the response, as the paper and Mitchell's code",
         "Azar et al. 2023, arXiv 2310.12036, eq. 17",
-        _options(reference_free=REFERENCE_FREE),
+        _sum_options(reference_free=REFERENCE_FREE),
         "ipo",
     ),
     LossSpec(
         "hinge",
         "hinge on the margin (SLiC)",
         "Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657",
-        _options(reference_free=REFERENCE_FREE),
+        _sum_options(reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
         "hinge",
     ),
     LossSpec(
         "robust",
         "unbiased DPO under label noise",
         "Chowdhury et al. 2024, arXiv 2403.00409, eq. 12",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
         "noise",
     ),
     LossSpec(
         "exo_pair",
         "EXO for pairs: reverse KL to the smoothed preference",
         "Ji et al. 2024, arXiv 2402.00856, eq. 16",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
         "noise",
         requires=frozenset({"label_smoothing"}),
     ),
@@ -180,28 +143,28 @@ _SPECS = (
         "nca_pair",
         "noise contrastive alignment for pairs",
         "Chen et al. 2024, arXiv 2402.05369",
-        _options(),
+        _sum_options(),
         "classifier",
     ),
     LossSpec(
         "bco_pair",
         "binary classifier optimisation for pairs, reward shift 0",
         "Jung et al. 2024, arXiv 2404.04656",
-        _options(),
+        _sum_options(),
         "classifier",
     ),
     LossSpec(
         "sppo_hard",
         "self-play preference optimisation with hard labels",
         "Wu et al. 2024, arXiv 2405.00675, eq. 4.7",
-        _options(),
+        _sum_options(),
         "sppo",
     ),
     LossSpec(
         "aot",
         "distributional alignment by optimal transport, paired",
         "Melnyk et al. 2024, arXiv 2406.05882",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _AOT_OPTIONS,
         "aot",
         separable=False,
     ),
@@ -209,7 +172,7 @@ _SPECS = (
         "aot_unpaired",
         "distributional alignment by optimal transport, unpaired",
         "Melnyk et al. 2024, arXiv 2406.05882",
-        _options(label_smoothing=LABEL_SMOOTHING),
+        _AOT_OPTIONS,
         "aot",
         separable=False,
     ),
@@ -217,21 +180,21 @@ _SPECS = (
         "apo_zero",
         "anchored: chosen up, rejected down",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
-        _options(),
+        _sum_options(),
         "apo",
     ),
     LossSpec(
         "apo_down",
         "anchored: both down, rejected faster",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
-        _options(),
+        _sum_options(),
         "apo",
     ),
     LossSpec(
         "discopop",
         "discovered blend of logistic and exponential loss (LRML)",
         "Lu et al. 2024, arXiv 2406.08414",
-        _options(discopop_tau=DISCOPOP_TAU),
+        _sum_options(discopop_tau=DISCOPOP_TAU),
         "discopop",
     ),
     LossSpec(
@@ -246,14 +209,14 @@ _SPECS = (
         "dpop",
         "DPO-Positive: a penalty when the chosen response falls below the reference",
         "Pal et al. 2024, arXiv 2402.13228, eq. 3",
-        _options(dpop_lambda=DPOP_LAMBDA),
+        _sum_options(dpop_lambda=DPOP_LAMBDA),
         "penalised",
     ),
     LossSpec(
         "r_dpo",
         "DPO with a length penalty",
         "Park et al. 2024, arXiv 2403.19159",
-        _options(r_dpo_alpha=R_DPO_ALPHA),
+        _options(r_dpo_alpha=R_DPO_ALPHA, **_F_DIVERGENCE),
         "penalised",
         lengths=True,
     ),
@@ -270,7 +233,7 @@ _SPECS = (
         "orpo",
         "NLL of the chosen response plus an odds-ratio term, no reference",
         "Hong et al. 2024, arXiv 2403.07691, eq. 6",
-        MappingProxyType({"beta": ORPO_BETA}),
+        MappingProxyType({"beta": ORPO_BETA, "use_weighting": USE_WEIGHTING}),
         "reference_free",
         needs_reference=False,
         per_token=True,

@@ -75,7 +75,9 @@ def _type_text(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
     if origin is tuple:
-        return f"a list of one or more {_type_text(args[0], [])}s"
+        item = _type_text(args[0], []).removeprefix("a ")
+        kind, _, bounds = item.partition(" ")
+        return f"a list of one or more {kind}s{' ' if bounds else ''}{bounds}"
     if annotation is type(None):
         return "null"
     return f"{SIMPLE_TYPES.get(annotation, 'a section of options')}{_bounds_text(metadata)}"

@@ -24,6 +24,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe import marks
 from localdpo.recipe.describe import expected, field_at, fields_of, section_of
 from localdpo.recipe.hints import unknown_key
+from localdpo.recipe.loss import SYNC_OPTIONS
 from localdpo.recipe.schema import ACROSS_SECTIONS, SHORTHANDS, Recipe, expand_shorthands
 
 MAX_BYTES: Final = 256 * 1024
@@ -51,11 +52,13 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def dump_recipe(recipe: Recipe) -> str:
     """`recipe` as YAML with every default written out; loading it gives an equal recipe.
 
-    Options that the loss does not read are left out (they cannot be set), and so is a held-out share that
-    is not used.
+    Options that the loss does not read are left out (they cannot be set), and so are the weight of a single
+    loss, the sync of a reference that stays, and a held-out share that is not used.
     """
     values = recipe.model_dump(mode="json")
-    values["loss"] = {"type": recipe.loss.type, **recipe.loss.options}
+    weights = {} if recipe.loss.weights is None else {"weights": values["loss"]["weights"]}
+    sync = {} if recipe.loss.sync_every is None else {name: values["loss"][name] for name in SYNC_OPTIONS}
+    values["loss"] = {"type": values["loss"]["type"], **weights, **recipe.loss.options, **sync}
     if recipe.data.valid is not None:
         del values["data"]["valid_fraction"]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)

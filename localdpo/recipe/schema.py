@@ -8,46 +8,20 @@ reported at its own key, next to all the others.
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Final, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from annotated_types import Ge, Gt, Le
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from localdpo.objective.registry import LOSSES, LossSpec
+from localdpo.recipe.base import Count, CountOrZero, Fraction, NotNegative, Positive, Section, Text, Words
+from localdpo.recipe.loss import LossSection
 
-Count = Annotated[int, Ge(1)]
-CountOrZero = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
-Fraction = Annotated[float, Ge(0), Lt(1)]
-# One line without control characters: a NUL or a line break in a path is a mistake, and breaks messages.
-ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=ONE_LINE)]
-Words = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
-
-# What people call a loss elsewhere, where the nearest spelling would lead them astray.
-LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
-# A section given as one value means this option of it: `loss: ipo`.
+# A section given as one value means this option of it: `loss: ipo`, `loss: [sigmoid, sft]`.
 SHORTHANDS: Final = {"loss": "type"}
 # The type of an error between two sections; its context holds the `key` of the section that it belongs to.
 ACROSS_SECTIONS: Final = "across_sections"
 DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
-
-
-class Section(BaseModel):
-    """Base of the recipe and of its sections."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -70,75 +44,6 @@ class DataSection(Section):
         if info.data.get("valid") is not None:
             raise ValueError("nothing is held out when data.valid is given; remove one of the two")
         return value
-
-
-def _option(name: str) -> Any:
-    """The field of a loss option: bounds and meaning from the registry, the default from the chosen loss."""
-    specs = {loss: spec.options[name] for loss, spec in LOSSES.items() if name in spec.options}
-    first = next(iter(specs.values()))
-    readers = f" ({', '.join(specs)})" if len(specs) <= 2 else ""
-
-    def default(values: dict[str, Any]) -> float | bool:
-        return specs.get(values.get("type", ""), first).default
-
-    return Field(
-        default_factory=default,
-        gt=first.low if first.open_low else None,
-        ge=None if first.open_low else first.low,
-        lt=first.high if first.open_high else None,
-        le=None if first.open_high else first.high,
-        description=first.description + readers,
-    )
-
-
-class LossSection(Section):
-    """The objective. Which options a loss reads, and their bounds, stand in `localdpo.objective.registry`."""
-
-    type: Text = Field("sigmoid", description="the loss: " + ", ".join(LOSSES))
-    beta: float = _option("beta")
-    label_smoothing: float = _option("label_smoothing")
-    reference_free: bool = _option("reference_free")
-    discopop_tau: float = _option("discopop_tau")
-    dpop_lambda: float = _option("dpop_lambda")
-    r_dpo_alpha: float = _option("r_dpo_alpha")
-    simpo_gamma: float = _option("simpo_gamma")
-
-    @field_validator("type")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in LOSSES:
-            raise ValueError(f'no loss is called "{value[:40]}"; {_nearest_loss(value)}')
-        return value
-
-    # Defaults are not validated, so this sees exactly the options that somebody wrote down.
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_by_loss(cls, value: Any, info: ValidationInfo) -> Any:
-        spec = LOSSES.get(info.data.get("type", ""))
-        name = str(info.field_name)
-        if name == "type" or spec is None or name in spec.options:
-            return value
-        readers = ", ".join(other for other, its in LOSSES.items() if name in its.options)
-        raise ValueError(
-            f"the {spec.name} loss does not use it; remove it or choose one that does: {readers}"
-        )
-
-    @model_validator(mode="after")
-    def _required(self) -> LossSection:
-        missing = sorted(name for name in self.spec.requires if getattr(self, name) == 0)
-        if missing:
-            raise ValueError(f"the {self.type} loss needs loss.{' and loss.'.join(missing)} above 0")
-        return self
-
-    @property
-    def spec(self) -> LossSpec:
-        """The registry's entry of the chosen loss."""
-        return LOSSES[self.type]
-
-    @property
-    def options(self) -> dict[str, float | bool]:
-        """The options that the chosen loss reads, as keyword arguments of `localdpo.preference_loss`."""
-        return {name: getattr(self, name) for name in self.spec.options}
 
 
 class TrainSection(Section):
@@ -278,11 +183,12 @@ class Recipe(Section):
         loss, micro = info.data.get("loss"), value.micro_batch_size
         if loss is None or loss.spec.separable or micro is None or micro == value.batch_size:
             return value
+        whole = next(term.name for term in loss.spec.terms if not term.separable)
         raise PydanticCustomError(
             ACROSS_SECTIONS,
             "the {loss} loss compares all pairs of a batch with each other, so it needs them in memory at "
             "once; remove it, set train.batch_size={micro}, or choose another loss.type",
-            {"key": "micro_batch_size", "loss": loss.type, "micro": micro},
+            {"key": "micro_batch_size", "loss": whole, "micro": micro},
         )
 
     def explicit(self, section: str, field: str) -> bool:
@@ -291,13 +197,6 @@ class Recipe(Section):
 
 
 def expand_shorthands(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `loss: ipo` turned into `loss: {type: ipo}`."""
-    short = [key for key in SHORTHANDS if isinstance(values.get(key), str)]
+    """`values` with `loss: ipo` turned into `loss: {type: ipo}`, and a list of losses likewise."""
+    short = [key for key in SHORTHANDS if isinstance(values.get(key), str | list)]
     return {**values, **{key: {SHORTHANDS[key]: values[key]} for key in short}}
-
-
-def _nearest_loss(name: str) -> str:
-    if synonym := LOSS_SYNONYMS.get(name.lower()):
-        return f"here it is called {synonym}"
-    near = difflib.get_close_matches(name.lower(), LOSSES, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"the losses are {', '.join(LOSSES)}"

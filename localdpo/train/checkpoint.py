@@ -2,6 +2,7 @@
 
     checkpoints/step-000120/adapters.safetensors, adapter_config.json   for mlx-lm and for compare
                             optimizer.safetensors, state.json           for resume
+                            reference.safetensors                       where the reference moves
                             manifest.json                               sizes and sha256, written last
 
 A folder is published in one rename, and LATEST is moved to it after. Loading verifies the manifest
@@ -27,6 +28,7 @@ from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+REFERENCE_FILE = "reference.safetensors"
 STATE_FILE = "state.json"
 VERSION = 1
 
@@ -62,20 +64,27 @@ def save(
     state: TrainState,
     config: dict[str, Any],
     keep: int,
+    *,
+    reference: lora.Weights | None = None,
 ) -> Path:
     """Publish a checkpoint of the run, point LATEST at it, and remove all but the newest `keep`.
+
+    `reference`: the adapter of a reference that moves; one that stays is the run's start.
 
     Raises:
         UserError: no space left; earlier checkpoints and LATEST stay as they were.
     """
     weights, moments = named(lora.adapter_weights(model)), named(optimizer.state)
-    mx.eval(weights, moments)
-    size = sum(array.nbytes for array in [*weights.values(), *moments.values()])
+    moved = None if reference is None else named(reference)
+    mx.eval(weights, moments, moved)
+    size = sum(array.nbytes for array in [*weights.values(), *moments.values(), *(moved or {}).values()])
     run.checkpoints.mkdir(exist_ok=True)
     final = run.checkpoint_path(state.step)
     with published_dir(final, size + 2**16) as folder:
         mx.save_safetensors(str(folder / lora.WEIGHTS_FILE), weights)
         mx.save_safetensors(str(folder / OPTIMIZER_FILE), moments)
+        if moved is not None:
+            mx.save_safetensors(str(folder / REFERENCE_FILE), moved)
         (folder / lora.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         content = {"v": VERSION, "step": state.step, "random": state.random, "seconds": state.seconds}
         (folder / STATE_FILE).write_text(json.dumps(content | {"metrics": state.metrics}, indent=2) + "\n")
@@ -119,3 +128,12 @@ def restore(found: Found, model: nn.Module, optimizer: optim.Optimizer) -> None:
     moments = load_arrays(found.path / OPTIMIZER_FILE)
     optimizer.state = tree_unflatten(list(moments.items()))
     set_random_key(found.state.random)
+
+
+def moved_reference(folder: Path) -> lora.Weights:
+    """The adapter weights of the reference in a checkpoint of a run whose reference moves.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return tree_unflatten(list(load_arrays(folder / REFERENCE_FILE).items()))

@@ -18,7 +18,7 @@ from localdpo.model.generate import Answer, generate
 from localdpo.objective.kl import kl_per_token
 from localdpo.objective.metrics import Sums
 from localdpo.train.objectives import Objective
-from localdpo.train.reference import ReferenceScores
+from localdpo.train.reference import Reference
 from localdpo.train.rows import Rows
 
 
@@ -27,7 +27,7 @@ def evaluate(
     objective: Objective,
     rows: Rows,
     places: np.ndarray,
-    reference: ReferenceScores | None,
+    reference: Reference | None,
     *,
     batch: int,
 ) -> dict[str, float]:
@@ -39,8 +39,8 @@ def evaluate(
     for part in rows.by_length(places, batch):
         arrays = {"lengths": mx.array(part.lengths)}
         if reference is not None:
-            arrays["reference"] = mx.array(reference.of(part.indices))
-        totals.add(objective.sums(forward.score(part), arrays))
+            arrays |= reference.arrays(part)
+        totals.add(objective.sums(forward.measure(part), arrays))
     return totals.means()
 
 

@@ -75,6 +75,8 @@ class Loop:
         found, problems = checkpoint.newest_valid(self.run_dir)
         if found is not None:
             checkpoint.restore(found, self.session.base.model, self.optimizer)
+            if self.session.moving is not None:
+                self.session.moving.weights = checkpoint.moved_reference(found.path)
             self.step, self.seconds = found.state.step, found.state.seconds
             self.saved_step, self.eval_metrics = found.state.step, found.state.metrics
             self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{found.path.name}")
@@ -129,6 +131,8 @@ class Loop:
         result = self.train_step(self.session.training_arrays(batches), rate)
         self.step += 1
         self._require_finite(result, batches)
+        if self.session.moving is not None:
+            self.session.moving.after_step(self.step)
         seconds = time.monotonic() - began
         self.seconds += seconds
         metrics = {
@@ -165,10 +169,10 @@ class Loop:
         return self._has_reference() and pairs > 0 and self.step % every == 0 and len(self.session.valid) > 0
 
     def _has_reference(self) -> bool:
-        return self.session.train_scores is not None
+        return self.recipe.loss.spec.needs_reference
 
     def kl(self) -> float:
-        """Exact KL on the first held-out pairs."""
+        """Exact KL on the first held-out pairs, to where the run started (the reference, unless it moves)."""
         pairs = np.arange(min(self.recipe.eval.kl_pairs, len(self.session.valid)))
         return exact_kl(self.session.forward, self.session.valid.batch(pairs), self.session.start)
 
@@ -193,7 +197,7 @@ class Loop:
             session.objective,
             session.valid,
             session.eval_places,
-            session.valid_scores,
+            session.valid_reference,
             batch=REFERENCE_BATCH,
         )
         if self._has_reference() and self.recipe.eval.kl_pairs > 0:
@@ -212,6 +216,7 @@ class Loop:
             state,
             self.session.adapter_json(),
             self.recipe.save.keep,
+            reference=None if self.session.moving is None else self.session.moving.weights,
         )
         self.saved_step = self.step
         self.log.write(

@@ -7,7 +7,7 @@ The sum over a batch is divided by a count that is known before any of its micro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, overload
 
 import mlx.core as mx
 
@@ -15,16 +15,18 @@ from localdpo.data.types import Batch
 from localdpo.model.forward import Arrays
 from localdpo.objective.losses import preference_loss
 from localdpo.objective.metrics import BatchSums, demonstration_metrics, pair_metrics
-from localdpo.recipe.schema import LossSection
+from localdpo.recipe.loss import LossSection
 
 
 class Objective(Protocol):
     """A loss over the rows of a batch."""
 
-    def sums(self, logps: mx.array, arrays: Arrays) -> BatchSums:
-        """The metrics as sums; the numerator of `loss` is what is minimised. `logps` [K*P] in nats.
+    def sums(self, scores: Arrays, arrays: Arrays) -> BatchSums:
+        """The metrics as sums; the numerator of `loss` is what is minimised.
 
-        `arrays` holds `lengths` [K*P] and, for a loss with a reference, its scores as `reference` [K*P].
+        `scores` is what `Forward.scores` gives under the policy. `arrays` holds `lengths` [K*P] and, for a
+        loss with a reference, the same scores under it as `reference` and, where responses are split,
+        `reference_public`, [K*P] each.
         """
         ...
 
@@ -39,13 +41,11 @@ class Preference:
     def __init__(self, loss: LossSection) -> None:
         self.loss = loss
 
-    def sums(self, logps: mx.array, arrays: Arrays) -> BatchSums:
-        pairs = logps.shape[0] // 2
-        chosen, rejected = logps[:pairs], logps[pairs:]
-        chosen_tokens, rejected_tokens = arrays["lengths"][:pairs], arrays["lengths"][pairs:]
-        reference = arrays.get("reference")
-        ref_chosen = None if reference is None else reference[:pairs]
-        ref_rejected = None if reference is None else reference[pairs:]
+    def sums(self, scores: Arrays, arrays: Arrays) -> BatchSums:
+        chosen, rejected = _halves(scores["logps"])
+        chosen_tokens, rejected_tokens = _halves(arrays["lengths"])
+        ref_chosen, ref_rejected = _halves(arrays.get("reference"))
+        public = (*_halves(scores.get("public")), *_halves(arrays.get("reference_public")))
         losses = preference_loss(
             self.loss.type,
             chosen,
@@ -54,6 +54,9 @@ class Preference:
             ref_rejected,
             chosen_tokens=chosen_tokens,
             rejected_tokens=rejected_tokens,
+            public=public,
+            alignment=_halves(scores.get("alignment")),
+            weights=self.loss.weights,
             **self.loss.options,
         )
         return pair_metrics(
@@ -74,11 +77,23 @@ class Preference:
 class Imitation:
     """Negative log-likelihood of demonstrations."""
 
-    def sums(self, logps: mx.array, arrays: Arrays) -> BatchSums:
-        return demonstration_metrics(logps, arrays["lengths"])
+    def sums(self, scores: Arrays, arrays: Arrays) -> BatchSums:
+        return demonstration_metrics(scores["logps"], arrays["lengths"])
 
     def count(self, batches: Sequence[Batch]) -> int:
         return sum(int(batch.lengths.sum()) for batch in batches)
+
+
+@overload
+def _halves(rows: mx.array) -> tuple[mx.array, mx.array]: ...
+@overload
+def _halves(rows: mx.array | None) -> tuple[mx.array | None, mx.array | None]: ...
+def _halves(rows: mx.array | None) -> tuple[mx.array | None, mx.array | None]:
+    """(chosen, rejected) of an array [2*P], and of none, none."""
+    if rows is None:
+        return None, None
+    pairs = rows.shape[0] // 2
+    return rows[:pairs], rows[pairs:]
 
 
 def make_objective(loss: LossSection) -> Objective:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
+import mlx.core as mx
 import numpy as np
 
 from localdpo.core.atomic import write_bytes
-from localdpo.model.forward import Forward
+from localdpo.data.types import Batch
+from localdpo.model.forward import Arrays, Forward
 from localdpo.train.rows import Rows
 
 VERSION = 1
@@ -25,26 +28,59 @@ SAVE_SECONDS = 30.0
 GoOn = Callable[[int, int], bool]
 
 
-def cache_file(cache_dir: Path, *, data: str, model: str, adapter: str, precision: str) -> Path:
+def cache_file(
+    cache_dir: Path,
+    *,
+    data: str,
+    model: str,
+    adapter: str,
+    precision: str,
+    kinds: Sequence[str] = ("logps",),
+) -> Path:
     """The file that holds the scores of one store under one reference; every argument is part of its name."""
-    key = "\n".join([f"v{VERSION}", data, model, adapter, precision])
+    key = "\n".join([f"v{VERSION}", data, model, adapter, precision, *kinds])
     return cache_dir / "reference" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 
-class ReferenceScores:
-    """Scores float32 [rows of the store, K] in nats, NaN where a row was not scored."""
+class Reference(Protocol):
+    """What gives the scores of a batch under the reference."""
 
-    def __init__(self, file: Path, shape: tuple[int, int]) -> None:
-        self.file = file
-        self.values = _read(file, shape)
+    def arrays(self, batch: Batch) -> dict[str, mx.array]:
+        """`reference` [K*P] in nats, and `reference_public` where responses are split."""
+        ...
+
+
+def reference_arrays(scores: Arrays) -> dict[str, mx.array]:
+    """`Forward.scores` under the reference by the names that an objective takes them under."""
+    names = {"logps": "reference", "public": "reference_public"}
+    return {name: scores[kind] for kind, name in names.items() if kind in scores}
+
+
+class ReferenceScores:
+    """Scores in nats, NaN where a row was not scored.
+
+    `shape` is [rows of the store, K]; `kinds` are those of `Forward.scores` that are kept. With one kind
+    `values` is float32 of that shape, with more of them it has one more axis, the kinds. All kinds are plain
+    sums, so that no option of the loss (such as ld_alpha) is in them.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, int], kinds: Sequence[str] = ("logps",)) -> None:
+        self.file, self.kinds = file, tuple(kinds)
+        self.values = _read(file, shape if len(self.kinds) == 1 else (*shape, len(self.kinds)))
 
     def missing(self, indices: np.ndarray) -> np.ndarray:
         """Those of the store's rows that are not scored yet."""
-        return indices[np.isnan(self.values[indices]).any(axis=1)]
+        others = tuple(range(1, self.values.ndim))
+        return indices[np.isnan(self.values[indices]).any(axis=others)]
 
-    def of(self, indices: np.ndarray) -> np.ndarray:
-        """Scores [K*P] in the order of a batch's response rows."""
-        return self.values[indices].T.reshape(-1)
+    def of(self, indices: np.ndarray, kind: str = "logps") -> np.ndarray:
+        """Scores [K*P] of a kind in the order of a batch's response rows."""
+        found = self.values[indices]
+        return (found if len(self.kinds) == 1 else found[..., self.kinds.index(kind)]).T.reshape(-1)
+
+    def arrays(self, batch: Batch) -> dict[str, mx.array]:
+        """The scores of a batch, named as an objective takes them."""
+        return reference_arrays({kind: mx.array(self.of(batch.indices, kind)) for kind in self.kinds})
 
     def fill(self, forward: Forward, rows: Rows, places: np.ndarray, *, batch: int, go_on: GoOn) -> None:
         """Score what is missing of `rows` at `places`, with the weights that are in the model now.
@@ -57,8 +93,10 @@ class ReferenceScores:
         todo = [part for part in parts if len(self.missing(rows.indices[part]))]
         total, done, saved = sum(len(part) for part in todo), 0, time.monotonic()
         for part in todo:
-            scores = np.array(forward.score(rows.batch(part)))
-            self.values[rows.indices[part]] = scores.reshape(-1, len(part)).T
+            found = forward.measure(rows.batch(part))
+            scores = np.stack([np.array(found[kind]) for kind in self.kinds])
+            by_row = scores.reshape(len(self.kinds), -1, len(part)).T
+            self.values[rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
             done += len(part)
             if not go_on(done, total):
                 break
@@ -76,7 +114,7 @@ class ReferenceScores:
         write_bytes(self.file, stream.getvalue())
 
 
-def _read(file: Path, shape: tuple[int, int]) -> np.ndarray:
+def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """The file's scores; all NaN when it does not exist or is damaged, since they can be made again."""
     try:
         values = np.load(file, allow_pickle=False)

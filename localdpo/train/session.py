@@ -29,8 +29,9 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train.evaluation import Watched
 from localdpo.train.objectives import Objective, make_objective
 from localdpo.train.plan import Plan, make_plan
-from localdpo.train.reference import ReferenceScores, cache_file
+from localdpo.train.reference import Reference, ReferenceScores, cache_file
 from localdpo.train.rows import Rows, every_row, hold_out, micro_batch, visited
+from localdpo.train.sync import MovingReference, moving_reference
 
 Note = Callable[[str], None]
 DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
@@ -46,11 +47,13 @@ class Session:
         base: model and tokenizer; the model carries the adapter that is trained.
         config: the adapter's shape.
         micro: rows in memory at once.
-        start: adapter weights of the frozen reference, where the policy starts too.
+        start: adapter weights that the policy starts from; the frozen reference's too.
         train, valid: rows.
         eval_places: rows of `valid` that an evaluation covers.
         watched: prompts that are answered at each evaluation.
-        train_scores, valid_scores: reference scores of their stores; None for a loss without a reference.
+        train_scores, valid_scores: reference scores of their stores; None for a loss without a reference,
+            and for one that moves.
+        moving: the reference that follows the policy, if the recipe syncs it.
     """
 
     recipe: Recipe
@@ -68,6 +71,17 @@ class Session:
     watched: list[Watched]
     train_scores: ReferenceScores | None
     valid_scores: ReferenceScores | None
+    moving: MovingReference | None
+
+    @property
+    def train_reference(self) -> Reference | None:
+        """What scores training rows under the reference; None for a loss without one."""
+        return self.moving or self.train_scores
+
+    @property
+    def valid_reference(self) -> Reference | None:
+        """The same for held-out rows."""
+        return self.moving or self.valid_scores
 
     @property
     def compiled(self) -> bool:
@@ -86,8 +100,8 @@ class Session:
         for batch in batches:
             arrays = batch_arrays(batch, shared=self.forward.shared)
             arrays["count"] = count
-            if self.train_scores is not None:
-                arrays["reference"] = mx.array(self.train_scores.of(batch.indices))
+            if self.train_reference is not None:
+                arrays |= self.train_reference.arrays(batch)
             ready.append(arrays)
         return ready
 
@@ -113,11 +127,15 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
     forward = Forward(
         base.model,
         checkpoint=recipe.train.gradient_checkpointing,
+        split=recipe.loss.splits_responses,
+        align=recipe.loss.weighs_pairs,
         compiled=traces(recipe, backend),
     )
     check_paths(forward, train, note)
     places = np.arange(min(recipe.eval.pairs, len(valid)))
-    scores = partial(open_scores, recipe, base) if recipe.loss.spec.needs_reference else lambda rows: None
+    moving = moving_reference(recipe.loss, forward)
+    cached = recipe.loss.spec.needs_reference and moving is None
+    scores = partial(open_scores, recipe, base) if cached else lambda rows: None
     train_scores = scores(train)
     # One store has one file of scores, also where data.valid is data.train.
     shared_store = valid.store.fingerprint == train.store.fingerprint
@@ -137,6 +155,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         watched=watched_prompts(recipe, base, valid),
         train_scores=train_scores,
         valid_scores=train_scores if shared_store else scores(valid),
+        moving=moving,
     )
 
 
@@ -236,10 +255,16 @@ def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
     """The reference scores of the rows' store, as far as they are on disk."""
     adapter = "none" if recipe.adapter is None else fingerprint(lora.adapter_path(recipe.adapter))
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
+    kinds = ("logps", "public") if recipe.loss.splits_responses else ("logps",)
     file = cache_file(
-        cache_dir(), data=rows.store.fingerprint, model=base.fingerprint, adapter=adapter, precision=precision
+        cache_dir(),
+        data=rows.store.fingerprint,
+        model=base.fingerprint,
+        adapter=adapter,
+        precision=precision,
+        kinds=kinds,
     )
-    return ReferenceScores(file, tuple(rows.store.response_lengths.shape))
+    return ReferenceScores(file, tuple(rows.store.response_lengths.shape), kinds)
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:

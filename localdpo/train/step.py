@@ -55,7 +55,7 @@ class TrainStep:
         self._state = [self.model.state, optimizer.state, mx.random.state]
 
         def total(arrays: Arrays) -> tuple[mx.array, BatchSums]:
-            sums = objective.sums(forward.logps(arrays, gradient=True), arrays)
+            sums = objective.sums(forward.scores(arrays, gradient=True), arrays)
             return sums["loss"][0] / arrays["count"], sums
 
         value_and_grad = nn.value_and_grad(self.model, total)

@@ -81,7 +81,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
         versions=_versions(),
         device=_device(backend),
         model=recipe.model,
-        loss=recipe.loss.type,
+        loss=recipe.loss.spec.name,
         rows={"train": len(session.train), "valid": len(session.valid)},
         path="shared-prompt" if session.forward.shared else "plain",
     )

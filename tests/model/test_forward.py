@@ -66,6 +66,22 @@ def autodiff_gradients(model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
     return {name: np.array(g) for name, g in tree_flatten(grads)}
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_public_tokens_are_those_up_to_the_shorter_response(shared: bool, compiled: bool) -> None:
+    rows = random_rows(4, seed=3)
+    model = adapted("qwen3")
+    forward = Forward(model, shared=shared, split=True, compiled=compiled, chunk_bytes=CHUNK_BYTES)
+    found = forward.measure(collate(rows, 0, np.arange(4)))
+    assert len({len(r) for row in rows for r in row.responses}) > 1
+    cut = [
+        replace(row, responses=tuple(r[: min(len(r) for r in row.responses)] for r in row.responses))
+        for row in rows
+    ]
+    assert_close(np.array(found["logps"]), full_logps(model, rows))
+    assert_close(np.array(found["public"]), full_logps(model, cut))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str) -> None:
     model = adapted(family)

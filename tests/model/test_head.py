@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from model_families import tiny
 
-from localdpo.model.head import Head, chunk_size, token_logps
+from localdpo.model.head import Head, chunk_size, token_logps, token_scores
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere2"])
@@ -34,6 +34,34 @@ def test_every_chunk_size_gives_the_full_logits_result(family: str, chunk: int) 
     np.testing.assert_allclose(np.array(grad), np.array(expected_grad), atol=1e-5 * scale)
     without = token_logps(head, hidden, targets, chunk=chunk, gradient=False)
     np.testing.assert_allclose((without * weights).sum().item(), expected.item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("trained_head", [True, False])
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_collisions_are_those_of_the_full_softmax_and_leave_the_gradient_alone(
+    chunk: int, trained_head: bool, gradient: bool
+) -> None:
+    model = tiny("gemma2")
+    model.freeze()
+    if trained_head:
+        model.model.embed_tokens.unfreeze()
+    head, rng = Head(model), np.random.default_rng(chunk)
+    hidden = mx.array(rng.normal(size=(50, 64)).astype(np.float32))
+    targets = mx.array(rng.integers(0, 160, 50).astype(np.int32))
+    logits = np.array(head(hidden)).astype(np.float64)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    logps, collisions = token_scores(head, hidden, targets, chunk=chunk, gradient=gradient, collisions=True)
+    np.testing.assert_allclose(np.array(collisions), np.log((p**2).sum(-1)), rtol=1e-5)
+    np.testing.assert_allclose(np.array(logps), np.log(p[np.arange(50), np.array(targets)]), rtol=1e-5)
+
+    def total(h: mx.array, collisions: bool) -> mx.array:
+        found = token_scores(head, h, targets, chunk=chunk, gradient=True, collisions=collisions)
+        return sum((part.sum() for part in found), mx.array(0.0))
+
+    with_them, without = (np.array(mx.grad(lambda h, f=f: total(h, f))(hidden)) for f in (True, False))
+    np.testing.assert_allclose(with_them, without, atol=1e-7)
 
 
 def test_reductions_are_float32_for_half_precision_models() -> None:

@@ -17,10 +17,22 @@ def log_sigma(x):
     return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
 
 
-def sigmoid(pw, pl, rw, rl, nw, nl, *, beta, label_smoothing=0.0, reference_free=False):
+def score(p, r, f_divergence="reverse_kl", f_alpha=0.5):
+    """f-DPO: f'(u) less f'(1), u = pi/ref, with f(u) = u ln u, -ln u, JS, and the alpha divergence."""
+    u = np.exp(p - r)
+    if f_divergence == "reverse_kl":  # f' = ln u + 1
+        return p - r
+    if f_divergence == "forward_kl":  # f' = -1/u
+        return -1 / u + 1
+    if f_divergence == "js":  # f = u ln u - (u + 1) ln((u + 1)/2), f' = ln(2u/(1 + u))
+        return np.log(2 * u / (1 + u))
+    return (u ** (f_alpha - 1) - 1) / (f_alpha - 1)
+
+
+def sigmoid(pw, pl, rw, rl, nw, nl, *, beta, label_smoothing=0.0, reference_free=False, **f):
     # DPO eq. 7: the reward of y is beta ln(pi/ref); cDPO eq. 3: cross-entropy with target 1 - e.
-    reward_w = beta * (pw if reference_free else pw - rw)
-    reward_l = beta * (pl if reference_free else pl - rl)
+    reward_w = beta * (pw if reference_free else score(pw, rw, **f))
+    reward_l = beta * (pl if reference_free else score(pl, rl, **f))
     win, lose = log_sigma(reward_w - reward_l), log_sigma(reward_l - reward_w)
     return -((1 - label_smoothing) * win + label_smoothing * lose)
 
@@ -38,23 +50,22 @@ def ipo_sum(pw, pl, rw, rl, nw, nl, *, beta, reference_free=False):
     return (h - 1 / (2 * beta)) ** 2
 
 
-def hinge(pw, pl, rw, rl, nw, nl, *, beta, reference_free=False):
-    keep = 0.0 if reference_free else 1.0
-    margin = beta * ((pw - pl) - keep * (rw - rl))
+def hinge(pw, pl, rw, rl, nw, nl, *, beta, reference_free=False, **f):
+    margin = beta * (pw - pl if reference_free else score(pw, rw, **f) - score(pl, rl, **f))
     return np.where(margin < 1, 1 - margin, 0.0)
 
 
-def robust(pw, pl, rw, rl, nw, nl, *, beta, label_smoothing=0.0):
+def robust(pw, pl, rw, rl, nw, nl, *, beta, label_smoothing=0.0, **f):
     # rDPO eq. 12: [(1 - e) L(yw, yl) - e L(yl, yw)] / (1 - 2e), L the DPO loss.
     e = label_smoothing
-    clean = sigmoid(pw, pl, rw, rl, nw, nl, beta=beta)
-    flipped = sigmoid(pl, pw, rl, rw, nl, nw, beta=beta)
+    clean = sigmoid(pw, pl, rw, rl, nw, nl, beta=beta, **f)
+    flipped = sigmoid(pl, pw, rl, rw, nl, nw, beta=beta, **f)
     return ((1 - e) * clean - e * flipped) / (1 - 2 * e)
 
 
-def exo_pair(pw, pl, rw, rl, nw, nl, *, beta, label_smoothing):
+def exo_pair(pw, pl, rw, rl, nw, nl, *, beta, label_smoothing, **f):
     # EXO, K = 2: KL( softmax(beta ln pi/ref) || (1 - e, e) ).
-    logits = beta * np.stack([pw - rw, pl - rl])
+    logits = beta * np.stack([score(pw, rw, **f), score(pl, rl, **f)])
     log_p = logits - np.logaddexp(logits[0], logits[1])
     log_q = np.log([1 - label_smoothing, label_smoothing]).reshape(2, *([1] * np.ndim(pw)))
     return (np.exp(log_p) * (log_p - log_q)).sum(0)
@@ -115,10 +126,10 @@ def dpop(pw, pl, rw, rl, nw, nl, *, beta, dpop_lambda=50.0):
     return -log_sigma(beta * inner)
 
 
-def r_dpo(pw, pl, rw, rl, nw, nl, *, beta, r_dpo_alpha=0.01):
+def r_dpo(pw, pl, rw, rl, nw, nl, *, beta, r_dpo_alpha=0.01, **f):
     # Reward of y with its length: beta ln(pi/ref) + alpha |y|.
-    reward_w = beta * (pw - rw) + r_dpo_alpha * nw
-    reward_l = beta * (pl - rl) + r_dpo_alpha * nl
+    reward_w = beta * score(pw, rw, **f) + r_dpo_alpha * nw
+    reward_l = beta * score(pl, rl, **f) + r_dpo_alpha * nl
     return -log_sigma(reward_w - reward_l)
 
 

@@ -18,6 +18,10 @@ OTHER_VALUES = {
     "beta": 0.37,
     "label_smoothing": 0.2,
     "reference_free": True,
+    "f_divergence": "js",
+    "f_alpha": 0.2,
+    "ld_alpha": 0.3,
+    "use_weighting": True,
     "discopop_tau": 0.5,
     "dpop_lambda": 2.0,
     "r_dpo_alpha": 0.1,
@@ -25,12 +29,29 @@ OTHER_VALUES = {
 }
 
 
+def context(name, option):
+    """The other option that has to be set for this one to be read."""
+    spec = LOSSES[name].options[option]
+    return {} if spec.needs is None else {spec.needs: spec.needs_value}
+
+
 def evaluate(name, **options):
     arrays = [mx.array(a) for a in random_pairs(np.random.default_rng(0), (32,))]
     if LOSSES[name].requires:
         options = {"label_smoothing": 0.1, **options}
     pw, pl, rw, rl, nw, nl = arrays
-    return np.array(preference_loss(name, pw, pl, rw, rl, chosen_tokens=nw, rejected_tokens=nl, **options))
+    public = (0.5 * pw, 0.9 * pl, 0.4 * rw, 0.8 * rl)
+    return np.array(
+        preference_loss(
+            name,
+            *(pw, pl, rw, rl),
+            chosen_tokens=nw,
+            rejected_tokens=nl,
+            public=public,
+            alignment=(pw / nw, pl / nl),
+            **options,
+        )
+    )
 
 
 def test_the_registry_and_the_notices_need_no_mlx():
@@ -54,7 +75,9 @@ def test_every_entry_has_a_function_and_a_source(name):
 
 @pytest.mark.parametrize(("name", "option"), [(n, o) for n, s in LOSSES.items() for o in s.options])
 def test_every_option_changes_the_value(name, option):
-    assert not np.allclose(evaluate(name), evaluate(name, **{option: OTHER_VALUES[option]}), rtol=1e-4)
+    needed = context(name, option)
+    changed = evaluate(name, **needed, **{option: OTHER_VALUES[option]})
+    assert not np.allclose(evaluate(name, **needed), changed, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data == "pairs"])
@@ -68,7 +91,7 @@ def test_every_option_of_another_loss_is_refused(name):
 @pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data == "pairs"])
 def test_defaults_are_the_registrys(name):
     spec = LOSSES[name]
-    defaults = {o: s.default for o, s in spec.options.items() if o not in spec.requires}
+    defaults = {o: s.default for o, s in spec.options.items() if o not in spec.requires and s.needs is None}
     np.testing.assert_array_equal(evaluate(name), evaluate(name, **defaults))
     for option in spec.options.values():
         assert option.problem(option.default) is None
@@ -106,6 +129,8 @@ def test_unknown_losses_name_the_nearest():
         (OptionSpec(0.1, None, None, ""), float("inf"), "expected a number, got inf"),
         (OptionSpec(0.1, 0.0, 1.0, ""), True, "expected 0 or more and 1 or less, got True"),
         (OptionSpec(False, None, None, ""), True, None),
+        (OptionSpec("a", None, None, "", choices=("a", "b")), "b", None),
+        (OptionSpec("a", None, None, "", choices=("a", "b")), "c", "expected one of a, b, got 'c'"),
         (OptionSpec(False, None, None, ""), 0, "expected true or false, got 0"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_oracles import ORACLES, finite_differences, random_options, random_pairs
+from loss_oracles import ORACLES, finite_differences, random_options, random_pairs, score
 
 import localdpo
 from localdpo.objective.losses import preference_loss
@@ -128,6 +128,66 @@ def test_discopop_starts_on_its_non_convex_stretch(tau):
     chosen, rejected = gradients("discopop", at_reference(), beta=BETA, discopop_tau=tau)
     np.testing.assert_allclose(chosen, BETA * slope, rtol=1e-5)
     np.testing.assert_allclose(rejected, -BETA * slope, rtol=1e-5)
+
+
+F_DIVERGENCES = [
+    {"f_divergence": "forward_kl"},
+    {"f_divergence": "js"},
+    {"f_divergence": "alpha", "f_alpha": 0.3},
+]
+WITH_F_DIVERGENCE = [name for name in PAIR_LOSSES if "f_divergence" in LOSSES[name].options]
+
+
+@pytest.mark.parametrize("divergence", F_DIVERGENCES, ids=str)
+@pytest.mark.parametrize("name", WITH_F_DIVERGENCE)
+def test_f_divergences_match_the_oracle(name, divergence):
+    rng = np.random.default_rng(7)
+    for _ in range(45):  # with three divergences more than 1,000 cases a loss
+        arrays = random_pairs(rng, (BATCH,))
+        options = random_options(set(LOSSES[name].options) - {"reference_free"}, rng) | divergence
+        wide = [np.asarray(a, dtype=np.float64) for a in arrays]
+        # Scores reach e^10; their difference carries float32's rounding of the larger one into the sigmoid.
+        scores = [np.abs(score(p, r, **divergence)) for p, r in zip(wide[:2], wide[2:4], strict=True)]
+        rounding = 2e-7 * options["beta"] * np.maximum(*scores)
+        expected = ORACLES[name](*wide, **options)
+        error = np.abs(np.array(call(name, arrays, **options)) - expected)
+        assert np.all(error <= 2e-7 + 1e-5 * np.abs(expected) + rounding)
+        numeric = finite_differences(ORACLES[name], arrays, options)
+        for mine, slope in zip(gradients(name, arrays, **options), numeric, strict=True):
+            # ... and into slopes, which may cancel; that of a score itself is at most 1 + |score|.
+            steepest = np.abs(slope) + options["beta"] * (1 + np.maximum(*scores))
+            assert np.all(np.abs(mine - slope) <= 2e-7 + 1e-5 * np.abs(slope) + rounding * steepest)
+
+
+@pytest.mark.parametrize("divergence", F_DIVERGENCES, ids=str)
+@pytest.mark.parametrize("name", WITH_F_DIVERGENCE)
+def test_f_divergences_start_as_reverse_kl_does(name, divergence):
+    options = {"beta": BETA, **required(name)}
+    plain, other = (call(name, at_reference(), **options, **f) for f in ({}, divergence))
+    np.testing.assert_allclose(np.array(other), np.array(plain), rtol=1e-6)
+    slope = {"js": 0.5}.get(divergence["f_divergence"], 1.0)  # f'' at u = 1, in ln u
+    for one, two in zip(
+        gradients(name, at_reference(), **options, **divergence),
+        gradients(name, at_reference(), **options),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, slope * two, rtol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", F_DIVERGENCES, ids=str)
+@pytest.mark.parametrize("name", WITH_F_DIVERGENCE)
+def test_f_divergences_are_finite_at_extreme_ratios_and_never_lose_the_chosen_response(name, divergence):
+    far, tokens = np.array([-1e5, -1e3, -40.0, 1e3, 1e5], dtype=np.float32), np.ones(5, dtype=np.float32)
+    reference = np.full(5, -2e5, dtype=np.float32)
+    options = {"beta": BETA, **required(name), **divergence}
+    for arrays in (
+        (reference + far, reference, reference, reference, tokens, tokens),
+        (reference, reference + far, reference, reference, tokens, tokens),
+    ):
+        assert np.all(np.isfinite(np.array(call(name, arrays, **options))))
+        assert all(np.all(np.isfinite(g)) for g in gradients(name, arrays, **options))
+    chosen, _ = gradients("sigmoid", (reference + far, *[reference] * 3, tokens, tokens), **divergence)
+    assert np.all(chosen[:3] < 0)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -327,6 +387,19 @@ def test_missing_token_counts_are_refused():
         ("sigmoid", {"beta": float("nan")}, "expected above 0, got nan"),
         ("sigmoid", {"label_smoothing": 0.5}, "expected 0 or more and below 0.5, got 0.5"),
         ("sigmoid", {"reference_free": 1}, "expected true or false, got 1"),
+        ("apo_zero", {"f_divergence": "js"}, "'apo_zero' does not read 'f_divergence'"),
+        ("sigmoid", {"f_divergence": "kl"}, "expected one of reverse_kl, forward_kl, js, alpha, got 'kl'"),
+        (
+            "sigmoid",
+            {"f_alpha": 0.3},
+            "f_alpha of loss 'sigmoid': it is read only where f_divergence is alpha",
+        ),
+        ("hinge", {"f_divergence": "alpha", "f_alpha": 1.0}, "expected above 0 and below 1, got 1.0"),
+        (
+            "sigmoid",
+            {"f_divergence": "js", "reference_free": True},
+            "f_divergence of loss 'sigmoid': js makes no sense with reference_free",
+        ),
         ("discopop", {"discopop_tau": 2.0}, "expected above 0 and 1 or less, got 2.0"),
     ],
 )

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from recipe_files import RECIPES, SMALLEST, write
 
 from localdpo.objective.registry import LOSSES
+from localdpo.recipe.base import ONE_LINE
 from localdpo.recipe.describe import all_keys
 from localdpo.recipe.load import dump_recipe, load_recipe
-from localdpo.recipe.schema import ONE_LINE, LossSection, Recipe
+from localdpo.recipe.loss import LossSection
+from localdpo.recipe.schema import Recipe
 
 
 def reload(recipe: Recipe, folder: Path) -> Recipe:
@@ -32,7 +34,31 @@ def test_a_dumped_recipe_loads_back_and_dumps_the_same(path: Path, tmp_path: Pat
 def test_the_dump_names_the_options_of_the_loss_and_no_others(loss: str, tmp_path: Path) -> None:
     needed = [f"loss.{name}=0.125" for name in LOSSES[loss].requires]
     recipe = load_recipe(write(tmp_path, SMALLEST), [f"loss={loss}", *needed])
-    assert set(yaml.safe_load(dump_recipe(recipe))["loss"]) == {"type", *LOSSES[loss].options}
+    assert set(yaml.safe_load(dump_recipe(recipe))["loss"]) == {"type", *recipe.loss.options}
+    assert set(recipe.loss.options) == {n for n, spec in LOSSES[loss].options.items() if spec.needs is None}
+    assert reload(recipe, tmp_path) == recipe
+
+
+def test_a_list_of_losses_is_dumped_with_its_weights_and_the_options_of_all(tmp_path: Path) -> None:
+    for overrides in (
+        ["loss=[robust, sft]"],
+        ["loss.type=[discopop, sft]", "loss.weights=[1, 0.1]"],
+        ["loss=[sft]"],
+    ):
+        recipe = load_recipe(write(tmp_path, SMALLEST), overrides)
+        dumped = yaml.safe_load(dump_recipe(recipe))["loss"]
+        assert (dumped["type"], dumped["weights"]) == (
+            list(recipe.loss.type),
+            list(recipe.loss.weights or ()),
+        )
+        assert set(dumped) == {"type", "weights", *recipe.loss.options}
+        assert reload(recipe, tmp_path) == recipe
+
+
+def test_the_sync_of_the_reference_is_dumped_where_there_is_one(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALLEST), ["loss=[orpo, hinge]", "loss.sync_every=7"])
+    dumped = yaml.safe_load(dump_recipe(recipe))["loss"]
+    assert (dumped["sync_every"], dumped["sync_alpha"]) == (7, 0.6)
     assert reload(recipe, tmp_path) == recipe
 
 
@@ -76,5 +102,17 @@ def test_warmup_keeps_its_kind(tmp_path: Path) -> None:
 
 
 def test_options_of_the_loss_are_what_preference_loss_takes() -> None:
-    assert LossSection(type="simpo", simpo_gamma=1.0).options == {"beta": 0.1, "simpo_gamma": 1.0}
+    assert LossSection(type="robust", f_divergence="alpha").options == {
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "f_divergence": "alpha",
+        "f_alpha": 0.5,
+        "ld_alpha": 1.0,
+        "use_weighting": False,
+    }
+    assert LossSection(type="simpo", simpo_gamma=1.0).options == {
+        "beta": 0.1,
+        "simpo_gamma": 1.0,
+        "use_weighting": False,
+    }
     assert LossSection(type="sft").options == {}

@@ -13,7 +13,12 @@ from localdpo.objective.registry import LOSSES
 from localdpo.recipe.load import load_recipe
 
 OPTIONS = sorted({name for spec in LOSSES.values() for name in spec.options})
-PLAUSIBLE = {"reference_free": "true", "label_smoothing": "0.1"}
+PLAUSIBLE = {
+    "reference_free": "false",
+    "use_weighting": "true",
+    "label_smoothing": "0.1",
+    "f_divergence": "alpha",
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -148,10 +153,82 @@ def test_an_option_written_with_its_default_counts_as_written(tmp_path: Path) ->
     ]
 
 
+def test_options_that_depend_on_each_other_name_both(tmp_path: Path) -> None:
+    cases = {
+        ("loss.f_alpha=0.3",): "it is read only where f_divergence is alpha; remove it or set that",
+        ("loss.reference_free=true", "loss.f_divergence=js"): "js makes no sense with reference_free; "
+        "remove one of the two",
+        ("loss.sync_alpha=0.5",): "it is read only where sync_every is given; remove it or set that",
+        ("loss=simpo", "loss.sync_every=5"): "the simpo loss has no reference that could move; remove it",
+        ("loss.reference_free=true", "loss.sync_every=5"): "with reference_free the loss does not read the "
+        "reference; remove one of the two",
+        ("loss.sync_every=0",): "expected a whole number >= 1 or null, got 0",
+        ("loss.sync_every=5", "loss.sync_alpha=0.0"): "expected a number > 0 and <= 1, got 0.0",
+        ("loss.f_divergence=kl",): 'expected one of reverse_kl, forward_kl, js, alpha, got "kl"',
+    }
+    for given, message in cases.items():
+        assert problems(tmp_path, SMALLEST, *given) == [f"{given[-1]}: {message}"]
+    fine = ["loss.f_divergence=reverse_kl", "loss.reference_free=true"]
+    assert "f_alpha" not in load_recipe(write(tmp_path, SMALLEST), fine).loss.options
+
+
 def test_a_loss_that_needs_an_option_says_so(tmp_path: Path) -> None:
     assert problems(tmp_path, SMALLEST + "loss: exo_pair\n") == [
         "r.yaml:4 loss: the exo_pair loss needs loss.label_smoothing above 0"
     ]
+
+
+def test_losses_and_weights_are_checked_against_each_other(tmp_path: Path) -> None:
+    cases = {
+        (
+            "loss.type=[sigmoid, sft]",
+            "loss.weights=[1]",
+        ): "expected a weight for each of the 2 losses of loss.type, got 1",
+        (
+            "loss.weights=[1.0]",
+        ): "loss.type is one loss (sigmoid), which takes no weight; remove it or list losses",
+        (
+            "loss=[sigmoid, sft]",
+            "loss.weights=[1, 0]",
+        ): "expected a list of one or more numbers > 0 or null, got 0",
+        (
+            "loss=[sigmoid, sft]",
+            "loss.weights=[1, '2']",
+        ): 'expected a list of one or more numbers > 0 or null, got "2"',
+        ("loss=[sigmoid, sigmoid]",): "loss sigmoid named twice; give it once with a larger weight",
+        ("loss=[]",): "expected text or a list of one or more texts, got []",
+        ("loss=[sigmoid, 3]",): 'expected text or a list of one or more texts, got ["sigmoid", 3]',
+        ("loss=[sigmoid, dpo]",): 'no loss is called "dpo"; here it is called sigmoid',
+        (
+            "loss=[ipo, sft]",
+            "loss.label_smoothing=0.1",
+        ): "the ipo+sft loss does not use it; remove it or choose one "
+        "that does: sigmoid, robust, exo_pair, aot, aot_unpaired",
+    }
+    for given, message in cases.items():
+        assert problems(tmp_path, SMALLEST, *given) == [f"{given[-1]}: {message}"]
+
+
+def test_a_list_of_losses_reads_the_options_of_all_of_them(tmp_path: Path) -> None:
+    text = SMALLEST + "loss:\n  type: [simpo, dpop, sft]\n  weights: [1, 0.5, 0.1]\n  simpo_gamma: 1.5\n"
+    loss = load_recipe(write(tmp_path, text)).loss
+    assert (loss.type, loss.weights) == (("simpo", "dpop", "sft"), (1.0, 0.5, 0.1))
+    assert loss.options == {
+        "beta": 0.1,
+        "simpo_gamma": 1.5,
+        "dpop_lambda": 50.0,
+        "ld_alpha": 1.0,
+        "use_weighting": False,
+    }
+    assert (loss.spec.name, loss.spec.data, loss.spec.needs_reference) == ("simpo+dpop+sft", "pairs", True)
+    assert load_recipe(write(tmp_path, SMALLEST + "loss: [sigmoid, sft]\n")).loss.weights == (1.0, 1.0)
+    assert load_recipe(write(tmp_path, SMALLEST), ["loss=[sft]"]).loss.spec.data == "demonstrations"
+    assert problems(tmp_path, SMALLEST, "loss=[exo_pair, sft]") == [
+        "r.yaml:1 loss: the exo_pair+sft loss needs loss.label_smoothing above 0"
+    ]
+    given = ["loss=[sft, aot]", "train.micro_batch_size=2"]
+    (message,) = problems(tmp_path, SMALLEST, *given)
+    assert message.startswith("train.micro_batch_size=2: the aot loss compares all pairs of a batch")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,15 @@ from localdpo.objective.registry import LOSSES
 from localdpo.recipe.describe import all_keys, expected, field_at, options_table
 from localdpo.recipe.hints import ELSEWHERE, unknown_key
 from localdpo.recipe.load import load_recipe
-from localdpo.recipe.schema import LOSS_SYNONYMS, LossSection, Recipe
+from localdpo.recipe.loss import LOSS_SYNONYMS, LossSection
+from localdpo.recipe.schema import Recipe
 
 
 def test_every_loss_option_of_the_registry_is_a_key_and_no_others_are() -> None:
     keys = {key.removeprefix("loss.") for key in all_keys() if key.startswith("loss.")}
-    assert keys == {"type"} | {name for spec in LOSSES.values() for name in spec.options}
+    assert keys == {"type", "weights", "sync_every", "sync_alpha"} | {
+        name for spec in LOSSES.values() for name in spec.options
+    }
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -26,8 +29,9 @@ def test_defaults_and_bounds_of_loss_options_are_the_registrys(loss: str) -> Non
     for name, option in spec.options.items():
         assert getattr(section, name) == needed.get(name, option.default)
         for value in (option.low, option.high, -1.0, 0.0, 0.3, 2.0):
-            values = {"type": loss, **needed, name: value}
-            if value is None or option.is_switch:
+            context = {} if option.needs is None else {option.needs: option.needs_value}
+            values = {"type": loss, **needed, **context, name: value}
+            if value is None or option.is_switch or option.choices:
                 continue
             if spec.option_problem(name, value):
                 with pytest.raises(ValidationError):
@@ -95,6 +99,8 @@ def test_expectations_are_worded_from_types_and_bounds() -> None:
         "data.valid_fraction": "a number > 0 and <= 0.5",
         "train.gradient_checkpointing": "true or false",
         "lora.keys": "a list of one or more texts or null",
+        "loss.type": "text or a list of one or more texts",
+        "loss.weights": "a list of one or more numbers > 0 or null",
     }
     for key, text in wanted.items():
         field = field_at(key)

@@ -38,16 +38,21 @@ def moved(session: Session, scale: float = 0.05, seed: int = 2) -> None:
     session.base.model.load_weights(noisy, strict=False)
 
 
-def row_logps(session: Session, index: int) -> list[float]:
-    """Log-probabilities of a row's responses by one unpadded forward each, in float64."""
+def row_tokens(session: Session, index: int) -> list[np.ndarray]:
+    """Log-probabilities of the tokens of a row's responses by one unpadded forward each, in float64."""
     row = session.valid.store[index]
     found = []
     for response in row.responses:
         ids = np.concatenate([row.prompt, response])
         logps = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
         picked = logps[np.arange(len(ids) - 1), ids[1:]]
-        found.append(float(picked[len(row.prompt) - 1 :].sum()))
+        found.append(picked[len(row.prompt) - 1 :])
     return found
+
+
+def row_logps(session: Session, index: int) -> list[float]:
+    """Their sums, a response each."""
+    return [float(tokens.sum()) for tokens in row_tokens(session, index)]
 
 
 def _log_softmax(logits: mx.array) -> np.ndarray:
@@ -81,6 +86,56 @@ def test_metrics_equal_those_of_the_rows_in_numpy(
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert np.abs(margin).min() > 1e-3
+
+
+def test_a_desensitised_loss_counts_the_tail_alpha_times_and_rewards_stay_whole(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    options = {"adapter": str(sft_adapter), "loss": {"ld_alpha": 0.25}}
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, **options))
+    scores = session.valid_scores
+    assert scores is not None
+    reference = [row_tokens(session, i) for i in range(11)]
+    lengths = [min(map(len, row)) for row in reference]
+    scores.values[:] = [
+        [(tokens.sum(), tokens[:n].sum()) for tokens in row]
+        for row, n in zip(reference, lengths, strict=True)
+    ]
+    moved(session)
+    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    margins, rewards = [], []
+    for i, (before, n) in enumerate(zip(reference, lengths, strict=True)):
+        gaps = [now - then for now, then in zip(row_tokens(session, i), before, strict=True)]
+        w, l = (gap[:n].sum() + 0.25 * gap[n:].sum() for gap in gaps)  # noqa: E741 - the papers' letters
+        margins.append(BETA * (w - l))
+        rewards.append(BETA * gaps[0].sum())
+    assert found["loss"] == pytest.approx(np.log1p(np.exp(-np.array(margins))).mean(), rel=1e-4)
+    assert found["rewards/chosen"] == pytest.approx(np.mean(rewards), rel=1e-4, abs=1e-5)
+
+
+def test_a_weighed_loss_is_that_of_the_full_distributions_in_numpy(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    options = {"adapter": str(sft_adapter), "loss": {"use_weighting": True}}
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, **options))
+    scores = session.valid_scores
+    assert scores is not None
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
+    moved(session)
+    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    losses, weights = [], []
+    for i in range(11):
+        row, alignment = session.valid.store[i], 0.0
+        for response in row.responses:
+            ids = np.concatenate([row.prompt, response])
+            logps = _log_softmax(session.base.model(mx.array(ids[None, :-1])))[len(row.prompt) - 1 :]
+            own = logps[np.arange(len(response)), response]
+            alignment += (own - np.log(np.exp(2 * logps).sum(-1))).mean()
+        w, l = np.array(row_logps(session, i)) - scores.values[i]  # noqa: E741 - the papers' letters
+        weights.append(min(1.0, np.exp(alignment)))
+        losses.append(np.log1p(np.exp(-BETA * (w - l))))
+    assert found["loss"] == pytest.approx(np.mean(np.multiply(weights, losses)), rel=1e-4)
+    assert 0 < np.mean(weights) < 1
 
 
 def test_metrics_of_demonstrations_weigh_tokens(tmp_path: Path, tiny_model: Path) -> None:

@@ -77,6 +77,27 @@ def test_training_and_held_out_rows_of_one_file_share_their_scores(
         assert kinds == (["reference", "reference"] if life == 0 else [])
 
 
+def test_split_sums_are_kept_whatever_the_weight_of_the_tail(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    def session(alpha: float) -> Session:
+        options = {"adapter": str(sft_adapter), "loss": {"ld_alpha": alpha}}
+        return session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, **options))
+
+    first = session(0.5)
+    assert first.train_scores is not None
+    fill(first, first.train_scores, np.arange(24))
+    again = session(0.25)
+    assert again.train_scores is not None
+    assert file_of(again) == file_of(first) != file_of(session(1.0))
+    assert again.train_scores.missing(again.train.indices).size == 0
+    (batch,) = again.training_batch(0)
+    live, kept = again.forward.measure(batch), again.train_scores.arrays(batch)
+    for kind, name in (("logps", "reference"), ("public", "reference_public")):
+        np.testing.assert_allclose(np.array(kept[name]), np.array(live[kind]), atol=1e-3, rtol=2e-6)
+    assert np.abs(np.array(live["logps"]) - np.array(live["public"])).max() > 1
+
+
 def test_only_rows_that_the_run_draws_are_scored(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     session = session_of(
         tmp_path, recipe_text(tiny_model, pairs, train={"max_steps": 2}, data={"valid_fraction": 0.25})
@@ -137,7 +158,7 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
 def test_every_part_of_the_key_counts() -> None:
     parts = {"data": "d", "model": "m", "adapter": "a", "precision": "p"}
     names = {cache_file(Path(), **parts), *(cache_file(Path(), **{**parts, k: "x"}) for k in parts)}
-    assert len(names) == 5
+    assert len(names | {cache_file(Path(), **parts, kinds=("logps", "public"))}) == 6
 
 
 def test_whatever_changes_the_reference_makes_a_new_file(

@@ -16,11 +16,12 @@ from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 
 from localdpo.model import lora
 from localdpo.train.loop import REFERENCE_BATCH
-from localdpo.train.session import Session
+from localdpo.train.session import CPU_TOKENS, Session
 from localdpo.train.step import StepResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 BETA = 0.1
+RATE = 2.0**20
 
 
 @pytest.fixture
@@ -44,12 +45,15 @@ def prepared(folder: Path, text: str) -> Session:
 
 
 def sgd_step(session: Session, **options: Any) -> tuple[StepResult, dict[str, np.ndarray]]:
-    """The first step with SGD at rate 1, and how far each weight went: its gradient."""
+    """The first step with SGD, and how far each weight went by the rate: its gradient.
+
+    The rate is so large that the difference of two weights is known as well as the gradient itself.
+    """
     before = weights_of(session)
-    step = step_of(session, optim.SGD(1.0), **options)
-    result = step(session.training_arrays(session.training_batch(0)), 1.0)
+    step = step_of(session, optim.SGD(RATE), **options)
+    result = step(session.training_arrays(session.training_batch(0)), RATE)
     after = weights_of(session)
-    return result, {name: before[name] - after[name] for name in before}
+    return result, {name: (before[name] - after[name]) / RATE for name in before}
 
 
 def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -68,28 +72,32 @@ def test_micro_batches_add_up_to_the_batch(
 ) -> None:
     """8 pairs at once; in threes with a ragged last one; one by one."""
 
-    def step(loss: str, micro: int | None) -> tuple[StepResult, dict[str, np.ndarray]]:
-        options = {"batch_size": 8, **({"micro_batch_size": micro} if micro else {})}
+    def step(loss: Any, micro: int) -> tuple[StepResult, dict[str, np.ndarray]]:
+        options = {"batch_size": 8, "micro_batch_size": micro}
         # The policy is not the reference here, so that rewards and accuracies mean something.
         session = prepared(
             tmp_path,
-            recipe_text(tiny_model, pairs, adapter=str(sft_adapter), train=options, loss={"type": loss}),
+            recipe_text(tiny_model, pairs, adapter=str(sft_adapter), train=options, loss=loss),
         )
         if session.train_scores is not None:
             noise = np.random.default_rng(3).normal(size=session.train_scores.values.shape) * 3
             session.train_scores.values += noise.astype(np.float32)
         return sgd_step(session)
 
-    for loss in ("sigmoid", "ipo"):
-        whole, expected = step(loss, None)
+    for loss in (
+        {"type": "sigmoid"},
+        {"type": ["ipo", "sft"]},
+        {"type": "sigmoid", "ld_alpha": 0.25, "use_weighting": True},
+    ):
+        whole, expected = step(loss, 8)
         assert 0 < whole.metrics["rewards/accuracies"] < 1
         for micro in (3, 1):
             result, gradients = step(loss, micro)
             assert_close(gradients, expected)
             assert result.loss == pytest.approx(whole.loss, rel=1e-5)
             assert result.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
-            # A mean of margins of both signs is known to the rounding of its log-probabilities.
-            assert result.metrics == pytest.approx(whole.metrics, rel=1e-5, abs=1e-6)
+            # Sums of 40 nats are known to 4e-6, and means of rewards may cancel to nearly 0.
+            assert result.metrics == pytest.approx(whole.metrics, rel=1e-5, abs=2e-6)
 
 
 def test_micro_batches_of_demonstrations_weigh_every_token_the_same(tmp_path: Path, tiny_model: Path) -> None:
@@ -110,12 +118,15 @@ def test_micro_batches_of_demonstrations_weigh_every_token_the_same(tmp_path: Pa
     assert result.metrics["loss"] == pytest.approx(result.loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("start", ["base", "sft"])
+@pytest.mark.parametrize("start", ["base", "sft", "sft, desensitised"])
 def test_the_first_loss_is_ln_2_and_the_reference_holds_the_start_adapter(
     start: str, tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
 ) -> None:
-    adapter = {"adapter": str(sft_adapter)} if start == "sft" else {}
-    session = prepared(tmp_path, recipe_text(tiny_model, pairs, train={"batch_size": 11}, **adapter))
+    adapter = {} if start == "base" else {"adapter": str(sft_adapter)}
+    loss = {"ld_alpha": 0.3} if start == "sft, desensitised" else {}
+    session = prepared(
+        tmp_path, recipe_text(tiny_model, pairs, train={"batch_size": 11}, loss=loss, **adapter)
+    )
     result, _ = sgd_step(session)
     assert abs(result.loss - math.log(2)) < 1e-6
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
@@ -186,7 +197,11 @@ def test_compiled_equals_eager_with_micro_batches_and_dropout(
     tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:
     text = recipe_text(
-        tiny_model, pairs, train={"batch_size": 4, "micro_batch_size": 3}, lora={"dropout": 0.3}
+        tiny_model,
+        pairs,
+        train={"batch_size": 4, "micro_batch_size": 3},
+        lora={"dropout": 0.3},
+        loss={"type": ["sigmoid", "sft"], "ld_alpha": 0.5, "use_weighting": True},
     )
     found = {}
     for compiled in (False, True):
@@ -220,10 +235,29 @@ def test_a_ragged_last_batch_and_fewer_rows_than_a_batch_count_their_own_pairs(
     )
     assert [len(b.indices) for b in session.training_batch(2)] == [2, 1]
     assert session.training_arrays(session.training_batch(2))[0]["count"].item() == 3
-    few = prepared(tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 64}))
+    options = {"batch_size": 64, "micro_batch_size": 64}
+    few = prepared(tmp_path, recipe_text(tiny_model, pairs, pairs, train=options))
     assert (few.plan.total, [len(b.indices) for b in few.training_batch(0)]) == (1, [11])
     result, _ = sgd_step(few)
     assert abs(result.loss - math.log(2)) < 1e-6
+
+
+def test_a_cpu_takes_a_batch_in_parts_of_similar_length_unless_told_otherwise(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    def session(**train: int) -> Any:
+        return session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 8, **train}))
+
+    own = session()
+    assert own.micro == min(8, int(CPU_TOKENS // np.median(own.train.lengths(np.arange(len(own.train))))))
+    assert 1 <= own.micro < 8
+    parts = own.training_batch(0)
+    assert sum(len(batch.indices) for batch in parts) == 8
+    assert session(micro_batch_size=8).micro == 8
+    aot = session_of(
+        tmp_path, recipe_text(tiny_model, pairs, pairs, loss={"type": "aot"}, train={"batch_size": 8})
+    )
+    assert aot.micro == 8
 
 
 def test_the_learning_rate_is_that_of_the_call(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
