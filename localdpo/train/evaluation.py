@@ -140,7 +140,7 @@ class Sampler:
         ]
 
     def kl(self, forward: Forward, reference: lora.Weights, pad: int) -> dict[str, float]:
-        """`sampled_kl` of the policy's answers, which are drawn anew unless the latest are at temperature 1."""
+        """`sampled_kl` of the policy's answers, drawn anew unless the latest are at temperature 1."""
         is_own = self._settings["temperature"] == 1.0
         answers = self._policy if is_own else self._answers(temperature=1.0)
         return sampled_kl(forward, self._prompts, answers, reference, pad)
