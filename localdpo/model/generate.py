@@ -21,12 +21,22 @@ class Answer:
     Attributes:
         text: without special tokens.
         tokens: ids, without the end-of-turn token.
-        finished: whether it ended by itself, not at the limit of tokens.
+        end: the end-of-turn token that it ended with by itself; None at the limit of tokens.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finished: bool
+    end: int | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself."""
+        return self.end is not None
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """Every id that was drawn: the tokens, and the end-of-turn token if there is one."""
+        return self.tokens if self.end is None else (*self.tokens, self.end)
 
 
 def generate(
@@ -55,7 +65,7 @@ def generate(
         prefill_batch_size=min(batch, 8),
     )
     tokens: dict[int, list[int]] = {}
-    finished: dict[int, bool] = {}
+    ends: dict[int, int | None] = {}
     try:
         order = generator.insert([list(p) for p in prompts], [max_tokens] * len(prompts))
         tokens = {uid: [] for uid in order}
@@ -64,11 +74,11 @@ def generate(
                 if response.finish_reason != "stop":
                     tokens[response.uid].append(response.token)
                 if response.finish_reason is not None:
-                    finished[response.uid] = response.finish_reason == "stop"
+                    ends[response.uid] = response.token if response.finish_reason == "stop" else None
     finally:
         generator.close()
         set_random_key(before)
     return [
-        Answer(tokenizer.decode(tokens[uid], skip_special_tokens=True), tuple(tokens[uid]), finished[uid])
+        Answer(tokenizer.decode(tokens[uid], skip_special_tokens=True), tuple(tokens[uid]), ends[uid])
         for uid in order
     ]

@@ -1,6 +1,10 @@
-"""Exact KL divergence between two next-token distributions, over the whole vocabulary."""
+"""KL divergence of policy and reference, exact per token and estimated per sequence, and entropy."""
 
 from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -21,6 +25,27 @@ def kl_per_token(policy_logits: mx.array, reference_logits: mx.array) -> mx.arra
     kl = (mx.exp(policy_logps) * gap).sum(axis=-1)
     # Rounding leaves about -1e-8 where the two agree, and a divergence is not negative.
     return mx.maximum(kl, 0.0)
+
+
+def entropy_per_token(logits: mx.array) -> mx.array:
+    """-sum_v p_v ln p_v at each position, float32 [T] nats, from logits [T, V] (any leading shape); exact."""
+    logps = _log_softmax(logits)
+    return mx.maximum(-(mx.exp(logps) * logps).sum(axis=-1), 0.0)
+
+
+def sequence_kl(log_ratios: Sequence[float]) -> tuple[float, float | None]:
+    """Estimate of KL(policy || reference) over whole responses, and its standard error, in nats.
+
+    log_ratios: ln(policy / reference) of n >= 1 responses that were drawn from the policy itself; their mean
+    is unbiased and can be below 0. The standard error is s / sqrt(n) with s the sample standard deviation,
+    None for a single response. ValueError for none.
+    """
+    if not log_ratios:
+        raise ValueError("expected one or more log-ratios, got none")
+    mean = math.fsum(log_ratios) / len(log_ratios)
+    if len(log_ratios) == 1:
+        return mean, None
+    return mean, statistics.stdev(log_ratios) / math.sqrt(len(log_ratios))
 
 
 def _log_softmax(logits: mx.array) -> mx.array:

@@ -194,7 +194,7 @@ _SPECS = (
         "discopop",
         "discovered blend of logistic and exponential loss (LRML)",
         "Lu et al. 2024, arXiv 2406.08414",
-        _sum_options(discopop_tau=DISCOPOP_TAU),
+        _sum_options(discopop_tau=DISCOPOP_TAU, **_F_DIVERGENCE),
         "discopop",
     ),
     LossSpec(

@@ -147,7 +147,7 @@ class EvalSection(Section):
     max_tokens: Count = Field(128, description="longest sampled answer in tokens")
     temperature: NotNegative = Field(0.0, description="sampling temperature; 0 takes the likeliest token")
     kl_every: Count = Field(10, description="steps between two exact KL measurements")
-    kl_pairs: CountOrZero = Field(2, description="pairs in a KL measurement; 0: none")
+    kl_pairs: CountOrZero = Field(2, description="pairs in a measurement of KL and entropy; 0: none")
 
 
 class SaveSection(Section):

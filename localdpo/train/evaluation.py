@@ -11,11 +11,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from localdpo.data.types import Batch
+from localdpo.data.batches import collate
+from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import Answer, generate
-from localdpo.objective.kl import kl_per_token
+from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
 from localdpo.train.objectives import Objective
 from localdpo.train.reference import Reference
@@ -65,12 +66,42 @@ def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
     return total / tokens
 
 
+def mean_entropy(forward: Forward, batch: Batch) -> float:
+    """Entropy of the next-token distribution in nats, full vocabulary, mean over all scored positions."""
+    hidden = forward.hidden(batch_arrays(batch, shared=forward.shared))
+    total, tokens, step = 0.0, int(batch.lengths.sum()), forward.chunk(hidden)
+    for start in range(0, tokens, step):
+        logits = forward.head(hidden[start : min(start + step, tokens)])
+        total += cast("float", entropy_per_token(logits).sum().item())
+    return total / tokens
+
+
 @dataclass(frozen=True)
 class Watched:
     """A prompt whose answers are sampled at each evaluation: what is shown, and its token ids."""
 
     text: str
     tokens: tuple[int, ...]
+
+
+def sampled_kl(
+    forward: Forward, prompts: Sequence[Watched], answers: Sequence[Answer], reference: lora.Weights, pad: int
+) -> dict[str, float]:
+    """`kl_sampled`: KL(policy || reference) of whole responses, nats, and its standard error `kl_sampled_se`.
+
+    `answers` [n] are the policy's own to `prompts` [n], drawn at temperature 1; one that met the limit of
+    tokens counts up to there, so the figure is that of responses cut at the limit. n = 1 has no error.
+    """
+    rows = [
+        EncodedRow(i, np.array(prompt.tokens, dtype=np.int32), (np.array(answer.drawn, dtype=np.int32),))
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    batch = collate(rows, pad, np.arange(len(rows)))
+    policy = np.array(forward.score(batch), dtype=np.float64)
+    with lora.use(forward.model, reference):
+        ratios = policy - np.array(forward.score(batch), dtype=np.float64)
+    mean, error = sequence_kl(ratios.tolist())
+    return {"kl_sampled": mean} | ({} if error is None else {"kl_sampled_se": error})
 
 
 class Sampler:
@@ -93,6 +124,7 @@ class Sampler:
         self._model, self._tokenizer, self._prompts = model, tokenizer, prompts
         self._settings: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self._reference: list[Answer] | None = None
+        self._policy: list[Answer] = []
         self.mean_tokens = 0.0
 
     def __call__(self, reference: lora.Weights) -> list[dict[str, str]]:
@@ -100,13 +132,19 @@ class Sampler:
         if self._reference is None:
             with lora.use(self._model, reference):
                 self._reference = self._answers()
-        answers = self._answers()
+        self._policy = answers = self._answers()
         self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
         return [
             {"prompt": prompt.text, "reference": before.text, "policy": now.text}
             for prompt, before, now in zip(self._prompts, self._reference, answers, strict=True)
         ]
 
-    def _answers(self) -> list[Answer]:
+    def kl(self, forward: Forward, reference: lora.Weights, pad: int) -> dict[str, float]:
+        """`sampled_kl` of the policy's answers, drawn anew unless the latest are at temperature 1."""
+        is_own = self._settings["temperature"] == 1.0
+        answers = self._policy if is_own else self._answers(temperature=1.0)
+        return sampled_kl(forward, self._prompts, answers, reference, pad)
+
+    def _answers(self, **settings: float) -> list[Answer]:
         prompts = [prompt.tokens for prompt in self._prompts]
-        return generate(self._model, self._tokenizer, prompts, **self._settings)
+        return generate(self._model, self._tokenizer, prompts, **self._settings | settings)

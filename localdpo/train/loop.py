@@ -21,7 +21,7 @@ from localdpo.model import lora
 from localdpo.model.arrays import random_key
 from localdpo.train import checkpoint
 from localdpo.train.control import StopRequest
-from localdpo.train.evaluation import Sampler, evaluate, exact_kl
+from localdpo.train.evaluation import Sampler, evaluate, exact_kl, mean_entropy
 from localdpo.train.optimizers import make_optimizer
 from localdpo.train.session import Session
 from localdpo.train.step import StepResult, TrainStep
@@ -173,8 +173,11 @@ class Loop:
 
     def kl(self) -> float:
         """Exact KL on the first held-out pairs, to where the run started (the reference, unless it moves)."""
+        return exact_kl(self.session.forward, self._kl_batch(), self.session.start)
+
+    def _kl_batch(self) -> Batch:
         pairs = np.arange(min(self.recipe.eval.kl_pairs, len(self.session.valid)))
-        return exact_kl(self.session.forward, self.session.valid.batch(pairs), self.session.start)
+        return self.session.valid.batch(pairs)
 
     def evaluate(self) -> None:
         """Measure the held-out rows and sample the watched prompts; write both."""
@@ -184,6 +187,8 @@ class Loop:
             self.eval_metrics = self._held_out_metrics()
             if samples:
                 self.eval_metrics["samples/response_tokens"] = self.sampler.mean_tokens
+                if self._has_reference():
+                    self.eval_metrics |= self.sampler.kl(session.forward, session.start, session.train.pad)
             seconds, pairs = time.monotonic() - began, len(session.eval_places)
             self.log.write("eval", self.step, metrics=self.eval_metrics, pairs=pairs, seconds=seconds)
             self._notices(self.watch.evaluation(self.step, self.eval_metrics))
@@ -200,8 +205,10 @@ class Loop:
             session.valid_reference,
             batch=REFERENCE_BATCH,
         )
-        if self._has_reference() and self.recipe.eval.kl_pairs > 0:
-            metrics["kl"] = self.kl()
+        if self.recipe.eval.kl_pairs > 0:
+            metrics["entropy"] = mean_entropy(session.forward, self._kl_batch())
+            if self._has_reference():
+                metrics["kl"] = self.kl()
         return metrics
 
     def save(self) -> None:

@@ -53,6 +53,8 @@ def test_the_stop_token_is_no_part_of_an_answer(base: Base) -> None:
     for answer in answers:
         assert not ends & set(answer.tokens)
         assert answer.finished or len(answer.tokens) == 60
+        assert answer.drawn == (*answer.tokens, answer.end) if answer.finished else answer.tokens
+        assert (answer.end in ends) == answer.finished
         assert answer.text == base.tokenizer.decode(list(answer.tokens), skip_special_tokens=True)
         assert "<|im_end|>" not in answer.text
 

@@ -109,11 +109,11 @@ def apo_down(pw, pl, rw, rl, nw, nl, *, beta):
     return sigma(beta * (pw - rw)) - sigma(beta * ((pw - rw) - (pl - rl))) + 1
 
 
-def discopop(pw, pl, rw, rl, nw, nl, *, beta, discopop_tau=0.05):
-    # LRML: (1 - m) * logistic + m * exponential, with m = sigma(rho / tau).
-    rho = beta * ((pw - pl) - (rw - rl))
+def discopop(pw, pl, rw, rl, nw, nl, *, beta, discopop_tau=0.05, **f):
+    # LRML: (1 - m) * logistic + m * exponential, with m = sigma(rho / tau); e^-rho alone may overflow.
+    rho = beta * (score(pw, rw, **f) - score(pl, rl, **f))
     m = sigma(rho / discopop_tau)
-    return (1 - m) * np.log1p(np.exp(-rho)) + m * np.exp(-rho)
+    return (1 - m) * np.logaddexp(0, -rho) + np.exp(log_sigma(rho / discopop_tau) - rho)
 
 
 def sigmoid_norm(pw, pl, rw, rl, nw, nl, *, beta):

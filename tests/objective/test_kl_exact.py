@@ -1,4 +1,4 @@
-"""Exact KL over the vocabulary against float64 NumPy."""
+"""Exact KL and entropy over the vocabulary against float64 NumPy, and the estimate from samples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from scipy.stats import entropy, sem
 
-from localdpo.objective.kl import kl_per_token
+from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 
 
 def oracle(policy, reference):
@@ -60,3 +61,22 @@ def test_bfloat16_logits_are_reduced_in_float32():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         kl_per_token(mx.zeros((2, 5)), mx.zeros((1, 5)))
+
+
+def test_entropy_matches_float64_from_certain_to_uniform():
+    logits = np.random.default_rng(2).normal(0, 1, (300, 40)) * np.logspace(-3, 4, 300)[:, None]
+    logits = logits.astype(np.float32)
+    got = np.array(entropy_per_token(mx.array(logits)))
+    expected = entropy(np.exp(log_softmax(logits.astype(np.float64), axis=-1)), axis=-1)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert got.min() >= 0
+    np.testing.assert_allclose(entropy_per_token(mx.zeros((1, 40))).item(), np.log(40), rtol=1e-6)
+
+
+def test_sequence_kl_is_the_mean_with_its_standard_error():
+    ratios = np.random.default_rng(3).normal(2, 5, 50)
+    mean, error = sequence_kl(ratios.tolist())
+    assert (mean, error) == pytest.approx((ratios.mean(), sem(ratios)))
+    assert sequence_kl([-0.5]) == (-0.5, None)
+    with pytest.raises(ValueError, match="one or more"):
+        sequence_kl([])

@@ -14,7 +14,7 @@ from tiny_folders import recipe_text, write_pairs, write_rows
 from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.forward import Forward
-from localdpo.train.evaluation import Sampler, evaluate, exact_kl
+from localdpo.train.evaluation import Sampler, Watched, evaluate, exact_kl, mean_entropy
 from localdpo.train.session import Session
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -175,6 +175,85 @@ def test_kl_equals_that_of_full_softmaxes(
     assert tokens > 2 * 64  # three chunks, the last one ragged
     assert exact_kl(forward, batch, session.start) == pytest.approx(total / tokens, rel=1e-4)
     assert total / tokens > 1e-3
+
+
+def test_entropy_equals_that_of_full_softmaxes(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+    moved(session)
+    total, tokens = 0.0, 0
+    for index in range(8):
+        row = session.valid.store[index]
+        for response in row.responses:
+            ids = mx.array(np.concatenate([row.prompt, response])[None, :-1])
+            logps = _log_softmax(session.base.model(ids))[-len(response) :]
+            total -= float((np.exp(logps) * logps).sum())
+            tokens += len(response)
+    forward = Forward(session.base.model, chunk_bytes=1)
+    found = mean_entropy(forward, session.valid.batch(np.arange(8)))
+    assert found == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_sampled_kl_of_single_tokens_is_the_exact_one_within_its_error(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    """At one token a response the sequence KL is that of one distribution, which can be summed."""
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+    moved(session, 0.3)
+    prompt = session.valid.store[0].prompt
+    policy = _log_softmax(session.base.model(mx.array(prompt[None])))[-1]
+    with lora.use(session.base.model, session.start):
+        reference = _log_softmax(session.base.model(mx.array(prompt[None])))[-1]
+    exact = float((np.exp(policy) * (policy - reference)).sum())
+    session.watched = [Watched("", tuple(prompt.tolist()))] * 256
+    drawn = sampler(session, max_tokens=1, temperature=0.0)
+    found = drawn.kl(session.forward, session.start, 0)
+    assert found["kl_sampled_se"] > 0
+    assert abs(found["kl_sampled"] - exact) < 3 * found["kl_sampled_se"] < exact
+
+
+def test_sampled_kl_counts_every_drawn_token_and_reuses_answers_of_temperature_1(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, eval={"samples": 3}))
+    make = sampler(session)
+    make(session.start)
+    moved(session, 0.3)
+    found = make.kl(session.forward, session.start, 0)
+    ratios = []
+    for prompt, answer in zip(session.watched, make._policy, strict=True):
+        ids = np.array([*prompt.tokens, *answer.drawn])
+        now = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
+        with lora.use(session.base.model, session.start):
+            then = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
+        places = np.arange(len(prompt.tokens) - 1, len(ids) - 1)
+        ratios.append((now - then)[places, ids[places + 1]].sum())
+    assert found["kl_sampled"] == pytest.approx(np.mean(ratios), rel=1e-3)
+    assert found["kl_sampled_se"] == pytest.approx(np.std(ratios, ddof=1) / np.sqrt(3), rel=1e-3)
+    cold = sampler(session, temperature=0.0)
+    cold(session.start)
+    warm = sampler(session)
+    warm(session.start)
+    assert cold.kl(session.forward, session.start, 0) == warm.kl(session.forward, session.start, 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "samples", "kl_pairs", "names"),
+    [
+        ("sigmoid", 2, 2, {"kl", "kl_sampled", "kl_sampled_se", "entropy"}),
+        ("sigmoid", 1, 0, {"kl_sampled"}),
+        ("sigmoid", 0, 2, {"kl", "entropy"}),
+        ("orpo", 2, 2, {"entropy"}),
+    ],
+)
+def test_an_evaluation_reports_what_its_options_allow(
+    loss: str, samples: int, kl_pairs: int, names: set[str], tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    options = {"samples": samples, "kl_pairs": kl_pairs, "max_tokens": 4}
+    text = recipe_text(tiny_model, pairs, pairs, loss={"type": loss}, eval=options, train={"max_steps": 1})
+    first = train(tmp_path / "run", text).metrics("eval")[0]
+    assert {name for name in first if name.startswith(("kl", "entropy"))} == names
+    assert abs(first.get("kl_sampled", 0.0)) < 1e-4
+    assert first.get("entropy", 1.0) > 0
 
 
 def sampler(session: Session, **settings: Any) -> Sampler:
