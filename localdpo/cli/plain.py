@@ -40,6 +40,8 @@ METRIC_ORDER: Final = (
     "peak_memory_gb",
     "epoch",
 )
+# Fields of events that a line leaves out: shown otherwise, or too long.
+NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines")
 # The four that tell whether it works, with short names, for a line under the bar.
 HEADLINES: Final = (
     ("loss", "loss"),
@@ -176,7 +178,7 @@ def format_event(event: Event, total: int | None) -> str | None:
     if event.type in ("step", "eval"):
         words = [event.type, *words[2:]]
     words += _pairs(sorted_metrics(metrics_of(event)))
-    own = {key: value for key, value in event.data.items() if key not in ("metrics", "recipe", "versions")}
+    own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     if event.type == "notice":
         return " ".join([*words, notice_text(own)])
     return " ".join(words + _pairs(own))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,6 +201,9 @@ def train_and_watch(run: RunDir) -> int:
     for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
         is_error = code == USER_ERROR_EXIT or (code == CRASHED_EXIT and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
+    if code == USER_ERROR_EXIT and not any(e.type == "run.started" for e in read_events(run.events)):
+        # A mistake that was found before anything began leaves no run behind.
+        shutil.rmtree(run.path)
     return code
 
 

@@ -170,6 +170,8 @@ def test_errors_of_the_worker_are_errors_of_the_command():
     done = train("user-error", "dpo.yaml")
     assert done.returncode == 2
     assert done.stderr == "error: org/tiny: no such model\nerror: data.train: no such file\n"
+    # Nothing began, so no run is left behind and the name is free.
+    assert not Path("runs/dpo").exists()
 
 
 def test_a_worker_that_cannot_begin_is_shown():
