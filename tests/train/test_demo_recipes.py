@@ -1,0 +1,46 @@
+"""The shipped demo recipes do what they say: one aligns the model quietly, one is too hot and is told so."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from runs import Run, train
+
+from localdpo.recipe.load import dump_recipe, load_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def run(folder: Path, name: str, *overrides: str) -> Run:
+    return train(folder, dump_recipe(load_recipe(RECIPES / name, overrides)))
+
+
+def warnings(found: Run) -> set[str]:
+    notices = [event.data for event in found.events if event.type == "notice"]
+    return {notice["name"] for notice in notices if notice["level"] != "info"}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_dpo_ranks_the_held_out_pairs_and_raises_nothing(seed: int, tmp_path: Path) -> None:
+    # Fewer evaluations than the recipe has, for time; they change nothing of the training.
+    found = run(tmp_path, "dpo.yaml", f"train.seed={seed}", "eval.every=25", "eval.samples=0")
+    evaluations, steps = found.metrics("eval"), found.metrics("step")
+    assert abs(steps[0]["loss"] - math.log(2)) < 1e-6
+    assert evaluations[0]["rewards/ties"] == 1.0
+    assert evaluations[-1]["rewards/accuracies"] >= 0.75
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"] - 0.1
+    assert not warnings(found)
+
+
+@pytest.mark.timeout(600)
+def test_too_hot_keeps_its_margin_growing_and_is_told_so(tmp_path: Path) -> None:
+    found = run(tmp_path, "dpo-too-hot.yaml", "train.max_steps=40", "eval.every=20")
+    evaluations = found.metrics("eval")
+    assert evaluations[-1]["rewards/margins"] > 1.0
+    assert evaluations[-1]["kl"] > 0.5
+    assert "displacement" in warnings(found)
