@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
-from runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of
 from tiny_folders import recipe_text, write_pairs
+from training_runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of
 
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter

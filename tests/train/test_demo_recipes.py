@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from runs import Run, train
+from training_runs import Run, train
 
 from localdpo.recipe.load import dump_recipe, load_recipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from runs import write_recipe
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
+from training_runs import write_recipe
 
 from localdpo.core.errors import UserError
 from localdpo.recipe.load import load_recipe

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from runs import EAGER, assert_same_arrays, files_of, session_of, train, weights_of
 from tiny_folders import recipe_text, write_pairs, write_rows
+from training_runs import EAGER, assert_same_arrays, files_of, session_of, train, weights_of
 
 from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key

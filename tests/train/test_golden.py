@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import metrics_of, train
+from training_runs import metrics_of, train
 
 from localdpo.core.names import BUNDLE
 from localdpo.model.backend import device_name

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, train
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
+from training_runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, train
 
 from localdpo.core.errors import UserError
 from localdpo.core.events import effective, read_events

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from runs import session_of
 from tiny_folders import make_model_folder, recipe_text, write_pairs
+from training_runs import session_of
 
 from localdpo.core.events import EventWriter, read_events
 from localdpo.core.rundir import RunDir

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from runs import EAGER, session_of, train, write_recipe
 from tiny_folders import recipe_text, write_pairs
+from training_runs import EAGER, session_of, train, write_recipe
 
 from localdpo.model import lora
 from localdpo.model.forward import Forward

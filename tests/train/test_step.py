@@ -11,8 +11,8 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from runs import session_of, step_of, weights_of
 from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
+from training_runs import session_of, step_of, weights_of
 
 from localdpo.model import lora
 from localdpo.train.loop import REFERENCE_BATCH

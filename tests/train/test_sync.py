@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, session_of, train, weights_of
 from tiny_folders import recipe_text, write_pairs
+from training_runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, session_of, train, weights_of
 
 from localdpo.core.rundir import RunDir
 from localdpo.evals.inspect_pairs import inspect_run

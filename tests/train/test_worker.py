@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from runs import assert_same_arrays, files_of, write_recipe
 from tiny_folders import recipe_text, write_pairs
+from training_runs import assert_same_arrays, files_of, write_recipe
 
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.rundir import RunDir, RunLock

@@ -10,8 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from runs import session_of, write_recipe
 from tiny_folders import make_adapter, pair, recipe_text, write_pairs, write_rows
+from training_runs import session_of, write_recipe
 
 from localdpo.core.events import read_events
 from localdpo.core.rundir import RunDir
