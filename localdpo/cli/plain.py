@@ -189,7 +189,7 @@ def format_headline(event: Event, total: int | None) -> str | None:
     if event.type == "eval":
         of = f"/{total}" if total is not None else ""
         metrics = metrics_of(event)
-        values = [f"{label} {format_number(metrics[key])}" for key, label in HEADLINES if key in metrics]
+        values = [f"{label} {_short(key, metrics)}" for key, label in HEADLINES if key in metrics]
         return f"evaluation at step {event.step}{of}: {'  '.join(values)}"
     if event.type == "notice":
         return notice_text(event.data)
@@ -223,6 +223,14 @@ def format_value(value: Any) -> str:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return format_number(value)
     return " ".join(str(value).split())
+
+
+def _short(key: str, metrics: Mapping[str, Any]) -> str:
+    """A metric in three digits, so that the line fits 80 columns; an accuracy of nothing but ties is no 0."""
+    if key == "rewards/accuracies" and metrics.get("rewards/ties") == 1:
+        return "all tied"
+    value = metrics[key]
+    return f"{value:.3g}" if isinstance(value, float) else format_number(value)
 
 
 def format_number(value: float | None) -> str:

@@ -39,6 +39,9 @@ STARTED = event(
 )
 METRICS = {"kl": 0.0123456, "loss": 0.69314718, "rewards/accuracies": 0.5, "zeta": 1, "rewards/margins": None}
 EVAL = event("eval", 10, metrics=METRICS, pairs=64, seconds=1.5)
+TIED = event(
+    "eval", 0, metrics={"loss": 0.6931, "rewards/accuracies": 0.0, "rewards/ties": 1.0, "kl": 0.0}, pairs=64
+)
 NOTICE = event(
     "notice", 3, level="warning", name="displacement", message="both\nfall", why="w", **{"try": "t"}
 )
@@ -86,7 +89,8 @@ def test_a_step_of_an_unknown_number_of_steps():
 @pytest.mark.parametrize(
     ("one", "line"),
     [
-        (EVAL, "evaluation at step 10/60: loss 0.69315  accuracy 0.5  margin -  KL 0.012346"),
+        (EVAL, "evaluation at step 10/60: loss 0.693  accuracy 0.5  margin -  KL 0.0123"),
+        (TIED, "evaluation at step 0/60: loss 0.693  accuracy all tied  KL 0"),
         (NOTICE, "warning displacement: both\nfall | w | t"),
         (STARTED, "run started: model demo:model loss sigmoid device cpu"),
         (event("run.resumed", 20), "resumed from step 20"),
@@ -154,7 +158,7 @@ def test_without_a_terminal_there_is_one_line_an_event():
 def test_on_a_terminal_there_is_a_bar_and_a_line_an_evaluation():
     out = io.StringIO()
     show_all(Console(file=out, width=100, force_terminal=True, color_system=None))
-    assert "evaluation at step 10/60: loss 0.69315" in out.getvalue()
+    assert "evaluation at step 10/60: loss 0.693" in out.getvalue()
     assert "warning displacement: both fall" in out.getvalue()
     assert "step 1/60" not in out.getvalue()
     assert "10/60" in out.getvalue()
