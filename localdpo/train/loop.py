@@ -27,8 +27,6 @@ from localdpo.train.session import Session
 from localdpo.train.step import StepResult, TrainStep
 from localdpo.train.watch import Watch
 
-REFERENCE_BATCH = 16
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -117,7 +115,7 @@ class Loop:
                 (session.train_scores, session.train, session.training_places()),
                 (session.valid_scores, session.valid, session.eval_places),
             ):
-                scores.fill(session.forward, rows, places, batch=REFERENCE_BATCH, go_on=self._go_on)
+                scores.fill(session.forward, rows, places, batch=session.scoring_batch, go_on=self._go_on)
 
     def _go_on(self, done: int, total: int) -> bool:
         self.log.write("reference", done=done, total=total)
@@ -203,7 +201,7 @@ class Loop:
             session.valid,
             session.eval_places,
             session.valid_reference,
-            batch=REFERENCE_BATCH,
+            batch=session.scoring_batch,
         )
         if self.recipe.eval.kl_pairs > 0:
             metrics["entropy"] = mean_entropy(session.forward, self._kl_batch())

@@ -35,6 +35,9 @@ from localdpo.train.sync import MovingReference, moving_reference
 
 Note = Callable[[str], None]
 DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
+# Rows scored at once without gradients, at most, and how many times a micro-batch of a step, which keeps its
+# activations. The CPU gains nothing from more rows and loses to padding.
+SCORING_ROWS, SCORING_FACTOR = 16, 4
 # Tokens of a micro-batch on the CPU, where nothing else is said.
 CPU_TOKENS = 256
 
@@ -87,6 +90,12 @@ class Session:
     def compiled(self) -> bool:
         """Whether a step is traced: as the recipe says, where the machine can."""
         return traces(self.recipe, self.backend)
+
+    @property
+    def scoring_batch(self) -> int:
+        """Rows scored at once without gradients: by the reference pass and evaluations."""
+        factor = 1 if self.backend.is_cpu else SCORING_FACTOR
+        return min(SCORING_ROWS, factor * self.micro)
 
     def training_batch(self, step: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`."""

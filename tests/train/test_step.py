@@ -15,7 +15,6 @@ from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 from training_runs import session_of, step_of, weights_of
 
 from localdpo.model import lora
-from localdpo.train.loop import REFERENCE_BATCH
 from localdpo.train.session import CPU_TOKENS, Session
 from localdpo.train.step import StepResult
 
@@ -38,7 +37,7 @@ def prepared(folder: Path, text: str) -> Session:
                 session.forward,
                 session.train,
                 np.arange(len(session.train)),
-                batch=REFERENCE_BATCH,
+                batch=session.scoring_batch,
                 go_on=lambda done, total: True,
             )
     return session

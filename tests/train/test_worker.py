@@ -19,7 +19,7 @@ DYING = str(Path(__file__).with_name("dying_worker.py"))
 WORKER = [sys.executable, "-m", "localdpo.train"]
 # Where each life ends, in order, and its exit code. The first two leave no checkpoint.
 LIVES = (
-    ("reference:16", "SIGKILL", -9),
+    ("reference:15", "SIGKILL", -9),
     ("step:1", "SIGKILL", -9),
     ("save:4", "SIGKILL", -9),
     ("step:5", "SIGTERM", 3),
