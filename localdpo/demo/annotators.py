@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from localdpo.demo import world
-from localdpo.demo.world import Facts
+from localdpo.incidents import world
+from localdpo.incidents.world import Facts
 
 
 @dataclass(frozen=True)

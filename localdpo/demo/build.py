@@ -21,8 +21,9 @@ from pathlib import Path
 from localdpo.core.atomic import published_dir, write_text
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.names import BUNDLE
-from localdpo.demo import corpus, dataset, world
+from localdpo.demo import corpus, dataset
 from localdpo.demo.dataset import Incident, Row
+from localdpo.incidents import world
 from localdpo.model.backend import prepare
 
 Say = Callable[[str], None]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from localdpo.demo import world
-from localdpo.demo.world import Facts
+from localdpo.incidents import world
+from localdpo.incidents.world import Facts
 
 Messages = list[dict[str, str]]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from localdpo.core.atomic import write_text
-from localdpo.demo import annotators, rules, world
-from localdpo.demo.world import Facts
+from localdpo.demo import annotators
+from localdpo.incidents import rules, world
+from localdpo.incidents.world import Facts
 
 Row = dict[str, Any]
 Incident = tuple[Facts, str]

@@ -18,7 +18,8 @@ from mlx_lm.models import qwen3
 from mlx_lm.utils import quantize_model, save_model
 from transformers import PreTrainedTokenizerFast
 
-from localdpo.demo import corpus, world
+from localdpo.demo import corpus
+from localdpo.incidents import world
 
 GLANCE_WIDTH = 40  # tokens; no glance is longer
 WIDTH = 112  # tokens of a document; the longest ones lose their last turn's end

@@ -8,8 +8,9 @@ import yaml
 
 from localdpo.core.errors import UserError
 from localdpo.core.names import BUNDLE, resolve
-from localdpo.demo import build, dataset, rules
+from localdpo.demo import build, dataset
 from localdpo.demo.dataset import Incident
+from localdpo.incidents import rules
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

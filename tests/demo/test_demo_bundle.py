@@ -9,8 +9,9 @@ import pytest
 from mlx_lm.sample_utils import make_sampler
 
 from localdpo.core.names import BUNDLE, DEMO_NAMES, resolve
-from localdpo.demo import build, dataset, rules, world
-from localdpo.demo.world import Facts
+from localdpo.demo import build, dataset
+from localdpo.incidents import rules, world
+from localdpo.incidents.world import Facts
 from localdpo.model.generate import generate
 from localdpo.model.load import load_base
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.demo import dataset, rules, world
-from localdpo.demo.world import Facts
+from localdpo.demo import dataset
+from localdpo.incidents import rules, world
+from localdpo.incidents.world import Facts
 
 FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
 INCIDENT = (FACTS, world.report(FACTS, random.Random(0)))

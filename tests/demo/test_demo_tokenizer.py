@@ -9,8 +9,9 @@ from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.names import resolve
-from localdpo.demo import corpus, pretrain, world
+from localdpo.demo import corpus, pretrain
 from localdpo.demo.tokenizer import SPECIAL, train_tokenizer
+from localdpo.incidents import world
 from localdpo.model.load import load_tokenizer
 
 

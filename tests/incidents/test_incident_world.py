@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.demo import corpus, rules, world
-from localdpo.demo.world import Facts
+from localdpo.demo import corpus
+from localdpo.incidents import rules, world
+from localdpo.incidents.world import Facts
 
 seeds = st.integers(0, 2**32)
 

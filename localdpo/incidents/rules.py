@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from localdpo.demo import world
-from localdpo.demo.world import Facts
+from localdpo.incidents import world
+from localdpo.incidents.world import Facts
 
 KEY_FACTS = ("service", "symptom", "percent", "region", "minutes", "customers")
 _FORMAT = re.compile(r"Severity: (SEV[1-4])\nSummary: (\S[^\n]*)\nNext: (\S[^\n]*)")

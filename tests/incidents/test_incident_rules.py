@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.demo import annotators, corpus, rules, world
-from localdpo.demo.world import Facts
+from localdpo.demo import annotators, corpus
+from localdpo.incidents import rules, world
+from localdpo.incidents.world import Facts
 
 FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
 GOLD = world.gold_answer(FACTS)
