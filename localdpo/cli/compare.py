@@ -126,6 +126,6 @@ def clean(text: str) -> RenderableType:
     """`text` with its line breaks, without other characters that would steer the terminal."""
     from rich.text import Text
 
-    from localdpo.cli.plain import printable
+    from localdpo.core.wording import printable
 
     return Text("\n".join(printable(line) for line in text.split("\n")))

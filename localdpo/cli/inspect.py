@@ -172,7 +172,7 @@ def _row(pair: InspectedPair) -> tuple[str, ...]:
 
 def beginning(text: str) -> str:
     """The first characters of a response, on one line."""
-    from localdpo.cli.plain import printable
+    from localdpo.core.wording import printable
 
     line = " ".join(printable(text).split())
     return line if len(line) <= BEGINNING else f"{line[: BEGINNING - 1]}…"
@@ -253,7 +253,7 @@ def _spans(response: InspectedResponse) -> list[tuple[str, float]]:
 
 def _visible(piece: str, behind: str = "") -> str:
     """A token without what would steer the terminal; `behind` comes before the line break that it ends in."""
-    from localdpo.cli.plain import printable
+    from localdpo.core.wording import printable
 
     body = piece.rstrip("\n")
     breaks = len(piece) - len(body)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from localdpo.core.wording import age
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -64,15 +66,6 @@ def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
         *("-" if number is None else f"{number:.3f}" for number in numbers),
         "-" if summary.updated is None else age(now - summary.updated),
     )
-
-
-def age(seconds: float) -> str:
-    """How long ago: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
-    whole = max(0, round(seconds))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if whole >= size:
-            return f"{whole // size}{unit} ago"
-    return f"{whole}s ago"
 
 
 def text_table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -164,8 +164,9 @@ def say_finished(run: RunDir) -> None:
     """Nothing is left to do: say so, and where the result is."""
     from rich.console import Console
 
-    from localdpo.cli.plain import closing_lines, print_plain
+    from localdpo.cli.plain import print_plain
     from localdpo.core.events import read_events
+    from localdpo.core.wording import closing_lines
 
     console = Console()
     print_plain(console, f"{run.path} is finished; for another run of the recipe choose another --run name")
@@ -178,9 +179,10 @@ def train_and_watch(run: RunDir) -> int:
     from rich.console import Console
 
     from localdpo.cli.interrupt import Interrupts
-    from localdpo.cli.plain import closing_lines, make_view, print_plain
+    from localdpo.cli.plain import make_view, print_plain
     from localdpo.core.events import effective, read_events
     from localdpo.core.progress import progress_of
+    from localdpo.core.wording import closing_lines
     from localdpo.launch import FINISHED_EXIT, explain_death, start_worker, watch
 
     console = Console()

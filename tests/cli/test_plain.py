@@ -7,21 +7,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from localdpo.cli.plain import (
-    bar_state,
+from localdpo.cli.plain import bar_state, make_view
+from localdpo.core.events import Event
+from localdpo.core.names import BUNDLE
+from localdpo.core.progress import Progress, progress_of
+from localdpo.core.rundir import RunDir
+from localdpo.core.wording import (
     closing_lines,
     format_event,
     format_headline,
     format_number,
     format_seconds,
     generate_command,
-    make_view,
     printable,
 )
-from localdpo.core.events import Event
-from localdpo.core.names import BUNDLE
-from localdpo.core.progress import Progress, progress_of
-from localdpo.core.rundir import RunDir
 
 
 def event(type: str, step: int | None = None, **data: object) -> Event:

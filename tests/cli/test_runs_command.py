@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.cli.runs import HEADINGS, age, row_of, runs, text_table
+from localdpo.cli.runs import HEADINGS, row_of, runs, text_table
 from localdpo.core.events import EventWriter
 from localdpo.core.progress import RunSummary
 from localdpo.core.rundir import RunDir
+from localdpo.core.wording import age
 
 
 @pytest.fixture
