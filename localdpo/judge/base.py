@@ -1,0 +1,102 @@
+"""What a judge is asked, what it says, and what may go wrong.
+
+LocalDPOError
+  UserError
+    JudgeStopped       nothing more can be asked (a wrong key, no money, a limit that lasts for hours)
+RuntimeError
+  JudgeBusy            this question may be asked again later (429, 5xx, a dropped connection)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from localdpo.core.errors import UserError
+
+Choice = Literal["first", "second", "tie"]
+# Only "ok" carries a choice or a score. The others are counted and shown, never scored.
+Status = Literal["ok", "refused", "truncated", "unparseable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One thing to judge.
+
+    Attributes:
+        id: of the prompt; the same for every question about it.
+        prompt: the conversation before the answer, as text.
+        answers: one, to be scored from 1 to 5; or two, to be compared in this order.
+        facts: other columns of the prompt's row, for judges that check facts. No model is shown them.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one verdict cost. `usd` is 0 for a local judge."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said to one question.
+
+    Attributes:
+        choice: for two answers, in the order they were asked in; None unless status is "ok".
+        score: for one answer, 1 to 5; None unless status is "ok".
+        reason: the judge's own words, for people.
+        principle: id of the constitution's principle that was asked about.
+        raw: the reply as it came, for those that could not be read.
+    """
+
+    status: Status
+    choice: Choice | None = None
+    score: float | None = None
+    reason: str = ""
+    principle: str | None = None
+    usage: Usage = Usage()
+    raw: str = ""
+
+
+class JudgeStopped(UserError):
+    """Nothing more can be asked now; what was answered is kept and a later run goes on from there."""
+
+
+class JudgeBusy(RuntimeError):
+    """The question was not answered but may be asked again, after `after` seconds if the server said so."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Judge(Protocol):
+    """One judge. `ask` may be called from several threads, at most `concurrency` at a time.
+
+    Attributes:
+        name: for people and tables, such as "rules" or "anthropic claude-opus-4-6".
+        identity: everything that its verdicts depend on besides the question (model, rubric, schema, ...);
+            part of the journal's key, so a verdict is never reused for another judge.
+    """
+
+    name: str
+    identity: Mapping[str, str]
+    concurrency: int
+
+    def ask(self, question: Question) -> Verdict:
+        """One verdict. Raises JudgeBusy or JudgeStopped; never invents a verdict."""
+        ...
+
+    def worst_case_usd(self, question: Question) -> float:
+        """The most that asking this question once can cost; 0 for a local judge."""
+        ...
