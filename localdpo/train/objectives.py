@@ -14,7 +14,7 @@ import mlx.core as mx
 from localdpo.data.types import Batch
 from localdpo.model.forward import Arrays
 from localdpo.objective.losses import preference_loss
-from localdpo.objective.metrics import BatchSums, demonstration_metrics, pair_metrics
+from localdpo.objective.metrics import BatchSums, demonstration_metrics, pair_metrics, pair_rewards
 from localdpo.recipe.loss import LossSection
 
 
@@ -28,6 +28,10 @@ class Objective(Protocol):
         loss with a reference, the same scores under it as `reference` and, where responses are split,
         `reference_public`, [K*P] each.
         """
+        ...
+
+    def margins(self, scores: Arrays, arrays: Arrays) -> mx.array | None:
+        """Chosen less rejected reward of each pair [P], from what `sums` is given; None without pairs."""
         ...
 
     def count(self, batches: Sequence[Batch]) -> int:
@@ -70,6 +74,17 @@ class Preference:
             rejected_tokens=rejected_tokens,
         )
 
+    def margins(self, scores: Arrays, arrays: Arrays) -> mx.array:
+        tokens = _halves(arrays["lengths"])
+        chosen, rejected = pair_rewards(
+            *_halves(scores["logps"]),
+            *_halves(arrays.get("reference")),
+            self.loss.beta,
+            chosen_tokens=tokens[0],
+            rejected_tokens=tokens[1],
+        )
+        return chosen - rejected
+
     def count(self, batches: Sequence[Batch]) -> int:
         return sum(len(batch.indices) for batch in batches)
 
@@ -79,6 +94,9 @@ class Imitation:
 
     def sums(self, scores: Arrays, arrays: Arrays) -> BatchSums:
         return demonstration_metrics(scores["logps"], arrays["lengths"])
+
+    def margins(self, scores: Arrays, arrays: Arrays) -> None:
+        return None
 
     def count(self, batches: Sequence[Batch]) -> int:
         return sum(int(batch.lengths.sum()) for batch in batches)
