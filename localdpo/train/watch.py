@@ -6,7 +6,8 @@ from pathlib import Path
 
 from localdpo.core.events import effective, read_events
 from localdpo.core.progress import metrics_of
-from localdpo.objective.notices import Record, RunFacts, new_notices
+from localdpo.model.backend import memory_limit
+from localdpo.objective.notices import MACHINE_RULES, RULES, Record, RunFacts, new_notices
 from localdpo.objective.notices.history import LOOK_BACK
 from localdpo.train.session import Session
 
@@ -21,6 +22,7 @@ class Watch:
             pairs_per_eval=len(session.eval_places),
             total_steps=session.plan.total,
             warmup_steps=session.plan.warmup,
+            memory_limit_gb=memory_limit(session.backend.device) / 1e9,
         )
         self._pairs = session.recipe.loss.spec.data == "pairs"
         self._train: list[Record] = []
@@ -51,8 +53,7 @@ class Watch:
                 self._raised.append((event.data["name"], event.data["level"]))
 
     def _new(self) -> list[dict[str, str]]:
-        if not self._pairs:
-            return []
-        found = new_notices(self._raised, self._train, self._evals, self.facts)
+        rules = RULES if self._pairs else MACHINE_RULES
+        found = new_notices(self._raised, self._train, self._evals, self.facts, rules)
         self._raised += [(notice.name, notice.level) for notice in found]
         return [notice.fields() for notice in found]
