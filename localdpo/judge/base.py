@@ -9,15 +9,20 @@ RuntimeError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from localdpo.core.errors import UserError
 
+T = TypeVar("T")
 Choice = Literal["first", "second", "tie"]
 # Only "ok" carries a choice or a score. The others are counted and shown, never scored.
-Status = Literal["ok", "refused", "truncated", "unparseable"]
+# "unanswered": asked as often as it makes sense, and the server never gave a reply to read.
+Status = Literal["ok", "refused", "truncated", "unparseable", "unanswered"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one verdict cost. `usd` is 0 for a local judge."""
+    """What one verdict cost. `usd` is 0 for a local judge, and where the price is not known.
+
+    `input_tokens` are all tokens of the request; `cached_tokens` of them came from the server's cache.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -73,11 +81,16 @@ class JudgeStopped(UserError):
 
 
 class JudgeBusy(RuntimeError):
-    """The question was not answered but may be asked again, after `after` seconds if the server said so."""
+    """The question was not answered but may be asked again, after `after` seconds if the server said so.
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    `billed`: the server may have answered and charged for it (a timeout, a reply cut in the middle), so a
+    budget has to count the worst case.
+    """
+
+    def __init__(self, message: str, after: float | None = None, billed: bool = False) -> None:
         super().__init__(message)
         self.after = after
+        self.billed = billed
 
 
 class Judge(Protocol):
@@ -99,4 +112,34 @@ class Judge(Protocol):
 
     def worst_case_usd(self, question: Question) -> float:
         """The most that asking this question once can cost; 0 for a local judge."""
+        ...
+
+
+class Waiter(Protocol):
+    """How a judge that asks in batches waits: it can be interrupted, and tells people why it waits."""
+
+    def sleep(self, seconds: float, why: str) -> None:
+        """Wait. Ends early with an exception when the run is being stopped."""
+        ...
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """What `call` returns, tried again while it raises JudgeBusy. Raises JudgeStopped in the end."""
+        ...
+
+
+@runtime_checkable
+class BatchJudge(Protocol):
+    """A judge that is asked everything at once and answers later, in any order."""
+
+    def ask_all(
+        self,
+        questions: Mapping[str, Question],
+        folder: Path,
+        answered: Callable[[str, Verdict], None],
+        waiter: Waiter,
+    ) -> None:
+        """Ask `questions` (by key) and call `answered` with the key of each as its verdict comes.
+
+        What has to be known to go on after a kill is kept in `folder`. Raises JudgeStopped.
+        """
         ...
