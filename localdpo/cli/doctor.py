@@ -18,7 +18,13 @@ State = Literal["ok", "info", "missing"]
 
 PACKAGES: Final = ("mlx", "mlx-lm", "transformers", "datasets", "textual", "anthropic")
 # Presence is shown, never a value or its length.
-KEYS: Final = ("ANTHROPIC_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
+KEYS: Final = (
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "HF_TOKEN",
+    "LOCALDPO_JUDGE_KEY",
+    "OPENAI_API_KEY",
+)
 
 
 @dataclass(frozen=True)
