@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 from localdpo.cli.compare import compare
+from localdpo.cli.ctl import ctl
 from localdpo.cli.doctor import doctor
+from localdpo.cli.eval import evaluate
 from localdpo.cli.inspect import inspect
+from localdpo.cli.prefs import prefs
+from localdpo.cli.report import report
 from localdpo.cli.runs import runs
 from localdpo.cli.train import train
+from localdpo.cli.watch import watch
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 
 # Without markup typer does not load rich for help and errors: half of the time that --help would take.
@@ -28,10 +33,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(ctl)
+app.command()(watch)
 app.command()(runs)
 app.command()(compare)
+app.command("eval")(evaluate)
 app.command()(inspect)
+app.command()(report)
 app.command()(doctor)
+app.add_typer(prefs)
 
 
 def _version(wanted: bool) -> None:

@@ -111,7 +111,7 @@ def print_plain(console: Console, line: str) -> None:
 def bar_state(progress: Progress) -> tuple[int, int | None, float | None]:
     """What the bar shows: done, total (None: not known yet), seconds left (None: not known yet).
 
-    In the reference pass it counts rows of that pass, and the time is that of the pass alone.
+    In a reference pass it counts rows of that pass; the time is that until all such passes are done.
     """
     if progress.phase == "reference":
         return progress.done, progress.of, progress.reference_eta

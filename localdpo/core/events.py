@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,11 +37,14 @@ EVENT_TYPES: Final = frozenset(
         "pairs",
         "checkpoint",
         "notice",
+        "control",
         "run.resumed",
         "run.paused",
+        "run.continued",
         "run.finished",
         "run.failed",
         "run.stopped",
+        "run.crashed",
     }
 )
 # What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
@@ -125,24 +128,36 @@ class EventTail:
     """Reads a growing log. `poll()` gives the events whose lines were ended since the last poll.
 
     Any number of tails may read one log while it is written. A log that does not exist yet is empty.
+    `loads` parses the bytes of a line in place of json.loads; it raises ValueError for what is not JSON.
+
+    Attributes:
+        bad_lines: lines so far that were no event.
+        behind: whether the last poll left lines unread because of `max_bytes`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, loads: Callable[[bytes], Any] = json.loads) -> None:
         self.path = Path(path)
+        self._loads = loads
         self._offset = 0
         self.bad_lines = 0
+        self.behind = False
 
     def skip(self) -> None:
         """Pass over what is in the log now, so that `poll` gives only what is written from here on."""
         with contextlib.suppress(FileNotFoundError):
             self._offset = self.path.stat().st_size
 
-    def poll(self) -> list[Event]:
-        """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`."""
+    def poll(self, max_bytes: int | None = None) -> list[Event]:
+        """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`.
+
+        With `max_bytes` it reads that much and on to the end of the line, so that a long log can be taken in
+        pieces; `behind` says whether more is there.
+        """
         try:
             with self.path.open("rb") as log:
                 log.seek(self._offset)
-                block = log.read()
+                block = log.read() if max_bytes is None else log.read(max_bytes) + log.readline()
+                self.behind = max_bytes is not None and log.tell() < os.fstat(log.fileno()).st_size
         except FileNotFoundError:
             return []
         complete = block[: block.rfind(b"\n") + 1]
@@ -151,7 +166,7 @@ class EventTail:
         for line in complete.split(b"\n"):
             if not line.strip():
                 continue
-            event = decode_event(line)
+            event = decode_event(line, self._loads)
             if event is None:
                 self.bad_lines += 1
             else:
@@ -193,23 +208,23 @@ def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, A
     return text.encode("utf-8", errors="replace") + b"\n"
 
 
-def decode_event(line: bytes) -> Event | None:
+def decode_event(line: bytes, loads: Callable[[bytes], Any] = json.loads) -> Event | None:
     """The event on one line, or None when the line is not an event of a version this reader knows."""
     try:
-        record = json.loads(line)
+        record = loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict):
         return None
-    version, when, type_, step = (record.get(key) for key in ("v", "time", "type", "step"))
+    version, when = record.pop("v", None), record.pop("time", None)
+    type_, step = record.pop("type", None), record.pop("step", None)
     if version != FORMAT_VERSION or not isinstance(type_, str):
         return None
     if not isinstance(when, int | float) or not abs(when) < _LATEST_TIME:
         return None
     if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
         return None
-    data = {key: value for key, value in record.items() if key not in _OWN_KEYS}
-    return Event(v=version, time=float(when), type=type_, step=step, data=data)
+    return Event(v=version, time=float(when), type=type_, step=step, data=record)
 
 
 def finite(value: Any) -> Any:

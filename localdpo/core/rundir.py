@@ -4,6 +4,7 @@ runs/NAME/
     recipe.yaml          the resolved recipe; a run belongs to one recipe for good
     events.jsonl         the event log
     checkpoints/         step-000120/, ... and LATEST, a symbolic link to the newest
+    control/             commands for the worker, a file each
     worker.log           stdout and stderr of the worker
     lock                 held (flock) and signed with its process id by the worker while it lives
 """
@@ -29,6 +30,7 @@ _ENDS: Final[dict[str, State]] = {
     "run.finished": "finished",
     "run.failed": "failed",
     "run.stopped": "stopped",
+    "run.crashed": "crashed",
 }
 _STARTS: Final = frozenset({"run.started", "run.resumed"})
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -46,6 +48,7 @@ class RunDir:
         self.events = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.latest = self.checkpoints / "LATEST"
+        self.control = self.path / "control"
         self.worker_log = self.path / "worker.log"
         self.lock = self.path / "lock"
 
@@ -88,6 +91,7 @@ class RunDir:
         """Take away what an earlier crash left half written. Only for the holder of the lock."""
         clean_leftovers(self.path)
         clean_leftovers(self.checkpoints)
+        clean_leftovers(self.control)
 
     def checkpoint_path(self, step: int) -> Path:
         """`checkpoints/step-000120` of this run."""
@@ -137,6 +141,11 @@ class RunDir:
         return state_of(read_events(self.events), running)
 
 
+def is_end(event: Event) -> bool:
+    """Whether the event ends a worker's life."""
+    return event.type in _ENDS
+
+
 def state_of(events: Iterable[Event], running: bool) -> State:
     """The state that follows from the events of a run and from whether its lock is held.
 
@@ -153,11 +162,13 @@ def state_of(events: Iterable[Event], running: bool) -> State:
 class RunLock:
     """The worker's hold on its run, for as long as it lives. The kernel lets go when the process dies.
 
-    A context manager. `acquire` raises UserError when another worker has it.
+    A context manager. `acquire` raises UserError when another worker has it. `signed=False` leaves the
+    process id of the last worker in it (for who writes a dead worker's end).
     """
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, *, signed: bool = True) -> None:
         self.run = run
+        self._signed = signed
         self._fd: int | None = None
 
     def acquire(self) -> None:
@@ -167,8 +178,9 @@ class RunLock:
         except BlockingIOError:
             os.close(fd)
             raise already_running(self.run) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        if self._signed:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
 
     def release(self) -> None:

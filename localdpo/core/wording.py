@@ -37,7 +37,7 @@ METRIC_ORDER: Final = (
 )
 
 # Fields of events that a line leaves out: shown otherwise, or too long.
-NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines")
+NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
 
 # The four that tell whether it works, with short names, for a line under the bar.
 HEADLINES: Final = (
@@ -57,6 +57,7 @@ PHASES: Final[dict[Phase, str]] = {
     "finished": "finished",
     "failed": "failed",
     "stopped": "stopped",
+    "crashed": "crashed",
 }
 
 
@@ -95,6 +96,10 @@ def format_headline(event: Event, total: int | None) -> str | None:
         return " ".join(["run started:", *words])
     if event.type == "run.resumed":
         return f"resumed from step {event.step}"
+    if event.type == "control":
+        return f"{event.data.get('command') or 'command'}: {event.data.get('message')}"
+    if event.type == "run.continued" and event.data.get("reason") != "resume":
+        return f"{event.data.get('reason')}: {format_seconds(event.data.get('seconds') or 0)} not counted"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,10 +39,11 @@ def evaluate(
     reference: Reference | None,
     *,
     batch: int,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """The objective and its metrics over the rows at `places` [N], without an update.
 
-    Every pair weighs the same, however the batches are cut.
+    Every pair weighs the same, however the batches are cut. `after_batch` may take its time (a pause).
     """
     totals, margins = Sums(), dict[int, float]()
     for part in rows.parts_by_length(places, batch):
@@ -55,6 +56,7 @@ def evaluate(
         found = objective.margins(scores, arrays)
         if found is not None:
             margins.update(zip(part.tolist(), np.array(found).tolist(), strict=True))
+        after_batch()
     return Evaluation(totals.means(), np.array([margins[i] for i in places.tolist()]) if margins else None)
 
 

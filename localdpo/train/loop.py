@@ -7,13 +7,15 @@ resumed takes the same steps as one that was not.
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from localdpo.core.control import Command
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter, read_events
 from localdpo.core.rundir import RunDir
@@ -21,7 +23,7 @@ from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import random_key
 from localdpo.train import checkpoint
-from localdpo.train.control import StopRequest
+from localdpo.train.control import Act, Control, StopRequest
 from localdpo.train.evaluation import Evaluation, Sampler, evaluate, exact_kl, mean_entropy
 from localdpo.train.optimizers import make_optimizer
 from localdpo.train.session import Session
@@ -32,7 +34,7 @@ from localdpo.train.worst import WorstPairs
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: all steps done, or the signal that stopped it."""
+    """How a run ended: all steps done, or what stopped it."""
 
     stopped_by: str | None
     metrics: dict[str, float]
@@ -45,10 +47,13 @@ class Loop:
     def __init__(self, session: Session, run: RunDir, log: EventWriter, stop: StopRequest) -> None:
         self.session, self.run_dir, self.log, self.stop = session, run, log, stop
         self.recipe, self.plan = session.recipe, session.plan
+        self.clock = stop.clock
+        acts: dict[Command, Act] = {"checkpoint": self._save_now, "evaluate": self._evaluate_now}
+        self.control = Control(run, log, stop, acts)
         self.watch = Watch(session)
         self.step = 0
         self.seconds = 0.0
-        self.saved_step = -1
+        self.saved_step = self.evaluated_step = -1
         self.eval_metrics: dict[str, float] = {}
         sampling = self.recipe.eval
         self.sampler = Sampler(
@@ -103,38 +108,73 @@ class Loop:
         """Take the steps that are left. Raises UserError when a loss or gradient is not finite."""
         self.score_reference()
         if self.stop.reason is None and not self.resumed:
-            self.evaluate()
-        while self.step < self.plan.total and self.stop.reason is None:
+            self._evaluate()
+        while self._goes_on():
             self.take_step()
             finished = self.step == self.plan.total
             if self.step % self.recipe.eval.every == 0 or finished:
-                self.evaluate()
+                self._evaluate()
             if self.step % self.recipe.save.every == 0 or finished:
                 self.save()
-        if self.saved_step != self.step and self.step > 0:
+        if self.saved_step != self.step and self.step > 0 and self.stop.save:
             self.save()
+        self.control.refuse_rest("the run has ended")
         stopped_by = self.stop.reason if self.step < self.plan.total else None
         return Outcome(stopped_by, self.eval_metrics, self.seconds)
+
+    def _goes_on(self) -> bool:
+        """Obey the commands that wait, then say whether to take another step."""
+        if self.step < self.plan.total and self.stop.reason is None:
+            self.control.between_steps(self.step)
+        return self.step < self.plan.total and self.stop.reason is None
+
+    def _evaluate(self) -> None:
+        self.evaluate()
+        self.evaluated_step = self.step
+
+    def _evaluate_now(self, answer: Callable[[str], None]) -> None:
+        """The command `evaluate`."""
+        if self.evaluated_step == self.step:
+            raise UserError(f"step {self.step} is evaluated already")
+        if not len(self.session.eval_places) and not self.session.watched:
+            raise UserError("there is nothing to evaluate: no rows are held out and no prompts are watched")
+        answer(f"evaluating after step {self.step}")
+        self._evaluate()
+
+    def _save_now(self, answer: Callable[[str], None]) -> None:
+        """The command `checkpoint`."""
+        if self.step == 0:
+            raise UserError("no step is taken yet, so there is nothing to save")
+        if self.saved_step != self.step:
+            self.save()
+        answer(f"saved as checkpoints/{self.run_dir.checkpoint_path(self.step).name}")
 
     def score_reference(self) -> None:
         """Score what the run will need under the reference, unless it is on disk."""
         session = self.session
         if session.train_scores is None or session.valid_scores is None:
             return
+        batch = session.scoring_batch
+        passes = [
+            (session.train_scores, session.train, session.training_places()),
+            (session.valid_scores, session.valid, session.eval_places),
+        ]
+        later = sum(len(part) for scores, rows, places in passes for part in scores.todo(rows, places, batch))
         with lora.use(session.base.model, session.start):
-            for scores, rows, places in (
-                (session.train_scores, session.train, session.training_places()),
-                (session.valid_scores, session.valid, session.eval_places),
-            ):
-                scores.fill(session.forward, rows, places, batch=session.scoring_batch, go_on=self._go_on)
+            for scores, rows, places in passes:
+                # Two passes over one store share their rows, so the later one is counted when it is next.
+                later = max(0, later - sum(map(len, scores.todo(rows, places, batch))))
+                scores.fill(session.forward, rows, places, batch=batch, go_on=partial(self._go_on, later))
 
-    def _go_on(self, done: int, total: int) -> bool:
-        self.log.write("reference", done=done, total=total)
+    def _go_on(self, later: int, done: int, total: int) -> bool:
+        """After a batch of the reference pass; `later`: rows that the passes after this one will score."""
+        self.log.write("reference", done=done, total=total, **({"later": later} if later else {}))
+        self.control.within_work(self.step)
         return self.stop.reason is None
 
     def take_step(self) -> None:
         """One optimizer step and its event."""
-        began = time.monotonic()
+        began = self.clock.now()
         batches = self.session.training_batch(self.step)
         rate = self.plan.learning_rate(self.step)
         result = self.train_step(self.session.training_arrays(batches), rate)
@@ -142,7 +182,7 @@ class Loop:
         self._require_finite(result, batches)
         if self.session.moving is not None:
             self.session.moving.after_step(self.step)
-        seconds = time.monotonic() - began
+        seconds = self.clock.now() - began
         self.seconds += seconds
         metrics = {
             **result.metrics,
@@ -154,10 +194,13 @@ class Loop:
             "tokens_per_second": _tokens(batches) / seconds,
             "peak_memory_gb": mx.get_peak_memory() / 1e9,
         }
+        measured = self.clock.now()
         if self._kl_due():
             metrics["kl"] = self.kl()
+        # What the measurement took is no part of the step, but of the time that is left.
+        extra = {"kl_seconds": self.clock.now() - measured} if "kl" in metrics else {}
         if self.step % self.recipe.train.log_every == 0 or self.step == self.plan.total:
-            self.log.write("step", self.step, metrics=metrics)
+            self.log.write("step", self.step, metrics=metrics, **extra)
         self._notices(self.watch.step(self.step, metrics))
 
     def _require_finite(self, result: StepResult, batches: list[Batch]) -> None:
@@ -190,7 +233,7 @@ class Loop:
 
     def evaluate(self) -> None:
         """Measure the held-out rows and sample the watched prompts; write both."""
-        session, began = self.session, time.monotonic()
+        session, began = self.session, self.clock.now()
         samples = self.sampler(session.start) if session.watched else []
         if len(session.eval_places):
             found = self._held_out()
@@ -198,7 +241,7 @@ class Loop:
             if samples:
                 self.eval_metrics["samples/response_tokens"] = self.sampler.mean_tokens
             worst = self._worst(found)
-            seconds, pairs = time.monotonic() - began, len(session.eval_places)
+            seconds, pairs = self.clock.now() - began, len(session.eval_places)
             self.log.write("eval", self.step, metrics=self.eval_metrics, pairs=pairs, seconds=seconds)
             if worst is not None:
                 self.log.write("pairs", self.step, **worst)
@@ -215,6 +258,7 @@ class Loop:
             session.eval_places,
             session.valid_reference,
             batch=session.scoring_batch,
+            after_batch=partial(self.control.within_work, self.step),
         )
 
     def _against_reference(self) -> dict[str, float]:
@@ -243,7 +287,7 @@ class Loop:
 
     def save(self) -> None:
         """Publish a checkpoint."""
-        began = time.monotonic()
+        began = self.clock.now()
         state = checkpoint.TrainState(self.step, random_key(), self.seconds, self.eval_metrics)
         self.log.sync()
         path = checkpoint.save(
@@ -257,7 +301,7 @@ class Loop:
         )
         self.saved_step = self.step
         self.log.write(
-            "checkpoint", self.step, path=f"checkpoints/{path.name}", seconds=time.monotonic() - began
+            "checkpoint", self.step, path=f"checkpoints/{path.name}", seconds=self.clock.now() - began
         )
 
     def notice(self, name: str, message: str) -> None:

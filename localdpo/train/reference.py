@@ -82,6 +82,11 @@ class ReferenceScores:
         """The scores of a batch, named as an objective takes them."""
         return reference_arrays({kind: mx.array(self.of(batch.indices, kind)) for kind in self.kinds})
 
+    def todo(self, rows: Rows, places: np.ndarray, batch: int) -> list[np.ndarray]:
+        """The batches of `rows` at `places` in which a row is not scored yet."""
+        parts = rows.parts_by_length(places, batch)
+        return [part for part in parts if len(self.missing(rows.indices[part]))]
+
     def fill(self, forward: Forward, rows: Rows, places: np.ndarray, *, batch: int, go_on: GoOn) -> None:
         """Score what is missing of `rows` at `places`, with the weights that are in the model now.
 
@@ -89,8 +94,7 @@ class ReferenceScores:
         Which rows share a batch follows from `places` alone, so that a pass which goes on after an
         interruption gives the scores of one that was not interrupted, to the bit.
         """
-        parts = rows.parts_by_length(places, batch)
-        todo = [part for part in parts if len(self.missing(rows.indices[part]))]
+        todo = self.todo(rows, places, batch)
         total, done, saved = sum(len(part) for part in todo), 0, time.monotonic()
         for part in todo:
             found = forward.measure(rows.batch(part))

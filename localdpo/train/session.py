@@ -254,6 +254,7 @@ def open_rows(recipe: Recipe, wrapper: TokenizerWrapper) -> tuple[Rows, Rows]:
             max_prompt_length=train.max_prompt_length,
             truncation=train.truncation,
             limit=limit,
+            format_name=data.format,
             cache_dir=cache_dir(),
         )
 

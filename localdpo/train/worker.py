@@ -10,18 +10,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localdpo import __version__
+from localdpo.core.control import take
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
 from localdpo.data.store import describe_dropped
-from localdpo.model.backend import Backend, prepare
-from localdpo.train.control import StopRequest
+from localdpo.model.backend import Backend, memory_limit, prepare
+from localdpo.train.control import StopRequest, answer_command
 
 if TYPE_CHECKING:
     from localdpo.train.session import Session
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
         with RunLock(run):
             run.clean()
             with EventWriter(run.events) as log:
+                for left in take(run):
+                    answer_command(log, left, False, "it came before this worker began")
                 return _logged(run, log, stop)
     except LocalDPOError as error:
         return _say(error)
@@ -69,7 +71,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
     from localdpo.train.loop import Loop
     from localdpo.train.session import assemble
 
-    began = time.time()
+    began = stop.clock.now()
     recipe = load_recipe(run.recipe)
     notes: list[str] = list(backend.hints)
     session = assemble(recipe, backend, notes.append)
@@ -80,6 +82,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
         pid=os.getpid(),
         versions=_versions(),
         device=_device(backend),
+        memory_limit_gb=memory_limit(backend.device) / 1e9,
         model=recipe.model,
         loss=recipe.loss.spec.name,
         rows={"train": len(session.train), "valid": len(session.valid)},
@@ -90,9 +93,10 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
         loop.notice("note", note)
     outcome = loop.run()
     if outcome.stopped_by is not None:
-        log.write("run.stopped", loop.step, reason=outcome.stopped_by)
+        saved = loop.saved_step == loop.step
+        log.write("run.stopped", loop.step, reason=outcome.stopped_by, saved=saved)
         return STOPPED_EXIT
-    log.write("run.finished", loop.step, metrics=outcome.metrics, seconds=time.time() - began)
+    log.write("run.finished", loop.step, metrics=outcome.metrics, seconds=stop.clock.now() - began)
     return 0
 
 

@@ -81,6 +81,9 @@ def main() -> None:
         if resumed:
             writer.write("run.resumed", 3)
         train(run, writer, 4 if resumed else 1, 4)
+        if mode == "wait":
+            writer.write("notice", level="info", name="waiting", message="waiting for any signal")
+            signal.pause()
         if mode == "sigkill":
             os.kill(os.getpid(), signal.SIGKILL)
         if mode == "metal":

@@ -66,6 +66,10 @@ NOTICE = event(
         ),
         (NOTICE, "notice step 3/60 warning displacement: both\nfall | w | t"),
         (event("run.resumed", 20), "run.resumed step 20/60"),
+        (
+            event("control", id="0179", command="pause", ok=True, message="paused after step 2"),
+            "control command pause ok True message paused after step 2",
+        ),
         (event("run.failed", error="no  such\nmodel"), "run.failed error no such model"),
         (
             event("run.finished", 60, metrics={"loss": 0.5}, seconds=9.0),
@@ -93,6 +97,13 @@ def test_a_step_of_an_unknown_number_of_steps():
         (NOTICE, "warning displacement: both\nfall | w | t"),
         (STARTED, "run started: model demo:model loss sigmoid device cpu"),
         (event("run.resumed", 20), "resumed from step 20"),
+        (
+            event("control", id="0179", command="pause", ok=True, message="paused after step 2"),
+            "pause: paused after step 2",
+        ),
+        (event("control", id="0179", command=None, ok=False, message="no"), "command: no"),
+        (event("run.continued", 2, reason="resume", seconds=9.0), None),
+        (event("run.continued", 2, reason="sleep", seconds=65.0), "sleep: 1m 05s not counted"),
         (event("step", 12, metrics=METRICS), None),
         (event("samples", 0, samples=[]), None),
     ],

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from localdpo.core.events import Event
-from localdpo.core.progress import Progress, advance, progress_of, summarise
+from localdpo.core.progress import Progress, advance, event_age, progress_of, silent_for, summarise
 
 RECIPE = {"loss": {"beta": 0.1}, "eval": {"every": 4}, "save": {"every": 5}}
 
@@ -98,9 +98,9 @@ def test_a_resume_goes_on_from_its_step():
     assert progress_of(log).step == 5
     assert progress_of(log).phase == "loading"
     assert progress_of([*log, event("reference", done=8, total=8)]).phase == "training"
-    paused = [started(), step(7), event("run.paused", 7), event("run.resumed", 7)]
-    assert progress_of(paused[:3]).phase == "paused"
-    assert progress_of(paused).phase == "training"
+    paused = [started(), step(7), event("run.paused", 7)]
+    assert progress_of(paused).phase == "paused"
+    assert progress_of([*paused, event("run.resumed", 7)]).phase == "loading"
 
 
 @pytest.mark.parametrize(
@@ -149,3 +149,85 @@ def test_the_summary_of_a_resumed_run_forgets_what_is_done_again():
 def test_the_summary_of_nothing():
     summary = summarise("dpo", [], running=False)
     assert (summary.state, summary.step, summary.total, summary.updated) == ("new", 0, None, None)
+
+
+def test_a_pause_is_no_time_left_and_goes_back_to_what_it_interrupted():
+    log = [started(), event("eval", 0, seconds=3.0), step(1)]
+    before = progress_of(log)
+    paused = advance(before, event("run.paused", 1, time=10.0))
+    assert (paused.phase, paused.eta) == ("paused", None)
+    assert paused.work_left == before.eta
+    on = advance(paused, event("run.continued", 1, time=99.0, reason="resume", seconds=89.0))
+    assert (on.phase, on.eta) == ("training", before.eta)
+    in_reference = [started(), event("reference", done=8, total=16), event("run.paused", 0)]
+    assert progress_of([*in_reference, event("run.continued", 0)]).phase == "reference"
+    in_evaluation = [started(), step(4), event("run.paused", 4)]
+    assert progress_of([*in_evaluation, event("run.continued", 4)]).phase == "evaluating"
+
+
+def test_a_paused_run_that_evaluates_on_command_is_paused_again_after_it():
+    asked = event("control", id="1", command="evaluate", ok=True, message="evaluating after step 3")
+    log = [started(), step(3), event("run.paused", 3), asked]
+    assert progress_of(log).phase == "evaluating"
+    log += [event("eval", 3, seconds=2.0), event("samples", 3)]
+    assert progress_of(log).phase == "paused"
+    assert progress_of([*log, event("run.continued", 3)]).phase == "training"
+    refused = event("control", id="1", command="evaluate", ok=False, message="evaluated already")
+    assert progress_of([started(), step(3), refused]).phase == "training"
+    meanwhile = [started(), step(3), event("run.paused", 3), asked, event("run.continued", 3)]
+    assert progress_of(meanwhile).phase == "evaluating"
+    assert progress_of([*meanwhile, event("eval", 3)]).phase == "training"
+
+
+def test_the_time_stopped_or_asleep_is_no_pace_of_the_reference_pass():
+    log = [
+        started(),
+        event("reference", done=100, total=400, time=10.0),
+        event("run.continued", 0, time=100.0, reason="sleep", seconds=80.0),
+        event("reference", done=200, total=400, time=110.0),
+    ]
+    assert progress_of(log).reference_eta == pytest.approx(40.0)
+
+
+def test_the_time_left_counts_measurements_and_later_reference_passes():
+    recipe = {**RECIPE, "eval": {"every": 100, "kl_every": 3}, "save": {"every": 100}}
+    start = event("run.started", total_steps=10, recipe=recipe)
+    measured = event("step", 3, metrics={"step_seconds": 2.0}, kl_seconds=0.5)
+    # 7 steps, KL at 6 and 9; the evaluation at the end was never timed, the checkpoint neither.
+    assert progress_of([start, measured]).eta == pytest.approx(7 * 2.0 + 2 * 0.5)
+    log = [
+        start,
+        measured,
+        event("run.resumed", 3),
+        event("reference", done=100, total=400, later=50, time=10.0),
+        event("reference", done=200, total=400, later=50, time=30.0),
+    ]
+    assert progress_of(log).reference_eta == pytest.approx(250 * 0.2)
+    assert progress_of(log).eta == pytest.approx(50.0 + 15.0)
+
+
+def test_silence_is_longer_than_the_work_explains():
+    assert silent_for(Progress(), 1e9) is None
+    assert event_age(Progress(), 5.0) is None
+    fast = progress_of([started(), step(1)])
+    assert event_age(fast, 12.0) == 12.0
+    assert event_age(fast, -3.0) == 0.0
+    assert silent_for(fast, 30.0) is None
+    assert silent_for(fast, 31.0) == 31.0
+    slow = progress_of([started(), step(1, 20.0)])
+    assert silent_for(slow, 99.0) is None
+    assert silent_for(slow, 101.0) == 101.0
+    recipe = {**RECIPE, "train": {"log_every": 10}}
+    rarely = progress_of([event("run.started", total_steps=90, recipe=recipe), step(10, 2.0)])
+    assert silent_for(rarely, 99.0) is None
+    assert silent_for(rarely, 101.0) == 101.0
+    evaluating = progress_of([started(), event("eval", 0, seconds=40.0), step(4)])
+    assert silent_for(evaluating, 79.0) is None
+    assert silent_for(evaluating, 81.0) == 81.0
+    for last in ("run.paused", "run.finished", "run.crashed", "run.started"):
+        assert silent_for(progress_of([started(), step(1), event(last)]), 1e6) is None
+
+
+def test_a_crash_is_a_phase():
+    progress = progress_of([started(), step(4), event("run.crashed", 4, signal="SIGKILL")])
+    assert (progress.phase, progress.step, progress.eta) == ("crashed", 4, None)

@@ -1,8 +1,4 @@
-"""Start the worker of a run, follow its event log, and say in plain words how it ended.
-
-The worker is a process in its own session: it outlives the terminal that started it, and a failure of the
-GPU driver, which aborts the process and cannot be caught in Python, takes nothing else down.
-"""
+"""How a worker ended, in plain words: from its exit code, or later from the run's log alone."""
 
 from __future__ import annotations
 
@@ -10,29 +6,28 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from localdpo.core.errors import USER_ERROR_EXIT
-from localdpo.core.events import Event, EventTail, effective, read_events
+from localdpo.core.events import Event, effective, read_events
 from localdpo.core.progress import Progress, progress_of
-from localdpo.core.rundir import RunDir, already_running
+from localdpo.core.rundir import RunDir, state_of
+from localdpo.core.wording import closing_lines
 
 FINISHED_EXIT: Final = 0
 STOPPED_EXIT: Final = 3
+# Stands for the exit code of a worker that ended after its supervisor was killed: nobody saw it.
+UNSEEN_EXIT: Final = 255
 # Ended by a second Ctrl-C, by one that came before the worker could listen, or by SIGTERM in the same way.
 STOPPED_AT_ONCE: Final = frozenset(
     code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)
 )
 DEFAULT_RUNS_DIR: Final = Path("runs")
-_POLL_SECONDS: Final = 0.1
 _LOG_TAIL_BYTES: Final = 64 * 1024
 _LOG_TAIL_LINES: Final = 10
+_GO_ON: Final = "go on with: "
 _LESS_MEMORY: Final = (
     "lower train.micro_batch_size or train.max_length, or set train.gradient_checkpointing=true (a new run)"
 )
@@ -56,68 +51,6 @@ _HINTS: Final = (
 _KILL_HINT: Final = f"if nobody killed it, the system was out of memory: {_LESS_MEMORY}"
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A worker that this process started. `log_start` is where its part of worker.log begins, in bytes."""
-
-    run: RunDir
-    process: subprocess.Popen[bytes]
-    events: EventTail
-    log_start: int
-
-    @property
-    def returncode(self) -> int | None:
-        """None while it lives; minus the signal's number if a signal ended it."""
-        return self.process.poll()
-
-    def interrupt(self) -> None:
-        """Ask it to save and stop; a second time, to stop at once. Nothing happens if it has ended."""
-        self.process.send_signal(signal.SIGINT)
-
-
-def start_worker(
-    run: RunDir, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None
-) -> Worker:
-    """Start the worker of `run` in a session of its own, its output appended to worker.log.
-
-    `env` is added to the environment. `command` replaces `python -m localdpo.train` (the run folder is
-    added to it). Raises UserError if the run has a living worker.
-    """
-    if run.is_running():
-        raise already_running(run)
-    events = EventTail(run.events)
-    events.skip()
-    with run.worker_log.open("ab") as log:
-        log_start = log.tell()
-        process = subprocess.Popen(
-            [*(command or (sys.executable, "-m", "localdpo.train")), str(run.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
-    return Worker(run, process, events, log_start)
-
-
-def watch(target: Worker | RunDir, on_poll: Callable[[], None] | None = None) -> Iterator[Event]:
-    """The events of a run as they come; ends when its worker has ended and its last event was given.
-
-    Of a Worker: what this worker writes. Of a RunDir: the whole log from the beginning. `on_poll` is called
-    about ten times a second.
-    """
-    tail = target.events if isinstance(target, Worker) else EventTail(target.events)
-    while True:
-        # Looked at before the log is read, so that nothing written before the end is missed.
-        ended = target.returncode is not None if isinstance(target, Worker) else not target.is_running()
-        yield from tail.poll()
-        if on_poll is not None:
-            on_poll()
-        if ended:
-            return
-        time.sleep(_POLL_SECONDS)
-
-
 def explain_death(returncode: int, run: RunDir, log_start: int = 0) -> list[str]:
     """Plain lines about a worker that ended with `returncode`; empty for one that finished.
 
@@ -130,16 +63,44 @@ def explain_death(returncode: int, run: RunDir, log_start: int = 0) -> list[str]
     if returncode == USER_ERROR_EXIT:
         return _user_errors(events, log)
     progress = progress_of(effective(events))
-    resume = f"go on with: {resume_command(run)}"
     if returncode == STOPPED_EXIT:
-        return [f"stopped {_where(run, progress)}", resume]
+        return [f"stopped {_where(run, progress)}", _go_on(run)]
     if returncode in STOPPED_AT_ONCE:
-        return [f"stopped at once {_where(run, progress)}", resume]
+        return [f"stopped at once {_where(run, progress)}", _go_on(run)]
     if not any(event.type == "run.started" for event in events):
         return [f"the worker {_how(returncode)} before the run began; its last words:", *_last_lines(log)]
     death = f"the worker {_how(returncode)} {_where(run, progress)}{_last_words(returncode, run, log)}"
     hint = _hint(returncode, log)
-    return [death, resume, *([f"hint: {hint}"] if hint else [])]
+    return [death, _go_on(run), *([f"hint: {hint}"] if hint else [])]
+
+
+def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
+    """Plain lines about the end of a run that no worker has now, for those who did not see it end.
+
+    `events`: its whole log. What went before a resume is no end. A worker that died unseen, with its
+    supervisor, left no word about it; neither did a run that has not begun, and its line says so.
+    """
+    log = list(events)
+    progress = progress_of(effective(log))
+    state = state_of(log, running=False)
+    if state == "finished":
+        return closing_lines(run, log)
+    if state == "new":
+        return ["the run has not begun", _go_on(run)]
+    end = next((event for event in reversed(log) if event.type.startswith("run.")), None)
+    data: Mapping[str, Any] = end.data if end is not None else {}
+    said = data.get("lines")
+    lines = [str(line) for line in said] if isinstance(said, list) else []
+    if state == "stopped":
+        return [lines[0] if lines else f"stopped {_where(run, progress)}", _go_on(run)]
+    if state == "failed":
+        # Only a mistake that a person can mend has lines of its own.
+        error = f"the worker failed {_where(run, progress)}; {data.get('error')} (more in {run.worker_log})"
+        return lines or [error, _go_on(run)]
+    if not lines:
+        return [f"the worker {_how(UNSEEN_EXIT)} {_where(run, progress)}", _go_on(run)]
+    # The command is for the folder that this process is in.
+    return [_go_on(run) if line.startswith(_GO_ON) else line for line in lines]
 
 
 def resume_command(run: RunDir) -> str:
@@ -148,6 +109,18 @@ def resume_command(run: RunDir) -> str:
     if run.path.parent != DEFAULT_RUNS_DIR:
         words += ["--runs-dir", str(run.path.parent)]
     return shlex.join(words)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; `signal 100` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _go_on(run: RunDir) -> str:
+    return f"{_GO_ON}{resume_command(run)}"
 
 
 def _user_errors(events: list[Event], log: str) -> list[str]:
@@ -162,13 +135,11 @@ def _user_errors(events: list[Event], log: str) -> list[str]:
 
 
 def _how(returncode: int) -> str:
-    if returncode >= 0:
-        return f"failed (exit code {returncode})"
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        name = f"signal {-returncode}"
-    return f"was killed by {name}"
+    if returncode == UNSEEN_EXIT:
+        return "died, and nobody saw how,"
+    return (
+        f"failed (exit code {returncode})" if returncode >= 0 else f"was killed by {signal_name(-returncode)}"
+    )
 
 
 def _where(run: RunDir, progress: Progress) -> str:
@@ -181,7 +152,9 @@ def _where(run: RunDir, progress: Progress) -> str:
 def _last_words(returncode: int, run: RunDir, log: str) -> str:
     """For an uncaught exception: its last line, and where the rest is."""
     lines = _last_lines(log)
-    return f"; {lines[-1]} (more in {run.worker_log})" if returncode > 0 and lines else ""
+    if not lines or returncode < 0 or returncode == UNSEEN_EXIT:
+        return ""
+    return f"; {lines[-1]} (more in {run.worker_log})"
 
 
 def _hint(returncode: int, log: str) -> str | None:

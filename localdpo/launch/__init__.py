@@ -1,0 +1,36 @@
+"""Starts the worker of a run, follows its events, says how it ended; and runs other commands beside a screen.
+
+The worker is a process in a session of its own, below a small supervisor (`supervise.py`). It outlives the
+terminal that started it, and a failure of the GPU driver, which aborts the process and cannot be caught in
+Python, takes nothing else down.
+"""
+
+from __future__ import annotations
+
+from localdpo.launch.explain import (
+    FINISHED_EXIT,
+    STOPPED_AT_ONCE,
+    STOPPED_EXIT,
+    UNSEEN_EXIT,
+    ended_lines,
+    explain_death,
+    resume_command,
+)
+from localdpo.launch.jobs import Job, start_job
+from localdpo.launch.start import Worker, start_worker
+from localdpo.launch.watch import watch
+
+__all__ = [
+    "FINISHED_EXIT",
+    "STOPPED_AT_ONCE",
+    "STOPPED_EXIT",
+    "UNSEEN_EXIT",
+    "Job",
+    "Worker",
+    "ended_lines",
+    "explain_death",
+    "resume_command",
+    "start_job",
+    "start_worker",
+    "watch",
+]
