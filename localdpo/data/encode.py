@@ -48,12 +48,17 @@ class Limits:
 
 @dataclass(slots=True)
 class Encoded:
-    """The outcome for some rows: those kept, and the counts that the report adds up."""
+    """The outcome for some rows: those kept, those dropped or with a merged boundary, by number."""
 
     rows: list[EncodedRow] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     truncated: int = 0
-    merged: int = 0
+    merged_rows: list[int] = field(default_factory=list)
+
+    @property
+    def merged(self) -> int:
+        """How many rows had a token across the boundary."""
+        return len(self.merged_rows)
 
 
 @dataclass(slots=True)
@@ -108,7 +113,8 @@ class Encoder:
             return
         result.rows.append(EncodedRow(row, _int32(ids.prompt), tuple(_int32(r) for r in ids.responses)))
         result.truncated += cut
-        result.merged += merged
+        if merged:
+            result.merged_rows.append(row)
 
     def _start(self, text: Rendered, prompt: list[int]) -> list[int]:
         """The tokenizer's own leading tokens for raw text, unless the text brings them itself."""

@@ -11,6 +11,8 @@ from localdpo.data.types import Message, Side
 
 # Half of a surrogate pair is legal in JSON and in no text: no tokenizer takes it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Beyond this an integer is no float any more; infinity and NaN are not below it either.
+_LARGEST = 1e300
 _RESERVED = frozenset(
     (
         *("conversation", "messages", "documents", "tools", "chat_template", "tokenize", "tokenizer_kwargs"),
@@ -67,6 +69,31 @@ def read_answer(record: Mapping[str, Any], name: str) -> Side:
 def read_messages(record: Mapping[str, Any], name: str) -> list[Message]:
     """The field as messages, at least one. Raises RowProblem."""
     return _messages(_field(record, name), name)
+
+
+def read_number(record: Mapping[str, Any], name: str) -> float:
+    """The field as a finite number. Raises RowProblem."""
+    return number(_field(record, name), name)
+
+
+def read_list(record: Mapping[str, Any], name: str) -> list[Any]:
+    """The field as a list, of any length. Raises RowProblem."""
+    value = _field(record, name)
+    if not isinstance(value, list):
+        raise RowProblem(name, f"expected a list, got {describe(value)}")
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """A value as a finite number; `name` is what to call it. Raises RowProblem."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise RowProblem(name, f"expected a number, got {describe(value)}")
+    return float(value)
+
+
+def text(value: Any, name: str) -> str:
+    """A value as text; `name` is what to call it. Raises RowProblem."""
+    return _text(value, name)
 
 
 def read_options(record: Mapping[str, Any]) -> dict[str, Any]:

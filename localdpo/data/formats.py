@@ -1,16 +1,20 @@
-"""One table of data formats: which columns they have and how a row becomes a Pair or a Demonstration.
+"""One table of data formats: which columns they have, how a row becomes a Pair, and how a Pair is written.
 
-A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there is taken.
-Columns that any format may have besides: `tools` (list, or JSON text of one) and `chat_template_kwargs`.
+A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there is taken,
+so those with more columns stand first. Columns that any format may have besides: `tools` (list, or JSON text
+of one) and `chat_template_kwargs`. Adapters of published data sets are in adapters/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from localdpo.core.errors import UserError
+from localdpo.data.adapters import named, scored, write
+from localdpo.data.adapters.write import Writer
 from localdpo.data.fields import (
     RowProblem,
     RowSkip,
@@ -31,12 +35,26 @@ NO_ANSWER = "the conversation does not end with an assistant message"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A row adapter. `read` raises RowProblem for a wrong row, RowSkip for one that cannot be used."""
+    """A row adapter. `read` raises RowProblem for a wrong row, RowSkip for one that cannot be used.
+
+    Attributes:
+        name: what data.format and `prefs convert --to` call it.
+        read: gives an example, several pairs, or one Answer that its neighbour completes.
+        write: the way back; None where scores or labels would have to be made up.
+        usual: named in full when no format fits.
+        detected: False for one that must be named: HH has the columns of another entry, and a file of single
+            answers is not paired up unasked.
+        own: columns besides `columns` that `read` makes use of, so that a conversion does not lose them.
+    """
 
     name: str
     kind: Kind
     columns: frozenset[str]
-    read: Callable[[Record], Example]
+    read: Callable[[Record], Example | Sequence[Pair] | named.Answer]
+    write: Writer | None = None
+    usual: bool = True
+    detected: bool = True
+    own: frozenset[str] = frozenset()
 
 
 def _explicit_pair(record: Record) -> Pair:
@@ -90,16 +108,102 @@ def _text(record: Record) -> Demonstration:
     return Demonstration("", read_text(record, "text"), as_is=True)
 
 
-def _format(name: str, kind: Kind, columns: str, read: Callable[[Record], Example]) -> Format:
-    return Format(name, kind, frozenset(columns.split()), read)
+def _format(
+    name: str,
+    kind: Kind,
+    columns: str,
+    read: Callable[[Record], Example | Sequence[Pair] | named.Answer],
+    write: Writer | None = None,
+) -> Format:
+    return Format(name, kind, frozenset(columns.split()), read, write)
 
 
+def _pairs_as(
+    name: str,
+    columns: str,
+    read: Callable[[Record], Pair | Sequence[Pair] | named.Answer],
+    write: Writer | None = None,
+    own: str = "",
+) -> Format:
+    """The format of a published data set of pairs."""
+    entry = _format(name, "pairs", columns, read, write)
+    return replace(entry, usual=False, own=frozenset(own.split()))
+
+
+_SYSTEM = "system system_prompt"
 FORMATS: tuple[Format, ...] = (
-    _format("preference", "pairs", "prompt chosen rejected", _explicit_pair),
-    _format("preference, implicit prompt", "pairs", "chosen rejected", _implicit_pair),
+    _pairs_as(
+        "ultrafeedback",
+        "prompt chosen rejected score_chosen score_rejected",
+        scored.unequal(_explicit_pair),
+        write.ultrafeedback,
+        own="prompt_id messages",
+    ),
+    _pairs_as(
+        "argilla",
+        "chosen rejected chosen_rating rejected_rating",
+        scored.unequal(
+            lambda record: _explicit_pair(record) if "prompt" in record else _implicit_pair(record)
+        ),
+        write.argilla,
+        own="prompt",
+    ),
+    _pairs_as(
+        "argilla-instruction",
+        "instruction chosen_response rejected_response",
+        scored.unequal(named.renamed("instruction", "chosen_response", "rejected_response")),
+        own=_SYSTEM,
+    ),
+    _pairs_as("openai", "input preferred_output non_preferred_output", named.openai, write.openai),
+    _pairs_as("shp", "history human_ref_A human_ref_B labels score_ratio", scored.shp),
+    _pairs_as("ultrafeedback-ratings", "instruction completions", scored.completions),
+    _pairs_as(
+        "distilabel",
+        "instruction generations ratings",
+        scored.generations("instruction", "ratings"),
+        own=_SYSTEM,
+    ),
+    _pairs_as(
+        "distilabel-input", "input generations rating", scored.generations("input", "rating"), own=_SYSTEM
+    ),
+    _pairs_as(
+        "helpsteer3",
+        "context response1 response2 overall_preference",
+        scored.signed("context", "response1", "response2", "overall_preference"),
+    ),
+    _pairs_as(
+        "helpsteer2-preference",
+        "prompt response_1 response_2 preference_strength",
+        scored.signed("prompt", "response_1", "response_2", "preference_strength"),
+    ),
+    _pairs_as("helpsteer", "prompt response helpfulness", named.helpsteer),
+    _pairs_as(
+        "stackexchange",
+        "question response_j response_k",
+        named.renamed("question", "response_j", "response_k"),
+        write.stackexchange,
+        own=_SYSTEM,
+    ),
+    _pairs_as("responses", "prompt responses pairs", scored.responses, write.responses, own="sft_target"),
+    _pairs_as(
+        "orca", "question chosen rejected", named.renamed("question", "chosen", "rejected"), own=_SYSTEM
+    ),
+    _pairs_as(
+        "orca-input", "input chosen rejected", named.renamed("input", "chosen", "rejected"), own=_SYSTEM
+    ),
+    replace(_pairs_as("kto", "prompt completion label", named.labelled, write.labelled), detected=False),
+    _format("preference", "pairs", "prompt chosen rejected", scored.unequal(_explicit_pair), write.explicit),
+    _format(
+        "preference-implicit", "pairs", "chosen rejected", scored.unequal(_implicit_pair), write.implicit
+    ),
+    replace(
+        _format("hh", "pairs", "chosen rejected", _implicit_pair, write.transcripts),
+        usual=False,
+        detected=False,
+    ),
     _format("conversation", "demonstrations", "messages", _messages),
-    _format("prompt and completion", "demonstrations", "prompt completion", _prompt_and("completion")),
-    _format("prompt and response", "demonstrations", "prompt response", _prompt_and("response")),
+    _format("prompt-completion", "demonstrations", "prompt completion", _prompt_and("completion")),
+    _format("prompt-response", "demonstrations", "prompt response", _prompt_and("response")),
     _format("text", "demonstrations", "text", _text),
 )
 _NAMES: dict[Kind, str] = {"pairs": "preference pairs", "demonstrations": "demonstrations"}
@@ -108,14 +212,36 @@ _NAMES: dict[Kind, str] = {"pairs": "preference pairs", "demonstrations": "demon
 def detect(columns: Iterable[str], kind: Kind, label: str) -> Format:
     """The format of data with these columns. Raises UserError that says what was found and what would fit."""
     found = frozenset(columns)
-    fitting = [entry for entry in FORMATS if entry.columns <= found]
+    fitting = [entry for entry in FORMATS if entry.detected and entry.columns <= found]
     for entry in fitting:
         if entry.kind == kind:
             return entry
-    wanted = "; or ".join(", ".join(sorted(entry.columns)) for entry in FORMATS if entry.kind == kind)
+    wanted = "; or ".join(
+        ", ".join(sorted(entry.columns)) for entry in FORMATS if entry.kind == kind and entry.usual
+    )
+    others = [entry.name for entry in FORMATS if entry.kind == kind and not entry.usual and entry.detected]
+    more = f"; or those of {', '.join(others)}" if others else ""
+    more += "".join(
+        f"; or name the format {entry.name}"
+        for entry in FORMATS
+        if entry.kind == kind and not entry.detected and entry.columns <= found
+    )
     have = ", ".join(sorted(found)[:20]) or "none"
     problem = f"holds {_NAMES[fitting[0].kind]}, but this loss needs" if fitting else "found no"
-    raise UserError(f"{label}: {problem} {_NAMES[kind]} (columns: {have}); expected the columns {wanted}")
+    raise UserError(
+        f"{label}: {problem} {_NAMES[kind]} (columns: {have}); expected the columns {wanted}{more}"
+    )
+
+
+def named_format(name: str, kind: Kind, setting: str = "data.format") -> Format:
+    """The format of this name. Raises UserError, which begins with `setting`, for none or of another kind."""
+    for entry in FORMATS:
+        if entry.name == name and entry.kind == kind:
+            return entry
+    names = [entry.name for entry in FORMATS if entry.kind == kind]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+    raise UserError(f"{setting}: no format {name!r} of {_NAMES[kind]}; {hint}")
 
 
 def _single(side: Side, name: str) -> Side:

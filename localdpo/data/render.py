@@ -99,7 +99,7 @@ class Renderer:
         )
 
     def _render_chat(self, example: Example) -> Rendered:
-        prompt, answers = _conversation(example)
+        prompt, answers = conversation(example)
         tools, kwargs = example.tools or [], dict(example.template_kwargs)
         wholes = [self._apply([*prompt, answer], tools, kwargs) for answer in answers]
         opening = self._apply(prompt, tools, kwargs, opening=True) if prompt else ""
@@ -175,8 +175,8 @@ def side_messages(side: Side, role: str) -> list[Message]:
     return transcript_messages(side) or [{"role": role, "content": side}]
 
 
-def _conversation(example: Example) -> tuple[list[Message], list[Message]]:
-    """The prompt's messages and one assistant message per response."""
+def conversation(example: Example) -> tuple[list[Message], list[Message]]:
+    """The prompt's messages and one assistant message per response; plain text is wrapped."""
     prompt = side_messages(example.prompt, "user")
     is_transcript = isinstance(example.prompt, str) and transcript_messages(example.prompt) is not None
     answers: list[Message] = []

@@ -27,14 +27,14 @@ from localdpo.core.atomic import free_bytes, fsync_dir, fsync_file, out_of_space
 from localdpo.core.errors import UserError
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.examples import Skipped, read_examples
-from localdpo.data.sources import Source, open_source
+from localdpo.data.sources import open_source
 from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, TemplateChoice, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_ROWS = 1000
-STORE_VERSION = 1
+STORE_VERSION = 2
 _META = b"localdpo"
 _DEAD_AFTER_SECONDS = 3600
 _RESPONSES: dict[Kind, tuple[str, ...]] = {"pairs": ("r0", "r1"), "demonstrations": ("r0",)}
@@ -97,6 +97,7 @@ def open_store(
     max_prompt_length: int | None,
     truncation: Truncation,
     limit: int | None = None,
+    format_name: str | None = None,
     cache_dir: Path,
     progress: Progress | None = None,
 ) -> TokenStore:
@@ -109,11 +110,12 @@ def open_store(
     limits = Limits(max_length, max_prompt_length, truncation)
     encoder = Encoder(tokenizer, template, limits)
     chat = encoder.renderer.chat
-    key = _fingerprint(data.digest, tokenizer, {"chat": chat, "kind": kind, "limit": limit, **asdict(limits)})
+    options = {"chat": chat, "kind": kind, "limit": limit, "format": format_name, **asdict(limits)}
+    key = _fingerprint(data.digest, tokenizer, options)
     path = cache_dir / "tokens" / f"{key}.arrow"
     store = _read_store(path, key, kind)
     if store is None:
-        _build(path, data, kind, limit, encoder, progress)
+        _build(path, read_examples(data, kind, limit, format_name), data.label, kind, encoder, progress)
         store = _read_store(path, key, kind)
     if store is None:
         raise UserError(f"{path}: the token cache cannot be read back; check the disk, or set LOCALDPO_CACHE")
@@ -145,7 +147,12 @@ def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _build(
-    path: Path, source: Source, kind: Kind, limit: int | None, encoder: Encoder, progress: Progress | None
+    path: Path,
+    rows: Iterator[tuple[int, Example | Skipped]],
+    label: str,
+    kind: Kind,
+    encoder: Encoder,
+    progress: Progress | None,
 ) -> None:
     temp = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
     try:
@@ -153,13 +160,13 @@ def _build(
         _remove_dead_temporaries(path)
         with temp.open("xb") as file:
             writer = _Writer(file, kind)
-            for examples in _chunks(read_examples(source, kind, limit)):
+            for examples in _chunks(rows):
                 writer.add(examples, encoder)
                 if progress is not None:
                     progress(writer.read)
             if not writer.kept:
                 reasons = describe_dropped(writer.dropped)
-                raise UserError(f"{source.label}: no row is left to train on: {reasons}")
+                raise UserError(f"{label}: no row is left to train on: {reasons}")
             writer.close()
         fsync_file(temp)
         os.replace(temp, path)

@@ -9,7 +9,7 @@ from localdpo.data.types import Message
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
-_MARK = re.compile(r"\n\n(Human|Assistant):")
+MARK = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -25,7 +25,7 @@ def transcript_messages(text: str) -> list[Message] | None:
     """The turns of a transcript that ends with an open Assistant mark, as messages; None for other text."""
     if not (text.startswith(HUMAN) and text.rstrip().endswith(ASSISTANT)):
         return None
-    _, *parts = _MARK.split(text)
+    _, *parts = MARK.split(text)
     turns = zip(parts[0::2], parts[1::2], strict=True)
     return [{"role": _ROLES[name], "content": words.strip()} for name, words in turns][:-1]
 
@@ -37,6 +37,6 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None
     """
     prompt = chosen[: chosen.rfind(ASSISTANT) + len(ASSISTANT)]
     answers = chosen[len(prompt) :], rejected[len(prompt) :]
-    if not prompt.endswith(ASSISTANT) or not rejected.startswith(prompt) or _MARK.search(answers[1]):
+    if not prompt.endswith(ASSISTANT) or not rejected.startswith(prompt) or MARK.search(answers[1]):
         return None
     return prompt, *answers

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator
-from mlx_lm.sample_utils import make_sampler
+from mlx_lm.sample_utils import greedy_sampler, make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.model.arrays import random_key, set_random_key
+
+# As many as mlx-lm's own defaults make, 8 prompts of 2,048 tokens.
+PREFILL_TOKENS = 8 * 2048
+Sampler = Callable[[mx.array], mx.array]
+# MLX's stubs give what compile returns no call's type.
+_compiled = cast("Callable[[Callable[..., mx.array]], Callable[..., mx.array]]", mx.compile)
 
 
 @dataclass(frozen=True)
@@ -56,29 +63,92 @@ def generate(
     """
     before = random_key()
     mx.random.seed(seed)
+    samplers = [make_sampler(temp=temperature)] * len(prompts)
+    try:
+        answers = dict(_finished(model, tokenizer, prompts, samplers, max_tokens, batch))
+    finally:
+        set_random_key(before)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def generate_apart(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    batch: int = 32,
+) -> Iterator[tuple[int, Answer]]:
+    """(place in `prompts`, answer) as the answers finish, each drawn with a random key of its own.
+
+    The noise of token t of a prompt follows from its seed (0 <= seed < 2^64) and t alone: which prompts share
+    a batch, and how long their answers are, changes an answer by no more than the rounding of its logits, and
+    two models that answer one prompt draw with the same noise. The global random state is not touched.
+    """
+    greedy = temperature == 0.0
+    samplers: list[Sampler] = [greedy_sampler if greedy else _Keyed(seed, temperature) for seed in seeds]
+    return _finished(model, tokenizer, prompts, samplers, max_tokens, batch, prefill=batch)
+
+
+class _Keyed:
+    """A sampler of one answer: log-probabilities [1, V] to a token [1], with a new random key each time."""
+
+    def __init__(self, seed: int, temperature: float) -> None:
+        self._seed, self._drawn = seed, 0
+        self._scale = mx.array(1.0 / temperature)
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        key = mx.random.key((self._seed + self._drawn) % 2**64)
+        self._drawn += 1
+        return _draw(logprobs, self._scale, key)
+
+
+@_compiled
+def _draw(logprobs: mx.array, scale: mx.array, key: mx.array) -> mx.array:
+    """A token [1] of softmax(logprobs * scale) [1, V]: the largest after Gumbel noise.
+
+    mx.random.categorical does the same in some ten operations; a batch asks this once a row, so it is traced.
+    """
+    uniform = mx.random.uniform(shape=logprobs.shape, key=key)
+    return mx.argmax(logprobs * scale - mx.log(-mx.log(uniform)), axis=-1)
+
+
+def _finished(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Sequence[int]],
+    samplers: Sequence[Sampler],
+    max_tokens: int,
+    batch: int,
+    prefill: int = 8,
+) -> Iterator[tuple[int, Answer]]:
+    """(place in `prompts`, answer) as the answers finish; at most `batch` are generated at once.
+
+    At most `prefill` prompts are read at once, PREFILL_TOKENS of them in one pass.
+    """
     generator = BatchGenerator(
         model,
         max_tokens=max_tokens,
         stop_tokens=[[token] for token in sorted(tokenizer.eos_token_ids)],
-        sampler=make_sampler(temp=temperature),
         completion_batch_size=batch,
-        prefill_batch_size=min(batch, 8),
+        prefill_batch_size=min(batch, prefill),
+        prefill_step_size=max(1, PREFILL_TOKENS // min(batch, prefill)),
     )
-    tokens: dict[int, list[int]] = {}
-    ends: dict[int, int | None] = {}
     try:
-        order = generator.insert([list(p) for p in prompts], [max_tokens] * len(prompts))
-        tokens = {uid: [] for uid in order}
+        ids = [list(prompt) for prompt in prompts]
+        uids = generator.insert(ids, [max_tokens] * len(ids), samplers=list(samplers))
+        places = {uid: place for place, uid in enumerate(uids)}
+        tokens: dict[int, list[int]] = {uid: [] for uid in uids}
         while responses := generator.next_generated():
             for response in responses:
+                drawn = tokens[response.uid]
                 if response.finish_reason != "stop":
-                    tokens[response.uid].append(response.token)
+                    drawn.append(response.token)
                 if response.finish_reason is not None:
-                    ends[response.uid] = response.token if response.finish_reason == "stop" else None
+                    end = response.token if response.finish_reason == "stop" else None
+                    text = tokenizer.decode(drawn, skip_special_tokens=True)
+                    yield places[response.uid], Answer(text, tuple(drawn), end)
     finally:
         generator.close()
-        set_random_key(before)
-    return [
-        Answer(tokenizer.decode(tokens[uid], skip_special_tokens=True), tuple(tokens[uid]), ends[uid])
-        for uid in order
-    ]

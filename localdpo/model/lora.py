@@ -16,6 +16,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.errors import UserError
@@ -132,6 +135,17 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
         )
     # Dropout belongs to training; it is off in every forward that scores or samples.
     model.eval()
+
+
+def detach(model: nn.Module) -> None:
+    """Take the adapters off a model, in place: it is the frozen base again, without their cost."""
+    plain = []
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear | LoRASwitchLinear | DoRALinear):
+            plain.append((name, module.linear))
+        elif isinstance(module, LoRAEmbedding | DoRAEmbedding):
+            plain.append((name, module.embedding))
+    model.update_modules(tree_unflatten(plain))
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

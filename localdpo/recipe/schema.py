@@ -32,6 +32,9 @@ class DataSection(Section):
     valid_fraction: Annotated[float, Gt(0), Le(0.5)] = Field(
         0.05, description="share of data.train held out when data.valid is null"
     )
+    format: Text | None = Field(
+        None, description="format of the rows, by its name in the README; null: told from their columns"
+    )
     template: Literal["auto", "chat", "raw"] = Field(
         "auto",
         description="chat: the chat template; raw: plain text and EOS; auto: chat if there is a template",

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm import stream_generate
 from tiny_folders import make_model_folder
 
 from localdpo.model.arrays import random_key, set_random_key
-from localdpo.model.generate import Answer, generate
+from localdpo.model.generate import Answer, generate, generate_apart
 from localdpo.model.load import Base, load_base
 
 TEXTS = ["What is the answer?", "7", "The answer to question number 7 is bad. " * 3, "question", "good good"]
@@ -93,3 +94,53 @@ def test_no_prompts_no_answers(base: Base, tmp_path: Path) -> None:
 def test_a_limit_of_one_token(base: Base) -> None:
     answers = generate(base.model, base.tokenizer, prompts(base), max_tokens=1)
     assert all(len(answer.tokens) <= 1 for answer in answers)
+
+
+def apart(
+    base: Base, texts: list[str], seeds: list[int], batch: int = 32, **options: Any
+) -> dict[str, Answer]:
+    """Answers by text, drawn with a key each."""
+    settings = {"max_tokens": 24, "temperature": 1.0, **options}
+    ids = [base.tokenizer.encode(text) for text in texts]
+    found = generate_apart(base.model, base.tokenizer, ids, seeds, batch=batch, **settings)
+    return {texts[place]: answer for place, answer in found}
+
+
+def test_an_answer_with_a_key_of_its_own_does_not_depend_on_its_company(base: Base) -> None:
+    seeds = [2**64 - 1, 0, 17, 2**40, 5]
+    together = apart(base, TEXTS, seeds)
+    assert set(together) == set(TEXTS)
+    assert apart(base, TEXTS, seeds, batch=2) == together
+    for text, seed in zip(TEXTS, seeds, strict=True):
+        assert apart(base, [text], [seed]) == {text: together[text]}
+    assert apart(base, TEXTS[::-1], seeds[::-1]) == together
+
+
+def test_keys_decide_the_answer_and_the_global_state_does_not(base: Base) -> None:
+    set_random_key((3, 4))
+    first = apart(base, TEXTS, [1, 2, 3, 4, 5])
+    assert random_key() == (3, 4)
+    mx.random.seed(8)
+    assert apart(base, TEXTS, [1, 2, 3, 4, 5]) == first
+    other = apart(base, TEXTS, [1, 2, 3, 4, 6])
+    assert [text for text in TEXTS if other[text] != first[text]] == [TEXTS[4]]
+
+
+def test_keyed_draws_have_the_probabilities_of_the_model(base: Base) -> None:
+    draws = 4000
+    text = TEXTS[0]
+    ids = base.tokenizer.encode(text)
+    logits = base.model(mx.array([ids]))[0, -1].astype(mx.float32)
+    expected = np.array(mx.softmax(logits / 0.7))
+    found = generate_apart(
+        base.model, base.tokenizer, [ids] * draws, range(draws), max_tokens=1, temperature=0.7, batch=200
+    )
+    counts = np.bincount([answer.drawn[0] for _, answer in found], minlength=len(expected))
+    error = np.sqrt(expected * (1 - expected) / draws) + 1e-9
+    assert (np.abs(counts / draws - expected) < 5 * error + 2 / draws).all()
+
+
+def test_without_temperature_keys_mean_nothing(base: Base) -> None:
+    greedy = generate(base.model, base.tokenizer, prompts(base), max_tokens=24)
+    found = apart(base, TEXTS, [9, 8, 7, 6, 5], temperature=0.0)
+    assert [found[text] for text in TEXTS] == greedy

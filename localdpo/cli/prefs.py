@@ -1,0 +1,183 @@
+"""`localdpo prefs`: look at preference data, clean it, and write it in another format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from localdpo.prefs.check import Progress
+    from localdpo.prefs.report import Report
+
+FINDING_EXIT: Final = 1
+STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold"}
+
+prefs = typer.Typer(
+    name="prefs",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Preference data: check, clean and convert it.",
+)
+Format = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="Format of the rows. Default: by columns.")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="Recipe whose model, limits and evaluation data count."),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Model whose tokenizer counts tokens.")
+]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", metavar="N", help="Tokens at which training would cut a row.")
+]
+Against = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="DATA", help="Data whose prompts must not be in it; repeatable."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
+
+
+@prefs.command()
+def check(
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Pairs. Default: the recipe's data.train.")
+    ] = None,
+    recipe: RecipeFile = None,
+    model: Model = None,
+    max_length: MaxLength = None,
+    format_name: Format = None,
+    against: Against = None,
+    reference: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Score N pairs with the recipe's model and adapter."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page as well.")
+    ] = None,
+) -> None:
+    """Report on pairs. Exit code 1 when a finding is an error."""
+    from localdpo.prefs.check import check as run_check
+    from localdpo.prefs.report import as_object
+    from localdpo.prefs.settings import options_from
+
+    options, found = options_from(recipe, model, max_length, format_name, against or (), reference)
+    report = with_progress(lambda tell: run_check(source_of(data, found), options, tell))
+    if html is not None:
+        from localdpo.pages import write_page
+
+        write_page(html, "check", report=as_object(report))
+    if as_json:
+        print(json.dumps(as_object(report), indent=1))
+    else:
+        show(report)
+    if report.failed:
+        raise typer.Exit(FINDING_EXIT)
+
+
+@prefs.command()
+def clean(
+    data: Annotated[str, typer.Argument(metavar="IN", help="Pairs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file of JSON lines.")],
+    drop: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Checks whose rows go, with commas. Default: see the report."),
+    ] = None,
+    recipe: RecipeFile = None,
+    model: Model = None,
+    max_length: MaxLength = None,
+    format_name: Format = None,
+    against: Against = None,
+    force: Force = False,
+) -> None:
+    """Copy the rows that no check flags, and count the reasons of the others."""
+    from localdpo.prefs.clean import clean as run_clean
+    from localdpo.prefs.settings import options_from
+
+    options, _ = options_from(recipe, model, max_length, format_name, against or (), None)
+    names = None if drop is None else [name.strip() for name in drop.split(",") if name.strip()]
+    done = with_progress(
+        lambda tell: run_clean(data, out, drop=names, options=options, force=force, progress=tell)
+    )
+    print(f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped")
+    _print_counts(done.reasons, "rows")
+
+
+@prefs.command()
+def convert(
+    data: Annotated[str, typer.Argument(metavar="IN", help="Pairs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file of JSON lines.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
+    format_name: Format = None,
+    force: Force = False,
+) -> None:
+    """Write pairs in another format, and name what it has no place for."""
+    from localdpo.prefs.convert import convert as run_convert
+
+    done = with_progress(
+        lambda tell: run_convert(data, out, to, format_name=format_name, force=force, progress=tell)
+    )
+    print(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
+    _print_counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
+    _print_counts({f"left out: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
+
+
+def source_of(data: str | None, recipe: Any) -> str:
+    """The data to check: what is named, or the recipe's. Raises UserError for neither."""
+    from localdpo.core.errors import UserError
+
+    if data is not None:
+        return data
+    if recipe is None:
+        raise UserError("no data: name a file or data set of pairs, or give --recipe")
+    return str(recipe.data.train)
+
+
+def with_progress(work: Callable[[Progress | None], Any]) -> Any:
+    """Do `work`, with a count of rows on stderr while it takes time; nothing where that is no terminal."""
+    from rich.console import Console
+
+    errors = Console(stderr=True)
+    if not errors.is_terminal:
+        return work(None)
+    with errors.status("reading") as status:
+        return work(lambda rows: status.update(f"{rows:,} rows"))
+
+
+def show(report: Report) -> None:
+    """Print the report; levels in colour on a terminal, and as words everywhere."""
+    from rich.console import Console
+
+    from localdpo.prefs.report import closing_lines, finding_lines, summary_lines
+
+    console = Console(highlight=False)
+    _print(console, summary_lines(report))
+    for result in report.results:
+        console.print()
+        _print(console, finding_lines(report, result), STYLES[result.check.level])
+    console.print()
+    _print(console, closing_lines(report))
+
+
+def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
+    """Lines as they are; `style` is for the first word."""
+    from rich.text import Text
+
+    for i, line in enumerate(lines):
+        text = Text(line)
+        if i == 0 and style:
+            text.stylize(style, 0, line.index(":"))
+        console.print(text, soft_wrap=True)
+
+
+def _print_counts(counts: Mapping[str, int], what: str) -> None:
+    for name, count in sorted(counts.items(), key=lambda item: -item[1]):
+        print(f"  {name}: {count:,} {what}")

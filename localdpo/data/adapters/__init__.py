@@ -1,0 +1,1 @@
+"""Row adapters of published data sets, one family a file; formats.py lists them."""

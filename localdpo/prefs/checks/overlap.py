@@ -1,0 +1,179 @@
+"""Prompts of the data that are prompts of validation or evaluation too, word for word or nearly."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from localdpo.prefs.findings import EXAMPLES, Check, Finding, at_rows, excerpt
+from localdpo.prefs.rows import Chunk
+from localdpo.prefs.shingles import BANDS, Hashes, Words, band_keys, mix, signatures
+
+# GPT-3's contamination study looks for runs of 13 words in common (arXiv 2005.14165, appendix C).
+RUN_WORDS = 13
+# A run of so many words that two evaluation prompts have is taken for a template's.
+TEMPLATE_WORDS = 5
+# rapidfuzz's ratio (0 to 100) from which on two prompts are the same with small changes.
+SAME_RATIO = 90.0
+# Prompts of the evaluation that one prompt is compared with, at most.
+CANDIDATES = 8
+_NUMBERS = re.compile(r"\d+")
+_ADVICE = "take these rows out, or evaluate on other prompts: figures on prompts seen in training flatter"
+
+EXACT = Check("overlap-exact", "error", "a prompt of the evaluation, word for word", _ADVICE, drops=True)
+NORMALISED = Check(
+    "overlap-normalised",
+    "error",
+    "a prompt of the evaluation but for case and punctuation",
+    _ADVICE,
+    drops=True,
+)
+NGRAM = Check(
+    "overlap-13-gram", "warning", f"{RUN_WORDS} words in a row of a prompt of the evaluation", _ADVICE
+)
+FUZZY = Check("overlap-fuzzy", "warning", "nearly a prompt of the evaluation", _ADVICE)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPrompt:
+    """A prompt to look for, and where it stands: `file:row`."""
+
+    text: str
+    where: str
+
+
+class Overlap:
+    """The prompts to look for, indexed in four ways."""
+
+    checks: ClassVar[tuple[Check, ...]] = (EXACT, NORMALISED, NGRAM, FUZZY)
+
+    def __init__(self, prompts: Iterable[EvaluationPrompt]) -> None:
+        self.prompts = list({prompt.text: prompt for prompt in reversed(list(prompts))}.values())[::-1]
+        self._exact = {prompt.text: i for i, prompt in enumerate(self.prompts)}
+        words = Words([prompt.text for prompt in self.prompts])
+        self._normalised = {key: i for i, key in enumerate(_text_keys(words)) if key}
+        self._runs, self._run_prompts = _unshared_runs(words)
+        self._bands = _bands(words)
+        self._found: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
+        self._total = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Look for each prompt; the strongest kind of overlap is what counts."""
+        self._total += len(chunk)
+        keys = _text_keys(chunk.subject_words)
+        runs = self._runs_in(chunk.subject_words)
+        near = self._near(chunk)
+        for i, key in enumerate(keys):
+            exact = self._exact.get(chunk.prompts[i], self._exact.get(chunk.subjects[i]))
+            ways = (exact, self._normalised.get(key) if key else None, runs.get(i), near.get(i))
+            for check, found in zip(self.checks, ways, strict=True):
+                if found is not None:
+                    prompt = self.prompts[found]
+                    self._found[check.name][chunk.start + i] = f"{prompt.where}: {excerpt(prompt.text)}"
+                    break
+
+    def finish(self) -> Iterator[Finding]:
+        """One finding for each kind of overlap."""
+        for check in self.checks:
+            found = self._found[check.name]
+            message = f"{len(found):,} pairs: {check.what}"
+            yield from at_rows(check, self._total, found, message, list(found.values())[:EXAMPLES])
+
+    def facts(self) -> dict[str, Any]:
+        """How many prompts were looked for."""
+        return {"evaluation_prompts": len(self.prompts)}
+
+    def _runs_in(self, words: Words) -> dict[int, int]:
+        """Text -> the first evaluation prompt that it shares a run of words with."""
+        hashes, starts = words.runs(RUN_WORDS)
+        if not len(self._runs) or not len(hashes):
+            return {}
+        places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
+        hits = np.flatnonzero(self._runs[places] == hashes)[::-1]
+        return {int(words.owner[starts[hit]]): int(self._run_prompts[places[hit]]) for hit in hits}
+
+    def _near(self, chunk: Chunk) -> dict[int, int]:
+        """Text -> the evaluation prompt that it nearly is: candidates by MinHash, decided by rapidfuzz."""
+        from rapidfuzz import fuzz
+
+        table, texts = signatures(chunk.subject_words)
+        candidates: dict[int, list[int]] = defaultdict(list)
+        for band in range(BANDS):
+            for text, key in zip(texts.tolist(), band_keys(table, band).tolist(), strict=True):
+                candidates[text] += self._bands[band].get(key, ())
+        near = {}
+        for text, options in candidates.items():
+            words = chunk.subjects[text]
+            for option in dict.fromkeys(options[:CANDIDATES]):
+                other = self.prompts[option].text
+                # Other numbers make another question ("What is 17 * 23?"), however alike the rest is.
+                if (
+                    _NUMBERS.findall(words) == _NUMBERS.findall(other)
+                    and fuzz.ratio(words, other) >= SAME_RATIO
+                ):
+                    near[text] = option
+                    break
+        return near
+
+
+def _text_keys(words: Words) -> list[int]:
+    """A hash of all words of each text in their order; 0 for a text without words."""
+    keys = np.zeros(words.texts, np.uint64)
+    if len(words.hashes):
+        first = np.flatnonzero(np.append(True, words.owner[1:] != words.owner[:-1]))
+        counts = np.diff(np.append(first, len(words.owner)))
+        place = np.arange(len(words.owner)) - np.repeat(first, counts)
+        ordered = mix(words.hashes + mix(place.astype(np.uint64)))
+        keys[words.owner[first]] = np.add.reduceat(ordered, first)
+    return [int(key) for key in keys]
+
+
+def _unshared_runs(words: Words) -> tuple[Hashes, np.ndarray]:
+    """Sorted runs of words that one prompt alone holds, with the prompt: what more hold is a template's.
+
+    A run of which more than half belongs to a template is left out too: the end of a template and the first
+    word after it say little about the question.
+    """
+    hashes, starts = words.runs(RUN_WORDS)
+    before = np.append(0, np.cumsum(_template_words(words)))
+    own = before[starts + RUN_WORDS] - before[starts] <= RUN_WORDS // 2
+    hashes, owner = hashes[own], words.owner[starts[own]]
+    order = np.lexsort((owner, hashes))
+    hashes, owner = hashes[order], owner[order]
+    values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    alone = owner[first] == owner[first + counts - 1] if len(values) else np.zeros(0, np.bool_)
+    return values[alone], owner[first][alone]
+
+
+def _template_words(words: Words) -> np.ndarray:
+    """bool[W]: whether a word stands in a run of TEMPLATE_WORDS that another prompt has as well."""
+    hashes, starts = words.runs(TEMPLATE_WORDS)
+    owner = words.owner[starts]
+    order = np.lexsort((owner, hashes))
+    _, first, inverse, counts = np.unique(
+        hashes[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    sorted_owner = owner[order]
+    shared = (sorted_owner[first] != sorted_owner[first + counts - 1])[inverse] if len(first) else inverse > 0
+    covered = np.zeros(len(words.hashes), np.bool_)
+    for step in range(TEMPLATE_WORDS):
+        covered[starts[order][shared] + step] = True
+    return covered
+
+
+def _bands(words: Words) -> list[dict[int, list[int]]]:
+    """For each band, its keys and the prompts that have them (a few of many)."""
+    table, texts = signatures(words)
+    bands: list[dict[int, list[int]]] = []
+    for band in range(BANDS):
+        index: dict[int, list[int]] = defaultdict(list)
+        for text, key in zip(texts.tolist(), band_keys(table, band).tolist(), strict=True):
+            if len(index[key]) < CANDIDATES:
+                index[key].append(text)
+        bands.append(dict(index))
+    return bands

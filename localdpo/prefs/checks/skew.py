@@ -1,0 +1,170 @@
+"""Whether chosen and rejected answers differ in language, script or markdown: the model learns that first."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from localdpo.prefs.columns import share
+from localdpo.prefs.findings import EXAMPLES, Check, Finding, at_rows
+from localdpo.prefs.rows import Chunk
+
+# Points of share, and standard errors of a difference of two shares, that a skew must reach.
+SKEW = 0.15
+SKEW_ERRORS = 3.0
+ENOUGH_PAIRS = 50
+# Characters that tell a script and a language; common words needed to name a language.
+LOOKED_AT = 400
+ENOUGH_WORDS = 4
+TWICE = 2
+LATIN = "Latin"
+
+MARKDOWN = Check(
+    "markdown-skew",
+    "warning",
+    "one side has far more markdown than the other",
+    "look at whether the preference is about content; add pairs with the same layout on both sides",
+    rows=False,
+)
+LANGUAGE = Check(
+    "language-mismatch",
+    "warning",
+    "chosen and rejected are in different languages or scripts",
+    "take them out, unless the language is what the preference is about",
+)
+
+_FEATURES: dict[str, tuple[str, ...]] = {
+    "bold": ("**",),
+    "code": ("```",),
+    "list": ("\n- ", "\n* ", "\n1. "),
+    "heading": ("\n# ", "\n## ", "\n### "),
+    "table": ("\n|",),
+}
+# Frequent words that the other languages of the table do not have.
+_COMMON: dict[str, str] = {
+    "English": "the and of is that this with you are was have not they which would",
+    "German": "der und ist nicht das mit auch eine einen sich werden wird sind oder wenn",
+    "French": "les est une dans pour pas qui vous avec sont cette mais nous aux ces",
+    "Spanish": "los las una por del con para como pero muy este esta estos sus tambien",
+    "Italian": "che di il per una sono della nel gli anche delle alla essere questo dei",
+    "Portuguese": "não uma os com são mais dos pela seu você muito isso também ao nos",
+    "Dutch": "het een van niet zijn voor met ook wordt deze naar maar aan kunnen worden",
+}
+_LANGUAGE_OF = {
+    word: language
+    for language, words in _COMMON.items()
+    for word in words.split()
+    if sum(word in other.split() for other in _COMMON.values()) == 1
+}
+
+
+class Skew:
+    """Features of the answers, side by side."""
+
+    checks: ClassVar[tuple[Check, ...]] = (MARKDOWN, LANGUAGE)
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._markdown: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        self._languages: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        self._mismatches: dict[int, str] = {}
+
+    def add(self, chunk: Chunk) -> None:
+        """Features and languages of every answer."""
+        self._total += len(chunk)
+        for place, texts in enumerate(zip(chunk.chosen, chunk.rejected, strict=True), chunk.start):
+            named = []
+            for side, text in enumerate(texts):
+                self._markdown[side].update(markdown_of(text))
+                named.append(language_of(text))
+                self._languages[side][named[-1] or "unknown"] += 1
+            chosen, rejected = named
+            if differ(chosen, rejected):
+                self._mismatches[place] = f"chosen {chosen}, rejected {rejected}"
+
+    def finish(self) -> Iterator[Finding]:
+        """Markdown that one side has more of, and pairs in two languages."""
+        skewed = [name for name in ("any", *_FEATURES) if self._is_skewed(name)]
+        if skewed:
+            words = ", ".join(
+                f"{name} {self._share(0, name):.0%} of chosen, {self._share(1, name):.0%} of rejected answers"
+                for name in skewed
+            )
+            count = max(abs(self._markdown[0][name] - self._markdown[1][name]) for name in skewed)
+            yield Finding(MARKDOWN, count, self._total, words)
+        found = self._mismatches
+        message = f"{len(found):,} pairs have answers in two languages or scripts"
+        yield from at_rows(LANGUAGE, self._total, found, message, list(found.values())[:EXAMPLES])
+
+    def facts(self) -> dict[str, Any]:
+        """Shares of markdown, and counts of languages, of chosen and rejected answers."""
+        return {
+            "markdown": {
+                name: [round(self._share(side, name), 4) for side in (0, 1)] for name in ("any", *_FEATURES)
+            },
+            "languages": [dict(counts.most_common(8)) for counts in self._languages],
+        }
+
+    def _share(self, side: int, name: str) -> float:
+        return share(self._markdown[side][name], self._total)
+
+    def _is_skewed(self, name: str) -> bool:
+        first, second = self._share(0, name), self._share(1, name)
+        mean = (first + second) / 2
+        error = float(np.sqrt(2 * mean * (1 - mean) / max(1, self._total)))
+        return self._total >= ENOUGH_PAIRS and abs(first - second) > max(SKEW, SKEW_ERRORS * error)
+
+
+def markdown_of(text: str) -> list[str]:
+    """The kinds of markdown in a text, and "any" if there is one."""
+    lines = f"\n{text}"
+    found = [name for name, marks in _FEATURES.items() if any(mark in lines for mark in marks)]
+    return ["any", *found] if found else []
+
+
+def language_of(text: str) -> str | None:
+    """The language of a text in Latin script, the script of another, None for no letters or a mixture.
+
+    A guess from the first characters: a script has most of the letters, a language has most of the
+    frequent words, twice as many as the next; where none has, it is LATIN.
+    """
+    start = text[:LOOKED_AT]
+    if (script := _script(start)) != LATIN:
+        return script
+    hits = Counter(map(_LANGUAGE_OF.get, start.lower().split()))
+    hits.pop(None, None)
+    best = hits.most_common(2)
+    if not best or best[0][1] < ENOUGH_WORDS:
+        return LATIN
+    clear = len(best) == 1 or best[0][1] >= TWICE * best[1][1]
+    return best[0][0] if clear else LATIN
+
+
+def differ(first: str | None, second: str | None) -> bool:
+    """Surely two languages or scripts; an unclear one in Latin script may be any of it."""
+    if first is None or second is None or first == second:
+        return False
+    return LATIN not in (first, second) or not {first, second} <= {LATIN, *_COMMON}
+
+
+def _script(text: str) -> str | None:
+    """The script of most letters; None for none, and for a mixture."""
+    if text.isascii():
+        return LATIN if any(map(str.isalpha, text)) else None
+    counts = Counter(_script_of(letter) for letter in text if letter.isalpha())
+    if not counts:
+        return None
+    name, count = counts.most_common(1)[0]
+    return name if count > 0.5 * counts.total() else None
+
+
+@lru_cache(maxsize=4096)
+def _script_of(letter: str) -> str:
+    """The first word of a letter's Unicode name is its script; Han and kana stand for one."""
+    word = unicodedata.name(letter, "OTHER").split()[0].split("-")[0]
+    return "Chinese or Japanese" if word in ("CJK", "HIRAGANA", "KATAKANA") else word.capitalize()

@@ -1,0 +1,107 @@
+"""The journal of labels: JSON lines, one for every key, on the disk before the next pair is shown.
+
+{"v": 1, "source": "pairs.jsonl", "digest": "file:...", "seed": 0, "again": 0.1, "pairs": 200}
+{"place": 0, "row": 17, "choice": "1", "swapped": true, "time": 1700000000.0}
+{"undo": 0}
+{"flag": 17, "on": true}
+{"note": 17, "text": "both miss the date"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from localdpo.core.atomic import fsync_fd, no_space_error, out_of_space
+from localdpo.core.errors import UserError
+from localdpo.data.examples import Problem, Skipped, read_rows
+from localdpo.data.sources import open_source
+from localdpo.data.types import Pair
+from localdpo.prefs.label import Item, Labelling, Record
+from localdpo.prefs.rows import answer_text, prompt_texts
+
+VERSION: Final = 1
+
+
+def read_items(source: str, format_name: str | None = None) -> tuple[list[Item], str]:
+    """The pairs of a source to label, and the digest of its content. Rows that are no pair are left out.
+
+    Raises UserError for a source that cannot be read, and for one without a pair.
+    """
+    opened = open_source(source)
+    items = []
+    for row in read_rows(opened, "pairs", None, format_name):
+        if isinstance(row.result, Problem | Skipped):
+            continue
+        assert isinstance(row.result, Pair)
+        prompt, _ = prompt_texts(row.result.prompt)
+        sides = (answer_text(side).strip() for side in row.result.responses)
+        items.append(Item(row.rows[0] + 1, prompt, *sides))
+    if not items:
+        raise UserError(f"{opened.label}: no pair in it to label")
+    return items, opened.digest
+
+
+def open_labelling(
+    source: str, journal: Path, *, seed: int = 0, again: float = 0.1, format_name: str | None = None
+) -> Labelling:
+    """Begin to label a source, or go on where the journal ends.
+
+    A journal keeps the seed and the share that it began with. A last line that was cut off is taken away.
+    Raises UserError for a source without pairs, and for a journal that is broken or of other data.
+    """
+    items, digest = read_items(source, format_name)
+    records = _records(journal) if journal.exists() else []
+    if not records:
+        header = {"v": VERSION, "source": source, "digest": digest, "seed": seed, "again": again}
+        append(journal, {**header, "pairs": len(items)})
+        return Labelling(items, seed, again, partial(append, journal))
+    first = records[0]
+    if first.get("v") != VERSION or not isinstance(first.get("seed"), int):
+        raise UserError(f"{journal}:1: not the header of a label journal; give another name")
+    if first.get("digest") != digest:
+        raise UserError(f"{journal}: holds labels of {first.get('source')} as it was; give another name")
+    state = Labelling(items, first["seed"], float(first.get("again", 0)), partial(append, journal))
+    for number, record in enumerate(records[1:], start=2):
+        try:
+            state.replay(record)
+        except ValueError as error:
+            raise UserError(f"{journal}:{number}: {error}") from error
+    return state
+
+
+def append(journal: Path, record: Record) -> None:
+    """One line at the end of the journal, on the disk when this returns. Raises UserError for no space."""
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    try:
+        fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(fd, line)
+            fsync_fd(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if out_of_space(error):
+            raise no_space_error(journal, len(line)) from error
+        raise UserError(f"{journal}: cannot be written ({error.strerror})") from error
+
+
+def _records(journal: Path) -> list[dict[str, Any]]:
+    """The records of a journal. The torn line of a killed process, which nobody saw answered, goes."""
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(journal, len(whole))
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{journal}:{number}: not a line of JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{journal}:{number}: expected an object")
+        records.append(record)
+    return records

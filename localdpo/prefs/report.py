@@ -1,0 +1,164 @@
+"""The report of `prefs check`: as lines for a terminal, and as JSON. Rows count from 1, as in `file:row`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localdpo.core.wording import format_seconds, printable
+from localdpo.prefs.findings import LEVELS, NOTHING, Check, Level
+
+VERSION: Final = 1
+BAR: Final = 30
+_PARTS = ("prompt", "chosen", "rejected", "row")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Rows that belong to one example, numbered from 1, and a few words."""
+
+    rows: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one check found: `count` of `total`, and `rows` int64 from 0, those that cleaning would drop."""
+
+    check: Check
+    count: int
+    total: int
+    message: str
+    examples: tuple[Example, ...] = ()
+    rows: NDArray[np.int64] = field(default_factory=lambda: NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that `prefs check` has to say.
+
+    Attributes:
+        read_as: name of the format. facts: figures as JSON values.
+        results: errors first. not_checked: what was left out, and what it would need.
+    """
+
+    source: str
+    read_as: str
+    facts: Mapping[str, Any]
+    results: tuple[Result, ...]
+    not_checked: tuple[str, ...]
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error-level finding stands."""
+        return any(result.check.level == "error" for result in self.results)
+
+    def count(self, level: Level) -> int:
+        """Findings of this level."""
+        return sum(result.check.level == level for result in self.results)
+
+    def verdict(self) -> str:
+        """The last line: how many findings of each level."""
+        counts = [(level, self.count(level)) for level in LEVELS]
+        return ", ".join(f"{n} {level}{'s' if level != 'info' and n != 1 else ''}" for level, n in counts)
+
+
+def as_object(report: Report) -> dict[str, Any]:
+    """The report as JSON values."""
+    return {
+        "v": VERSION,
+        "source": report.source,
+        "format": report.read_as,
+        "failed": report.failed,
+        "facts": dict(report.facts),
+        "findings": [
+            {
+                "name": result.check.name,
+                "level": result.check.level,
+                "count": result.count,
+                "total": result.total,
+                "message": result.message,
+                "advice": result.check.advice,
+                "examples": [{"rows": list(one.rows), "note": one.note} for one in result.examples],
+            }
+            for result in report.results
+        ],
+        "not_checked": list(report.not_checked),
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def summary_lines(report: Report) -> list[str]:
+    """Sizes, lengths and the histogram, for a terminal."""
+    facts = report.facts
+    rows, pairs, prompts = (f"{facts.get(name, 0):,}" for name in ("rows", "pairs", "prompts"))
+    lines = [f"{report.source}: {rows} rows, {pairs} pairs, {prompts} prompts; format {report.read_as}"]
+    for unit in ("characters", "tokens"):
+        if unit in facts:
+            lines += ["", *_length_table(unit, facts[unit])]
+    bias = facts.get("chosen_longer_tokens") or facts.get("chosen_longer")
+    if bias:
+        lines += ["", *_histogram(bias)]
+    if "markdown" in facts:
+        shares = [f"{name} {a:.0%}/{b:.0%}" for name, (a, b) in facts["markdown"].items() if a or b]
+        lines += ["", f"markdown, chosen/rejected: {', '.join(shares) or 'none'}"]
+    if facts.get("limits"):
+        lines.append(
+            f"at {facts['limits']}: {facts['truncated']:,} pairs cut; {facts['merged']:,} merged boundaries"
+        )
+    if "evaluation_prompts" in facts:
+        lines.append(f"compared with {facts['evaluation_prompts']:,} evaluation prompts")
+    if "reference" in facts:
+        scored = facts["reference"]
+        lines.append(
+            f"reference prefers the chosen answer in {scored['accuracy']:.1%} of {scored['scored']:,} pairs "
+            f"({scored['accuracy_per_token']:.1%} per token)"
+        )
+    return lines
+
+
+def finding_lines(report: Report, result: Result) -> list[str]:
+    """One finding: what, where (file:row of the first), what to do. The first line opens with its level."""
+    check = result.check
+    lines = [f"{check.level}: {check.name} ({result.count:,} of {result.total:,}): {result.message}"]
+    for example in result.examples:
+        where = f"{report.source}:{','.join(map(str, example.rows))}"
+        lines.append(f"    {where}  {printable(example.note)}".rstrip())
+    return [*lines, f"    what to do: {check.advice}"]
+
+
+def closing_lines(report: Report) -> list[str]:
+    """What was not checked, and the verdict."""
+    left_out = [f"not checked: {words}" for words in report.not_checked]
+    return [*left_out, f"{report.verdict()}; {format_seconds(report.seconds)}"]
+
+
+def _length_table(unit: str, lengths: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = [f"{unit:<12}{'mean':>10}{'median':>10}{'95%':>10}{'longest':>10}"]
+    for part in _PARTS:
+        if part in lengths:
+            one = lengths[part]
+            cells = (one["mean"], one["median"], one["p95"], one["max"])
+            lines.append(f"{part:<12}" + "".join(f"{round(cell):>10,}" for cell in cells))
+    return lines
+
+
+def _histogram(bias: Mapping[str, Any]) -> list[str]:
+    longer, shorter, equal = bias["longer"], bias["shorter"], bias["equal"]
+    lines = [
+        f"chosen longer: {bias['share']:.0%} ({longer:,} of {longer + shorter:,}; {equal:,} equal), "
+        f"{bias['mean_difference']:+,.0f} {bias['unit']} on average"
+    ]
+    bins = bias["histogram"]
+    most = max((one["count"] for one in bins), default=0) or 1
+    for i, one in enumerate(bins):
+        low = "below" if i == 0 else f"{one['from']:+,}"
+        high = "above" if i == len(bins) - 1 else f"{one['to']:+,}"
+        words = f"{low} .. {high}"
+        lines.append(f"  {words:>20} {'#' * round(BAR * one['count'] / most):<{BAR}} {one['count']:,}")
+    return lines
