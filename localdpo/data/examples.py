@@ -1,4 +1,4 @@
-"""From a source to examples: detect the format, adapt every row, gather the problems."""
+"""From a source to examples: detect the format, adapt every row, split pairs, gather the problems."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.data.encode import IDENTICAL
 from localdpo.data.fields import RowProblem, RowSkip
 from localdpo.data.formats import Format, detect
 from localdpo.data.sources import Source, SourceRow
-from localdpo.data.types import Example, Kind
+from localdpo.data.types import Example, Kind, Pair, Rated
 
 # Columns are gathered over this many rows, so that one row that lacks a field does not change the format.
 _SAMPLE_ROWS = 100
@@ -29,6 +30,8 @@ def read_examples(
 ) -> Iterator[tuple[int, Example | Skipped]]:
     """(row number, example or Skipped) of the first `limit` rows, read as they are asked for.
 
+    Pairs that are read as unpaired rows give two examples of one row number.
+
     Raises UserError for data of the wrong kind and for none at all; UserErrors with the first problems and a
     count of the rest, after all rows were seen. From the first problem on nothing more is yielded.
     """
@@ -42,8 +45,23 @@ def read_examples(
     for row in itertools.chain(sample, rows):
         result = _read_row(row, adapter, problems)
         if result is not None and not problems:
-            yield row.number, result
+            for one in split_pair(result) if isinstance(result, Pair) and kind == "unpaired" else (result,):
+                yield row.number, one
     problems.raise_if_any()
+
+
+def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:
+    """Both responses as rows of their own: the chosen one desirable, the rejected one undesirable.
+
+    As TRL splits a paired data set for KTO, but side by side: the first rows of the result hold both labels.
+    A response that is chosen and rejected at once says nothing.
+    """
+    if pair.chosen == pair.rejected:
+        return (Skipped(IDENTICAL),)
+    return tuple(
+        Rated(pair.prompt, response, desirable, pair.tools, pair.template_kwargs, of_pair=True)
+        for response, desirable in ((pair.chosen, True), (pair.rejected, False))
+    )
 
 
 def _read_row(row: SourceRow, adapter: Format | None, problems: _Problems) -> Example | Skipped | None:

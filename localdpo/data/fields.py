@@ -69,6 +69,14 @@ def read_messages(record: Mapping[str, Any], name: str) -> list[Message]:
     return _messages(_field(record, name), name)
 
 
+def read_flag(record: Mapping[str, Any], name: str) -> bool:
+    """The field as true or false. Raises RowProblem."""
+    value = _field(record, name)
+    if not isinstance(value, bool):
+        raise RowProblem(name, f"expected true or false, got {describe(value)}")
+    return value
+
+
 def read_options(record: Mapping[str, Any]) -> dict[str, Any]:
     """`tools` and `template_kwargs` of a row, from the optional columns. Raises RowProblem."""
     tools = _from_json(record.get("tools"), "tools")

@@ -1,7 +1,8 @@
-"""One table of data formats: which columns they have and how a row becomes a Pair or a Demonstration.
+"""One table of data formats: which columns they have and how a row becomes a Pair, Rated or Demonstration.
 
 A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there is taken.
 Columns that any format may have besides: `tools` (list, or JSON text of one) and `chat_template_kwargs`.
+Pairs stand among the unpaired formats too: there each is split into its two responses afterwards.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from localdpo.data.fields import (
     RowProblem,
     RowSkip,
     read_answer,
+    read_flag,
     read_messages,
     read_options,
     read_side,
     read_text,
 )
 from localdpo.data.texts import HUMAN, common_prefix, split_transcripts
-from localdpo.data.types import Demonstration, Example, Kind, Message, Pair, Side
+from localdpo.data.types import Demonstration, Example, Kind, Message, Pair, Rated, Side
 
 Record = Mapping[str, Any]
 PARTED = "chosen and rejected part before the last answer"
@@ -71,6 +73,11 @@ def _implicit_pair(record: Record) -> Pair:
     return Pair(prompt, chosen, rejected, **read_options(record))
 
 
+def _rated(record: Record) -> Rated:
+    prompt, response = read_side(record, "prompt"), read_answer(record, "completion")
+    return Rated(prompt, response, read_flag(record, "label"), **read_options(record))
+
+
 def _messages(record: Record) -> Demonstration:
     messages = read_messages(record, "messages")
     if messages[-1]["role"] != "assistant":
@@ -97,12 +104,19 @@ def _format(name: str, kind: Kind, columns: str, read: Callable[[Record], Exampl
 FORMATS: tuple[Format, ...] = (
     _format("preference", "pairs", "prompt chosen rejected", _explicit_pair),
     _format("preference, implicit prompt", "pairs", "chosen rejected", _implicit_pair),
+    _format("unpaired preference", "unpaired", "prompt completion label", _rated),
+    _format("preference", "unpaired", "prompt chosen rejected", _explicit_pair),
+    _format("preference, implicit prompt", "unpaired", "chosen rejected", _implicit_pair),
     _format("conversation", "demonstrations", "messages", _messages),
     _format("prompt and completion", "demonstrations", "prompt completion", _prompt_and("completion")),
     _format("prompt and response", "demonstrations", "prompt response", _prompt_and("response")),
     _format("text", "demonstrations", "text", _text),
 )
-_NAMES: dict[Kind, str] = {"pairs": "preference pairs", "demonstrations": "demonstrations"}
+_NAMES: dict[Kind, str] = {
+    "pairs": "preference pairs",
+    "demonstrations": "demonstrations",
+    "unpaired": "labelled completions",
+}
 
 
 def detect(columns: Iterable[str], kind: Kind, label: str) -> Format:

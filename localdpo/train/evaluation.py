@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import Answer, generate
 from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
-from localdpo.train.objectives import Objective
+from localdpo.train.objectives import Objective, label_arrays
 from localdpo.train.reference import Reference
 from localdpo.train.rows import Rows
 
@@ -31,14 +31,15 @@ def evaluate(
     reference: Reference | None,
     *,
     batch: int,
+    common: Mapping[str, mx.array] | None = None,
 ) -> dict[str, float]:
     """The objective and its metrics over the rows at `places`, without an update.
 
-    Every pair weighs the same, however the batches are cut.
+    Every row weighs the same, however the batches are cut. `common`: what the objective takes for them all.
     """
     totals = Sums()
     for part in rows.by_length(places, batch):
-        arrays = {"lengths": mx.array(part.lengths)}
+        arrays = {"lengths": mx.array(part.lengths), **label_arrays(part), **(common or {})}
         if reference is not None:
             arrays |= reference.arrays(part)
         totals.add(objective.sums(forward.measure(part), arrays))

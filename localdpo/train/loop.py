@@ -202,6 +202,7 @@ class Loop:
             session.eval_places,
             session.valid_reference,
             batch=session.scoring_batch,
+            common=session.baseline(session.valid, session.valid.indices[session.eval_places]),
         )
         if self.recipe.eval.kl_pairs > 0:
             metrics["entropy"] = mean_entropy(session.forward, self._kl_batch())

@@ -21,8 +21,9 @@ class Watch:
             pairs_per_eval=len(session.eval_places),
             total_steps=session.plan.total,
             warmup_steps=session.plan.warmup,
+            paired=session.recipe.loss.spec.data == "pairs",
         )
-        self._pairs = session.recipe.loss.spec.data == "pairs"
+        self._watched = session.recipe.loss.spec.data != "demonstrations"
         self._train: list[Record] = []
         self._evals: list[Record] = []
         self._raised: list[tuple[str, str]] = []
@@ -51,7 +52,7 @@ class Watch:
                 self._raised.append((event.data["name"], event.data["level"]))
 
     def _new(self) -> list[dict[str, str]]:
-        if not self._pairs:
+        if not self._watched:
             return []
         found = new_notices(self._raised, self._train, self._evals, self.facts)
         self._raised += [(notice.name, notice.level) for notice in found]

@@ -16,7 +16,7 @@ from localdpo.objective.notices.divergence import displacement, kl_spike, not_fi
 from localdpo.objective.notices.history import SEVERITY, History, Notice, Record, RunFacts
 from localdpo.objective.notices.learning import accuracy_stuck, labels_swapped, memorised, responses_growing
 
-__all__ = ["RULES", "History", "Notice", "Record", "RunFacts", "new_notices", "notices"]
+__all__ = ["PAIR_RULES", "RULES", "History", "Notice", "Record", "RunFacts", "new_notices", "notices"]
 
 RULES: tuple[Callable[[History], Notice | None], ...] = (
     not_finite,
@@ -27,6 +27,8 @@ RULES: tuple[Callable[[History], Notice | None], ...] = (
     memorised,
     responses_growing,
 )
+# About chosen against rejected responses of the same prompt.
+PAIR_RULES = frozenset({labels_swapped, accuracy_stuck, displacement, memorised})
 
 
 def notices(train: Sequence[Record], evals: Sequence[Record], facts: RunFacts) -> list[Notice]:
@@ -57,5 +59,6 @@ def _unraised(history: History, raised: Collection[tuple[str, str]]) -> list[Not
     highest: dict[str, int] = {}
     for name, level in raised:
         highest[name] = max(highest.get(name, -1), SEVERITY[level])
-    fired = [notice for rule in RULES if (notice := rule(history)) is not None]
+    rules = [rule for rule in RULES if history.facts.paired or rule not in PAIR_RULES]
+    fired = [notice for rule in rules if (notice := rule(history)) is not None]
     return [n for n in fired if SEVERITY[n.level] > highest.get(n.name, -1)]
