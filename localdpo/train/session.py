@@ -294,7 +294,7 @@ def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
-    """The prompts that are answered at each evaluation: the recipe's, or the first held-out ones."""
+    """The prompts that are answered at each evaluation: the recipe's, or the first held-out ones, each once."""
     wanted, tokenizer = recipe.eval.samples, base.tokenizer
     if wanted == 0:
         return []
@@ -302,11 +302,13 @@ def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
         prompts = read_prompts(recipe.eval.prompts, wanted)
         encoded = [encode_prompt(tokenizer._tokenizer, p, recipe.data.template).tolist() for p in prompts]
         return [Watched(prompt_text(p), tuple(ids)) for p, ids in zip(prompts, encoded, strict=True)]
-    rows = [valid.store[int(i)] for i in valid.indices[:wanted]]
-    prompts_ids = [row.prompt.tolist() for row in rows]
-    return [
-        Watched(tokenizer.decode(ids, skip_special_tokens=True).strip(), tuple(ids)) for ids in prompts_ids
-    ]
+    # Several rows may share a prompt, such as the two halves of a split pair.
+    distinct: dict[tuple[int, ...], None] = {}
+    for i in valid.indices:
+        distinct[tuple(valid.store[int(i)].prompt.tolist())] = None
+        if len(distinct) == wanted:
+            break
+    return [Watched(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in distinct]
 
 
 def check_paths(forward: Forward, rows: Rows, note: Note) -> None:

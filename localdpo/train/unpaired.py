@@ -6,7 +6,6 @@ so the completions behind z are those that the step trains on. Who gets which fo
 step's rows alone, and that from (seed, step): a resumed run computes the same z, and however the step is cut
 into micro-batches, z is that of the whole step and comes before the first gradient.
 
-
 Both scores are computed live: such a meeting of a prompt and a completion hardly ever comes twice, so a cache
 would save nothing within an epoch. The price is two passes without gradients over the rows of a step.
 """

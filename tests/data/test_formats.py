@@ -16,7 +16,7 @@ from localdpo.data.examples import Skipped, read_examples
 from localdpo.data.fields import RowProblem, RowSkip
 from localdpo.data.formats import FORMATS, NO_ANSWER, NO_SHARED_PROMPT, PARTED, detect
 from localdpo.data.sources import open_source
-from localdpo.data.types import Demonstration, Example, Kind, Pair
+from localdpo.data.types import Demonstration, Example, Kind, Pair, Rated
 
 
 def user(text: str) -> dict[str, Any]:
@@ -241,4 +241,4 @@ RECORD = st.dictionaries(st.sampled_from(NAMES), JSON | st.lists(MESSAGE, max_si
 @given(entry=st.sampled_from(FORMATS), record=RECORD)
 def test_no_row_makes_an_adapter_fail_otherwise(entry: Any, record: dict[str, Any]) -> None:
     with contextlib.suppress(RowProblem, RowSkip):
-        assert isinstance(entry.read(record), Pair | Demonstration)
+        assert isinstance(entry.read(record), Pair | Demonstration | Rated)
