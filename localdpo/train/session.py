@@ -294,7 +294,7 @@ def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
-    """The prompts that are answered at each evaluation: the recipe's, or the first held-out ones, each once."""
+    """The prompts answered at each evaluation: the recipe's, or the first held-out ones, once each."""
     wanted, tokenizer = recipe.eval.samples, base.tokenizer
     if wanted == 0:
         return []
