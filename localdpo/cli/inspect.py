@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from localdpo.evals.inspect_pairs import InspectedPair, InspectedResponse, Inspection
+    from localdpo.evals.inspect_pairs import Inspection
+    from localdpo.train.token_rewards import PairRewards, ResponseRewards
 
 DEFAULT_WORST: Final = 20
 # Blue and orange of Okabe and Ito's palette, which people of every colour vision tell apart. Orange is also
@@ -94,7 +95,7 @@ def as_object(run: str, inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def _pair_object(pair: InspectedPair) -> dict[str, Any]:
+def _pair_object(pair: PairRewards) -> dict[str, Any]:
     return {
         "row": pair.row,
         "prompt": pair.prompt,
@@ -105,7 +106,7 @@ def _pair_object(pair: InspectedPair) -> dict[str, Any]:
     }
 
 
-def _response_object(response: InspectedResponse) -> dict[str, Any]:
+def _response_object(response: ResponseRewards) -> dict[str, Any]:
     return {
         "text": response.text,
         "reward": response.reward,
@@ -158,7 +159,7 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     console.print(table)
 
 
-def _row(pair: InspectedPair) -> tuple[str, ...]:
+def _row(pair: PairRewards) -> tuple[str, ...]:
     """The cells of a pair, in the order of HEADINGS."""
     return (
         str(pair.row),
@@ -202,7 +203,7 @@ def show_pair(console: Console, inspection: Inspection) -> None:
     console.print(_legend(limit, meaning) if coloured else Text(f"in brackets: {meaning}"))
 
 
-def scale_of(pair: InspectedPair) -> float:
+def scale_of(pair: PairRewards) -> float:
     """The reward at which the colour of both responses' tokens is at its strongest, above 0."""
     sizes = sorted(abs(token.reward) for token in (*pair.chosen.tokens, *pair.rejected.tokens))
     return max(sizes[round(SCALE_QUANTILE * (len(sizes) - 1))], 1e-6)
@@ -220,7 +221,7 @@ def style_of(reward: float, limit: float) -> str:
     return f"{ink} on #{red:02x}{green:02x}{blue:02x}"
 
 
-def coloured_tokens(response: InspectedResponse, limit: float) -> Text:
+def coloured_tokens(response: ResponseRewards, limit: float) -> Text:
     """The response with each token on the colour of its reward."""
     from rich.text import Text
 
@@ -230,7 +231,7 @@ def coloured_tokens(response: InspectedResponse, limit: float) -> Text:
     return text
 
 
-def numbered_tokens(response: InspectedResponse) -> Text:
+def numbered_tokens(response: ResponseRewards) -> Text:
     """The response with each token marked and its reward in brackets behind it."""
     from rich.text import Text
 
@@ -239,7 +240,7 @@ def numbered_tokens(response: InspectedResponse) -> Text:
     return Text("".join(MARK + _visible(piece, number) for piece, number in numbered))
 
 
-def _spans(response: InspectedResponse) -> list[tuple[str, float]]:
+def _spans(response: ResponseRewards) -> list[tuple[str, float]]:
     """(text, reward); tokens that make one character together are one span, with the sum of their rewards."""
     spans: list[tuple[str, float]] = []
     waiting = 0.0

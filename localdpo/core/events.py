@@ -34,6 +34,7 @@ EVENT_TYPES: Final = frozenset(
         "step",
         "eval",
         "samples",
+        "pairs",
         "checkpoint",
         "notice",
         "run.resumed",
@@ -44,7 +45,7 @@ EVENT_TYPES: Final = frozenset(
     }
 )
 # What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
-REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "checkpoint"})
+REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "pairs", "checkpoint"})
 _LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of that size may not fit a float
 _OWN_KEYS: Final = frozenset({"v", "time", "type", "step"})
 
@@ -167,7 +168,7 @@ def effective(events: Iterable[Event]) -> list[Event]:
     """The events without what a resume made void.
 
     `run.resumed` at step N says that the run goes on from the state after step N: earlier step, eval,
-    samples and checkpoint events with a step above N are dropped. Everything else stays, in order.
+    samples, pairs and checkpoint events with a step above N are dropped. Everything else stays, in order.
     """
     kept: list[Event] = []
     for event in events:

@@ -3,99 +3,30 @@
 The policy is the run's newest checkpoint, the reference the adapter that it started from (where the
 reference is synced, the one in the checkpoint); both are weights in one loaded base. The sum over a
 response is the pair's reward as training reports it.
-
-For a loss without a reference (SimPO, ORPO) the reward of a response is beta times its mean
-log-probability, so that of a token is beta * ln(policy) / tokens.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import mlx.core as mx
 import numpy as np
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
-from localdpo.data.inspect import token_spans
-from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
-from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.forward import Forward
 from localdpo.model.load import Base, load_base
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train.checkpoint import moved_reference
 from localdpo.train.rows import Rows
 from localdpo.train.session import attach_adapter, check_paths, open_rows
+from localdpo.train.token_rewards import PairRewards, as_text, score_pairs
 
 Split = Literal["valid", "train"]
-BATCH = 16
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """A response token. `text` is empty for all but the last of the tokens that make one character.
-
-    Attributes:
-        logp, reference_logp: nats; the latter is None for a loss without a reference.
-        reward: beta * (logp - reference_logp); see the module for a loss without a reference.
-    """
-
-    id: int
-    text: str
-    logp: float
-    reference_logp: float | None
-    reward: float
-
-
-@dataclass(frozen=True)
-class InspectedResponse:
-    """The tokens of a response in order, and their sums."""
-
-    tokens: tuple[TokenScore, ...]
-
-    @property
-    def text(self) -> str:
-        return "".join(token.text for token in self.tokens)
-
-    @property
-    def reward(self) -> float:
-        return math.fsum(token.reward for token in self.tokens)
-
-    @property
-    def logp(self) -> float:
-        return math.fsum(token.logp for token in self.tokens)
-
-    @property
-    def reference_logp(self) -> float | None:
-        known = [token.reference_logp for token in self.tokens if token.reference_logp is not None]
-        return math.fsum(known) if known else None
-
-
-@dataclass(frozen=True)
-class InspectedPair:
-    """A pair as text and per token; `row` counts from 1 in the source, as in messages."""
-
-    row: int
-    prompt: str
-    chosen: InspectedResponse
-    rejected: InspectedResponse
-
-    @property
-    def margin(self) -> float:
-        return self.chosen.reward - self.rejected.reward
-
-    @property
-    def ranked(self) -> Literal["right", "wrong", "tie"]:
-        """Whether the chosen response has the higher reward."""
-        if self.margin == 0.0:
-            return "tie"
-        return "right" if self.margin > 0.0 else "wrong"
 
 
 @dataclass(frozen=True)
@@ -119,22 +50,7 @@ class Inspection:
     scored: int
     accuracy: float
     margin: float
-    pairs: tuple[InspectedPair, ...]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """One pair's tokens: per response the log-probabilities under policy and reference, and the rewards."""
-
-    index: int
-    logps: tuple[np.ndarray, ...]
-    references: tuple[np.ndarray | None, ...]
-    rewards: tuple[np.ndarray, ...]
-
-    @property
-    def margin(self) -> float:
-        chosen, rejected = (math.fsum(values.tolist()) for values in self.rewards)
-        return chosen - rejected
+    pairs: tuple[PairRewards, ...]
 
 
 def inspect_run(
@@ -163,7 +79,7 @@ def inspect_run(
     check_paths(forward, rows, note)
     reference = _reference(base, recipe, latest)
     lora.load_weights(base.model, latest)
-    scored = list(_score(forward, rows, places, reference, recipe.loss.beta))
+    scored = list(score_pairs(forward, rows, places, reference, recipe.loss.beta))
     scored.sort(key=lambda one: (one.margin, one.index))
     margins = np.array([one.margin for one in scored])
     return Inspection(
@@ -176,7 +92,7 @@ def inspect_run(
         scored=len(scored),
         accuracy=float((margins > 0.0).mean()),
         margin=float(margins.mean()),
-        pairs=tuple(_as_text(one, rows.store[one.index], base.tokenizer) for one in scored[:worst]),
+        pairs=tuple(as_text(one, rows.store[one.index], base.tokenizer) for one in scored[:worst]),
     )
 
 
@@ -233,59 +149,3 @@ def _why_not(rows: Rows, pair: int, numbers: np.ndarray) -> str:
     if any(row.row + 1 == pair for row in rows.store):
         return "this row is in the other split; see --split"
     return f"expected a row from {numbers.min()} to {numbers.max()}"
-
-
-def _score(
-    forward: Forward, rows: Rows, places: np.ndarray, reference: lora.Weights | None, beta: float
-) -> Iterator[_Scored]:
-    """The pairs at `places` under the weights in the model and under `reference`, longest first."""
-    for batch in rows.by_length(places, BATCH):
-        policy = _token_logps(forward, batch)
-        base: list[np.ndarray] | None = None
-        if reference is not None:
-            with lora.use(forward.model, reference):
-                base = _token_logps(forward, batch)
-        count = len(batch.indices)
-        for i, index in enumerate(batch.indices):
-            own = (i, count + i)
-            yield _Scored(
-                index=int(index),
-                logps=tuple(policy[k] for k in own),
-                references=tuple(None if base is None else base[k] for k in own),
-                rewards=tuple(_rewards(policy[k], None if base is None else base[k], beta) for k in own),
-            )
-
-
-def _rewards(policy: np.ndarray, reference: np.ndarray | None, beta: float) -> np.ndarray:
-    """Rewards of a response's tokens, float64, the shape of `policy`."""
-    if reference is None:
-        return beta * policy / len(policy)
-    return beta * (policy - reference)
-
-
-def _token_logps(forward: Forward, batch: Batch) -> list[np.ndarray]:
-    """Log-probabilities of the tokens of each response row, nats, float64."""
-    arrays = batch_arrays(batch, shared=forward.shared)
-    logps = forward.token_logps(arrays, gradient=False)
-    mx.eval(logps)
-    packed = np.array(logps, dtype=np.float64)[: int(batch.lengths.sum())]
-    return np.split(packed, np.cumsum(batch.lengths)[:-1])
-
-
-def _as_text(scored: _Scored, row: EncodedRow, tokenizer: TokenizerWrapper) -> InspectedPair:
-    """The pair with the text of its tokens."""
-    inner = tokenizer._tokenizer
-    prompt = row.prompt.tolist()
-
-    def response(k: int) -> InspectedResponse:
-        ids = row.responses[k].tolist()
-        texts = [
-            part for count, text in token_spans(prompt, ids, inner) for part in [*[""] * (count - 1), text]
-        ]
-        references = scored.references[k]
-        known = [None] * len(ids) if references is None else references.tolist()
-        values = zip(ids, texts, scored.logps[k].tolist(), known, scored.rewards[k].tolist(), strict=True)
-        return InspectedResponse(tuple(TokenScore(*value) for value in values))
-
-    text = inner.decode(prompt, skip_special_tokens=True).strip()
-    return InspectedPair(row.row + 1, text, response(0), response(1))

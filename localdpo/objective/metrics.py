@@ -69,30 +69,31 @@ def pair_metrics(
     and displacement (chosen less likely than under the reference) shares of pairs; logratio_per_token/* nats
     per token.
 
-    Without a reference the reward is beta * p / |y| (SimPO's, and what TRL reports for it), and the figures
-    that compare with the reference are not there. ValueError for arrays that are not all of one shape [B].
+    The rewards are those of `pair_rewards`; without a reference the figures that compare with one are not
+    there. ValueError for arrays that are not all of one shape [B].
     """
     chosen, rejected, loss, tokens_w, tokens_l = map(
         _float32, (policy_chosen, policy_rejected, losses, chosen_tokens, rejected_tokens)
     )
-    reference = [_float32(a) for a in (ref_chosen, ref_rejected) if a is not None]
-    shapes = {tuple(a.shape) for a in (chosen, rejected, loss, tokens_w, tokens_l, *reference)}
-    if len(reference) == 1:
+    if (ref_chosen is None) != (ref_rejected is None):
         raise ValueError("pair_metrics: expected both ref_chosen and ref_rejected, or neither")
+    ref_w = None if ref_chosen is None else _float32(ref_chosen)
+    ref_l = None if ref_rejected is None else _float32(ref_rejected)
+    arrays = (chosen, rejected, loss, tokens_w, tokens_l, ref_w, ref_l)
+    shapes = {tuple(a.shape) for a in arrays if a is not None}
     if len(shapes) != 1 or chosen.ndim != 1:
         raise ValueError(f"pair_metrics: expected arrays of one shape [B], got {sorted(shapes)}")
-    if reference:
-        ref_w, ref_l = reference
-        reward_w, reward_l = rewards(chosen, ref_w, beta), rewards(rejected, ref_l, beta)
+    reward_w, reward_l = pair_rewards(
+        chosen, rejected, ref_w, ref_l, beta, chosen_tokens=tokens_w, rejected_tokens=tokens_l
+    )
+    compared: BatchSums = {}
+    if ref_w is not None and ref_l is not None:
         w, l = log_ratios(chosen, ref_w), log_ratios(rejected, ref_l)  # noqa: E741 - the papers' letters
-        compared: BatchSums = {
+        compared = {
             "displacement": _mean_of(w < 0.0),
             "logratio_per_token/chosen": mx.stack([w.sum(), tokens_w.sum()]),
             "logratio_per_token/rejected": mx.stack([l.sum(), tokens_l.sum()]),
         }
-    else:
-        reward_w, reward_l = beta * chosen / tokens_w, beta * rejected / tokens_l
-        compared = {}
     return {
         "loss": _mean_of(loss),
         "rewards/chosen": _mean_of(reward_w),
@@ -104,6 +105,25 @@ def pair_metrics(
         "logps/rejected": _mean_of(rejected),
         **compared,
     }
+
+
+def pair_rewards(
+    policy_chosen: mx.array,
+    policy_rejected: mx.array,
+    ref_chosen: mx.array | None,
+    ref_rejected: mx.array | None,
+    beta: float,
+    *,
+    chosen_tokens: mx.array,
+    rejected_tokens: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """(chosen, rejected) rewards [B] of pairs given as to `pair_metrics`: beta times the log-ratio in nats.
+
+    Without a reference the reward is beta * p / |y| (SimPO's, and what TRL reports for it).
+    """
+    if ref_chosen is None or ref_rejected is None:
+        return beta * policy_chosen / chosen_tokens, beta * policy_rejected / rejected_tokens
+    return rewards(policy_chosen, ref_chosen, beta), rewards(policy_rejected, ref_rejected, beta)
 
 
 def unpaired_metrics(

@@ -148,6 +148,12 @@ class EvalSection(Section):
     temperature: NotNegative = Field(0.0, description="sampling temperature; 0 takes the likeliest token")
     kl_every: Count = Field(10, description="steps between two exact KL measurements")
     kl_pairs: CountOrZero = Field(2, description="pairs in a measurement of KL and entropy; 0: none")
+    kl_samples: CountOrZero = Field(
+        8, description="held-out prompts that the policy answers for kl_sampled at each evaluation; 0: none"
+    )
+    worst_pairs: CountOrZero = Field(
+        8, description="pairs of lowest margin kept token by token at each evaluation; 0: none"
+    )
 
 
 class SaveSection(Section):

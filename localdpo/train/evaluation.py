@@ -23,6 +23,14 @@ from localdpo.train.reference import Reference
 from localdpo.train.rows import Rows
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out metrics, and the margin of each pair in the order of the places [N]; None without pairs."""
+
+    metrics: dict[str, float]
+    margins: np.ndarray | None
+
+
 def evaluate(
     forward: Forward,
     objective: Objective,
@@ -32,18 +40,23 @@ def evaluate(
     *,
     batch: int,
     common: Mapping[str, mx.array] | None = None,
-) -> dict[str, float]:
-    """The objective and its metrics over the rows at `places`, without an update.
+) -> Evaluation:
+    """The objective and its metrics over the rows at `places` [N], without an update.
 
     Every row weighs the same, however the batches are cut. `common`: what the objective takes for them all.
     """
-    totals = Sums()
-    for part in rows.by_length(places, batch):
-        arrays = {"lengths": mx.array(part.lengths), **label_arrays(part), **(common or {})}
+    totals, margins = Sums(), dict[int, float]()
+    for part in rows.parts_by_length(places, batch):
+        cut = rows.batch(part)
+        arrays = {"lengths": mx.array(cut.lengths), **label_arrays(cut), **(common or {})}
         if reference is not None:
-            arrays |= reference.arrays(part)
-        totals.add(objective.sums(forward.measure(part), arrays))
-    return totals.means()
+            arrays |= reference.arrays(cut)
+        scores = forward.measure(cut)
+        totals.add(objective.sums(scores, arrays))
+        found = objective.margins(scores, arrays)
+        if found is not None:
+            margins.update(zip(part.tolist(), np.array(found).tolist(), strict=True))
+    return Evaluation(totals.means(), np.array([margins[i] for i in places.tolist()]) if margins else None)
 
 
 def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
@@ -125,27 +138,26 @@ class Sampler:
         self._model, self._tokenizer, self._prompts = model, tokenizer, prompts
         self._settings: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self._reference: list[Answer] | None = None
-        self._policy: list[Answer] = []
         self.mean_tokens = 0.0
 
     def __call__(self, reference: lora.Weights) -> list[dict[str, str]]:
         """`[{prompt, reference, policy}]`, sampled with one seed for both."""
         if self._reference is None:
             with lora.use(self._model, reference):
-                self._reference = self._answers()
-        self._policy = answers = self._answers()
+                self._reference = self._answers(self._prompts)
+        answers = self._answers(self._prompts)
         self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
         return [
             {"prompt": prompt.text, "reference": before.text, "policy": now.text}
             for prompt, before, now in zip(self._prompts, self._reference, answers, strict=True)
         ]
 
-    def kl(self, forward: Forward, reference: lora.Weights, pad: int) -> dict[str, float]:
-        """`sampled_kl` of the policy's answers, drawn anew unless the latest are at temperature 1."""
-        is_own = self._settings["temperature"] == 1.0
-        answers = self._policy if is_own else self._answers(temperature=1.0)
-        return sampled_kl(forward, self._prompts, answers, reference, pad)
+    def kl(
+        self, prompts: Sequence[Watched], forward: Forward, reference: lora.Weights, pad: int
+    ) -> dict[str, float]:
+        """`sampled_kl` of the policy's answers to `prompts`, drawn anew at temperature 1."""
+        return sampled_kl(forward, prompts, self._answers(prompts, temperature=1.0), reference, pad)
 
-    def _answers(self, **settings: float) -> list[Answer]:
-        prompts = [prompt.tokens for prompt in self._prompts]
-        return generate(self._model, self._tokenizer, prompts, **self._settings | settings)
+    def _answers(self, prompts: Sequence[Watched], **settings: float) -> list[Answer]:
+        ids = [prompt.tokens for prompt in prompts]
+        return generate(self._model, self._tokenizer, ids, **self._settings | settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,11 +22,12 @@ from localdpo.model import lora
 from localdpo.model.arrays import random_key
 from localdpo.train import checkpoint
 from localdpo.train.control import StopRequest
-from localdpo.train.evaluation import Sampler, evaluate, exact_kl, mean_entropy
+from localdpo.train.evaluation import Evaluation, Sampler, evaluate, exact_kl, mean_entropy
 from localdpo.train.optimizers import make_optimizer
 from localdpo.train.session import Session
 from localdpo.train.step import StepResult, TrainStep
 from localdpo.train.watch import Watch
+from localdpo.train.worst import WorstPairs
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Loop:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             seed=self.recipe.train.seed,
+        )
+        self.worst = WorstPairs(
+            run,
+            session.forward,
+            session.valid,
+            session.base.tokenizer,
+            self.recipe.data.valid or self.recipe.data.train,
+            self.recipe.loss.beta,
+            sampling.worst_pairs,
         )
         train = self.recipe.train
         self.optimizer = make_optimizer(train)
@@ -182,20 +193,22 @@ class Loop:
         session, began = self.session, time.monotonic()
         samples = self.sampler(session.start) if session.watched else []
         if len(session.eval_places):
-            self.eval_metrics = self._held_out_metrics()
+            found = self._held_out()
+            self.eval_metrics = found.metrics | self._against_reference()
             if samples:
                 self.eval_metrics["samples/response_tokens"] = self.sampler.mean_tokens
-                if self._has_reference():
-                    self.eval_metrics |= self.sampler.kl(session.forward, session.start, session.train.pad)
+            worst = self._worst(found)
             seconds, pairs = time.monotonic() - began, len(session.eval_places)
             self.log.write("eval", self.step, metrics=self.eval_metrics, pairs=pairs, seconds=seconds)
+            if worst is not None:
+                self.log.write("pairs", self.step, **worst)
             self._notices(self.watch.evaluation(self.step, self.eval_metrics))
         if samples:
             self.log.write("samples", self.step, samples=samples)
 
-    def _held_out_metrics(self) -> dict[str, float]:
+    def _held_out(self) -> Evaluation:
         session = self.session
-        metrics = evaluate(
+        return evaluate(
             session.forward,
             session.objective,
             session.valid,
@@ -204,11 +217,30 @@ class Loop:
             batch=session.scoring_batch,
             common=session.baseline(session.valid, session.valid.indices[session.eval_places]),
         )
+
+    def _against_reference(self) -> dict[str, float]:
+        """Entropy of the policy, its exact KL to the reference, and the KL of its own answers."""
+        session, metrics = self.session, dict[str, float]()
         if self.recipe.eval.kl_pairs > 0:
             metrics["entropy"] = mean_entropy(session.forward, self._kl_batch())
             if self._has_reference():
                 metrics["kl"] = self.kl()
+        if session.kl_prompts:
+            metrics |= self.sampler.kl(session.kl_prompts, session.forward, session.start, session.train.pad)
         return metrics
+
+    def _worst(self, found: Evaluation) -> dict[str, Any] | None:
+        """Keep the pairs of lowest margin; the fields of their event."""
+        if found.margins is None or self.recipe.eval.worst_pairs == 0:
+            return None
+        session = self.session
+        reference = session.start if session.moving is None else session.moving.weights
+        return self.worst.write(
+            self.step,
+            session.eval_places,
+            found.margins,
+            reference if self._has_reference() else None,
+        )
 
     def save(self) -> None:
         """Publish a checkpoint."""

@@ -14,7 +14,13 @@ import mlx.core as mx
 from localdpo.data.types import Batch
 from localdpo.model.forward import Arrays
 from localdpo.objective.losses import preference_loss, unpaired_loss
-from localdpo.objective.metrics import BatchSums, demonstration_metrics, pair_metrics, unpaired_metrics
+from localdpo.objective.metrics import (
+    BatchSums,
+    demonstration_metrics,
+    pair_metrics,
+    pair_rewards,
+    unpaired_metrics,
+)
 from localdpo.recipe.loss import LossSection
 
 
@@ -29,6 +35,10 @@ class Objective(Protocol):
         `reference_public`, [K*P] each; for unpaired rows their labels as `desirable`, bool [P], and for a
         loss that reads one the KL baseline of the whole step as the scalar `baseline`.
         """
+        ...
+
+    def margins(self, scores: Arrays, arrays: Arrays) -> mx.array | None:
+        """Chosen less rejected reward of each pair [P], from what `sums` is given; None without pairs."""
         ...
 
     def count(self, batches: Sequence[Batch]) -> int:
@@ -71,6 +81,17 @@ class Preference:
             rejected_tokens=rejected_tokens,
         )
 
+    def margins(self, scores: Arrays, arrays: Arrays) -> mx.array:
+        tokens = _halves(arrays["lengths"])
+        chosen, rejected = pair_rewards(
+            *_halves(scores["logps"]),
+            *_halves(arrays.get("reference")),
+            self.loss.beta,
+            chosen_tokens=tokens[0],
+            rejected_tokens=tokens[1],
+        )
+        return chosen - rejected
+
     def count(self, batches: Sequence[Batch]) -> int:
         return sum(len(batch.indices) for batch in batches)
 
@@ -103,6 +124,9 @@ class Unpaired:
             baseline=baseline,
         )
 
+    def margins(self, scores: Arrays, arrays: Arrays) -> None:
+        return None
+
     def count(self, batches: Sequence[Batch]) -> int:
         return sum(len(batch.indices) for batch in batches)
 
@@ -112,6 +136,9 @@ class Imitation:
 
     def sums(self, scores: Arrays, arrays: Arrays) -> BatchSums:
         return demonstration_metrics(scores["logps"], arrays["lengths"])
+
+    def margins(self, scores: Arrays, arrays: Arrays) -> None:
+        return None
 
     def count(self, batches: Sequence[Batch]) -> int:
         return sum(int(batch.lengths.sum()) for batch in batches)

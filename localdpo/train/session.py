@@ -55,6 +55,7 @@ class Session:
         train, valid: rows.
         eval_places: rows of `valid` that an evaluation covers.
         watched: prompts that are answered at each evaluation.
+        kl_prompts: held-out prompts that the policy answers there to measure its KL.
         train_scores, valid_scores: reference scores of their stores; None for a loss without a reference,
             and for one that moves.
         moving: the reference that follows the policy, if the recipe syncs it.
@@ -73,6 +74,7 @@ class Session:
     valid: Rows
     eval_places: np.ndarray
     watched: list[Watched]
+    kl_prompts: list[Watched]
     train_scores: ReferenceScores | None
     valid_scores: ReferenceScores | None
     moving: MovingReference | None
@@ -179,6 +181,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         valid=valid,
         eval_places=places,
         watched=watched_prompts(recipe, base, valid),
+        kl_prompts=held_out_prompts(base, valid, kl_samples(recipe)),
         train_scores=train_scores,
         valid_scores=train_scores if shared_store else scores(valid),
         moving=moving,
@@ -302,13 +305,22 @@ def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
         prompts = read_prompts(recipe.eval.prompts, wanted)
         encoded = [encode_prompt(tokenizer._tokenizer, p, recipe.data.template).tolist() for p in prompts]
         return [Watched(prompt_text(p), tuple(ids)) for p, ids in zip(prompts, encoded, strict=True)]
-    # Several rows may share a prompt, such as the two halves of a split pair.
-    distinct: dict[tuple[int, ...], None] = {}
+    return held_out_prompts(base, valid, wanted)
+
+
+def kl_samples(recipe: Recipe) -> int:
+    """How many answers measure the sampled KL: none for a loss without a reference."""
+    return recipe.eval.kl_samples if recipe.loss.spec.needs_reference else 0
+
+
+def held_out_prompts(base: Base, valid: Rows, count: int) -> list[Watched]:
+    """The first `count` different prompts of the held-out rows."""
+    found: dict[tuple[int, ...], None] = {}
     for i in valid.indices:
-        distinct[tuple(valid.store[int(i)].prompt.tolist())] = None
-        if len(distinct) == wanted:
+        if len(found) == count:
             break
-    return [Watched(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in distinct]
+        found[tuple(valid.store[int(i)].prompt.tolist())] = None
+    return [Watched(base.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in found]
 
 
 def check_paths(forward: Forward, rows: Rows, note: Note) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from localdpo.core.events import effective, read_events
 from localdpo.core.progress import metrics_of
-from localdpo.objective.notices import Record, RunFacts, new_notices
+from localdpo.model.backend import memory_limit
+from localdpo.objective.notices import RULES_FOR, Record, RunFacts, new_notices
 from localdpo.objective.notices.history import LOOK_BACK
 from localdpo.train.session import Session
 
@@ -21,9 +22,9 @@ class Watch:
             pairs_per_eval=len(session.eval_places),
             total_steps=session.plan.total,
             warmup_steps=session.plan.warmup,
-            paired=session.recipe.loss.spec.data == "pairs",
+            memory_limit_gb=memory_limit(session.backend.device) / 1e9,
         )
-        self._watched = session.recipe.loss.spec.data != "demonstrations"
+        self._data = session.recipe.loss.spec.data
         self._train: list[Record] = []
         self._evals: list[Record] = []
         self._raised: list[tuple[str, str]] = []
@@ -52,8 +53,7 @@ class Watch:
                 self._raised.append((event.data["name"], event.data["level"]))
 
     def _new(self) -> list[dict[str, str]]:
-        if not self._watched:
-            return []
-        found = new_notices(self._raised, self._train, self._evals, self.facts)
+        rules = RULES_FOR[self._data]
+        found = new_notices(self._raised, self._train, self._evals, self.facts, rules)
         self._raised += [(notice.name, notice.level) for notice in found]
         return [notice.fields() for notice in found]

@@ -17,16 +17,17 @@ from localdpo.cli.inspect import (
     show_worst,
     style_of,
 )
-from localdpo.evals.inspect_pairs import InspectedPair, InspectedResponse, Inspection, TokenScore
+from localdpo.evals.inspect_pairs import Inspection
+from localdpo.train.token_rewards import PairRewards, ResponseRewards, TokenReward
 
 
-def response(*tokens: tuple[str, float]) -> InspectedResponse:
-    return InspectedResponse(
-        tuple(TokenScore(i, text, -1.0, -1.0 - reward, reward) for i, (text, reward) in enumerate(tokens))
+def response(*tokens: tuple[str, float]) -> ResponseRewards:
+    return ResponseRewards(
+        tuple(TokenReward(i, text, -1.0, -1.0 - reward, reward) for i, (text, reward) in enumerate(tokens))
     )
 
 
-PAIR = InspectedPair(
+PAIR = PairRewards(
     7,
     "What is [bold]up[/bold]?",
     response(("The", 0.4), (" sky", 0.1), ("\n", -0.2), ("", 0.1), ("", 0.1), ("☕", 0.2), ("<end>", 0.0)),
@@ -84,9 +85,9 @@ def test_every_shade_is_legible_and_darker_than_the_one_before(sign: int):
 
 def test_the_scale_passes_over_outliers():
     calm = response(*[("a", 0.1)] * 60)
-    wild = InspectedPair(1, "", calm, response(("b", 50.0)))
+    wild = PairRewards(1, "", calm, response(("b", 50.0)))
     assert scale_of(wild) == pytest.approx(0.1)
-    assert scale_of(InspectedPair(1, "", response(("a", 0.0)), response(("b", 0.0)))) > 0
+    assert scale_of(PairRewards(1, "", response(("a", 0.0)), response(("b", 0.0)))) > 0
 
 
 def test_numbers_stand_beside_tokens():
@@ -130,9 +131,9 @@ def test_no_color_is_heard(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_loss_without_a_reference_says_what_is_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    free = InspectedResponse((TokenScore(1, "a", -2.0, None, -0.2),))
+    free = ResponseRewards((TokenReward(1, "a", -2.0, None, -0.2),))
     found = Inspection(
-        "step-000001", "valid", "v.jsonl", "simpo", 0.1, 1, 1, 0.0, 0.0, (InspectedPair(1, "p", free, free),)
+        "step-000001", "valid", "v.jsonl", "simpo", 0.1, 1, 1, 0.0, 0.0, (PairRewards(1, "p", free, free),)
     )
     assert "beta (0.1) * log-probability / tokens" in shown(found)
 

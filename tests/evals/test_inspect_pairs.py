@@ -149,7 +149,7 @@ def test_each_pair_has_the_rewards_of_an_evaluation_of_it_alone(dpo: Trained) ->
             np.array([place]),
             session.valid_scores,
             batch=1,
-        )
+        ).metrics
         row = session.valid.store[place].row + 1
         (pair,) = dpo.inspect(pair=row).pairs
         assert pair.row == row

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
 import pytest
 
-from localdpo.objective.notices import RunFacts, new_notices, notices
+from localdpo.objective.notices import MACHINE_RULES, RunFacts, new_notices, notices
 
 STEPS = 200
 FACTS = RunFacts(pairs_per_step=16, pairs_per_eval=128, total_steps=STEPS, warmup_steps=10)
@@ -260,3 +261,37 @@ def test_long_histories_are_read_in_reasonable_time():
     }
     train = [(step, {**record, "kl": 0.1}) for step in range(1, 5001)]
     assert notices(train, [], RunFacts(16, 128, 5000)) == []
+
+
+def memory_facts(limit):
+    return dataclasses.replace(FACTS, memory_limit_gb=limit)
+
+
+@pytest.mark.parametrize(("limit", "fires"), [(36.0, True), (39.0, True), (40.5, False), (None, False)])
+def test_memory_past_nine_tenths_of_the_limit(limit, fires):
+    train = healthy_train(peak_memory_gb=lambda step: min(36.0, float(step)))
+    assert ("memory" in names(train, facts=memory_facts(limit))) is fires
+
+
+def test_memory_is_told_without_pairs():
+    train = [(1, {"loss": 2.0, "peak_memory_gb": 35.0})]
+    found = new_notices([], train, [], memory_facts(36.0), MACHINE_RULES)
+    assert [notice.name for notice in found] == ["memory"]
+    assert new_notices([("memory", "warning")], train, [], memory_facts(36.0), MACHINE_RULES) == []
+
+
+@pytest.mark.parametrize(("factor", "fires"), [(0.5, True), (0.65, True), (0.75, False), (1.3, False)])
+def test_steps_that_became_slower(factor, fires):
+    noise = random.Random(3)
+
+    def speed(step):
+        return 1000.0 * noise.uniform(0.8, 1.2) * (factor if step > 120 else 1.0)
+
+    assert ("slower" in names(healthy_train(tokens_per_second=speed))) is fires
+
+
+def test_a_few_slow_steps_and_the_first_ones_are_not_told():
+    def speed(step):
+        return 100.0 if step < 8 or 100 < step < 110 else 1000.0
+
+    assert "slower" not in names(healthy_train(tokens_per_second=speed))

@@ -15,6 +15,8 @@ from training_runs import EAGER, assert_same_arrays, files_of, session_of, train
 from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.forward import Forward
+from localdpo.model.generate import Answer, generate
+from localdpo.train import evaluation
 from localdpo.train.evaluation import Sampler, Watched, evaluate, exact_kl, mean_entropy
 from localdpo.train.session import Session
 
@@ -71,7 +73,9 @@ def test_metrics_equal_those_of_the_rows_in_numpy(
     assert scores is not None
     scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
-    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    found = evaluate(
+        session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
+    ).metrics
     policy = np.array([row_logps(session, i) for i in range(11)])
     ratio = policy - scores.values.astype(np.float64)
     margin = BETA * (ratio[:, 0] - ratio[:, 1])
@@ -103,7 +107,9 @@ def test_a_desensitised_loss_counts_the_tail_alpha_times_and_rewards_stay_whole(
         for row, n in zip(reference, lengths, strict=True)
     ]
     moved(session)
-    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    found = evaluate(
+        session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
+    ).metrics
     margins, rewards = [], []
     for i, (before, n) in enumerate(zip(reference, lengths, strict=True)):
         gaps = [now - then for now, then in zip(row_tokens(session, i), before, strict=True)]
@@ -123,7 +129,9 @@ def test_a_weighed_loss_is_that_of_the_full_distributions_in_numpy(
     assert scores is not None
     scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
-    found = evaluate(session.forward, session.objective, session.valid, np.arange(11), scores, batch=4)
+    found = evaluate(
+        session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
+    ).metrics
     losses, weights = [], []
     for i in range(11):
         row, alignment = session.valid.store[i], 0.0
@@ -143,7 +151,7 @@ def test_metrics_of_demonstrations_weigh_tokens(tmp_path: Path, tiny_model: Path
     rows = [{"prompt": f"Question {n}?", "completion": "good " * (1 + n * n)} for n in range(5)]
     data = write_rows(tmp_path / "sft.jsonl", rows)
     session = session_of(tmp_path, recipe_text(tiny_model, data, data, loss={"type": "sft"}))
-    found = evaluate(session.forward, session.objective, session.valid, np.arange(5), None, batch=2)
+    found = evaluate(session.forward, session.objective, session.valid, np.arange(5), None, batch=2).metrics
     tokens = session.valid.store.response_lengths[:, 0]
     logps = np.array([row_logps(session, i)[0] for i in range(5)])
     assert found["loss"] == pytest.approx(-logps.sum() / tokens.sum(), rel=1e-5)
@@ -236,40 +244,62 @@ def test_sampled_kl_of_single_tokens_is_the_exact_one_within_its_error(
     with lora.use(session.base.model, session.start):
         reference = _log_softmax(session.base.model(mx.array(prompt[None])))[-1]
     exact = float((np.exp(policy) * (policy - reference)).sum())
-    session.watched = [Watched("", tuple(prompt.tolist()))] * 256
+    prompts = [Watched("", tuple(prompt.tolist()))] * 256
     drawn = sampler(session, max_tokens=1, temperature=0.0)
-    found = drawn.kl(session.forward, session.start, 0)
+    found = drawn.kl(prompts, session.forward, session.start, 0)
     assert found["kl_sampled_se"] > 0
     assert abs(found["kl_sampled"] - exact) < 3 * found["kl_sampled_se"] < exact
 
 
-def test_sampled_kl_counts_every_drawn_token_and_reuses_answers_of_temperature_1(
-    tmp_path: Path, pairs: Path, tiny_model: Path
+def test_sampled_kl_counts_every_drawn_token(
+    tmp_path: Path, pairs: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, eval={"samples": 3}))
-    make = sampler(session)
-    make(session.start)
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, eval={"kl_samples": 3}))
     moved(session, 0.3)
-    found = make.kl(session.forward, session.start, 0)
+    drawn: list[Answer] = []
+
+    def kept(*arguments: Any, **settings: Any) -> list[Answer]:
+        drawn.extend(generate(*arguments, **settings))
+        return drawn
+
+    monkeypatch.setattr(evaluation, "generate", kept)
+    # Whatever the temperature of the shown samples, these are drawn at 1.
+    found = sampler(session, temperature=0.0).kl(session.kl_prompts, session.forward, session.start, 0)
     ratios = []
-    for prompt, answer in zip(session.watched, make._policy, strict=True):
+    for prompt, answer in zip(session.kl_prompts, drawn, strict=True):
         ids = np.array([*prompt.tokens, *answer.drawn])
         now = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
         with lora.use(session.base.model, session.start):
             then = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
         places = np.arange(len(prompt.tokens) - 1, len(ids) - 1)
         ratios.append((now - then)[places, ids[places + 1]].sum())
+    assert len(ratios) == 3
     assert found["kl_sampled"] == pytest.approx(np.mean(ratios), rel=1e-3)
     assert found["kl_sampled_se"] == pytest.approx(np.std(ratios, ddof=1) / np.sqrt(3), rel=1e-3)
-    cold = sampler(session, temperature=0.0)
-    cold(session.start)
-    warm = sampler(session)
-    warm(session.start)
-    assert cold.kl(session.forward, session.start, 0) == warm.kl(session.forward, session.start, 0)
+
+
+def test_kl_prompts_are_different_ones(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": f"p{i // 3}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(12)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    session = session_of(tmp_path, recipe_text(tiny_model, data, data, eval={"kl_samples": 8}))
+    assert len({prompt.tokens for prompt in session.kl_prompts}) == len(session.kl_prompts) == 4
+
+
+def test_margins_are_those_of_the_places(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+    scores = session.valid_scores
+    assert scores is not None
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
+    moved(session)
+    places = np.array([7, 2, 9, 0])
+    found = evaluate(session.forward, session.objective, session.valid, places, scores, batch=3).margins
+    policy = np.array([row_logps(session, int(i)) for i in places])
+    ratio = policy - scores.values[places].astype(np.float64)
+    np.testing.assert_allclose(found, BETA * (ratio[:, 0] - ratio[:, 1]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("loss", "samples", "kl_pairs", "names"),
+    ("loss", "kl_samples", "kl_pairs", "names"),
     [
         ("sigmoid", 2, 2, {"kl", "kl_sampled", "kl_sampled_se", "entropy"}),
         ("sigmoid", 1, 0, {"kl_sampled"}),
@@ -278,9 +308,9 @@ def test_sampled_kl_counts_every_drawn_token_and_reuses_answers_of_temperature_1
     ],
 )
 def test_an_evaluation_reports_what_its_options_allow(
-    loss: str, samples: int, kl_pairs: int, names: set[str], tmp_path: Path, pairs: Path, tiny_model: Path
+    loss: str, kl_samples: int, kl_pairs: int, names: set[str], tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:
-    options = {"samples": samples, "kl_pairs": kl_pairs, "max_tokens": 4}
+    options = {"samples": 0, "kl_samples": kl_samples, "kl_pairs": kl_pairs, "max_tokens": 4}
     text = recipe_text(tiny_model, pairs, pairs, loss={"type": loss}, eval=options, train={"max_steps": 1})
     first = train(tmp_path / "run", text).metrics("eval")[0]
     assert {name for name in first if name.startswith(("kl", "entropy"))} == names

@@ -342,7 +342,7 @@ def test_held_out_figures_are_those_of_numpy_however_they_are_cut(
     likelier(session)
     common = session.baseline(session.valid, session.valid.indices)
     arguments = (session.forward, session.objective, session.valid, np.arange(12), session.valid_reference)
-    found = [evaluate(*arguments, batch=size, common=common) for size in (12, 5, 1)]
+    found = [evaluate(*arguments, batch=size, common=common).metrics for size in (12, 5, 1)]
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5, abs=1e-5)
     store, z = session.valid.store, shifted_baseline(session, list(range(12)))

@@ -10,15 +10,31 @@ Thresholds without a source beside them are choices of this project, made to sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from localdpo.objective.notices.divergence import displacement, kl_spike, not_finite
 from localdpo.objective.notices.history import SEVERITY, History, Notice, Record, RunFacts
 from localdpo.objective.notices.learning import accuracy_stuck, labels_swapped, memorised, responses_growing
+from localdpo.objective.notices.machine import memory_nearly_full, slower
+from localdpo.objective.registry import DataKind
 
-__all__ = ["PAIR_RULES", "RULES", "History", "Notice", "Record", "RunFacts", "new_notices", "notices"]
+__all__ = [
+    "MACHINE_RULES",
+    "RULES",
+    "RULES_FOR",
+    "History",
+    "Notice",
+    "Record",
+    "RunFacts",
+    "new_notices",
+    "notices",
+]
 
-RULES: tuple[Callable[[History], Notice | None], ...] = (
+Rule = Callable[[History], Notice | None]
+# Rules that hold for any training, pairs or not.
+MACHINE_RULES: tuple[Rule, ...] = (memory_nearly_full, slower)
+RULES: tuple[Rule, ...] = (
+    *MACHINE_RULES,
     not_finite,
     kl_spike,
     labels_swapped,
@@ -27,8 +43,13 @@ RULES: tuple[Callable[[History], Notice | None], ...] = (
     memorised,
     responses_growing,
 )
-# About chosen against rejected responses of the same prompt.
-PAIR_RULES = frozenset({labels_swapped, accuracy_stuck, displacement, memorised})
+# By the kind of rows that a loss trains on. What a pair's two responses do to each other, or whether one of
+# them is ranked right, cannot be said of single responses.
+RULES_FOR: Mapping[DataKind, tuple[Rule, ...]] = {
+    "pairs": RULES,
+    "unpaired": (*MACHINE_RULES, not_finite, kl_spike, responses_growing),
+    "demonstrations": MACHINE_RULES,
+}
 
 
 def notices(train: Sequence[Record], evals: Sequence[Record], facts: RunFacts) -> list[Notice]:
@@ -46,19 +67,24 @@ def notices(train: Sequence[Record], evals: Sequence[Record], facts: RunFacts) -
 
 
 def new_notices(
-    raised: Collection[tuple[str, str]], train: Sequence[Record], evals: Sequence[Record], facts: RunFacts
+    raised: Collection[tuple[str, str]],
+    train: Sequence[Record],
+    evals: Sequence[Record],
+    facts: RunFacts,
+    rules: Sequence[Rule] = RULES,
 ) -> list[Notice]:
     """What the newest record adds; call it after each one. `raised`: (name, level) of those given so far.
 
     A name is raised again only at a higher level than before.
     """
-    return _unraised(History(facts, train, evals), raised)
+    return _unraised(History(facts, train, evals), raised, rules)
 
 
-def _unraised(history: History, raised: Collection[tuple[str, str]]) -> list[Notice]:
+def _unraised(
+    history: History, raised: Collection[tuple[str, str]], rules: Sequence[Rule] = RULES
+) -> list[Notice]:
     highest: dict[str, int] = {}
     for name, level in raised:
         highest[name] = max(highest.get(name, -1), SEVERITY[level])
-    rules = [rule for rule in RULES if history.facts.paired or rule not in PAIR_RULES]
     fired = [notice for rule in rules if (notice := rule(history)) is not None]
     return [n for n in fired if SEVERITY[n.level] > highest.get(n.name, -1)]

@@ -18,16 +18,13 @@ LOOK_BACK = 1000
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the history alone does not tell: counts from the recipe and the data.
-
-    `paired`: the rows are pairs; rules about which of two responses wins say nothing of other rows.
-    """
+    """What the history alone does not tell: counts from the recipe and the data, and the machine's memory."""
 
     pairs_per_step: int
     pairs_per_eval: int
     total_steps: int
     warmup_steps: int = 0
-    paired: bool = True
+    memory_limit_gb: float | None = None
 
 
 @dataclass(frozen=True)

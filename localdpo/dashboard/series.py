@@ -1,0 +1,67 @@
+"""One metric over the steps of a run, as two growing arrays."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_right
+
+import numpy as np
+
+
+class Series:
+    """Points (step, value) in the order of their steps. NaN is a gap: a value that was not finite.
+
+    Attributes:
+        version: grows with every change, so that what was drawn from it can be kept until then.
+    """
+
+    __slots__ = ("_steps", "_values", "version")
+
+    def __init__(self) -> None:
+        self._steps = array("q")
+        self._values = array("d")
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def append(self, step: int, value: float | None) -> None:
+        """Add a point; None, as the log writes what is not finite, becomes NaN."""
+        self._steps.append(step)
+        self._values.append(math.nan if value is None else value)
+        self.version += 1
+
+    def truncate(self, step: int) -> None:
+        """Drop the points after `step`: a resumed run takes those steps again."""
+        keep = bisect_right(self._steps, step)
+        if keep < len(self._steps):
+            del self._steps[keep:]
+            del self._values[keep:]
+            self.version += 1
+
+    @property
+    def steps(self) -> np.ndarray:
+        """int64 [n], a copy."""
+        return np.array(self._steps, dtype=np.int64)
+
+    @property
+    def values(self) -> np.ndarray:
+        """float64 [n], a copy."""
+        return np.array(self._values, dtype=np.float64)
+
+    @property
+    def last(self) -> float | None:
+        """The newest finite value, None if there is none."""
+        for value in reversed(self._values):
+            if math.isfinite(value):
+                return value
+        return None
+
+    def at(self, step: int) -> float | None:
+        """The value at `step` or the newest one before it; None before the first point and in a gap."""
+        place = bisect_right(self._steps, step) - 1
+        if place < 0:
+            return None
+        value = self._values[place]
+        return value if math.isfinite(value) else None

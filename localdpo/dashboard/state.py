@@ -1,0 +1,248 @@
+"""What a run's event log says, folded into one object that the screens read.
+
+A pure function of the log: the same events give the same state, however they are cut into batches. What a
+resume made void (steps after the checkpoint it went on from) is dropped as it is read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from localdpo.core.events import Event
+from localdpo.core.progress import Progress, advance, metrics_of
+from localdpo.core.rundir import State, state_of
+from localdpo.dashboard.series import Series
+
+# Lines of the log that are kept for the log view, and step lines of which more would push out all others.
+LOG_LINES: Final = 2000
+STEP_LINES: Final = 2000
+_QUIET: Final = frozenset({"samples", "pairs"})
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `run.started` says of the run. None or empty where it does not."""
+
+    model: str = ""
+    loss: str = ""
+    beta: float | None = None
+    device: str = ""
+    path: str = ""
+    total: int | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    memory_limit_gb: float | None = None
+    time: float | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A notice of the log, with its explanation and what to try."""
+
+    time: float
+    step: int | None
+    level: str
+    name: str
+    message: str
+    why: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The answers to one watched prompt at one evaluation."""
+
+    prompt: str
+    reference: str
+    policy: str
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of the evaluation at `step`."""
+
+    step: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class PairsFile:
+    """Where the pairs of lowest margin at `step` are, relative to the run's folder."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """What the worker answered to a command."""
+
+    time: float
+    id: str
+    command: str
+    ok: bool
+    message: str
+
+
+class RunState:
+    """The fold. `feed` takes events in the order of the log; the attributes are what they add up to.
+
+    Attributes:
+        start: the latest `run.started`.
+        progress: phase, step, total, time left.
+        train, evals: series by metric name, of steps and of evaluations.
+        notices, samples, pairs, checkpoints (steps), acknowledgements: in the order of the log.
+        ended: the last event, if it ended the run (finished, stopped, failed, crashed).
+        last_time: Unix time of the last event, None before the first.
+        count: events read.
+        version: grows with every batch that brought something.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.start = Start()
+        self.progress = Progress()
+        self.train: dict[str, Series] = {}
+        self.evals: dict[str, Series] = {}
+        self.notices: list[Notice] = []
+        self.samples: list[SampleSet] = []
+        self.pairs: list[PairsFile] = []
+        self.checkpoints: list[int] = []
+        self.acknowledgements: list[Acknowledgement] = []
+        self.ended: Event | None = None
+        self.last_time: float | None = None
+        self.count = 0
+        self.version = 0
+        self._milestones: list[Event] = []
+        self._log: deque[tuple[int, Event]] = deque(maxlen=LOG_LINES)
+        self._steps: deque[tuple[int, Event]] = deque(maxlen=STEP_LINES)
+
+    def feed(self, events: Iterable[Event]) -> bool:
+        """Take in more events; whether there were any."""
+        before = self.count
+        for event in events:
+            self._take(event)
+        if self.count == before:
+            return False
+        self.version += 1
+        return True
+
+    def state(self, running: bool) -> State:
+        """The run's state; `running`: whether its lock is held."""
+        return state_of(self._milestones, running)
+
+    def log(self) -> list[Event]:
+        """The newest events in order, for the log view; samples and the like, which have no line, are not."""
+        return [event for _, event in sorted([*self._log, *self._steps], key=lambda entry: entry[0])]
+
+    def _take(self, event: Event) -> None:
+        self.count += 1
+        self.last_time = event.time
+        self.progress = advance(self.progress, event)
+        if event.type == "step":
+            self._steps.append((self.count, event))
+            _extend(self.train, event)
+            return
+        if event.type.startswith("run."):
+            self._milestones.append(event)
+        if event.type not in _QUIET:
+            self._log.append((self.count, event))
+        take = _TAKES.get(event.type)
+        if take is not None:
+            take(self, event)
+
+    def _started(self, event: Event) -> None:
+        self.start, self.ended = _start_of(event), None
+
+    def _resumed(self, event: Event) -> None:
+        self.ended = None
+        if event.step is None:
+            return
+        for series in (*self.train.values(), *self.evals.values()):
+            series.truncate(event.step)
+        self.samples = [entry for entry in self.samples if entry.step <= event.step]
+        self.pairs = [entry for entry in self.pairs if entry.step <= event.step]
+        self.checkpoints = [step for step in self.checkpoints if step <= event.step]
+
+    def _evaluated(self, event: Event) -> None:
+        _extend(self.evals, event)
+
+    def _sampled(self, event: Event) -> None:
+        found = event.data.get("samples")
+        if event.step is not None and isinstance(found, list):
+            samples = tuple(_sample_of(entry) for entry in found if isinstance(entry, Mapping))
+            self.samples.append(SampleSet(event.step, samples))
+
+    def _paired(self, event: Event) -> None:
+        path = event.data.get("path")
+        if event.step is not None and isinstance(path, str):
+            self.pairs.append(PairsFile(event.step, path))
+
+    def _saved(self, event: Event) -> None:
+        if event.step is not None:
+            self.checkpoints.append(event.step)
+
+    def _noticed(self, event: Event) -> None:
+        keys = ("level", "name", "message", "why", "try")
+        self.notices.append(Notice(event.time, event.step, *(str(event.data.get(key, "")) for key in keys)))
+
+    def _answered(self, event: Event) -> None:
+        said = {key: str(event.data.get(key, "")) for key in ("id", "command", "message")}
+        self.acknowledgements.append(Acknowledgement(event.time, ok=event.data.get("ok") is True, **said))
+
+    def _ended(self, event: Event) -> None:
+        self.ended = event
+
+
+_TAKES: Final = {
+    "run.started": RunState._started,
+    "run.resumed": RunState._resumed,
+    "eval": RunState._evaluated,
+    "samples": RunState._sampled,
+    "pairs": RunState._paired,
+    "checkpoint": RunState._saved,
+    "notice": RunState._noticed,
+    "control": RunState._answered,
+    "run.finished": RunState._ended,
+    "run.stopped": RunState._ended,
+    "run.failed": RunState._ended,
+    "run.crashed": RunState._ended,
+}
+
+
+def _extend(table: dict[str, Series], event: Event) -> None:
+    if event.step is None:
+        return
+    for name, value in metrics_of(event).items():
+        if value is None or type(value) is float or type(value) is int:
+            series = table.get(name)
+            if series is None:
+                series = table[name] = Series()
+            series.append(event.step, value)
+
+
+def _start_of(event: Event) -> Start:
+    data = event.data
+    recipe = data.get("recipe")
+    recipe = recipe if isinstance(recipe, Mapping) else {}
+    loss = recipe.get("loss")
+    beta = loss.get("beta") if isinstance(loss, Mapping) else None
+    rows = data.get("rows")
+    total = data.get("total_steps")
+    limit = data.get("memory_limit_gb")
+    return Start(
+        **{key: str(data.get(key, "")) for key in ("model", "loss", "device", "path")},
+        beta=float(beta) if isinstance(beta, int | float) else None,
+        total=total if isinstance(total, int) else None,
+        rows=rows if isinstance(rows, Mapping) else {},
+        recipe=recipe,
+        memory_limit_gb=float(limit) if isinstance(limit, int | float) else None,
+        time=event.time,
+    )
+
+
+def _sample_of(entry: Mapping[str, Any]) -> Sample:
+    return Sample(*(str(entry.get(key, "")) for key in ("prompt", "reference", "policy")))
