@@ -97,7 +97,15 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batc
     for r, ids in enumerate(responses):
         response[r, :1] = starts[r % len(rows)]
         response[r, 1 : 1 + len(ids)] = ids
-    return Batch(index_array, context, context_pad, response, lengths)
+    return Batch(index_array, context, context_pad, response, lengths, _labels(rows))
+
+
+def _labels(rows: Sequence[EncodedRow]) -> NDArray[np.bool_] | None:
+    """The labels of unpaired rows, bool[P]; None for rows of other kinds."""
+    labels = [row.desirable for row in rows]
+    if len({label is None for label in labels}) != 1:
+        raise ValueError("collate needs rows of one kind: all of them with a label, or none")
+    return None if labels[0] is None else np.array(labels, dtype=np.bool_)
 
 
 def _left_pad(

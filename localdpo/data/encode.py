@@ -78,24 +78,28 @@ class Encoder:
     def encode(self, examples: Sequence[tuple[int, Example]]) -> Encoded:
         """Encode (row number, example) pairs; a thousand at a time tokenise fastest."""
         result = Encoded()
-        rendered: list[tuple[int, Rendered]] = []
+        rendered: list[tuple[int, bool | None, Rendered]] = []
         for row, example in examples:
             try:
-                rendered.append((row, self.renderer.render(example)))
+                rendered.append((row, example.desirable, self.renderer.render(example)))
             except RowDropped as drop:
                 result.dropped[drop.reason].append(row)
         texts: list[str] = []
-        for _, text in rendered:
+        for _, _, text in rendered:
             texts += [text.prompt, *(text.prompt + answer for answer in text.responses)]
         ids = iter(self.tokens.encode(texts))
-        for row, text in rendered:
+        for row, desirable, text in rendered:
             prompt, *wholes = (next(ids) for _ in range(1 + len(text.responses)))
-            self._finish(row, text, prompt, wholes, result)
+            cut = self._finish(row, text, prompt, wholes, result)
+            if cut is not None:
+                responses = tuple(_int32(response) for response in cut.responses)
+                result.rows.append(EncodedRow(row, _int32(cut.prompt), responses, desirable))
         return result
 
     def _finish(
         self, row: int, text: Rendered, prompt: list[int], wholes: list[list[int]], result: Encoded
-    ) -> None:
+    ) -> _Ids | None:
+        """The ids of a row within the limits; None for one that is dropped, which `result` counts."""
         merged = any(whole[: len(prompt)] != prompt for whole in wholes)
         responses = (
             [self.tokens.continuation(answer) for answer in text.responses]
@@ -110,11 +114,11 @@ class Encoder:
             cut = self._fit(ids)
         except RowDropped as drop:
             result.dropped[drop.reason].append(row)
-            return
-        result.rows.append(EncodedRow(row, _int32(ids.prompt), tuple(_int32(r) for r in ids.responses)))
+            return None
         result.truncated += cut
         if merged:
             result.merged_rows.append(row)
+        return ids
 
     def _start(self, text: Rendered, prompt: list[int]) -> list[int]:
         """The tokenizer's own leading tokens for raw text, unless the text brings them itself."""

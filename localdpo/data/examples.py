@@ -1,4 +1,4 @@
-"""From a source to examples: detect the format, adapt every row, gather the problems."""
+"""From a source to examples: detect the format, adapt every row, split pairs, gather the problems."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.adapters.named import Answer
+from localdpo.data.encode import IDENTICAL
 from localdpo.data.fields import RowProblem, RowSkip
 from localdpo.data.formats import Format, detect, named_format
 from localdpo.data.sources import Source, SourceRow
-from localdpo.data.types import Example, Kind
+from localdpo.data.types import Example, Kind, Pair, Rated
 
 # Columns are gathered over this many rows, so that one row that lacks a field does not change the format.
 _SAMPLE_ROWS = 100
@@ -50,6 +51,8 @@ def read_examples(
 ) -> Iterator[tuple[int, Example | Skipped]]:
     """(row number, example or Skipped) of the first `limit` rows, read as they are asked for.
 
+    Pairs that are read as unpaired rows give two examples of one row number.
+
     Raises UserError for data of the wrong kind and for none at all; UserErrors with the first problems and a
     count of the rest, after all rows were seen. From the first problem on nothing more is yielded.
     """
@@ -58,7 +61,9 @@ def read_examples(
         if isinstance(row.result, Problem):
             problems.add(row.rows[0], row.result.message)
         elif not problems:
-            yield row.rows[0], row.result
+            pair = row.result if kind == "unpaired" and isinstance(row.result, Pair) else None
+            for one in (row.result,) if pair is None else split_pair(pair):
+                yield row.rows[0], one
     problems.raise_if_any()
 
 
@@ -94,6 +99,20 @@ def format_of(sample: list[SourceRow], kind: Kind, label: str, format_name: str 
 def source_format(source: Source, kind: Kind, format_name: str | None = None) -> Format | None:
     """The format in which `read_rows` reads a source."""
     return format_of(list(itertools.islice(source.rows(), _SAMPLE_ROWS)), kind, source.label, format_name)
+
+
+def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:
+    """Both responses as rows of their own: the chosen one desirable, the rejected one undesirable.
+
+    As TRL splits a paired data set for KTO, but side by side: the first rows of the result hold both labels.
+    A response that is chosen and rejected at once says nothing.
+    """
+    if pair.chosen == pair.rejected:
+        return (Skipped(IDENTICAL),)
+    return tuple(
+        Rated(pair.prompt, response, desirable, pair.tools, pair.template_kwargs, of_pair=True)
+        for response, desirable in ((pair.chosen, True), (pair.rejected, False))
+    )
 
 
 _Result: TypeAlias = "Example | Answer | Skipped | Problem"

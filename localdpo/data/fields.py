@@ -96,6 +96,14 @@ def text(value: Any, name: str) -> str:
     return _text(value, name)
 
 
+def read_flag(record: Mapping[str, Any], name: str) -> bool:
+    """The field as true or false. Raises RowProblem."""
+    value = _field(record, name)
+    if not isinstance(value, bool):
+        raise RowProblem(name, f"expected true or false, got {describe(value)}")
+    return value
+
+
 def read_options(record: Mapping[str, Any]) -> dict[str, Any]:
     """`tools` and `template_kwargs` of a row, from the optional columns. Raises RowProblem."""
     tools = _from_json(record.get("tools"), "tools")

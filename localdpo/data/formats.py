@@ -1,8 +1,9 @@
-"""One table of data formats: which columns they have, how a row becomes a Pair, and how a Pair is written.
+"""One table of data formats: their columns, how a row becomes an example, and how a Pair is written.
 
 A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there is taken,
 so those with more columns stand first. Columns that any format may have besides: `tools` (list, or JSON text
-of one) and `chat_template_kwargs`. Adapters of published data sets are in adapters/.
+of one) and `chat_template_kwargs`. Adapters of published data sets are in adapters/. Where labelled
+completions are wanted, pairs are read too: each is split into its two responses afterwards.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from localdpo.data.fields import (
     RowProblem,
     RowSkip,
     read_answer,
+    read_flag,
     read_messages,
     read_options,
     read_side,
     read_text,
 )
 from localdpo.data.texts import HUMAN, common_prefix, split_transcripts
-from localdpo.data.types import Demonstration, Example, Kind, Message, Pair, Side
+from localdpo.data.types import Demonstration, Example, Kind, Message, Pair, Rated, Side
 
 Record = Mapping[str, Any]
 PARTED = "chosen and rejected part before the last answer"
@@ -87,6 +89,11 @@ def _implicit_pair(record: Record) -> Pair:
     if not prompt:
         raise RowSkip(NO_SHARED_PROMPT)
     return Pair(prompt, chosen, rejected, **read_options(record))
+
+
+def _rated(record: Record) -> Rated:
+    prompt, response = read_side(record, "prompt"), read_answer(record, "completion")
+    return Rated(prompt, response, read_flag(record, "label"), **read_options(record))
 
 
 def _messages(record: Record) -> Demonstration:
@@ -201,30 +208,40 @@ FORMATS: tuple[Format, ...] = (
         usual=False,
         detected=False,
     ),
+    _format("unpaired", "unpaired", "prompt completion label", _rated),
     _format("conversation", "demonstrations", "messages", _messages),
     _format("prompt-completion", "demonstrations", "prompt completion", _prompt_and("completion")),
     _format("prompt-response", "demonstrations", "prompt response", _prompt_and("response")),
     _format("text", "demonstrations", "text", _text),
 )
-_NAMES: dict[Kind, str] = {"pairs": "preference pairs", "demonstrations": "demonstrations"}
+_NAMES: dict[Kind, str] = {
+    "pairs": "preference pairs",
+    "demonstrations": "demonstrations",
+    "unpaired": "labelled completions",
+}
+
+
+def _accepted(kind: Kind) -> tuple[Kind, ...]:
+    """The kinds of data that serve where `kind` is wanted, the best first."""
+    return ("unpaired", "pairs") if kind == "unpaired" else (kind,)
 
 
 def detect(columns: Iterable[str], kind: Kind, label: str) -> Format:
     """The format of data with these columns. Raises UserError that says what was found and what would fit."""
     found = frozenset(columns)
     fitting = [entry for entry in FORMATS if entry.detected and entry.columns <= found]
-    for entry in fitting:
-        if entry.kind == kind:
-            return entry
-    wanted = "; or ".join(
-        ", ".join(sorted(entry.columns)) for entry in FORMATS if entry.kind == kind and entry.usual
-    )
-    others = [entry.name for entry in FORMATS if entry.kind == kind and not entry.usual and entry.detected]
+    for accepted in _accepted(kind):
+        for entry in fitting:
+            if entry.kind == accepted:
+                return entry
+    of_kind = [entry for accepted in _accepted(kind) for entry in FORMATS if entry.kind == accepted]
+    wanted = "; or ".join(", ".join(sorted(entry.columns)) for entry in of_kind if entry.usual)
+    others = [entry.name for entry in of_kind if not entry.usual and entry.detected]
     more = f"; or those of {', '.join(others)}" if others else ""
     more += "".join(
         f"; or name the format {entry.name}"
-        for entry in FORMATS
-        if entry.kind == kind and not entry.detected and entry.columns <= found
+        for entry in of_kind
+        if not entry.detected and entry.columns <= found
     )
     have = ", ".join(sorted(found)[:20]) or "none"
     problem = f"holds {_NAMES[fitting[0].kind]}, but this loss needs" if fitting else "found no"
@@ -235,10 +252,11 @@ def detect(columns: Iterable[str], kind: Kind, label: str) -> Format:
 
 def named_format(name: str, kind: Kind, setting: str = "data.format") -> Format:
     """The format of this name. Raises UserError, which begins with `setting`, for none or of another kind."""
+    accepted = _accepted(kind)
     for entry in FORMATS:
-        if entry.name == name and entry.kind == kind:
+        if entry.name == name and entry.kind in accepted:
             return entry
-    names = [entry.name for entry in FORMATS if entry.kind == kind]
+    names = [entry.name for entry in FORMATS if entry.kind in accepted]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
     raise UserError(f"{setting}: no format {name!r} of {_NAMES[kind]}; {hint}")

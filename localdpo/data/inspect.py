@@ -36,7 +36,8 @@ class LengthSummary:
 class Statistics:
     """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: whole, longer branch.
 
-    `dropped` counts rows by reason; `merged` rows were tokenised apart at the boundary.
+    `dropped` counts rows by reason; `merged` rows were tokenised apart at the boundary. `desirable`: how many
+    unpaired rows are labelled so, None for rows of other kinds.
     """
 
     count: int
@@ -47,6 +48,7 @@ class Statistics:
     truncated: int
     merged: int
     dropped: dict[str, int]
+    desirable: int | None = None
 
 
 def statistics(store: TokenStore) -> Statistics:
@@ -62,6 +64,7 @@ def statistics(store: TokenStore) -> Statistics:
         truncated=report.truncated,
         merged=report.merged,
         dropped={reason: len(rows) for reason, rows in report.dropped.items()},
+        desirable=None if store.desirable is None else int(store.desirable.sum()),
     )
 
 
@@ -70,7 +73,7 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
 
     Needs no colour. A token that holds only a part of a character shows with the tokens that complete it.
     """
-    names = ("chosen", "rejected") if len(row.responses) == 2 else ("response",)
+    names = ("chosen", "rejected") if len(row.responses) == 2 else (_name(row.desirable),)
     prompt = row.prompt.tolist()
     lines = [f"prompt ({len(prompt)} tokens, not scored):", _decode(tokenizer, prompt), ""]
     for name, response in zip(names, row.responses, strict=True):
@@ -78,6 +81,12 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
         marked = "".join(MARK + text.replace("\n", NEWLINE) for _, text in spans)
         lines += [f"{name} ({len(response)} tokens, all scored):", marked + CLOSE, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _name(desirable: bool | None) -> str:
+    if desirable is None:
+        return "response"
+    return "desirable response" if desirable else "undesirable response"
 
 
 def token_spans(

@@ -28,7 +28,7 @@ from localdpo.core.errors import UserError
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.examples import Skipped, read_examples
 from localdpo.data.sources import open_source
-from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, TemplateChoice, Truncation
+from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, Rated, TemplateChoice, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,12 @@ BLOCK_ROWS = 1000
 STORE_VERSION = 2
 _META = b"localdpo"
 _DEAD_AFTER_SECONDS = 3600
-_RESPONSES: dict[Kind, tuple[str, ...]] = {"pairs": ("r0", "r1"), "demonstrations": ("r0",)}
+_RESPONSES: dict[Kind, tuple[str, ...]] = {
+    "pairs": ("r0", "r1"),
+    "demonstrations": ("r0",),
+    "unpaired": ("r0",),
+}
+_LABEL = "desirable"
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -45,10 +50,11 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Views into one record batch: row numbers, and (offsets, values) of the prompt and of each response."""
+    """Views into one record batch: row numbers, (offsets, values) of prompt and each response, labels."""
 
     rows: NDArray[np.int64]
     lists: tuple[tuple[NDArray[np.int32], NDArray[np.int32]], ...]
+    labels: NDArray[np.uint8] | None
 
 
 class TokenStore(Sequence[EncodedRow]):
@@ -56,6 +62,7 @@ class TokenStore(Sequence[EncodedRow]):
 
     fingerprint       hash over content, tokenizer, template, truncation, limits and kind
     prompt_lengths    int32[N] tokens; response_lengths int32[N, K] tokens
+    desirable         bool[N] labels of unpaired rows, else None
     report            what was read, kept, dropped and why
     """
 
@@ -71,6 +78,8 @@ class TokenStore(Sequence[EncodedRow]):
         table = np.concatenate(lengths).astype(np.int32)
         self.prompt_lengths: NDArray[np.int32] = table[:, 0]
         self.response_lengths: NDArray[np.int32] = table[:, 1:]
+        labels = [block.labels for block in blocks if block.labels is not None]
+        self.desirable: NDArray[np.bool_] | None = np.concatenate(labels).astype(bool) if labels else None
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -84,7 +93,8 @@ class TokenStore(Sequence[EncodedRow]):
         number, place = divmod(index, BLOCK_ROWS)
         block = self._blocks[number]
         prompt, *responses = (values[offsets[place] : offsets[place + 1]] for offsets, values in block.lists)
-        return EncodedRow(int(block.rows[place]), prompt, tuple(responses))
+        label = None if block.labels is None else bool(block.labels[place])
+        return EncodedRow(int(block.rows[place]), prompt, tuple(responses), label)
 
 
 def open_store(
@@ -213,14 +223,16 @@ class _Writer:
     """Encodes chunks of examples and writes the kept rows in blocks; the report goes into the last block."""
 
     def __init__(self, file: Any, kind: Kind) -> None:
-        self.read = self.kept = self.truncated = self.merged = self.checksum = 0
+        self.read = self.kept = self.truncated = self.merged = self.halves = self.checksum = 0
         self.dropped: dict[str, list[int]] = {}
         self._pending: list[EncodedRow] = []
         self._kind = kind
         names = ("prompt", *_RESPONSES[kind])
         ids = pa.list_(pa.field("item", pa.int32(), nullable=False))
         lists = [pa.field(name, ids, nullable=False) for name in names]
-        self._schema = pa.schema([pa.field("row", pa.int64(), nullable=False), *lists])
+        # Bytes and not Arrow's booleans, which are packed bits and no array to be read in place.
+        labels = [pa.field(_LABEL, pa.uint8(), nullable=False)] if kind == "unpaired" else []
+        self._schema = pa.schema([pa.field("row", pa.int64(), nullable=False), *lists, *labels])
         self._writer = pa.ipc.new_file(file, self._schema)
 
     def add(self, examples: list[tuple[int, Example | Skipped]], encoder: Encoder) -> None:
@@ -233,6 +245,7 @@ class _Writer:
         encoded = encoder.encode(usable)
         for reason, rows in encoded.dropped.items():
             self.dropped.setdefault(reason, []).extend(rows)
+        self.halves += sum(isinstance(example, Rated) and example.of_pair for _, example in examples)
         self.read += len(examples)
         self.kept += len(encoded.rows)
         self.truncated += encoded.truncated
@@ -245,7 +258,9 @@ class _Writer:
     def close(self) -> None:
         if self._pending:
             self._write(self._pending)
-        report = EncodeReport(self.read, self.kept, self.dropped, self.truncated, self.merged)
+        report = EncodeReport(
+            self.read, self.kept, self.dropped, self.truncated, self.merged, self.halves // 2
+        )
         meta = {"kind": self._kind, "report": asdict(report), "checksum": self.checksum}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.
         empty = pa.RecordBatch.from_pylist([], schema=self._schema)
@@ -256,11 +271,13 @@ class _Writer:
         columns = [[row.prompt for row in rows]]
         columns += [[row.responses[k] for row in rows] for k in range(len(_RESPONSES[self._kind]))]
         arrays: list[pa.Array] = [pa.array([row.row for row in rows], pa.int64())]
-        for name, lists in zip(self._schema.names[1:], columns, strict=True):
+        for name, lists in zip(("prompt", *_RESPONSES[self._kind]), columns, strict=True):
             offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int32)
             values = pa.array(np.concatenate(lists))
             kind = self._schema.field(name).type
             arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values, type=kind))
+        if self._kind == "unpaired":
+            arrays.append(pa.array([row.desirable for row in rows], pa.bool_()).cast(pa.uint8()))
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
         self.checksum = _checksum(_block(batch), self.checksum)
         self._writer.write_batch(batch)
@@ -302,11 +319,14 @@ def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
 
 
 def _block(batch: pa.RecordBatch) -> _Block:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    rows, labels = columns.pop("row"), columns.pop(_LABEL, None)
     lists = tuple(
         (column.offsets.to_numpy(zero_copy_only=True), column.values.to_numpy(zero_copy_only=True))
-        for column in batch.columns[1:]
+        for column in columns.values()
     )
-    return _Block(batch.column(0).to_numpy(zero_copy_only=True), lists)
+    marks = None if labels is None else labels.to_numpy(zero_copy_only=True)
+    return _Block(rows.to_numpy(zero_copy_only=True), lists, marks)
 
 
 def _checksum(block: _Block, start: int) -> int:
@@ -314,4 +334,4 @@ def _checksum(block: _Block, start: int) -> int:
     checksum = zlib.crc32(block.rows.data, start)
     for offsets, values in block.lists:
         checksum = zlib.crc32(values.data, zlib.crc32(offsets.data, checksum))
-    return checksum
+    return checksum if block.labels is None else zlib.crc32(block.labels.data, checksum)

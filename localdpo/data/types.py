@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Kind: TypeAlias = Literal["pairs", "demonstrations"]
+Kind: TypeAlias = Literal["pairs", "demonstrations", "unpaired"]
 TemplateChoice: TypeAlias = Literal["auto", "chat", "raw"]
 Truncation: TypeAlias = Literal["keep_start", "keep_end"]
 Message: TypeAlias = dict[str, Any]
@@ -36,6 +36,11 @@ class Pair:
         return (self.chosen, self.rejected)
 
     @property
+    def desirable(self) -> None:
+        """A pair has no label of its own."""
+        return None
+
+    @property
     def as_is(self) -> bool:
         """Whether the text is kept without a chat template whatever the recipe says."""
         return False
@@ -56,8 +61,38 @@ class Demonstration:
         """(response,)."""
         return (self.response,)
 
+    @property
+    def desirable(self) -> None:
+        """A demonstration has no label: it is there to be imitated."""
+        return None
 
-Example: TypeAlias = "Pair | Demonstration"
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A prompt with one response that was found desirable, or undesirable.
+
+    `of_pair`: it is one half of a preference pair, the chosen (desirable) or the rejected one (not).
+    """
+
+    prompt: Side
+    response: Side
+    desirable: bool
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    of_pair: bool = False
+
+    @property
+    def responses(self) -> tuple[Side, ...]:
+        """(response,)."""
+        return (self.response,)
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the text is kept without a chat template whatever the recipe says."""
+        return False
+
+
+Example: TypeAlias = "Pair | Demonstration | Rated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +101,14 @@ class EncodedRow:
 
     `row` counts from 0 in the source (a JSONL file's line number less one). `prompt` is int32[>=1], the one
     prefix of all responses; `responses` holds int32[>=1] arrays: (chosen, rejected) or (response,).
-    The arrays may be read-only views into a mapped file.
+    The arrays may be read-only views into a mapped file. `desirable` is the label of an unpaired row, None in
+    rows of other kinds.
     """
 
     row: int
     prompt: NDArray[np.int32]
     responses: tuple[NDArray[np.int32], ...]
+    desirable: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +116,8 @@ class EncodeReport:
     """What became of the rows of a source. Row numbers count from 0.
 
     `truncated`: kept rows that lost tokens; `merged`: kept rows whose prompt and response would share a token
-    if tokenised in one piece, and were tokenised apart.
+    if tokenised in one piece, and were tokenised apart; `split`: pairs that became two unpaired rows each,
+    which count as two in the other figures.
     """
 
     read: int = 0
@@ -87,6 +125,7 @@ class EncodeReport:
     dropped: Mapping[str, list[int]] = field(default_factory=dict)
     truncated: int = 0
     merged: int = 0
+    split: int = 0
 
     @property
     def dropped_total(self) -> int:
@@ -96,13 +135,14 @@ class EncodeReport:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """P rows with K responses each, as padded arrays (K = 2 for pairs, 1 for demonstrations).
+    """P rows with K responses each, as padded arrays (K = 2 for pairs, else 1).
 
     indices     int64[P]       index of each row in its store
     context     int32[P, C]    prompt without its last token, padded on the LEFT; C >= 1 is a bucketed width
     context_pad int32[P]       pad columns at the left of each context row
     response    int32[K*P, R+1]  last prompt token, then the response ids, padded on the RIGHT; R is bucketed
     lengths     int32[K*P]     response ids (= scored tokens) of each response row
+    desirable   bool[P]        label of each unpaired row; None for rows of other kinds
 
     Response row k*P + i belongs to prompt i: all chosen first, then all rejected.
     """
@@ -112,3 +152,4 @@ class Batch:
     context_pad: NDArray[np.int32]
     response: NDArray[np.int32]
     lengths: NDArray[np.int32]
+    desirable: NDArray[np.bool_] | None = None

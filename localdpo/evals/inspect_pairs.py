@@ -67,7 +67,7 @@ def inspect_run(
     `note` is told in one line what a person should know about the model. The base is loaded once.
 
     Raises:
-        UserError: no checkpoint yet, a run on demonstrations, no such row, or a model that does not load.
+        UserError: no checkpoint yet, rows that are no pairs, no such row, or a model that does not load.
     """
     latest, recipe = _opened(RunDir(run_dir))
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
@@ -105,7 +105,8 @@ def _opened(run: RunDir) -> tuple[Path, Recipe]:
     data = recipe.loss.spec.data
     if data != "pairs":
         raise UserError(
-            f"{run.path}: the {recipe.loss.spec.name} loss trains on {data}; only pairs have rewards"
+            f"{run.path}: inspect shows pairs, and the {recipe.loss.spec.name} loss trains on "
+            f"{'unpaired rows' if data == 'unpaired' else data}"
         )
     return latest, recipe
 

@@ -24,7 +24,8 @@ class Sums:
 
     `add` takes what `pair_metrics` returned, another `Sums`, or pairs of numbers; names may differ between
     calls (kl is measured on some steps only). `means` divides; a name whose denominator is 0 was not measured
-    and is left out.
+    and is left out. Rows without pairs have no margins to average: there `rewards/margins` is the difference
+    of the two means, where both were measured (as in TRL).
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,11 @@ class Sums:
         return iter(self._sums.items())
 
     def means(self) -> dict[str, float]:
-        return {name: total / weight for name, (total, weight) in self._sums.items() if weight != 0.0}
+        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight != 0.0}
+        both = means.get("rewards/chosen"), means.get("rewards/rejected")
+        if "rewards/margins" not in self._sums and both[0] is not None and both[1] is not None:
+            means["rewards/margins"] = both[0] - both[1]
+        return means
 
 
 def pair_metrics(
@@ -121,6 +126,45 @@ def pair_rewards(
     return rewards(policy_chosen, ref_chosen, beta), rewards(policy_rejected, ref_rejected, beta)
 
 
+def unpaired_metrics(
+    policy: mx.array,
+    reference: mx.array,
+    beta: float,
+    *,
+    losses: mx.array,
+    desirable: mx.array,
+    tokens: mx.array,
+    baseline: mx.array | None = None,
+) -> BatchSums:
+    """Sums over B single responses with a label, usable inside `mx.compile`.
+
+    policy, reference [B]: log-probabilities of whole responses (nats); losses [B]; desirable [B]: bool;
+    tokens [B]: scored tokens; baseline: the KL baseline z, a scalar. TRL's names for KTO: `*/chosen` are over
+    the desirable rows, `*/rejected` over the undesirable ones, each with its own number as the denominator,
+    so a batch without such rows adds nothing to them. rewards/* are beta times nats, logps/* and kl_baseline
+    (z; TRL calls it kl) nats a response, logratio_per_token/* nats a token, displacement the share of
+    desirable responses that are less likely than under the reference. ValueError for arrays that are not of
+    one shape [B].
+    """
+    shapes = {tuple(array.shape) for array in (policy, reference, losses, desirable, tokens)}
+    if len(shapes) != 1 or policy.ndim != 1:
+        raise ValueError(f"unpaired_metrics: expected arrays of one shape [B], got {sorted(shapes)}")
+    h, good, bad = log_ratios(policy, reference), desirable, mx.logical_not(desirable)
+    sums = {
+        "loss": _mean_of(losses),
+        "rewards/chosen": _mean_where(good, beta * h),
+        "rewards/rejected": _mean_where(bad, beta * h),
+        "logps/chosen": _mean_where(good, policy),
+        "logps/rejected": _mean_where(bad, policy),
+        "logratio_per_token/chosen": _mean_where(good, h, tokens),
+        "logratio_per_token/rejected": _mean_where(bad, h, tokens),
+        "displacement": _mean_where(good, h < 0.0),
+    }
+    if baseline is not None:
+        sums["kl_baseline"] = _mean_of(mx.broadcast_to(baseline, policy.shape))
+    return sums
+
+
 def demonstration_metrics(logps: mx.array, tokens: mx.array) -> BatchSums:
     """Sums over B demonstrations, [B] each: loss (nats per token) and logps/chosen (nats a response)."""
     return {"loss": mx.stack(list(sft_loss(logps, tokens))), "logps/chosen": _mean_of(logps)}
@@ -129,6 +173,13 @@ def demonstration_metrics(logps: mx.array, tokens: mx.array) -> BatchSums:
 def _mean_of(values: mx.array) -> mx.array:
     """(sum, number) of values [B], float32 [2]."""
     return mx.stack([values.astype(mx.float32).sum(), mx.array(values.size, dtype=mx.float32)])
+
+
+def _mean_where(mask: mx.array, values: mx.array, weights: mx.array | None = None) -> mx.array:
+    """(sum of values, sum of weights) over the masked rows, [B] each, as float32 [2]; weights: 1."""
+    per_row = mx.ones(values.shape) if weights is None else weights.astype(mx.float32)
+    kept = [mx.where(mask, array, 0.0).sum() for array in (values.astype(mx.float32), per_row)]
+    return mx.stack(kept)
 
 
 def _float32(values: mx.array) -> mx.array:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from localdpo.objective.options import OptionSpec
-from localdpo.objective.registry import LossSpec, loss_spec
+from localdpo.objective.registry import DataKind, LossSpec, loss_spec
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,17 @@ class LossSum:
         return frozenset().union(*(term.requires for term in self.terms))
 
     @property
-    def data(self) -> Literal["pairs", "demonstrations"]:
+    def data(self) -> DataKind:
         """Pairs as soon as one term needs them: `sft` beside others is a term on the chosen responses."""
-        return "pairs" if any(term.data == "pairs" for term in self.terms) else "demonstrations"
+        return "pairs" if any(term.data == "pairs" for term in self.terms) else self.terms[0].data
 
     @property
     def needs_reference(self) -> bool:
         return any(term.needs_reference for term in self.terms)
+
+    @property
+    def needs_baseline(self) -> bool:
+        return any(term.needs_baseline for term in self.terms)
 
     @property
     def separable(self) -> bool:
@@ -73,8 +76,8 @@ class LossSum:
 def loss_sum(names: str | Sequence[str], weights: Sequence[float] | None = None) -> LossSum:
     """The sum that `loss.type` and `loss.weights` name; weights are 1 where none are given.
 
-    ValueError for an unknown loss, a loss named twice, no loss at all, and weights that are not one finite
-    number above 0 for each loss.
+    ValueError for an unknown loss, a loss named twice, no loss at all, a loss on unpaired rows beside another
+    one, and weights that are not one finite number above 0 for each loss.
     """
     listed = (names,) if isinstance(names, str) else tuple(names)
     terms = tuple(loss_spec(name) for name in listed)
@@ -83,6 +86,11 @@ def loss_sum(names: str | Sequence[str], weights: Sequence[float] | None = None)
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
         raise ValueError(f"loss {', '.join(twice)} named twice; give it once with a larger weight")
+    alone = [term.name for term in terms if term.data == "unpaired"]
+    if alone and len(terms) > 1:
+        raise ValueError(
+            f"loss {alone[0]} trains on unpaired rows, which no other loss can share; name it alone"
+        )
     given = (1.0,) * len(terms) if weights is None else tuple(float(weight) for weight in weights)
     if len(given) != len(terms):
         raise ValueError(f"expected one weight for each of {len(terms)} losses, got {len(given)}")

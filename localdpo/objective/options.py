@@ -113,6 +113,8 @@ LD_ALPHA = OptionSpec(
 USE_WEIGHTING = OptionSpec(
     False, None, None, "weigh each pair by how likely the policy would write it itself (WPO)"
 )
+DESIRABLE_WEIGHT = OptionSpec(1.0, 0.0, None, "weight of desirable rows", open_low=True)
+UNDESIRABLE_WEIGHT = OptionSpec(1.0, 0.0, None, "weight of undesirable rows", open_low=True)
 ORPO_BETA = OptionSpec(
     0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
 )

@@ -14,6 +14,7 @@ from typing import Literal
 
 from localdpo.objective.options import (
     BETA,
+    DESIRABLE_WEIGHT,
     DISCOPOP_TAU,
     DPOP_LAMBDA,
     F_ALPHA,
@@ -24,9 +25,12 @@ from localdpo.objective.options import (
     R_DPO_ALPHA,
     REFERENCE_FREE,
     SIMPO_GAMMA,
+    UNDESIRABLE_WEIGHT,
     USE_WEIGHTING,
     OptionSpec,
 )
+
+DataKind = Literal["pairs", "demonstrations", "unpaired"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class LossSpec:
     options: keys under `loss.` (besides `type`) that the loss reads; any other key is an error.
     module: the module in `localdpo.objective.losses` that holds the function `NAME_loss`; a loss on
     demonstrations that can also be a term beside losses on pairs has `NAME_term` there as well.
-    data: which rows it trains on. needs_reference: whether it reads reference log-probabilities.
+    data: which rows it trains on; unpaired ones are single responses with a label, desirable or not.
+    needs_reference: whether it reads reference log-probabilities. needs_baseline: whether it reads the KL
+    baseline of the step's batch.
     requires: options that must be above 0 (their default of 0 leaves the formula undefined).
-    separable: the batch loss is a mean of per-pair terms, so micro-batches leave it unchanged.
+    separable: the batch loss is a mean of per-row terms, so micro-batches leave it unchanged.
     per_token: divides by the number of scored tokens, so the token counts are needed.
     lengths: reads the token counts in another way (r_dpo's length term).
     """
@@ -49,8 +55,9 @@ class LossSpec:
     source: str
     options: Mapping[str, OptionSpec]
     module: str
-    data: Literal["pairs", "demonstrations"] = "pairs"
+    data: DataKind = "pairs"
     needs_reference: bool = True
+    needs_baseline: bool = False
     requires: frozenset[str] = field(default_factory=frozenset)
     separable: bool = True
     per_token: bool = False
@@ -88,6 +95,12 @@ def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
 
 # Ranks of the batch, not pairs, have the terms of these: no pair has a loss of its own to be weighed.
 _AOT_OPTIONS = MappingProxyType({"beta": BETA, "label_smoothing": LABEL_SMOOTHING, "ld_alpha": LD_ALPHA})
+
+
+# No pair has a weight of its own, but each of the two labels does.
+_UNPAIRED_OPTIONS = MappingProxyType(
+    {"beta": BETA, "desirable_weight": DESIRABLE_WEIGHT, "undesirable_weight": UNDESIRABLE_WEIGHT}
+)
 
 
 # Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
@@ -237,6 +250,23 @@ _SPECS = (
         "reference_free",
         needs_reference=False,
         per_token=True,
+    ),
+    LossSpec(
+        "kto",
+        "desirable responses above a KL baseline, undesirable ones below it, no pairs",
+        "Ethayarajh et al. 2024, arXiv 2402.01306",
+        _UNPAIRED_OPTIONS,
+        "kto",
+        data="unpaired",
+        needs_baseline=True,
+    ),
+    LossSpec(
+        "apo_zero_unpaired",
+        "anchored: desirable up, undesirable down, no pairs and no KL baseline",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266",
+        _UNPAIRED_OPTIONS,
+        "kto",
+        data="unpaired",
     ),
     LossSpec(
         "sft",

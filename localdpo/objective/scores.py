@@ -1,4 +1,4 @@
-"""What every preference loss starts from: log-ratios, margins and implicit rewards of a batch of pairs.
+"""What every preference loss starts from: log-ratios, margins and implicit rewards of a batch.
 
 Notation, here and in `losses/`: for pair i, `p_w, p_l` are the policy's log-probabilities of the chosen and
 the rejected response (summed over the scored tokens, nats), `r_w, r_l` the same under the frozen reference,
@@ -62,3 +62,29 @@ class PairScores:
         if self.chosen_tokens is None or self.rejected_tokens is None:
             raise ValueError("this loss divides by token counts: pass chosen_tokens and rejected_tokens")
         return self.chosen_tokens, self.rejected_tokens
+
+
+@dataclass(frozen=True)
+class UnpairedScores:
+    """Log-probabilities of B single responses under policy and reference, float32 [B] nats each.
+
+    desirable: bool [B]. baseline: the KL baseline z of the whole step, a scalar in nats; None for a caller
+    that does not have it, which `needs_baseline` in the registry tells.
+    """
+
+    policy: mx.array
+    reference: mx.array
+    desirable: mx.array
+    baseline: mx.array | None = None
+
+    @property
+    def h(self) -> mx.array:
+        """Log-ratio of the responses, [B] nats."""
+        return log_ratios(self.policy, self.reference)
+
+    @property
+    def z(self) -> mx.array:
+        """The KL baseline, a scalar in nats; ValueError where the caller gave none."""
+        if self.baseline is None:
+            raise ValueError("this loss compares with the KL baseline: pass baseline")
+        return self.baseline

@@ -70,6 +70,8 @@ class LossSection(Section):
     dpop_lambda: float = _option("dpop_lambda")
     r_dpo_alpha: float = _option("r_dpo_alpha")
     simpo_gamma: float = _option("simpo_gamma")
+    desirable_weight: float = _option("desirable_weight")
+    undesirable_weight: float = _option("undesirable_weight")
     # TRL's defaults are 512 steps and 0.6; how many steps fit depends on the length of the run.
     sync_every: Count | None = Field(
         None, description="steps after which the reference moves towards the policy (TR-DPO); null: it stays"

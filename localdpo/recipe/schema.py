@@ -200,6 +200,19 @@ class Recipe(Section):
             {"key": "micro_batch_size", "loss": whole, "micro": micro},
         )
 
+    @field_validator("train")
+    @classmethod
+    def _completions_can_be_exchanged(cls, value: TrainSection, info: ValidationInfo) -> TrainSection:
+        loss = info.data.get("loss")
+        if loss is None or not loss.spec.needs_baseline or value.batch_size >= 2:
+            return value
+        raise PydanticCustomError(
+            ACROSS_SECTIONS,
+            "the {loss} loss compares with completions of other rows of the batch, so it needs 2 or more; "
+            "raise it, or choose another loss.type",
+            {"key": "batch_size", "loss": loss.spec.name},
+        )
+
     def explicit(self, section: str, field: str) -> bool:
         """Whether `section.field` was written down (in the file or as an override), default or not."""
         return field in getattr(self, section).model_fields_set

@@ -14,6 +14,7 @@ from localdpo.model.lora import LoraConfig
 from localdpo.model.memory import MemoryEstimate, estimate, text_config
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.train import unpaired
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.rows import Rows
 from localdpo.train.session import adapter_shape, open_rows, require_blocks, rows_at_once
@@ -41,9 +42,12 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         console.print(
             Text(
                 f"{label}: {report.read:,} rows read, {report.truncated:,} truncated, "
-                f"{report.merged:,} with a merged boundary; dropped: {describe_dropped(dict(report.dropped))}"
+                f"{report.merged:,} with a merged boundary{_labels(rows)}; "
+                f"dropped: {describe_dropped(dict(report.dropped))}"
             )
         )
+    for note in unpaired.notes(recipe.loss, train, valid):
+        console.print(Text(note))
     _heading(console, "first row")
     console.print(Text(render_marked(train.store[int(train.indices[0])], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
@@ -58,6 +62,14 @@ def dry_run(recipe: Recipe, console: Console) -> None:
 def _stores(train: Rows, valid: Rows) -> list[tuple[str, Rows]]:
     """The stores of a run, one entry for one that is split."""
     return [("train", train)] if valid.store is train.store else [("train", train), ("valid", valid)]
+
+
+def _labels(rows: Rows) -> str:
+    """How many unpaired rows of a store have which label."""
+    desirable = statistics(rows.store).desirable
+    return (
+        "" if desirable is None else f", {desirable:,} desirable, {len(rows.store) - desirable:,} undesirable"
+    )
 
 
 def _heading(console: Console, title: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import Answer, generate
 from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
-from localdpo.train.objectives import Objective
+from localdpo.train.objectives import Objective, label_arrays
 from localdpo.train.reference import Reference
 from localdpo.train.rows import Rows
 
@@ -39,16 +39,18 @@ def evaluate(
     reference: Reference | None,
     *,
     batch: int,
+    common: Mapping[str, mx.array] | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """The objective and its metrics over the rows at `places` [N], without an update.
 
-    Every pair weighs the same, however the batches are cut. `after_batch` may take its time (a pause).
+    Every row weighs the same, however the batches are cut. `common`: what the objective takes for them all.
+    `after_batch` may take its time (a pause).
     """
     totals, margins = Sums(), dict[int, float]()
     for part in rows.parts_by_length(places, batch):
         cut = rows.batch(part)
-        arrays = {"lengths": mx.array(cut.lengths)}
+        arrays = {"lengths": mx.array(cut.lengths), **label_arrays(cut), **(common or {})}
         if reference is not None:
             arrays |= reference.arrays(cut)
         scores = forward.measure(cut)

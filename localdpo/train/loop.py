@@ -259,6 +259,7 @@ class Loop:
             session.valid_reference,
             batch=session.scoring_batch,
             after_batch=partial(self.control.within_work, self.step),
+            common=session.baseline(session.valid, session.valid.indices[session.eval_places]),
         )
 
     def _against_reference(self) -> dict[str, float]:

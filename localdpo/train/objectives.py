@@ -1,7 +1,7 @@
 """What a step minimises: a recipe's loss over the log-probabilities of a batch's responses.
 
 The sum over a batch is divided by a count that is known before any of its micro-batches runs
-(pairs for a preference loss, scored tokens for SFT), so k micro-batches add up to the one batch.
+(rows for a preference loss, scored tokens for SFT), so k micro-batches add up to the one batch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import mlx.core as mx
 
 from localdpo.data.types import Batch
 from localdpo.model.forward import Arrays
-from localdpo.objective.losses import preference_loss
-from localdpo.objective.metrics import BatchSums, demonstration_metrics, pair_metrics, pair_rewards
+from localdpo.objective.losses import preference_loss, unpaired_loss
+from localdpo.objective.metrics import (
+    BatchSums,
+    demonstration_metrics,
+    pair_metrics,
+    pair_rewards,
+    unpaired_metrics,
+)
 from localdpo.recipe.loss import LossSection
 
 
@@ -26,7 +32,8 @@ class Objective(Protocol):
 
         `scores` is what `Forward.scores` gives under the policy. `arrays` holds `lengths` [K*P] and, for a
         loss with a reference, the same scores under it as `reference` and, where responses are split,
-        `reference_public`, [K*P] each.
+        `reference_public`, [K*P] each; for unpaired rows their labels as `desirable`, bool [P], and for a
+        loss that reads one the KL baseline of the whole step as the scalar `baseline`.
         """
         ...
 
@@ -89,6 +96,41 @@ class Preference:
         return sum(len(batch.indices) for batch in batches)
 
 
+class Unpaired:
+    """A loss over single responses with a label."""
+
+    def __init__(self, loss: LossSection) -> None:
+        self.loss = loss
+
+    def sums(self, scores: Arrays, arrays: Arrays) -> BatchSums:
+        policy, reference, desirable = scores["logps"], arrays["reference"], arrays["desirable"]
+        baseline = arrays.get("baseline")
+        losses = unpaired_loss(
+            self.loss.type,
+            policy,
+            reference,
+            desirable,
+            baseline=baseline,
+            weights=self.loss.weights,
+            **self.loss.options,
+        )
+        return unpaired_metrics(
+            policy,
+            reference,
+            self.loss.beta,
+            losses=losses,
+            desirable=desirable,
+            tokens=arrays["lengths"],
+            baseline=baseline,
+        )
+
+    def margins(self, scores: Arrays, arrays: Arrays) -> None:
+        return None
+
+    def count(self, batches: Sequence[Batch]) -> int:
+        return sum(len(batch.indices) for batch in batches)
+
+
 class Imitation:
     """Negative log-likelihood of demonstrations."""
 
@@ -114,6 +156,13 @@ def _halves(rows: mx.array | None) -> tuple[mx.array | None, mx.array | None]:
     return rows[:pairs], rows[pairs:]
 
 
+def label_arrays(batch: Batch) -> dict[str, mx.array]:
+    """The labels of unpaired rows by the name that an objective takes them under; nothing for other rows."""
+    return {} if batch.desirable is None else {"desirable": mx.array(batch.desirable)}
+
+
 def make_objective(loss: LossSection) -> Objective:
     """The objective of a recipe."""
-    return Preference(loss) if loss.spec.data == "pairs" else Imitation()
+    if loss.spec.data == "demonstrations":
+        return Imitation()
+    return Preference(loss) if loss.spec.data == "pairs" else Unpaired(loss)

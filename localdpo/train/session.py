@@ -26,8 +26,9 @@ from localdpo.model.backend import Backend
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, fingerprint, load_base
 from localdpo.recipe.schema import Recipe
+from localdpo.train import unpaired
 from localdpo.train.evaluation import Watched
-from localdpo.train.objectives import Objective, make_objective
+from localdpo.train.objectives import Objective, label_arrays, make_objective
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.reference import Reference, ReferenceScores, cache_file
 from localdpo.train.rows import Rows, every_row, hold_out, micro_batch, visited
@@ -105,16 +106,30 @@ class Session:
         return self.train.training_batch(step, batch_size=train.batch_size, micro=self.micro, seed=train.seed)
 
     def training_arrays(self, batches: list[Batch]) -> list[dict[str, mx.array]]:
-        """The arrays of a step's micro-batches, with reference scores and the step's denominator."""
-        count = mx.array(float(self.objective.count(batches)))
+        """The arrays of a step's micro-batches, with reference scores and what the whole step shares."""
+        common = {"count": mx.array(float(self.objective.count(batches)))}
+        common |= self.baseline(self.train, np.concatenate([batch.indices for batch in batches]))
         ready = []
         for batch in batches:
-            arrays = batch_arrays(batch, shared=self.forward.shared)
-            arrays["count"] = count
+            arrays = batch_arrays(batch, shared=self.forward.shared) | label_arrays(batch) | common
             if self.train_reference is not None:
                 arrays |= self.train_reference.arrays(batch)
             ready.append(arrays)
         return ready
+
+    def baseline(self, rows: Rows, indices: np.ndarray) -> dict[str, mx.array]:
+        """`baseline`, the KL baseline of these rows of the store, for a loss that reads it; else nothing."""
+        if not self.recipe.loss.spec.needs_baseline:
+            return {}
+        z = unpaired.step_baseline(
+            self.forward,
+            rows,
+            indices,
+            self.start if self.moving is None else self.moving.weights,
+            max_length=self.recipe.train.max_length,
+            batch=self.scoring_batch,
+        )
+        return {"baseline": z}
 
     def training_places(self) -> np.ndarray:
         """The rows of `train` that the run will draw."""
@@ -143,6 +158,8 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         compiled=traces(recipe, backend),
     )
     check_paths(forward, train, note)
+    for line in unpaired.notes(recipe.loss, train, valid):
+        note(line)
     places = np.arange(min(recipe.eval.pairs, len(valid)))
     moving = moving_reference(recipe.loss, forward)
     cached = recipe.loss.spec.needs_reference and moving is None
@@ -281,7 +298,7 @@ def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
-    """The prompts that are answered at each evaluation: the recipe's, or the first held-out ones."""
+    """The prompts answered at each evaluation: the recipe's, or the first held-out ones, once each."""
     wanted, tokenizer = recipe.eval.samples, base.tokenizer
     if wanted == 0:
         return []

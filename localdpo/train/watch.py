@@ -7,7 +7,7 @@ from pathlib import Path
 from localdpo.core.events import effective, read_events
 from localdpo.core.progress import metrics_of
 from localdpo.model.backend import memory_limit
-from localdpo.objective.notices import MACHINE_RULES, RULES, Record, RunFacts, new_notices
+from localdpo.objective.notices import RULES_FOR, Record, RunFacts, new_notices
 from localdpo.objective.notices.history import LOOK_BACK
 from localdpo.train.session import Session
 
@@ -24,7 +24,7 @@ class Watch:
             warmup_steps=session.plan.warmup,
             memory_limit_gb=memory_limit(session.backend.device) / 1e9,
         )
-        self._pairs = session.recipe.loss.spec.data == "pairs"
+        self._data = session.recipe.loss.spec.data
         self._train: list[Record] = []
         self._evals: list[Record] = []
         self._raised: list[tuple[str, str]] = []
@@ -53,7 +53,7 @@ class Watch:
                 self._raised.append((event.data["name"], event.data["level"]))
 
     def _new(self) -> list[dict[str, str]]:
-        rules = RULES if self._pairs else MACHINE_RULES
+        rules = RULES_FOR[self._data]
         found = new_notices(self._raised, self._train, self._evals, self.facts, rules)
         self._raised += [(notice.name, notice.level) for notice in found]
         return [notice.fields() for notice in found]

@@ -17,7 +17,7 @@ from localdpo.data.examples import Skipped, read_examples
 from localdpo.data.fields import RowProblem, RowSkip
 from localdpo.data.formats import FORMATS, NO_ANSWER, NO_SHARED_PROMPT, PARTED, detect
 from localdpo.data.sources import open_source
-from localdpo.data.types import Demonstration, Example, Kind, Pair
+from localdpo.data.types import Demonstration, Example, Kind, Pair, Rated
 
 
 def user(text: str) -> dict[str, Any]:
@@ -245,4 +245,4 @@ def test_no_row_makes_an_adapter_fail_otherwise(entry: Any, record: dict[str, An
     with contextlib.suppress(RowProblem, RowSkip):
         found = entry.read(record)
         examples = found if isinstance(found, list) else [found]
-        assert all(isinstance(one, Pair | Demonstration | Answer) for one in examples)
+        assert all(isinstance(one, Pair | Demonstration | Rated | Answer) for one in examples)

@@ -254,7 +254,7 @@ def test_runs_that_cannot_be_inspected(root: Path) -> None:
     imitation = RunDir.create(root / "third", "sft", recipe + "loss: sft\n")
     imitation.checkpoint_path(1).mkdir(parents=True)
     imitation.set_latest(imitation.checkpoint_path(1))
-    with pytest.raises(UserError, match="only pairs have rewards"):
+    with pytest.raises(UserError, match="inspect shows pairs, and the sft loss trains on demonstrations"):
         inspect_run(imitation.path, note=lambda line: None)
 
 

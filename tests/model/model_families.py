@@ -70,8 +70,12 @@ HYBRID = {
 }
 
 
-def tiny(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
-    """A random model of the family, float32, in evaluation mode."""
+# Every width above is a multiple of it, so that all layers of every family quantise as they are.
+GROUP_SIZE = 32
+
+
+def tiny(family: str, *, seed: int = 0, bits: int | None = None, **changes: Any) -> nn.Module:
+    """A random model of the family, float32, in evaluation mode; with `bits`, quantised throughout."""
     mx.random.seed(seed)
     extra = HYBRID if family == "qwen3_next" else FAMILIES[family]
     config = {**BASE, "model_type": family, **extra, **changes}
@@ -79,6 +83,8 @@ def tiny(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
     model = module.Model(module.ModelArgs.from_dict(config))
     if family == "gemma3_text":
         model.lm_head.weight = mx.random.normal(model.lm_head.weight.shape) * 0.1
+    if bits is not None:
+        nn.quantize(model, group_size=GROUP_SIZE, bits=bits)
     model.eval()
     mx.eval(model.parameters())
     return model

@@ -19,13 +19,23 @@ from localdpo.model.load import to_float32
 from localdpo.model.shared_prompt import can_share
 
 ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
-MIXTURES = {"qwen3_moe", "gpt_oss"}
+HYBRID = "qwen3_next"
+MIXTURES = {"qwen3_moe", "gpt_oss", HYBRID}
 # Small chunks, so that a batch has several and the last one is ragged.
 CHUNK_BYTES = 4 * 160 * 64
 
 
-def adapted(family: str) -> nn.Module:
-    return with_lora(tiny(family), keys=ATTENTION if family in MIXTURES else None)
+# Bits of the base's weights; None is float32.
+BITS = [None, 4, 8]
+
+
+def adapted(family: str, bits: int | None = None) -> nn.Module:
+    return with_lora(tiny(family, bits=bits), keys=ATTENTION if family in MIXTURES else None)
+
+
+def unquantised(model: nn.Module) -> set[str]:
+    """Kinds of the layers that could be quantised and are not."""
+    return {type(m).__name__ for m in model.modules() if hasattr(m, "to_quantized")}
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -82,9 +92,10 @@ def test_public_tokens_are_those_up_to_the_shorter_response(shared: bool, compil
     assert_close(np.array(found["public"]), full_logps(model, cut))
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str) -> None:
-    model = adapted(family)
+def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str, bits: int | None) -> None:
+    model = adapted(family, bits)
     rows = random_rows(3, seed=1)
     batch = collate(rows, 0, np.arange(3))
     expected = full_logps(model, rows)
@@ -94,9 +105,12 @@ def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str) ->
         assert_close(np.array(forward.score(batch)), expected)
 
 
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(family: str) -> None:
-    model = adapted(family)
+def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(
+    family: str, bits: int | None
+) -> None:
+    model = adapted(family, bits)
     batch = random_batch(seed=2)
     expected = autodiff_gradients(model, batch)
     for shared in (True, False):
@@ -105,12 +119,29 @@ def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(fam
             assert relative(gradients(model, forward, batch), expected) < 3e-5, (shared, checkpoint)
 
 
-def test_a_hybrid_takes_the_plain_path() -> None:
-    model = with_lora(tiny("qwen3_next"), keys=ATTENTION)
+@pytest.mark.parametrize("bits", BITS)
+def test_a_hybrid_takes_the_plain_path(bits: int | None) -> None:
+    model = adapted(HYBRID, bits)
     rows = random_rows(2, seed=3)
+    batch = collate(rows, 0, np.arange(2))
     forward = Forward(model, chunk_bytes=CHUNK_BYTES)
     assert not forward.shared
-    assert_close(np.array(forward.score(collate(rows, 0, np.arange(2)))), full_logps(model, rows))
+    assert_close(np.array(forward.score(batch)), full_logps(model, rows))
+    expected = autodiff_gradients(model, batch)
+    for checkpoint in (False, True):
+        forward = Forward(model, checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES)
+        assert relative(gradients(model, forward, batch), expected) < 3e-5, checkpoint
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, HYBRID])
+def test_quantised_families_are_so_throughout_and_compute_something_else(family: str) -> None:
+    rows = random_rows(2, seed=1)
+    assert unquantised(tiny(family)) != set()
+    plain = full_logps(tiny(family), rows)
+    for bits in (4, 8):
+        model = tiny(family, bits=bits)
+        assert unquantised(model) == set()
+        assert np.abs(full_logps(model, rows) - plain).max() > 1e-4
 
 
 def test_a_quantised_base_and_its_float32_copy() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from loss_oracles import ORACLES, random_pairs
 
-from localdpo.objective.losses import loss_function, preference_loss
+from localdpo.objective.losses import loss_function, preference_loss, unpaired_loss
 from localdpo.objective.registry import LOSSES, OptionSpec, loss_spec
 
 # A value that differs from the default and is in range.
@@ -26,6 +26,8 @@ OTHER_VALUES = {
     "dpop_lambda": 2.0,
     "r_dpo_alpha": 0.1,
     "simpo_gamma": 1.0,
+    "desirable_weight": 0.6,
+    "undesirable_weight": 1.7,
 }
 
 
@@ -40,6 +42,8 @@ def evaluate(name, **options):
     if LOSSES[name].requires:
         options = {"label_smoothing": 0.1, **options}
     pw, pl, rw, rl, nw, nl = arrays
+    if LOSSES[name].data == "unpaired":
+        return np.array(unpaired_loss(name, pw, rw, nw > 20, baseline=mx.array(0.7), **options))
     public = (0.5 * pw, 0.9 * pl, 0.4 * rw, 0.8 * rl)
     return np.array(
         preference_loss(
@@ -80,7 +84,7 @@ def test_every_option_changes_the_value(name, option):
     assert not np.allclose(evaluate(name, **needed), changed, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data == "pairs"])
+@pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data != "demonstrations"])
 def test_every_option_of_another_loss_is_refused(name):
     for option, value in OTHER_VALUES.items():
         if option not in LOSSES[name].options:
@@ -88,7 +92,7 @@ def test_every_option_of_another_loss_is_refused(name):
                 evaluate(name, **{option: value})
 
 
-@pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data == "pairs"])
+@pytest.mark.parametrize("name", [n for n, s in LOSSES.items() if s.data != "demonstrations"])
 def test_defaults_are_the_registrys(name):
     spec = LOSSES[name]
     defaults = {o: s.default for o, s in spec.options.items() if o not in spec.requires and s.needs is None}

@@ -38,6 +38,19 @@ def test_dpo_ranks_the_held_out_pairs_and_raises_nothing(seed: int, tmp_path: Pa
 
 
 @pytest.mark.timeout(600)
+def test_kto_tells_held_out_answers_apart_and_raises_nothing(tmp_path: Path) -> None:
+    found = run(tmp_path, "kto.yaml", "train.max_steps=40", "eval.every=40", "eval.samples=0")
+    first, last = found.metrics("eval")
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert last["loss"] < first["loss"] - 0.05
+    assert last["rewards/margins"] > 0.5
+    # What makes the margin are undesirable answers going down, not desirable ones going with them.
+    assert last["rewards/chosen"] > -0.1
+    assert last["kl"] < 0.1
+    assert not warnings(found)
+
+
+@pytest.mark.timeout(600)
 def test_too_hot_keeps_its_margin_growing_and_is_told_so(tmp_path: Path) -> None:
     found = run(tmp_path, "dpo-too-hot.yaml", "train.max_steps=40", "eval.every=20")
     evaluations = found.metrics("eval")

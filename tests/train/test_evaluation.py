@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from tiny_folders import recipe_text, write_pairs, write_rows
@@ -162,11 +163,22 @@ def test_kl_is_zero_at_the_start(tmp_path: Path, pairs: Path, tiny_model: Path, 
     assert exact_kl(session.forward, session.valid.batch(np.arange(3)), session.start) < 1e-7
 
 
+@pytest.fixture
+def kept_quantised(quantised_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A 4-bit model whose layers stay as a GPU computes with them; the CPU loads them as float32."""
+    monkeypatch.setattr("localdpo.model.load.to_float32", lambda model: None)
+    return quantised_model
+
+
+@pytest.fixture(params=["tiny_model", "kept_quantised"])
+def any_model(request: pytest.FixtureRequest) -> Path:
+    """A float32 and a 4-bit model."""
+    return Path(request.getfixturevalue(request.param))
+
+
 @pytest.mark.parametrize("shared", [True, False])
-def test_kl_equals_that_of_full_softmaxes(
-    shared: bool, tmp_path: Path, pairs: Path, tiny_model: Path
-) -> None:
-    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+def test_kl_equals_that_of_full_softmaxes(shared: bool, tmp_path: Path, pairs: Path, any_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(any_model, pairs, pairs))
     moved(session)
     forward = Forward(session.base.model, shared=shared, chunk_bytes=1)
     batch = session.valid.batch(np.arange(8))
@@ -185,8 +197,8 @@ def test_kl_equals_that_of_full_softmaxes(
     assert total / tokens > 1e-3
 
 
-def test_entropy_equals_that_of_full_softmaxes(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
-    session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
+def test_entropy_equals_that_of_full_softmaxes(tmp_path: Path, pairs: Path, any_model: Path) -> None:
+    session = session_of(tmp_path, recipe_text(any_model, pairs, pairs))
     moved(session)
     total, tokens = 0.0, 0
     for index in range(8):
@@ -199,6 +211,26 @@ def test_entropy_equals_that_of_full_softmaxes(tmp_path: Path, pairs: Path, tiny
     forward = Forward(session.base.model, chunk_bytes=1)
     found = mean_entropy(forward, session.valid.batch(np.arange(8)))
     assert found == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_a_base_that_stays_quantised_trains_and_is_measured(
+    tmp_path: Path, pairs: Path, kept_quantised: Path
+) -> None:
+    text = recipe_text(
+        kept_quantised,
+        pairs,
+        pairs,
+        train={"max_steps": 3, "gradient_checkpointing": True},
+        eval={"samples": 1, "max_tokens": 4, "kl_every": 1},
+    )
+    run = train(tmp_path / "run", text)
+    layers = [layer for _, layer in run.session.base.model.named_modules()]
+    assert sum(isinstance(layer, nn.QuantizedLinear) for layer in layers) == 2 * 7 + 1
+    first, last = run.metrics("eval")
+    assert first["kl"] < 1e-7 < last["kl"]
+    assert last["loss"] < first["loss"]
+    assert 0 < last["entropy"] < np.log(320)
+    assert "kl_sampled" in last
 
 
 def test_sampled_kl_of_single_tokens_is_the_exact_one_within_its_error(

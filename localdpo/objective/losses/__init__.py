@@ -1,4 +1,4 @@
-"""`preference_loss`: every loss on pairs by its name. One family a file; the table is registry.py."""
+"""`preference_loss`, `unpaired_loss`: every loss by its name. One family a file; the table is registry.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localdpo.objective.mixture import LossSum, loss_sum
 from localdpo.objective.modifiers import length_desensitised, pair_weights
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LossSpec
-from localdpo.objective.scores import PairScores
+from localdpo.objective.scores import PairScores, UnpairedScores
 
 PairLoss = Callable[..., mx.array]
 SUMS = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
@@ -90,6 +90,43 @@ def preference_loss(
     for weight, term in zip(loss.weights[1:], terms[1:], strict=True):
         total = total + weight * term
     return total
+
+
+def unpaired_loss(
+    loss_type: str | Sequence[str],
+    policy: mx.array,
+    reference: mx.array,
+    desirable: mx.array,
+    *,
+    beta: float = 0.1,
+    baseline: mx.array | None = None,
+    weights: Sequence[float] | None = None,
+    **options: OptionValue,
+) -> mx.array:
+    """The loss `loss_type` of B single responses with a label, float32 [B].
+
+    policy, reference [B]: log-probabilities (nats) of whole responses, summed over their scored tokens, of
+    any float type; desirable [B]: bool. baseline: the KL baseline z of the step, a scalar in nats that takes
+    no gradient, needed by `kto` and ignored by the others. `options` are the loss's own keys; `weights` as in
+    `preference_loss`, for a list of one loss.
+
+    Works inside `mx.grad` and `mx.compile`. Raises ValueError for an unknown loss, one on other rows, an
+    option that the loss does not read or that is out of range, arrays that are not of one shape [B], and a
+    missing baseline.
+    """
+    loss = loss_sum(loss_type, weights)
+    if loss.data != "unpaired":
+        raise ValueError(f"loss {loss.name!r} trains on {loss.data}, not on unpaired rows")
+    given = _given(loss, beta, 0.0, options)
+    if policy.ndim != 1 or not policy.shape == reference.shape == desirable.shape:
+        shapes = f"{policy.shape}, {reference.shape} and {desirable.shape}"
+        raise ValueError(f"loss {loss.name!r}: expected three arrays of one shape [B], got {shapes}")
+    if loss.needs_baseline and baseline is None:
+        raise ValueError(f"loss {loss.name!r} needs baseline")
+    (spec,) = loss.terms
+    scores = UnpairedScores(policy, reference, desirable, baseline)
+    settings = {name: given.get(name, option.default) for name, option in spec.options.items()}
+    return loss.weights[0] * cast("mx.array", loss_function(spec)(scores, **settings))
 
 
 def _given(

@@ -10,14 +10,25 @@ Thresholds without a source beside them are choices of this project, made to sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from localdpo.objective.notices.divergence import displacement, kl_spike, not_finite
 from localdpo.objective.notices.history import SEVERITY, History, Notice, Record, RunFacts
 from localdpo.objective.notices.learning import accuracy_stuck, labels_swapped, memorised, responses_growing
 from localdpo.objective.notices.machine import memory_nearly_full, slower
+from localdpo.objective.registry import DataKind
 
-__all__ = ["MACHINE_RULES", "RULES", "History", "Notice", "Record", "RunFacts", "new_notices", "notices"]
+__all__ = [
+    "MACHINE_RULES",
+    "RULES",
+    "RULES_FOR",
+    "History",
+    "Notice",
+    "Record",
+    "RunFacts",
+    "new_notices",
+    "notices",
+]
 
 Rule = Callable[[History], Notice | None]
 # Rules that hold for any training, pairs or not.
@@ -32,6 +43,13 @@ RULES: tuple[Rule, ...] = (
     memorised,
     responses_growing,
 )
+# By the kind of rows that a loss trains on. What a pair's two responses do to each other, or whether one of
+# them is ranked right, cannot be said of single responses.
+RULES_FOR: Mapping[DataKind, tuple[Rule, ...]] = {
+    "pairs": RULES,
+    "unpaired": (*MACHINE_RULES, not_finite, kl_spike, responses_growing),
+    "demonstrations": MACHINE_RULES,
+}
 
 
 def notices(train: Sequence[Record], evals: Sequence[Record], facts: RunFacts) -> list[Notice]:

@@ -56,7 +56,7 @@ def kl_spike(history: History) -> Notice | None:
         last_step(history),
         f"KL to the reference at {last[-1]:.3g} nats per token, median before {median:.3g}",
         "The policy is leaving the reference fast. Rewards keep growing out there while answers get worse, "
-        "because the pairs say nothing about such text.",
+        "because the data says nothing about such text.",
         "Lower train.learning_rate or raise loss.beta, and compare the samples with those of an earlier "
         "checkpoint.",
     )

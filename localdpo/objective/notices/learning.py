@@ -139,7 +139,7 @@ def responses_growing(history: History) -> Notice | None:
         "warning",
         last_step(history),
         f"Sampled responses at {last[-1]:.0f} tokens on average, {first:.0f} before training",
-        "DPO easily learns that longer is better where chosen responses are longer than rejected ones.",
-        "Compare the lengths of chosen and rejected responses with --dry-run; a per-token loss "
+        "Training easily learns that longer is better where chosen responses are longer than rejected ones.",
+        "Compare the lengths of chosen and rejected responses with --dry-run; on pairs, a per-token loss "
         "(sigmoid_norm, simpo) or r_dpo takes length out.",
     )

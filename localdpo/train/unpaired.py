@@ -1,0 +1,129 @@
+"""What rows without a partner need beside their own scores: KTO's KL baseline, and a look at their balance.
+
+KTO compares every response with z, an estimate of KL(policy || reference) from completions that belong to
+other prompts. Each prompt of a step gets the completion of another of its rows, as in the paper and in TRL,
+so the completions behind z are those that the step trains on. Who gets which follows from the set of the
+step's rows alone, and that from (seed, step): a resumed run computes the same z, and however the step is cut
+into micro-batches, z is that of the whole step and comes before the first gradient.
+
+Both scores are computed live: such a meeting of a prompt and a completion hardly ever comes twice, so a cache
+would save nothing within an epoch. The price is two passes without gradients over the rows of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from localdpo.data.batches import collate, split_micro
+from localdpo.data.types import Batch, EncodedRow
+from localdpo.model import lora
+from localdpo.model.forward import Forward
+from localdpo.objective.losses.kto import kl_baseline
+from localdpo.recipe.loss import LossSection
+from localdpo.train.rows import Rows
+
+# What KTO's authors advise for desirable_weight * desirable rows : undesirable_weight * undesirable rows
+# (Ethayarajh et al. 2024, section 4). The bounds are held to two digits, as in TRL.
+RATIO_LOW, RATIO_HIGH = 1.0, 4.0 / 3.0
+RATIO_SLACK = 0.005
+
+
+def partners(prompts: Sequence[bytes]) -> list[tuple[int, int]]:
+    """(row, other): the row `other` whose completion the prompt of `row` gets, for as many rows as possible.
+
+    Rows are grouped by prompt in the order of their first ones, and the completions move on by the size of
+    the largest group: by one where all prompts differ. The two of a pair never have the same prompt. Every
+    row is on both sides unless more than half of them share a prompt; rows that all do have no pairs.
+    """
+    first = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
+    order = sorted(range(len(prompts)), key=lambda place: (first[prompts[place]], place))
+    shift = max((prompts.count(prompt) for prompt in first), default=0)
+    pairs = ((row, order[k - shift]) for k, row in enumerate(order))
+    return [(row, other) for row, other in pairs if prompts[row] != prompts[other]]
+
+
+def mismatched_rows(rows: Rows, indices: np.ndarray, max_length: int) -> list[EncodedRow]:
+    """The prompts of these rows of the store with completions of others of them, cut to `max_length` tokens.
+
+    A function of the set of the rows, not of their order.
+    """
+    found = [rows.store[int(i)] for i in np.sort(indices)]
+    pairs = partners([row.prompt.tobytes() for row in found])
+    return [
+        EncodedRow(
+            found[row].row,
+            found[row].prompt,
+            (found[other].responses[0][: max_length - len(found[row].prompt)],),
+        )
+        for row, other in pairs
+    ]
+
+
+def step_baseline(
+    forward: Forward,
+    rows: Rows,
+    indices: np.ndarray,
+    reference: lora.Weights,
+    *,
+    max_length: int,
+    batch: int,
+) -> mx.array:
+    """The KL baseline z of these rows together, a float32 scalar in nats a response, evaluated.
+
+    The policy is what the model computes now, the reference what it does with the adapter weights
+    `reference`; `batch` rows are scored at once. 0 for rows among which no completion is of another prompt.
+    """
+    mismatched = mismatched_rows(rows, indices, max_length)
+    if not mismatched:
+        return mx.array(0.0)
+    parts = _batches(mismatched, rows.pad, batch)
+    policy = mx.concatenate([forward.score(part) for part in parts])
+    with lora.use(forward.model, reference):
+        log_ratios = policy - mx.concatenate([forward.score(part) for part in parts])
+    z = kl_baseline(log_ratios)
+    mx.eval(z)
+    return z
+
+
+def _batches(rows: Sequence[EncodedRow], pad: int, size: int) -> list[Batch]:
+    """The rows in batches of similar length."""
+    lengths = [len(row.prompt) + len(row.responses[0]) for row in rows]
+    return [
+        collate([rows[int(i)] for i in part], pad, part)
+        for part in split_micro(np.arange(len(rows)), lengths, size)
+    ]
+
+
+def notes(loss: LossSection, train: Rows, valid: Rows) -> list[str]:
+    """What a person should know about unpaired rows, a line each; nothing for rows of other kinds."""
+    if train.store.desirable is None:
+        return []
+    stores = {"data.train": train.store, "data.valid": valid.store}
+    if valid.store is train.store:
+        del stores["data.valid"]
+    lines = [
+        f"{name}: {store.report.split:,} pairs, each taken as one desirable and one undesirable row"
+        for name, store in stores.items()
+        if store.report.split
+    ]
+    desirable = int(train.store.desirable[train.indices].sum())
+    return lines + _imbalance(loss, desirable, len(train) - desirable)
+
+
+def _imbalance(loss: LossSection, desirable: int, undesirable: int) -> list[str]:
+    """One line where the two labels do not weigh as advised."""
+    if desirable == 0 or undesirable == 0:
+        kind = "undesirable" if desirable == 0 else "desirable"
+        return [f"all {desirable + undesirable:,} training rows are {kind}: nothing says what to prefer"]
+    whole = loss.undesirable_weight * undesirable / desirable
+    ratio = loss.desirable_weight / whole
+    if RATIO_LOW - RATIO_SLACK <= ratio <= RATIO_HIGH + RATIO_SLACK:
+        return []
+    return [
+        f"{desirable:,} desirable rows weigh {ratio:.2f} times as much as {undesirable:,} undesirable ones; "
+        f"KTO's authors advise 1 to {RATIO_HIGH:.2f} times: set loss.desirable_weight between "
+        f"{whole * RATIO_LOW:.3g} and {whole * RATIO_HIGH:.3g}"
+    ]
