@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from localdpo.core.answers import AnswersTail
+    from localdpo.core.answers_request import AnswersRequest
     from localdpo.core.rundir import RunDir
-    from localdpo.data.types import Side
-    from localdpo.evals.compare import Comparison
 
 SIDE_BY_SIDE_WIDTH: Final = 100
-HELD_OUT: Final = "demo:prompts/heldout"
+# Prompts of a file that are asked unless --limit says otherwise: as many as one reads in a terminal's scroll.
+PRINTED_PROMPTS: Final = 4
+BROWSED_PROMPTS: Final = 32
 
 
 def compare(
@@ -26,6 +29,12 @@ def compare(
     plain: Annotated[
         bool, typer.Option("--plain", help="Print the answers and leave, without a screen to browse them.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything, log-probabilities included, as one JSON object.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page and leave.")
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option("--prompts", metavar="FILE", help="Data file or name with a field prompt."),
@@ -33,93 +42,151 @@ def compare(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many prompts of a file.")] = 4,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="At most this many prompts of a file. "
+            f"Default: {BROWSED_PROMPTS}, or {PRINTED_PROMPTS} where they are printed.",
+        ),
+    ] = None,
+    with_run: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="RUN", help="Another run on the same base; repeatable."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
 ) -> None:
-    """Answers of the base model, the SFT adapter and the trained adapter. Default: held-out prompts."""
+    """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
     from rich.console import Console
 
+    from localdpo.core.answers import Sampling
+    from localdpo.core.answers_request import AnswersRequest
+    from localdpo.core.errors import UserError
     from localdpo.core.rundir import find_run
 
+    if plain + as_json + (html is not None) > 1:
+        raise UserError("--plain, --json and --html: choose one")
     found = find_run(runs_dir, run)
-    asked = choose_prompts(found, prompts, prompt or [], limit)
-    from localdpo.evals.compare import compare_run
+    console = Console()
+    browses = not (plain or as_json or html) and console.is_terminal
+    printed = not (browses or as_json or html)
+    request = AnswersRequest(
+        run=found.path,
+        prompts=prompts,
+        texts=tuple(prompt or ()),
+        limit=limit or (PRINTED_PROMPTS if printed else BROWSED_PROMPTS),
+        with_runs=tuple(find_run(runs_dir, name).path for name in with_run or ()),
+        sampling=Sampling(max_tokens, temperature, seed),
+    )
+    if browses:
+        browse(runs_dir, found, request)
+        return
+    tail = answers_to(request)
+    if as_json:
+        print(json.dumps(as_object(tail), ensure_ascii=False, indent=1))
+    elif html is not None:
+        from localdpo.pages.compare import compare_values
+        from localdpo.pages.render import write_page
 
-    comparisons = compare_run(found.path, asked, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    show(Console(), comparisons, trained_name(found))
-
-
-def choose_prompts(run: RunDir, file: str | None, texts: Sequence[str], limit: int) -> list[Side]:
-    """The given texts and the first prompts of the given file; without either, those of `default_source`."""
-    from localdpo.data.prompts import read_prompts
-
-    given: list[Side] = list(texts)
-    if file is None and not given:
-        file = default_source(run)
-    return given + (read_prompts(file, limit) if file is not None else [])
-
-
-def default_source(run: RunDir) -> str:
-    """The file of the held-out prompts of a run: what its recipe says, or the demo's own.
-
-    Raises UserError if the recipe names no file of prompts that the run was not trained on.
-    """
-    from localdpo.core.errors import UserError
-    from localdpo.core.names import is_demo
-    from localdpo.recipe.load import load_recipe
-
-    recipe = load_recipe(run.recipe)
-    source = recipe.eval.prompts or (HELD_OUT if is_demo(recipe.data.train) else recipe.data.valid)
-    if source is None:
-        raise UserError(
-            f"{run.path}: its recipe names no held-out prompts; give --prompts FILE or --prompt TEXT"
-        )
-    return source
+        write_page(html, "compare", **compare_values(tail))
+        print(f"written: {html}")
+    else:
+        show(console, tail)
 
 
-def trained_name(run: RunDir) -> str:
-    """What to call the adapter that the run trained: DPO, SFT, IPO, ..."""
-    from localdpo.recipe.load import load_recipe
+def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
+    """Open the compare screen; the answers come from a process of their own."""
+    from localdpo.dashboard.compare_app import CompareApp
 
-    loss = load_recipe(run.recipe).loss.spec.name
-    return "DPO" if loss == "sigmoid" else loss.upper()
+    CompareApp(runs_dir, run, request).run()
 
 
-def show(console: Console, comparisons: Sequence[Comparison], trained: str) -> None:
-    """Print the comparisons: three columns, or one under the other on a narrow screen."""
-    for number, comparison in enumerate(comparisons, start=1):
+def answers_to(request: AnswersRequest) -> AnswersTail:
+    """The answers, generated here as far as they are not on disk. Raises UserError."""
+    from rich.console import Console
+
+    from localdpo.cli.plain import print_plain
+    from localdpo.core.answers import read_answers
+    from localdpo.core.rundir import RunDir
+    from localdpo.model.backend import prepare
+
+    errors = Console(stderr=True)
+    for hint in prepare().hints:
+        print_plain(errors, hint)
+    from localdpo.evals.answers import answer_all, contestants, plan_answers
+    from localdpo.evals.heldout import choose_prompts
+
+    run = RunDir(request.run)
+    rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
+    every = contestants(run, [RunDir(path) for path in request.with_runs])
+    answer_all(run, every, rows, request.sampling, source=source)
+    path, _ = plan_answers(run, every, rows, request.sampling)
+    return read_answers(path)
+
+
+def as_object(tail: AnswersTail) -> dict[str, Any]:
+    """All answers as JSON values; log-probabilities are means per token in nats, by the model that read."""
+    from dataclasses import asdict
+
+    from localdpo.core.answers import rows_of
+
+    header = tail.header
+    assert header is not None
+    return {
+        "run": header.run,
+        "source": header.source,
+        "sampling": asdict(header.sampling),
+        "contestants": list(header.contestants),
+        "prompts": [
+            {
+                **prompt,
+                "answers": {
+                    name: {
+                        "text": answer.text,
+                        "tokens": answer.tokens,
+                        "finished": answer.finished,
+                        "logps": dict(answer.logps),
+                    }
+                    for name, answer in answers.items()
+                },
+            }
+            for prompt, answers in zip(header.prompts, rows_of(tail), strict=True)
+        ],
+    }
+
+
+def show(console: Console, tail: AnswersTail) -> None:
+    """Print the answers: in columns, or one under the other on a narrow screen."""
+    from localdpo.core.answers import rows_of
+
+    header = tail.header
+    assert header is not None
+    for number, (prompt, answers) in enumerate(zip(header.prompts, rows_of(tail), strict=True), start=1):
         if number > 1:
             console.print()
-        console.print(render(comparison, f"{number}/{len(comparisons)}", console.width, trained))
+        labelled = [(header.labels[name], answer.text) for name, answer in answers.items()]
+        console.print(render(prompt["text"], labelled, f"{number}/{len(header.prompts)}", console.width))
 
 
-def render(comparison: Comparison, title: str, width: int, trained: str) -> RenderableType:
-    """One prompt and its answers, for a screen of `width` columns. Text is never taken for markup."""
+def render(prompt: str, answers: Sequence[tuple[str, str]], title: str, width: int) -> RenderableType:
+    """One prompt and its (label, text) answers, for `width` columns. Text is never taken for markup."""
     from rich.console import Group
     from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
 
-    answers = answers_of(comparison, trained)
-    head = [Rule(Text(f"prompt {title}"), align="left"), clean(comparison.prompt)]
+    head = [Rule(Text(f"prompt {title}"), align="left"), clean(prompt)]
     if width < SIDE_BY_SIDE_WIDTH:
         stacked = [part for name, text in answers for part in (Text(f"\n{name}:", style="bold"), clean(text))]
         return Group(*head, *stacked)
     table = Table(expand=True)
     for name, _ in answers:
-        table.add_column(name, ratio=1, overflow="fold")
+        table.add_column(Text(name), ratio=1, overflow="fold")
     table.add_row(*(clean(text) for _, text in answers))
     return Group(*head, table)
-
-
-def answers_of(comparison: Comparison, trained: str) -> list[tuple[str, str]]:
-    """(name, text) of each answer; a run that started without an adapter has two."""
-    start = "start" if trained == "SFT" else "SFT"
-    answers = [("base", comparison.base), (start, comparison.sft), (trained, comparison.dpo)]
-    return [(name, text) for name, text in answers if text is not None]
 
 
 def clean(text: str) -> RenderableType:

@@ -2,40 +2,51 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from localdpo.cli.compare import answers_of, choose_prompts, default_source, render, show, trained_name
-from localdpo.core.errors import UserError, UserErrors
+from localdpo.cli import compare as command
+from localdpo.cli.compare import as_object, render, show
+from localdpo.cli.main import app
+from localdpo.core.answers import AnswerRecord, AnswersTail, Header, Sampling
+from localdpo.core.answers_request import AnswersRequest
+from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
-from localdpo.data.prompts import read_prompts
+
+THREE = [("base", "sky"), ("SFT", "the sky\nis up"), ("DPO", "the sky \x1b[31mtoday")]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What localdpo.evals.compare gives for one prompt."""
-
-    prompt: str
-    base: str
-    sft: str | None
-    dpo: str
-
-
-THREE = Answers("What is [bold]up[/bold]?", "sky", "the sky\nis up", "the sky \x1b[31mtoday")
-
-
-def run_of(tmp_path: Path, recipe: str) -> RunDir:
-    return RunDir.create(tmp_path / "runs", "dpo", recipe)
-
-
-def printed(answers: Answers, width: int) -> str:
+def printed(answers: list[tuple[str, str]], width: int) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None)
-    console.print(render(answers, "1/1", console.width, "DPO"))
+    console.print(render("What is [bold]up[/bold]?", answers, "1/1", console.width))
     return out.getvalue()
+
+
+def answers() -> AnswersTail:
+    tail = AnswersTail("none")
+    tail.header = Header(
+        key="k",
+        run="dpo",
+        sampling=Sampling(8, 0.5, 1),
+        contestants=(
+            {"name": "base", "label": "base", "role": "base"},
+            {"name": "dpo", "label": "DPO", "role": "trained"},
+        ),
+        prompts=({"id": "a", "text": "One?"}, {"id": "b", "text": "Two?"}),
+        source="demo:prompts/heldout",
+    )
+    for prompt in (0, 1):
+        for name in ("base", "dpo"):
+            tail.records[prompt, name] = AnswerRecord(
+                prompt, name, f"{name} {prompt}", 2, True, {"base": -1.5}
+            )
+    return tail
 
 
 def test_a_wide_screen_shows_three_columns():
@@ -54,60 +65,129 @@ def test_a_narrow_screen_shows_them_in_turn():
 
 @pytest.mark.parametrize("width", [30, 80, 120])
 def test_answers_are_text_and_nothing_else(width: int):
-    text = printed(THREE, width)
+    text = printed([*THREE, ("[red]run[/red]", "x")], width)
     assert "[bold]up[/bold]" in text
+    assert "[red]run[/red]" in text or width == 30
     assert "\x1b" not in text
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_a_run_without_sft_shows_two(width: int):
-    text = printed(Answers("p", "a", None, "b"), width)
-    assert "SFT" not in text
-    assert "DPO" in text
-
-
-def test_the_trained_adapter_has_the_name_of_its_loss(tmp_path: Path):
-    recipe = "model: demo:model\ndata: {train: t.jsonl}\nloss: "
-    for loss, name in (("sigmoid", "DPO"), ("sft", "SFT"), ("ipo", "IPO")):
-        assert trained_name(run_of(tmp_path / loss, recipe + loss)) == name
-    assert [name for name, _ in answers_of(THREE, "SFT")] == ["base", "start", "SFT"]
-
-
-def test_all_comparisons_are_shown_in_order():
+def test_all_prompts_are_shown_in_order():
     out = io.StringIO()
-    show(Console(file=out, width=80, color_system=None), [THREE, Answers("second", "a", "b", "c")], "DPO")
-    assert out.getvalue().index("prompt 1/2") < out.getvalue().index("prompt 2/2")
+    show(Console(file=out, width=80, color_system=None), answers())
+    text = out.getvalue()
+    assert text.index("prompt 1/2") < text.index("base 0") < text.index("dpo 0") < text.index("prompt 2/2")
 
 
-def test_given_prompts_come_first_then_those_of_the_file(tmp_path: Path):
-    file = tmp_path / "prompts.jsonl"
-    messages = [{"role": "user", "content": "two"}]
-    rows = [{"prompt": "one", "chosen": "x"}, {"prompt": messages}, {"prompt": "three"}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = RunDir(tmp_path)
-    assert choose_prompts(run, str(file), ["mine"], 2) == ["mine", "one", messages]
-    assert choose_prompts(run, None, ["mine"], 2) == ["mine"]
+def test_the_object_holds_every_answer_with_its_figures():
+    found = json.loads(json.dumps(as_object(answers())))
+    assert found["sampling"] == {"max_tokens": 8, "temperature": 0.5, "seed": 1}
+    assert [one["label"] for one in found["contestants"]] == ["base", "DPO"]
+    second = found["prompts"][1]
+    assert (second["id"], second["text"]) == ("b", "Two?")
+    assert second["answers"]["dpo"] == {
+        "text": "dpo 1",
+        "tokens": 2,
+        "finished": True,
+        "logps": {"base": -1.5},
+    }
 
 
-def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path):
-    demo = "model: demo:model\ndata: {train: 'demo:preferences/train'}\n"
-    assert default_source(run_of(tmp_path / "a", demo)) == "demo:prompts/heldout"
-    assert default_source(run_of(tmp_path / "b", demo + "eval: {prompts: my.jsonl}\n")) == "my.jsonl"
-    own = "model: m\ndata: {train: t.jsonl, valid: v.jsonl}\n"
-    assert default_source(run_of(tmp_path / "c", own)) == "v.jsonl"
-    with pytest.raises(UserError, match="give --prompts FILE or --prompt TEXT"):
-        default_source(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        RunDir.create(tmp_path / "runs", name, "model: demo:model\ndata: {train: t.jsonl}\n")
+    return tmp_path / "runs"
 
 
-def test_rows_without_a_prompt_are_named(tmp_path: Path):
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a"}\n{"text": "b"}\n{"prompt": 3}\n{broken\n')
-    with pytest.raises(UserErrors) as caught:
-        read_prompts(str(file), 10)
-    assert [line.split()[0] for line in caught.value.lines] == [f"{file}:{row}" for row in (2, 3, 4)]
-    assert read_prompts(str(file), 1) == ["a"]
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnswersRequest]:
+    """The requests that were answered, in place of a model."""
+    found: list[AnswersRequest] = []
+
+    def answer(request: AnswersRequest) -> AnswersTail:
+        found.append(request)
+        return answers()
+
+    monkeypatch.setattr(command, "answers_to", answer)
+    return found
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path):
-    with pytest.raises(UserError, match="no such file"):
-        read_prompts(str(tmp_path / "nothing.jsonl"), 3)
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(app, ["compare", *words])
+
+
+def test_options_become_a_request(runs: Path, asked: list[AnswersRequest]):
+    words = [
+        "a",
+        "--runs-dir",
+        str(runs),
+        "--prompts",
+        "p.jsonl",
+        "--prompt",
+        "Why?",
+        "--with",
+        "b",
+        "--json",
+    ]
+    done = invoke(*words, "--max-tokens", "9", "--temperature", "0.7", "--seed", "3", "--limit", "5")
+    assert done.exit_code == 0, done.output
+    (request,) = asked
+    assert request == AnswersRequest(
+        run=runs / "a",
+        prompts="p.jsonl",
+        texts=("Why?",),
+        limit=5,
+        with_runs=(runs / "b",),
+        sampling=Sampling(9, 0.7, 3),
+    )
+    assert json.loads(done.stdout)["run"] == "dpo"
+
+
+def test_without_a_terminal_a_few_answers_are_printed(runs: Path, asked: list[AnswersRequest]):
+    done = invoke("a", "--runs-dir", str(runs))
+    assert "prompt 2/2" in done.output
+    assert asked[0].limit == command.PRINTED_PROMPTS
+    assert (asked[0].prompts, asked[0].texts) == (None, ())
+
+
+def test_a_page_is_written(runs: Path, asked: list[AnswersRequest], tmp_path: Path):
+    page = tmp_path / "page.html"
+    done = invoke("a", "--runs-dir", str(runs), "--html", str(page))
+    assert done.output == f"written: {page}\n"
+    assert "<del>base</del><ins>dpo</ins> 1" in page.read_text()
+    assert asked[0].limit == command.BROWSED_PROMPTS
+
+
+def test_two_outputs_at_once_are_refused(runs: Path):
+    done = invoke("a", "--runs-dir", str(runs), "--plain", "--json")
+    assert isinstance(done.exception, UserError)
+    assert "choose one" in str(done.exception)
+
+
+def test_on_a_terminal_the_screen_opens(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, asked: list[AnswersRequest]
+):
+    opened: list[tuple[Path, str, AnswersRequest]] = []
+    monkeypatch.setattr(
+        command, "browse", lambda folder, run, request: opened.append((folder, run.name, request))
+    )
+    monkeypatch.setattr(Console, "is_terminal", True)
+    invoke("a", "--runs-dir", str(runs), "--seed", "4")
+    ((folder, name, request),) = opened
+    assert (folder, name) == (runs, "a")
+    assert (request.limit, request.sampling.seed) == (command.BROWSED_PROMPTS, 4)
+    assert asked == []
+    invoke("a", "--runs-dir", str(runs), "--plain")
+    assert len(opened) == len(asked) == 1
+
+
+def test_the_screen_needs_no_mlx() -> None:
+    import subprocess
+
+    code = (
+        "import sys, localdpo.dashboard.compare_app, localdpo.dashboard.screens.compare; "
+        "print(*sorted({'mlx', 'mlx_lm', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

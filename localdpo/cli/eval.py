@@ -1,0 +1,176 @@
+"""`localdpo eval`: the table that says whether it helped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from localdpo.evals.plan import Options, Plan
+
+
+def evaluate(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Name of the run. Default: the latest.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="SPEC",
+            help="rules, mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, human, jury:ONE+OTHER. "
+            "Default: rules for the demo's prompts, else none.",
+        ),
+    ] = None,
+    scores: Annotated[
+        bool | None,
+        typer.Option(
+            "--scores/--no-scores",
+            help="The judge scores each answer from 1 to 5, too. Default: only rules do.",
+        ),
+    ] = None,
+    rubric: Annotated[
+        list[str] | None,
+        typer.Option("--rubric", metavar="NAME|FILE", help="For pairs or for scores; once for each."),
+    ] = None,
+    constitution: Annotated[
+        str | None,
+        typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric."),
+    ] = None,
+    checks: Annotated[
+        Path | None, typer.Option("--checks", metavar="FILE", help="More heuristics, from a YAML file.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", metavar="FILE", help="Data file or name with a field prompt.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many prompts.")] = 200,
+    with_run: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="RUN", help="Another run on the same base; repeatable."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="1: answers as the models give them; 0: the likeliest token.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the intervals.")] = 0,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")
+    ] = False,
+    max_usd: Annotated[
+        float | None, typer.Option("--max-usd", min=0.0, help="Never spend more than this on the judge.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Questions to the judge at a time. Default: the judge's own.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the files in RUN/eval. Default: the kind of judge.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the page there, too.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")
+    ] = False,
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+) -> None:
+    """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
+    from localdpo.core.answers import Sampling
+    from localdpo.core.rundir import find_run
+    from localdpo.evals.plan import Options
+
+    options = Options(
+        run=find_run(runs_dir, run),
+        prompts=prompts,
+        limit=limit,
+        sampling=Sampling(max_tokens, temperature, seed),
+        with_runs=tuple(find_run(runs_dir, other) for other in with_run or ()),
+        judge=judge,
+        scores=scores,
+        rubrics=tuple(rubric or ()),
+        constitution=constitution,
+        batch=batch,
+        concurrency=concurrency,
+        max_usd=max_usd,
+        checks=checks,
+        name=name,
+    )
+    if dry_run:
+        preview(options)
+        return
+    record = carried_out(options, html)
+    show(record, options, as_json)
+
+
+def preview(options: Options) -> None:
+    """Print what an evaluation would do."""
+    from localdpo.evals.plan import plan_evaluation, preview_lines
+
+    print("\n".join(preview_lines(plan_evaluation(options))))
+
+
+def carried_out(options: Options, html: Path | None) -> dict[str, Any]:
+    """Evaluate with a bar on stderr; the record."""
+    from rich.console import Console
+
+    from localdpo.cli.plain import print_plain
+    from localdpo.evals.files import page
+    from localdpo.evals.plan import plan_evaluation, run_evaluation, write_page
+    from localdpo.judge.budget import Budget
+    from localdpo.model.backend import prepare
+
+    console = Console(stderr=True)
+    for hint in prepare().hints:
+        print_plain(console, hint)
+    plan = plan_evaluation(options)
+    for note in plan.notes:
+        print_plain(console, note)
+    budget = Budget(options.max_usd)
+    with progress(console, plan) as callbacks:
+        record = run_evaluation(plan, budget=budget, **callbacks)
+    if budget.spent:
+        print_plain(console, f"spent on the judge: ${budget.spent:.4f}")
+    if html is not None:
+        write_page(html, page(record))
+    return record
+
+
+@contextmanager
+def progress(console: Console, plan: Plan) -> Iterator[dict[str, Any]]:
+    """What `run_evaluation` calls while it works: bars on a terminal, waits as lines everywhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from localdpo.cli.plain import print_plain
+    from localdpo.core.wording import format_seconds
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        answers = bars.add_task("answers", total=len(plan.prompts) * len(plan.contestants))
+        verdicts = bars.add_task("verdicts", total=plan.questions, visible=plan.judge is not None)
+
+        def waited(seconds: float, why: str) -> None:
+            print_plain(console, f"waiting {format_seconds(seconds)}: {why}")
+
+        yield {
+            "on_answer": lambda record: bars.advance(answers),
+            "on_verdict": lambda question, verdict: bars.advance(verdicts),
+            "on_wait": waited,
+        }
+
+
+def show(record: dict[str, Any], options: Options, as_json: bool) -> None:
+    """Print the record, as a table or as JSON, and where its files are."""
+    from localdpo.evals.files import folder_of, json_text
+    from localdpo.evals.table import text
+
+    if as_json:
+        print(json_text(record), end="")
+        return
+    print(text(record))
+    print(f"written: {folder_of(options.run) / record['name']}.json, .md and .html")

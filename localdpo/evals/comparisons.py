@@ -1,0 +1,187 @@
+"""The lower half of an evaluation: what a judge's verdicts on pairs of models come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from localdpo.core.answers import AnswerRecord
+from localdpo.core.votes import Votes, subject, text_id
+from localdpo.data.prompts import PromptRow
+from localdpo.evals import bradley_terry
+from localdpo.evals.contestants import Contestant
+from localdpo.evals.length_control import length_controlled
+from localdpo.evals.metrics import estimate_record, rounded
+from localdpo.evals.statistics import (
+    Estimate,
+    position_bias,
+    prompts_needed,
+    quadratic_kappa,
+    sign_test,
+    win_rate,
+)
+from localdpo.judge.pairwise import PairVerdict, tally
+
+CATEGORY: Final = "category"
+# A kappa of fewer votes says next to nothing.
+FEWEST_VOTES: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Two models and a verdict for each prompt; a score of 1 is a win for `first`."""
+
+    first: str
+    second: str
+    verdicts: Sequence[PairVerdict]
+
+    @property
+    def scores(self) -> list[float | None]:
+        """One a prompt, None without two verdicts that say something."""
+        return [verdict.score for verdict in self.verdicts]
+
+
+def duels_of(every: Sequence[Contestant]) -> list[tuple[str, str]]:
+    """Who is compared with whom: trained, start and base each with those before it, trained with the others.
+
+    The pair that answers "did it help?" comes first.
+    """
+    own = [one.name for one in every if one.role != "other"][::-1]
+    others = [one.name for one in every if one.role == "other"]
+    chain = list(pairwise(own))
+    rest = [(a, b) for i, a in enumerate(own) for b in own[i + 2 :]]
+    return [*chain[:1], *rest, *chain[1:], *((own[0], other) for other in others)]
+
+
+def duel_record(
+    duel: Duel,
+    prompts: Sequence[PromptRow],
+    answers: Mapping[str, Sequence[AnswerRecord]],
+    votes: Votes | None = None,
+) -> dict[str, Any]:
+    """All figures of one duel as JSON values; those that need a valid verdict are None without any."""
+    counts = tally(duel.verdicts)
+    scored = [(i, s) for i, s in enumerate(duel.scores) if s is not None]
+    record: dict[str, Any] = {
+        "first": duel.first,
+        "second": duel.second,
+        "prompts": len(duel.verdicts),
+        "valid": counts.valid,
+        "wins": counts.wins,
+        "ties": counts.ties,
+        "losses": counts.losses,
+        "identical": counts.identical,
+        "flips": counts.flips,
+        "statuses": {status: n for status, n in sorted(counts.statuses.items()) if status != "ok"},
+        "consistency": rounded(counts.consistency),
+        "position_bias": _bias(duel.verdicts),
+        "win_rate": None,
+        "sign_test_p": None,
+        "prompts_needed": None,
+        "length_controlled": None,
+        "categories": [],
+        "people": None,
+    }
+    if not scored:
+        return record
+    scores = [s for _, s in scored]
+    rate = win_rate(scores)
+    record |= {
+        "win_rate": estimate_record(rate),
+        "sign_test_p": float(f"{sign_test(scores).p:.6g}"),
+        "prompts_needed": prompts_needed(rate.value),
+        "length_controlled": _length_controlled(duel, scored, answers),
+        "categories": _categories(scored, prompts),
+        "people": None if votes is None else _people(duel, prompts, answers, votes),
+    }
+    return record
+
+
+def _bias(verdicts: Sequence[PairVerdict]) -> dict[str, Any] | None:
+    asked = [verdict.choices for verdict in verdicts if verdict.choices and not verdict.identical]
+    if not asked:
+        return None
+    found = position_bias([c.count("first") for c in asked], [c.count("second") for c in asked])
+    return None if found is None else {**estimate_record(found), "flagged": found.excludes(0.0)}
+
+
+def _length_controlled(
+    duel: Duel, scored: Sequence[tuple[int, float]], answers: Mapping[str, Sequence[AnswerRecord]]
+) -> dict[str, Any]:
+    longer = [answers[duel.first][i].tokens - answers[duel.second][i].tokens for i, _ in scored]
+    found = length_controlled([s for _, s in scored], longer)
+    return {
+        "rate": None if found.rate is None else estimate_record(found.rate),
+        "phi": rounded(found.phi),
+        "refused": found.refused,
+    }
+
+
+def _categories(scored: Sequence[tuple[int, float]], prompts: Sequence[PromptRow]) -> list[dict[str, Any]]:
+    """The win rate in each category of the rows' column `category`, in the order of the alphabet."""
+    groups: dict[str, list[float]] = {}
+    for i, score in scored:
+        category = prompts[i].facts.get(CATEGORY)
+        if category is not None:
+            groups.setdefault(str(category), []).append(score)
+    return [
+        {"name": name, "valid": len(scores), "win_rate": estimate_record(win_rate(scores))}
+        for name, scores in sorted(groups.items())
+    ]
+
+
+def _people(
+    duel: Duel, prompts: Sequence[PromptRow], answers: Mapping[str, Sequence[AnswerRecord]], votes: Votes
+) -> dict[str, Any] | None:
+    """How the judge agrees with the votes of people on the very same answers; None without such votes."""
+    judge, people = [], []
+    for i, score in enumerate(duel.scores):
+        texts = [text_id(answers[name][i].text) for name in (duel.first, duel.second)]
+        vote = votes.of(subject(prompts[i].id, *texts))
+        if score is None or vote is None or texts[0] == texts[1]:
+            continue
+        preferred = {"first": vote.answers[0], "second": vote.answers[1], "tie": None}[vote.choice]
+        judge.append(score)
+        people.append(0.5 if preferred is None else float(preferred == texts[0]))
+    if not judge:
+        return None
+    same = sum(a == b for a, b in zip(judge, people, strict=True)) / len(judge)
+    kappa = quadratic_kappa(judge, people, [0.0, 0.5, 1.0]) if len(judge) >= FEWEST_VOTES else None
+    return {"votes": len(judge), "agreement": rounded(same), "kappa": rounded(kappa)}
+
+
+def strengths_record(duels: Sequence[Duel], names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Bradley-Terry strengths from every valid verdict; the first of `names` is the base, 0.
+
+    A model that no verdict links to the base, by itself or through others, has no strength and is left out.
+    """
+    linked = _linked(duels, names[0])
+    kept = [name for name in names if name in linked]
+    if len(kept) < 2:
+        return []
+    place = {name: i for i, name in enumerate(kept)}
+    tables = np.zeros((len(duels[0].verdicts), len(kept), len(kept)))
+    for duel in duels:
+        if duel.first not in place or duel.second not in place:
+            continue
+        one, other = place[duel.first], place[duel.second]
+        for prompt, score in enumerate(duel.scores):
+            if score is not None:
+                tables[prompt, one, other] += score
+                tables[prompt, other, one] += 1 - score
+    judged = tables[tables.sum(axis=(1, 2)) > 0]
+    found: list[Estimate] = bradley_terry.ranking(judged, seed=seed)
+    return [{"name": name, **estimate_record(each)} for name, each in zip(kept, found, strict=True)]
+
+
+def _linked(duels: Sequence[Duel], base: str) -> set[str]:
+    """The models that valid verdicts link to the base."""
+    edges = [{d.first, d.second} for d in duels if any(score is not None for score in d.scores)]
+    found = {base}
+    while grown := {name for edge in edges if edge & found for name in edge} - found:
+        found |= grown
+    return found

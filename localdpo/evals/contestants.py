@@ -1,0 +1,137 @@
+"""Who answers: the base of a run, the adapter it started from, the one it trained, and those of other runs.
+
+All of them live in one loaded base: `Contestants` puts one adapter on it at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from localdpo.core.answers import Role
+from localdpo.core.atomic import sha256_of
+from localdpo.core.errors import UserError
+from localdpo.core.rundir import RunDir
+from localdpo.model import lora
+from localdpo.model.load import Base, fingerprint, model_path
+from localdpo.recipe.load import load_recipe
+from localdpo.recipe.schema import Recipe
+
+NO_ADAPTER = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A model that answers: the base with an adapter, or without one.
+
+    Attributes:
+        name: for programs and files, unique in a comparison: base, sft, dpo (ipo, ...), run:OTHER.
+        label: for people: base, SFT, DPO (IPO, ...), OTHER. A run on demonstrations trains SFT; what it
+            started from is then called start.
+        adapter: its folder; None is the base itself.
+        fingerprint: a hash of the adapter's shape and weights; NO_ADAPTER without one.
+        role: what it is to the run.
+    """
+
+    name: str
+    label: str
+    adapter: Path | None
+    fingerprint: str
+    role: Role = "other"
+
+
+def contestants(run: RunDir, with_runs: Sequence[RunDir] = ()) -> list[Contestant]:
+    """Base, start adapter (if the run had one), trained adapter, then the trained adapters of `with_runs`.
+
+    Raises:
+        UserError: a run without a checkpoint, an adapter that is not there, another run with another base,
+            or one that is named twice.
+    """
+    recipe = load_recipe(run.recipe)
+    trained = trained_name(run)
+    found = [Contestant("base", "base", None, NO_ADAPTER, "base")]
+    if recipe.adapter is not None:
+        label = "start" if trained == "SFT" else "SFT"
+        found.append(_adapted(label.lower(), label, lora.adapter_path(recipe.adapter), "start"))
+    found.append(_adapted(trained.lower(), trained, _latest(run), "trained"))
+    for other in with_runs:
+        _refuse_other_base(run, recipe, other)
+        found.append(_adapted(f"run:{other.name}", other.name, _latest(other), "other"))
+    taken = [one.name for one in found] + [f"run:{run.name}"]
+    if twice := [one.label for one in found[-len(with_runs) :] if with_runs and taken.count(one.name) > 1]:
+        raise UserError(f"--with {twice[0]}: this run is compared already; name each run once")
+    return found
+
+
+def trained_name(run: RunDir) -> str:
+    """What to call the adapter that the run trained: DPO, SFT, IPO, ..."""
+    loss = load_recipe(run.recipe).loss.spec.name
+    return "DPO" if loss == "sigmoid" else loss.upper()
+
+
+def _latest(run: RunDir) -> Path:
+    latest = run.latest_checkpoint()
+    if latest is None:
+        raise UserError(f"{run.path}: no checkpoint to compare yet")
+    return latest
+
+
+def _adapted(name: str, label: str, folder: Path, role: Role) -> Contestant:
+    # Not the whole folder: a checkpoint's optimizer is no part of what answers.
+    files = "".join(sha256_of(folder / file) for file in (lora.CONFIG_FILE, lora.WEIGHTS_FILE))
+    return Contestant(name, label, folder, hashlib.sha256(files.encode()).hexdigest(), role)
+
+
+def _refuse_other_base(run: RunDir, recipe: Recipe, other: RunDir) -> None:
+    name = load_recipe(other.recipe).model
+    if name == recipe.model:
+        return
+    if fingerprint(model_path(name)) != fingerprint(model_path(recipe.model)):
+        raise UserError(
+            f"--with {other.name}: its base is {name}, that of {run.name} is {recipe.model}; "
+            "only runs on one base can be compared"
+        )
+
+
+class Contestants:
+    """Contestants on one loaded base. Adapters of any shape may follow each other.
+
+    Attributes:
+        base: the model, without an adapter between two uses.
+
+    Raises:
+        UserError: an adapter that does not fit the base.
+    """
+
+    def __init__(self, base: Base, every: Sequence[Contestant]) -> None:
+        self.base = base
+        self._adapters: dict[str, tuple[lora.LoraConfig, lora.Weights]] = {}
+        # All weights are read before the first answer: a training run may take old checkpoints away.
+        for one in every:
+            if one.adapter is not None:
+                shape = lora.read_config(one.adapter)
+                with self._attached(shape):
+                    lora.load_weights(base.model, one.adapter)
+                    self._adapters[one.name] = (shape, lora.adapter_weights(base.model))
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """While the context holds, the model is this contestant."""
+        if name not in self._adapters:
+            yield
+            return
+        shape, weights = self._adapters[name]
+        with self._attached(shape):
+            self.base.model.update(weights)
+            yield
+
+    @contextmanager
+    def _attached(self, shape: lora.LoraConfig) -> Iterator[None]:
+        lora.attach(self.base.model, shape, seed=0)
+        try:
+            yield
+        finally:
+            lora.detach(self.base.model)

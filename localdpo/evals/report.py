@@ -1,0 +1,187 @@
+"""What a run's report shows, from the files of its folder. Works for runs that have not ended, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from localdpo.core.answers import answers_files, read_answers
+from localdpo.core.events import Event, effective, read_events
+from localdpo.core.progress import metrics_of, summarise
+from localdpo.core.rundir import RunDir
+from localdpo.core.wording import format_number, format_seconds, notice_text, sorted_metrics
+from localdpo.evals.files import latest_record
+from localdpo.evals.table import heading, tables
+from localdpo.pages.chart import Chart, Look, Series, line_chart
+from localdpo.pages.compare import compare_values
+
+# Prompts of the comparison on the page; `localdpo compare --html` has all of them.
+SHOWN_PROMPTS: Final = 12
+ACCURACY: Final = "rewards/accuracies"
+TIES: Final = "rewards/ties"
+# Looks by place: training is a line, evaluations are marks joined by dashes.
+TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin")
+EVAL_LOOKS: Final[tuple[Look, ...]] = ("circles", "diamonds", "squares")
+
+
+@dataclass(frozen=True, slots=True)
+class ChartSpec:
+    """A chart: which metrics, what they are called in it, and the unit of its y axis."""
+
+    title: str
+    unit: str
+    metrics: tuple[tuple[str, str], ...]
+    bounds: tuple[float, float] | None = None
+
+
+CHARTS: Final = (
+    ChartSpec("Loss", "loss", (("loss", "loss"),)),
+    ChartSpec("Pairs ranked right", "share", ((ACCURACY, "accuracy"),), (0.0, 1.0)),
+    ChartSpec("Reward margin", "reward", (("rewards/margins", "margin"),)),
+    ChartSpec("Rewards", "reward", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
+    ChartSpec("Log-probabilities", "nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
+    ChartSpec("KL to the reference, per token", "nats", (("kl", "exact KL"),)),
+    ChartSpec("KL of whole answers, sampled", "nats", (("kl_sampled", "sampled KL"),)),
+    ChartSpec("Chosen answers less likely than before", "share", (("displacement", "share"),), (0.0, 1.0)),
+    ChartSpec("Entropy", "nats", (("entropy", "entropy"),)),
+    ChartSpec("Gradient norm", "norm", (("grad_norm", "gradient norm"),)),
+    ChartSpec("Learning rate", "rate", (("learning_rate", "learning rate"),)),
+    ChartSpec("Seconds a step", "seconds", (("step_seconds", "seconds"),)),
+)
+
+
+def report_values(run: RunDir) -> dict[str, Any]:
+    """The values of the template `report`. Raises UserError when a file of the run is damaged."""
+    log = read_events(run.events)
+    events = effective(log)
+    record = latest_record(run)
+    return {
+        "name": run.name,
+        "facts": facts_of(run, log),
+        "last": last_metrics(events),
+        "charts": charts_of(events),
+        "notices": [(event.step, notice_text(event.data)) for event in events if event.type == "notice"],
+        "samples": samples_of(events),
+        "evaluation": None if record is None else evaluation_values(record),
+        "comparison": comparison_values(run),
+        "recipe": run.recipe.read_text(encoding="utf-8"),
+    }
+
+
+def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
+    """What the run is, in pairs of a word and a value; those that its log does not tell are left out."""
+    summary = summarise(run.name, log, run.is_running())
+    start = next((event.data for event in reversed(log) if event.type == "run.started"), {})
+    steps = f"{summary.step} of {summary.total}" if summary.total is not None else str(summary.step)
+    failure = next((event.data for event in reversed(log) if event.type == "run.failed"), None)
+    found: list[tuple[str, str | None]] = [
+        ("state", summary.state),
+        ("why", None if failure is None or summary.state != "failed" else _reason(failure)),
+        ("model", summary.model),
+        ("loss", summary.loss),
+        ("beta", None if summary.beta is None else format_number(summary.beta)),
+        ("step", steps),
+        ("device", _text(start.get("device"))),
+        ("rows", _counts(start.get("rows"))),
+        ("started", _moment(summary.started)),
+        ("last event", _moment(summary.updated)),
+        ("took", _seconds(summary.started, summary.updated)),
+        ("versions", _counts(start.get("versions"))),
+    ]
+    return [(word, value) for word, value in found if value]
+
+
+def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
+    """The metrics of the last evaluation, in words; empty before the first."""
+    last = next((event for event in reversed(events) if event.type == "eval"), None)
+    return [(name, format_number(value)) for name, value in sorted_metrics(metrics_of(last)).items()]
+
+
+def charts_of(events: Sequence[Event]) -> list[Chart]:
+    """The charts that have something to show."""
+    found = (
+        line_chart(spec.title, spec.unit, series_of(spec, events), bounds=spec.bounds) for spec in CHARTS
+    )
+    return [chart for chart in found if chart is not None]
+
+
+def series_of(spec: ChartSpec, events: Sequence[Event]) -> list[Series]:
+    """Each metric of a chart while training and at evaluations."""
+    found = []
+    for kind, where, looks in (("step", "training", TRAIN_LOOKS), ("eval", "held out", EVAL_LOOKS)):
+        for (metric, label), look in zip(spec.metrics, looks, strict=False):
+            found.append(Series(f"{label}, {where}", look, points_of(events, kind, metric)))
+    return found
+
+
+def points_of(events: Sequence[Event], kind: str, metric: str) -> tuple[tuple[float, float | None], ...]:
+    """(step, value) of a metric in the events of a kind; None where it was not finite.
+
+    An accuracy of nothing but ties (before the first update) is no 0, but a gap.
+    """
+    found = []
+    for event in events:
+        metrics = metrics_of(event) if event.type == kind else {}
+        if metric in metrics and event.step is not None:
+            value = metrics[metric]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_number = is_number and not (metric == ACCURACY and metrics.get(TIES) == 1)
+            found.append((float(event.step), float(value) if is_number else None))
+    return tuple(found)
+
+
+def samples_of(events: Sequence[Event]) -> dict[str, Any] | None:
+    """The latest sampled answers: {step, samples: [{prompt, reference, policy}]}; None without any."""
+    last = next((event for event in reversed(events) if event.type == "samples"), None)
+    samples = last.data.get("samples") if last is not None else None
+    if last is None or not isinstance(samples, list) or not samples:
+        return None
+    names = ("prompt", "reference", "policy")
+    rows = [{name: str(one.get(name, "")) for name in names} for one in samples if isinstance(one, Mapping)]
+    return {"step": last.step, "samples": rows}
+
+
+def evaluation_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Heading, conclusion and tables of an evaluation."""
+    return {
+        "name": record["name"],
+        "heading": heading(record),
+        "conclusion": record["conclusion"],
+        "tables": tables(record),
+    }
+
+
+def comparison_values(run: RunDir) -> dict[str, Any] | None:
+    """The answers that were made last, the first SHOWN_PROMPTS prompts of them; None without any."""
+    files = answers_files(run.path)
+    if not files:
+        return None
+    values = compare_values(read_answers(files[0]))
+    return {**values, "prompts": values["prompts"][:SHOWN_PROMPTS], "total": len(values["prompts"])}
+
+
+def _reason(failure: Mapping[str, Any]) -> str | None:
+    lines = failure.get("lines")
+    if isinstance(lines, list) and lines:
+        return " ".join(str(line) for line in lines)
+    return _text(failure.get("message") or failure.get("error"))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _counts(values: object) -> str | None:
+    if not isinstance(values, Mapping):
+        return None
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _seconds(start: float | None, end: float | None) -> str | None:
+    return None if start is None or end is None else format_seconds(end - start)

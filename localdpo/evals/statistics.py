@@ -1,0 +1,207 @@
+"""What a set of judged prompts says, and how surely. Pure functions of NumPy arrays.
+
+n prompts, each with one score s in [0, 1] for the first of two models: 1 it was preferred, 0 the other was,
+1/2 neither. A score is the mean over both orders of the answers, so 1/4 and 3/4 occur. Swapping the models
+turns s into 1 - s, and every function here answers accordingly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats: TypeAlias = "NDArray[np.float64]"
+
+CONFIDENCE: Final = 0.95
+POWER: Final = 0.8
+RESAMPLES: Final = 10_000
+# Below this many prompts a bootstrap has too few different resamples to say anything.
+FEWEST_RESAMPLED: Final = 10
+# Resamples times prompts in memory at once: 32 MiB of float64.
+_BLOCK: Final = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval at CONFIDENCE. `low` and `high` are None where there is none to give."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def excludes(self, point: float) -> bool:
+        """Whether the interval lies on one side of `point`."""
+        return self.low is not None and self.high is not None and not self.low <= point <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class SignTest:
+    """Prompts won and lost (ties left out), and the two-sided p of so uneven a split by chance."""
+
+    wins: int
+    losses: int
+    p: float
+
+
+def quantile(confidence: float = CONFIDENCE) -> float:
+    """The normal quantile of a two-sided interval: 1.96 at 0.95."""
+    return float(stats.norm.ppf(0.5 + confidence / 2))
+
+
+def wilson(rate: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
+    """The interval of a rate on n trials, after Wilson (1927), "Probable inference".
+
+        centre = (p + z^2/2n) / (1 + z^2/n),  half = z/(1 + z^2/n) sqrt(p(1-p)/n + z^2/4n^2)
+
+    With ties as halves p is a mean of values that vary less than 0 and 1 do, so the interval is if anything
+    too wide. Raises ValueError for n < 1 and for a rate outside [0, 1].
+    """
+    if n < 1 or not 0 <= rate <= 1:
+        raise ValueError(f"wilson needs n >= 1 and a rate in [0, 1], got n={n} and {rate}")
+    z2 = quantile(confidence) ** 2
+    scale = 1 + z2 / n
+    half = math.sqrt(z2) / scale * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    centre = (rate + z2 / (2 * n)) / scale
+    return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def win_rate(scores: ArrayLike) -> Estimate:
+    """The mean of scores [n] with its Wilson interval. Raises ValueError for no scores."""
+    s = _scores(scores)
+    return wilson(float(s.mean()), len(s))
+
+
+def sign_test(scores: ArrayLike) -> SignTest:
+    """Whether more prompts were won than lost: scipy's binomtest of #(s > 1/2) in #(s != 1/2) against 1/2."""
+    s = _scores(scores)
+    wins, losses = int((s > 0.5).sum()), int((s < 0.5).sum())
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return SignTest(wins, losses, float(p))
+
+
+def prompts_needed(rate: float, confidence: float = CONFIDENCE, power: float = POWER) -> int | None:
+    """How many prompts it takes to tell a true win rate of `rate` from one half.
+
+        n = ((z_conf / 2 + z_power sqrt(p(1-p))) / (p - 1/2))^2
+
+    (Fleiss, "Statistical Methods for Rates and Proportions", one proportion against a fixed one): with so
+    many prompts the interval excludes one half in `power` of all repetitions. None for a rate of one half.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"a rate lies in [0, 1], got {rate}")
+    effect = abs(rate - 0.5)
+    if effect == 0:
+        return None
+    spread = quantile(confidence) / 2 + float(stats.norm.ppf(power)) * math.sqrt(rate * (1 - rate))
+    # A few ulps of an effect such as 0.62 - 0.5 must not add a prompt to a whole number.
+    return max(1, math.ceil((spread / effect) ** 2 - 1e-9))
+
+
+def position_bias(first: ArrayLike, second: ArrayLike) -> Estimate | None:
+    """How much more often than half the answer shown first is preferred: P(first | no tie) - 1/2.
+
+    Args:
+        first, second: [n] each, counts per prompt of verdicts for the answer shown first, shown second
+            (0, 1 or 2 of the prompt's two orders).
+
+    The interval is Wilson's on the number of prompts with a verdict that is no tie, not on that of verdicts:
+    the two verdicts of a prompt hang together. None if every verdict is a tie.
+    """
+    for_first = np.asarray(first, dtype=np.float64)
+    for_second = np.asarray(second, dtype=np.float64)
+    if for_first.shape != for_second.shape or for_first.ndim != 1:
+        raise ValueError("position_bias needs two lists of one length")
+    decided = for_first + for_second
+    if not decided.sum():
+        return None
+    found = wilson(float(for_first.sum() / decided.sum()), int((decided > 0).sum()))
+    assert found.low is not None
+    assert found.high is not None
+    return Estimate(found.value - 0.5, found.low - 0.5, found.high - 0.5)
+
+
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """The mean of second - first [n] over the same prompts, with an expanded percentile bootstrap interval.
+
+    Prompts are drawn with replacement; the tails are cut at
+
+        Phi(-sqrt(n / (n - 1)) t(n - 1))
+
+    instead of 2.5%, since plain percentiles are too narrow for few prompts (Hesterberg, 2015, "What Teachers
+    Should Know About the Bootstrap"). The same seed gives the same interval; under FEWEST_RESAMPLED prompts
+    there is none. Raises ValueError for lists of unequal length or none.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"paired_difference needs two lists of one length, got {a.shape} and {b.shape}")
+    difference, n = b - a, len(a)
+    value = float(difference.mean())
+    if n < FEWEST_RESAMPLED:
+        return Estimate(value, None, None)
+    means = bootstrap_sums(difference[:, None], seed=seed, resamples=resamples)[:, 0] / n
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+    low, high = percentiles(means, 1 - 2 * float(tail))
+    return Estimate(value, float(low), float(high))
+
+
+def bootstrap_sums(values: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """Sums over rows of `values` [n, k], drawn with replacement n at a time: [resamples, k]."""
+    rows = np.asarray(values, dtype=np.float64)
+    n = len(rows)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    block = max(1, _BLOCK // n)
+    parts = []
+    for start in range(0, resamples, block):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start))
+        parts.append(counts @ rows)
+    return np.concatenate(parts)
+
+
+def percentiles(draws: ArrayLike, confidence: float = CONFIDENCE) -> Floats:
+    """Lower and upper end of the central `confidence` of draws [m, ...]: [2, ...]."""
+    tail = (1 - confidence) / 2
+    found: Floats = np.quantile(np.asarray(draws, dtype=np.float64), [tail, 1 - tail], axis=0)
+    return found
+
+
+def quadratic_kappa(first: ArrayLike, second: ArrayLike, categories: ArrayLike) -> float | None:
+    """Agreement of two raters beyond chance: Cohen's kappa with quadratic weights (Cohen, 1968).
+
+        kappa = 1 - sum w_ij O_ij / sum w_ij E_ij,  w_ij = (i - j)^2
+
+    Args:
+        first, second: [n] ratings of the same things, every one of them in `categories`.
+        categories: all ratings there are, in order; i and j count their places.
+
+    O are the observed shares, E the product of the raters' own shares. None where E says that no
+    disagreement is possible (both always give the same one rating).
+    """
+    order = {value: place for place, value in enumerate(np.asarray(categories).tolist())}
+    a, b = np.asarray(first).tolist(), np.asarray(second).tolist()
+    if len(a) != len(b) or not a:
+        raise ValueError("quadratic_kappa needs two ratings of everything, and something rated")
+    if unknown := {*a, *b} - order.keys():
+        raise ValueError(f"ratings outside the categories: {sorted(unknown)}")
+    table = np.zeros((len(order), len(order)))
+    for one, other in zip(a, b, strict=True):
+        table[order[one], order[other]] += 1 / len(a)
+    place = np.arange(len(order))
+    weights = (place[:, None] - place[None, :]) ** 2
+    expected = float((weights * np.outer(table.sum(axis=1), table.sum(axis=0))).sum())
+    return None if expected == 0 else 1 - float((weights * table).sum()) / expected
+
+
+def _scores(scores: ArrayLike) -> Floats:
+    s = np.asarray(scores, dtype=np.float64)
+    if s.ndim != 1 or not len(s):
+        raise ValueError(f"expected a list of at least one score, got shape {s.shape}")
+    if not ((s >= 0) & (s <= 1)).all():
+        raise ValueError("every score lies in [0, 1]")
+    return s

@@ -1,0 +1,290 @@
+"""An evaluation's record as tables of words, made once for the terminal, Markdown and HTML.
+
+Nothing is computed here: the record (see `evaluate`) comes from a run that just ended or from its file.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from localdpo.core.wording import printable
+
+Tone: TypeAlias = Literal["", "better", "worse", "unsure"]
+Record: TypeAlias = Mapping[str, Any]
+MISSING: Final = "-"
+# Columns of the terminal that sentences are wrapped at; tables are as wide as their words.
+WIDTH: Final = 96
+TONES: Final[dict[str, Tone]] = {
+    "better": "better",
+    "worse": "worse",
+    "unclear": "unsure",
+    "same": "",
+    "": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What stands in a cell; `tone` says in a page what the words say anyhow."""
+
+    text: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A caption, the heads of the columns, rows of cells, and notes under it. The first column is text."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables(record: Record) -> list[Table]:
+    """Metrics, duels, categories and strengths; those that the record has."""
+    found = [metrics_table(record)]
+    if record["duels"]:
+        found.append(duels_table(record))
+    if any(duel["categories"] for duel in record["duels"]):
+        found.append(categories_table(record))
+    if record["strengths"]:
+        found.append(strengths_table(record))
+    return found
+
+
+def labels_of(record: Record) -> dict[str, str]:
+    """Name -> label of each contestant, in the order of columns."""
+    return {one["name"]: one["label"] for one in record["contestants"]}
+
+
+def heading(record: Record) -> str:
+    """What was evaluated and how, in one line."""
+    sampling = record["sampling"]
+    judge = f"judge {record['judge']['name']}" if record["judge"] else "no judge"
+    drawn = (
+        f"temperature {sampling['temperature']:g}, seed {sampling['seed']}"
+        if sampling["temperature"]
+        else "likeliest token each time"
+    )
+    return f"{record['run']}: {record['prompts']} prompts of {record['source']}, {drawn}, {judge}"
+
+
+def metrics_table(record: Record) -> Table:
+    """The metrics with a column for each model, the difference with its interval and what it means."""
+    labels = labels_of(record)
+    before, after = (labels[name] for name in record["versus"])
+    rows = []
+    for row in record["metrics"]:
+        digits = row["digits"]
+        means = [Cell(_number(row["means"][name], digits) + _some_of(row, name, record)) for name in labels]
+        tone = TONES.get(row["reading"], "")
+        words = [Cell(_difference(row["difference"], digits), tone), Cell(row["reading"], tone)]
+        rows.append((Cell(_metric_name(row)), *means, *words))
+    notes = (
+        "↑ more is better, ↓ less is better. Difference with its 95% interval, paired bootstrap.",
+        "Each interval is for itself: of twenty metrics without a difference, one may show one.",
+    )
+    head = ("metric", *labels.values(), f"{after} - {before}", "")
+    return Table("Metrics, means over prompts", head, tuple(rows), notes)
+
+
+def duels_table(record: Record) -> Table:
+    """One column for each pair of models, one row for each figure."""
+    labels, duels = labels_of(record), record["duels"]
+    head = ("", *(f"{labels[duel['first']]} vs {labels[duel['second']]}" for duel in duels))
+    rows: list[tuple[Cell, ...]] = [
+        _duel_row("win / tie / loss", duels, lambda d: f"{d['wins']} / {d['ties']} / {d['losses']}"),
+        (Cell("win rate"), *(Cell(_rate(d["win_rate"]), _rate_tone(d["win_rate"])) for d in duels)),
+        _duel_row(
+            "sign test p", duels, lambda d: MISSING if d["sign_test_p"] is None else f"{d['sign_test_p']:.2g}"
+        ),
+        _duel_row("prompts needed", duels, _needed),
+        _duel_row("at equal lengths", duels, _controlled),
+        _duel_row("order flips", duels, lambda d: f"{d['flips']} of {d['valid'] - d['identical']}"),
+        _duel_row("position bias", duels, _bias),
+        _duel_row("same answer", duels, lambda d: str(d["identical"])),
+        _duel_row("without a verdict", duels, _invalid),
+    ]
+    if any(duel["people"] for duel in duels):
+        rows.append(_duel_row("agrees with people", duels, _people))
+    notes = [
+        "Win rate: a tie is half a win, and so is a verdict that changed with the order; Wilson's interval.",
+        "Prompts needed: to tell a true rate of this size from 50 in four of five repetitions.",
+        "Position bias: how much more often than half the answer shown first wins, in points.",
+    ]
+    notes += [
+        f"At equal lengths, {head[1 + i]}: none, {duel['length_controlled']['refused']}."
+        for i, duel in enumerate(duels)
+        if duel["length_controlled"] and duel["length_controlled"]["refused"]
+    ]
+    return Table(
+        "Pairwise preference of the judge, for the first of each pair", head, tuple(rows), tuple(notes)
+    )
+
+
+def categories_table(record: Record) -> Table:
+    """The win rate of each duel in each category."""
+    labels, duels = labels_of(record), record["duels"]
+    found = [{each["name"]: each for each in duel["categories"]} for duel in duels]
+    names = sorted({name for each in found for name in each})
+    head = ("category", *(f"{labels[duel['first']]} vs {labels[duel['second']]}" for duel in duels))
+    rows = tuple((Cell(name), *(_category_cell(each.get(name)) for each in found)) for name in names)
+    return Table("Win rate by category", head, rows)
+
+
+def strengths_table(record: Record) -> Table:
+    """Bradley-Terry strengths, the strongest first."""
+    labels = labels_of(record)
+    ranked = sorted(record["strengths"], key=lambda each: -each["value"])
+    rows = tuple(
+        (Cell(labels[each["name"]]), Cell(_number(each["value"], 2, signed=True)), Cell(_range(each, 2)))
+        for each in ranked
+    )
+    base = labels[record["strengths"][0]["name"]]
+    note = f"In logits; {base} is 0. Intervals from resampled prompts."
+    return Table("Strength over all pairs (Bradley-Terry)", ("", "strength", "95% interval"), rows, (note,))
+
+
+def _metric_name(row: Record) -> str:
+    arrow = {"higher": " ↑", "lower": " ↓", "neutral": ""}
+    return row["name"] + arrow[row["direction"]]
+
+
+def _some_of(row: Record, name: str, record: Record) -> str:
+    count = row["counts"][name]
+    return f" (of {count})" if count < record["prompts"] else ""
+
+
+def _difference(difference: Record | None, digits: int) -> str:
+    if difference is None:
+        return MISSING
+    return f"{_number(difference['value'], digits, signed=True)} {_range(difference, digits)}"
+
+
+def _range(estimate: Record, digits: int) -> str:
+    if estimate["low"] is None:
+        return "[no interval]"
+    ends = (_number(estimate[end], digits, signed=True) for end in ("low", "high"))
+    return "[{}, {}]".format(*ends)
+
+
+def _number(value: float | None, digits: int, *, signed: bool = False) -> str:
+    if value is None:
+        return MISSING
+    value = round(value, digits) + 0.0  # no "-0.000"
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def _rate(estimate: Record | None) -> str:
+    if estimate is None:
+        return MISSING
+    value, low, high = (f"{100 * estimate[name]:.1f}" for name in ("value", "low", "high"))
+    return f"{value}% [{low}, {high}]"
+
+
+def _rate_tone(estimate: Record | None) -> Tone:
+    if estimate is None or estimate["low"] <= 0.5 <= estimate["high"]:
+        return "unsure"
+    return "better" if estimate["low"] > 0.5 else "worse"
+
+
+def _duel_row(name: str, duels: Iterable[Record], words: Callable[[Record], str]) -> tuple[Cell, ...]:
+    return (Cell(name), *(Cell(words(duel)) for duel in duels))
+
+
+def _sign_test(duel: Record) -> str:
+    return MISSING if duel["sign_test_p"] is None else f"{duel['sign_test_p']:.2g}"
+
+
+def _needed(duel: Record) -> str:
+    if duel["win_rate"] is None:
+        return MISSING
+    return "any number is too few" if duel["prompts_needed"] is None else f"{duel['prompts_needed']:,}"
+
+
+def _controlled(duel: Record) -> str:
+    found = duel["length_controlled"]
+    return _rate(found["rate"]) if found and found["rate"] else MISSING
+
+
+def _bias(duel: Record) -> str:
+    bias = duel["position_bias"]
+    if bias is None:
+        return MISSING
+    points = {end: 100 * bias[end] for end in ("value", "low", "high")}
+    words = f"{_number(points['value'], 1, signed=True)} {_range(points, 1)}"
+    return f"{words} (!)" if bias["flagged"] else words
+
+
+def _invalid(duel: Record) -> str:
+    missing = duel["prompts"] - duel["valid"]
+    whys = ", ".join(f"{status} {count}" for status, count in duel["statuses"].items())
+    return f"{missing} ({whys})" if whys else str(missing)
+
+
+def _people(duel: Record) -> str:
+    people = duel["people"]
+    if people is None:
+        return MISSING
+    kappa = "" if people["kappa"] is None else f", kappa {people['kappa']:.2f}"
+    return f"{100 * people['agreement']:.0f}% of {people['votes']}{kappa}"
+
+
+def _category_cell(category: Record | None) -> Cell:
+    if category is None:
+        return Cell(MISSING)
+    return Cell(f"{_rate(category['win_rate'])} of {category['valid']}", _rate_tone(category["win_rate"]))
+
+
+def text(record: Record) -> str:
+    """Heading, tables and conclusion as plain text in aligned columns."""
+    parts = [_wrapped(heading(record))]
+    parts += [_text_table(table) for table in tables(record)]
+    parts.append("\n".join(_wrapped(line) for line in record["conclusion"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _text_table(table: Table) -> str:
+    grid = [table.head, *(tuple(cell.text for cell in row) for row in table.rows)]
+    words = [[printable(word) for word in line] for line in grid]
+    widths = [max(len(line[column]) for line in words) for column in range(len(table.head))]
+    lines = [
+        "  ".join(
+            word.ljust(width) if column == 0 else word.rjust(width)
+            for column, (word, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in words
+    ]
+    return "\n".join([f"{table.caption}:", *lines, *map(_wrapped, table.notes)])
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(printable(line), WIDTH)
+
+
+def markdown(record: Record) -> str:
+    """The same as Markdown."""
+    parts = [f"# Evaluation {_md(record['name'])}", _md(heading(record))]
+    parts.append("\n".join(f"- {_md(line)}" for line in record["conclusion"]))
+    for table in tables(record):
+        lines = [table.head, ("---",) + ("---:",) * (len(table.head) - 1)]
+        lines += [tuple(cell.text for cell in row) for row in table.rows]
+        grid = [_md_row(line, raw=place == 1) for place, line in enumerate(lines)]
+        parts += [f"## {_md(table.caption)}", "\n".join(grid), *(_md(note) for note in table.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _md_row(cells: Sequence[str], *, raw: bool) -> str:
+    return "| " + " | ".join(cell if raw else _md(cell) for cell in cells) + " |"
+
+
+def _md(words: str) -> str:
+    """Text that Markdown takes for text."""
+    clean = printable(words)
+    for sign in "\\`*_[]<>|":
+        clean = clean.replace(sign, f"\\{sign}")
+    return clean

@@ -1,0 +1,195 @@
+"""Small static line charts as SVG, for pages that load nothing.
+
+A series is told from the others by its shape (a line, or marks of a kind joined by dashes) and by the words
+of the legend, never by its colour alone; colours come from the page, which has a light and a dark set. Here
+is the geometry; the template `chart.html.j2` writes it down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Look = Literal["line", "thin", "circles", "diamonds", "squares"]
+
+WIDTH: Final = 560
+HEIGHT: Final = 260
+LEFT, RIGHT, TOP, BOTTOM = 62, 10, 14, 44
+TICKS: Final = 5
+# More points than pixels show nothing more; of each bucket the lowest and the highest stay.
+MOST_POINTS: Final = 400
+COLOURS: Final[dict[Look, str]] = {
+    "line": "var(--blue)",
+    "thin": "var(--vermillion)",
+    "circles": "var(--blue)",
+    "diamonds": "var(--vermillion)",
+    "squares": "var(--orange)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points (x, y) by rising x. y None is a gap."""
+
+    label: str
+    look: Look
+    points: tuple[tuple[float, float | None], ...]
+
+    @property
+    def known(self) -> list[tuple[float, float]]:
+        """The points that have a finite y."""
+        return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A place on an axis, in pixels, and its label."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A series in pixels: `runs` are SVG point lists between gaps, `marks` the places of its marks."""
+
+    label: str
+    look: Look
+    colour: str
+    runs: tuple[str, ...]
+    marks: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart in pixels; `summary` says in words where each series starts and ends."""
+
+    title: str
+    summary: str
+    x_label: str
+    y_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    series: tuple[Drawn, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
+    """About `count` round numbers in [low, high]: 1, 2 or 5 times a power of ten apart."""
+    span = high - low
+    if not (math.isfinite(span) and span > 0):
+        raise ValueError(f"an axis needs low < high, got {low} and {high}")
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [n * step for n in range(first, last + 1)]
+
+
+def axis(values: Iterable[float], bounds: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The range to draw: of the values with a little room, or the given bounds. Never empty."""
+    found = list(values)
+    if bounds is not None:
+        return bounds
+    low, high = min(found), max(found)
+    if low == high:
+        room = abs(low) * 0.1 or 1.0
+        return low - room, high + room
+    room = 0.04 * (high - low)
+    return low - room, high + room
+
+
+def line_chart(
+    title: str,
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "step",
+    bounds: tuple[float, float] | None = None,
+) -> Chart | None:
+    """The chart in pixels; None when no series has a point. `bounds` fix the y axis."""
+    shown = [each for each in series if each.known]
+    if not shown:
+        return None
+    xs = [x for each in shown for x, _ in each.known]
+    x_range = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 0.5, max(xs) + 0.5)
+    y_range = axis((y for each in shown for _, y in each.known), bounds)
+    to_x = _scale(x_range, LEFT, WIDTH - RIGHT)
+    to_y = _scale(y_range, HEIGHT - BOTTOM, TOP)
+    x_ticks = [tick for tick in ticks(*x_range) if tick == round(tick)] or [round(x_range[0])]
+    return Chart(
+        title=title,
+        summary=_summary(shown),
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=tuple(Tick(to_x(value), f"{value:,.0f}") for value in x_ticks),
+        y_ticks=tuple(Tick(to_y(value), _label(value)) for value in ticks(*y_range)),
+        series=tuple(_drawn(each, to_x, to_y) for each in shown),
+    )
+
+
+def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """At most about MOST_POINTS points: of each stretch the lowest and the highest, and every gap."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    size = math.ceil(2 * len(points) / MOST_POINTS)
+    kept: list[tuple[float, float | None]] = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        known = [(x, y) for x, y in part if y is not None]
+        ends = {min(known, key=_height), max(known, key=_height)} if known else set()
+        gaps = {point for point in part if point[1] is None}
+        kept += sorted([*ends, *list(gaps)[:1]], key=lambda point: point[0])
+    return kept
+
+
+def _height(point: tuple[float, float]) -> float:
+    return point[1]
+
+
+class _scale:
+    """Linear from a range of values to a range of pixels, rounded to a tenth."""
+
+    def __init__(self, values: tuple[float, float], start: float, end: float) -> None:
+        self.low, self.high = values
+        self.start, self.end = start, end
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
+
+
+def _drawn(series: Series, to_x: _scale, to_y: _scale) -> Drawn:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for x, y in thinned(series.points):
+        if y is None or not math.isfinite(y):
+            runs.append([])
+        else:
+            runs[-1].append((to_x(x), to_y(y)))
+    places = [place for run in runs for place in run]
+    # One point alone makes no line: it gets a mark whatever its series looks like.
+    lonely = [run[0] for run in runs if len(run) == 1]
+    marked = places if series.look in ("circles", "diamonds", "squares") else lonely
+    lines = tuple(" ".join(f"{x},{y}" for x, y in run) for run in runs if len(run) > 1)
+    return Drawn(series.label, series.look, COLOURS[series.look], lines, tuple(marked))
+
+
+def _label(value: float) -> str:
+    return f"{value + 0.0:.6g}"
+
+
+def _summary(series: Sequence[Series]) -> str:
+    """For those who cannot see the picture: where each series starts and ends."""
+    parts = []
+    for each in series:
+        first, last = each.known[0], each.known[-1]
+        parts.append(f"{each.label}: {first[1]:.4g} at {first[0]:g}, {last[1]:.4g} at {last[0]:g}")
+    return "; ".join(parts)

@@ -1,0 +1,77 @@
+"""`localdpo eval` and `localdpo report` from the outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
+from typer.testing import CliRunner
+
+from localdpo.cli.main import app
+from localdpo.core.errors import UserError
+from localdpo.core.rundir import RunDir
+
+Ask = Callable[..., str]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, tiny_model: Path) -> Ask:
+    """Runs the command on a tiny run without a start adapter; gives what it printed on stdout."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 2)
+    rows = [{"prompt": f"What is question number {n}?"} for n in range(4)]
+    prompts = write_rows(tmp_path / "prompts.jsonl", rows)
+    run = RunDir(tmp_path / "runs" / "tiny")
+    run.path.mkdir(parents=True)
+    run.recipe.write_text(recipe_text(tiny_model, pairs, eval={"prompts": str(prompts)}))
+    make_adapter(run.checkpoint_path(3), tiny_model, seed=77)
+    run.set_latest(run.checkpoint_path(3))
+
+    def asked(*words: str) -> str:
+        result = CliRunner().invoke(app, [*words, "--runs-dir", str(run.path.parent)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return asked
+
+
+def test_eval_prints_the_table_and_writes_the_files(ask: Ask, tmp_path: Path) -> None:
+    shown = ask("eval", "--max-tokens", "6", "--html", str(tmp_path / "page.html"))
+    assert "metric" in shown
+    assert "DPO - base" in shown
+    folder = tmp_path / "runs" / "tiny" / "eval"
+    assert f"written: {folder}/heuristics.json, .md and .html" in shown
+    assert (tmp_path / "page.html").read_text() == (folder / "heuristics.html").read_text()
+
+
+def test_json_is_the_file(ask: Ask, tmp_path: Path) -> None:
+    shown = ask("eval", "tiny", "--max-tokens", "6", "--name", "mine", "--limit", "2", "--json")
+    assert shown == (tmp_path / "runs" / "tiny" / "eval" / "mine.json").read_text()
+    assert json.loads(shown)["prompts"] == 2
+
+
+def test_a_dry_run_leaves_nothing(ask: Ask, tmp_path: Path) -> None:
+    shown = ask("eval", "--dry-run", "--temperature", "0")
+    assert "answers: 8 of at most 256 tokens, 8 to generate" in shown
+    assert not (tmp_path / "runs" / "tiny" / "eval").exists()
+    assert not (tmp_path / "runs" / "tiny" / "answers").exists()
+
+
+def test_mistakes_are_user_errors(ask: Ask) -> None:
+    with pytest.raises(UserError, match="no run named 'other'"):
+        ask("eval", "other")
+    with pytest.raises(UserError, match="no such judge"):
+        ask("eval", "--judge", "nobody")
+    with pytest.raises(UserError, match="does not exist"):
+        ask("report", "--html", "/no/such/folder/page.html")
+
+
+def test_report_is_written_into_the_run_or_where_one_says(ask: Ask, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "tiny" / "report.html"
+    assert ask("report") == f"written: {path}\n"
+    assert ask("report", "tiny", "--html", str(tmp_path / "r.html")) == f"written: {tmp_path / 'r.html'}\n"
+    assert path.read_text() == (tmp_path / "r.html").read_text()

@@ -1,0 +1,72 @@
+"""Which prompts a run is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.rundir import RunDir
+from localdpo.data.prompts import prompt_id, read_prompt_rows, read_prompts
+from localdpo.evals.heldout import choose_prompts, default_source
+
+
+def run_of(tmp_path: Path, recipe: str) -> RunDir:
+    return RunDir.create(tmp_path / "runs", "dpo", recipe)
+
+
+def test_given_prompts_come_first_then_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    messages = [{"role": "user", "content": "two"}]
+    rows = [{"prompt": "one", "chosen": "x"}, {"prompt": messages, "facts": {"a": 1}}, {"prompt": "three"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = RunDir(tmp_path)
+    found, source = choose_prompts(run, str(file), ["mine"], 2)
+    assert [row.prompt for row in found] == ["mine", "one", messages]
+    assert [dict(row.facts) for row in found] == [{}, {"chosen": "x"}, {"facts": {"a": 1}}]
+    assert [row.text for row in found] == ["mine", "one", "two"]
+    assert source == f"given prompts, {file}"
+    alone, source = choose_prompts(run, None, ["mine"], 2)
+    assert [row.prompt for row in alone] == ["mine"]
+    assert source == "given prompts"
+    assert len(choose_prompts(run, str(file), [], None)[0]) == 3
+
+
+def test_the_id_of_a_prompt_is_a_hash_of_it(tmp_path: Path) -> None:
+    assert prompt_id("one") == prompt_id("one")
+    assert len({prompt_id("one"), prompt_id("two"), prompt_id([{"role": "user", "content": "one"}])}) == 3
+    assert prompt_id([{"role": "a", "content": "b"}]) == prompt_id([{"content": "b", "role": "a"}])
+    assert all(char in "0123456789abcdef" for char in prompt_id("ü"))
+
+
+def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path) -> None:
+    demo = "model: demo:model\ndata: {train: 'demo:preferences/train'}\n"
+    assert default_source(run_of(tmp_path / "a", demo)) == "demo:prompts/heldout"
+    assert default_source(run_of(tmp_path / "b", demo + "eval: {prompts: my.jsonl}\n")) == "my.jsonl"
+    own = "model: m\ndata: {train: t.jsonl, valid: v.jsonl}\n"
+    assert default_source(run_of(tmp_path / "c", own)) == "v.jsonl"
+    with pytest.raises(UserError, match="give --prompts FILE or --prompt TEXT"):
+        default_source(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
+
+
+def test_the_demo_has_facts_beside_its_prompts(tmp_path: Path) -> None:
+    demo = "model: demo:model\ndata: {train: 'demo:preferences/train'}\n"
+    rows, source = choose_prompts(run_of(tmp_path, demo), None, [], 3)
+    assert source == "demo:prompts/heldout"
+    assert all(row.facts["facts"]["service"] for row in rows)
+
+
+def test_rows_without_a_prompt_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"text": "b"}\n{"prompt": 3}\n{broken\n')
+    with pytest.raises(UserErrors) as caught:
+        read_prompt_rows(str(file), 10)
+    assert [line.split()[0] for line in caught.value.lines] == [f"{file}:{row}" for row in (2, 3, 4)]
+    assert read_prompts(str(file), 1) == ["a"]
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_prompt_rows(str(tmp_path / "nothing.jsonl"), 3)

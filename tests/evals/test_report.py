@@ -1,0 +1,89 @@
+"""A run as one page, whatever it has so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval_parts import Told, asked, fair
+
+from localdpo.core.events import EventWriter, read_events
+from localdpo.core.rundir import RunDir
+from localdpo.evals.evaluate import Judging, evaluate
+from localdpo.evals.files import write_record
+from localdpo.evals.report import CHARTS, points_of, report_values
+from localdpo.heuristics import STANDARD
+from localdpo.pages import render
+
+RECIPE = "model: demo:model\ndata: {train: '<b>.jsonl'}\n"
+HOSTILE = "<script>x</script>"
+
+
+def new_run(folder: Path) -> RunDir:
+    return RunDir.create(folder, "mine", RECIPE)
+
+
+def train(run: RunDir, steps: int, *, end: str | None = None) -> None:
+    """The events of a run that was trained for some steps."""
+    with EventWriter(run.events) as log:
+        log.write(
+            "run.started", model="demo:model", loss="sigmoid", total_steps=steps, recipe={}, device="cpu"
+        )
+        log.write("eval", 0, metrics={"loss": 0.69, "rewards/accuracies": 0.0, "rewards/ties": 1.0})
+        for step in range(1, steps + 1):
+            loss = float("nan") if step == 3 else round(0.7 - 0.01 * step, 2)
+            log.write("step", step, metrics={"loss": loss, "rewards/chosen": 0.1, "rewards/rejected": -0.2})
+        log.write("samples", steps, samples=[{"prompt": HOSTILE, "reference": "old", "policy": "new"}])
+        log.write("notice", steps, level="warning", name="displacement", message=HOSTILE, why="w")
+        log.write("eval", steps, metrics={"loss": 0.5, "rewards/accuracies": 0.8, "rewards/ties": 0.0})
+        if end is not None:
+            log.write(end, steps, message="out of memory")
+
+
+def page(run: RunDir) -> str:
+    return render("report", **report_values(run))
+
+
+def test_a_run_that_only_has_a_recipe_has_a_report(tmp_path: Path) -> None:
+    shown = page(new_run(tmp_path))
+    assert "No step was measured yet." in shown
+    assert "&lt;b&gt;.jsonl" in shown
+    assert "<svg" not in shown
+
+
+def test_a_whole_run_shows_everything(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    train(run, 10, end="run.finished")
+    write_record(run, evaluate("it", asked(run.path, 20), STANDARD, Judging(judge=Told(fair))))
+    shown = page(run)
+    assert "<dt>state</dt><dd>finished</dd>" in shown
+    assert "<dt>step</dt><dd>10 of 10</dd>" in shown
+    assert "Evaluation it" in shown
+    assert "DPO vs SFT" in shown
+    assert "step 10: warning displacement" in shown
+    assert "loss, training" in shown
+    assert "loss, held out" in shown
+    assert shown.count('<figure class="chart">') == 3
+    assert "<script>" not in shown
+
+
+def test_an_unfinished_and_a_failed_run_say_so(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    train(run, 4)
+    assert "<dd>crashed</dd>" in page(run)
+    failed = new_run(tmp_path / "other")
+    train(failed, 4, end="run.failed")
+    assert "<dd>failed</dd>" in page(failed)
+    assert "out of memory" in page(failed)
+
+
+def test_points_have_gaps_where_nothing_was_measured(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    train(run, 4)
+    events = read_events(run.events)
+    assert points_of(events, "step", "loss") == ((1, 0.69), (2, 0.68), (3, None), (4, 0.66))
+    assert points_of(events, "eval", "rewards/accuracies") == ((0, None), (4, 0.8))
+    assert points_of(events, "step", "nothing") == ()
+
+
+def test_no_chart_has_more_series_than_looks() -> None:
+    assert max(len(spec.metrics) for spec in CHARTS) == 2

@@ -1,0 +1,72 @@
+"""The pages of an evaluation and of a run in a browser, on a phone and on a desk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import measure
+
+from localdpo.core.answers import AnswerRecord, Sampling
+from localdpo.core.events import EventWriter
+from localdpo.core.rundir import RunDir
+from localdpo.data.prompts import prompt_row
+from localdpo.evals.contestants import Contestant
+from localdpo.evals.evaluate import Asked, Judging, evaluate
+from localdpo.evals.files import page, write_record
+from localdpo.evals.report import report_values
+from localdpo.heuristics import STANDARD
+from localdpo.incidents.world import Facts
+from localdpo.judge.rules import RulesJudge
+from localdpo.pages import render
+
+FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three prompts, one of them with an answer that is one long word."""
+    roles = (("base", "base", "base"), ("sft", "SFT", "start"), ("dpo", "DPO", "trained"))
+    answers = {
+        name: [AnswerRecord(i, name, f"{name} {i} {'x' * 400 if i == 2 else ''}", 5, i > 0) for i in range(3)]
+        for name, _, _ in roles
+    }
+    asked = Asked(
+        RunDir(tmp_path_factory.mktemp("run")),
+        [Contestant(name, label, None, "none", role) for name, label, role in roles],
+        [prompt_row(f"report {i} <script>hit = 1</script>", {"facts": FACTS}) for i in range(3)],
+        "a file",
+        Sampling(),
+        answers,
+    )
+    return evaluate("it", asked, STANDARD, Judging(judge=RulesJudge(), scorer=RulesJudge()))
+
+
+def fits(html: str, folder: Path, width: int) -> None:
+    """Nothing sticks out of the page, nothing ran."""
+    found = measure(html, folder, width)
+    assert found["scrollWidth"] <= found["clientWidth"]
+    assert found["wide"] == []
+    assert not found["ran"]
+    assert found["text"] > 500
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_an_evaluation_fits_the_screen(record: dict[str, Any], width: int, tmp_path: Path) -> None:
+    fits(page(record).replace("<details>", "<details open>"), tmp_path, width)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_report_fits_the_screen(record: dict[str, Any], width: int, tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "mine", f"model: demo:model\ndata: {{train: {'x' * 300}.jsonl}}\n")
+    with EventWriter(run.events) as log:
+        log.write("run.started", model="demo:model", loss="sigmoid", total_steps=3, recipe={})
+        for step in range(1, 4):
+            metrics = {"loss": 1.0 / step, "rewards/chosen": 1e-7 * step, "rewards/rejected": -12345.6 * step}
+            log.write("step", step, metrics=metrics)
+        log.write("eval", 3, metrics={"loss": 0.4, "rewards/chosen": 0.1})
+    write_record(run, record)
+    html = render("report", **report_values(run))
+    assert html.count('class="chart"') >= 2
+    fits(html, tmp_path, width)
