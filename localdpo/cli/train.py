@@ -1,4 +1,4 @@
-"""`localdpo train`: make or find the run, start its worker, watch it to the end."""
+"""`localdpo train`: make or find the run, start its worker, watch it in the dashboard or as lines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import typer
 
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.rundir import RunDir, already_running, check_name, find_run, new_run_name, runs_of
+from localdpo.dashboard.recipediff import flatten
 
 if TYPE_CHECKING:
+    from localdpo.launch import Worker
     from localdpo.recipe.schema import Recipe
 
 CRASHED_EXIT = 1
@@ -69,7 +71,7 @@ def train(
     if found.status() == "finished":
         say_finished(found)
         return
-    raise typer.Exit(train_and_watch(found))
+    raise typer.Exit(train_and_watch(found) if plain or not has_terminal() else train_in_dashboard(found))
 
 
 def make_request(arguments: Sequence[str], run: str | None, runs_dir: Path, resume: bool) -> Request:
@@ -142,16 +144,6 @@ def differing_keys(old_text: str, new_text: str) -> str:
     return ("; ".join(said) or "written by another version of localdpo") + more
 
 
-def flatten(values: object, prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
 def show_dry_run(request: Request) -> None:
     from rich.console import Console
 
@@ -179,11 +171,10 @@ def train_and_watch(run: RunDir) -> int:
     from rich.console import Console
 
     from localdpo.cli.interrupt import Interrupts
-    from localdpo.cli.plain import make_view, print_plain
+    from localdpo.cli.plain import make_view
     from localdpo.core.events import effective, read_events
     from localdpo.core.progress import progress_of
-    from localdpo.core.wording import closing_lines
-    from localdpo.launch import FINISHED_EXIT, explain_death, start_worker, watch
+    from localdpo.launch import start_worker, watch
 
     console = Console()
     before = progress_of(effective(read_events(run.events)))
@@ -191,15 +182,55 @@ def train_and_watch(run: RunDir) -> int:
         worker = start_worker(run)
         interrupts.pass_to(worker)
         with make_view(console, before) as view:
-            view.say(f"run {run.path} (worker {worker.process.pid}, log {run.worker_log})")
+            view.say(f"run {run.path} (worker {worker.pid}, log {run.worker_log})")
             for event in watch(worker, on_poll=lambda: interrupts.tell(view.say)):
                 view.show(event)
-    returncode = worker.process.wait()
+    worker.wait()
+    return report_end(worker, interrupts.by_keyboard)
+
+
+def has_terminal() -> bool:
+    """Whether a person sits at both ends, so that a dashboard can be used."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def train_in_dashboard(run: RunDir) -> int:
+    """Start the worker, show it in the dashboard until that is left; gives the exit code of the command.
+
+    Training goes on if it has not ended by then: that is no error.
+    """
+    from localdpo.cli.interrupt import Interrupts
+    from localdpo.cli.watch import goes_on, open_dashboard
+    from localdpo.launch import start_worker
+
+    with Interrupts() as interrupts:
+        worker = start_worker(run)
+        interrupts.pass_to(worker)
+        # Textual takes a moment to load; the worker starts meanwhile.
+        import localdpo.dashboard.app  # noqa: F401
+    code = open_dashboard(run.path.parent, run, worker)
+    if worker.returncode is not None:
+        return report_end(worker, by_keyboard=False)
+    goes_on(run, worker.pid)
+    return code
+
+
+def report_end(worker: Worker, by_keyboard: bool) -> int:
+    """Say how the run of an ended worker ended, and what to do next; gives the exit code of the command."""
+    from rich.console import Console
+
+    from localdpo.cli.plain import print_plain
+    from localdpo.core.events import read_events
+    from localdpo.core.wording import closing_lines
+    from localdpo.launch import FINISHED_EXIT, explain_death
+
+    run, returncode = worker.run, worker.returncode
+    assert returncode is not None
     if returncode == FINISHED_EXIT:
         for line in closing_lines(run, read_events(run.events)):
-            print_plain(console, line)
+            print_plain(Console(), line)
         return 0
-    code = exit_code(returncode, interrupts.by_keyboard)
+    code = exit_code(returncode, by_keyboard)
     for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
         is_error = code == USER_ERROR_EXIT or (code == CRASHED_EXIT and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)

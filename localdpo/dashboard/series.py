@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,14 +15,16 @@ class Series:
 
     Attributes:
         version: grows with every change, so that what was drawn from it can be kept until then.
+        cuts: how often points were dropped; while it stays, a newer version only has more points.
     """
 
-    __slots__ = ("_steps", "_values", "version")
+    __slots__ = ("_steps", "_values", "cuts", "version")
 
     def __init__(self) -> None:
         self._steps = array("q")
         self._values = array("d")
         self.version = 0
+        self.cuts = 0
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -29,7 +32,13 @@ class Series:
     def append(self, step: int, value: float | None) -> None:
         """Add a point; None, as the log writes what is not finite, becomes NaN."""
         self._steps.append(step)
-        self._values.append(math.nan if value is None else value)
+        self._values.append(_number(value))
+        self.version += 1
+
+    def extend(self, steps: Sequence[int], values: Sequence[float | None]) -> None:
+        """Add points, as many steps as values; one call for many is far cheaper than a call for each."""
+        self._steps.extend(steps)
+        self._values.extend(values if None not in values else [_number(value) for value in values])
         self.version += 1
 
     def truncate(self, step: int) -> None:
@@ -39,6 +48,7 @@ class Series:
             del self._steps[keep:]
             del self._values[keep:]
             self.version += 1
+            self.cuts += 1
 
     @property
     def steps(self) -> np.ndarray:
@@ -58,6 +68,11 @@ class Series:
                 return value
         return None
 
+    @property
+    def last_step(self) -> int:
+        """The step of the newest point, 0 without any."""
+        return self._steps[-1] if self._steps else 0
+
     def at(self, step: int) -> float | None:
         """The value at `step` or the newest one before it; None before the first point and in a gap."""
         place = bisect_right(self._steps, step) - 1
@@ -65,3 +80,7 @@ class Series:
             return None
         value = self._values[place]
         return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

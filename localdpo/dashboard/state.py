@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, takewhile
 from typing import Any, Final
 
 from localdpo.core.events import Event
-from localdpo.core.progress import Progress, advance, metrics_of
+from localdpo.core.progress import Progress, advance, advance_steps, metrics_of
 from localdpo.core.rundir import State, state_of
 from localdpo.dashboard.series import Series
 
@@ -20,6 +21,8 @@ from localdpo.dashboard.series import Series
 LOG_LINES: Final = 2000
 STEP_LINES: Final = 2000
 _QUIET: Final = frozenset({"samples", "pairs"})
+_NUMBERS: Final = frozenset({float, int})
+_MISSING: Final = object()
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,15 @@ class RunState:
     def feed(self, events: Iterable[Event]) -> bool:
         """Take in more events; whether there were any."""
         before = self.count
+        steps: list[Event] = []
         for event in events:
+            if event.type == "step":
+                steps.append(event)
+                continue
+            self._take_steps(steps)
             self._take(event)
+            steps = []
+        self._take_steps(steps)
         if self.count == before:
             return False
         self.version += 1
@@ -136,16 +146,31 @@ class RunState:
 
     def log(self) -> list[Event]:
         """The newest events in order, for the log view; samples and the like, which have no line, are not."""
-        return [event for _, event in sorted([*self._log, *self._steps], key=lambda entry: entry[0])]
+        return [event for _, event in self.log_since(0)]
+
+    def log_since(self, count: int) -> list[tuple[int, Event]]:
+        """(number, event) of `log()` from the event after number `count` on."""
+        fresh = [
+            entry
+            for kept in (self._log, self._steps)
+            for entry in takewhile(lambda entry: entry[0] > count, reversed(kept))
+        ]
+        return sorted(fresh, key=lambda entry: entry[0])
+
+    def _take_steps(self, events: list[Event]) -> None:
+        """A stretch of step events at once: nearly all lines of a long log are such."""
+        if not events:
+            return
+        self.progress = advance_steps(self.progress, events)
+        self._steps.extend(enumerate(events, start=self.count + 1))
+        self.count += len(events)
+        self.last_time = events[-1].time
+        _extend(self.train, events)
 
     def _take(self, event: Event) -> None:
         self.count += 1
         self.last_time = event.time
         self.progress = advance(self.progress, event)
-        if event.type == "step":
-            self._steps.append((self.count, event))
-            _extend(self.train, event)
-            return
         if event.type.startswith("run."):
             self._milestones.append(event)
         if event.type not in _QUIET:
@@ -168,7 +193,7 @@ class RunState:
         self.checkpoints = [step for step in self.checkpoints if step <= event.step]
 
     def _evaluated(self, event: Event) -> None:
-        _extend(self.evals, event)
+        _extend(self.evals, [event])
 
     def _sampled(self, event: Event) -> None:
         found = event.data.get("samples")
@@ -213,15 +238,26 @@ _TAKES: Final = {
 }
 
 
-def _extend(table: dict[str, Series], event: Event) -> None:
-    if event.step is None:
-        return
-    for name, value in metrics_of(event).items():
-        if value is None or type(value) is float or type(value) is int:
-            series = table.get(name)
-            if series is None:
-                series = table[name] = Series()
-            series.append(event.step, value)
+def _extend(table: dict[str, Series], events: list[Event]) -> None:
+    """Add the metrics of `events` to their series, metric by metric."""
+    steps = [event.step for event in events]
+    rows = [metrics_of(event) for event in events]
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        values = [row.get(name, _MISSING) for row in rows]
+        points = (steps, values) if _plain(steps, values) else _numbers(steps, values)
+        if points[0]:
+            table.setdefault(name, Series()).extend(*points)
+
+
+def _plain(steps: list[Any], values: list[Any]) -> bool:
+    return set(map(type, values)) <= _NUMBERS and None not in steps
+
+
+def _numbers(steps: list[Any], values: list[Any]) -> tuple[list[int], list[float | None]]:
+    """The points that have a step and a number (or null, a gap)."""
+    points = zip(steps, values, strict=True)
+    kept = [(s, v) for s, v in points if s is not None and (v is None or type(v) in _NUMBERS)]
+    return [step for step, _ in kept], [value for _, value in kept]
 
 
 def _start_of(event: Event) -> Start:

@@ -1,0 +1,96 @@
+"""`localdpo watch`: the dashboard of a run that trains, or of one that has ended."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from localdpo.core.errors import UserError
+from localdpo.core.rundir import RunDir, find_run, list_runs
+
+if TYPE_CHECKING:
+    from localdpo.launch import Worker
+
+# As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
+SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")
+DEFAULT_SIZE: Final = "120x36"
+_SIZE: Final = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
+
+
+def watch(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Name of the run. Default: the one that trains, or the latest."),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    screen: Annotated[
+        str | None, typer.Option(metavar="SCREEN", help=f"Open on this screen: {', '.join(SCREENS)}.")
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one frame as text and leave; needs no terminal.")
+    ] = False,
+    size: Annotated[
+        str | None, typer.Option(metavar="COLSxROWS", help=f"Size of that frame. Default: {DEFAULT_SIZE}.")
+    ] = None,
+) -> None:
+    """Watch a run: attach to one that trains, or look at one that has ended. Leaving stops nothing."""
+    if size is not None and not once:
+        raise UserError("--size goes with --once; without it the terminal has its size")
+    if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError("watch needs a terminal; --once prints one frame as text")
+    found = find_run(runs_dir, run) if run is not None else active_run(runs_dir)
+    jump = screen or ("live" if run is not None or found.is_running() else "runs")
+    if jump not in SCREENS:
+        raise UserError(f"--screen {jump}: expected one of {', '.join(SCREENS)}")
+    if once:
+        print_frame(runs_dir, found, jump, size or DEFAULT_SIZE)
+        return
+    raise typer.Exit(open_dashboard(runs_dir, found, None, jump))
+
+
+def active_run(runs_dir: Path) -> RunDir:
+    """The run that trains, the most recently active one without any. Raises UserError if there is none."""
+    running = (run for run in list_runs(runs_dir) if run.is_running())
+    return next(running, None) or find_run(runs_dir)
+
+
+def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
+    """One frame of the screen `jump` at COLSxROWS, as text. Raises UserError for another form of size."""
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise UserError(f"--size {size}: expected columns and rows, such as {DEFAULT_SIZE}")
+    from localdpo.dashboard.app import DashboardApp
+    from localdpo.dashboard.once import render_once
+
+    app = DashboardApp(runs_dir, run, jump=jump)
+    sys.stdout.write(render_once(app, (int(match[1]), int(match[2]))))
+
+
+def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live") -> int:
+    """Show the dashboard until it is left; gives its exit code. Runs that still train are named then.
+
+    `worker`: what the command has started itself, of which it tells on its own.
+    """
+    from localdpo.dashboard.app import DashboardApp
+
+    app = DashboardApp(runs_dir, run, worker, jump)
+    app.run()
+    left = app.feed.run if app.feed is not None else None
+    is_own = worker is not None and left is not None and left.path == worker.run.path
+    if left is not None and left.is_running() and not is_own:
+        goes_on(left, left.pid())
+    return app.return_code or 0
+
+
+def goes_on(run: RunDir, pid: int | None) -> None:
+    """Say that training goes on, and how to come back."""
+    words = ["localdpo", "watch", run.name]
+    if run.path.parent != Path("runs"):
+        words += ["--runs-dir", str(run.path.parent)]
+    who = f" (process {pid})" if pid is not None else ""
+    print(f"training goes on{who}; come back with: {shlex.join(words)}")

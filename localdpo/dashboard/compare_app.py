@@ -1,0 +1,19 @@
+"""`localdpo compare` on a terminal: the dashboard, open on the compare screen, with answers to ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localdpo.core.answers_request import AnswersRequest
+from localdpo.core.rundir import RunDir
+from localdpo.dashboard.app import DashboardApp
+from localdpo.dashboard.screens.compare import CompareScreen
+
+
+class CompareApp(DashboardApp):
+    """The dashboard on Compare. `request` is asked at once, as far as the run's folder lacks answers."""
+
+    def __init__(self, runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
+        super().__init__(runs_dir, run, jump="compare")
+        self.uninstall_screen("compare")
+        self.install_screen(CompareScreen(request), "compare")

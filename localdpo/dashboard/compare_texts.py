@@ -1,0 +1,193 @@
+"""The lines and texts of the compare screen. Pure: from a CompareState to rich's Text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from rich.text import Text
+
+from localdpo.core.answers import AnswerRecord
+from localdpo.core.worddiff import count_words, word_diff
+from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
+from localdpo.dashboard.terminal import Abilities
+from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.widgets.difftext import clean, diff_text
+
+NO_ANSWERS: Final = "no answers yet: g generates them, in a process of its own"
+_SIDES: Final = ("A", "B")
+# State of a prompt -> (glyph, ASCII twin).
+_MARKS: Final = {"differs": ("≠", "/"), "same": ("=", "="), "waiting": ("…", "~")}
+_GAP: Final = "   "
+
+
+class PaneTexts(NamedTuple):
+    """One answer as shown: the lines of its frame and what is in it."""
+
+    title: Text
+    body: Text
+    subtitle: Text
+
+
+@dataclass(frozen=True)
+class CompareTexts:
+    """Words, marks and colours for one look at the answers.
+
+    Attributes:
+        generating: whether answers are being written.
+        marked: whether words that differ are marked.
+    """
+
+    state: CompareState
+    palette: Palette
+    abilities: Abilities
+    generating: bool = False
+    marked: bool = True
+
+    def asked(self) -> Text:
+        """`demo:prompts/heldout  37/96 answers   temperature 0.7, seed 7, ...`."""
+        state, header = self.state, self.state.header
+        line = _line()
+        if header is None:
+            return line.append("the answers file is empty so far", self.palette.muted)
+        total = len(header.prompts) * len(header.names)
+        line.append(f"{total - state.tail.missing}/{total} answers", "bold")
+        if self.generating:
+            line.append(f" {self.abilities.mark('waiting')} generating", self.palette.chosen)
+        elif not state.tail.complete:
+            line.append(" incomplete: g goes on", self.palette.rejected)
+        sampling = header.sampling
+        drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+        how = drawn if sampling.temperature else "likeliest tokens"
+        line.append(f"{_GAP}{header.source or 'prompts'}")
+        return line.append(f"{_GAP}{how}, at most {sampling.max_tokens} tokens", self.palette.muted)
+
+    def filters(self) -> Text:
+        """The filters by name, the current one in brackets, and how many prompts it keeps."""
+        state, line = self.state, _line()
+        if state.blind:
+            votes = sum(state.tally())
+            line.append(
+                f"blind, {votes} vote{'' if votes == 1 else 's'}{_GAP}", f"bold {self.palette.rejected}"
+            )
+        line.append("show ", self.palette.muted)
+        for place, each in enumerate(FILTERS):
+            label = each.label.format(trained=state.label(state.trained), other=state.label(state.other))
+            label = label if self.abilities.unicode else label.replace("≠", "/=")
+            if place == state.filter:
+                line.append(f"[{label}]", f"bold {self.palette.chosen}")
+            elif each.needs_verdicts and not state.verdicts:
+                line.append(f" {label} (no verdicts) ", self.palette.muted)
+            else:
+                line.append(f" {label} ")
+        kept = f"{len(state.visible())} of {len(state.views())} prompts"
+        return line.append(f"{_GAP}{kept}", self.palette.muted)
+
+    def mark(self, view: PromptView) -> str:
+        """The glyph of a prompt's state, and a tick where there is a vote."""
+        mark = _MARKS[self.state.mark(view)][0 if self.abilities.unicode else 1]
+        return mark + (self.abilities.mark("finished") if self.state.vote_of(view) is not None else " ")
+
+    def title(self, view: PromptView, name: str, place: int) -> str:
+        """Who a pane belongs to; a letter while names are hidden, letter and name after the vote."""
+        state = self.state
+        if not state.blind:
+            return state.label(name)
+        if state.hidden(view):
+            return f"answer {_SIDES[place]}"
+        vote = state.vote_of(view)
+        won = ", your vote" if vote is not None and vote.winner == name else ""
+        return f"{_SIDES[place]} was {state.label(name)}{won}"
+
+    def tabs(self, view: PromptView, names: tuple[str, ...], here: int) -> Text:
+        """The panes by title, the one that is shown in brackets."""
+        line = _line()
+        for place, name in enumerate(names):
+            title = self.title(view, name, place)
+            if place == here:
+                line.append(f"[{title}] ", f"bold {self.palette.chosen}")
+            else:
+                line.append(f" {title}  ")
+        return line
+
+    def pane(self, view: PromptView, name: str, place: int, room: int) -> PaneTexts:
+        """One answer in a frame of `room` columns."""
+        title = Text(self.title(view, name, place))
+        answer = view.answers.get(name)
+        if answer is None:
+            waiting = "being generated" if self.generating else "not generated yet"
+            body = Text(f"{self.abilities.mark('waiting')} {waiting}", self.palette.muted)
+            return PaneTexts(title, body, Text())
+        if self.state.hidden(view):
+            return PaneTexts(title, Text(clean(answer.text)), Text(length(answer)))
+        title.append(f", {length(answer)}")
+        labels = self.state.header.labels if self.state.header is not None else {}
+        logps = logps_text(answer.logps, labels, self.abilities.unicode, room - 6)
+        return PaneTexts(title, self._body(view, name), Text(logps))
+
+    def figures(self, view: PromptView) -> Text:
+        """How the two answers differ, what stands below each of them, and the votes."""
+        state, line = self.state, _line()
+        if state.hidden(view):
+            votable = "a: A is better   b: B is better   t: a tie   n: next without a vote"
+            return line.append(votable if state.votable(view) else "nothing to vote on: n goes to the next")
+        duel = state.duel(view)
+        if duel is not None:
+            pieces = word_diff(duel.other.text, duel.trained.text)
+            words = f"{count_words(pieces, 'new')} words new, {count_words(pieces, 'old')} gone"
+            line.append(f"{state.label(state.trained)} beside {state.label(state.other)}: {words}")
+        won, ties, lost = state.tally()
+        if won + ties + lost:
+            votes = f"votes: {won} won, {ties} tied, {lost} lost"
+            line.append(f"{_GAP}{votes}", self.palette.chosen)
+        meaning = "below each answer: its log-probability per token under each model, nats"
+        return line.append(f"{_GAP}{meaning}", self.palette.muted)
+
+    def _body(self, view: PromptView, name: str) -> Text:
+        """The answer; what the trained answer and the other do not share is marked in both."""
+        state, text, duel = self.state, view.answers[name].text, self.state.duel(view)
+        if not self.marked or duel is None or not duel.differs or name not in (state.trained, state.other):
+            return Text(clean(text))
+        side: Literal["old", "new"] = "new" if name == state.trained else "old"
+        return diff_text(duel.other.text, duel.trained.text, side, self.palette, self.abilities.unicode)
+
+
+def length(answer: AnswerRecord) -> str:
+    """How long an answer is: `41 tokens`, `256 tokens, cut`."""
+    return f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}{'' if answer.finished else ', cut'}"
+
+
+def logps_text(logps: Mapping[str, float], labels: Mapping[str, str], unicode: bool, room: int) -> str:
+    """`base -1.31  SFT -0.92`: mean log-probability per token of one answer under each model, nats.
+
+    In less than `room` columns the names are cut to what still tells them apart: `b-1.31 S-0.92`.
+    """
+    minus = "\N{MINUS SIGN}" if unicode else "-"
+    names = [labels.get(name, name) for name in logps]
+    values = [f"{value:.2f}".replace("-", minus) for value in logps.values()]
+    whole = "  ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    if len(whole) <= room:
+        return whole
+    return " ".join(f"{name}{value}" for name, value in zip(beginnings(names), values, strict=True))
+
+
+def beginnings(names: Sequence[str]) -> list[str]:
+    """The fewest first letters of each name that no other of the names begins with."""
+    for size in range(1, max(map(len, names), default=0)):
+        cut = [name[:size] for name in names]
+        if len(set(cut)) == len(cut):
+            return cut
+    return list(names)
+
+
+def titles(views: Sequence[PromptView]) -> list[str]:
+    """Each prompt on one line, without the words that all of them begin with."""
+    words = [view.title.split(" ") for view in views]
+    same = [len(set(column)) == 1 for column in zip(*words, strict=False)]
+    shared = [*same, False].index(False) if len(words) > 1 else 0
+    return [" ".join(each[shared:]) or view.title for each, view in zip(words, views, strict=True)]
+
+
+def _line() -> Text:
+    return Text(no_wrap=True, overflow="ellipsis")

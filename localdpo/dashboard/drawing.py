@@ -1,0 +1,341 @@
+"""Draws a chart into a picture: frame, title, axes, bands, lines, marks, cross-hair. Pure.
+
+    ╭─ reward margin ────────── 0.83 ╮   title, newest value of the first series
+    │ 1.0┤        ⢀⣠⠤⠖⠋⠉             │   band: range of the values; line: their moving average
+    │ 0.5┤   ⣀⡤⠖◆⠋┈┈┈┈┈┈┈┈┈┈┈┈┈┈┈┈┈┈┈│   marks: evaluations; dotted: a value to compare with
+    │   0┤⡤⠖⠋                        │
+    │    └0──────────✖──────────1.2k │   ✖: values that were not finite
+    ╰─ ─ train 0.83  ◆ held-out 0.79 ╯   legend, with values at the cross-hair where there is one
+
+In ASCII a cell holds one point of a line instead of eight dots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from localdpo.dashboard.chartdata import ChartSeries, Face, Kind
+from localdpo.dashboard.picture import Picture, fitted
+from localdpo.dashboard.plot import Stroke, band, braille, dots, envelope, finite, gap_columns, stroke
+from localdpo.dashboard.scales import Scale, limits, short, short_step, ticks
+from localdpo.dashboard.window import Axis
+
+# Of how many dot columns the first so many are drawn; in ASCII the character of a point.
+_PATTERNS: Final[dict[Kind, tuple[tuple[int, int], str]]] = {
+    "line": ((1, 1), "*"),
+    "dashed": ((6, 4), "o"),
+    "dotted": ((2, 1), "."),
+    "points": ((1, 1), "@"),
+}
+_SWATCHES: Final[dict[Kind, tuple[str, str]]] = {
+    "line": ("━", "*"),
+    "dashed": ("╍", "o"),
+    "dotted": ("┈", "."),
+    "points": ("◆", "@"),
+}
+# Marks of the second and later series of points.
+_MARKS: Final = (("◆", "@"), ("◇", "%"), ("▲", "&"), ("△", "$"))
+# (step, names, values, reference values) in the legend, from full to sparse; at a step its values count most.
+_FULLNESS: Final = ((0, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0))
+_FULLNESS_AT_STEP: Final = ((1, 1, 1, 1), (1, 1, 1, 0), (1, 0, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0))
+_RANGE_COLUMNS: Final = 64  # of which the inner 96% of a band's range are taken
+_MANY_ROWS: Final = 10  # up to as many, a tick may stand on every second row
+_COLUMNS_PER_TICK: Final = 18
+_MIN_LABELLED: Final = (22, 2)  # columns, rows inside the frame from which values are written at the axis
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn chart: its picture, and from which column on which steps are (None where it is too small)."""
+
+    picture: Picture
+    left: int = 0
+    axis: Axis | None = None
+
+    def step_at(self, column: int) -> float | None:
+        """The step in the middle of a column of the picture; None outside the axes."""
+        if self.axis is None or not 0 <= column - self.left < self.axis.columns:
+            return None
+        return self.axis.step(column - self.left)
+
+
+def draw(width: int, height: int, series: Sequence[ChartSeries], face: Face) -> Drawing:
+    """The chart at `width` x `height` cells. Any size from 1x1 on; what has no room is left out."""
+    picture = Picture(width, height)
+    if width < 4 or height < 3:
+        picture.put(0, 0, fitted(face.titles[-1], width, ""), "ink")
+        return Drawing(picture)
+    _frame(picture, series, face)
+    rows = height - 2
+    has_axis = rows >= 2
+    plot_rows = rows - has_axis
+    per_column = (1, 1) if face.ascii else (2, 4)
+    scale = _scale(series, face, plot_rows)
+    labels = _labels(scale, plot_rows) if width - 2 >= _MIN_LABELLED[0] and has_axis else []
+    margin = max((len(text) for _, text in labels), default=-1) + 1
+    columns = width - 2 - margin
+    axis = Axis(*face.window, columns)
+    fine = Axis(*face.window, columns * per_column[0])
+    inner = picture.part(1, 1 + margin, plot_rows, columns)
+    area = _Area(picture, inner, 1, 1 + margin, axis, scale, tuple(axis.places(one.steps) for one in series))
+    tints = _bands(area, series, face)
+    _references(area, face)
+    drawn = _lines(area, series, face, fine, per_column[1])
+    for covered, colour in tints:
+        # A line takes the place of the block that ends a band: its cell belongs to the band as a whole.
+        inner.tint(covered & drawn, colour)
+    _points(area, series, face)
+    if has_axis:
+        _axes(area, series, face, labels)
+    _crosshair(area, face)
+    return Drawing(picture, area.left, axis)
+
+
+@dataclass(frozen=True)
+class _Area:
+    """Where the lines are drawn: `inner` [rows, columns] is the part of `picture` from (top, left) on.
+
+    `places` are `axis.places` of each series.
+    """
+
+    picture: Picture
+    inner: Picture
+    top: int
+    left: int
+    axis: Axis
+    scale: Scale
+    places: tuple[np.ndarray, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of cells."""
+        return self.inner.height
+
+    @property
+    def columns(self) -> int:
+        """Columns of cells."""
+        return self.inner.width
+
+
+def _scale(series: Sequence[ChartSeries], face: Face, rows: int) -> Scale:
+    firm: list[np.ndarray] = []
+    soft: list[np.ndarray] = []
+    axis = Axis(*face.window, _RANGE_COLUMNS)
+    for one in series:
+        places = axis.places(one.steps)
+        firm += envelope(one.drawn, places)
+        if one.line is not None and one.band:
+            soft += envelope(one.values, places)
+    low, high = limits(firm, soft, face.log, max(_ticks_on(rows), 2))
+    for reference in face.references:
+        near = high - low if np.isfinite(high - low) else 0.0
+        if not face.log and low - near / 2 <= reference.value <= high + near / 2:
+            low, high = min(low, reference.value), max(high, reference.value)
+    return Scale(low, high, rows, face.log)
+
+
+def _ticks_on(rows: int) -> int:
+    return max(rows // (3 if rows > _MANY_ROWS else 2), 1)
+
+
+def _labels(scale: Scale, rows: int) -> list[tuple[int, str]]:
+    """(row, label) of the value axis, one a row."""
+    found: dict[int, str] = {}
+    for value, label in ticks(scale.low, scale.high, _ticks_on(rows), scale.log):
+        row = scale.row(value)
+        if row is not None:
+            found[row] = label
+    return sorted(found.items())
+
+
+def _frame(picture: Picture, series: Sequence[ChartSeries], face: Face) -> None:
+    corners, level, upright = ("++++", "-", "|") if face.ascii else ("╭╮╰╯", "─", "│")
+    colour = "chosen" if face.chosen else "line"
+    last, width = picture.height - 1, picture.width
+    picture.put(0, 0, corners[0] + level * (width - 2) + corners[1], colour)
+    picture.put(last, 0, corners[2] + level * (width - 2) + corners[3], colour)
+    every = np.arange(1, last)
+    for column in (0, width - 1):
+        picture.fill((every, np.full(len(every), column)), upright, colour)
+    value = _value(series[0], face) if series else ""
+    room = width - 4
+    title = next((text for text in face.titles if len(text) + len(value) + 5 <= room), face.titles[-1])
+    ellipsis = "~" if face.ascii else "…"
+    picture.put(0, 2, f" {fitted(title, room - 2, ellipsis)} ", "ink", bold=True)
+    if value and len(title) + len(value) + 4 <= room:
+        picture.put(0, width - 3 - len(value), f" {value} ", series[0].style, bold=True)
+    column = 2
+    for text, one in _legend(series, face, width - 4):
+        picture.put(last, column, text, "muted" if one is None else one.style)
+        column += len(text)
+
+
+def _value(one: ChartSeries, face: Face) -> str:
+    value = one.newest if face.cursor is None else one.at(face.cursor)
+    return "" if value is None else short(value)
+
+
+def _legend(series: Sequence[ChartSeries], face: Face, room: int) -> list[tuple[str, ChartSeries | None]]:
+    """Texts of the lower edge with their series: as much of it as has room, whole entries only."""
+    head = "" if face.cursor is None else f" step {short_step(face.cursor)}"
+    named_ones = [one for one in series if one.name]
+    entries = [(_swatch(series, one, face), one.name, _value(one, face), one) for one in named_ones]
+    if len(entries) == 1 and face.cursor is None:
+        entries = []
+    dotted = "-" if face.ascii else "┈"
+    notes = "".join(f" {dotted} {reference.label}" for reference in face.references if reference.label)
+    for headed, named, valued, noted in _FULLNESS_AT_STEP if head else _FULLNESS:
+        parts: list[tuple[str, ChartSeries | None]] = [(head, None)] if headed else []
+        for swatch, name, value, one in entries:
+            words = [swatch, *([name] if named else []), *([value] if valued and value else [])]
+            parts.append((f" {' '.join(words)}", one))
+        if noted and notes:
+            parts.append((notes, None))
+        length = sum(len(text) for text, _ in parts)
+        if length <= room:
+            return [*parts, (" " * (0 < length < room), None)]
+    return []
+
+
+def _swatch(series: Sequence[ChartSeries], one: ChartSeries, face: Face) -> str:
+    if one.kind == "points":
+        return _mark(series, one, face)
+    return _SWATCHES[one.kind][face.ascii]
+
+
+def _mark(series: Sequence[ChartSeries], one: ChartSeries, face: Face) -> str:
+    points = [other for other in series if other.kind == "points"]
+    place = next(place for place, other in enumerate(points) if other is one)
+    return _MARKS[place % len(_MARKS)][face.ascii]
+
+
+def _bands(area: _Area, series: Sequence[ChartSeries], face: Face) -> list[tuple[np.ndarray, str]]:
+    """The range of the values: a tint, or light characters.
+
+    Gives the tinted cells [rows, columns] and their colours.
+    """
+    tints = []
+    rows = np.arange(area.rows)[:, None]
+    for one, places in reversed(list(zip(series, area.places, strict=True))):
+        if not one.band or one.line is None:
+            continue
+        low, high = band(one.values, places)
+        if area.scale.log:
+            low = np.fmax(low, area.scale.low)
+        top, bottom = area.scale.place(high), area.scale.place(low)
+        if face.shade:
+            covered = (rows + 0.75 > top) & (rows + 0.25 < bottom)
+            area.inner.fill(covered, ":" if face.ascii else "░", "muted")
+        else:
+            tints.append((_tint(area.inner, np.round(top * 8), np.round(bottom * 8), one.style), one.style))
+        area.inner.fill((rows == 0) & (top < -0.5), "^" if face.ascii else "▴", one.style)
+    return tints
+
+
+def _tint(inner: Picture, top: np.ndarray, bottom: np.ndarray, colour: str) -> np.ndarray:
+    """Tint each column from `top` to `bottom` [c], counted in eighths of a row; the cells [rows, c] touched.
+
+    Blocks fill a cell from below, so the upper edge is exact; the lower one is to a half.
+    """
+    bottom = np.maximum(bottom, top + 1)
+    begins = np.arange(inner.height)[:, None] * 8
+    covered = (begins < bottom) & (begins + 8 > top)
+    upper, depth = covered & (begins < top), bottom - begins
+    lower = covered & ~upper & (depth < 6)
+    inner.fill(covered, " ")
+    inner.tint(covered & ~upper & ~lower, colour)
+    # Where two bands meet, the later one takes the cell.
+    inner.tint(upper | lower, "")
+    filled = np.where(lower, np.where(depth >= 3, ord("▀"), ord("▔")), ord("█") - 8 + begins + 8 - top)
+    edges = upper | lower
+    inner.fill(edges, filled[edges].astype("<u4"), colour, pale=True)
+    return covered
+
+
+def _references(area: _Area, face: Face) -> None:
+    for reference in face.references:
+        if face.log and reference.value <= 0:
+            continue
+        row = area.scale.row(reference.value)
+        if row is not None:
+            area.inner.put(row, 0, ("-" if face.ascii else "┈") * area.columns, "muted")
+
+
+def _lines(area: _Area, series: Sequence[ChartSeries], face: Face, fine: Axis, per_row: int) -> np.ndarray:
+    """The lines, the first series on top; bool [rows, columns]: where they are.
+
+    A cell has one colour, and takes that of the topmost line in it.
+    """
+    scale = Scale(area.scale.low, area.scale.high, area.rows * per_row, area.scale.log)
+    taken = np.zeros((area.rows, area.columns), dtype=np.uint8)
+    for one in reversed([one for one in series if one.kind != "points"]):
+        pattern, char = _PATTERNS[one.kind]
+        mean = one.line is not None
+        line: Stroke = stroke(one.steps, one.drawn, fine, scale, mean)
+        if face.ascii:
+            points = dots(line, scale.rows)
+            taken |= points
+            area.inner.fill(points, char, one.style)
+            continue
+        cells = braille(dots(line, scale.rows, pattern))
+        taken |= cells
+        own = cells > 0
+        area.inner.fill(own, taken[own] + np.uint32(0x2800), one.style)
+    return taken > 0
+
+
+def _points(area: _Area, series: Sequence[ChartSeries], face: Face) -> None:
+    """The marks. A column has room for one of a series: that of its newest point."""
+    for one, places in reversed(list(zip(series, area.places, strict=True))):
+        if one.kind != "points":
+            continue
+        columns = np.flatnonzero(np.diff(places))
+        rows = area.scale.place(finite(one.values[places[columns + 1] - 1]))
+        seen = (rows >= 0) & (rows <= area.rows)
+        rows = np.minimum(rows[seen], area.rows - 1).astype(np.int64)
+        area.inner.fill((rows, columns[seen]), _mark(series, one, face), one.style, bold=True)
+
+
+def _axes(area: _Area, series: Sequence[ChartSeries], face: Face, labels: list[tuple[int, str]]) -> None:
+    corner, level, upright, tick, cross = "+-||x" if face.ascii else "└─│┤✖"
+    base, edge = area.top + area.rows, area.left - 1
+    if labels:
+        every = np.arange(area.top, base)
+        area.picture.fill((every, np.full(len(every), edge)), upright, "line")
+        for row, text in labels:
+            area.picture.put(area.top + row, edge - len(text), text, "muted")
+            area.picture.put(area.top + row, edge, tick, "line")
+        area.picture.put(base, edge, corner, "line")
+    area.picture.put(base, area.left, level * area.columns, "line")
+    for column, text in _step_labels(area.axis):
+        area.picture.put(base, area.left + column, text, "muted")
+    for one, places in zip(series, area.places, strict=True):
+        for column in np.flatnonzero(gap_columns(one.values, places)).tolist():
+            area.picture.put(base, area.left + column, cross, "critical", bold=True)
+
+
+def _step_labels(axis: Axis) -> list[tuple[int, str]]:
+    """(column, label) of the step axis: the ends, and round steps between where they have room."""
+    first, last = short_step(axis.left), short_step(axis.right)
+    if len(first) + len(last) + 2 > axis.columns:
+        return [(0, first)] if len(first) <= axis.columns else []
+    found, free, limit = [(0, first)], len(first) + 2, axis.columns - len(last) - 2
+    for value, _ in ticks(axis.left, axis.right, axis.columns // _COLUMNS_PER_TICK):
+        text, column = short_step(value), axis.column(value)
+        if column is not None and column - len(text) // 2 >= free and column + len(text) <= limit:
+            found.append((column - len(text) // 2, text))
+            free = column + len(text) + 2
+    return [*found, (axis.columns - len(last), last)]
+
+
+def _crosshair(area: _Area, face: Face) -> None:
+    column = None if face.cursor is None else area.axis.column(face.cursor)
+    if column is None:
+        return
+    free = np.zeros((area.rows, area.columns), dtype=bool)
+    free[:, column] = area.inner.codes[:, column] == ord(" ")
+    area.inner.fill(free, "|" if face.ascii else "│", "ink")

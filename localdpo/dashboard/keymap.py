@@ -1,0 +1,206 @@
+"""Every key of the dashboard in one table; bindings, footer, help screen and command palette read it.
+
+Single letters and keys without modifiers only: chords with Ctrl or Option do not pass through tmux and macOS
+terminals unharmed. (Ctrl-C and Ctrl-Q are bound as well, to what `x` and `q` do; see app.py.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from textual.binding import Binding, BindingType
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+        screen: name of the screen it works on, "" for all.
+        key: Textual's name of the key.
+        action: name of the action, a method action_... of the screen, or of the app where screen is "".
+        label: one or two words for the footer.
+        help: what it does, one line for the help screen and the command palette.
+        footer: whether the footer shows it.
+    """
+
+    screen: str
+    key: str
+    action: str
+    label: str
+    help: str
+    footer: bool = True
+
+
+# Name -> title, in the order of the keys 1, 2, ...
+SCREEN_TITLES: Final[Mapping[str, str]] = {
+    "live": "Live",
+    "samples": "Samples",
+    "pairs": "Pairs",
+    "compare": "Compare",
+    "judge": "Judge",
+    "runs": "Runs",
+}
+
+KEYS: Final[tuple[Key, ...]] = (
+    # Everywhere. The screens' own keys must not repeat one of these.
+    Key("", "1", "go('live')", "live", "Live: charts, tiles, notices and log of the run", False),
+    Key("", "2", "go('samples')", "samples", "Samples: answers to the watched prompts", False),
+    Key("", "3", "go('pairs')", "pairs", "Pairs: those of lowest margin, token by token", False),
+    Key("", "4", "go('compare')", "compare", "Compare: generated answers side by side", False),
+    Key("", "5", "go('judge')", "judge", "Judge: win rates and verdicts", False),
+    Key("", "6", "go('runs')", "runs", "Runs: all runs of this folder", False),
+    Key("", "p", "pause", "pause", "pause the run, or let it go on"),
+    Key("", "x", "stop", "stop", "stop the run; asks how"),
+    Key("", "c", "checkpoint", "save", "save a checkpoint now"),
+    Key("", "e", "evaluate", "evaluate", "evaluate now"),
+    Key("", "T", "theme", "theme", "next theme: dark, light, high contrast, 16 colours", False),
+    Key("", "colon", "command_palette", "commands", "all commands by name", False),
+    Key("", "question_mark", "help", "help", "all keys"),
+    Key("", "q", "leave", "leave", "leave the dashboard; training goes on"),
+    # Live
+    Key("live", "s", "smooth", "smooth", "next smoothing of the lines: 0.9, 0.97, 0.99, none, 0.6"),
+    Key("live", "y", "log_axis", "log axis", "logarithmic value axis, or linear again", False),
+    Key("live", "plus", "zoom(True)", "zoom", "see fewer steps, around the cross-hair or the newest"),
+    Key("live", "minus", "zoom(False)", "zoom", "see more steps"),
+    Key("live", "equals_sign", "zoom(True)", "zoom", "the same as +, without shift", False),
+    Key("live", "0", "whole", "all steps", "see the whole run again", False),
+    Key("live", "comma", "pan(-1)", "pan", "earlier steps, when zoomed", False),
+    Key("live", "full_stop", "pan(1)", "pan", "later steps, when zoomed", False),
+    Key("live", "left", "point(-1)", "values", "cross-hair with values, one column back"),
+    Key("live", "right", "point(1)", "values", "cross-hair with values, one column on"),
+    Key("live", "up", "choose(-1)", "chart", "the chart before", False),
+    Key("live", "down", "choose(1)", "chart", "the next chart", False),
+    Key("live", "m", "maximise", "maximise", "one chart alone, or all again"),
+    Key("live", "enter", "maximise", "maximise", "the same as m", False),
+    Key("live", "left_square_bracket", "turn(-1)", "charts", "the charts before"),
+    Key("live", "right_square_bracket", "turn(1)", "charts", "the next charts"),
+    Key("live", "a", "acknowledge", "acknowledge", "acknowledge the notice that is shown", False),
+    Key("live", "A", "notices", "notices", "all notices, with what they mean and what to try", False),
+    Key("live", "l", "log", "log", "show or hide the log"),
+    Key("live", "slash", "filter", "filter", "show the lines of the log with these words", False),
+    Key("live", "pageup", "scroll_log(-1)", "log", "page up in the log", False),
+    Key("live", "pagedown", "scroll_log(1)", "log", "page down in the log", False),
+    Key("live", "end", "follow", "newest", "the newest of log and charts, and stay with it", False),
+    Key(
+        "live", "escape", "back", "back", "undo filter, cross-hair, maximised chart, zoom, one by one", False
+    ),
+    # Samples
+    Key("samples", "left", "step(-1)", "step", "answers at the evaluation before"),
+    Key("samples", "right", "step(1)", "step", "answers at the next evaluation"),
+    Key("samples", "home", "first", "first", "answers at the first evaluation", False),
+    Key("samples", "end", "last", "newest", "newest answers, and stay with them", False),
+    Key("samples", "up", "prompt(-1)", "prompt", "the prompt before"),
+    Key("samples", "down", "prompt(1)", "prompt", "the next prompt"),
+    Key("samples", "d", "against", "diff", "compare with: reference, evaluation before, nothing"),
+    Key("samples", "pagedown", "scroll(1)", "scroll", "scroll both answers down", False),
+    Key("samples", "pageup", "scroll(-1)", "scroll", "scroll both answers up", False),
+    # Pairs
+    Key("pairs", "enter", "open", "open", "open the pair: prompt, responses, rewards of tokens"),
+    Key("pairs", "left", "step(-1)", "step", "pairs at the evaluation before"),
+    Key("pairs", "right", "step(1)", "step", "pairs at the next evaluation"),
+    Key("pairs", "home", "first", "first", "pairs at the first evaluation", False),
+    Key("pairs", "end", "last", "newest", "newest pairs, and stay with them", False),
+    Key("pairs", "n", "numbers", "numbers", "token rewards as numbers, or as tints and marks"),
+    Key("pairs", "escape", "close", "list", "back to the list", False),
+    Key("pairs", "up", "other(-1)", "pair", "the pair before", False),
+    Key("pairs", "down", "other(1)", "pair", "the next pair", False),
+    Key("pairs", "pagedown", "scroll(1)", "scroll", "scroll both responses down", False),
+    Key("pairs", "pageup", "scroll(-1)", "scroll", "scroll both responses up", False),
+    # Compare
+    Key("compare", "left", "pane(-1)", "pane", "the answer to the left"),
+    Key("compare", "right", "pane(1)", "pane", "the answer to the right"),
+    Key(
+        "compare", "enter", "full", "full", "one answer over the whole width, or all beside each other", False
+    ),
+    Key("compare", "f", "filter", "filter", "show: all, differing, longer, shorter, judge lost"),
+    Key("compare", "n", "next", "next", "the next prompt whose answers differ; blind: that waits for a vote"),
+    Key("compare", "d", "diff", "diff", "mark the words that differ, or not", False),
+    Key("compare", "w", "against", "against", "compare with the next: SFT, base, other runs"),
+    Key("compare", "v", "blind", "blind", "hide the names to vote, or show them"),
+    Key("compare", "a", "vote('first')", "vote", "vote: answer A is better"),
+    Key("compare", "b", "vote('second')", "vote", "vote: answer B is better"),
+    Key("compare", "t", "vote('tie')", "vote", "vote: a tie"),
+    Key("compare", "u", "undo", "undo", "take the vote on this prompt back", False),
+    Key("compare", "g", "generate(False)", "generate", "generate the answers that are missing"),
+    Key("compare", "G", "generate(True)", "generate anew", "generate answers with the next seed", False),
+    Key("compare", "o", "file", "other file", "the run's next file of answers", False),
+    Key("compare", "pagedown", "scroll(1)", "scroll", "scroll the answers down", False),
+    Key("compare", "pageup", "scroll(-1)", "scroll", "scroll the answers up", False),
+    # Judge
+    Key("judge", "enter", "open", "open", "open the verdict: answers, and what the judge said"),
+    Key("judge", "f", "filter", "filter", "show all, lost, tied, flipped, won or undecided verdicts"),
+    Key("judge", "t", "duel", "models", "the next two models"),
+    Key("judge", "m", "measured", "measured", "all measured figures, or the verdicts again"),
+    Key("judge", "left", "file(1)", "evaluation", "the evaluation before", False),
+    Key("judge", "right", "file(-1)", "evaluation", "the evaluation after", False),
+    Key("judge", "up", "other(-1)", "verdict", "the verdict before", False),
+    Key("judge", "down", "other(1)", "verdict", "the next verdict", False),
+    Key("judge", "escape", "close", "list", "back to the list", False),
+    # Runs
+    Key("runs", "enter", "open", "open", "open the run: attach to it"),
+    Key("runs", "space", "mark", "mark", "mark the run; two or more are overlaid below"),
+    Key("runs", "s", "sort", "sort", "sort by the next column"),
+    Key("runs", "slash", "filter", "filter", "filter by words in name, state, model or loss"),
+    Key("runs", "R", "resume", "resume", "start the run's worker again and attach to it"),
+    Key("runs", "D", "delete", "delete", "delete the run's folder; asks"),
+    Key("runs", "S", "reverse", "reverse", "turn the order round", False),
+    Key("runs", "u", "unmark", "unmark", "take all marks off", False),
+    Key("runs", "home", "jump('first')", "first", "to the first run", False),
+    Key("runs", "end", "jump('last')", "last", "to the last run", False),
+    Key("runs", "pageup", "jump('before')", "page", "a page back", False),
+    Key("runs", "pagedown", "jump('next')", "page", "a page on", False),
+)
+
+# How keys are written for people, in Unicode and in ASCII.
+_NAMES: Final[Mapping[str, tuple[str, str]]] = {
+    "left": ("←", "Left"),
+    "right": ("→", "Right"),
+    "up": ("↑", "Up"),
+    "down": ("↓", "Down"),
+    "enter": ("⏎", "Enter"),
+    "space": ("space", "space"),
+    "escape": ("esc", "esc"),
+    "home": ("home", "home"),
+    "end": ("end", "end"),
+    "question_mark": ("?", "?"),
+    "colon": (":", ":"),
+    "slash": ("/", "/"),
+    "plus": ("+", "+"),
+    "minus": ("-", "-"),
+    "equals_sign": ("=", "="),
+    "left_square_bracket": ("[", "["),
+    "right_square_bracket": ("]", "]"),
+    "less_than_sign": ("<", "<"),
+    "greater_than_sign": (">", ">"),
+    "full_stop": (".", "."),
+    "comma": (",", ","),
+    "pageup": ("pgup", "pgup"),
+    "pagedown": ("pgdn", "pgdn"),
+    "tab": ("tab", "tab"),
+}
+
+
+def keys_of(screen: str) -> list[Key]:
+    """The keys of a screen ("" those of all screens), in the order of the table."""
+    return [key for key in KEYS if key.screen == screen]
+
+
+def bindings_of(screen: str) -> list[BindingType]:
+    """The keys of a screen as Textual's bindings, for its BINDINGS."""
+    return [
+        Binding(key.key, key.action, key.label, show=key.footer, tooltip=key.help) for key in keys_of(screen)
+    ]
+
+
+def key_name(key: str, unicode: bool = True) -> str:
+    """How a key is written for people: `left` is an arrow, or the word in ASCII."""
+    names = _NAMES.get(key)
+    return key if names is None else names[0 if unicode else 1]
+
+
+def namespaced(key: Key) -> str:
+    """The action of a key for `run_action` from anywhere on its screen."""
+    return f"{'app' if key.screen == '' else 'screen'}.{key.action}"

@@ -1,0 +1,46 @@
+"""In which options recipes differ, from their resolved texts. Pure; needs nothing of the recipe's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def flatten(values: object, prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def options_of(text: str) -> dict[str, object] | None:
+    """The options in the text of a recipe with dotted keys; None if it is not YAML with keys."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return flatten(values) if isinstance(values, Mapping) else None
+
+
+def differing(recipes: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
+    """The keys whose values are not the same in all recipes, with the value in each ("" where unset)."""
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    found = []
+    for key in keys:
+        values = [words(recipe[key]) if key in recipe else "" for recipe in recipes]
+        if len(set(values)) > 1:
+            found.append((key, values))
+    return found
+
+
+def words(value: object) -> str:
+    """A value of a recipe as it is written there."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""What every screen of a run has: the bar of screens, the run's header, how it ended, the keys.
+
+A screen subclasses RunScreen, sets NAME and BINDINGS = bindings_of(NAME), composes its body in `body` and
+draws the run in `show`. The app calls `show` after the log brought something, `tick` five times a second and
+`reset` before the first `show` of another run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final, cast
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.screen import Screen
+
+from localdpo.dashboard.terminal import Abilities
+from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.widgets.bars import KeyBar, TopBar
+from localdpo.dashboard.widgets.ending import Ending
+from localdpo.dashboard.widgets.header import RunHeader
+
+if TYPE_CHECKING:
+    from localdpo.dashboard.app import DashboardApp
+    from localdpo.dashboard.feed import RunFeed
+
+
+# Below so many rows only what matters most is shown.
+_TINY: Final = 18
+
+
+class RunScreen(Screen[None]):
+    """A screen of the dashboard. NAME is its name in keymap.SCREEN_TITLES."""
+
+    NAME: ClassVar[str] = ""
+    # Whether how the open run ended is said below the header.
+    SHOWS_ENDING: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._feed: RunFeed | None = None
+        self._is_ready = False
+
+    @property
+    def dashboard(self) -> DashboardApp:
+        """The app, with its type."""
+        return cast("DashboardApp", self.app)
+
+    @property
+    def abilities(self) -> Abilities:
+        """What the terminal can show."""
+        return self.dashboard.abilities
+
+    @property
+    def palette(self) -> Palette:
+        """The colours of the theme, by meaning."""
+        return self.dashboard.palette
+
+    @property
+    def feed(self) -> RunFeed | None:
+        """The run that the screen was last shown; None before the first `show`."""
+        return self._feed
+
+    def body(self) -> ComposeResult:
+        """The widgets between header and footer."""
+        raise NotImplementedError
+
+    def show(self, feed: RunFeed) -> None:
+        """Draw what the run has come to."""
+
+    def tick(self, now: float) -> None:
+        """Draw what changes with time alone. `now`: Unix time in seconds."""
+
+    def reset(self) -> None:
+        """Forget what belongs to the run shown until now: another one follows."""
+
+    def compose(self) -> ComposeResult:
+        yield TopBar(self.NAME)
+        yield RunHeader()
+        if self.SHOWS_ENDING:
+            yield Ending()
+        with Vertical(id="body"):
+            yield from self.body()
+        yield KeyBar(self.NAME)
+
+    def on_mount(self) -> None:
+        self.set_class(not self.abilities.unicode, "-ascii")
+
+    def on_resize(self) -> None:
+        self.set_class(self.size.height < _TINY, "-tiny")
+
+    def on_screen_resume(self) -> None:
+        # What happened while another screen was up is shown now; the widgets are mounted by this time.
+        self._is_ready = True
+        self.follow(self.dashboard.feed, self.dashboard.now())
+
+    def follow(self, feed: RunFeed | None, now: float) -> None:
+        """Show `feed` (None: no run is open) if the screen is up; called by the app."""
+        if not self._is_ready:
+            return
+        header = self.query_one(RunHeader)
+        header.display = feed is not None
+        if feed is None:
+            return
+        if feed is not self._feed:
+            if self._feed is not None:
+                self.reset()
+            self._feed = feed
+        header.show(feed, now)
+        if self.SHOWS_ENDING:
+            self.query_one(Ending).show(feed)
+        self.show(feed)
+
+    def beat(self, now: float) -> None:
+        """What changes with time alone, in header and body; called by the app."""
+        if not self._is_ready:
+            return
+        if self._feed is not None:
+            self.query_one(RunHeader).show(self._feed, now)
+        self.query_one(TopBar).status = self.dashboard.status(now)
+        self.tick(now)

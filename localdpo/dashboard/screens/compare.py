@@ -1,0 +1,279 @@
+"""Compare: the answers of base, SFT and trained adapter to the same prompts, and blind votes on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Horizontal, Vertical, VerticalScroll
+from textual.widgets import DataTable, Static
+
+from localdpo.core.answers_request import AnswersRequest
+from localdpo.core.votes import Choice
+from localdpo.dashboard.compare_source import AnswersSource
+from localdpo.dashboard.compare_state import CompareState, PromptView
+from localdpo.dashboard.compare_texts import NO_ANSWERS, CompareTexts, titles
+from localdpo.dashboard.keymap import bindings_of
+from localdpo.dashboard.screens.base import RunScreen
+from localdpo.dashboard.widgets.answerpane import AnswerPane
+from localdpo.dashboard.widgets.difftext import clean
+from localdpo.dashboard.widgets.table import ListTable
+
+if TYPE_CHECKING:
+    from localdpo.dashboard.feed import RunFeed
+
+# Columns below which the list stands above the answers; rows below which only list and answers are shown.
+_NARROW: Final = 100
+_LOW: Final = 20
+_LIST_WIDTH: Final = 32
+# An answer's column below this width is not worth reading: one answer at a time then.
+_LEAST_PANE: Final = 24
+
+
+class CompareScreen(RunScreen):
+    """Prompts at the left, their answers beside each other, words marked that differ.
+
+    `request` is asked at once, and again by g. Without it the newest answers file is shown, and g asks the
+    run's held-out prompts.
+    """
+
+    NAME = "compare"
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("compare")
+    CSS: ClassVar[str] = """
+    #asked, #filters, #figures, #tabs { height: 1; padding: 0 1; }
+    #compare { layout: horizontal; height: 1fr; }
+    #compare > #prompts { width: 32; height: 1fr; border: round $line; overflow-x: hidden; }
+    #compare.-stacked { layout: vertical; }
+    #compare.-stacked > #prompts { width: 1fr; height: 5; border: none; padding: 0 1; }
+    #compare.-low > #prompts { height: 2; }
+    #question { height: auto; max-height: 30%; }
+    #panes { height: 1fr; }
+    #panes > .answer { width: 1fr; height: 1fr; }
+    #panes > .-here { border: round $chosen; }
+    .-ascii #compare > #prompts { border: ascii $line; }
+    .-ascii #compare.-stacked > #prompts { border: none; }
+    .-ascii #panes > .-here { border: ascii $chosen; }
+    """
+
+    def __init__(self, request: AnswersRequest | None = None) -> None:
+        super().__init__()
+        self._request = request
+        self._source: AnswersSource | None = None
+        self._prompt = 0
+        self._pane = 0
+        self._full = False
+        self._marked = True
+        self._listed: tuple[int, ...] = ()
+        self._rows: object = None
+
+    def body(self) -> ComposeResult:
+        yield Static(id="asked")
+        yield Static(id="filters")
+        with Container(id="compare"):
+            yield ListTable(id="prompts", show_header=False, cursor_type="row")
+            with Vertical(id="answers-side"):
+                with VerticalScroll(classes="panel", id="question", can_focus=False):
+                    yield Static(id="question-text")
+                yield Static(id="tabs")
+                yield Horizontal(id="panes")
+        yield Static(id="figures")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        table = self.query_one(ListTable)
+        table.add_columns("", "", "")
+        table.focus()
+
+    def on_unmount(self) -> None:
+        if self._source is not None:
+            self._source.stop()
+
+    def reset(self) -> None:
+        if self._source is not None:
+            self._source.stop()
+        self._source = self._request = self._rows = None
+        self._prompt = self._pane = 0
+
+    def show(self, feed: RunFeed) -> None:
+        if self._source is None:
+            self._source = AnswersSource(feed.run, self._request)
+            self._draw()
+
+    def tick(self, now: float) -> None:
+        if self._source is not None and self._source.poll():
+            self._draw()
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    # --- keys -----------------------------------------------------------------------------------------
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        if event.cursor_row < len(self._listed) and self._listed[event.cursor_row] != self._prompt:
+            self._prompt = self._listed[event.cursor_row]
+            self._draw()
+
+    def action_pane(self, by: int) -> None:
+        self._pane = (self._pane + by) % max(1, len(self._names()))
+        self._draw()
+
+    def action_full(self) -> None:
+        self._full = not self._full
+        self._draw()
+
+    def action_diff(self) -> None:
+        self._marked = not self._marked
+        self._draw()
+
+    def action_against(self) -> None:
+        if self._state is not None:
+            self._state.next_other()
+            self._draw()
+
+    def action_filter(self) -> None:
+        if self._state is not None:
+            self._state.next_filter()
+            self._draw()
+
+    def action_next(self) -> None:
+        found = self._state.next_after(self._prompt) if self._state is not None else None
+        if found is None:
+            is_blind = self._state is not None and self._state.blind
+            self.notify("every pair of answers has a vote" if is_blind else "no other answers differ")
+            return
+        self._prompt = found.index
+        self._draw()
+
+    def action_scroll(self, by: int) -> None:
+        for pane in self.query(AnswerPane):
+            pane.scroll_relative(y=by * max(1, pane.size.height - 1), animate=False)
+
+    def action_blind(self) -> None:
+        if self._state is not None:
+            self._state.blind = not self._state.blind
+            self._pane = 0
+            self._draw()
+
+    def action_vote(self, choice: Choice) -> None:
+        state, view = self._state, self._view()
+        if state is None or view is None:
+            return
+        if not state.blind:
+            self.notify("press v first: it hides the names")
+        elif not state.vote(view, choice, self.dashboard.now()):
+            self.notify("there are no two different answers to vote on here")
+        self._draw()
+
+    def action_undo(self) -> None:
+        state, view = self._state, self._view()
+        if state is not None and view is not None:
+            taken = state.undo(view)
+            self.notify("no vote on this prompt" if taken is None else "the vote is taken back")
+            self._draw()
+
+    def action_generate(self, next_seed: bool) -> None:
+        if self._source is not None:
+            self._say(self._source.again(next_seed))
+
+    def action_file(self) -> None:
+        if self._source is not None:
+            self._say(self._source.next_file())
+
+    def _say(self, refusal: str | None) -> None:
+        if refusal is not None:
+            self.notify(refusal, severity="warning")
+        self._draw()
+
+    # --- drawing --------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> CompareState | None:
+        return self._source.state if self._source is not None else None
+
+    def _view(self) -> PromptView | None:
+        """The prompt that is looked at, if the filter keeps it."""
+        views = self._state.visible() if self._state is not None else []
+        return next((view for view in views if view.index == self._prompt), None)
+
+    def _names(self) -> tuple[str, ...]:
+        """The contestants that have a pane, in order."""
+        view = self._view()
+        return self._state.panes(view) if self._state is not None and view is not None else ()
+
+    def _draw(self) -> None:
+        if not self._is_ready or self._source is None:
+            return
+        state, is_low = self._state, self.size.height < _LOW
+        self.query_one("#compare").set_class(self.size.width < _NARROW, "-stacked").set_class(is_low, "-low")
+        has_answers = state is not None and state.header is not None
+        self.query_one("#compare").display = has_answers
+        for id in ("#filters", "#figures", "#question"):
+            self.query_one(id).display = has_answers and not is_low
+        self.query_one("#asked", Static).update(self._asked())
+        if state is None or not has_answers:
+            return
+        texts = self._texts(state)
+        self.query_one("#filters", Static).update(texts.filters())
+        self._draw_list(state, texts)
+        view = self._view()
+        self.query_one("#answers-side").display = view is not None
+        if view is None:
+            self.query_one("#figures", Static).update("no prompt is left by this filter: f chooses the next")
+            return
+        self.query_one("#question").border_title = f"prompt {view.index + 1}"
+        self.query_one("#question-text", Static).update(Text(clean(view.text)))
+        self.query_one("#figures", Static).update(texts.figures(view))
+        self._draw_panes(state, texts, view)
+
+    def _asked(self) -> Text:
+        """What was asked, or why there is nothing to see."""
+        source = self._source
+        if source is not None and source.problem is not None:
+            mark = self.abilities.mark("critical")
+            return Text(f"{mark} {source.problem}", self.palette.critical, no_wrap=True, overflow="ellipsis")
+        if self._state is None:
+            is_loading = source is not None and source.generating
+            return Text("loading the model" if is_loading else NO_ANSWERS, self.palette.muted)
+        return self._texts(self._state).asked()
+
+    def _texts(self, state: CompareState) -> CompareTexts:
+        generating = self._source is not None and self._source.generating
+        return CompareTexts(state, self.palette, self.abilities, generating, self._marked)
+
+    def _draw_list(self, state: CompareState, texts: CompareTexts) -> None:
+        """The prompts that the filter keeps, with marks; the cursor stays on the prompt."""
+        views = state.visible()
+        self._listed = tuple(view.index for view in views)
+        if views and self._prompt not in self._listed:
+            self._prompt = next((index for index in self._listed if index > self._prompt), self._listed[-1])
+        names = zip(views, titles(views), strict=True)
+        rows = [(str(view.index + 1), texts.mark(view), title) for view, title in names]
+        table = self.query_one(ListTable)
+        with self.prevent(DataTable.RowHighlighted):
+            if rows != self._rows:
+                self._rows = rows
+                table.clear()
+                for number, mark, title in rows:
+                    table.add_row(Text(number, self.palette.muted, justify="right"), Text(mark), Text(title))
+            if self._prompt in self._listed:
+                table.move_cursor(row=self._listed.index(self._prompt))
+
+    def _draw_panes(self, state: CompareState, texts: CompareTexts, view: PromptView) -> None:
+        names = state.panes(view)
+        self._pane = min(self._pane, len(names) - 1)
+        panes = list(self.query(AnswerPane))
+        more = [AnswerPane(f"pane-{place}") for place in range(len(panes), len(names))]
+        self.query_one("#panes").mount(*more)
+        panes += more
+        room = self.size.width - (0 if self.size.width < _NARROW else _LIST_WIDTH)
+        one = self._full or room // len(names) < _LEAST_PANE
+        for place, pane in enumerate(panes):
+            pane.display = place < len(names) and (not one or place == self._pane)
+            pane.set_class(place == self._pane and not one, "-here")
+            if place < len(names):
+                pane.show(*texts.pane(view, names[place], place, room if one else room // len(names)))
+        tabs = self.query_one("#tabs", Static)
+        tabs.display = one
+        tabs.update(texts.tabs(view, names, self._pane))

@@ -1,0 +1,182 @@
+"""Labelling pairs by keyboard: two answers without names, one key a pair, every key on the disk at once.
+
+The state is made elsewhere (`localdpo.prefs.label`, which the dashboard does not import); this screen shows
+its `current` and passes keys on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Final, Protocol
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import Input, Static
+
+from localdpo.core.errors import UserError
+from localdpo.core.wording import printable
+from localdpo.dashboard.keymap import Key
+from localdpo.dashboard.widgets.answerpane import AnswerPane
+from localdpo.dashboard.widgets.difftext import clean
+
+# Columns below which the answers stand one above the other.
+_NARROW: Final = 80
+_ALL_DONE: Final = "That was all. u takes the last answer back, q leaves."
+KEYS: Final = (
+    Key("label", "1", "choose('1')", "first", "the first answer is better"),
+    Key("label", "2", "choose('2')", "second", "the second answer is better"),
+    Key("label", "t", "choose('tie')", "tie", "they are equally good"),
+    Key("label", "b", "choose('bad')", "both bad", "neither is any good"),
+    Key("label", "s", "choose('skip')", "skip", "no answer to this one"),
+    Key("label", "u", "undo", "undo", "take the last answer back"),
+    Key("label", "f", "flag", "flag", "mark the pair, or take the mark away"),
+    Key("label", "n", "note", "note", "write a note on the pair; enter keeps it, escape does not"),
+    Key("label", "q", "leave", "leave", "leave; everything is kept, the same command goes on"),
+)
+
+
+class LabelItem(Protocol):
+    """A pair: its row from 1, and its prompt."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def prompt(self) -> str: ...
+
+
+class LabelShown(Protocol):
+    """What is shown: a pair, and its answers in the order of the screen."""
+
+    @property
+    def item(self) -> LabelItem: ...
+    @property
+    def answers(self) -> tuple[str, str]: ...
+
+
+class LabelState(Protocol):
+    """The state that the screen shows and changes. Every change may raise UserError (a full disk)."""
+
+    @property
+    def labels(self) -> Mapping[int, Any]: ...
+    @property
+    def places(self) -> Collection[Any]: ...
+    @property
+    def flags(self) -> Collection[int]: ...
+    @property
+    def notes(self) -> Mapping[int, str]: ...
+    @property
+    def current(self) -> LabelShown | None: ...
+    def answer(self, choice: Any) -> None: ...
+    def undo(self) -> bool: ...
+    def flag(self) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class LabelScreen(Screen[None]):
+    """One pair at a time. `failure` is why a key could not be kept; the app is left then."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(key.key, key.action, key.help, show=False) for key in KEYS),
+        Binding("escape", "drop_note", show=False),
+    ]
+    # The line for a note must not take the keys before it is asked for.
+    AUTO_FOCUS = ""
+    CSS: ClassVar[str] = """
+    #progress, #label-keys { height: 1; padding: 0 1; background: $surface; }
+    #label-keys { dock: bottom; }
+    #label-prompt { height: auto; max-height: 40%; }
+    #label-panes { height: 1fr; layout: horizontal; }
+    .-narrow #label-panes { layout: vertical; }
+    #label-panes > .answer { width: 1fr; height: 1fr; }
+    #label-note { display: none; }
+    """
+
+    def __init__(self, state: LabelState) -> None:
+        super().__init__()
+        self.state = state
+        self.failure: UserError | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="progress")
+        with VerticalScroll(classes="panel", id="label-prompt", can_focus=False):
+            yield Static(id="label-prompt-text")
+        with Horizontal(id="label-panes"):
+            yield AnswerPane("first")
+            yield AnswerPane("second")
+        yield Input(id="label-note", placeholder="note on this pair; enter keeps it, escape does not")
+        yield Static(Text("  ".join(f"{key.key} {key.label}" for key in KEYS)), id="label-keys")
+
+    def on_mount(self) -> None:
+        self._draw()
+
+    def on_resize(self) -> None:
+        self.set_class(self.size.width < _NARROW, "-narrow")
+
+    # --- keys -----------------------------------------------------------------------------------------
+
+    def action_choose(self, choice: str) -> None:
+        """Answer for the pair that is shown."""
+        if self.state.current is not None:
+            self._change(lambda: self.state.answer(choice))
+
+    def action_undo(self) -> None:
+        """Take the last answer back."""
+        self._change(self.state.undo)
+
+    def action_flag(self) -> None:
+        """Mark the pair that is shown, or take its mark away."""
+        if self.state.current is not None:
+            self._change(self.state.flag)
+
+    def action_note(self) -> None:
+        """Open the line for a note, with the note that is there."""
+        now = self.state.current
+        if now is not None:
+            line = self.query_one(Input)
+            line.value = self.state.notes.get(now.item.row, "")
+            line.display = True
+            line.focus()
+
+    def action_drop_note(self) -> None:
+        """Close the line for a note."""
+        self.query_one(Input).display = False
+        self.set_focus(None)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.action_drop_note()
+        self._change(lambda: self.state.note(event.value.strip()))
+
+    def action_leave(self) -> None:
+        """Leave; what was answered is kept."""
+        self.app.exit()
+
+    def _change(self, change: Any) -> None:
+        try:
+            change()
+        except UserError as error:
+            self.failure = error
+            self.app.exit()
+            return
+        self._draw()
+
+    # --- drawing --------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        state, now = self.state, self.state.current
+        progress = Text(f"{len(state.labels):,}/{len(state.places):,} answered", no_wrap=True)
+        if now is not None:
+            progress.append("  flagged" if now.item.row in state.flags else "", style="bold")
+            note = state.notes.get(now.item.row)
+            progress.append(f"  note: {printable(note)}" if note else "")
+        self.query_one("#progress", Static).update(progress)
+        asked = now.item.prompt if now is not None else _ALL_DONE
+        self.query_one("#label-prompt-text", Static).update(Text(clean(asked)))
+        self.query_one("#label-panes").display = now is not None
+        for place, name in enumerate(("first", "second")):
+            text = Text("" if now is None else clean(now.answers[place]))
+            pane = self.query_one(f"#{name}", AnswerPane)
+            pane.show(Text(str(place + 1)), text, Text())
+            pane.scroll_home(animate=False)

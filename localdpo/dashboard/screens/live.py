@@ -1,0 +1,232 @@
+"""Live: what the run is doing now. Notices, figures, charts, log."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar, Final
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.widgets import Input, Static
+
+from localdpo.core.wording import PHASES
+from localdpo.dashboard.alarms import alarms
+from localdpo.dashboard.feed import RunFeed
+from localdpo.dashboard.keymap import bindings_of
+from localdpo.dashboard.screens.base import RunScreen
+from localdpo.dashboard.state import Notice
+from localdpo.dashboard.widgets.chartgrid import ChartGrid
+from localdpo.dashboard.widgets.log import LogView
+from localdpo.dashboard.widgets.notices import Known, NoticeLine, NoticesScreen, known, pressing
+from localdpo.dashboard.widgets.tiles import TileRow
+
+_TALL: Final = 30  # rows of the terminal from which tiles have boxes and a notice says why
+_LOG_ROWS: Final = ((48, 10), (32, 5))  # (rows of the terminal from which the log is open, its rows)
+# Seconds between two frames while a long log is still being read: drawing must not hold up the reading.
+_PATIENCE: Final = 0.25
+
+
+class LiveScreen(RunScreen):
+    """The first screen of a run."""
+
+    NAME = "live"
+    CSS_PATH = "../styles/live.tcss"
+    AUTO_FOCUS = ""
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("live")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wants_log: bool | None = None
+        self._read: set[Known] = set()
+        self._drawn = 0.0
+        self._said: dict[str | None, str] = {}
+
+    def body(self) -> ComposeResult:
+        yield NoticeLine(id="notice")
+        yield TileRow(id="tiles")
+        yield Static(id="waiting")
+        yield ChartGrid(id="charts")
+        yield Static(id="seen")
+        yield LogView(id="log")
+        yield Input(placeholder="words that a line must have; enter keeps them, esc clears", id="filter")
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self._charts, self._log = self.query_one(ChartGrid), self.query_one(LogView)
+        self._arrange()
+
+    def on_resize(self) -> None:
+        super().on_resize()
+        self._arrange()
+
+    # --- drawing --------------------------------------------------------------------------------------
+
+    def show(self, feed: RunFeed) -> None:
+        now = time.monotonic()
+        if feed.behind and now - self._drawn < _PATIENCE:
+            return
+        self._drawn = now
+        self.query_one(TileRow).show(feed.state)
+        self._log.show(feed.state)
+        self._charts.show(feed)
+        self._draw_notices(self.dashboard.now())
+        self._draw_seen()
+
+    def tick(self, now: float) -> None:
+        self._draw_notices(now)
+        self._charts.catch_up()
+
+    def reset(self) -> None:
+        self._read = set()
+        self._drawn = 0.0
+        self._charts.clear()
+        self._log.clear()
+
+    def _arrange(self) -> None:
+        """Give the parts their rows, from the size of the terminal."""
+        height = self.size.height
+        for name in ("#notice", "#tiles"):
+            self.query_one(name).set_class(height >= _TALL, "-tall")
+        rows = self._log_rows()
+        self._log.display = rows > 0
+        self._log.styles.height = rows
+
+    def _log_rows(self) -> int:
+        height = self.size.height
+        usual = next((rows for least, rows in _LOG_ROWS if height >= least), 0)
+        if self._wants_log is None:
+            return usual
+        return max(usual, 4, height // 4) if self._wants_log else 0
+
+    def _draw_seen(self) -> None:
+        """The line below the charts: what they show, and the log."""
+        feed = self.feed
+        if feed is None:
+            return
+        is_empty = self._charts.is_empty
+        waiting = self.query_one("#waiting", Static)
+        waiting.display, self._charts.display = is_empty, not is_empty
+        if is_empty:
+            self._say(waiting, f"No step yet: {PHASES[feed.state.progress.phase]}.")
+        words = self._charts.seen()
+        if self._log.filter:
+            lines, kept = self._log.count
+            words.append(f"log: {lines:,} of {kept:,} lines with {self._log.filter}")
+        elif self._log.display and not self._log.follow:
+            words.append("log: end goes to the newest line")
+        text = (" · " if self.abilities.unicode else " | ").join(words)
+        self._say(self.query_one("#seen", Static), text)
+
+    def _say(self, line: Static, text: str) -> None:
+        """Change a line; the screen is laid out anew then, so not without need."""
+        if self._said.get(line.id) != text:
+            self._said[line.id] = text
+            line.update(text)
+
+    def _draw_notices(self, now: float) -> None:
+        notices = self._notices(now)
+        # How the run ended stands above already.
+        open_ones = [one for one in pressing(notices, self._read) if one.name != "crashed"]
+        self.query_one(NoticeLine).show(open_ones, len(notices))
+
+    def _notices(self, now: float) -> list[Notice]:
+        feed = self.feed
+        return [] if feed is None else [*feed.state.notices, *alarms(feed.state, feed.alive, now)]
+
+    def on_chart_grid_looked(self) -> None:
+        self._draw_seen()
+
+    # --- charts ---------------------------------------------------------------------------------------
+
+    def action_smooth(self) -> None:
+        """The next smoothing."""
+        self._charts.smooth()
+
+    def action_log_axis(self) -> None:
+        """A logarithmic value axis, or a linear one again."""
+        self._charts.switch_axis()
+
+    def action_zoom(self, closer: bool) -> None:
+        """See fewer steps, or more."""
+        self._charts.zoom(closer)
+
+    def action_whole(self) -> None:
+        """See the whole run."""
+        self._charts.whole()
+
+    def action_pan(self, direction: int) -> None:
+        """See earlier or later steps."""
+        self._charts.pan(direction)
+
+    def action_point(self, direction: int) -> None:
+        """Move the cross-hair by a column."""
+        self._charts.point(direction)
+
+    def action_choose(self, direction: int) -> None:
+        """The chart before or after."""
+        self._charts.choose(direction)
+
+    def action_maximise(self) -> None:
+        """One chart alone, or all again."""
+        self._charts.maximise()
+
+    def action_turn(self, direction: int) -> None:
+        """The next or the previous charts."""
+        self._charts.turn(direction)
+
+    # --- notices and log ------------------------------------------------------------------------------
+
+    def action_acknowledge(self) -> None:
+        """Take note of the notice that is shown; the next one takes its place."""
+        notice = self.query_one(NoticeLine).first
+        if notice is not None:
+            self._read.add(known(notice))
+            self._draw_notices(self.dashboard.now())
+
+    def action_notices(self) -> None:
+        """All notices, acknowledged or not."""
+        self.app.push_screen(NoticesScreen(self._notices(self.dashboard.now())))
+
+    def action_log(self) -> None:
+        """Show the log, or hide it."""
+        self._wants_log = not self._log.display
+        self._arrange()
+        self._draw_seen()
+
+    def action_filter(self) -> None:
+        """Ask for the words that the lines of the log must have."""
+        if not self._log.display:
+            self.action_log()
+        entry = self.query_one(Input)
+        entry.display = True
+        entry.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._log.filter = event.value
+        self._draw_seen()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.input.display = False
+        self.set_focus(None)
+
+    def action_scroll_log(self, pages: int) -> None:
+        """Scroll the log by pages."""
+        self._log.page(pages)
+        self._draw_seen()
+
+    def action_follow(self) -> None:
+        """The newest of everything, and stay with it."""
+        self._log.go_to_end()
+        self._charts.follow()
+
+    def action_back(self) -> None:
+        """Undo one thing: the filter, then what was done to the charts, then the choice of one."""
+        entry = self.query_one(Input)
+        if entry.display or entry.value:
+            entry.value = ""
+            entry.display = False
+            self.set_focus(None)
+        elif self._charts.is_plain:
+            self.set_focus(None)
+        else:
+            self._charts.back()

@@ -1,0 +1,137 @@
+"""The colours of the dashboard: Okabe and Ito's palette, which people of every colour vision tell apart.
+
+Blue stands for chosen, the policy, what was added; orange for rejected, the reference, what was taken away;
+vermillion for what is wrong. Green is used for nothing but a finished run, beside its mark and its word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from textual.theme import Theme
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours by meaning, `#rrggbb`, for what is drawn by hand. In style sheets they are `$chosen` and so on.
+
+    Attributes:
+        ground, surface, ink, muted: background, background of panels, text, text of less weight.
+        chosen, rejected: the two sides of everything.
+        critical, good: wrong, finished.
+        band: tint of the range of values behind a chart's line. line: frames, axes, marked values.
+    """
+
+    ground: str
+    surface: str
+    ink: str
+    muted: str
+    chosen: str
+    rejected: str
+    critical: str
+    good: str
+    band: str
+    line: str
+    dark: bool = True
+
+
+PALETTES: Final[dict[str, Palette]] = {
+    "dark": Palette(
+        ground="#11151a",
+        surface="#181d24",
+        ink="#e4e8ec",
+        muted="#8f9aa6",
+        chosen="#56b4e9",
+        rejected="#e69f00",
+        critical="#ff7b33",
+        good="#2fbf94",
+        band="#24435a",
+        line="#3b4550",
+    ),
+    "light": Palette(
+        ground="#fbfbf9",
+        surface="#f1f1ee",
+        ink="#1c2126",
+        muted="#5c6670",
+        chosen="#0072b2",
+        rejected="#8f5d00",
+        critical="#b53d00",
+        good="#00724f",
+        band="#cfe3f0",
+        line="#b9bfc5",
+        dark=False,
+    ),
+    "contrast": Palette(
+        ground="#000000",
+        surface="#000000",
+        ink="#ffffff",
+        muted="#d0d0d0",
+        chosen="#6cc7ff",
+        rejected="#ffb000",
+        critical="#ff8a5c",
+        good="#3fe0b0",
+        band="#00466b",
+        line="#ffffff",
+    ),
+    # Exactly the colours that a terminal of 16 has, so that nothing is rounded to its neighbour.
+    "16": Palette(
+        ground="#000000",
+        surface="#000000",
+        ink="#ffffff",
+        muted="#aaaaaa",
+        chosen="#55ffff",
+        rejected="#ffff55",
+        critical="#ff5555",
+        good="#55ff55",
+        band="#0000aa",
+        line="#aaaaaa",
+    ),
+}
+# The order in which the theme key goes through them.
+THEME_NAMES: Final = tuple(PALETTES)
+
+
+def theme_of(name: str) -> Theme:
+    """The Textual theme of PALETTES[name]."""
+    palette = PALETTES[name]
+    return Theme(
+        name=name,
+        primary=palette.chosen,
+        secondary=palette.rejected,
+        accent=palette.chosen,
+        warning=palette.rejected,
+        error=palette.critical,
+        success=palette.good,
+        foreground=palette.ink,
+        background=palette.ground,
+        surface=palette.surface,
+        panel=palette.surface,
+        dark=palette.dark,
+        variables={
+            "chosen": palette.chosen,
+            "rejected": palette.rejected,
+            "critical": palette.critical,
+            "good": palette.good,
+            "muted": palette.muted,
+            "ink": palette.ink,
+            "band": palette.band,
+            "line": palette.line,
+            "border": palette.line,
+            "border-blurred": palette.line,
+            "block-cursor-background": palette.chosen,
+            "block-cursor-foreground": palette.ground,
+            "block-cursor-text-style": "bold",
+            "block-cursor-blurred-background": palette.band,
+            "block-cursor-blurred-foreground": palette.ink,
+            "input-cursor-background": palette.ink,
+            "input-selection-background": palette.band,
+            "scrollbar": palette.line,
+            "scrollbar-hover": palette.muted,
+            "scrollbar-active": palette.chosen,
+            "scrollbar-background": palette.ground,
+            "scrollbar-background-hover": palette.ground,
+            "scrollbar-background-active": palette.ground,
+            "scrollbar-corner-color": palette.ground,
+        },
+    )

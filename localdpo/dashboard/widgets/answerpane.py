@@ -1,0 +1,20 @@
+"""One answer in a frame: who gave it above, log-probabilities below."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+
+class AnswerPane(VerticalScroll, can_focus=False):
+    """A frame that scrolls. It can be drawn in before it is mounted."""
+
+    def __init__(self, id: str) -> None:
+        self._body = Static()
+        super().__init__(self._body, id=id, classes="panel answer")
+
+    def show(self, title: Text, body: Text, subtitle: Text) -> None:
+        """Draw the lines of the frame and what is in it."""
+        self.border_title, self.border_subtitle = title.markup, subtitle.markup
+        self._body.update(body)

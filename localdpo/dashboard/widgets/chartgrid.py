@@ -1,0 +1,297 @@
+"""The charts of a run: pages of them, one alone, zoom, cross-hair, smoothing. All share one step axis."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.message import Message
+
+from localdpo.dashboard.charts import CHARTS, SMOOTHINGS, Arrays, ChartSpec, available
+from localdpo.dashboard.feed import RunFeed
+from localdpo.dashboard.scales import short_step
+from localdpo.dashboard.widgets.chart import Chart
+from localdpo.dashboard.window import View, right_edge
+
+_LEAST: Final = (38, 9)  # the fewest columns and rows of a chart beside others
+_MOST_COLUMNS: Final = 4
+_PAN: Final = 0.25
+# Where a column of dots holds this many steps, one more moves nothing that can be seen: then a second is
+# soon enough. What is done with keys and mouse is drawn at once.
+_CROWDED: Final = 20
+_CALM_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the charts of a page are laid out."""
+
+    columns: int
+    rows: int
+
+    @property
+    def size(self) -> int:
+        """Charts on a page."""
+        return self.columns * self.rows
+
+
+def grid_of(width: int, height: int, charts: int) -> Grid:
+    """As many charts on `width` x `height` cells as stay readable, in no more rows than they need."""
+    columns = max(1, min(_MOST_COLUMNS, width // _LEAST[0], charts))
+    rows = max(1, min(height // _LEAST[1], math.ceil(charts / columns)))
+    return Grid(columns, rows)
+
+
+class ChartGrid(Container):
+    """The charts. Those of which the run has no value are not shown."""
+
+    class Looked(Message):
+        """The charts are looked at in another way: `seen` has changed."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._weight = SMOOTHINGS[0]
+        self._has_log_axis = False
+        self._page = 0
+        self._alone: str | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the run; how charts are looked at stays, but for the steps."""
+        self._feed: RunFeed | None = None
+        self._arrays = Arrays()
+        self._specs: list[ChartSpec] = []
+        self._view = View()
+        self._cursor: float | None = None
+        self._drawn = 0.0
+        self._has_news = False
+
+    def compose(self) -> ComposeResult:
+        for spec in CHARTS:
+            yield Chart(spec.titles, name=spec.name)
+
+    # --- what is shown --------------------------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the run has no value to draw yet."""
+        return not self._specs
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all charts show all steps without a cross-hair."""
+        return self._alone is None and self._cursor is None and self._view == View()
+
+    def show(self, feed: RunFeed) -> None:
+        """Draw what the run has come to."""
+        self._feed = feed
+        specs = available(feed.state)
+        self._has_news = True
+        if specs != self._specs:
+            self._specs = specs
+            self._arrange()
+            self.draw()
+        else:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Draw what is new, unless a crowded chart was drawn a moment ago; called again a moment later."""
+        left, right = self._window()
+        axis = next((chart.axis for chart in self._charts() if chart.axis is not None), None)
+        is_crowded = axis is not None and right - left > 2 * axis.columns * _CROWDED
+        if self._has_news and not (is_crowded and time.monotonic() - self._drawn < _CALM_SECONDS):
+            self.draw()
+
+    def seen(self) -> list[str]:
+        """In words: which charts are shown, and how they are looked at."""
+        shown = self._shown()
+        if not shown:
+            return []
+        first, count = self._specs.index(shown[0]) + 1, len(self._specs)
+        left, right = self._window()
+        which = f"chart {first}" if len(shown) == 1 else f"charts {first} to {first + len(shown) - 1}"
+        return [
+            f"{count} charts" if len(shown) == count else f"{which} of {count}",
+            f"smoothed {self._weight:g}" if self._weight else "not smoothed",
+            "all steps" if self._view == View() else f"steps {short_step(left)} to {short_step(right)}",
+            *(["log axis"] if self._has_log_axis else []),
+            *([] if self._cursor is None else [f"values at step {short_step(self._cursor)}"]),
+        ]
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._arrange()
+        self.draw()
+        self.post_message(self.Looked())
+
+    def _grid(self) -> Grid:
+        if self._alone is not None:
+            return Grid(1, 1)
+        return grid_of(self.size.width, self.size.height, len(self._specs))
+
+    def _shown(self) -> list[ChartSpec]:
+        """The charts of the page, or the one that is alone."""
+        if self._alone is not None:
+            return [spec for spec in self._specs if spec.name == self._alone]
+        size = self._grid().size
+        return self._specs[self._page * size : (self._page + 1) * size]
+
+    def _pages(self) -> int:
+        return max(1, math.ceil(len(self._specs) / self._grid().size))
+
+    def _arrange(self) -> None:
+        """Show the charts of the page and no others."""
+        if self._alone not in [spec.name for spec in self._specs]:
+            self._alone = None
+        self._page = min(self._page, self._pages() - 1)
+        shown = self._shown()
+        # The last page may have fewer charts: they take the room of the others.
+        used = self._grid() if self._alone else grid_of(self.size.width, self.size.height, len(shown))
+        self.styles.grid_size_columns, self.styles.grid_size_rows = used.columns, used.rows
+        names = {spec.name for spec in shown}
+        for chart in self.query(Chart):
+            chart.display = chart.name in names
+
+    def _extent(self) -> tuple[float, float]:
+        """The first and the last step there is to see."""
+        if self._feed is None:
+            return 0.0, 1.0
+        state = self._feed.state
+        last = max(
+            (one.last_step for table in (state.train, state.evals) for one in table.values()), default=0
+        )
+        edge = right_edge(last, state.start.total, self._view.span) if self._feed.alive else float(last)
+        return 0.0, max(1.0, edge)
+
+    def _window(self) -> tuple[float, float]:
+        return self._view.window(*self._extent())
+
+    def draw(self) -> None:
+        """Draw the charts that are shown, those that have something new."""
+        feed = self._feed
+        if feed is None:
+            return
+        self._drawn, self._has_news = time.monotonic(), False
+        window, specs = self._window(), {spec.name: spec for spec in self._specs}
+        for chart in self._charts():
+            spec = specs[chart.name or ""]
+            chart.show(
+                self._arrays.of(spec, feed.state, self._weight),
+                spec.references(feed.state),
+                (id(feed), self._weight, *self._arrays.version(spec, feed.state)),
+                window=window,
+                log=self._has_log_axis,
+                cursor=self._cursor,
+            )
+
+    def _charts(self) -> list[Chart]:
+        names = {spec.name for spec in self._shown()}
+        return [chart for chart in self.query(Chart) if chart.name in names and chart.display]
+
+    def _look(self, *, arranged: bool = False) -> None:
+        if arranged:
+            self._arrange()
+        self.draw()
+        self.post_message(self.Looked())
+
+    # --- looking --------------------------------------------------------------------------------------
+
+    def smooth(self) -> None:
+        """The next smoothing."""
+        self._weight = SMOOTHINGS[(SMOOTHINGS.index(self._weight) + 1) % len(SMOOTHINGS)]
+        self._look()
+
+    def switch_axis(self) -> None:
+        """A logarithmic value axis, or a linear one again."""
+        self._has_log_axis = not self._has_log_axis
+        self._look()
+
+    def zoom(self, closer: bool, around: float | None = None) -> None:
+        """See fewer steps, or more; `around` (the cross-hair, if None) stays where it is."""
+        self._view = self._view.zoomed(closer, *self._extent(), self._cursor if around is None else around)
+        self._look()
+
+    def pan(self, direction: int) -> None:
+        """See earlier or later steps."""
+        self._view = self._view.panned(direction * _PAN, *self._extent())
+        self._look()
+
+    def whole(self) -> None:
+        """See the whole run."""
+        self._view = View()
+        self._look()
+
+    def follow(self) -> None:
+        """See the newest steps, and stay with them."""
+        self._cursor = None
+        self._view = View(self._view.span)
+        self._look()
+
+    def point(self, direction: int) -> None:
+        """Move the cross-hair by a column (first, to the last step); beyond the edge the charts move."""
+        left, right = self._window()
+        last = self._feed.state.progress.step if self._feed is not None else 0
+        if self._cursor is None:
+            self._cursor = min(float(last), math.floor(right))
+        else:
+            axis = next((chart.axis for chart in self._charts() if chart.axis is not None), None)
+            stride = max(1.0, (right - left) / axis.columns if axis is not None else 1.0)
+            self._cursor = float(min(max(round(self._cursor + direction * stride), 0), last))
+        if not left <= self._cursor <= right:
+            self._view = self._view.panned(-_PAN if self._cursor < left else _PAN, *self._extent())
+        self._look()
+
+    def choose(self, direction: int) -> None:
+        """The chart before or after the chosen one; it takes the place of one that is alone."""
+        if self._alone is not None:
+            names = [spec.name for spec in self._specs]
+            self._alone = names[(names.index(self._alone) + direction) % len(names)]
+            self._look(arranged=True)
+            self._charts()[0].focus()
+            return
+        charts = self._charts()
+        here = next((place for place, chart in enumerate(charts) if chart.has_focus), None)
+        if charts:
+            charts[0 if here is None else (here + direction) % len(charts)].focus()
+
+    def maximise(self) -> None:
+        """The chosen chart alone (the first, if none is), or all again."""
+        charts = self._charts()
+        chosen = next((chart for chart in charts if chart.has_focus), charts[0] if charts else None)
+        self._alone = chosen.name if self._alone is None and chosen is not None else None
+        self._look(arranged=True)
+
+    def turn(self, direction: int) -> None:
+        """The next or the previous charts; after the last come the first."""
+        if self._alone is not None:
+            self.choose(direction)
+            return
+        self._page = (self._page + direction) % self._pages()
+        self._look(arranged=True)
+
+    def back(self) -> None:
+        """Undo one thing: cross-hair, then a chart alone, then zoom."""
+        if self._cursor is not None:
+            self._cursor = None
+        elif self._alone is not None:
+            self._alone = None
+        else:
+            self._view = View()
+        self._look(arranged=True)
+
+    def on_chart_pointed(self, message: Chart.Pointed) -> None:
+        step = None if message.step is None else float(round(message.step))
+        if step != self._cursor:
+            self._cursor = step
+            self._look()
+
+    def on_chart_zoomed(self, message: Chart.Zoomed) -> None:
+        self.zoom(message.closer, message.step)
+
+    def on_chart_opened(self, message: Chart.Opened) -> None:
+        message.chart.focus()
+        self.maximise()

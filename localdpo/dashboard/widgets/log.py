@@ -1,0 +1,162 @@
+"""The log of a run as lines to read: the newest at the bottom, filtered by words, followed to its end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, cast
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.strip import Strip
+from textual.widget import Widget
+
+from localdpo.core.events import Event
+from localdpo.core.progress import metrics_of
+from localdpo.core.wording import HEADLINES, format_event, format_headline, printable
+from localdpo.dashboard.picture import fitted
+from localdpo.dashboard.scales import short
+from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
+
+if TYPE_CHECKING:
+    from localdpo.dashboard.app import DashboardApp
+
+_KEPT: Final = LOG_LINES + STEP_LINES
+_WHEEL: Final = 3
+_SPEED: Final = "tokens_per_second"
+_COLOURS: Final = {"step": "muted", "run.crashed": "critical", "run.failed": "critical"}
+_LEVEL_COLOURS: Final = {"warning": "rejected", "critical": "critical"}
+
+
+def log_line(event: Event, total: int | None) -> str:
+    """`14:02:14 step 1204 loss 0.512 accuracy 0.75 margin 0.91 KL 9.4 1846 tokens/s`; local time."""
+    when = time.strftime("%H:%M:%S", time.localtime(event.time))
+    metrics = metrics_of(event)
+    if not metrics:
+        words = format_headline(event, total) or format_event(event, total) or event.type
+        return f"{when} {'notice ' if event.type == 'notice' else ''}{printable(words)}"
+    parts = [event.type, *([f"{event.step:,}"] if event.step is not None else [])]
+    for key, label in HEADLINES:
+        if key in metrics:
+            parts += [label, _value(metrics[key])]
+    if _SPEED in metrics:
+        parts += [_value(metrics[_SPEED]), "tokens/s"]
+    return f"{when} {' '.join(parts)}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float) and abs(value) >= 1000:
+        return f"{value:.0f}"
+    return short(value) if isinstance(value, float | int) else "-"
+
+
+def colour_of(event: Event) -> str:
+    """The palette's name of the colour that an event's line has."""
+    if event.type == "notice":
+        return _LEVEL_COLOURS.get(str(event.data.get("level")), "ink")
+    return _COLOURS.get(event.type, "ink")
+
+
+class LogView(Widget, can_focus=True):
+    """The lines. It scrolls on its own: Textual's scrolling lays out the whole screen for every new line.
+
+    `follow`: whether the newest is kept in sight.
+    """
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.follow = True
+        self._events: list[Event] = []
+        self._shown: list[Event] = []
+        self._seen = 0
+        self._words: list[str] = []
+        self._total: int | None = None
+        self._top = 0
+
+    @property
+    def filter(self) -> str:
+        """The words that a line must have, all of them, in upper or lower case."""
+        return " ".join(self._words)
+
+    @filter.setter
+    def filter(self, text: str) -> None:
+        self._words = text.lower().split()
+        self._choose()
+        self.go_to_end()
+
+    @property
+    def count(self) -> tuple[int, int]:
+        """(lines shown, lines kept)."""
+        return len(self._shown), len(self._events)
+
+    def show(self, state: RunState) -> None:
+        """Take in what the run's log brought since the last time."""
+        self._total = state.start.total
+        fresh = state.log_since(self._seen)
+        if not fresh:
+            return
+        self._seen = fresh[-1][0]
+        self._events += [event for _, event in fresh]
+        if len(self._events) > 2 * _KEPT:
+            del self._events[:-_KEPT]
+            before = len(self._shown)
+            self._choose()
+            self._top = max(0, self._top - (before - len(self._shown)))
+        else:
+            self._shown += [event for _, event in fresh if self._matches(event)]
+        self.refresh()
+
+    def clear(self) -> None:
+        """Forget everything: another run follows."""
+        self._events, self._shown, self._seen = [], [], 0
+        self.go_to_end()
+
+    def go_to_end(self) -> None:
+        """Show the newest line, and stay with it."""
+        self.follow = True
+        self.refresh()
+
+    def scroll_lines(self, lines: int) -> None:
+        """Scroll by lines, up if negative. Who comes to the end follows it."""
+        last = max(0, len(self._shown) - self.size.height)
+        top = min(max(self._first() + lines, 0), last)
+        self._top, self.follow = top, top >= last
+        self.refresh()
+
+    def page(self, pages: int) -> None:
+        """Scroll by pages, up if negative."""
+        self.scroll_lines(pages * max(1, self.size.height - 1))
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.scroll_lines(-_WHEEL)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.scroll_lines(_WHEEL)
+
+    def render_line(self, y: int) -> Strip:
+        app = cast("DashboardApp", self.app)
+        place, width = self._first() + y, self.size.width
+        ground = Style(color=app.palette.ink, bgcolor=app.palette.ground)
+        if place >= len(self._shown):
+            return Strip([Segment(" " * width, ground)], width)
+        event = self._shown[place]
+        text = fitted(" " + log_line(event, self._total), width, "…" if app.abilities.unicode else "~")
+        style = ground + Style(color=getattr(app.palette, colour_of(event)))
+        return Strip([Segment(text, style), Segment(" " * (width - cell_len(text)), ground)], width)
+
+    def _first(self) -> int:
+        """The place of the line in the first row."""
+        last = max(0, len(self._shown) - self.size.height)
+        return last if self.follow else min(self._top, last)
+
+    def _choose(self) -> None:
+        self._shown = [event for event in self._events if self._matches(event)]
+
+    def _matches(self, event: Event) -> bool:
+        if not self._words:
+            return True
+        line = log_line(event, self._total).lower()
+        return all(word in line for word in self._words)

@@ -1,0 +1,195 @@
+"""The row of figures: the newest value of what matters most, whether it rises or falls, and its course."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+from rich.segment import Segment
+from textual.strip import Strip
+from textual.widget import Widget
+
+from localdpo.dashboard.picture import Picture, Styles
+from localdpo.dashboard.plot import means, smooth
+from localdpo.dashboard.scales import short
+from localdpo.dashboard.state import RunState
+from localdpo.dashboard.window import Axis
+
+if TYPE_CHECKING:
+    from localdpo.dashboard.app import DashboardApp
+
+_BARS: Final = ("▁▂▃▄▅▆▇█", "_.-~=+*#")
+_WEIGHT: Final = 0.9
+_RECENT: Final = 400  # points that the figure and the trend are taken from
+_TREND_POINTS: Final = 10
+_TREND_ERRORS: Final = 2.0
+_COURSE_COLUMNS: Final = 64
+_NARROWEST: Final = 12
+_MOST: Final = 6
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """A tile: its name in full and in brief, the metrics to take it from (the first that the run has), its unit.
+
+    `smoothed`: whether the figure is a moving average over the steps.
+    """
+
+    name: str
+    brief: str
+    metrics: tuple[str, ...]
+    unit: str = ""
+    smoothed: bool = True
+
+
+TILES: Final = (
+    TileSpec("margin", "margin", ("rewards/margins",)),
+    TileSpec("accuracy", "acc", ("rewards/accuracies",)),
+    TileSpec("KL exact", "KL", ("kl",), smoothed=False),
+    TileSpec("loss", "loss", ("loss",)),
+    TileSpec("tokens/s", "tok/s", ("tokens_per_second",)),
+    TileSpec("memory", "mem", ("peak_memory_gb",), " GB", smoothed=False),
+    TileSpec("grad norm", "grad", ("grad_norm",)),
+    TileSpec("logp", "logp", ("logps/chosen",)),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a tile shows. `trend`: `up`, `down` or `level`; `course` [c]: the values from first to last."""
+
+    name: str
+    brief: str
+    figure: str
+    trend: str
+    course: tuple[float, ...]
+
+
+def tiles_of(state: RunState) -> list[Tile]:
+    """The tiles of a run: those of whose metric it has a value, at most six."""
+    found: list[Tile] = []
+    for spec in TILES:
+        series = next((state.train[name] for name in spec.metrics if name in state.train), None)
+        if series is None or series.last is None or len(found) == _MOST:
+            continue
+        values = series.values
+        recent = values[-_RECENT:]
+        line = smooth(recent, _WEIGHT if spec.smoothed else 0.0)
+        known = line[np.isfinite(line)]
+        figure = "-" if not math.isfinite(recent[-1]) else f"{_figure(float(known[-1]))}{spec.unit}"
+        if spec.name == "memory" and state.start.memory_limit_gb is not None:
+            figure = f"{figure.removesuffix(spec.unit)}/{state.start.memory_limit_gb:.3g}{spec.unit}"
+        steps = series.steps
+        axis = Axis(
+            float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1), min(_COURSE_COLUMNS, len(steps))
+        )
+        course = means(np.where(np.isfinite(values), values, np.nan), axis.places(steps))
+        found.append(
+            Tile(spec.name, spec.brief, figure, trend(recent), tuple(course[np.isfinite(course)].tolist()))
+        )
+    return found
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 100_000 else short(value)
+
+
+def trend(values: np.ndarray) -> str:
+    """`up`, `down` or `level`: the mean of the newest values against that of as many before them.
+
+    `level` unless they differ by two standard errors, those of means of n noisy values each.
+    """
+    known = values[np.isfinite(values)][-2 * max(_TREND_POINTS, len(values) // 10) :]
+    half = len(known) // 2
+    if half < 2:
+        return "level"
+    before, after = known[:half], known[-half:]
+    error = math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / half)
+    change = float(after.mean() - before.mean())
+    if abs(change) <= max(_TREND_ERRORS * error, 1e-9 * float(np.abs(known).max())):
+        return "level"
+    return "up" if change > 0 else "down"
+
+
+def sparkline(course: Sequence[float], cells: int, unicode: bool) -> str:
+    """The course in `cells` characters, from lowest to highest bar; shorter where there are fewer values."""
+    bars = _BARS[0 if unicode else 1]
+    if not course or cells < 1:
+        return ""
+    values = np.array(course)
+    if len(values) > cells:
+        values = means(values, Axis(0, len(values) - 1, cells).places(np.arange(len(values))))
+    low, high = float(values.min()), float(values.max())
+    if high / 2 - low / 2 <= 1e-9 * max(abs(low), abs(high), 1e-300):
+        return bars[0] * len(values)
+    heights = (values / 2 - low / 2) / (high / 2 - low / 2) * (len(bars) - 1)
+    return "".join(bars[round(height)] for height in heights.tolist())
+
+
+class TileRow(Widget):
+    """The tiles side by side: boxes where the widget is three rows high, one line where it is less."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._tiles: list[Tile] = []
+        self._styles: Styles | None = None
+
+    def show(self, state: RunState) -> None:
+        """Show the figures of a run."""
+        tiles = tiles_of(state)
+        if tiles != self._tiles:
+            self._tiles = tiles
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        app = cast("DashboardApp", self.app)
+        if self._styles is None or self._styles.palette != app.palette:
+            self._styles = Styles(app.palette)
+        picture = self._boxes() if self.size.height >= 3 else self._line()
+        lines = picture.lines(self._styles)
+        segments = lines[y] if y < len(lines) else []
+        return Strip(segments or [Segment("", self._styles(0))], self.size.width)
+
+    def _boxes(self) -> Picture:
+        app = cast("DashboardApp", self.app)
+        unicode = app.abilities.unicode
+        picture = Picture(self.size.width, 3)
+        corners, level, upright = ("╭╮╰╯", "─", "│") if unicode else ("++++", "-", "|")
+        count = max(1, min(len(self._tiles), self.size.width // _NARROWEST))
+        edges = [round(place * self.size.width / count) for place in range(count + 1)]
+        for tile, left, right in zip(self._tiles, edges, edges[1:], strict=False):
+            inner = right - left - 2
+            picture.put(0, left, corners[0] + level * inner + corners[1], "line")
+            picture.put(1, left, upright + " " * inner + upright, "line")
+            picture.put(2, left, corners[2] + level * inner + corners[3], "line")
+            picture.put(0, left + 2, f" {tile.name} "[: inner - 1], "muted")
+            picture.put(1, left + 2, tile.figure[: inner - 1], "ink", bold=True)
+            column = left + 3 + len(tile.figure)
+            if column < right - 2:
+                picture.put(1, column, app.abilities.mark(tile.trend), _trend_colour(tile.trend))
+            cells = right - column - 4
+            picture.put(1, column + 2, sparkline(tile.course, cells, unicode), "chosen")
+        return picture
+
+    def _line(self) -> Picture:
+        """As many tiles as fit, whole: name, figure, trend."""
+        app = cast("DashboardApp", self.app)
+        picture = Picture(self.size.width, max(1, self.size.height))
+        column = 1
+        for tile in self._tiles:
+            mark = "" if tile.trend == "level" else app.abilities.mark(tile.trend)
+            if column + len(tile.brief) + len(tile.figure) + 2 > self.size.width:
+                break
+            picture.put(0, column, tile.brief, "muted")
+            picture.put(0, column + len(tile.brief) + 1, tile.figure, "ink", bold=True)
+            column += len(tile.brief) + len(tile.figure) + 1
+            picture.put(0, column, mark, "ink")
+            column += 3
+        return picture
+
+
+def _trend_colour(trend: str) -> str:
+    return "muted" if trend == "level" else "ink"

@@ -1,0 +1,334 @@
+"""The dashboard against its bars: first frame, keys, processor, a long log, and what it costs the training.
+
+    make bench                                            # all of them
+    python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks/bench_dashboard.py
+
+`localdpo watch` runs in a terminal of its own (a pseudo terminal of 120x36, 24-bit colour) and is measured
+from outside: processor time is that of its process, delays are wall time from a key, or from the moment the
+program takes the terminal over, until the text that answers it has been written. The one that writes the log
+is this process. Wall times need a machine that is not busy with other things.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localdpo.core.events import encode_event
+from localdpo.core.rundir import RunDir, RunLock
+
+COLUMNS, ROWS = 120, 36
+POINTS = 20_000
+LONG = 100_000
+HERTZ = 5.0
+SECONDS = 20.0
+ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")
+TAKEN_OVER = b"\x1b[?1049h"
+ROOT = Path(__file__).parents[2]
+TRAINING_PAIRS = 4
+
+
+def row(name: str, value: str, bar: str, within: bool) -> None:
+    """One line of the table."""
+    print(f"| {name:<58} | {value:>20} | {bar:>9} | {'yes' if within else 'NO':<3} |")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def heading() -> None:
+    print(f"\n\n| {'what':<58} | {'measured':>20} | {'bar':>9} | met |")
+    print(f"|{'-' * 60}|{'-' * 22}|{'-' * 11}|-----|")
+
+
+class Terminal:
+    """A program in a pseudo terminal; what it writes is read as it comes."""
+
+    def __init__(self, *command: str) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}
+        environment.pop("NO_COLOR", None)
+        self.began = time.perf_counter()
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+        os.close(slave)
+        self.output = bytearray()
+        self._closed = False
+        self._fresh = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while not self._closed:
+            if not select.select([self.master], [], [], 0.1)[0]:
+                continue
+            try:
+                block = os.read(self.master, 1 << 16)
+            except OSError:
+                return
+            with self._fresh:
+                self.output += block
+                self._fresh.notify_all()
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def wait_for(self, text: bytes, start: int = 0, seconds: float = 30.0) -> float:
+        """The time at which `text` had been written after byte `start`, escape codes aside."""
+        deadline = time.perf_counter() + seconds
+        with self._fresh:
+            while text not in self.output[start:] and text not in ESCAPES.sub(b"", self.output[start:]):
+                if not self._fresh.wait(deadline - time.perf_counter()):
+                    raise AssertionError(f"{text!r} was not written within {seconds} s")
+        return time.perf_counter()
+
+    def processor_seconds(self) -> float:
+        """User and system time of the program so far."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        if stat.exists():
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        said = subprocess.run(
+            ["ps", "-o", "time=", "-p", str(self.process.pid)], capture_output=True, text=True
+        )
+        minutes, seconds = said.stdout.strip().rsplit(":", 1)
+        return float(minutes.split(":")[-1]) * 60 + float(seconds)
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(10)
+        self._closed = True
+        self._reader.join()
+        os.close(self.master)
+
+
+def watch(run: RunDir) -> Terminal:
+    """The dashboard of `run` on Live."""
+    return Terminal(sys.executable, "-m", "localdpo", "watch", run.name, "--runs-dir", str(run.path.parent))
+
+
+def step_line(step: int, noise: np.ndarray) -> bytes:
+    """A step event of the size that training writes: 17 metrics, some 700 bytes."""
+    rise = 1 - np.exp(-step / 5000)
+    a, b, c = (float(value) for value in noise)
+    metrics = {
+        "loss": 0.69 - 0.2 * rise + 0.05 * a,
+        "rewards/chosen": -0.3 * rise + 0.1 * b,
+        "rewards/rejected": -1.2 * rise + 0.1 * c,
+        "rewards/accuracies": min(1.0, max(0.0, 0.5 + 0.3 * rise + 0.1 * a)),
+        "rewards/ties": 0.0,
+        "rewards/margins": 0.9 * rise + 0.2 * b,
+        "logps/chosen": -40.0 + a,
+        "logps/rejected": -60.0 + b,
+        "displacement": 0.3 + 0.1 * c,
+        "logratio_per_token/chosen": -0.1 * rise + 0.01 * a,
+        "logratio_per_token/rejected": -0.5 * rise + 0.02 * b,
+        "grad_norm": 1.5 + 0.4 * abs(c),
+        "learning_rate": 5e-6 * (1 - step / 200_000),
+        "epoch": step / 10_000,
+        "step_seconds": 0.2 + 0.01 * abs(a),
+        "tokens_per_second": 1800 + 60 * b,
+        "peak_memory_gb": 12.5,
+        "kl": 0.05 * rise + 0.001 * c,
+    }
+    return encode_event("step", step, 1_700_000_000 + step * 0.2, {"metrics": metrics})
+
+
+def make_run(folder: Path, name: str, steps: int, end: bool) -> RunDir:
+    """A run with a log of `steps` steps and an evaluation every 200."""
+    run = RunDir.create(folder, name, "model: org/made-up\n")
+    noise = np.random.default_rng(0).standard_normal((steps + 1, 3))
+    start = {"model": "org/made-up", "loss": "sigmoid", "total_steps": 2 * steps, "device": "cpu"}
+    lines = [encode_event("run.started", None, 1_700_000_000, {**start, "recipe": {"loss": {"beta": 0.1}}})]
+    for step in range(1, steps + 1):
+        lines.append(step_line(step, noise[step]))
+        if step % 200 == 0:
+            metrics = {"loss": 0.6, "rewards/margins": 0.5, "rewards/accuracies": 0.7, "kl": 0.03}
+            lines.append(encode_event("eval", step, 1_700_000_000 + step * 0.2, {"metrics": metrics}))
+    if end:
+        lines.append(encode_event("run.stopped", steps, 1_700_000_000 + steps * 0.2, {}))
+    run.events.write_bytes(b"".join(lines))
+    return run
+
+
+class Growing:
+    """Writes a step to the log of a run HERTZ times a second, holding its lock, as a worker does."""
+
+    def __init__(self, run: RunDir, steps: int) -> None:
+        self._run, self._step = run, steps
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._lock = RunLock(run)
+
+    def _write(self) -> None:
+        noise = np.random.default_rng(1)
+        with self._run.events.open("ab", buffering=0) as log:
+            while not self._ended.wait(1 / HERTZ):
+                self._step += 1
+                log.write(step_line(self._step, noise.standard_normal(3)))
+
+    def __enter__(self) -> Growing:
+        self._lock.acquire()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._lock.release()
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_run(tmp_path_factory.mktemp("still"), "still", POINTS, end=True)
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Iterator[RunDir]:
+    run = make_run(tmp_path, "growing", POINTS, end=False)
+    with Growing(run, POINTS):
+        yield run
+
+
+def test_first_frame(still: RunDir) -> None:
+    shown, started = [], []
+    for _ in range(5):
+        terminal = watch(still)
+        taken = terminal.wait_for(TAKEN_OVER)
+        # The last step in the header: the whole log was read and drawn.
+        seen = terminal.wait_for(f"step {POINTS:,}/".encode(), terminal.output.find(TAKEN_OVER))
+        shown.append(seen - taken)
+        started.append(seen - terminal.began)
+        terminal.close()
+    value = statistics.median(shown)
+    row(f"first frame with 6 charts x {POINTS:,} points", f"{value * 1000:.0f} ms", "500 ms", value <= 0.5)
+    print(
+        f"|   from the start of Python, imports included {' ' * 14} | {statistics.median(started):>18.2f} s |"
+    )
+
+
+def test_from_key_to_screen(growing: RunDir) -> None:
+    terminal = watch(growing)
+    terminal.wait_for(b"smoothed 0.9")
+    time.sleep(1.0)
+    delays = []
+    answers = ("smoothed 0.97", "smoothed 0.99", "not smoothed", "smoothed 0.6", "smoothed 0.9")
+    for turn in range(60):
+        time.sleep(0.11 + 0.013 * (turn % 7))  # at every place between two updates
+        start, pressed = len(terminal.output), time.perf_counter()
+        terminal.press("s")
+        delays.append(terminal.wait_for(answers[turn % 5].encode(), start) - pressed)
+    terminal.close()
+    slow = float(np.percentile(delays, 95))
+    median = f"median {statistics.median(delays) * 1000:.0f}"
+    row(
+        "key to screen, smoothing, while it is updated, p95",
+        f"{median}, {slow * 1000:.0f} ms",
+        "50 ms",
+        slow <= 0.05,
+    )
+
+
+def share_of_a_core(run: RunDir) -> float:
+    terminal = watch(run)
+    terminal.wait_for(b"smoothed 0.9")
+    time.sleep(3.0)
+    before, began = terminal.processor_seconds(), time.perf_counter()
+    time.sleep(SECONDS)
+    share = (terminal.processor_seconds() - before) / (time.perf_counter() - began)
+    terminal.close()
+    return share
+
+
+def test_processor_while_updated(growing: RunDir) -> None:
+    share = share_of_a_core(growing)
+    row(
+        f"processor, 6 charts x {POINTS:,} points, {HERTZ:g} updates/s",
+        f"{share:.1%} of a core",
+        "10%",
+        share <= 0.1,
+    )
+
+
+def test_processor_when_idle(still: RunDir) -> None:
+    share = share_of_a_core(still)
+    row("processor, nothing new", f"{share:.1%} of a core", "2%", share <= 0.02)
+
+
+def test_a_long_log(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "long", LONG, end=True)
+    size = run.events.stat().st_size / 1e6
+    walls, processor = [], []
+    for _ in range(5):
+        terminal = watch(run)
+        taken = terminal.wait_for(TAKEN_OVER)
+        before = terminal.processor_seconds()
+        seen = terminal.wait_for(f"step {LONG:,}/".encode(), terminal.output.find(TAKEN_OVER))
+        walls.append(seen - taken)
+        processor.append(terminal.processor_seconds() - before)
+        terminal.close()
+    value = statistics.median(walls)
+    row(f"a log of {LONG:,} steps ({size:.0f} MB) on the screen", f"{value:.2f} s", "1.5 s", value <= 1.5)
+    print(f"|   processor time of it {' ' * 36} | {statistics.median(processor):>18.2f} s |")
+
+
+def seconds_of_steps(run: RunDir) -> float:
+    """Median seconds of a step, the first few left out, from the log."""
+    from localdpo.core.events import read_events
+    from localdpo.core.progress import metric
+
+    seconds = [metric(event, "step_seconds") for event in read_events(run.events) if event.type == "step"]
+    return statistics.median(value for value in seconds[5:] if value is not None)
+
+
+def train(folder: Path, name: str, beside: Callable[[RunDir], Terminal | None]) -> float:
+    command = [sys.executable, "-m", "localdpo", "train", "recipes/dpo.yaml", "--plain", "--run", name]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = RunDir(folder / name)
+    process = subprocess.Popen(
+        [*command, "--runs-dir", str(folder)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    while not run.events.exists() and process.poll() is None:
+        time.sleep(0.1)
+    terminal = beside(run)
+    assert process.wait(600) == 0
+    if terminal is not None:
+        terminal.close()
+    return seconds_of_steps(run)
+
+
+def test_training_beside_a_viewer(tmp_path: Path) -> None:
+    """The demo's training with and without a viewer, in turns; one of the two cores is left to the viewer."""
+    ratios = []
+    for turn in range(TRAINING_PAIRS):
+        runs = [("alone", lambda run: None), ("watched", watch)]
+        found = {
+            kind: train(tmp_path, f"{kind}-{turn}", beside)
+            for kind, beside in (runs if turn % 2 else runs[::-1])
+        }
+        ratios.append(found["watched"] / found["alone"] - 1)
+    value = statistics.median(ratios)
+    spread = f"{min(ratios):+.1%} to {max(ratios):+.1%}"
+    row(f"time of a training step with a viewer ({spread})", f"{value:+.1%}", "1%", value <= 0.01)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from localdpo.cli.watch import SCREENS, active_run, goes_on
+from localdpo.core.errors import UserError
+from localdpo.core.events import EventWriter
+from localdpo.core.rundir import RunDir, RunLock
+
+FAKE = str(Path(__file__).parent / "fake_worker.py")
+# The real command with the worker replaced: argv is MODE, then the command's own arguments.
+DRIVER = f"""
+import functools, sys
+import localdpo.launch as launch
+mode = sys.argv.pop(1)
+launch.start_worker = functools.partial(launch.start_worker, command=(sys.executable, {FAKE!r}, mode))
+from localdpo.cli.main import run
+run()
+"""
+ESCAPES = re.compile(r"\x1b\[[0-9;?<>=]*[A-Za-z]|\x1b[()=>][A-Z0-9]?")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dpo.yaml").write_text("model: org/tiny\ndata: {train: pairs.jsonl}\n")
+
+
+def make_run(name: str, age: float = 0.0, end: bool = True) -> RunDir:
+    run = RunDir.create("runs", name, "model: org/tiny\n")
+    with EventWriter(run.events) as log:
+        log.write("run.started", total_steps=2, model="org/tiny", loss="sigmoid", recipe={})
+        log.write("step", 1, metrics={"loss": 0.69, "rewards/margins": 0.1})
+        if end:
+            log.write("run.finished", 2, seconds=3.0)
+    os.utime(run.events, (1e9 - age, 1e9 - age))
+    return run
+
+
+def localdpo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "localdpo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+# --- one frame -----------------------------------------------------------------------------------------
+
+
+def test_one_frame_as_text():
+    make_run("early", age=50)
+    make_run("late")
+    done = localdpo("watch", "--once", "--size", "90x20", "--screen", "live")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 20
+    assert max(map(len, lines)) <= 90
+    assert "\x1b" not in done.stdout
+    assert "late" in lines[1]
+    named = localdpo("watch", "early", "--once")
+    assert "early" in named.stdout.splitlines()[1]
+    assert len(named.stdout.splitlines()) == 36
+
+
+def test_it_opens_on_runs_when_none_trains():
+    make_run("late")
+    done = localdpo("watch", "--once")
+    assert "runs: 1 run, sorted by started" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--once", "--size", "90"], "--size 90: expected columns and rows, such as 120x36"),
+        (["--size", "90x20"], "--size goes with --once"),
+        (["--once", "--screen", "nowhere"], "--screen nowhere: expected one of live, samples"),
+        (["nobody", "--once"], "no run named 'nobody'"),
+        ([], "watch needs a terminal; --once prints one frame as text"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], problem: str):
+    make_run("late")
+    done = localdpo("watch", *arguments)
+    assert done.returncode == 2
+    assert problem in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_runs_it_says_how_to_start_one():
+    done = localdpo("watch", "--once")
+    assert done.returncode == 2
+    assert "no runs here; start one with `localdpo train RECIPE`" in done.stderr
+
+
+# --- which run -----------------------------------------------------------------------------------------
+
+
+def test_the_run_that_trains_comes_before_a_newer_one():
+    old = make_run("old", age=50, end=False)
+    make_run("new")
+    assert active_run(Path("runs")).name == "new"
+    with RunLock(old):
+        assert active_run(Path("runs")).name == "old"
+    with pytest.raises(UserError, match="no runs here"):
+        active_run(Path("nowhere"))
+
+
+def test_how_to_come_back(capsys: pytest.CaptureFixture[str]):
+    goes_on(RunDir("runs/dpo"), 12)
+    goes_on(RunDir("my runs/dpo"), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "training goes on (process 12); come back with: localdpo watch dpo",
+        "training goes on; come back with: localdpo watch dpo --runs-dir 'my runs'",
+    ]
+
+
+def test_every_screen_is_known():
+    assert len(set(SCREENS)) == 6
+
+
+# --- `train` on a terminal -----------------------------------------------------------------------------
+
+
+class Terminal:
+    """A command on a terminal of its own; `text` is everything it wrote."""
+
+    def __init__(self, *arguments: str) -> None:
+        main, side = pty.openpty()
+        os.set_inheritable(side, True)
+        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, *arguments],
+            stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True,
+        )  # fmt: skip
+        os.close(side)
+        self._main = main
+        self.text = ""
+
+    def read(self, seconds: float = 0.1) -> None:
+        if select.select([self._main], [], [], seconds)[0]:
+            try:
+                self.text += os.read(self._main, 1 << 16).decode(errors="replace")
+            except OSError:  # the other end is closed
+                time.sleep(seconds)
+
+    def until(self, words: str, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while words not in ESCAPES.sub("", self.text):
+            assert time.monotonic() < deadline, f"no {words!r} in {ESCAPES.sub('', self.text)[-2000:]}"
+            self.read()
+
+    def press(self, keys: str) -> None:
+        os.write(self._main, keys.encode())
+
+    def leave(self) -> tuple[int, str]:
+        """The exit code, and what was written after the dashboard gave the screen back."""
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.read()
+        for _ in range(5):
+            self.read(0.02)
+        os.close(self._main)
+        after = self.text.rsplit("\x1b[?1049l", 1)[-1]
+        return self.process.wait(1), ESCAPES.sub("", after).replace("\r", "").strip()
+
+
+def test_a_finished_run_ends_with_the_lines_of_plain():
+    terminal = Terminal("finish", "train", "dpo.yaml")
+    terminal.until("finished in 1m 05s")
+    terminal.press("q")
+    code, said = terminal.leave()
+    assert code == 0
+    assert "\x1b[?1049h" in terminal.text
+    lines = said.splitlines()
+    assert lines[0] == "finished in 1m 05s"
+    assert lines[1] == "adapter: runs/dpo/checkpoints/LATEST"
+
+
+def test_leaving_says_that_training_goes_on():
+    terminal = Terminal("stop", "train", "dpo.yaml")
+    terminal.until("waiting for a signal")
+    terminal.press("q")
+    code, said = terminal.leave()
+    run = RunDir("runs/dpo")
+    assert (code, run.is_running()) == (0, True)
+    assert said == f"training goes on (process {run.pid()}); come back with: localdpo watch dpo"
+    stop = localdpo("runs")
+    assert "running" in stop.stdout
+    pid = run.pid()
+    assert pid is not None
+    os.kill(pid, 2)
+    deadline = time.monotonic() + 15
+    while run.is_running() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert run.status() == "stopped"
+
+
+def test_a_run_that_dies_is_told_on_the_screen_and_after_it():
+    terminal = Terminal("sigkill", "train", "dpo.yaml")
+    terminal.until("killed by SIGKILL after step 4 of 6")
+    terminal.press("q")
+    code, said = terminal.leave()
+    assert code == 1
+    assert said.splitlines()[0].startswith("error: the worker was killed by SIGKILL after step 4 of 6")
+    assert "go on with: localdpo train --resume --run dpo" in said
+
+
+def test_a_mistake_closes_the_dashboard_and_is_said_as_in_plain():
+    terminal = Terminal("user-error", "train", "dpo.yaml")
+    code, said = terminal.leave()
+    assert code == 2
+    assert said.splitlines() == ["error: org/tiny: no such model", "error: data.train: no such file"]
+    assert not Path("runs/dpo").exists()
+
+
+def test_a_worker_that_cannot_begin_closes_the_dashboard():
+    terminal = Terminal("early", "train", "dpo.yaml")
+    code, said = terminal.leave()
+    assert code == 1
+    assert said.startswith("error: the worker failed (exit code 1) before the run began")
+
+
+def test_plain_opens_no_dashboard():
+    terminal = Terminal("finish", "train", "dpo.yaml", "--plain")
+    code, said = terminal.leave()
+    assert code == 0
+    assert "\x1b[?1049h" not in terminal.text
+    assert "finished in 1m 05s" in said

@@ -1,0 +1,189 @@
+"""Every screen as text, at three sizes, against golden/*.txt; LOCALDPO_UPDATE_GOLDEN=1 writes them anew.
+
+A frame under NO_COLOR has a file of its own only where it differs (charts show their bands as characters).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_runs import BEGAN, drive, make_app, make_evaluation, make_run, press
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widget import Widget
+
+from localdpo.core.rundir import RunDir
+from localdpo.dashboard.app import DashboardApp
+from localdpo.dashboard.keymap import SCREEN_TITLES
+from localdpo.dashboard.once import frame_text, render_once
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZES = ((80, 24), (120, 36), (200, 60))
+BARS = ("TopBar", "RunHeader", "KeyBar")
+# What must not be blank, screen by screen.
+REGIONS = {
+    "live": ("#tiles", "Chart"),
+    "samples": ("StepSlider", "#prompt-text", "#before-text", "#now-text"),
+    "pairs": ("StepSlider", "#list", "#chosen-text", "#rejected-text", "#legend"),
+    "compare": ("#asked",),
+    "judge": ("#judged", "#rates-text", "#conclusion", "#verdicts"),
+    "runs": ("#sorting", "#runs", "Chart", "#options-text"),
+}
+
+
+@pytest.fixture(autouse=True)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    make_run(Path("runs"), "early", began=BEGAN - 90_000, loss="ipo", beta=0.3, seed=1)
+    make_run(Path("runs"), "dead", began=BEGAN - 5_000, steps=20, end="run.crashed")
+    run = make_run(Path("runs"), "dpo")
+    path = make_evaluation(run)
+    os.utime(path, (BEGAN, BEGAN))
+    yield run
+    monkeypatch.undo()
+    time.tzset()
+
+
+def region_text(app: App[None], widget: Widget) -> str:
+    """What the frame shows where the widget is."""
+    lines = [line.ljust(app.size.width) for line in frame_text(app).split("\n")]
+    region = widget.region
+    rows = lines[region.y : region.bottom]
+    return "\n".join(line[region.x : region.right] for line in rows)
+
+
+def check_regions(app: DashboardApp, screen: str) -> None:
+    for selector in (*BARS, *REGIONS[screen]):
+        shown = [
+            widget for widget in app.screen.query(selector) if widget.region.area and widget.is_on_screen
+        ]
+        assert shown, f"{screen}: {selector} is not on the screen"
+        for widget in shown:
+            assert region_text(app, widget).strip(), f"{screen}: {selector} is blank"
+            if selector == "Chart":
+                inner = [line[1:-1] for line in region_text(app, widget).splitlines()[1:-2]]
+                drawn = sum(char not in " │┤└─0123456789.-" for char in "".join(inner))
+                assert drawn >= 5, f"{screen}: a chart is empty"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", SCREEN_TITLES)
+@pytest.mark.parametrize("colours", ["dark", "nocolor"])
+def test_frames(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, size: tuple[int, int], colours: str
+) -> None:
+    environment = {}
+    if colours == "nocolor":
+        environment = {"NO_COLOR": "1"}
+        monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(run, screen, environment=environment)
+    frames = []
+
+    async def act(pilot: Pilot[None]) -> None:
+        if screen == "runs":
+            await press(pilot, "space", "down", "space")
+        await pilot.pause(0.25)
+        check_regions(app, screen)
+        frames.append(frame_text(app))
+        if colours == "nocolor":
+            assert coloured(app) == set()
+
+    drive(app, act, size)
+    compare(f"{screen}-{size[0]}x{size[1]}", colours, frames[0])
+
+
+def coloured(app: DashboardApp) -> set[str]:
+    """The colours of the frame that are no grey."""
+    found = set()
+    for y in range(app.size.height):
+        for strip_segment in app.screen._compositor.render_strips()[y]:
+            style = strip_segment.style
+            for colour in (style.color, style.bgcolor) if style is not None else ():
+                if colour is not None and colour.triplet is not None and len(set(colour.triplet)) > 1:
+                    found.add(str(colour.triplet))
+    return found
+
+
+def compare(name: str, colours: str, frame: str) -> None:
+    plain, own = GOLDEN / f"{name}.txt", GOLDEN / f"{name}-nocolor.txt"
+    path = plain if colours == "dark" else own
+    if os.environ.get("LOCALDPO_UPDATE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        if colours == "dark" or frame != plain.read_text():
+            path.write_text(frame)
+        else:
+            own.unlink(missing_ok=True)
+    expected = path if path.exists() else plain
+    assert frame == expected.read_text(), f"{expected.name}: see LOCALDPO_UPDATE_GOLDEN in this file"
+
+
+@pytest.mark.parametrize("screen", SCREEN_TITLES)
+def test_ascii_frames_are_ascii(run: RunDir, screen: str) -> None:
+    app = make_app(run, screen, environment={"LOCALDPO_ASCII": "1"})
+
+    async def act(pilot: Pilot[None]) -> None:
+        text = frame_text(app)
+        assert text.isascii()
+        assert text.count("?") < 10
+        check_regions(app, screen)
+        for key in ("question_mark", "escape", "colon"):
+            await press(pilot, key)
+            assert frame_text(app).isascii()
+
+    drive(app, act)
+
+
+def test_the_dialogs_are_ascii_too(run: RunDir) -> None:
+    app = make_app(run, "runs", environment={"LOCALDPO_ASCII": "1"})
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "D")
+        assert "Delete runs/dpo?" in frame_text(app)
+        assert frame_text(app).isascii()
+
+    drive(app, act)
+
+
+def test_one_frame_is_printed_without_a_terminal(run: RunDir) -> None:
+    text = render_once(make_app(run, "samples"), (100, 30))
+    assert "2 Samples" in text
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == 30
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("theme", ["light", "contrast", "16"])
+def test_every_theme_draws_every_screen(run: RunDir, theme: str) -> None:
+    app = make_app(run, "live")
+
+    async def act(pilot: Pilot[None]) -> None:
+        app.set_theme(theme)
+        for number, screen in enumerate(SCREEN_TITLES, start=1):
+            await press(pilot, str(number))
+            check_regions(app, screen)
+
+    drive(app, act)
+
+
+def test_any_number_of_resizes(run: RunDir) -> None:
+    import random
+
+    numbers = random.Random(7)
+    app = make_app(run, "live")
+
+    async def act(pilot: Pilot[None]) -> None:
+        for number in range(30):
+            if number % 5 == 0:
+                await press(pilot, str(number // 5 + 1))
+            await pilot.resize_terminal(numbers.randint(1, 200), numbers.randint(1, 60))
+        await pilot.resize_terminal(120, 36)
+        await press(pilot, "1")
+        check_regions(app, "live")
+
+    drive(app, act)
