@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from localdpo.cli.prefs_build import build
+from localdpo.cli.prefs_label import label
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,8 +26,10 @@ prefs = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Preference data: check, clean and convert it.",
+    help="Preference data: build, label, check, clean and convert it.",
 )
+prefs.command()(build)
+prefs.command()(label)
 Format = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Format of the rows. Default: by columns.")
 ]

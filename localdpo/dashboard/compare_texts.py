@@ -55,8 +55,10 @@ class CompareTexts:
         line.append(f"{total - state.tail.missing}/{total} answers", "bold")
         if self.generating:
             line.append(f" {self.abilities.mark('waiting')} generating", self.palette.chosen)
-        elif not state.tail.complete:
+        elif state.tail.missing:
             line.append(" incomplete: g goes on", self.palette.rejected)
+        elif not state.tail.complete:
+            line.append(" without log-probabilities: g adds them", self.palette.muted)
         sampling = header.sampling
         drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
         how = drawn if sampling.temperature else "likeliest tokens"

@@ -1,8 +1,8 @@
 """Make the demo's bundle again from a seed: `python -m localdpo.demo.build [--out DIR] [--seed N]`.
 
 Tokenizer, base model, demonstrations, SFT adapter, preference pairs, held-out prompts: nothing comes from
-elsewhere. The SFT adapter is trained by the project's own trainer, and the pairs are sampled from it.
-Takes about 15 minutes on 2 CPU cores with OpenBLAS.
+elsewhere. The SFT adapter is trained by the project's own trainer, and the pairs are what
+`localdpo prefs build` makes of its answers. Takes about 15 minutes on 2 CPU cores with OpenBLAS.
 """
 
 from __future__ import annotations
@@ -45,21 +45,26 @@ SFT_SETTINGS = {
 }
 
 
-def build(out: Path, seed: int, say: Say = print, *, keep_model: bool = False) -> None:
-    """Make the bundle in `out`. With `keep_model` the base model that is there already is used.
+def build(
+    out: Path, seed: int, say: Say = print, *, keep_model: bool = False, keep_sft: bool = False
+) -> None:
+    """Make the bundle in `out`. What is kept, the base model or also the SFT adapter, has to be there.
 
     Raises:
-        UserError: no space, a model to keep that is not there, or an SFT run that failed.
+        UserError: no space, something to keep that is not there, an SFT run that failed, or too few pairs.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if not keep_model:
+    if not (keep_model or keep_sft):
         make_model(out / "model", seed, say)
     elif not (out / "model" / "config.json").is_file():
         raise UserError(f"--keep-model: {out / 'model'} holds no model; leave the option out to make one")
+    if keep_sft and not (out / "sft" / "adapters.safetensors").is_file():
+        raise UserError(f"--keep-sft: {out / 'sft'} holds no adapter; leave the option out to train one")
     incidents = dataset.split_incidents(seed)
     make_demonstrations(out, incidents, seed)
     dataset.write_rows(out / "prompts/heldout.jsonl", map(dataset.prompt_row, incidents["prompts/heldout"]))
-    train_sft(out, seed, say)
+    if not keep_sft:
+        train_sft(out, seed, say)
     make_preferences(out, incidents, seed, say)
 
 
@@ -127,40 +132,39 @@ def publish_adapter(checkpoint: Path, folder: Path) -> None:
 
 
 def make_preferences(out: Path, incidents: dict[str, list[Incident]], seed: int, say: Say) -> None:
-    """Sample two answers to each prompt from the SFT model, and keep the pairs that the rules tell apart.
+    """`prefs build` with the SFT model and the rules: two answers to each prompt, the better one chosen.
 
     Raises:
         UserError: fewer pairs than are wanted.
     """
+    from localdpo.prefs.build import TRAIN, run_build
+    from localdpo.prefs.build_plan import BuildOptions, plan_build
+    from localdpo.prefs.candidates import Source
+
     for number, (name, kept) in enumerate(dataset.KEPT.items()):
-        drawn = incidents[name]
-        first, second = (sample(out, drawn, seed + 1000 * number + half) for half in (1, 2))
-        rows = [row for row in map(dataset.preference_row, drawn, first, second) if row is not None]
-        say(f"{name}: {len(rows)} pairs from {len(drawn)} prompts")
-        if len(rows) < kept:
-            raise UserError(f"{name}: {kept} pairs wanted, only {len(rows)} of {len(drawn)} prompts gave one")
-        dataset.write_rows(out / f"{name}.jsonl", rows[:kept])
-
-
-def sample(out: Path, incidents: Sequence[Incident], seed: int) -> list[str]:
-    """One sampled answer of the SFT model to each incident."""
-    from localdpo.model import lora
-    from localdpo.model.generate import generate
-    from localdpo.model.load import load_base
-
-    base = load_base(str(out / "model"))
-    lora.attach(base.model, lora.read_config(out / "sft"), seed=0)
-    lora.load_weights(base.model, out / "sft")
-    prompts = [
-        base.tokenizer.apply_chat_template(
-            world.triage_prompt(report), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        for _, report in incidents
-    ]
-    answers = generate(
-        base.model, base.tokenizer, prompts, max_tokens=MAX_ANSWER_TOKENS, temperature=TEMPERATURE, seed=seed
-    )
-    return [answer.text for answer in answers]
+        with tempfile.TemporaryDirectory(prefix="localdpo-demo-") as temp:
+            prompts = Path(temp) / "prompts.jsonl"
+            dataset.write_rows(prompts, map(dataset.prompt_row, incidents[name]))
+            options = BuildOptions(
+                prompts=str(prompts),
+                out=Path(temp) / "pairs",
+                source=Source(str(out / "model"), str(out / "sft")),
+                temperatures=(TEMPERATURE,),
+                max_tokens=MAX_ANSWER_TOKENS,
+                seed=seed + number,
+                judge="rules",
+                valid_count=0,
+                keep=kept,
+            )
+            pairs = run_build(plan_build(options))["pairs"]
+            found = pairs["kept"] + pairs["beyond_keep"]
+            say(f"{name}: {found} pairs from {len(incidents[name])} prompts")
+            if found < kept:
+                raise UserError(
+                    f"{name}: {kept} pairs wanted, only {found} of {len(incidents[name])} prompts gave one"
+                )
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(out / f"{name}.jsonl", (options.out / TRAIN).read_text())
 
 
 def _nested(settings: dict[str, object]) -> Row:
@@ -178,11 +182,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=BUNDLE, help="folder to fill (default: the bundle)")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--keep-model", action="store_true", help="use the base model that is there already")
+    parser.add_argument(
+        "--keep-sft",
+        action="store_true",
+        help="use the base model and the SFT adapter that are there already",
+    )
     options = parser.parse_args(arguments)
     prepare()
     say = partial(print, flush=True)
     try:
-        build(options.out.resolve(), options.seed, say, keep_model=options.keep_model)
+        keep = {"keep_model": options.keep_model, "keep_sft": options.keep_sft}
+        build(options.out.resolve(), options.seed, say, **keep)
     except LocalDPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT

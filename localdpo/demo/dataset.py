@@ -1,4 +1,4 @@
-"""The rows of the demo's data sets, and how a preference is picked by the rules. Standard library only."""
+"""The rows of the demo's data sets. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from localdpo.core.atomic import write_text
 from localdpo.demo import annotators
-from localdpo.incidents import rules, world
+from localdpo.incidents import world
 from localdpo.incidents.world import Facts
 
 Row = dict[str, Any]
@@ -46,27 +46,6 @@ def prompt_row(incident: Incident) -> Row:
     """A prompt without an answer, and the facts."""
     facts, report = incident
     return {"prompt": world.triage_prompt(report), "facts": facts.to_dict()}
-
-
-def preference_row(incident: Incident, first: str, second: str) -> Row | None:
-    """The pair that two answers make: the one that beats the other is chosen.
-
-    None when neither does: they are equally good, or each is better in another way.
-    """
-    facts, _ = incident
-    judged = [(rules.judge(text, facts), text) for text in (first, second)]
-    if judged[1][0].beats(judged[0][0]):
-        judged.reverse()
-    (better, chosen), (worse, rejected) = judged
-    if not better.beats(worse):
-        return None
-    return {
-        **prompt_row(incident),
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-        "score_chosen": better.total,
-        "score_rejected": worse.total,
-    }
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,3 +145,23 @@ def test_a_request_survives_its_json() -> None:
         sampling=Sampling(3, 0.25, 9),
     )
     assert AnswersRequest.from_json(request.to_json()) == request
+
+
+def test_several_answers_go_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [answer(0, name) for name in HEADER.names]
+    with AnswersWriter(tmp_path / "one.jsonl", HEADER) as writer:
+        writer.answers(both[:1])
+        sizes: list[int] = []
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: sizes.append(len(data)) or write(fd, data))
+        writer.answers([*both, answer(1, "base")])
+        assert len([size for size in sizes if size]) == 1
+        assert [(one.prompt_index, one.contestant) for one in writer.tail.records.values()] == [
+            (0, "base"),
+            (0, "dpo"),
+            (1, "base"),
+        ]
+    with AnswersWriter(tmp_path / "other.jsonl", HEADER) as writer:
+        for record in [*both, answer(1, "base")]:
+            writer.answer(record)
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "other.jsonl").read_bytes()

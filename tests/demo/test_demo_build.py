@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from localdpo.core.errors import UserError
 from localdpo.core.names import BUNDLE, resolve
 from localdpo.demo import build, dataset
 from localdpo.demo.dataset import Incident
-from localdpo.incidents import rules
+from localdpo.model.backend import device_name
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -49,19 +50,45 @@ def test_an_adapter_is_published_without_training_state(tmp_path: Path) -> None:
     assert config == {"model": "demo:model", "num_layers": 4}
 
 
-def test_sampling_follows_its_seed_and_the_format() -> None:
-    incidents = heldout(48)
-    first = build.sample(BUNDLE, incidents, 7)
-    assert first == build.sample(BUNDLE, incidents, 7)
-    assert first != build.sample(BUNDLE, incidents, 8)
-    # 0.95 is what SFT must reach; three standard errors of 48 answers below that.
-    assert sum(rules.parse(text) is not None for text in first) / 48 > 0.95 - 3 * (0.95 * 0.05 / 48) ** 0.5
+def demo_folder(folder: Path) -> Path:
+    """A folder with the bundle's model and SFT adapter."""
+    for name in ("model", "sft"):
+        shutil.copytree(BUNDLE / name, folder / name)
+    return folder
 
 
-def test_too_few_pairs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "sample", lambda out, incidents, seed: ["same"] * len(incidents))
-    with pytest.raises(UserError, match="400 pairs wanted, only 0 of 3"):
-        build.make_preferences(tmp_path, {"preferences/train": heldout(3)}, 0, lambda line: None)
+@pytest.mark.skipif(device_name() != "cpu", reason="the pairs were drawn on the CPU backend in float32")
+def test_pairs_are_what_prefs_build_makes_of_the_sft_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pairs of the bundle, bit for bit: a group of prompts depends on no later one."""
+    monkeypatch.setattr(dataset, "KEPT", {"preferences/valid": 8})
+    prompts = dataset.split_incidents(build.SEED)["preferences/valid"][:32]
+    # Its seed is that of the second data set.
+    build.make_preferences(
+        demo_folder(tmp_path), {"preferences/valid": prompts}, build.SEED + 1, lambda line: None
+    )
+    made = (tmp_path / "preferences/valid.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in made]
+    stored = dataset.read_rows(resolve("demo:preferences/valid"))[:8]
+    for row in [*rows, *stored]:
+        assert row["provenance"].pop("seed") == build.SEED + 1
+    assert rows == stored
+
+
+def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"400 pairs wanted, only \d of 8 prompts gave one"):
+        build.make_preferences(demo_folder(tmp_path), {"preferences/train": heldout(8)}, 0, lambda line: None)
+
+
+def test_keeping_an_adapter_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(BUNDLE / "model", tmp_path / "model")
+    assert build.main(["--out", str(tmp_path), "--keep-sft"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --keep-sft: ")
+    assert error.count("\n") == 1
 
 
 def test_the_build_trains_as_the_recipe_does() -> None:

@@ -12,6 +12,7 @@ from localdpo.core.names import BUNDLE, DEMO_NAMES, resolve
 from localdpo.demo import build, dataset
 from localdpo.incidents import rules, world
 from localdpo.incidents.world import Facts
+from localdpo.judge.rules import BEST_TOTAL
 from localdpo.model.generate import generate
 from localdpo.model.load import load_base
 
@@ -45,7 +46,8 @@ def test_pairs_obey_the_rules(name: str) -> None:
         assert {chosen["role"], rejected["role"]} == {"assistant"}
         better, worse = rules.judge(chosen["content"], facts), rules.judge(rejected["content"], facts)
         assert better.beats(worse)
-        assert (better.total, worse.total) == (row["score_chosen"], row["score_rejected"])
+        scores = [1 + 4 * found.total / BEST_TOTAL for found in (better, worse)]
+        assert scores == [row["score_chosen"], row["score_rejected"]]
         assert better.total > worse.total
 
 

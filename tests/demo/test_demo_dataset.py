@@ -12,29 +12,6 @@ from localdpo.incidents.world import Facts
 
 FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
 INCIDENT = (FACTS, world.report(FACTS, random.Random(0)))
-GOLD = world.gold_answer(FACTS)
-WORSE = GOLD.replace("SEV1", "SEV3")
-
-
-def test_the_better_answer_is_chosen_wherever_it_stands() -> None:
-    for first, second in ((GOLD, WORSE), (WORSE, GOLD)):
-        row = dataset.preference_row(INCIDENT, first, second)
-        assert row is not None
-        assert row["chosen"] == [{"role": "assistant", "content": GOLD}]
-        assert row["rejected"] == [{"role": "assistant", "content": WORSE}]
-        assert (row["score_chosen"], row["score_rejected"]) == (3.5, 2.5)
-        assert Facts.from_dict(row["facts"]) == FACTS
-
-
-def test_ties_make_no_pair() -> None:
-    assert dataset.preference_row(INCIDENT, GOLD, GOLD) is None
-    assert dataset.preference_row(INCIDENT, WORSE, GOLD.replace("SEV1", "SEV2")) is None
-
-
-def test_answers_that_are_each_better_in_another_way_make_no_pair() -> None:
-    brief = world.answer("SEV1", world.summary(FACTS, ["percent"]), "roll back the last release")
-    assert rules.judge(brief, FACTS).total > rules.judge(WORSE, FACTS).total
-    assert dataset.preference_row(INCIDENT, WORSE, brief) is None
 
 
 @given(st.integers(0, 2**32))

@@ -34,6 +34,8 @@ _LOOKS: Final[tuple[tuple[str, Kind], ...]] = (
 )
 MOST_RUNS: Final = len(_LOOKS)
 _SMOOTH: Final = 0.9
+# Of an option, so that its values keep half of the panel.
+_KEY_WIDTH: Final = 20
 # Metric, titles from long to short, value to compare with; the later ones need a wider screen.
 _CHARTS: Final = (
     ("rewards/margins", ("reward margin", "margin"), Reference(0.0)),
@@ -119,7 +121,7 @@ class Overlay(Horizontal):
     def _table(self, heads: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
         palette = cast("DashboardApp", self.app).palette
         table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=_KEY_WIDTH)
         for _ in heads:
             table.add_column(overflow="fold")
         if any(heads):

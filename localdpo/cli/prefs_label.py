@@ -1,0 +1,87 @@
+"""`localdpo prefs label`: label pairs by keyboard, blind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from localdpo.prefs.label import Summary
+
+
+def label(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Pairs.")],
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", metavar="FILE", help="Where labels are kept. Default: DATA.labels.jsonl."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order and of the sides.")] = 0,
+    again: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement.")
+    ] = 0.1,
+    format_name: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Format of the rows. Default: by columns.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Only print how the labels stand.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Then write the pairs that were decided, as labelled."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Label pairs by keyboard; a second call goes on. Says how well you agree with the data and yourself."""
+    from rich.console import Console
+
+    from localdpo.core.errors import UserError
+    from localdpo.prefs.label_journal import open_labelling
+
+    path = journal or journal_of(data)
+    if out is not None:
+        from localdpo.prefs.output import check_output
+
+        check_output(out, force=force)  # before the work, not after it
+    if not plain and not Console().is_terminal:
+        raise UserError("labelling takes a terminal; --plain prints how the labels stand")
+    if plain and not path.exists():
+        raise UserError(f"{path}: no labels there yet; label without --plain")
+    state = open_labelling(data, path, seed=seed, again=again, format_name=format_name)
+    if not plain:
+        from localdpo.dashboard.label_app import LabelApp
+
+        app = LabelApp(state)
+        app.run()
+        if app.labelling.failure is not None:
+            raise app.labelling.failure
+    print("\n".join(summary_lines(state.summary())))
+    print(f"labels: {path}")
+    if out is not None:
+        from localdpo.prefs.labelled import write_labelled
+
+        written = write_labelled(data, state, out, format_name=format_name, force=force)
+        print(f"written: {out}, {written:,} pairs")
+
+
+def journal_of(data: str) -> Path:
+    """Beside a file, else in the folder one is in, by the last part of the name."""
+    path = Path(data)
+    if path.is_file():
+        return path.with_name(f"{path.name}.labels.jsonl")
+    return Path(f"{data.rpartition('/')[2].replace(':', '-')}.labels.jsonl")
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """How the labels stand, for a terminal."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in summary.choices.items() if count)
+    lines = [f"answered: {summary.done:,} of {summary.total:,}" + (f" ({counts})" if counts else "")]
+    for what, share, kappa in (
+        ("with the data", summary.agreement, summary.kappa),
+        ("with yourself", summary.self_agreement, summary.self_kappa),
+    ):
+        if share is not None:
+            words = "" if kappa is None else f", kappa {kappa:.2f}"
+            lines.append(f"agreement {what}: {share:.0%}{words}")
+    if summary.flagged:
+        lines.append(f"flagged rows: {', '.join(map(str, summary.flagged))}")
+    return lines

@@ -1,0 +1,151 @@
+"""`localdpo prefs build`: from prompts to preference pairs of a model's own answers.
+
+What lies in the folder of a build:
+
+    candidates.jsonl   every answer that was generated; see candidates.py
+    verdicts.jsonl     every verdict that was given; see judge/journal.py
+    train.jsonl        the pairs to train on, and valid.jsonl those to evaluate on, split by prompt
+    report.json        what was kept and dropped, and why; see build_report.py
+
+The first two only ever grow, and a build goes on where they end, however it ended: nothing that they hold is
+generated or asked again. The others depend on them and on the options alone (no times), so a build that was
+killed and run again gives the same files, to the byte, as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from localdpo.core.answers import AnswerRecord, AnswersWriter
+from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
+from localdpo.core.errors import UserError
+from localdpo.judge.budget import Budget
+from localdpo.judge.journal import Journal
+from localdpo.judge.retry import OnWait, Retry
+from localdpo.judge.runner import OnVerdict
+from localdpo.prefs.build_plan import Plan
+from localdpo.prefs.build_report import report_of
+from localdpo.prefs.build_rows import HASH_DIGITS, Built, row_of
+from localdpo.prefs.candidates import OnCandidate, by_prompt, make_candidates
+from localdpo.prefs.judging import Asking, Outcome, judge_all, questions_of_build
+from localdpo.prefs.output import as_line
+from localdpo.prefs.selection import split_by_prompt
+
+TRAIN: Final = "train.jsonl"
+VALID: Final = "valid.jsonl"
+REPORT: Final = "report.json"
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What `run_build` calls while it works.
+
+    `on_candidate`: for each answer, first those that were there already. `on_verdict`: for each verdict,
+    those of the journal too. `on_judging`: once, with how many verdicts there will be at most. `on_wait`:
+    seconds and reason before each wait, from any thread.
+    """
+
+    on_candidate: OnCandidate | None = None
+    on_judging: Callable[[int], None] | None = None
+    on_verdict: OnVerdict | None = None
+    on_wait: OnWait | None = None
+
+
+def run_build(
+    plan: Plan,
+    *,
+    budget: Budget | None = None,
+    retry: Retry | None = None,
+    callbacks: Callbacks | None = None,
+) -> dict[str, Any]:
+    """Generate what is missing, ask what is missing, write pairs and report; the report's record.
+
+    Raises UserError for a model, adapter or prompt that does not work, another process in the same folder, a
+    full disk and a build without a pair; JudgeStopped when nothing more can be asked. The same call goes on
+    where one of them ended it.
+    """
+    options = plan.options
+    callbacks = callbacks or Callbacks()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with AnswersWriter(plan.candidates, plan.header) as writer:
+        clean_leftovers(options.out)
+        if callbacks.on_candidate is not None:
+            for record in list(writer.tail.records.values()):
+                callbacks.on_candidate(record)
+        make_candidates(
+            options.source, plan.prompts, plan.drawing, plan.tokenizer, writer, callbacks.on_candidate
+        )
+        answers = by_prompt(writer.tail.records, len(plan.prompts), plan.drawing.judged)
+        questions = list(questions_of_build(plan, answers))
+        if callbacks.on_judging is not None:
+            callbacks.on_judging(sum(len(asked) for _, asked in questions))
+        # A lost verdict would be lost money.
+        costs = any(judge.worst_case_usd(one) > 0 for judge, asked in questions for one in asked[:1])
+        with Journal(plan.verdicts, sync=costs) as journal:
+            asking = Asking(
+                journal=journal,
+                budget=budget or Budget(options.max_usd),
+                retry=retry,
+                concurrency=options.concurrency,
+                on_verdict=callbacks.on_verdict,
+                on_wait=callbacks.on_wait,
+            )
+            outcome = judge_all(plan, answers, asking)
+        return _write(plan, answers, outcome)
+
+
+def _write(plan: Plan, answers: Sequence[Mapping[str, AnswerRecord]], outcome: Outcome) -> dict[str, Any]:
+    """Write the two files of pairs and, last, the report."""
+    options = plan.options
+    built = outcome.built if options.keep is None else outcome.built[: options.keep]
+    held = _held_out(plan, built)
+    report = report_of(plan, answers, outcome, built, sum(held))
+    rows = _rows(plan, answers, built)
+    for name, side in ((TRAIN, False), (VALID, True)):
+        lines = [as_line(row) for row, is_held in zip(rows, held, strict=True) if is_held == side]
+        path = options.out / name
+        if lines:
+            write_bytes(path, b"".join(lines))
+        else:
+            path.unlink(missing_ok=True)
+    write_text(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    if not built:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in outcome.pairs.most_common())
+        raise UserError(f"{options.out}: no pair was kept of {len(plan.prompts):,} prompts ({reasons})")
+    return report
+
+
+def _held_out(plan: Plan, built: Sequence[Built]) -> list[bool]:
+    """For each pair, whether it goes into the file to evaluate on."""
+    options = plan.options
+    count = options.valid_count
+    wanted = round(options.valid_fraction * len(built)) if count is None else count
+    if built and wanted >= len(built):
+        raise UserError(
+            f"--valid-count {wanted}: only {len(built):,} pairs were kept, which leaves none to train on; "
+            "give a smaller one (nothing is generated or asked again)"
+        )
+    return split_by_prompt([plan.prompts[one.pair.prompt].id for one in built], wanted, options.seed)
+
+
+def _rows(
+    plan: Plan, answers: Sequence[Mapping[str, AnswerRecord]], built: Sequence[Built]
+) -> list[dict[str, Any]]:
+    drawing, prints = plan.drawing, plan.prints
+    temperatures = {name: drawing.temperature(name) for name in drawing.names}
+    common = {
+        "model": prints.model[:HASH_DIGITS],
+        "adapter": prints.adapter and prints.adapter[:HASH_DIGITS],
+        "template": prints.template[:HASH_DIGITS],
+        "max_tokens": drawing.max_tokens,
+        "seed": drawing.seed,
+        "judge": plan.judges.name,
+        "rubric": " and ".join(plan.judges.rubrics) or None,
+    }
+    return [
+        row_of(one, plan.prompts[one.pair.prompt], answers[one.pair.prompt], temperatures, common)
+        for one in built
+    ]

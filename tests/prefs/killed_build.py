@@ -1,0 +1,92 @@
+"""Builds that are killed: reads jobs from stdin, forks a child for each, prints how it ended.
+
+A job is a JSON line {"folder", "prompts", "model", "adapter", "delay", "options"}. The child builds in
+`folder`/build; after `delay` seconds (null: never) it is killed with SIGKILL, wherever it is. Before each
+part is generated a line goes to parts.jsonl, before each question one to asked.jsonl; a child's lines follow
+one that holds what the folder had when it started. One parent for all of them, so that MLX is imported once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from building import CountingJudge, append, options_of, rows_in
+
+from localdpo.judge.base import Judge
+from localdpo.judge.registry import JudgeOptions
+from localdpo.prefs import build_plan, candidates
+from localdpo.prefs.build import run_build
+
+
+def build(job: dict[str, Any]) -> None:
+    folder = Path(job["folder"])
+    out = folder / "build"
+    started = [f"{row['prompt']} {row['contestant']}" for row in lines_of(out / "candidates.jsonl")[1:]]
+    told = [row["question"] for row in lines_of(out / "verdicts.jsonl")]
+    append(folder / "parts.jsonl", {"there": started})
+    append(folder / "asked.jsonl", {"there": [[one["prompt"], *one["answers"]] for one in told]})
+
+    def make(spec: str, options: JudgeOptions | None = None) -> Judge:
+        assert options is not None
+        return CountingJudge(options.mode, folder / "asked.jsonl")
+
+    class Watched(candidates._Making):
+        def _part(self, group: range, name: str, seeds: Any) -> None:
+            append(folder / "parts.jsonl", [f"{i} {name}" for i in group])
+            super()._part(group, name, seeds)
+
+    build_plan.make_judge = make  # type: ignore[assignment]
+    candidates._Making = Watched  # type: ignore[misc]
+    options = options_of(
+        out, Path(job["prompts"]), Path(job["model"]), Path(job["adapter"]), **job["options"]
+    )
+    run_build(build_plan.plan_build(options))
+
+
+def lines_of(path: Path) -> list[Any]:
+    """The complete lines of a file that a kill may have cut."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        data = path.read_bytes()
+        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    return rows_in(path)
+
+
+def ends() -> Iterator[int]:
+    """Carries the jobs out; how each ended: the exit status, -9 when it was killed."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                build(job)
+                code = 0
+            finally:
+                os._exit(code)
+        yield wait(child, job["delay"])
+
+
+def wait(child: int, delay: float | None) -> int:
+    """The status of a child that is killed after `delay` seconds unless it has ended."""
+    end = None if delay is None else time.monotonic() + delay
+    while end is not None:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    for code in ends():
+        print(code, flush=True)

@@ -1,0 +1,129 @@
+"""Which answers make a pair, and where it goes: against cases worked out by hand, and as properties."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localdpo.core.answers import AnswerRecord
+from localdpo.judge.base import Verdict
+from localdpo.judge.pairwise import PairVerdict
+from localdpo.prefs import selection
+from localdpo.prefs.selection import Chosen, best_and_low, by_choice, by_scores, split_by_prompt, usable
+
+
+def answer(text: str, finished: bool = True) -> AnswerRecord:
+    return AnswerRecord(0, "1", text, len(text), finished)
+
+
+def said(first: str, second: str) -> PairVerdict:
+    return PairVerdict("0", Verdict("ok", choice=first), Verdict("ok", choice=second))  # type: ignore[arg-type]
+
+
+def scored(value: float) -> Verdict:
+    return Verdict("ok", score=value)
+
+
+def test_empty_cut_and_repeated_answers_are_not_judged() -> None:
+    answers = {
+        "1": answer(" \n"),
+        "2": answer("yes"),
+        "3": answer("never en", finished=False),
+        "4": answer("yes\n"),
+        "5": answer("no"),
+    }
+    kept, dropped = usable(answers)
+    assert kept == ["2", "5"]
+    assert dropped == Counter({selection.EMPTY: 1, selection.CUT: 1, selection.SAME: 1})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("first", "second", Chosen(3, "a", "b")),
+        ("second", "first", Chosen(3, "b", "a")),
+        ("first", "first", selection.FLIPPED),
+        ("first", "tie", selection.FLIPPED),
+        ("tie", "tie", selection.TIE),
+    ],
+)
+def test_both_orders_must_agree(first: str, second: str, found: object) -> None:
+    assert by_choice(3, ("a", "b"), said(first, second)) == found
+
+
+def test_a_verdict_that_says_nothing_makes_no_pair() -> None:
+    verdict = PairVerdict("0", Verdict("ok", choice="first"), Verdict("refused"))
+    assert by_choice(0, ("a", "b"), verdict) == selection.NO_VERDICT
+
+
+def test_scores_must_say_what_the_choice_says() -> None:
+    pair = Chosen(3, "a", "b")
+    assert selection.with_scores(pair, scored(4), scored(3)) == Chosen(3, "a", "b", (4, 3))
+    assert selection.with_scores(pair, scored(3), scored(3)) == selection.CONTRADICTED
+    assert selection.with_scores(pair, scored(2), scored(3)) == selection.CONTRADICTED
+    assert selection.with_scores(pair, scored(2), Verdict("truncated")) == selection.UNSCORED
+
+
+@pytest.mark.parametrize(
+    ("scores", "places"),
+    [
+        # mean 3, sd sqrt(2), mean - 2 sd = 0.17: the lowest.
+        ([1, 2, 3, 4, 5], (4, 0)),
+        # mean 4.6, sd 1.2, target 2.2: 1 is 1.2 away, 5 is 2.8 away.
+        ([5] * 9 + [1], (0, 9)),
+        # mean 4.05, sd 1.071, target 1.908: 2 is nearer than the very worst.
+        ([5] * 8 + [4] * 8 + [3] * 2 + [2, 1], (0, 18)),
+        # mean 4.96, sd 0.398, target 4.164: a 5 is nearest, but a rejected answer must be worse.
+        ([5] * 99 + [1], (0, 99)),
+        # Of equally good ones the first, of equally bad ones the first.
+        ([2, 4, 2, 4], (1, 0)),
+        ([3, 3, 3], None),
+    ],
+)
+def test_best_against_the_one_nearest_to_two_deviations_below(
+    scores: list[float], places: tuple[int, int] | None
+) -> None:
+    assert best_and_low(scores) == places
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=40))
+def test_the_rejected_answer_is_always_worse(scores: list[int]) -> None:
+    places = best_and_low(scores)
+    if len(set(scores)) == 1:
+        assert places is None
+    else:
+        assert places is not None
+        assert scores[places[0]] == max(scores)
+        assert scores[places[1]] < max(scores)
+
+
+def test_candidates_without_a_score_are_left_out() -> None:
+    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}) == Chosen(7, "3", "1", (4.5, 2.0))
+    assert by_scores(7, {"1": 2.0, "2": None}) == selection.UNSCORED
+    assert by_scores(7, {"1": 2.0, "2": 2.0}) == selection.ALL_EQUAL
+
+
+NAMES = st.lists(st.sampled_from([f"prompt {i}" for i in range(30)]), max_size=60)
+
+
+@given(NAMES, st.integers(0, 60), st.integers(0, 3))
+def test_no_prompt_is_on_both_sides(names: list[str], wanted: int, seed: int) -> None:
+    held = split_by_prompt(names, wanted, seed)
+    sides = {(name, side) for name, side in zip(names, held, strict=True)}
+    assert len(sides) == len(set(names))
+    assert sum(held) <= wanted
+    assert held == split_by_prompt(names, wanted, seed)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 3))
+def test_without_repeats_exactly_so_many_are_held_out(count: int, wanted: int, seed: int) -> None:
+    names = [str(i) for i in range(count)]
+    held = split_by_prompt(names, wanted, seed)
+    assert sum(held) == min(wanted, count)
+    # The order of the rows does not matter.
+    assert dict(zip(names, held, strict=True)) == dict(
+        zip(names[::-1], split_by_prompt(names[::-1], wanted, seed), strict=True)
+    )

@@ -1,0 +1,394 @@
+"""`prefs build` on the tiny model: what it writes, keeps, refuses, asks and costs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from building import FILES, PRICE, CountingJudge, ending_model, maker, options_of, rows_in, write_prompts
+from tiny_folders import write_rows
+
+from localdpo.core.answers import AnswerRecord, read_answers
+from localdpo.core.errors import UserError
+from localdpo.data.encode import Limits
+from localdpo.data.examples import read_examples
+from localdpo.data.prompts import prompt_row
+from localdpo.data.sources import open_source
+from localdpo.judge.base import JudgeStopped, Question
+from localdpo.judge.budget import Budget
+from localdpo.judge.constitution import ConstitutionJudge, load_constitution
+from localdpo.prefs import build_plan, candidates, selection
+from localdpo.prefs.build import Callbacks, run_build
+from localdpo.prefs.build_plan import BuildOptions, plan_build
+from localdpo.prefs.build_preview import preview_lines
+from localdpo.prefs.build_report import report_lines, winner
+from localdpo.prefs.candidates import Source, candidate_seeds
+from localdpo.prefs.judging import Outcome, screen
+from localdpo.prefs.revision import principle_of
+
+PROMPTS = 16
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ending_model(tmp_path_factory.mktemp("ending") / "model", tiny_model)
+
+
+@pytest.fixture
+def judges(monkeypatch: pytest.MonkeyPatch) -> list[CountingJudge]:
+    made: list[CountingJudge] = []
+    monkeypatch.setattr(build_plan, "make_judge", maker(made))
+    return made
+
+
+@pytest.fixture
+def options(tmp_path: Path, model: Path, sft_adapter: Path, judges: list[CountingJudge]) -> BuildOptions:
+    return options_of(
+        tmp_path / "build", write_prompts(tmp_path / "prompts.jsonl", PROMPTS), model, sft_adapter
+    )
+
+
+def built(options: BuildOptions, **others: Any) -> dict[str, Any]:
+    return run_build(plan_build(replace(options, **others)))
+
+
+def texts(row: dict[str, Any]) -> tuple[str, str]:
+    sides = (row["chosen"], row["rejected"])
+    one, other = (side if isinstance(side, str) else side[0]["content"] for side in sides)
+    return one, other
+
+
+def pairs_of(out: Path) -> list[dict[str, Any]]:
+    return rows_in(out / "train.jsonl") + rows_in(out / "valid.jsonl")
+
+
+def test_pairs_hold_what_the_judge_prefers_and_where_they_are_from(options: BuildOptions) -> None:
+    report = built(options)
+    rows = pairs_of(options.out)
+    assert len(rows) == report["pairs"]["kept"] > 3
+    assert report["pairs"]["kept"] + sum(report["pairs"]["dropped"].values()) == PROMPTS
+    prompts = {json.dumps(row["prompt"]): row["topic"] for row in rows_in(Path(options.prompts))}
+    made = read_answers(options.out / "candidates.jsonl")
+    for row in rows:
+        chosen, rejected = texts(row)
+        assert chosen.count("e") > rejected.count("e")
+        assert row["topic"] == prompts[json.dumps(row["prompt"])]
+        assert isinstance(row["chosen"], str) == isinstance(row["prompt"], str)
+        origin = row["provenance"]
+        assert origin["prompt"] == prompt_row(row["prompt"]).id
+        place = [one["id"] for one in made.header.prompts].index(origin["prompt"])  # type: ignore[union-attr]
+        assert made.records[place, origin["chosen"]["candidate"]].text == chosen
+        assert made.records[place, origin["rejected"]["candidate"]].text == rejected
+        assert [verdict["of"] for verdict in origin["verdicts"]] == [["1", "2"], ["2", "1"]]
+        assert origin["usd"] == pytest.approx(2 * PRICE)
+        assert origin["model"] == report["model"]["fingerprint"][:16]
+        assert origin["adapter"] == report["adapter"]["fingerprint"][:16]
+        assert origin["judge"] == "counting"
+
+
+def test_the_pairs_are_data_to_train_on(options: BuildOptions) -> None:
+    built(options, n=3)
+    for name in ("train.jsonl", "valid.jsonl"):
+        rows = rows_in(options.out / name)
+        assert len(list(read_examples(open_source(str(options.out / name)), "pairs"))) == len(rows) > 0
+
+
+def test_no_prompt_is_in_both_files(options: BuildOptions, tmp_path: Path) -> None:
+    rows = rows_in(Path(options.prompts))
+    twice = write_rows(tmp_path / "twice.jsonl", [*rows, *rows])
+    built(options, prompts=str(twice), valid_fraction=0.4)
+    sides = [
+        {row["provenance"]["prompt"] for row in rows_in(options.out / name)}
+        for name in ("train.jsonl", "valid.jsonl")
+    ]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+def test_a_second_call_makes_and_asks_nothing_and_writes_the_same(
+    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(options)
+    before = {name: (options.out / name).read_bytes() for name in FILES}
+    monkeypatch.setattr(candidates, "load_base", lambda *a, **b: pytest.fail("a model is loaded"))
+    judges.clear()
+    built(options)
+    assert [judge.asked for judge in judges] == [[]]
+    assert {name: (options.out / name).read_bytes() for name in FILES} == before
+
+
+def test_another_split_costs_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
+    kept = built(options)["pairs"]["kept"]
+    judges.clear()
+    with pytest.raises(UserError, match=rf"--valid-count {kept}: only {kept} pairs were kept"):
+        built(options, valid_count=kept)
+    assert built(options, valid_count=2)["pairs"]["valid"] == 2
+    report = built(options, valid_count=0, keep=3)
+    assert report["pairs"] | {"dropped": 0, "chosen_longer": 0} == {
+        "kept": 3,
+        "train": 3,
+        "valid": 0,
+        "beyond_keep": kept - 3,
+        "dropped": 0,
+        "chosen_longer": 0,
+    }
+    assert not (options.out / "valid.jsonl").exists()
+    assert not any(judge.asked for judge in judges)
+
+
+def test_a_folder_of_another_build_is_left_alone(options: BuildOptions) -> None:
+    built(options)
+    with pytest.raises(UserError, match=r"another build \(changed: seed\)"):
+        plan_build(replace(options, seed=1))
+    with pytest.raises(UserError, match=r"another build \(changed: n, temperatures\)"):
+        plan_build(replace(options, n=3))
+    with pytest.raises(UserError, match=r"another build \(changed: adapter\)"):
+        plan_build(replace(options, source=replace(options.source, adapter=None)))
+
+
+def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> None:
+    report = built(options, n=3)
+    made = read_answers(options.out / "candidates.jsonl").records
+    kept = {row["provenance"]["prompt"]: row for row in pairs_of(options.out)}
+    assert len(kept) == report["pairs"]["kept"] > 3
+    for i, prompt in enumerate(rows_in(Path(options.prompts))):
+        names, _ = selection.usable({name: made[i, name] for name in "123"})
+        scores = {name: float(min(5, 1 + made[i, name].text.count("e"))) for name in names}
+        found = selection.by_scores(i, scores) if len(names) > 1 else ""
+        row = kept.pop(prompt_row(prompt["prompt"]).id, None)
+        if isinstance(found, str):
+            assert row is None
+            continue
+        assert row is not None
+        assert (row["score_chosen"], row["score_rejected"]) == found.scores
+        assert row["margin"] == row["score_chosen"] - row["score_rejected"] > 0
+        assert row["provenance"]["chosen"]["candidate"] == found.chosen
+    assert not kept
+    assert report["margins"]["lowest"] > 0
+
+
+def test_orders_that_disagree_make_no_pair(
+    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_plan, "make_judge", maker(judges, choose=lambda one, two: "first"))
+    with pytest.raises(UserError, match=rf"no pair was kept of {PROMPTS} prompts \(.*orders disagree: \d+"):
+        built(options)
+    assert not (options.out / "train.jsonl").exists()
+    report = json.loads((options.out / "report.json").read_text())
+    assert report["pairs"]["dropped"][selection.FLIPPED] == len(judges[0].asked) / 2
+
+
+def test_scores_beside_the_choice(options: BuildOptions, judges: list[CountingJudge]) -> None:
+    report = built(options, scores=True)
+    rows = pairs_of(options.out)
+    assert all(row["margin"] > 0 for row in rows)
+    assert all(len(row["provenance"]["verdicts"]) == 4 for row in rows)
+    scored = [judge for judge in judges if judge.identity["mode"] == "score"]
+    # Only the answers of pairs that stand are scored.
+    dropped = report["pairs"]["dropped"].get(selection.CONTRADICTED, 0)
+    assert {len(judge.asked) for judge in scored} == {2 * (len(rows) + dropped)}
+
+
+def test_the_budget_holds_and_a_later_call_goes_on(options: BuildOptions, tmp_path: Path) -> None:
+    whole = built(options, out=tmp_path / "whole")
+    limit = 7.5 * PRICE
+    with pytest.raises(JudgeStopped, match="limit"):
+        built(options, max_usd=limit)
+    told = rows_in(options.out / "verdicts.jsonl")
+    assert sum(row["verdict"]["usage"]["usd"] for row in told) <= limit
+    assert not (options.out / "train.jsonl").exists()
+    budget = Budget()
+    assert run_build(plan_build(options), budget=budget) == whole
+    assert budget.spent == pytest.approx(PRICE * (whole["verdicts"]["used"] - len(told)))
+
+
+def test_the_preview_writes_and_asks_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
+    lines = preview_lines(plan_build(options))
+    assert lines[1].startswith(f"candidates: {2 * PROMPTS} of at most 12 tokens at temperature 1, 1")
+    assert f"at most {2 * PROMPTS} verdicts to ask for, 0 there already" in lines[2]
+    assert f"at most ${2 * PROMPTS * PRICE:.2f}, were every candidate" in lines[3]
+    assert not options.out.exists()
+    used = built(options)["verdicts"]["used"]
+    judges.clear()
+    lines = preview_lines(plan_build(options))
+    assert lines[1].endswith("; 0 to generate")
+    assert f"at most 0 verdicts to ask for, {used} there already" in lines[2]
+    assert not any(judge.asked for judge in judges)
+
+
+def test_callbacks_count_up_to_what_was_announced(options: BuildOptions) -> None:
+    seen: Counter[str] = Counter()
+    announced: list[int] = []
+    callbacks = Callbacks(
+        on_candidate=lambda record: seen.update(["candidate"]),
+        on_judging=announced.append,
+        on_verdict=lambda question, verdict: seen.update(["verdict"]),
+    )
+    for _ in range(2):
+        seen.clear()
+        run_build(plan_build(options), callbacks=callbacks)
+        assert seen["candidate"] == 2 * PROMPTS
+        assert seen["verdict"] == announced[-1]
+
+
+def test_candidates_are_those_of_their_temperature_and_seed(options: BuildOptions) -> None:
+    report = built(options, temperatures=(0.0, 1.5))
+    made = read_answers(options.out / "candidates.jsonl")
+    assert made.header is not None
+    assert [one["temperature"] for one in made.header.contestants] == [0.0, 1.5]
+    assert [row["temperature"] for row in report["temperatures"]] == [0.0, 1.5]
+    for row in report["temperatures"]:
+        assert row["wins"] + row["losses"] == report["pairs"]["kept"]
+    assert report["winner"] in report_lines(report)
+    other = read_answers(options.out / "candidates.jsonl").records
+    built(options, out=options.out.with_name("again"), temperatures=(0.0, 1.5), seed=1)
+    again = read_answers(options.out.with_name("again") / "candidates.jsonl").records
+    assert all(other[i, "1"].text == again[i, "1"].text for i in range(PROMPTS))
+    assert any(other[i, "2"].text != again[i, "2"].text for i in range(PROMPTS))
+
+
+def test_every_candidate_has_noise_of_its_own() -> None:
+    rows = [prompt_row("a"), prompt_row("b"), prompt_row("a")]
+    seeds = [candidate_seeds(rows, seed, name) for seed in (0, 1) for name in ("1", "2", "critique")]
+    assert len({seed for of_candidate in seeds for seed in of_candidate}) == 18
+
+
+def test_what_wins_is_said_with_its_interval() -> None:
+    def row(temperature: float, wins: int, losses: int) -> dict[str, Any]:
+        return {"temperature": temperature, "wins": wins, "losses": losses}
+
+    assert winner([row(1.0, 0, 0)]) is None
+    assert winner([row(0.7, 0, 0), row(1.0, 0, 0)]) == "no pair is between two temperatures"
+    # Wilson by hand for 80 of 100: (0.8 + 0.019207) / 1.038415 -+ 0.0777.
+    said = winner([row(0.7, 80, 20), row(1.0, 20, 80)])
+    assert said == "temperature 0.7 wins: 80 of 100 pairs with another (71% to 87%)"
+    said = winner([row(0.7, 5, 6), row(1.0, 6, 5)])
+    assert said is not None
+    assert said.startswith("no temperature clearly wins; 1 does best: 6 of 11 pairs")
+
+
+def given(answers: list[tuple[str, str]]) -> list[dict[str, AnswerRecord]]:
+    return [
+        {str(k + 1): AnswerRecord(i, str(k + 1), text, 3, True) for k, text in enumerate(two)}
+        for i, two in enumerate(answers)
+    ]
+
+
+def test_answers_that_training_would_not_tell_apart_are_dropped(
+    options: BuildOptions, tmp_path: Path
+) -> None:
+    question = "What is the answer to question number 7?"
+    prompts = write_rows(tmp_path / "two.jsonl", [{"prompt": question}, {"prompt": question * 40}])
+    source = replace(options.source, limits=Limits(max_length=48))
+    plan = plan_build(replace(options, prompts=str(prompts), source=source))
+    outcome = Outcome()
+    long = "The answer is good. " * 20
+    ready = screen(plan, given([(f"{long}yes", f"{long}no"), ("yes", "no")]), outcome)
+    assert ready == {}
+    assert outcome.pairs[selection.SAME_WHEN_CUT] == 1
+    assert sum(outcome.pairs.values()) == 2
+    free = plan_build(replace(options, prompts=str(prompts)))
+    assert screen(free, given([(f"{long}yes", f"{long}no"), ("yes", "no")]), Outcome()) == {
+        0: ["1", "2"],
+        1: ["1", "2"],
+    }
+
+
+def test_the_revised_answer_is_chosen_when_the_judge_agrees(options: BuildOptions) -> None:
+    report = built(options, revise=True, max_tokens=24)
+    rows = pairs_of(options.out)
+    dropped = report["pairs"]["dropped"]
+    assert len(rows) + sum(dropped.values()) == PROMPTS
+    assert dropped[selection.NOT_REVISED] > 0
+    assert len(rows) > 0
+    for row in rows:
+        origin = row["provenance"]
+        assert (origin["chosen"]["candidate"], origin["rejected"]["candidate"]) == ("revision", "1")
+    assert report["winner"] is None
+    made = read_answers(options.out / "candidates.jsonl")
+    assert len(made.records) == 3 * PROMPTS
+
+
+def test_a_revision_follows_from_the_critique(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    encode = candidates.encode_prompt
+
+    def watched(tokenizer: Any, prompt: Any, template: Any) -> Any:
+        asked.append(prompt)
+        return encode(tokenizer, prompt, template)
+
+    monkeypatch.setattr(candidates, "encode_prompt", watched)
+    built(options, revise=True, max_tokens=24)
+    made = read_answers(options.out / "candidates.jsonl").records
+    first, last = asked[:PROMPTS], asked[-4:]
+    for i, messages in zip(range(PROMPTS - 4, PROMPTS), last, strict=True):
+        row = prompt_row(first[i])
+        told = [row.text, made[i, "1"].text, made[i, "critique"].text]
+        assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant", "user"]
+        assert [message["content"] for message in (messages[0], messages[1], messages[3])] == told
+        principle = principle_of(load_constitution("assistant"), row.id).text
+        assert principle in messages[2]["content"]
+        assert principle in messages[4]["content"]
+
+
+def test_the_principle_is_the_one_that_the_judge_is_asked_about() -> None:
+    constitution = load_constitution("assistant")
+
+    def build(rubric: Any) -> CountingJudge:
+        return CountingJudge(rubric.principle)
+
+    judge = ConstitutionJudge(constitution, "pairwise", "sample", build)
+    for number in range(20):
+        (member,) = judge.members_for(Question(str(number), "q", ("a", "b")))
+        assert member.identity["mode"] == principle_of(constitution, str(number)).id
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 1}, r"-n: expected 2 candidates or more, got 1"),
+        ({"revise": True, "n": 2}, r"--revise: one answer a prompt"),
+        ({"temperatures": ()}, r"--temperatures: expected numbers"),
+        ({"temperatures": (-1.0,)}, r"--temperatures: expected numbers"),
+        ({"temperatures": (1.0, 0.5, 0.2)}, r"--temperatures: 3 for 2 candidate"),
+        ({"temperatures": (0.0,)}, r"--temperatures: at 0 every candidate is the same"),
+        ({"n": 3, "scores": False}, r"--no-scores: of more than two"),
+        ({"rubrics": ("quality", "quality")}, r"--rubric quality: there is one for mode score already"),
+        ({"n": 3, "rubrics": ("helpful",)}, r"--rubric helpful: nothing is asked in its mode, pairwise"),
+        ({"judge": None}, r"no judge: name one"),
+        ({"judge": "rules"}, r"--judge rules: it knows only rows with the facts of an incident"),
+        ({"source": Source("nowhere/at/all")}, r"model nowhere/at/all: no such folder"),
+        ({"prompts": "nothing.jsonl"}, r"nothing.jsonl: no such file"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_made(
+    options: BuildOptions, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_build(replace(options, **changes))
+    assert not options.out.exists()
+
+
+def test_columns_that_would_make_another_format_are_refused(options: BuildOptions, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "question": "q"}]
+    prompts = write_rows(tmp_path / "odd.jsonl", rows)
+    with pytest.raises(UserError, match=r"odd.jsonl: with its columns \(question\) pairs would look like"):
+        plan_build(replace(options, prompts=str(prompts)))
+
+
+def test_a_file_is_no_folder(options: BuildOptions) -> None:
+    with pytest.raises(UserError, match="is a file; --out names a folder"):
+        plan_build(replace(options, out=Path(options.prompts)))
+
+
+def test_generation_leaves_the_random_state_alone(options: BuildOptions) -> None:
+    mx.random.seed(3)
+    expected = mx.random.uniform(shape=(4,)).tolist()
+    mx.random.seed(3)
+    built(options)
+    assert mx.random.uniform(shape=(4,)).tolist() == expected
