@@ -189,3 +189,18 @@ def test_use_exchanges_the_weights_and_restores_them_whatever_happens(
         pass
     assert not model.training
     np.testing.assert_array_equal(logits(model), of_sft)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_detached_adapters_leave_the_base_and_room_for_others(kind: str, tiny_model: Path) -> None:
+    base = load_base(str(tiny_model))
+    ids = mx.array([[5, 6, 7]])
+    plain, names = base.model(ids), [name for name, _ in tree_flatten(base.model.parameters())]
+    lora.attach(base.model, lora.LoraConfig(kind, -1, 4, 8.0), seed=1)
+    lora.detach(base.model)
+    assert [name for name, _ in tree_flatten(base.model.parameters())] == names
+    assert tree_flatten(base.model.trainable_parameters()) == []
+    assert mx.array_equal(base.model(ids), plain)
+    lora.detach(base.model)
+    lora.attach(base.model, lora.LoraConfig("lora", 1, 2, 8.0, keys=("self_attn.q_proj",)), seed=1)
+    assert len(tree_flatten(base.model.trainable_parameters())) == 2
