@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from localdpo.cli.judging import (
+    SPEC_HELP,
+    BatchOption,
+    ConcurrencyOption,
+    ConstitutionOption,
+    DryRunOption,
+    MaxUsdOption,
+    PricesOption,
+    Principles,
+    PrinciplesOption,
+    RubricOption,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,8 +37,7 @@ def evaluate(
         typer.Option(
             "--judge",
             metavar="SPEC",
-            help="rules, mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, human, jury:ONE+OTHER. "
-            "Default: rules for the demo's prompts, else none.",
+            help=f"{SPEC_HELP}, human. Default: rules for the demo's prompts, else none.",
         ),
     ] = None,
     scores: Annotated[
@@ -35,14 +47,8 @@ def evaluate(
             help="The judge scores each answer from 1 to 5, too. Default: only rules do.",
         ),
     ] = None,
-    rubric: Annotated[
-        list[str] | None,
-        typer.Option("--rubric", metavar="NAME|FILE", help="For pairs or for scores; once for each."),
-    ] = None,
-    constitution: Annotated[
-        str | None,
-        typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric."),
-    ] = None,
+    rubric: RubricOption = None,
+    constitution: ConstitutionOption = None,
     checks: Annotated[
         Path | None, typer.Option("--checks", metavar="FILE", help="More heuristics, from a YAML file.")
     ] = None,
@@ -59,15 +65,11 @@ def evaluate(
         float, typer.Option(min=0.0, help="1: answers as the models give them; 0: the likeliest token.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the intervals.")] = 0,
-    batch: Annotated[
-        bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")
-    ] = False,
-    max_usd: Annotated[
-        float | None, typer.Option("--max-usd", min=0.0, help="Never spend more than this on the judge.")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Questions to the judge at a time. Default: the judge's own.")
-    ] = None,
+    principles: PrinciplesOption = Principles.sample,
+    batch: BatchOption = False,
+    max_usd: MaxUsdOption = None,
+    concurrency: ConcurrencyOption = None,
+    prices: PricesOption = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Of the files in RUN/eval. Default: the kind of judge.")
     ] = None,
@@ -75,9 +77,7 @@ def evaluate(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the page there, too.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")
-    ] = False,
+    dry_run: DryRunOption = False,
     runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
 ) -> None:
     """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
@@ -95,8 +95,10 @@ def evaluate(
         scores=scores,
         rubrics=tuple(rubric or ()),
         constitution=constitution,
+        principles=principles.value,
         batch=batch,
         concurrency=concurrency,
+        prices=prices,
         max_usd=max_usd,
         checks=checks,
         name=name,

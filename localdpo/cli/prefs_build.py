@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from localdpo.cli.judging import (
+    SPEC_HELP,
+    BatchOption,
+    ConcurrencyOption,
+    ConstitutionOption,
+    DryRunOption,
+    MaxUsdOption,
+    PricesOption,
+    Principles,
+    PrinciplesOption,
+    RubricOption,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -51,21 +64,12 @@ def build(
         typer.Option(
             "--judge",
             metavar="SPEC",
-            help="rules, mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER. "
-            "Default: rules for the demo's prompts.",
+            help=f"{SPEC_HELP}. Default: rules for the demo's prompts.",
         ),
     ] = None,
-    rubric: Annotated[
-        list[str] | None,
-        typer.Option("--rubric", metavar="NAME|FILE", help="For pairs or for scores; once for each."),
-    ] = None,
-    constitution: Annotated[
-        str | None,
-        typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric."),
-    ] = None,
-    principles: Annotated[
-        str, typer.Option(metavar="sample|all", help="One principle a prompt, or all of them.")
-    ] = "sample",
+    rubric: RubricOption = None,
+    constitution: ConstitutionOption = None,
+    principles: PrinciplesOption = Principles.sample,
     revise: Annotated[
         bool,
         typer.Option(
@@ -76,18 +80,10 @@ def build(
         bool | None,
         typer.Option("--scores/--no-scores", help="Score both answers of a pair. Default: only rules do."),
     ] = None,
-    batch: Annotated[
-        bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")
-    ] = False,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Questions to the judge at a time. Default: the judge's own.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Prices on top of the shipped ones.")
-    ] = None,
-    max_usd: Annotated[
-        float | None, typer.Option("--max-usd", min=0.0, help="Never spend more than this on the judge.")
-    ] = None,
+    batch: BatchOption = False,
+    concurrency: ConcurrencyOption = None,
+    prices: PricesOption = None,
+    max_usd: MaxUsdOption = None,
     valid_fraction: Annotated[
         float | None, typer.Option(min=0.0, max=0.5, help="Share of the pairs held out. Default: 0.1.")
     ] = None,
@@ -96,9 +92,7 @@ def build(
     ] = None,
     keep: Annotated[int | None, typer.Option(min=1, help="Write the first N pairs and no more.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")
-    ] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Make pairs: candidates of a model for each prompt, judged, split by prompt. A second call goes on."""
     from localdpo.core.errors import UserError
@@ -107,8 +101,6 @@ def build(
 
     if valid_fraction is not None and valid_count is not None:
         raise UserError("--valid-fraction and --valid-count: give one of the two")
-    if principles not in ("sample", "all"):
-        raise UserError(f"--principles {principles}: expected sample or all")
     options = BuildOptions(
         prompts=prompts,
         out=out,
@@ -121,7 +113,7 @@ def build(
         judge=judge,
         rubrics=tuple(rubric or ()),
         constitution=constitution,
-        principles="all" if principles == "all" else "sample",
+        principles=principles.value,
         revise=revise,
         scores=scores,
         batch=batch,

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import no_space_error, out_of_space
 from localdpo.core.errors import UserError
+from localdpo.core.tail import LineTail
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "answers"
@@ -120,25 +121,27 @@ class AnswersTail:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self._lines = LineTail(path)
         self.header: Header | None = None
         self.records: dict[tuple[int, str], AnswerRecord] = {}
         self.scored: set[int] = set()
-        self._offset = 0
+
+    @property
+    def path(self) -> Path:
+        """The answers file."""
+        return self._lines.path
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the whole lines that were taken in."""
+        return self._lines.offset
 
     def poll(self) -> bool:
         """Take in the lines that were ended since the last poll; whether there were any."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                block = file.read()
-        except FileNotFoundError:
-            return False
-        complete = block[: block.rfind(b"\n") + 1]
-        for line in complete.splitlines():
+        lines = self._lines.poll()
+        for line in lines:
             self._take(line)
-        self._offset += len(complete)
-        return bool(complete)
+        return bool(lines)
 
     @property
     def complete(self) -> bool:
@@ -164,7 +167,7 @@ class AnswersTail:
                 self.records[record.prompt_index, record.contestant] = record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.path}: damaged at byte {self._offset} ({type(error).__name__}: {error}); "
+                f"{self.path}: damaged at byte {self.offset} ({type(error).__name__}: {error}); "
                 "remove the file to have the answers made again"
             ) from error
 
@@ -202,7 +205,7 @@ class AnswersWriter:
                 f"{self.tail.path}: another process is making these answers; wait for it, or watch it there"
             ) from None
         self.tail.poll()
-        os.ftruncate(self._fd, self.tail._offset)
+        os.ftruncate(self._fd, self.tail.offset)
         if self.tail.header is None:
             self._append({"v": FORMAT_VERSION, **asdict(header)})
         elif self.tail.header.key != header.key:

@@ -12,7 +12,6 @@ A writer that was killed can leave a torn last line. Readers ignore it; the next
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from localdpo.core.atomic import no_space_error, out_of_space
+from localdpo.core.tail import LineTail
 
 FORMAT_VERSION: Final = 1
 
@@ -132,20 +132,26 @@ class EventTail:
 
     Attributes:
         bad_lines: lines so far that were no event.
-        behind: whether the last poll left lines unread because of `max_bytes`.
     """
 
     def __init__(self, path: str | Path, loads: Callable[[bytes], Any] = json.loads) -> None:
-        self.path = Path(path)
+        self._lines = LineTail(path)
         self._loads = loads
-        self._offset = 0
         self.bad_lines = 0
-        self.behind = False
+
+    @property
+    def path(self) -> Path:
+        """The log's file."""
+        return self._lines.path
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last poll left lines unread because of `max_bytes`."""
+        return self._lines.behind
 
     def skip(self) -> None:
         """Pass over what is in the log now, so that `poll` gives only what is written from here on."""
-        with contextlib.suppress(FileNotFoundError):
-            self._offset = self.path.stat().st_size
+        self._lines.skip()
 
     def poll(self, max_bytes: int | None = None) -> list[Event]:
         """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`.
@@ -153,24 +159,9 @@ class EventTail:
         With `max_bytes` it reads that much and on to the end of the line, so that a long log can be taken in
         pieces; `behind` says whether more is there.
         """
-        try:
-            with self.path.open("rb") as log:
-                log.seek(self._offset)
-                block = log.read() if max_bytes is None else log.read(max_bytes) + log.readline()
-                self.behind = max_bytes is not None and log.tell() < os.fstat(log.fileno()).st_size
-        except FileNotFoundError:
-            return []
-        complete = block[: block.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        events = []
-        for line in complete.split(b"\n"):
-            if not line.strip():
-                continue
-            event = decode_event(line, self._loads)
-            if event is None:
-                self.bad_lines += 1
-            else:
-                events.append(event)
+        found = [decode_event(line, self._loads) for line in self._lines.poll(max_bytes)]
+        events = [event for event in found if event is not None]
+        self.bad_lines += len(found) - len(events)
         return events
 
 

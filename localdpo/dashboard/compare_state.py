@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from localdpo.core.answers import AnswerRecord, AnswersTail, Header, rows_of
+from localdpo.core.tail import LineTail
 from localdpo.core.votes import Choice, Subject, Vote, Votes, sides, subject, tally, text_id
 from localdpo.core.wording import printable
 
@@ -47,22 +48,13 @@ class Verdicts:
     """What judges said about two texts: `eval/verdicts.jsonl`, read as it grows."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset = 0
+        self._lines = LineTail(path)
         # (judge, prompt, text shown first, text shown second) -> choice
         self._said: dict[tuple[str, str, str, str], str] = {}
 
     def poll(self) -> bool:
         """Take in the lines that were ended since the last poll; whether there was a verdict in them."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                block = file.read()
-        except FileNotFoundError:
-            return False
-        complete = block[: block.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return any([self._take(line) for line in complete.splitlines()])
+        return any([self._take(line) for line in self._lines.poll()])
 
     def _take(self, line: bytes) -> bool:
         """Whether the line is a choice between two answers (scores, failures and damage are not)."""

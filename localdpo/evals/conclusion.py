@@ -54,7 +54,7 @@ def _metrics_sentence(metrics: Sequence[Mapping[str, Any]], before: str, after: 
     }
     better = ", ".join(told["better"]) or "nothing"
     worse = ", ".join(told["worse"]) or "nothing"
-    return f"{after} against {before}, beyond the interval: better in {better}; worse in {worse}."
+    return f"{after} against {before}, beyond the interval, better: {better}; worse: {worse}."
 
 
 def _cautions(duel: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:

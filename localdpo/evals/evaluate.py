@@ -24,8 +24,8 @@ It depends on nothing but what was asked: no times, no costs, nothing of how man
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from localdpo.core.answers import AnswerRecord, Sampling
@@ -39,10 +39,8 @@ from localdpo.evals.contestants import Contestant
 from localdpo.evals.metrics import Measured, measure, metric_record, rounded
 from localdpo.heuristics import Heuristic
 from localdpo.judge.base import Judge, Question, Verdict
-from localdpo.judge.budget import Budget
-from localdpo.judge.journal import Journal
 from localdpo.judge.pairwise import Pair, PairVerdict, collect, questions_of
-from localdpo.judge.runner import run_questions
+from localdpo.judge.runner import Asking
 
 VERSION = 1
 Answers = Mapping[str, Sequence[AnswerRecord]]
@@ -72,29 +70,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Judging:
+class Judging(Asking):
     """Who judges. `scorer` gives 1 to 5 to single answers; None leaves that out. `votes` are of people."""
 
     judge: Judge | None = None
     scorer: Judge | None = None
-    journal: Journal | None = None
-    concurrency: int | None = None
-    budget: Budget = field(default_factory=Budget)
     votes: Votes | None = None
-    on_verdict: Callable[[Question, Verdict], None] | None = None
-    on_wait: Callable[[float, str], None] | None = None
-
-    def ask(self, judge: Judge, questions: Sequence[Question]) -> list[Verdict]:
-        """A verdict for each question; raises JudgeStopped."""
-        return run_questions(
-            judge,
-            questions,
-            self.journal,
-            concurrency=self.concurrency,
-            budget=self.budget,
-            on_verdict=self.on_verdict,
-            on_wait=self.on_wait,
-        )
 
 
 def conversation_text(prompt: Side) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +25,10 @@ from localdpo.heuristics.checks import load_checks, with_standard
 from localdpo.heuristics.incident import incident_facts
 from localdpo.judge.base import Judge, Question, Verdict
 from localdpo.judge.budget import Budget
+from localdpo.judge.constitution import Principles
 from localdpo.judge.journal import Journal
 from localdpo.judge.registry import JudgeOptions, make_judge
-from localdpo.judge.rubric import Mode, load_rubric
+from localdpo.judge.rubric import rubrics_by_mode
 from localdpo.judge.runner import preview
 
 RULES: Final = "rules"
@@ -54,8 +55,10 @@ class Options:
     scores: bool | None = None
     rubrics: tuple[str, ...] = ()
     constitution: str | None = None
+    principles: Principles = "sample"
     batch: bool = False
     concurrency: int | None = None
+    prices: Path | None = None
     max_usd: float | None = None
     checks: Path | None = None
     name: str | None = None
@@ -108,31 +111,23 @@ def plan_evaluation(options: Options) -> Plan:
 
 def _judges(options: Options, spec: str | None) -> tuple[Judge | None, Judge | None]:
     """Who compares and who scores. Scores are asked for, or come free with the rules."""
-    rubrics = _by_mode(options.rubrics)
+    rubrics = rubrics_by_mode(options.rubrics)
     scores = options.scores if options.scores is not None else spec == RULES or "score" in rubrics
     if spec is None:
         _refuse_without_judge(options)
         return None, None
     judge_options = JudgeOptions(
         constitution=options.constitution,
+        principles=options.principles,
         batch=options.batch,
         concurrency=options.concurrency,
+        prices=options.prices,
         votes=options.run.path / VOTES_FILE,
     )
     judge = make_judge(spec, replace(judge_options, mode="pairwise", rubric=rubrics.get("pairwise")))
     if not scores:
         return judge, None
     return judge, make_judge(spec, replace(judge_options, mode="score", rubric=rubrics.get("score")))
-
-
-def _by_mode(names: Sequence[str]) -> dict[Mode, str]:
-    found: dict[Mode, str] = {}
-    for name in names:
-        mode = load_rubric(name).mode
-        if mode in found:
-            raise UserError(f"--rubric {name}: there is one for mode {mode} already, {found[mode]}")
-        found[mode] = name
-    return found
 
 
 def _refuse_without_judge(options: Options) -> None:

@@ -12,6 +12,7 @@ identity: a verdict given under another text is never used again.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -101,3 +102,14 @@ def _split(content: str, path: Path) -> tuple[str, str]:
         raise UserError(f"{path}: expected a head of `---`, `mode: pairwise` (or score), `---` at the top")
     end = next(number for number, line in enumerate(lines) if number and line.strip() == _FENCE)
     return "\n".join(lines[1:end]), "\n".join(lines[end + 1 :])
+
+
+def rubrics_by_mode(names: Sequence[str]) -> dict[Mode, str]:
+    """The rubrics that a person named, by what they are for. Raises UserError for two of one mode."""
+    found: dict[Mode, str] = {}
+    for name in names:
+        mode = load_rubric(name).mode
+        if mode in found:
+            raise UserError(f"--rubric {name}: there is one for mode {mode} already, {found[mode]}")
+        found[mode] = name
+    return found

@@ -84,6 +84,31 @@ def run_questions(
     return [run.results[index] for index in range(len(questions))]
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put: the arguments of `run_questions`, for all questions of a command."""
+
+    journal: Journal | None = None
+    budget: Budget | None = None
+    retry: Retry | None = None
+    concurrency: int | None = None
+    on_verdict: OnVerdict | None = None
+    on_wait: OnWait | None = None
+
+    def ask(self, judge: Judge, questions: Sequence[Question]) -> list[Verdict]:
+        """The verdicts, in the order of the questions."""
+        return run_questions(
+            judge,
+            questions,
+            self.journal,
+            concurrency=self.concurrency,
+            budget=self.budget,
+            retry=self.retry,
+            on_verdict=self.on_verdict,
+            on_wait=self.on_wait,
+        )
+
+
 def _plan(judge: Judge, questions: Sequence[Question]) -> tuple[dict[str, _Task], list[list[str]]]:
     """The different things to ask by key, and for each question the keys of its verdicts in order."""
     tasks: dict[str, _Task] = {}

@@ -25,12 +25,12 @@ from localdpo.core.errors import UserError
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal
 from localdpo.judge.retry import OnWait, Retry
-from localdpo.judge.runner import OnVerdict
+from localdpo.judge.runner import Asking, OnVerdict
 from localdpo.prefs.build_plan import Plan
 from localdpo.prefs.build_report import report_of
 from localdpo.prefs.build_rows import HASH_DIGITS, Built, row_of
 from localdpo.prefs.candidates import OnCandidate, by_prompt, make_candidates
-from localdpo.prefs.judging import Asking, Outcome, judge_all, questions_of_build
+from localdpo.prefs.judging import Outcome, judge_all, questions_of_build
 from localdpo.prefs.output import as_line
 from localdpo.prefs.selection import split_by_prompt
 

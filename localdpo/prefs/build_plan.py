@@ -18,7 +18,7 @@ from localdpo.heuristics.incident import incident_facts
 from localdpo.judge.base import Judge
 from localdpo.judge.constitution import Constitution, Principles, load_constitution
 from localdpo.judge.registry import JUDGES, JudgeOptions, make_judge
-from localdpo.judge.rubric import DEFAULTS, MODES, Mode, load_rubric
+from localdpo.judge.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
 from localdpo.prefs.build_rows import OWN_COLUMNS, UNSCORED_COLUMNS
 from localdpo.prefs.candidates import GROUP, Drawing, Prints, Source, digest, header_of, prints_of
 from localdpo.prefs.tokenizer import open_tokenizer
@@ -224,7 +224,7 @@ def _judges(
         )
     if spec == RULES and not of_incidents:
         raise UserError("--judge rules: it knows only rows with the facts of an incident; name another judge")
-    rubrics = _by_mode(options.rubrics)
+    rubrics = rubrics_by_mode(options.rubrics)
     paired = revise is not None or count == 2
     scored = not paired or (
         options.scores if options.scores is not None else spec == RULES or "score" in rubrics
@@ -269,13 +269,3 @@ def _text_of(rubric: str | None, mode: Mode, constitution: str | None) -> str:
         return f"{found.name} {digest([[one.id, one.text] for one in found.principles])[:16]}"
     told = load_rubric(rubric or DEFAULTS[mode])
     return f"{told.name} {told.sha256[:16]}"
-
-
-def _by_mode(names: Sequence[str]) -> dict[Mode, str]:
-    found: dict[Mode, str] = {}
-    for name in names:
-        mode = load_rubric(name).mode
-        if mode in found:
-            raise UserError(f"--rubric {name}: there is one for mode {mode} already, {found[mode]}")
-        found[mode] = name
-    return found

@@ -14,11 +14,8 @@ from localdpo.data.types import Example
 from localdpo.data.types import Pair as TokenPair
 from localdpo.evals.evaluate import conversation_text
 from localdpo.judge.base import Judge, Question, Verdict
-from localdpo.judge.budget import Budget
-from localdpo.judge.journal import Journal
 from localdpo.judge.pairwise import Pair, collect, questions_of
-from localdpo.judge.retry import OnWait, Retry
-from localdpo.judge.runner import OnVerdict, run_questions
+from localdpo.judge.runner import Asking
 from localdpo.prefs.build_rows import Asked, Built
 from localdpo.prefs.revision import REVISION
 from localdpo.prefs.selection import (
@@ -54,31 +51,6 @@ class Outcome:
     candidates: Counter[str] = field(default_factory=Counter)
     verdicts: list[Verdict] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How questions are put; see `run_questions`."""
-
-    journal: Journal | None = None
-    budget: Budget | None = None
-    retry: Retry | None = None
-    concurrency: int | None = None
-    on_verdict: OnVerdict | None = None
-    on_wait: OnWait | None = None
-
-    def ask(self, judge: Judge, questions: Sequence[Question]) -> list[Verdict]:
-        """The verdicts, in the order of the questions."""
-        return run_questions(
-            judge,
-            questions,
-            self.journal,
-            concurrency=self.concurrency,
-            budget=self.budget,
-            retry=self.retry,
-            on_verdict=self.on_verdict,
-            on_wait=self.on_wait,
-        )
 
 
 def judge_all(plan: Plan, answers: Answers, asking: Asking) -> Outcome:

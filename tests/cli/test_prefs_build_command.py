@@ -45,7 +45,6 @@ def test_previewed_built_and_gone_on_with(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--temperatures", "hot"], "--temperatures hot: expected numbers with commas"),
-        (["--principles", "some"], "--principles some: expected sample or all"),
         (["--valid-count", "1", "--valid-fraction", "0.1"], "give one of the two"),
         (["--recipe", "recipe.yaml"], "--recipe names the model: leave out"),
         (["--judge", "nobody"], "nobody: no such judge"),

@@ -102,7 +102,7 @@ def test_better_and_worse_are_named_with_their_differences() -> None:
 
     rows = [row("format", "better", 0.2), row("length", "", 4.0), row("refusal", "worse", 0.1)]
     [line] = conclusion(rows, [], LABELS, ("sft", "dpo"))
-    assert line == "DPO against SFT, beyond the interval: better in format (+0.20); worse in refusal (+0.10)."
+    assert line == "DPO against SFT, beyond the interval, better: format (+0.20); worse: refusal (+0.10)."
 
 
 def test_the_terminal_gets_aligned_columns_within_its_width(record: dict[str, Any]) -> None:

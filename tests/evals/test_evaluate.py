@@ -41,7 +41,7 @@ def test_without_a_judge_there_are_metrics_only(tmp_path: Path) -> None:
     assert (record["duels"], record["strengths"], record["judge"]) == ([], [], None)
     assert record["versus"] == ["sft", "dpo"]
     [sentence] = record["conclusion"]
-    assert sentence == "DPO against SFT, beyond the interval: better in nothing; worse in nothing."
+    assert sentence == "DPO against SFT, beyond the interval, better: nothing; worse: nothing."
     assert record["rows"][3]["answers"]["dpo"]["metrics"]["words"] == 5
 
 
