@@ -20,7 +20,7 @@ import numpy as np
 
 from localdpo.dashboard.chartdata import ChartSeries, Face, Kind
 from localdpo.dashboard.picture import Picture, fitted
-from localdpo.dashboard.plot import Stroke, band, braille, dots, envelope, finite, gap_columns, stroke
+from localdpo.dashboard.plot import Stroke, band, braille, dots, envelope, gap_columns, stroke
 from localdpo.dashboard.scales import Scale, limits, short, short_step, ticks
 from localdpo.dashboard.window import Axis
 
@@ -42,6 +42,7 @@ _MARKS: Final = (("◆", "@"), ("◇", "%"), ("▲", "&"), ("△", "$"))
 # (step, names, values, reference values) in the legend, from full to sparse; at a step its values count most.
 _FULLNESS: Final = ((0, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0))
 _FULLNESS_AT_STEP: Final = ((1, 1, 1, 1), (1, 1, 1, 0), (1, 0, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0))
+_MARK_GAP: Final = 3  # columns from one mark of a series to the next, where there are many
 _RANGE_COLUMNS: Final = 64  # of which the inner 96% of a band's range are taken
 _MANY_ROWS: Final = 10  # up to as many, a tick may stand on every second row
 _COLUMNS_PER_TICK: Final = 18
@@ -289,15 +290,15 @@ def _lines(area: _Area, series: Sequence[ChartSeries], face: Face, fine: Axis, p
 
 
 def _points(area: _Area, series: Sequence[ChartSeries], face: Face) -> None:
-    """The marks. A column has room for one of a series: that of its newest point."""
+    """The marks, each of the newest point in its column; where they crowd, some are left out."""
     for one, places in reversed(list(zip(series, area.places, strict=True))):
         if one.kind != "points":
             continue
         columns = np.flatnonzero(np.diff(places))
-        rows = area.scale.place(finite(one.values[places[columns + 1] - 1]))
-        seen = (rows >= 0) & (rows <= area.rows)
-        rows = np.minimum(rows[seen], area.rows - 1).astype(np.int64)
-        area.inner.fill((rows, columns[seen]), _mark(series, one, face), one.style, bold=True)
+        if len(columns) * _MARK_GAP > area.columns:
+            columns = columns[(columns[-1] - columns) % _MARK_GAP == 0]
+        rows = area.scale.rows_of(one.values[places[columns + 1] - 1])
+        area.inner.fill((rows[rows >= 0], columns[rows >= 0]), _mark(series, one, face), one.style, bold=True)
 
 
 def _axes(area: _Area, series: Sequence[ChartSeries], face: Face, labels: list[tuple[int, str]]) -> None:

@@ -99,8 +99,7 @@ def envelope(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.nda
 def band(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`envelope`, of a few columns to each side where a column has few points: a range needs about ten.
 
-    Nothing before the first and after the last column that has a value; NaN in the gaps between points that
-    are wider than that.
+    NaN before the first and after the last column that has a value, in gaps, and far from any point.
     """
     low, high = envelope(values, places)
     known = np.flatnonzero(~np.isnan(low))
@@ -114,8 +113,10 @@ def band(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray
         around = range(2 * reach + 1)
         wide_low = np.fmin.reduce([padded_low[at : at + len(low)] for at in around])
         wide_high = np.fmax.reduce([padded_high[at : at + len(low)] for at in around])
-        inside = slice(known[0], known[-1] + 1)
-        low[inside], high[inside] = wide_low[inside], wide_high[inside]
+        inside = np.zeros(len(low), dtype=bool)
+        inside[known[0] : known[-1] + 1] = True
+        inside &= ~(np.isnan(low) & gap_columns(values, places))
+        low, high = np.where(inside, wide_low, np.nan), np.where(inside, wide_high, np.nan)
     return low, high
 
 

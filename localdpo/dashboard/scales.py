@@ -32,12 +32,18 @@ class Scale:
         # Halves, so that the distance of two huge numbers is finite.
         return (high / 2 - values / 2) / (high / 2 - low / 2) * self.rows
 
+    def rows_of(self, values: np.ndarray) -> np.ndarray:
+        """The rows of `values` [n], int64 [n]; -1 outside and for what is not finite."""
+        places = self.place(np.where(np.isfinite(values), values, np.nan))
+        slack = 1e-9 * self.rows  # the limits themselves are inside, whatever rounding makes of them
+        is_inside = (places >= -slack) & (places <= self.rows + slack)
+        rows = np.clip(np.where(is_inside, places, 0.0), 0, self.rows - 1).astype(np.int64)
+        return np.where(is_inside, rows, -1)
+
     def row(self, value: float) -> int | None:
         """The row of a value, None outside."""
-        place = float(self.place(np.array([value]))[0])
-        if not -1e-9 * self.rows <= place <= self.rows * (1 + 1e-9):
-            return None
-        return min(max(int(place), 0), self.rows - 1)
+        row = int(self.rows_of(np.array([value]))[0])
+        return row if row >= 0 else None
 
 
 def limits(

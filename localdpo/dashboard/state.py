@@ -6,6 +6,8 @@ resume made void (steps after the checkpoint it went on from) is dropped as it i
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -239,25 +241,19 @@ _TAKES: Final = {
 
 
 def _extend(table: dict[str, Series], events: list[Event]) -> None:
-    """Add the metrics of `events` to their series, metric by metric."""
-    steps = [event.step for event in events]
+    """Add the metrics of `events` to their series, metric by metric; what is no number is left out."""
+    events = [event for event in events if event.step is not None]
+    steps = array("q", [event.step for event in events if event.step is not None])
     rows = [metrics_of(event) for event in events]
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name, _MISSING) for row in rows]
-        points = (steps, values) if _plain(steps, values) else _numbers(steps, values)
-        if points[0]:
-            table.setdefault(name, Series()).extend(*points)
-
-
-def _plain(steps: list[Any], values: list[Any]) -> bool:
-    return set(map(type, values)) <= _NUMBERS and None not in steps
-
-
-def _numbers(steps: list[Any], values: list[Any]) -> tuple[list[int], list[float | None]]:
-    """The points that have a step and a number (or null, a gap)."""
-    points = zip(steps, values, strict=True)
-    kept = [(s, v) for s, v in points if s is not None and (v is None or type(v) in _NUMBERS)]
-    return [step for step, _ in kept], [value for _, value in kept]
+        if set(map(type, values)) <= _NUMBERS:
+            table.setdefault(name, Series()).extend(steps, array("d", values))
+            continue
+        points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
+        if points:
+            kept = array("d", [math.nan if value is None else value for _, value in points])
+            table.setdefault(name, Series()).extend(array("q", [step for step, _ in points]), kept)
 
 
 def _start_of(event: Event) -> Start:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from localdpo.core.wording import PHASES
 from localdpo.dashboard.alarms import alarms
@@ -16,14 +17,22 @@ from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import Notice
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
+from localdpo.dashboard.widgets.line import Line
 from localdpo.dashboard.widgets.log import LogView
 from localdpo.dashboard.widgets.notices import Known, NoticeLine, NoticesScreen, known, pressing
 from localdpo.dashboard.widgets.tiles import TileRow
 
 _TALL: Final = 30  # rows of the terminal from which tiles have boxes and a notice says why
 _LOG_ROWS: Final = ((48, 10), (32, 5))  # (rows of the terminal from which the log is open, its rows)
-# Seconds between two frames while a long log is still being read: drawing must not hold up the reading.
-_PATIENCE: Final = 0.25
+# Seconds between two frames while a long log is still being read: drawing must not hold up the reading. And
+# while every core is at work, most likely for the training: drawing must not hold up that either.
+_READING_SECONDS: Final = 0.25
+_BUSY_SECONDS: Final = 1.0
+
+
+def is_busy() -> bool:
+    """Whether as many processes as there are cores wanted one during the last minute, on average."""
+    return os.getloadavg()[0] >= (os.cpu_count() or 1)
 
 
 class LiveScreen(RunScreen):
@@ -39,14 +48,14 @@ class LiveScreen(RunScreen):
         self._wants_log: bool | None = None
         self._read: set[Known] = set()
         self._drawn = 0.0
-        self._said: dict[str | None, str] = {}
+        self._has_news = False
 
     def body(self) -> ComposeResult:
         yield NoticeLine(id="notice")
         yield TileRow(id="tiles")
-        yield Static(id="waiting")
-        yield ChartGrid(id="charts")
-        yield Static(id="seen")
+        yield Line(id="waiting")
+        yield ChartGrid(self._draw_seen, id="charts")
+        yield Line(id="seen")
         yield LogView(id="log")
         yield Input(placeholder="words that a line must have; enter keeps them, esc clears", id="filter")
 
@@ -62,19 +71,28 @@ class LiveScreen(RunScreen):
     # --- drawing --------------------------------------------------------------------------------------
 
     def show(self, feed: RunFeed) -> None:
-        now = time.monotonic()
-        if feed.behind and now - self._drawn < _PATIENCE:
+        self._has_news = True
+        self._catch_up()
+
+    def tick(self, now: float) -> None:
+        self._catch_up()
+        self._draw_notices(now)
+        self._charts.catch_up()
+
+    def _catch_up(self) -> None:
+        """Draw what is new, unless the last frame is too young; called again a moment later."""
+        feed, now = self.feed, time.monotonic()
+        if not self._has_news or feed is None:
             return
-        self._drawn = now
+        pause = _READING_SECONDS if feed.behind else _BUSY_SECONDS if feed.alive and is_busy() else 0.0
+        if now - self._drawn < pause:
+            return
+        self._drawn, self._has_news = now, False
         self.query_one(TileRow).show(feed.state)
         self._log.show(feed.state)
         self._charts.show(feed)
         self._draw_notices(self.dashboard.now())
         self._draw_seen()
-
-    def tick(self, now: float) -> None:
-        self._draw_notices(now)
-        self._charts.catch_up()
 
     def reset(self) -> None:
         self._read = set()
@@ -104,10 +122,10 @@ class LiveScreen(RunScreen):
         if feed is None:
             return
         is_empty = self._charts.is_empty
-        waiting = self.query_one("#waiting", Static)
+        waiting = self.query_one("#waiting", Line)
         waiting.display, self._charts.display = is_empty, not is_empty
         if is_empty:
-            self._say(waiting, f"No step yet: {PHASES[feed.state.progress.phase]}.")
+            waiting.say(f"No step yet: {PHASES[feed.state.progress.phase]}.")
         words = self._charts.seen()
         if self._log.filter:
             lines, kept = self._log.count
@@ -115,13 +133,7 @@ class LiveScreen(RunScreen):
         elif self._log.display and not self._log.follow:
             words.append("log: end goes to the newest line")
         text = (" · " if self.abilities.unicode else " | ").join(words)
-        self._say(self.query_one("#seen", Static), text)
-
-    def _say(self, line: Static, text: str) -> None:
-        """Change a line; the screen is laid out anew then, so not without need."""
-        if self._said.get(line.id) != text:
-            self._said[line.id] = text
-            line.update(text)
+        self.query_one("#seen", Line).say(text)
 
     def _draw_notices(self, now: float) -> None:
         notices = self._notices(now)
@@ -132,9 +144,6 @@ class LiveScreen(RunScreen):
     def _notices(self, now: float) -> list[Notice]:
         feed = self.feed
         return [] if feed is None else [*feed.state.notices, *alarms(feed.state, feed.alive, now)]
-
-    def on_chart_grid_looked(self) -> None:
-        self._draw_seen()
 
     # --- charts ---------------------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
-from textual.message import Message
 
 from localdpo.dashboard.charts import CHARTS, SMOOTHINGS, Arrays, ChartSpec, available
 from localdpo.dashboard.feed import RunFeed
@@ -48,13 +48,14 @@ def grid_of(width: int, height: int, charts: int) -> Grid:
 
 
 class ChartGrid(Container):
-    """The charts. Those of which the run has no value are not shown."""
+    """The charts. Those of which the run has no value are not shown.
 
-    class Looked(Message):
-        """The charts are looked at in another way: `seen` has changed."""
+    `looked` is called when they are looked at in another way: `seen` has changed then.
+    """
 
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, looked: Callable[[], None], id: str | None = None) -> None:
         super().__init__(id=id)
+        self._looked = looked
         self._weight = SMOOTHINGS[0]
         self._has_log_axis = False
         self._page = 0
@@ -101,10 +102,12 @@ class ChartGrid(Container):
 
     def catch_up(self) -> None:
         """Draw what is new, unless a crowded chart was drawn a moment ago; called again a moment later."""
+        if not self._has_news:
+            return
         left, right = self._window()
         axis = next((chart.axis for chart in self._charts() if chart.axis is not None), None)
         is_crowded = axis is not None and right - left > 2 * axis.columns * _CROWDED
-        if self._has_news and not (is_crowded and time.monotonic() - self._drawn < _CALM_SECONDS):
+        if not is_crowded or time.monotonic() - self._drawn >= _CALM_SECONDS:
             self.draw()
 
     def seen(self) -> list[str]:
@@ -126,7 +129,7 @@ class ChartGrid(Container):
     def on_resize(self, event: events.Resize) -> None:
         self._arrange()
         self.draw()
-        self.post_message(self.Looked())
+        self._looked()
 
     def _grid(self) -> Grid:
         if self._alone is not None:
@@ -196,7 +199,7 @@ class ChartGrid(Container):
         if arranged:
             self._arrange()
         self.draw()
-        self.post_message(self.Looked())
+        self._looked()
 
     # --- looking --------------------------------------------------------------------------------------
 

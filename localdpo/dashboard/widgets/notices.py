@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SEVERITY: Final = {"info": 0, "warning": 1, "critical": 2}
 _COLOURS: Final = {"info": "chosen", "warning": "rejected", "critical": "critical"}
 _WORDS: Final = {"info": "notice"}
+_WIDE: Final = 70  # columns from which the keys have their words
 _MARKS: Final = {"info": "notice"}
 
 # What makes two notices the same for whoever has read one: it may come again at a higher level.
@@ -47,7 +48,7 @@ def _head(notice: Notice, app: DashboardApp) -> Text:
     at = "" if notice.step is None else f" step {notice.step:,}"
     word = _WORDS.get(notice.level, notice.level).upper()
     colour = getattr(app.palette, _COLOURS.get(notice.level, "ink"))
-    return Text(f"{mark} {when}{at} {printable(word)} ", style=f"bold {colour}")
+    return Text().append(f"{mark} {when}{at} {printable(word)} ", f"bold {colour}")
 
 
 class NoticeLine(Widget):
@@ -79,7 +80,11 @@ class NoticeLine(Widget):
         if notice is None:
             return Text()
         ellipsis = "…" if app.abilities.unicode else "~"
-        keys = f"  a acknowledge  A all ({self._total})"
+        keys = (
+            f"  a acknowledge  A all ({self._total})"
+            if self.size.width >= _WIDE
+            else f"  a  A({self._total})"
+        )
         head = _head(notice, app)
         message = fitted(printable(notice.message), self.size.width - head.cell_len - len(keys), ellipsis)
         head.append(message, app.palette.ink)

@@ -33,7 +33,7 @@ _MOST: Final = 6
 
 @dataclass(frozen=True)
 class TileSpec:
-    """A tile: its name in full and in brief, the metrics to take it from (the first that the run has), its unit.
+    """A tile: its name in full and in brief, the metrics to take it from (the first there is), its unit.
 
     `smoothed`: whether the figure is a moving average over the steps.
     """

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from localdpo.core.events import Event
+from localdpo.dashboard.alarms import alarms
+from localdpo.dashboard.state import RunState
+
+
+def event(type: str, step: int | None = None, time: float = 0.0, **data: object) -> Event:
+    return Event(v=1, time=time, type=type, step=step, data=data)
+
+
+def running(*more: Event) -> RunState:
+    state = RunState("r")
+    started = event("run.started", total_steps=50, memory_limit_gb=16.0)
+    steps = [
+        event("step", step, time=float(step), metrics={"step_seconds": 1.0, "peak_memory_gb": 10.0})
+        for step in range(1, 11)
+    ]
+    state.feed([started, *steps, *more])
+    return state
+
+
+def names(state: RunState, alive: bool, now: float) -> list[str]:
+    return [alarm.name for alarm in alarms(state, alive, now)]
+
+
+def test_a_healthy_run_raises_none():
+    assert names(running(), True, 12.0) == []
+    assert names(RunState("r"), False, 12.0) == []
+    finished = running(event("run.finished", 10, 11.0))
+    assert names(finished, False, 1e6) == []
+
+
+def test_silence_of_a_living_worker_is_told_with_its_length():
+    (alarm,) = alarms(running(), True, 10.0 + 95)
+    assert (alarm.name, alarm.level, alarm.step) == ("silence", "warning", 10)
+    assert "1m 35s" in alarm.message
+    assert alarm.why
+    assert alarm.advice
+    assert names(running(), True, 10.0 + 29) == []
+
+
+def test_a_dead_worker_is_critical_with_the_words_of_its_supervisor():
+    (alarm,) = alarms(running(), False, 20.0)
+    assert (alarm.name, alarm.level) == ("crashed", "critical")
+    assert "last step was 10" in alarm.message
+    told = running(
+        event("run.crashed", 10, 11.0, signal="SIGKILL", lines=["killed by SIGKILL", "go on with: x"])
+    )
+    (alarm,) = alarms(told, False, 20.0)
+    assert (alarm.message, alarm.advice) == ("killed by SIGKILL", "go on with: x")
+
+
+def test_memory_is_told_unless_the_log_has_done_so():
+    full = event("step", 11, 11.0, metrics={"peak_memory_gb": 15.0})
+    (alarm,) = alarms(running(full), True, 12.0)
+    assert alarm.name == "memory"
+    assert "94% of the 16 GB" in alarm.message
+    said = event("notice", 11, 11.0, level="warning", name="memory", message="m", why="w")
+    assert names(running(full, said), True, 12.0) == []

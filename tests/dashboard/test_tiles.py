@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localdpo.core.events import Event
+from localdpo.dashboard.state import RunState
+from localdpo.dashboard.widgets.tiles import sparkline, tiles_of, trend
+
+
+def state_of(rows: list[dict[str, float | None]]) -> RunState:
+    state = RunState("r")
+    started = Event(1, 0.0, "run.started", None, {"memory_limit_gb": 36.0})
+    steps = [Event(1, 0.0, "step", step, {"metrics": row}) for step, row in enumerate(rows, start=1)]
+    state.feed([started, *steps])
+    return state
+
+
+def test_the_tiles_are_those_that_the_run_has_values_for():
+    assert tiles_of(RunState("r")) == []
+    dpo = state_of(
+        [{"rewards/margins": 0.5, "loss": 0.6, "tokens_per_second": 1840.4, "peak_memory_gb": 21.3}]
+    )
+    assert [(tile.name, tile.figure) for tile in tiles_of(dpo)] == [
+        ("margin", "0.5"),
+        ("loss", "0.6"),
+        ("tokens/s", "1,840"),
+        ("memory", "21.3/36 GB"),
+    ]
+    sft = state_of([{"loss": 2.0, "grad_norm": 1.0, "logps/chosen": -3.0}])
+    assert [tile.name for tile in tiles_of(sft)] == ["loss", "grad norm", "logp"]
+
+
+def test_a_value_that_is_not_finite_shows_at_once():
+    assert tiles_of(state_of([{"loss": 0.5}, {"loss": None}]))[0].figure == "-"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.linspace(0, 1, 100), "up"),
+        (np.linspace(1, 0, 100), "down"),
+        (np.full(100, 0.7), "level"),
+        (np.tile([0.0, 1.0], 50), "level"),
+        (np.array([1.0]), "level"),
+        (np.array([]), "level"),
+        (np.array([math.nan, 1.0, math.nan]), "level"),
+    ],
+)
+def test_the_trend_is_told_from_noise(values: np.ndarray, expected: str):
+    assert trend(values) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e300, 1e300), max_size=80), st.integers(0, 20), st.booleans())
+def test_any_course_fits_its_cells(course: list[float], cells: int, unicode: bool):
+    bars = sparkline(course, cells, unicode)
+    assert len(bars) <= cells
+    assert unicode or bars.isascii()
+
+
+def test_a_course_from_low_to_high():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8, True) == "▁▂▃▄▅▆▇█"
+    assert sparkline([3.0, 3.0], 8, True) == "▁▁"
+    assert sparkline([], 8, True) == ""
