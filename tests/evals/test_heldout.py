@@ -10,7 +10,7 @@ import pytest
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import prompt_id, read_prompt_rows, read_prompts
-from localdpo.evals.heldout import choose_prompts, default_source
+from localdpo.evals.heldout import choose_prompts, default_sources
 
 
 def run_of(tmp_path: Path, recipe: str) -> RunDir:
@@ -43,12 +43,12 @@ def test_the_id_of_a_prompt_is_a_hash_of_it(tmp_path: Path) -> None:
 
 def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path) -> None:
     demo = "model: demo:model\ndata: {train: 'demo:preferences/train'}\n"
-    assert default_source(run_of(tmp_path / "a", demo)) == "demo:prompts/heldout"
-    assert default_source(run_of(tmp_path / "b", demo + "eval: {prompts: my.jsonl}\n")) == "my.jsonl"
+    assert default_sources(run_of(tmp_path / "a", demo)) == ("demo:prompts/heldout",)
+    assert default_sources(run_of(tmp_path / "b", demo + "eval: {prompts: my.jsonl}\n")) == ("my.jsonl",)
     own = "model: m\ndata: {train: t.jsonl, valid: v.jsonl}\n"
-    assert default_source(run_of(tmp_path / "c", own)) == "v.jsonl"
+    assert default_sources(run_of(tmp_path / "c", own)) == ("v.jsonl",)
     with pytest.raises(UserError, match="give --prompts FILE or --prompt TEXT"):
-        default_source(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
+        default_sources(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
 
 
 def test_the_demo_has_facts_beside_its_prompts(tmp_path: Path) -> None:

@@ -372,7 +372,7 @@ def test_checking_loads_no_mlx(tmp_path: Path) -> None:
         "import sys\n"
         "from localdpo.prefs.settings import options_from\n"
         "from localdpo.prefs.check import check\n"
-        f"options, _ = options_from(None, 'demo:model', 512, None, [{path!r}], None)\n"
+        f"options, _ = options_from(None, 'demo:model', 512, None, [{path!r}], None, {path!r})\n"
         f"check({path!r}, options)\n"
         "print(*[name for name in sys.modules if name.split('.')[0] in ('mlx', 'mlx_lm')])"
     )
