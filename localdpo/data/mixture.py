@@ -1,7 +1,8 @@
 """Several token stores as one: the data sets of a recipe's list, end to end.
 
 Every data set keeps its own store and so its own file in the cache, which another recipe with the same data
-set finds again. Rows are numbered through; `source_of` leads back to the data set, and a row keeps its number in it.
+set finds again. Rows are numbered through; `source_of` leads back to the data set, in which a row keeps its
+number.
 """
 
 from __future__ import annotations

@@ -51,6 +51,21 @@ def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path) -> None:
         default_sources(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
 
 
+def test_prompts_of_several_held_out_data_sets_come_one_after_the_other(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for name in names:
+        rows = [{"prompt": f"{Path(name).stem}{n}", "chosen": "x"} for n in range(2)]
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = run_of(tmp_path, f"model: m\ndata: {{train: [t.jsonl, u.jsonl], valid: {json.dumps(names)}}}\n")
+    found, source = choose_prompts(run, None, [], None)
+    assert [row.prompt for row in found] == ["a0", "a1", "b0", "b1"]
+    assert source == ", ".join(names)
+    assert [row.prompt for row in choose_prompts(run, None, [], 3)[0]] == ["a0", "a1", "b0"]
+    assert [row.prompt for row in choose_prompts(run, None, [], 2)[0]] == ["a0", "a1"]
+    demo = "model: m\ndata: {train: ['demo:preferences/train', 'demo:preferences/valid']}\n"
+    assert default_sources(run_of(tmp_path / "demo", demo)) == ("demo:prompts/heldout",)
+
+
 def test_the_demo_has_facts_beside_its_prompts(tmp_path: Path) -> None:
     demo = "model: demo:model\ndata: {train: 'demo:preferences/train'}\n"
     rows, source = choose_prompts(run_of(tmp_path, demo), None, [], 3)

@@ -14,7 +14,7 @@ from localdpo.train.rows import hold_out
 
 
 class Store(list[Any]):
-    """A stand-in for a mixture: rows that are only prompts, and the keys of the prompts before they were cut."""
+    """A stand-in for a mixture: rows that are only prompts, with the keys of the whole prompts."""
 
     def __init__(self, prompts: list[int], keys: list[int] | None = None) -> None:
         super().__init__(SimpleNamespace(prompt=np.array([p], dtype=np.int32)) for p in prompts)

@@ -229,7 +229,7 @@ def test_scores_of_the_reference_do_not_depend_on_the_adapter_in_the_model(
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
     assert session.train_scores is not None
     fill(session, session.train_scores, np.arange(24))
-    scored = session.train_scores.values.copy()
+    scored = session.train_scores.files[0].values.copy()
     file_of(session).unlink()
     trained = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
     model = trained.base.model
@@ -237,5 +237,5 @@ def test_scores_of_the_reference_do_not_depend_on_the_adapter_in_the_model(
     with EventWriter(tmp_path / "events.jsonl") as log:
         Loop(trained, RunDir(tmp_path), log, StopRequest()).score_reference()
     assert trained.train_scores is not None
-    np.testing.assert_allclose(trained.train_scores.values, scored, atol=1e-3)
+    np.testing.assert_allclose(trained.train_scores.files[0].values, scored, atol=1e-3)
     assert np.array(model.model.layers[0].self_attn.q_proj.lora_b).min() == 1
