@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -46,8 +47,12 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         console.print(Text(line))
     for note in unpaired.notes(recipe.loss, train, valid):
         console.print(Text(note))
-    _heading(console, "first row")
-    console.print(Text(render_marked(train.store[int(train.indices[0])], tokenizer._tokenizer).rstrip()))
+    for index in _firsts(train):
+        _heading(
+            console,
+            "first row" if len(train.store.parts) == 1 else f"{train.store.name_rows(np.array([index]))}",
+        )
+        console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
     micro = rows_at_once(recipe, train, backend)
     console.print(Text(_steps(recipe, plan, micro)))
@@ -89,6 +94,12 @@ def _shares(train: Rows) -> list[str]:
         for part, count in zip(parts, train.counts, strict=True)
         for taken in [rows_per_epoch([count], [part.weight])]
     ]
+
+
+def _firsts(train: Rows) -> list[int]:
+    """The first row to train on of each data set, as places in the mixture."""
+    starts = np.cumsum([0, *train.counts])[:-1]
+    return [int(train.indices[start]) for start, n in zip(starts, train.counts, strict=True) if n]
 
 
 def _heading(console: Console, title: str) -> None:

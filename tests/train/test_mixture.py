@@ -285,6 +285,9 @@ def test_a_dry_run_and_the_notes_name_the_data_sets(tmp_path: Path, two: Path, t
     assert f"an epoch takes 10 rows (83%) of {one}: 10 to train on, weight 1" in shown
     assert f"an epoch takes 2 rows (17%) of {two}: 8 to train on, weight 0.25" in shown
     assert "3 steps of 4 rows" in shown
+    assert f"row 1 of {one} ──" in shown
+    assert f"row 1 of {two} ──" in shown
+    assert "question number 40" in shown
     (line,) = _dropped(session_of(tmp_path, content))
     assert line.startswith(f"data.train {one}: 1 of 11 rows were dropped: ")
     assert line.endswith("(1 rows: 11)")
