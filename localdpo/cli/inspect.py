@@ -42,6 +42,9 @@ def inspect(
         int | None, typer.Option(min=1, help="Look only at the first so many pairs. Default: all.")
     ] = None,
     split: Annotated[Literal["valid", "train"], typer.Option(help="Which of the run's pairs.")] = "valid",
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only pairs of this one of the recipe's data sets.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Everything, token by token, as one JSON object.")
     ] = False,
@@ -69,6 +72,7 @@ def inspect(
         pair=pair,
         worst=worst or DEFAULT_WORST,
         limit=limit,
+        source=source,
         note=lambda line: print_plain(errors, line),
     )
     if as_json:
@@ -98,6 +102,7 @@ def as_object(run: str, inspection: Inspection) -> dict[str, Any]:
 def _pair_object(pair: PairRewards) -> dict[str, Any]:
     return {
         "row": pair.row,
+        "source": pair.source,
         "prompt": pair.prompt,
         "margin": pair.margin,
         "ranked": pair.ranked,
@@ -136,7 +141,7 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
         f"{run}, {inspection.checkpoint}: {inspection.scored:,}{of} {inspection.split} pairs of "
         f"{inspection.source}, accuracy {inspection.accuracy:.3f}, margin {inspection.margin:+.3f}",
     )
-    rows = [_row(pair) for pair in inspection.pairs]
+    rows = [_row(pair, row_name(inspection, pair)) for pair in inspection.pairs]
     if not console.is_terminal:
         for line in text_table([HEADINGS, *rows]):
             print_plain(console, line)
@@ -159,10 +164,15 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     console.print(table)
 
 
-def _row(pair: PairRewards) -> tuple[str, ...]:
+def row_name(inspection: Inspection, pair: PairRewards) -> str:
+    """The number of the pair's row, with its data set where there are several."""
+    return str(pair.row) if pair.source == inspection.source else f"{pair.source}:{pair.row}"
+
+
+def _row(pair: PairRewards, name: str) -> tuple[str, ...]:
     """The cells of a pair, in the order of HEADINGS."""
     return (
-        str(pair.row),
+        name,
         f"{pair.margin:+.3f}",
         pair.ranked,
         f"{len(pair.chosen.tokens)}/{len(pair.rejected.tokens)}",
@@ -190,7 +200,8 @@ def show_pair(console: Console, inspection: Inspection) -> None:
     limit = scale_of(pair)
     coloured = console.color_system is not None and not console.no_color
     what = "log-probability / tokens" if pair.chosen.reference_logp is None else "log-ratio"
-    title = f"{inspection.split} row {pair.row}: margin {pair.margin:+.3f}, ranked {pair.ranked}"
+    row = f"{inspection.split} row {row_name(inspection, pair)}"
+    title = f"{row}: margin {pair.margin:+.3f}, ranked {pair.ranked}"
     console.print(Rule(Text(title), align="left"))
     console.print(clean(pair.prompt))
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):

@@ -74,8 +74,8 @@ def check(
     from localdpo.prefs.report import as_object
     from localdpo.prefs.settings import options_from
 
-    options, found = options_from(recipe, model, max_length, format_name, against or (), reference)
-    report = with_progress(lambda tell: run_check(source_of(data, found), options, tell))
+    options, source = options_from(recipe, model, max_length, format_name, against or (), reference, data)
+    report = with_progress(lambda tell: run_check(source, options, tell))
     if html is not None:
         from localdpo.pages import write_page
 
@@ -107,7 +107,7 @@ def clean(
     from localdpo.prefs.clean import clean as run_clean
     from localdpo.prefs.settings import options_from
 
-    options, _ = options_from(recipe, model, max_length, format_name, against or (), None)
+    options, _ = options_from(recipe, model, max_length, format_name, against or (), None, data)
     names = None if drop is None else [name.strip() for name in drop.split(",") if name.strip()]
     done = with_progress(
         lambda tell: run_clean(data, out, drop=names, options=options, force=force, progress=tell)
@@ -133,17 +133,6 @@ def convert(
     print(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
     _print_counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
     _print_counts({f"left out: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
-
-
-def source_of(data: str | None, recipe: Any) -> str:
-    """The data to check: what is named, or the recipe's. Raises UserError for neither."""
-    from localdpo.core.errors import UserError
-
-    if data is not None:
-        return data
-    if recipe is None:
-        raise UserError("no data: name a file or data set of pairs, or give --recipe")
-    return str(recipe.data.train)
 
 
 def with_progress(work: Callable[[Progress | None], Any]) -> Any:

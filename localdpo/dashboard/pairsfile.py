@@ -35,6 +35,11 @@ class WorstPair:
     chosen: Response
     rejected: Response
 
+    @property
+    def key(self) -> str:
+        """Tells pairs apart: the recipe may list several data sets."""
+        return f"{self.row} {self.source}"
+
 
 @dataclass(frozen=True)
 class WorstPairs:

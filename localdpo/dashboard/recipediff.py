@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 
 
 def flatten(values: object, prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
+    """Nested mappings, and lists of them, as one with keys such as `data.train[0].source`."""
     flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    elif isinstance(values, list) and any(isinstance(value, Mapping) for value in values):
+        for place, value in enumerate(values):
+            flat.update(flatten(value, f"{prefix}[{place}]"))
+    else:
+        flat[prefix] = values
     return flat
 
 

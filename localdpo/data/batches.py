@@ -42,6 +42,40 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return _order(n, seed, epoch)
 
 
+def rows_per_epoch(counts: Sequence[int], weights: Sequence[float]) -> int:
+    """Rows that an epoch takes of data sets with these `counts` of rows and `weights`."""
+    return sum(_taken(n, weight) for n, weight in zip(counts, weights, strict=True))
+
+
+def _taken(n: int, weight: float) -> int:
+    """Rows of a data set of n in an epoch: n * weight to the nearest, and one at least if there are any."""
+    return max(1, int(n * weight + 0.5)) if n else 0
+
+
+@lru_cache(maxsize=4)
+def epoch_places(
+    counts: tuple[int, ...], weights: tuple[float, ...], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """Places int64[rows_per_epoch] of the rows that an epoch takes, sorted; those of the first data set come
+    first.
+
+    A data set's rows stand in a circle, in an order that the seed decides once, and every epoch takes the
+    next `weight` of a turn: each row floor(weight) or ceil(weight) times, and all rows equally often in the
+    long run. Weights of 1 take every row once. Pure in its arguments. Read-only.
+    """
+    places, before = [], 0
+    for number, (n, weight) in enumerate(zip(counts, weights, strict=True)):
+        taken = _taken(n, weight)
+        # The last 1 keeps this seed apart from those of `epoch_order`.
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, 1])))
+        turn = (epoch * taken + np.arange(taken, dtype=np.int64)) % max(1, n)
+        places.append(before + np.sort(generator.permutation(n)[turn]))
+        before += n
+    found = np.concatenate(places).astype(np.int64)
+    found.setflags(write=False)
+    return found
+
+
 def batch_rows(n: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
     """The row indices int64[<= batch_size] of 0-based `step`, in drawn order.
 

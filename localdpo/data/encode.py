@@ -7,6 +7,7 @@ token would span the boundary, the response is tokenised apart and the row count
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Encoded:
 class _Ids:
     prompt: list[int]
     responses: list[list[int]]
+    key: int = 0
 
 
 class Encoder:
@@ -93,7 +95,7 @@ class Encoder:
             cut = self._finish(row, text, prompt, wholes, result)
             if cut is not None:
                 responses = tuple(_int32(response) for response in cut.responses)
-                result.rows.append(EncodedRow(row, _int32(cut.prompt), responses, desirable))
+                result.rows.append(EncodedRow(row, _int32(cut.prompt), responses, desirable, cut.key))
         return result
 
     def _finish(
@@ -131,6 +133,7 @@ class Encoder:
             raise RowDropped(IDENTICAL)
         if not ids.prompt:
             self._make_context(ids)
+        ids.key = prompt_key(_int32(ids.prompt))
         cut = self._cut(ids)
         if any(not response for response in ids.responses):
             raise RowDropped(NO_SCORED_TOKEN)
@@ -163,6 +166,11 @@ class Encoder:
         if prompt[0] == self.tokens.bos and length > 1:
             return [prompt[0], *prompt[1 - length :]]
         return prompt[-length:]
+
+
+def prompt_key(ids: NDArray[np.int32]) -> int:
+    """A hash of a prompt's ids, 56 bits: different prompts have different ones, as good as surely."""
+    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=7).digest())
 
 
 def encode_prompt(

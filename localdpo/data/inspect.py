@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from localdpo.data.mixture import Mixture
 from localdpo.data.store import TokenStore
 from localdpo.data.types import EncodedRow
 
@@ -51,8 +52,8 @@ class Statistics:
     desirable: int | None = None
 
 
-def statistics(store: TokenStore) -> Statistics:
-    """Token statistics of all rows of a store."""
+def statistics(store: TokenStore | Mixture) -> Statistics:
+    """Token statistics of all rows of a store, or of several of them."""
     report = store.report
     responses = store.response_lengths
     return Statistics(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_ROWS = 1000
-STORE_VERSION = 2
+STORE_VERSION = 3
 _META = b"localdpo"
 _DEAD_AFTER_SECONDS = 3600
 _RESPONSES: dict[Kind, tuple[str, ...]] = {
@@ -42,7 +42,7 @@ _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "demonstrations": ("r0",),
     "unpaired": ("r0",),
 }
-_LABEL = "desirable"
+_KEY, _LABEL = "prompt_key", "desirable"
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
@@ -50,9 +50,11 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Views into one record batch: row numbers, (offsets, values) of prompt and each response, labels."""
+    """Views into one record batch: row numbers, keys of the prompts, (offsets, values) of prompt and each
+    response, labels."""
 
     rows: NDArray[np.int64]
+    keys: NDArray[np.int64]
     lists: tuple[tuple[NDArray[np.int32], NDArray[np.int32]], ...]
     labels: NDArray[np.uint8] | None
 
@@ -63,6 +65,7 @@ class TokenStore(Sequence[EncodedRow]):
     fingerprint       hash over content, tokenizer, template, truncation, limits and kind
     prompt_lengths    int32[N] tokens; response_lengths int32[N, K] tokens
     desirable         bool[N] labels of unpaired rows, else None
+    prompt_keys       int64[N] equal for equal prompts, whatever was cut off them
     report            what was read, kept, dropped and why
     """
 
@@ -78,6 +81,7 @@ class TokenStore(Sequence[EncodedRow]):
         table = np.concatenate(lengths).astype(np.int32)
         self.prompt_lengths: NDArray[np.int32] = table[:, 0]
         self.response_lengths: NDArray[np.int32] = table[:, 1:]
+        self.prompt_keys: NDArray[np.int64] = np.concatenate([block.keys for block in blocks])
         labels = [block.labels for block in blocks if block.labels is not None]
         self.desirable: NDArray[np.bool_] | None = np.concatenate(labels).astype(bool) if labels else None
 
@@ -94,7 +98,7 @@ class TokenStore(Sequence[EncodedRow]):
         block = self._blocks[number]
         prompt, *responses = (values[offsets[place] : offsets[place + 1]] for offsets, values in block.lists)
         label = None if block.labels is None else bool(block.labels[place])
-        return EncodedRow(int(block.rows[place]), prompt, tuple(responses), label)
+        return EncodedRow(int(block.rows[place]), prompt, tuple(responses), label, int(block.keys[place]))
 
 
 def open_store(
@@ -232,7 +236,8 @@ class _Writer:
         lists = [pa.field(name, ids, nullable=False) for name in names]
         # Bytes and not Arrow's booleans, which are packed bits and no array to be read in place.
         labels = [pa.field(_LABEL, pa.uint8(), nullable=False)] if kind == "unpaired" else []
-        self._schema = pa.schema([pa.field("row", pa.int64(), nullable=False), *lists, *labels])
+        numbers = [pa.field(name, pa.int64(), nullable=False) for name in ("row", _KEY)]
+        self._schema = pa.schema([*numbers, *lists, *labels])
         self._writer = pa.ipc.new_file(file, self._schema)
 
     def add(self, examples: list[tuple[int, Example | Skipped]], encoder: Encoder) -> None:
@@ -270,7 +275,10 @@ class _Writer:
     def _write(self, rows: list[EncodedRow]) -> None:
         columns = [[row.prompt for row in rows]]
         columns += [[row.responses[k] for row in rows] for k in range(len(_RESPONSES[self._kind]))]
-        arrays: list[pa.Array] = [pa.array([row.row for row in rows], pa.int64())]
+        arrays: list[pa.Array] = [
+            pa.array([row.row for row in rows], pa.int64()),
+            pa.array([row.prompt_key for row in rows], pa.int64()),
+        ]
         for name, lists in zip(("prompt", *_RESPONSES[self._kind]), columns, strict=True):
             offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int32)
             values = pa.array(np.concatenate(lists))
@@ -320,18 +328,18 @@ def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
 
 def _block(batch: pa.RecordBatch) -> _Block:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    rows, labels = columns.pop("row"), columns.pop(_LABEL, None)
+    rows, keys, labels = columns.pop("row"), columns.pop(_KEY), columns.pop(_LABEL, None)
     lists = tuple(
         (column.offsets.to_numpy(zero_copy_only=True), column.values.to_numpy(zero_copy_only=True))
         for column in columns.values()
     )
     marks = None if labels is None else labels.to_numpy(zero_copy_only=True)
-    return _Block(rows.to_numpy(zero_copy_only=True), lists, marks)
+    return _Block(rows.to_numpy(zero_copy_only=True), keys.to_numpy(zero_copy_only=True), lists, marks)
 
 
 def _checksum(block: _Block, start: int) -> int:
     """CRC-32 over a block's arrays; about 1 GB/s, so a gigabyte of tokens costs a second at the start."""
-    checksum = zlib.crc32(block.rows.data, start)
+    checksum = zlib.crc32(block.keys.data, zlib.crc32(block.rows.data, start))
     for offsets, values in block.lists:
         checksum = zlib.crc32(values.data, zlib.crc32(offsets.data, checksum))
     return checksum if block.labels is None else zlib.crc32(block.labels.data, checksum)

@@ -102,13 +102,14 @@ class EncodedRow:
     `row` counts from 0 in the source (a JSONL file's line number less one). `prompt` is int32[>=1], the one
     prefix of all responses; `responses` holds int32[>=1] arrays: (chosen, rejected) or (response,).
     The arrays may be read-only views into a mapped file. `desirable` is the label of an unpaired row, None in
-    rows of other kinds.
+    rows of other kinds. `prompt_key` tells prompts apart as they were before they were cut to a limit.
     """
 
     row: int
     prompt: NDArray[np.int32]
     responses: tuple[NDArray[np.int32], ...]
     desirable: bool | None = None
+    prompt_key: int = 0
 
 
 @dataclass(frozen=True, slots=True)

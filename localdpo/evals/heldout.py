@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from localdpo.core.errors import UserError
-from localdpo.core.names import is_demo
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row, read_prompt_rows
 from localdpo.recipe.load import load_recipe
@@ -18,26 +17,35 @@ GIVEN: Final = "given prompts"
 def choose_prompts(
     run: RunDir, file: str | None, texts: Sequence[str], limit: int | None
 ) -> tuple[list[PromptRow], str]:
-    """The given texts and the first `limit` prompts of the given file; without either, of `default_source`.
+    """The given texts and the first `limit` prompts of the given file; without either, of `default_sources`.
 
     The second value says where they come from. Raises UserError(s) for a file without usable prompts.
     """
     given = [prompt_row(text) for text in texts]
     if file is None and given:
         return given, GIVEN
-    source = default_source(run) if file is None else file
-    return given + read_prompt_rows(source, limit), f"{GIVEN}, {source}" if given else source
+    found: list[PromptRow] = []
+    sources = default_sources(run) if file is None else (file,)
+    for each in sources:
+        left = None if limit is None else limit - len(found)
+        if left is None or left > 0:
+            found += read_prompt_rows(each, left)
+    source = ", ".join(sources)
+    return given + found, f"{GIVEN}, {source}" if given else source
 
 
-def default_source(run: RunDir) -> str:
-    """The file of the held-out prompts of a run: what its recipe says, or the demo's own.
+def default_sources(run: RunDir) -> tuple[str, ...]:
+    """The data sets with the held-out prompts of a run: what its recipe says, or the demo's own.
 
     Raises UserError if the recipe names no file of prompts that the run was not trained on.
     """
     recipe = load_recipe(run.recipe)
-    source = recipe.eval.prompts or (DEMO_PROMPTS if is_demo(recipe.data.train) else recipe.data.valid)
-    if source is None:
+    if recipe.eval.prompts is not None:
+        return (recipe.eval.prompts,)
+    if recipe.data.is_demo:
+        return (DEMO_PROMPTS,)
+    if not recipe.data.valid_sources:
         raise UserError(
             f"{run.path}: its recipe names no held-out prompts; give --prompts FILE or --prompt TEXT"
         )
-    return source
+    return tuple(entry.source for entry in recipe.data.valid_sources)

@@ -8,7 +8,7 @@ response is the pair's reward as training reports it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.data.mixture import Part
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base, load_base
@@ -23,7 +24,8 @@ from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train.checkpoint import moved_reference
 from localdpo.train.rows import Rows
-from localdpo.train.session import attach_adapter, check_paths, open_rows
+from localdpo.train.session import attach_adapter, check_paths
+from localdpo.train.sources import open_rows
 from localdpo.train.token_rewards import PairRewards, as_text, score_pairs
 
 Split = Literal["valid", "train"]
@@ -35,7 +37,7 @@ class Inspection:
 
     Attributes:
         checkpoint: name of the policy's checkpoint.
-        source: of the split's rows, as the recipe names it.
+        source: what the recipe calls the data sets of the split's rows, or the one that was asked for.
         rows, scored: pairs of the split, and how many of them (the first) were scored.
         accuracy, margin: means over the scored pairs.
         pairs: the pair that was asked for, or the worst first.
@@ -60,21 +62,24 @@ def inspect_run(
     pair: int | None = None,
     worst: int = 20,
     limit: int | None = None,
+    source: str | None = None,
     note: Callable[[str], None],
 ) -> Inspection:
     """Score the pair at row `pair` of the split, or find the `worst` of its first `limit` pairs.
 
-    `note` is told in one line what a person should know about the model. The base is loaded once.
+    `source` keeps to one of the data sets that the recipe lists. `note` is told in one line what a person
+    should know about the model. The base is loaded once.
 
     Raises:
-        UserError: no checkpoint yet, rows that are no pairs, no such row, or a model that does not load.
+        UserError: no checkpoint yet, rows that are no pairs, no such row or more than one, no such data set,
+            or a model that does not load.
     """
     latest, recipe = _opened(RunDir(run_dir))
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
     attach_adapter(base, recipe)
     train, valid = open_rows(recipe, base.tokenizer)
-    rows = train if split == "train" else valid
-    places = _places(recipe, split, rows, pair, limit)
+    rows = _of_source(train if split == "train" else valid, split, source)
+    places = _places(split, rows, pair, limit)
     forward = Forward(base.model)
     check_paths(forward, rows, note)
     reference = _reference(base, recipe, latest)
@@ -85,14 +90,14 @@ def inspect_run(
     return Inspection(
         checkpoint=latest.name,
         split=split,
-        source=_source(recipe, split),
+        source=_named(rows),
         loss=recipe.loss.spec.name,
         beta=recipe.loss.beta,
         rows=len(rows),
         scored=len(scored),
         accuracy=float((margins > 0.0).mean()),
         margin=float(margins.mean()),
-        pairs=tuple(as_text(one, rows.store[one.index], base.tokenizer) for one in scored[:worst]),
+        pairs=tuple(as_text(one, rows.store, base.tokenizer) for one in scored[:worst]),
     )
 
 
@@ -118,17 +123,35 @@ def _reference(base: Base, recipe: Recipe, latest: Path) -> lora.Weights | None:
     return lora.adapter_weights(base.model) if recipe.loss.spec.needs_reference else None
 
 
-def _source(recipe: Recipe, split: Split) -> str:
-    return recipe.data.train if split == "train" or recipe.data.valid is None else recipe.data.valid
+def _of_source(rows: Rows, split: Split, source: str | None) -> Rows:
+    """The rows that are of one data set; all of them for None. Raises UserError where there is none such."""
+    if source is None:
+        return rows
+    parts = rows.store.parts
+    number = next((n for n, part in enumerate(parts) if part.source == source), None)
+    if number is None:
+        raise UserError(f"--source {source}: the {split} pairs are of {rows.store.source}")
+    low, high = rows.store.bounds[number : number + 2]
+    return replace(rows, indices=rows.indices[(rows.indices >= low) & (rows.indices < high)])
 
 
-def _places(recipe: Recipe, split: Split, rows: Rows, pair: int | None, limit: int | None) -> np.ndarray:
-    """Places of `rows` to score: that of one row of the source, or the first `limit`.
+def _parts(rows: Rows) -> list[Part]:
+    """The data sets that the rows are of; all of the mixture's where there are no rows."""
+    parts = rows.store.parts
+    return [part for part, count in zip(parts, rows.counts, strict=True) if count] or list(parts)
+
+
+def _named(rows: Rows) -> str:
+    return ", ".join(part.source for part in _parts(rows))
+
+
+def _places(split: Split, rows: Rows, pair: int | None, limit: int | None) -> np.ndarray:
+    """Places of `rows` to score: that of one row of its data set, or the first `limit`.
 
     Raises:
-        UserError: the split has no rows, or not this one.
+        UserError: the split has no rows, or not this one, or several data sets have it.
     """
-    source = _source(recipe, split)
+    source = _named(rows)
     if len(rows) == 0:
         raise UserError(f"{source}: no rows are held out; give --split train")
     if pair is None:
@@ -137,15 +160,19 @@ def _places(recipe: Recipe, split: Split, rows: Rows, pair: int | None, limit: i
     found = np.flatnonzero(numbers == pair)
     if len(found) == 0:
         raise UserError(f"--pair {pair}: {_why_not(rows, pair, numbers)} ({split} rows of {source})")
+    owners = {rows.store.source_of(int(i)) for i in rows.indices[found]}
+    if len(owners) > 1:
+        raise UserError(f"--pair {pair}: {' and '.join(sorted(owners))} have such a row; give --source")
     return found
 
 
 def _why_not(rows: Rows, pair: int, numbers: np.ndarray) -> str:
-    """Why a row of the source is not among those of the split."""
-    report = rows.store.report
-    for reason, dropped in report.dropped.items():
-        if pair - 1 in dropped:
-            return f"this row was dropped: {reason}"
-    if any(row.row + 1 == pair for row in rows.store):
+    """Why a row of the data is not among those of the split."""
+    stores = [part.store for part in _parts(rows)]
+    for store in stores:
+        for reason, dropped in store.report.dropped.items():
+            if pair - 1 in dropped:
+                return f"this row was dropped: {reason}"
+    if any(row.row + 1 == pair for store in stores for row in store):
         return "this row is in the other split; see --split"
     return f"expected a row from {numbers.min()} to {numbers.max()}"

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits
 from localdpo.data.formats import named_format
 from localdpo.prefs.check import Options
 from localdpo.prefs.tokenizer import open_tokenizer
+from localdpo.recipe.data import DataSource
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 
+# Has no options of its own.
+UNLISTED: Final = DataSource(source="unlisted")
+
 
 def from_recipe(
-    recipe: Recipe, *, format_name: str | None, against: Sequence[str], reference: int | None
+    recipe: Recipe,
+    *,
+    source: str,
+    format_name: str | None,
+    against: Sequence[str],
+    reference: int | None,
 ) -> Options:
     """The checks of a recipe's own data: its limits, and the prompts of its validation and evaluation data.
 
+    `source` is the data to check; what the recipe's list says of it goes before the recipe's own options.
     Raises UserError for a model that does not load.
     """
     train, data = recipe.train, recipe.data
-    limits = Limits(train.max_length, train.max_prompt_length, train.truncation)
-    own = [name for name in (data.valid, recipe.eval.prompts) if name is not None]
+    entries = [*data.train_sources, *data.valid_sources]
+    entry = next((each for each in entries if each.source == source), UNLISTED)
+    limits = Limits(
+        entry.max_length or train.max_length,
+        entry.max_prompt_length or train.max_prompt_length,
+        entry.truncation or train.truncation,
+    )
+    own = [each.source for each in data.valid_sources]
+    own += [recipe.eval.prompts] if recipe.eval.prompts is not None else []
     score = None
     if reference is not None:
         # Only here is MLX loaded.
@@ -32,7 +50,7 @@ def from_recipe(
         trust = recipe.trust_remote_code
         score = scorer(recipe.model, recipe.adapter, data.template, limits, trust_remote_code=trust)
     return Options(
-        format_name=format_name or data.format,
+        format_name=format_name or entry.format or data.format,
         tokenizer=open_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code),
         template=data.template,
         limits=limits,
@@ -48,8 +66,9 @@ def options_from(
     format_name: str | None,
     against: Sequence[str],
     reference: int | None,
-) -> tuple[Options, Recipe | None]:
-    """The checks that the options of a command ask for, and the recipe, if one is named.
+    data: str | None,
+) -> tuple[Options, str]:
+    """The checks that the options of a command ask for, and what to check: `data`, or the recipe's own.
 
     Raises UserError(s) for options that do not go together, for the recipe, and for the model.
     """
@@ -65,11 +84,27 @@ def options_from(
         named_format(format_name, "pairs", "--format")
     if recipe is not None:
         found = load_recipe(recipe)
-        return from_recipe(found, format_name=format_name, against=against, reference=reference), found
+        source = source_of(data, found)
+        return from_recipe(
+            found, source=source, format_name=format_name, against=against, reference=reference
+        ), source
+    source = source_of(data, None)
     options = Options(
         format_name=format_name,
         tokenizer=None if model is None else open_tokenizer(model),
         limits=None if max_length is None else Limits(max_length),
         against=tuple(against),
     )
-    return options, None
+    return options, source
+
+
+def source_of(data: str | None, recipe: Recipe | None) -> str:
+    """The data to check: what is named, or the recipe's. Raises UserError for neither, and for several."""
+    if data is not None:
+        return data
+    if recipe is None:
+        raise UserError("no data: name a file or data set of pairs, or give --recipe")
+    names = [entry.source for entry in recipe.data.train_sources]
+    if len(names) > 1:
+        raise UserError(f"the recipe trains on {len(names)} data sets: name one of {', '.join(names)}")
+    return names[0]

@@ -10,9 +10,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from localdpo.recipe.data import DataSource, WeightedSource
 from localdpo.recipe.schema import Recipe
 
 SIMPLE_TYPES: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+# The options of an entry, for each option that may be a list of them.
+ENTRIES: Final[dict[str, type[DataSource]]] = {"data.train": WeightedSource, "data.valid": DataSource}
 
 
 class Option(NamedTuple):
@@ -57,13 +60,29 @@ def expected(field: FieldInfo) -> str:
 
 
 def options_table() -> list[Option]:
-    """Every option with its type, default and meaning, for the documentation."""
+    """Every option with its type, default and meaning, for the documentation.
+
+    Those of the entries of data.train come behind it, as `data.train[].weight`; data.valid's are the same.
+    """
     rows = []
     for key in all_keys():
         field = field_at(key)
         assert field is not None
-        rows.append(Option(key, expected(field), _default_text(field), field.description or ""))
+        rows.append(_option(key, field))
+        if key == "data.train":
+            rows += [_option(f"{key}[].{name}", entry) for name, entry in entry_fields(key).items()]
     return rows
+
+
+def entry_fields(key: str) -> dict[str, FieldInfo]:
+    """The options of an entry of the list at `key`, the needed one first; none where none is due."""
+    fields = dict(ENTRIES[key].model_fields) if key in ENTRIES else {}
+    first = [name for name in ("source", "weight") if name in fields]
+    return {name: fields[name] for name in [*first, *(name for name in fields if name not in first)]}
+
+
+def _option(key: str, field: FieldInfo) -> Option:
+    return Option(key, expected(field), _default_text(field), field.description or "")
 
 
 def _type_text(annotation: Any, metadata: list[Any]) -> str:
@@ -75,6 +94,8 @@ def _type_text(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
     if origin is tuple:
+        if args[0] in ENTRIES.values():
+            return "a list of one or more data sets"
         item = _type_text(args[0], []).removeprefix("a ")
         kind, _, bounds = item.partition(" ")
         return f"a list of one or more {kind}s{' ' if bounds else ''}{bounds}"

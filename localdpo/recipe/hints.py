@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Final
 
-from localdpo.recipe.describe import all_keys, field_at, fields_of, section_of
+from localdpo.recipe.describe import all_keys, entry_fields, field_at, fields_of, section_of
 
 # What TRL, mlx-lm and PEFT call an option whose name here is too far off to be found by spelling.
 ELSEWHERE: Final = {
@@ -53,6 +53,8 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
 
     `dotted` says whether keys are written with dots where the person wrote it (overrides) or in sections.
     """
+    if "[" in section:
+        return _unknown_in_entry(section.partition("[")[0], name, dotted)
     if not dotted and "." in name and field_at(name):
         above, _, below = name.rpartition(".")
         return f"unknown key; write `{above}:` on one line and `{below}:` indented below it"
@@ -66,6 +68,16 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
     if siblings:
         return f"unknown key; {section or 'a recipe'} has {', '.join(siblings)}"
     return f"unknown key; the sections are {', '.join(name for name in fields_of('') if section_of(name))}"
+
+
+def _unknown_in_entry(key: str, name: str, dotted: bool) -> str:
+    """About the unknown key `name` of an entry of the list at `key`."""
+    if dotted:
+        return f"a list is given as a whole: {key}=[...]"
+    options = list(entry_fields(key))
+    if near := difflib.get_close_matches(name.lower(), options, n=1):
+        return f"unknown key; did you mean {near[0]}?"
+    return f"unknown key; an entry of {key} has {', '.join(options)}"
 
 
 def _in_other_sections(name: str) -> str | None:

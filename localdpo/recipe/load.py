@@ -19,10 +19,12 @@ from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe import marks
-from localdpo.recipe.describe import expected, field_at, fields_of, section_of
+from localdpo.recipe.data import AS_LIST
+from localdpo.recipe.describe import ENTRIES, entry_fields, expected, field_at, fields_of, section_of
 from localdpo.recipe.hints import unknown_key
 from localdpo.recipe.loss import SYNC_OPTIONS
 from localdpo.recipe.schema import ACROSS_SECTIONS, SHORTHANDS, Recipe, expand_shorthands
@@ -122,8 +124,8 @@ class _Source:
         self.given[path] = (self.overrides, text)
         section = values.setdefault(path[0], {}) if len(path) > 1 else values
         section[path[-1]] = document.value
-        # The file's own mistake at this key no longer matters.
-        self.found = [item for item in self.found if item[1] != path]
+        # The file's own mistakes at this key, and in a list below it, no longer matter.
+        self.found = [item for item in self.found if item[1][: len(path)] != path]
 
     def validate(self, values: dict[str, Any]) -> Recipe | None:
         """The recipe, or None after noting what is wrong."""
@@ -138,12 +140,16 @@ class _Source:
         known = [path for _, path, _ in self.found if path]
         for item in error.errors(include_url=False):
             path = _key_path(item)
-            if item["type"] in ECHOES or any(path[: len(one)] == one for one in known):
+            # A list that loses its bad entries is then too short.
+            echo = item["type"] == "too_short" and any(one[: len(path)] == path for one in known)
+            if echo or item["type"] in ECHOES or any(path[: len(one)] == one for one in known):
                 continue
             known.append(path)
-            if path in self.given:
-                order, text = self.given[path]
-                self.found.append(((1, order), path, f"{_short(text)}: {_message(item, path)}"))
+            key = path[:2]
+            if key in self.given:
+                order, text = self.given[key]
+                inside = f" {_key_text(path)}" if path[2:] else ""
+                self.found.append(((1, order), path, f"{_short(text)}{inside}: {_message(item, path)}"))
             else:
                 self.add(path, _message(item, path))
 
@@ -152,7 +158,7 @@ class _Source:
         if line is None:
             above = [path[:end] for end in range(len(path), 0, -1)]
             line = next((self.lines[one] for one in above if one in self.lines), 1)
-        key = _short(".".join(str(part) for part in path))
+        key = _short(_key_text(path))
         self.found.append(((0, line), path, f"{self.name}:{line}{' ' + key if key else ''}: {message}"))
 
     def add_override(self, text: str, message: str) -> None:
@@ -186,28 +192,47 @@ def _read_text(path: str | os.PathLike[str], name: str) -> str:
 
 
 def _key_path(item: Any) -> marks.Path:
-    """pydantic's location without the union branches that it appends to a key."""
+    """pydantic's location without the union branches that it puts behind a key."""
     location: marks.Path = item["loc"]
     if item["type"] == ACROSS_SECTIONS:
-        return (*location, item["ctx"]["key"])
+        context = item["ctx"]
+        return context["path"] if "path" in context else (*location, context["key"])
     length = 2 if section_of(str(location[0])) else 1
+    if ".".join(map(str, location[:2])) in ENTRIES and location[2:3] == (AS_LIST,):
+        # Behind the branch: the place of the entry, and the option of it.
+        return (*location[:2], *location[3:5])
     return location[:length]
+
+
+def _key_text(path: marks.Path) -> str:
+    """The path as it is written in messages: `data.train[1].weight`, places from 0."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
 
 
 def _message(item: Any, path: marks.Path) -> str:
     if item["type"] == "extra_forbidden":
-        return unknown_key(".".join(map(str, path[:-1])), str(path[-1]), dotted=False)
+        return unknown_key(_key_text(path[:-1]), str(path[-1]), dotted=False)
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if item["type"] == ACROSS_SECTIONS:
         return str(item["msg"])
-    field = field_at(".".join(map(str, path)))
+    if isinstance(path[-1], int):
+        return f"expected text, or options such as `source:`, got {_quote(item['input'])}"
+    field = _field(path)
     assert field is not None
     if item["type"] == "missing":
         return f"missing; expected {expected(field)}: {field.description}"
     wanted, got = expected(field), item["input"]
     quotes = "; put it in quotes" if wanted.startswith("text") and isinstance(got, bool | int | float) else ""
     return f"expected {wanted}, got {_quote(got)}{quotes}"
+
+
+def _field(path: marks.Path) -> FieldInfo | None:
+    """The field at a path, also of an entry of a list."""
+    if len(path) > 2:
+        return entry_fields(".".join(map(str, path[:2]))).get(str(path[-1]))
+    return field_at(".".join(map(str, path)))
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -10,43 +10,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from localdpo.recipe.base import Count, CountOrZero, Fraction, NotNegative, Positive, Section, Text, Words
+from localdpo.recipe.data import DataSection, length_problem
 from localdpo.recipe.loss import LossSection
 
 # A section given as one value means this option of it: `loss: ipo`, `loss: [sigmoid, sft]`.
 SHORTHANDS: Final = {"loss": "type"}
-# The type of an error between two sections; its context holds the `key` of the section that it belongs to.
+# The type of an error between two sections; its context holds the `key` of the section that it belongs to,
+# or the whole `path`.
 ACROSS_SECTIONS: Final = "across_sections"
 DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
-
-
-class DataSection(Section):
-    """Where the pairs (or demonstrations) come from and how they become text."""
-
-    train: Text = Field(description="file (JSONL, JSON, parquet), hub data set or demo: name to train on")
-    valid: Text | None = Field(None, description="the same to evaluate on; null: a part of data.train")
-    valid_fraction: Annotated[float, Gt(0), Le(0.5)] = Field(
-        0.05, description="share of data.train held out when data.valid is null"
-    )
-    format: Text | None = Field(
-        None, description="format of the rows, by its name in the README; null: told from their columns"
-    )
-    template: Literal["auto", "chat", "raw"] = Field(
-        "auto",
-        description="chat: the chat template; raw: plain text and EOS; auto: chat if there is a template",
-    )
-    limit: Count | None = Field(None, description="use only the first rows of data.train, this many")
-
-    @field_validator("valid_fraction", mode="before")
-    @classmethod
-    def _held_out_only(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.data.get("valid") is not None:
-            raise ValueError("nothing is held out when data.valid is given; remove one of the two")
-        return value
 
 
 class TrainSection(Section):
@@ -176,7 +153,10 @@ class Recipe(Section):
     trust_remote_code: bool = Field(False, description="let the model's folder run its own Python code")
     data: DataSection = Field(description="the data")
     loss: LossSection = Field(LossSection(), description="the objective")
-    train: TrainSection = Field(TrainSection(), description="steps, batches and optimizer")
+    # The defaults are checked too: the limits of a data set may not fit them.
+    train: TrainSection = Field(
+        TrainSection(), validate_default=True, description="steps, batches and optimizer"
+    )
     lora: LoraSection = Field(LoraSection(), description="the adapter")
     eval: EvalSection = Field(EvalSection(), description="evaluation while training")
     save: SaveSection = Field(SaveSection(), description="checkpoints")
@@ -212,6 +192,21 @@ class Recipe(Section):
             "raise it, or choose another loss.type",
             {"key": "batch_size", "loss": loss.spec.name},
         )
+
+    @field_validator("train")
+    @classmethod
+    def _sources_fit(cls, value: TrainSection, info: ValidationInfo) -> TrainSection:
+        data = info.data.get("data")
+        if data is None:
+            return value
+        for option in ("train", "valid"):
+            for place, entry in enumerate(getattr(data, f"{option}_sources")):
+                if problem := length_problem(entry, value.max_length, value.max_prompt_length):
+                    path = ("data", option, place, problem[0])
+                    raise PydanticCustomError(
+                        ACROSS_SECTIONS, "{problem}", {"path": path, "problem": problem[1]}
+                    )
+        return value
 
     def explicit(self, section: str, field: str) -> bool:
         """Whether `section.field` was written down (in the file or as an override), default or not."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
+from localdpo.data.mixture import Part, named_parts
 from localdpo.data.store import describe_dropped
 from localdpo.model.backend import Backend, prepare
 from localdpo.model.load import load_tokenizer, model_path
@@ -17,7 +20,8 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.rows import Rows
-from localdpo.train.session import adapter_shape, open_rows, require_blocks, rows_at_once
+from localdpo.train.session import adapter_shape, require_blocks, rows_at_once
+from localdpo.train.sources import open_rows
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -32,24 +36,23 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     if blocks := text_config(model_path(recipe.model)).get("num_hidden_layers"):
         require_blocks(recipe, shape, blocks)
     train, valid = open_rows(recipe, tokenizer)
-    plan = make_plan(recipe.train, len(train))
+    plan = make_plan(recipe.train, train.per_epoch)
     _heading(console, "recipe")
     console.print(Text(dump_recipe(recipe).rstrip()))
     _heading(console, "data")
     console.print(_token_table(train, valid))
-    for label, rows in _stores(train, valid):
-        report = rows.store.report
-        console.print(
-            Text(
-                f"{label}: {report.read:,} rows read, {report.truncated:,} truncated, "
-                f"{report.merged:,} with a merged boundary{_labels(rows)}; "
-                f"dropped: {describe_dropped(dict(report.dropped))}"
-            )
-        )
+    for name, part in named_parts(train.store, valid.store):
+        console.print(Text(_read(name, part)))
+    for line in _shares(train):
+        console.print(Text(line))
     for note in unpaired.notes(recipe.loss, train, valid):
         console.print(Text(note))
-    _heading(console, "first row")
-    console.print(Text(render_marked(train.store[int(train.indices[0])], tokenizer._tokenizer).rstrip()))
+    for index in _firsts(train):
+        _heading(
+            console,
+            "first row" if len(train.store.parts) == 1 else f"{train.store.name_rows(np.array([index]))}",
+        )
+        console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
     micro = rows_at_once(recipe, train, backend)
     console.print(Text(_steps(recipe, plan, micro)))
@@ -64,12 +67,39 @@ def _stores(train: Rows, valid: Rows) -> list[tuple[str, Rows]]:
     return [("train", train)] if valid.store is train.store else [("train", train), ("valid", valid)]
 
 
-def _labels(rows: Rows) -> str:
-    """How many unpaired rows of a store have which label."""
-    desirable = statistics(rows.store).desirable
+def _read(name: str, part: Part) -> str:
+    """What became of the rows of a data set."""
+    report = part.store.report
     return (
-        "" if desirable is None else f", {desirable:,} desirable, {len(rows.store) - desirable:,} undesirable"
+        f"{name.removeprefix('data.')}: {report.read:,} rows read, {report.truncated:,} truncated, "
+        f"{report.merged:,} with a merged boundary{_labels(part)}; "
+        f"dropped: {describe_dropped(dict(report.dropped))}"
     )
+
+
+def _labels(part: Part) -> str:
+    """How many unpaired rows of a data set have which label."""
+    desirable, rows = statistics(part.store).desirable, len(part.store)
+    return "" if desirable is None else f", {desirable:,} desirable, {rows - desirable:,} undesirable"
+
+
+def _shares(train: Rows) -> list[str]:
+    """What an epoch takes of each data set, a line each; nothing where there is only one of weight 1."""
+    parts = train.store.parts
+    if len(parts) == 1 and parts[0].weight == 1.0:
+        return []
+    return [
+        f"an epoch takes {taken:,} rows ({taken / train.per_epoch:.0%}) of {part.source}: "
+        f"{count:,} to train on, weight {part.weight:g}"
+        for part, count in zip(parts, train.counts, strict=True)
+        for taken in [rows_per_epoch([count], [part.weight])]
+    ]
+
+
+def _firsts(train: Rows) -> list[int]:
+    """The first row to train on of each data set, as places in the mixture."""
+    starts = np.cumsum([0, *train.counts])[:-1]
+    return [int(train.indices[start]) for start, n in zip(starts, train.counts, strict=True) if n]
 
 
 def _heading(console: Console, title: str) -> None:

@@ -69,7 +69,6 @@ class Loop:
             session.forward,
             session.valid,
             session.base.tokenizer,
-            self.recipe.data.valid or self.recipe.data.train,
             self.recipe.loss.beta,
             sampling.worst_pairs,
         )
@@ -206,13 +205,11 @@ class Loop:
     def _require_finite(self, result: StepResult, batches: list[Batch]) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             return
-        rows = sorted(
-            int(self.session.train.store[int(i)].row) + 1 for batch in batches for i in batch.indices
-        )
+        indices = np.concatenate([batch.indices for batch in batches])
         what = "loss" if not math.isfinite(result.loss) else "gradient norm"
         raise UserError(
-            f"step {self.step}: the {what} is not finite (rows {', '.join(map(str, rows))} of "
-            f"{self.recipe.data.train}), so training stopped and nothing was saved after it; "
+            f"step {self.step}: the {what} is not finite ({self.session.train.store.name_rows(indices)}), "
+            "so training stopped and nothing was saved after it; "
             "try a lower train.learning_rate"
         )
 

@@ -14,7 +14,7 @@ class Plan:
     """The steps of a run.
 
     Attributes:
-        rows: rows trained on.
+        rows: rows that an epoch takes.
         total: steps in all.
         per_epoch: steps of one pass over the rows.
         warmup: steps over which the learning rate rises.
@@ -48,7 +48,7 @@ class Plan:
 
 
 def make_plan(train: TrainSection, rows: int) -> Plan:
-    """The plan of a run over `rows` rows. A warm-up longer than the run is cut to the run."""
+    """The plan of a run whose epochs take `rows` rows. A warm-up longer than the run is cut to the run."""
     per_epoch = steps_per_epoch(rows, train.batch_size)
     total = train.epochs * per_epoch
     if train.max_steps is not None:

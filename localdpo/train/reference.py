@@ -1,5 +1,6 @@
 """Log-probabilities of the responses under the frozen reference, computed once and kept on disk.
 
+Every token store has a file of its own, so a data set's scores are found again in whatever mixture it is.
 The reference never changes, so each row is scored at most once for each (data, tokenizer, template,
 truncation, model, adapter, precision): all of these are in the file's name. A row that is not
 scored yet holds NaN, so a run that visits a few rows of a large set scores only those, and a pass
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -56,8 +57,8 @@ def reference_arrays(scores: Arrays) -> dict[str, mx.array]:
     return {name: scores[kind] for kind, name in names.items() if kind in scores}
 
 
-class ReferenceScores:
-    """Scores in nats, NaN where a row was not scored.
+class ScoreFile:
+    """The scores of one store in nats, NaN where a row was not scored.
 
     `shape` is [rows of the store, K]; `kinds` are those of `Forward.scores` that are kept. With one kind
     `values` is float32 of that shape, with more of them it has one more axis, the kinds. All kinds are plain
@@ -65,17 +66,55 @@ class ReferenceScores:
     """
 
     def __init__(self, file: Path, shape: tuple[int, int], kinds: Sequence[str] = ("logps",)) -> None:
-        self.file, self.kinds = file, tuple(kinds)
-        self.values = _read(file, shape if len(self.kinds) == 1 else (*shape, len(self.kinds)))
+        self.file = file
+        self.values = _read(file, shape if len(kinds) == 1 else (*shape, len(kinds)))
+        self._changed = False
+
+    def put(self, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Set the scores of these rows of the store."""
+        self.values[rows] = scores
+        self._changed = True
+
+    def save(self) -> None:
+        """Write the scores, all or nothing, if there are new ones."""
+        if not self._changed:
+            return
+        stream = io.BytesIO()
+        np.save(stream, self.values, allow_pickle=False)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.file, stream.getvalue())
+        self._changed = False
+
+
+class ReferenceScores:
+    """The scores of the rows of a mixture: the files of its stores, end to end."""
+
+    def __init__(self, files: Sequence[ScoreFile], kinds: Sequence[str] = ("logps",)) -> None:
+        self.files, self.kinds = tuple(files), tuple(kinds)
+        self._bounds = np.cumsum([0, *(len(file.values) for file in files)])
+
+    def _by_file(self, indices: np.ndarray) -> Iterator[tuple[ScoreFile, np.ndarray, np.ndarray]]:
+        """(file, which of the indices are in it, the rows of its store that they mean)."""
+        number = np.searchsorted(self._bounds, indices, side="right") - 1
+        for n in np.unique(number):
+            here = np.flatnonzero(number == n)
+            yield self.files[n], here, indices[here] - self._bounds[n]
+
+    def values(self, indices: np.ndarray) -> np.ndarray:
+        """The scores of rows of the mixture, float32 [P, K], or [P, K, kinds] of more than one kind."""
+        found = np.empty((len(indices), *self.files[0].values.shape[1:]), dtype=np.float32)
+        for file, here, rows in self._by_file(indices):
+            found[here] = file.values[rows]
+        return found
 
     def missing(self, indices: np.ndarray) -> np.ndarray:
-        """Those of the store's rows that are not scored yet."""
-        others = tuple(range(1, self.values.ndim))
-        return indices[np.isnan(self.values[indices]).any(axis=others)]
+        """Those of the mixture's rows that are not scored yet."""
+        found = self.values(indices)
+        return indices[np.isnan(found).any(axis=tuple(range(1, found.ndim)))]
 
     def of(self, indices: np.ndarray, kind: str = "logps") -> np.ndarray:
         """Scores [K*P] of a kind in the order of a batch's response rows."""
-        found = self.values[indices]
+        found = self.values(indices)
         return (found if len(self.kinds) == 1 else found[..., self.kinds.index(kind)]).T.reshape(-1)
 
     def arrays(self, batch: Batch) -> dict[str, mx.array]:
@@ -100,7 +139,9 @@ class ReferenceScores:
             found = forward.measure(rows.batch(part))
             scores = np.stack([np.array(found[kind]) for kind in self.kinds])
             by_row = scores.reshape(len(self.kinds), -1, len(part)).T
-            self.values[rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
+            by_row = by_row[..., 0] if len(self.kinds) == 1 else by_row
+            for file, here, inside in self._by_file(rows.indices[part]):
+                file.put(inside, by_row[here])
             done += len(part)
             if not go_on(done, total):
                 break
@@ -111,11 +152,9 @@ class ReferenceScores:
             self.save()
 
     def save(self) -> None:
-        """Write the scores, all or nothing."""
-        stream = io.BytesIO()
-        np.save(stream, self.values, allow_pickle=False)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.file, stream.getvalue())
+        """Write the files that have new scores."""
+        for file in self.files:
+            file.save()
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:

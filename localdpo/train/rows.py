@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from localdpo.data.batches import batch_rows, collate, epoch_order, split_micro
-from localdpo.data.store import TokenStore
+from localdpo.data.batches import (
+    batch_rows,
+    collate,
+    epoch_order,
+    epoch_places,
+    rows_per_epoch,
+    split_micro,
+    steps_per_epoch,
+)
+from localdpo.data.encode import prompt_key
+from localdpo.data.mixture import Mixture
 from localdpo.data.types import Batch
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a token store, in a fixed order.
+    """Some rows of a mixture of token stores (mostly of one), in its order.
 
     Attributes:
-        indices: int64 [N] places in the store.
+        indices: int64 [N] places in the mixture, ascending.
         pad: token id that fills padded columns; it reaches no result.
     """
 
-    store: TokenStore
+    store: Mixture
     indices: np.ndarray
     pad: int
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each data set of the mixture."""
+        return tuple(np.diff(np.searchsorted(self.indices, self.store.bounds)).tolist())
+
+    @property
+    def weights(self) -> np.ndarray:
+        """How often an epoch passes over each row, float64 [N]."""
+        return np.repeat(np.array(self.store.weights, dtype=np.float64), self.counts)
+
+    @property
+    def per_epoch(self) -> int:
+        """Rows that an epoch takes; one that it takes twice counts twice."""
+        return rows_per_epoch(self.counts, self.store.weights)
+
+    def epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """Places of the rows that the 0-based `epoch` takes, int64 [per_epoch], ascending."""
+        return epoch_places(self.counts, self.store.weights, seed, epoch)
+
+    def drawn(self, step: int, *, batch_size: int, seed: int) -> np.ndarray:
+        """Places of the rows of the 0-based `step`, int64 [<= batch_size], in drawn order."""
+        epoch = step // steps_per_epoch(self.per_epoch, batch_size)
+        return self.epoch(seed, epoch)[batch_rows(self.per_epoch, batch_size, seed, step)]
 
     def batch(self, places: np.ndarray) -> Batch:
         """The rows at these places of `indices` as one padded batch."""
@@ -41,7 +74,7 @@ class Rows:
 
     def training_batch(self, step: int, *, batch_size: int, micro: int, seed: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`: a pure function of (seed, step)."""
-        places = batch_rows(len(self), batch_size, seed, step)
+        places = self.drawn(step, batch_size=batch_size, seed=seed)
         return [self.batch(part) for part in split_micro(places, self.lengths(places), micro)]
 
     def parts_by_length(self, places: np.ndarray, size: int) -> list[np.ndarray]:
@@ -59,20 +92,29 @@ def micro_batch(rows: Rows, batch_size: int, tokens: int) -> int:
     return int(min(batch_size, max(1, tokens // row)))
 
 
-def visited(rows: int, batch_size: int, seed: int, steps: int) -> np.ndarray:
+def visited(rows: Rows, batch_size: int, seed: int, steps: int) -> np.ndarray:
     """Places of the rows that the first `steps` steps draw, sorted."""
-    if steps * batch_size >= rows:
-        return np.arange(rows)
-    return np.unique(np.concatenate([batch_rows(rows, batch_size, seed, step) for step in range(steps)]))
+    seen = np.zeros(len(rows), dtype=bool)
+    epochs, rest = divmod(steps, steps_per_epoch(rows.per_epoch, batch_size))
+    for epoch in range(epochs):
+        seen[rows.epoch(seed, epoch)] = True
+        if seen.all():
+            break
+    else:
+        for step in range(steps - rest, steps):
+            seen[rows.drawn(step, batch_size=batch_size, seed=seed)] = True
+    return np.flatnonzero(seen)
 
 
-def hold_out(store: TokenStore, fraction: float, seed: int, pad: int) -> tuple[Rows, Rows]:
-    """Training and held-out rows of one store, parted by prompt: no prompt is on both sides.
+def hold_out(store: Mixture, fraction: float, seed: int, pad: int) -> tuple[Rows, Rows]:
+    """Training and held-out rows of a mixture, parted by prompt: no prompt is on both sides.
 
-    Prompts are drawn by the seed until `fraction` of the rows is held out. A store with a single
-    prompt holds out nothing.
+    Prompts are drawn by the seed until `fraction` of the rows is held out. Prompts are the same that are so
+    before or after they were cut, since every data set may be cut at a length of its own. A mixture with a
+    single prompt holds out nothing.
     """
-    _, prompt = np.unique([_digest(store[i].prompt) for i in range(len(store))], return_inverse=True)
+    cut = np.array([prompt_key(store[i].prompt) for i in range(len(store))], dtype=np.int64)
+    _, prompt = np.unique(_same(cut, store.prompt_keys), return_inverse=True)
     counts = np.bincount(prompt)
     order = epoch_order(len(counts), seed, 0)
     wanted = max(1, round(len(store) * fraction))
@@ -81,10 +123,23 @@ def hold_out(store: TokenStore, fraction: float, seed: int, pad: int) -> tuple[R
     return Rows(store, np.flatnonzero(~is_held), pad), Rows(store, np.flatnonzero(is_held), pad)
 
 
-def _digest(ids: np.ndarray) -> int:
-    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=7).digest())
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A label int64 [N] for rows that agree in `one` or in `other` [N], also by way of rows between them.
+
+    The label is the lowest of `one` among them, so `one` itself where `other` joins nothing more.
+    """
+    labels = one
+    groups = [np.unique(key, return_inverse=True)[1] for key in (other, one)]
+    while True:
+        before = labels
+        for group in groups:
+            lowest = np.full(group.max() + 1, np.iinfo(np.int64).max)
+            np.minimum.at(lowest, group, labels)
+            labels = lowest[group]
+        if np.array_equal(labels, before):
+            return labels
 
 
-def every_row(store: TokenStore, pad: int) -> Rows:
-    """All rows of a store in its order."""
+def every_row(store: Mixture, pad: int) -> Rows:
+    """All rows of a mixture in its order."""
     return Rows(store, np.arange(len(store)), pad)

@@ -8,30 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.errors import UserError
-from localdpo.core.names import cache_dir
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import prompt_text, read_prompts
-from localdpo.data.store import TokenStore, open_store
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend
 from localdpo.model.forward import Forward, batch_arrays
-from localdpo.model.load import Base, fingerprint, load_base
+from localdpo.model.load import Base, load_base
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.evaluation import Watched
 from localdpo.train.objectives import Objective, label_arrays, make_objective
 from localdpo.train.plan import Plan, make_plan
-from localdpo.train.reference import Reference, ReferenceScores, cache_file
-from localdpo.train.rows import Rows, every_row, hold_out, micro_batch, visited
+from localdpo.train.reference import Reference, ReferenceScores
+from localdpo.train.rows import Rows, micro_batch, visited
+from localdpo.train.sources import ScoreFiles, open_rows
 from localdpo.train.sync import MovingReference, moving_reference
 
 Note = Callable[[str], None]
@@ -56,7 +53,7 @@ class Session:
         eval_places: rows of `valid` that an evaluation covers.
         watched: prompts that are answered at each evaluation.
         kl_prompts: held-out prompts that the policy answers there to measure its KL.
-        train_scores, valid_scores: reference scores of their stores; None for a loss without a reference,
+        train_scores, valid_scores: reference scores of their rows; None for a loss without a reference,
             and for one that moves.
         moving: the reference that follows the policy, if the recipe syncs it.
     """
@@ -134,7 +131,7 @@ class Session:
     def training_places(self) -> np.ndarray:
         """The rows of `train` that the run will draw."""
         train = self.recipe.train
-        return visited(len(self.train), train.batch_size, train.seed, self.plan.total)
+        return visited(self.train, train.batch_size, train.seed, self.plan.total)
 
     def adapter_json(self) -> dict[str, object]:
         """The content of the checkpoints' adapter_config.json."""
@@ -163,9 +160,9 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
     places = np.arange(min(recipe.eval.pairs, len(valid)))
     moving = moving_reference(recipe.loss, forward)
     cached = recipe.loss.spec.needs_reference and moving is None
-    scores = partial(open_scores, recipe, base) if cached else lambda rows: None
+    scores = ScoreFiles(recipe, base).scores if cached else lambda rows: None
     train_scores = scores(train)
-    # One store has one file of scores, also where data.valid is data.train.
+    # The same rows have the same scores, also where data.valid is data.train.
     shared_store = valid.store.fingerprint == train.store.fingerprint
     return Session(
         recipe=recipe,
@@ -175,7 +172,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
         start=lora.adapter_weights(base.model),
         forward=forward,
         objective=make_objective(recipe.loss),
-        plan=make_plan(recipe.train, len(train)),
+        plan=make_plan(recipe.train, train.per_epoch),
         micro=rows_at_once(recipe, train, backend),
         train=train,
         valid=valid,
@@ -253,48 +250,6 @@ def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
                 f"lora.{name}: {asked} asked for, but adapter {recipe.adapter} has {is_}; "
                 "leave it out to train that adapter on, or fuse it into the model first (mlx_lm.fuse)"
             )
-
-
-def open_rows(recipe: Recipe, wrapper: TokenizerWrapper) -> tuple[Rows, Rows]:
-    """Training and validation rows, tokenised (once) into the cache."""
-    data, train = recipe.data, recipe.train
-    tokenizer = wrapper._tokenizer
-    pad = int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
-
-    def open_one(source: str, limit: int | None) -> TokenStore:
-        return open_store(
-            source,
-            kind=recipe.loss.spec.data,
-            tokenizer=tokenizer,
-            template=data.template,
-            max_length=train.max_length,
-            max_prompt_length=train.max_prompt_length,
-            truncation=train.truncation,
-            limit=limit,
-            format_name=data.format,
-            cache_dir=cache_dir(),
-        )
-
-    store = open_one(data.train, data.limit)
-    if data.valid is None:
-        return hold_out(store, data.valid_fraction, train.seed, pad)
-    return every_row(store, pad), every_row(open_one(data.valid, None), pad)
-
-
-def open_scores(recipe: Recipe, base: Base, rows: Rows) -> ReferenceScores:
-    """The reference scores of the rows' store, as far as they are on disk."""
-    adapter = "none" if recipe.adapter is None else fingerprint(lora.adapter_path(recipe.adapter))
-    precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
-    kinds = ("logps", "public") if recipe.loss.splits_responses else ("logps",)
-    file = cache_file(
-        cache_dir(),
-        data=rows.store.fingerprint,
-        model=base.fingerprint,
-        adapter=adapter,
-        precision=precision,
-        kinds=kinds,
-    )
-    return ReferenceScores(file, tuple(rows.store.response_lengths.shape), kinds)
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:

@@ -17,6 +17,7 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.data.inspect import token_spans
+from localdpo.data.mixture import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
@@ -67,9 +68,10 @@ class ResponseRewards:
 
 @dataclass(frozen=True)
 class PairRewards:
-    """A pair as text and per token; `row` counts from 1 in the source, as in messages."""
+    """A pair as text and per token; `row` counts from 1 in `source`, as in messages."""
 
     row: int
+    source: str
     prompt: str
     chosen: ResponseRewards
     rejected: ResponseRewards
@@ -141,8 +143,9 @@ def _token_logps(forward: Forward, batch: Batch) -> list[np.ndarray]:
     return np.split(packed, np.cumsum(batch.lengths)[:-1])
 
 
-def as_text(scored: ScoredPair, row: EncodedRow, tokenizer: TokenizerWrapper) -> PairRewards:
-    """The pair with the text of its tokens."""
+def as_text(scored: ScoredPair, store: Mixture, tokenizer: TokenizerWrapper) -> PairRewards:
+    """The pair, a row of `store`, with the text of its tokens."""
+    row: EncodedRow = store[scored.index]
     inner = tokenizer._tokenizer
     prompt = row.prompt.tolist()
 
@@ -157,4 +160,4 @@ def as_text(scored: ScoredPair, row: EncodedRow, tokenizer: TokenizerWrapper) ->
         return ResponseRewards(tuple(TokenReward(*value) for value in values))
 
     text = inner.decode(prompt, skip_special_tokens=True).strip()
-    return PairRewards(row.row + 1, text, response(0), response(1))
+    return PairRewards(row.row + 1, store.source_of(scored.index), text, response(0), response(1))

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from localdpo.data.batches import collate, split_micro
+from localdpo.data.mixture import named_parts
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward
@@ -101,29 +102,29 @@ def notes(loss: LossSection, train: Rows, valid: Rows) -> list[str]:
     """What a person should know about unpaired rows, a line each; nothing for rows of other kinds."""
     if train.store.desirable is None:
         return []
-    stores = {"data.train": train.store, "data.valid": valid.store}
-    if valid.store is train.store:
-        del stores["data.valid"]
+    parts = named_parts(train.store, valid.store)
     lines = [
-        f"{name}: {store.report.split:,} pairs, each taken as one desirable and one undesirable row"
-        for name, store in stores.items()
-        if store.report.split
+        f"{name}: {part.store.report.split:,} pairs, each taken as one desirable and one undesirable row"
+        for name, part in parts
+        if part.store.report.split
     ]
-    desirable = int(train.store.desirable[train.indices].sum())
-    return lines + _imbalance(loss, desirable, len(train) - desirable)
+    # Rows count as often as an epoch takes them.
+    labels, weights = train.store.desirable[train.indices], train.weights
+    return lines + _imbalance(loss, float(weights[labels].sum()), float(weights[~labels].sum()))
 
 
-def _imbalance(loss: LossSection, desirable: int, undesirable: int) -> list[str]:
-    """One line where the two labels do not weigh as advised."""
+def _imbalance(loss: LossSection, desirable: float, undesirable: float) -> list[str]:
+    """One line where the two labels do not weigh as advised; both are rows an epoch."""
     if desirable == 0 or undesirable == 0:
         kind = "undesirable" if desirable == 0 else "desirable"
-        return [f"all {desirable + undesirable:,} training rows are {kind}: nothing says what to prefer"]
+        return [f"all {desirable + undesirable:,.0f} training rows are {kind}: nothing says what to prefer"]
     whole = loss.undesirable_weight * undesirable / desirable
     ratio = loss.desirable_weight / whole
     if RATIO_LOW - RATIO_SLACK <= ratio <= RATIO_HIGH + RATIO_SLACK:
         return []
     return [
-        f"{desirable:,} desirable rows weigh {ratio:.2f} times as much as {undesirable:,} undesirable ones; "
+        f"{desirable:,.0f} desirable rows weigh {ratio:.2f} times as much as {undesirable:,.0f} undesirable "
+        f"ones; "
         f"KTO's authors advise 1 to {RATIO_HIGH:.2f} times: set loss.desirable_weight between "
         f"{whole * RATIO_LOW:.3g} and {whole * RATIO_HIGH:.3g}"
     ]

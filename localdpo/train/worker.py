@@ -19,6 +19,7 @@ from localdpo.core.control import take
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
+from localdpo.data.mixture import named_parts
 from localdpo.data.store import describe_dropped
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.train.control import StopRequest, answer_command
@@ -103,13 +104,11 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
 def _dropped(session: Session) -> list[str]:
     """One line for each source that lost rows, with the reasons."""
     lines = []
-    for label, rows in (("train", session.train), ("valid", session.valid)):
-        report = rows.store.report
-        if report.dropped_total and (label == "train" or rows.store is not session.train.store):
+    for name, part in named_parts(session.train.store, session.valid.store):
+        report = part.store.report
+        if report.dropped_total:
             reasons = describe_dropped(dict(report.dropped))
-            lines.append(
-                f"data.{label}: {report.dropped_total} of {report.read} rows were dropped: {reasons}"
-            )
+            lines.append(f"{name}: {report.dropped_total} of {report.read} rows were dropped: {reasons}")
     if len(session.valid) == 0:
         lines.append("no rows are held out: nothing is evaluated; give data.valid")
     return lines

@@ -30,13 +30,12 @@ from localdpo.train.token_rewards import PairRewards, ResponseRewards, as_text, 
 
 @dataclass(frozen=True)
 class WorstPairs:
-    """Finds and writes them. `source` is what the recipe calls the rows; `count` at most are kept."""
+    """Finds and writes them; `count` at most are kept."""
 
     run: RunDir
     forward: Forward
     rows: Rows
     tokenizer: TokenizerWrapper
-    source: str
     beta: float
     count: int
 
@@ -50,27 +49,28 @@ class WorstPairs:
         lowest = places[np.argsort(margins, kind="stable")[: self.count]]
         found = score_pairs(self.forward, self.rows, lowest, reference, self.beta)
         pairs = [
-            as_text(one, self.rows.store[one.index], self.tokenizer)
+            as_text(one, self.rows.store, self.tokenizer)
             for one in sorted(found, key=lambda one: (one.margin, one.index))
         ]
         path = pairs_file(self.run, step)
         path.parent.mkdir(exist_ok=True)
-        content = {"step": step, "beta": self.beta, "pairs": [self._as_object(pair) for pair in pairs]}
+        content = {"step": step, "beta": self.beta, "pairs": [_as_object(pair) for pair in pairs]}
         write_text(path, json.dumps(finite(content), ensure_ascii=False) + "\n")
         return {
             "path": str(path.relative_to(self.run.path)),
             "lowest": [[pair.row, pair.margin] for pair in pairs],
         }
 
-    def _as_object(self, pair: PairRewards) -> dict[str, Any]:
-        return {
-            "row": pair.row,
-            "source": self.source,
-            "prompt": pair.prompt,
-            "margin": pair.margin,
-            "chosen": _response(pair.chosen),
-            "rejected": _response(pair.rejected),
-        }
+
+def _as_object(pair: PairRewards) -> dict[str, Any]:
+    return {
+        "row": pair.row,
+        "source": pair.source,
+        "prompt": pair.prompt,
+        "margin": pair.margin,
+        "chosen": _response(pair.chosen),
+        "rejected": _response(pair.rejected),
+    }
 
 
 def pairs_file(run: RunDir, step: int) -> Path:

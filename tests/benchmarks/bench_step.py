@@ -28,7 +28,7 @@ import numpy as np
 from mlx_lm.models import qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from localdpo.data.store import TokenStore
+from localdpo.data.mixture import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
@@ -68,10 +68,13 @@ def model() -> nn.Module:
 
 
 class Store(list[EncodedRow]):
-    """Encoded rows in memory, with the lengths that a token store has."""
+    """Encoded rows in memory, with what batches read of a mixture of one data set."""
+
+    weights = (1.0,)
 
     def __init__(self, rows: list[EncodedRow]) -> None:
         super().__init__(rows)
+        self.bounds = np.array([0, len(rows)])
         self.prompt_lengths = np.array([len(row.prompt) for row in rows])
         self.response_lengths = np.array([[len(ids) for ids in row.responses] for row in rows])
 
@@ -84,7 +87,7 @@ def pairs() -> Rows:
         return rng.integers(1, VOCABULARY, rng.integers(span[0], span[1] + 1)).astype(np.int32)
 
     store = Store([EncodedRow(i, ids(PROMPT), (ids(RESPONSE), ids(RESPONSE))) for i in range(PAIRS)])
-    return Rows(cast("TokenStore", store), np.arange(PAIRS), pad=0)
+    return Rows(cast("Mixture", store), np.arange(PAIRS), pad=0)
 
 
 def batches(micro: int) -> list[list[Batch]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from localdpo.cli.inspect import (
     PENALISED,
     REWARDED,
     SHADES,
+    as_object,
     beginning,
     coloured_tokens,
     numbered_tokens,
@@ -29,6 +31,7 @@ def response(*tokens: tuple[str, float]) -> ResponseRewards:
 
 PAIR = PairRewards(
     7,
+    "v.jsonl",
     "What is [bold]up[/bold]?",
     response(("The", 0.4), (" sky", 0.1), ("\n", -0.2), ("", 0.1), ("", 0.1), ("☕", 0.2), ("<end>", 0.0)),
     response(("\x1b[31mred", 0.9), ("\n\nno", 0.1)),
@@ -85,9 +88,9 @@ def test_every_shade_is_legible_and_darker_than_the_one_before(sign: int):
 
 def test_the_scale_passes_over_outliers():
     calm = response(*[("a", 0.1)] * 60)
-    wild = PairRewards(1, "", calm, response(("b", 50.0)))
+    wild = PairRewards(1, "v.jsonl", "", calm, response(("b", 50.0)))
     assert scale_of(wild) == pytest.approx(0.1)
-    assert scale_of(PairRewards(1, "", response(("a", 0.0)), response(("b", 0.0)))) > 0
+    assert scale_of(PairRewards(1, "v.jsonl", "", response(("a", 0.0)), response(("b", 0.0)))) > 0
 
 
 def test_numbers_stand_beside_tokens():
@@ -133,7 +136,16 @@ def test_a_loss_without_a_reference_says_what_is_shown(monkeypatch: pytest.Monke
     monkeypatch.delenv("NO_COLOR", raising=False)
     free = ResponseRewards((TokenReward(1, "a", -2.0, None, -0.2),))
     found = Inspection(
-        "step-000001", "valid", "v.jsonl", "simpo", 0.1, 1, 1, 0.0, 0.0, (PairRewards(1, "p", free, free),)
+        "step-000001",
+        "valid",
+        "v.jsonl",
+        "simpo",
+        0.1,
+        1,
+        1,
+        0.0,
+        0.0,
+        (PairRewards(1, "v.jsonl", "p", free, free),),
     )
     assert "beta (0.1) * log-probability / tokens" in shown(found)
 
@@ -156,3 +168,11 @@ def test_the_list_is_a_table_on_a_terminal():
 def test_beginnings_are_one_short_line():
     assert beginning("a\n b\t c") == "a b c"
     assert len(beginning("x" * 100)) == 40
+
+
+def test_a_row_of_several_data_sets_is_shown_with_its_own():
+    several = replace(FOUND, source="v.jsonl, w.jsonl")
+    assert "valid row v.jsonl:7: margin -0.300" in shown(several)
+    assert any(line.startswith("v.jsonl:7 ") for line in shown(several, show_worst).splitlines())
+    assert "valid row 7: margin -0.300" in shown(FOUND)
+    assert as_object("dpo", several)["pairs"][0]["source"] == "v.jsonl"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,5 +101,22 @@ def test_a_run_without_pairs_says_so(tmp_path: Path):
     async def act(pilot: Pilot[None]) -> None:
         assert "no pairs yet" in frame_text(app)
         await press(pilot, "left", "right", "home", "end", "enter", "n", "escape")
+
+    drive(app, act)
+
+
+def test_pairs_of_two_data_sets_are_told_apart(run: RunDir):
+    """The same row number in two data sets, one with brackets in its name."""
+    for path in (run.path / "pairs").iterdir():
+        content = json.loads(path.read_text())
+        for one, source in zip(content["pairs"], ("a.jsonl", "org/b[x]:train"), strict=False):
+            one.update(row=5, source=source)
+        path.write_text(json.dumps(content))
+    app = make_app(run, "pairs")
+
+    async def act(pilot: Pilot[None]) -> None:
+        assert "row 5 of a.jsonl: prompt" in frame_text(app)
+        await press(pilot, "down")
+        assert "row 5 of org/b[x]:train: prompt" in frame_text(app)
 
     drive(app, act)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.data.batches import batch_rows, bucket, collate, epoch_order, split_micro, steps_per_epoch
+from localdpo.data.batches import (
+    batch_rows,
+    bucket,
+    collate,
+    epoch_order,
+    epoch_places,
+    rows_per_epoch,
+    split_micro,
+    steps_per_epoch,
+)
 from localdpo.data.types import EncodedRow
 
 PINNED = [2, 4, 3, 6, 5, 0, 1, 7]
+PINNED_HALF = [0, 0, 1, 1, 2, 2, 3, 4, 7, 10]
 SIZES = st.integers(1, 60)
 IDS = st.lists(st.integers(1, 500), min_size=1, max_size=40)
 
@@ -117,3 +129,49 @@ def test_mistakes_of_callers_are_value_errors() -> None:
         collate([_row([1], [2]), _row([1], [2], [3])], 0, [0, 1])
     with pytest.raises(ValueError, match="split_micro"):
         split_micro([1, 2], [3], 2)
+
+
+mixtures = st.lists(
+    st.tuples(st.integers(0, 30), st.floats(0.01, 4.0) | st.sampled_from([0.5, 1.0, 2.0])),
+    min_size=1,
+    max_size=4,
+).filter(lambda sets: any(n for n, _ in sets))
+
+
+@given(mixtures, st.integers(0, 2**32 - 1), st.integers(0, 50))
+def test_an_epoch_takes_each_row_floor_or_ceil_of_its_weight_times(
+    sets: list[tuple[int, float]], seed: int, epoch: int
+) -> None:
+    counts, weights = tuple(n for n, _ in sets), tuple(weight for _, weight in sets)
+    places = epoch_places(counts, weights, seed, epoch)
+    assert len(places) == rows_per_epoch(counts, weights)
+    np.testing.assert_array_equal(places, np.sort(places))
+    times = np.bincount(places, minlength=sum(counts))
+    for own, (n, weight) in zip(np.split(times, np.cumsum(counts)[:-1]), sets, strict=True):
+        assert all(math.floor(weight) <= t <= math.ceil(weight) for t in own)
+        assert own.sum() == pytest.approx(n * weight, abs=0.5) or own.sum() == min(n, 1)
+    np.testing.assert_array_equal(places, epoch_places.__wrapped__(counts, weights, seed, epoch))
+
+
+@given(st.integers(1, 40), st.floats(0.05, 3.0), st.integers(0, 9), st.integers(1, 12))
+def test_epochs_take_turns_so_that_no_row_is_ever_two_ahead(
+    n: int, weight: float, seed: int, epochs: int
+) -> None:
+    times = np.zeros(n, dtype=int)
+    for epoch in range(epochs):
+        times += np.bincount(epoch_places((n,), (weight,), seed, epoch), minlength=n)
+        assert times.max() - times.min() <= 1
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 9))
+def test_weights_of_1_take_every_row_once(counts: list[int], seed: int, epoch: int) -> None:
+    if sum(counts):
+        places = epoch_places(tuple(counts), (1.0,) * len(counts), seed, epoch)
+        np.testing.assert_array_equal(places, np.arange(sum(counts)))
+
+
+def test_which_half_is_taken_is_the_seeds_choice_and_pinned() -> None:
+    assert epoch_places((3, 8), (2.0, 0.5), 0, 0).tolist() == PINNED_HALF
+    assert epoch_places((3, 8), (2.0, 0.5), 1, 0).tolist() != PINNED_HALF
+    both = [place for epoch in (0, 1) for place in epoch_places((8,), (0.5,), 0, epoch).tolist()]
+    assert sorted(both) == list(range(8))

@@ -324,7 +324,7 @@ def test_the_json_has_every_number(root: Path, dpo: Trained) -> None:
         },
     }
     assert len(pairs) == 2
-    assert set(pairs[0]) == {"row", "prompt", "margin", "ranked", "chosen", "rejected"}
+    assert set(pairs[0]) == {"row", "source", "prompt", "margin", "ranked", "chosen", "rejected"}
     response = pairs[0]["chosen"]
     assert set(response) == {"text", "reward", "logp", "reference_logp", "tokens"}
     assert set(response["tokens"][0]) == {"id", "text", "logp", "reference_logp", "reward"}

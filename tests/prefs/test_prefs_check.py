@@ -372,7 +372,7 @@ def test_checking_loads_no_mlx(tmp_path: Path) -> None:
         "import sys\n"
         "from localdpo.prefs.settings import options_from\n"
         "from localdpo.prefs.check import check\n"
-        f"options, _ = options_from(None, 'demo:model', 512, None, [{path!r}], None)\n"
+        f"options, _ = options_from(None, 'demo:model', 512, None, [{path!r}], None, {path!r})\n"
         f"check({path!r}, options)\n"
         "print(*[name for name in sys.modules if name.split('.')[0] in ('mlx', 'mlx_lm')])"
     )
@@ -388,3 +388,25 @@ def test_the_report_is_json(tmp_path: Path, options: Options) -> None:
     assert record["failed"] is True
     assert [one["name"] for one in record["findings"]] == ["identical-answers"]
     assert record["findings"][0]["examples"] == [{"rows": [4], "note": ""}]
+
+
+def test_a_recipe_with_several_data_sets_is_asked_for_one(tmp_path: Path) -> None:
+    from localdpo.prefs.settings import options_from
+
+    one, two = (write(tmp_path / f"{name}.jsonl", clean_rows(5)) for name in ("one", "two"))
+    recipe = tmp_path / "recipe.yaml"
+    entry = {"source": two, "max_length": 99, "max_prompt_length": 7, "truncation": "keep_end"}
+    data = {"train": [one, {**entry, "format": "preference"}], "valid": [one]}
+    recipe.write_text(json.dumps({"model": "demo:model", "data": data}))
+
+    def asked(data: str | None) -> Options:
+        options, source = options_from(recipe, None, None, None, [], None, data)
+        assert source == data
+        return options
+
+    with pytest.raises(UserError, match=r"trains on 2 data sets: name one of .*one\.jsonl, .*two\.jsonl"):
+        asked(None)
+    found = asked(two)
+    assert found.limits == Limits(99, 7, "keep_end")
+    assert (found.format_name, found.against) == ("preference", (one,))
+    assert asked(one).limits == asked(str(tmp_path / "other.jsonl")).limits == Limits(1024)

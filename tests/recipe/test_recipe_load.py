@@ -70,7 +70,7 @@ num_train_epochs: 3
         "r.yaml:1 model: missing; expected text: folder, hub id or demo: name of the model",
         "r.yaml:1 modle: unknown key; did you mean model?",
         "r.yaml:2 learning_rate: unknown key; did you mean train.learning_rate?",
-        "r.yaml:4 data.train: expected text, got 5; put it in quotes",
+        "r.yaml:4 data.train: expected text or a list of one or more data sets, got 5; put it in quotes",
         "r.yaml:6 data.valid_fraction: nothing is held out when data.valid is given; remove one of the two",
         'r.yaml:9 loss.beta: expected a number > 0, got "0,1"',
         "r.yaml:11 loss.label_smoothing: given twice, first on line 10; remove one",
@@ -285,7 +285,7 @@ def test_problems_of_overrides_follow_in_their_order(tmp_path: Path) -> None:
         "save.keep=*x": 'expected a whole number >= 1, got "*x"',
         "eval.pairs=[&x 1]": "anchors and aliases are not allowed; write the value out",
         "model=a\nb": 'expected text, got "a\\nb"',
-        "data.train=\ud800": 'expected text, got "\\ud800"',
+        "data.train=\ud800": 'expected text or a list of one or more data sets, got "\\ud800"',
     }
     shown = {"model=a\nb": "model=a\\nb", "data.train=\ud800": "data.train=\\ud800"}
     assert problems(tmp_path, SMALLEST, *overrides) == [

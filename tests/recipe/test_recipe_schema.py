@@ -48,7 +48,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_every_option_has_one_line_of_description_in_the_table() -> None:
     table = options_table()
-    assert [row.key for row in table] == all_keys()
+    assert [row.key for row in table if "[]" not in row.key] == all_keys()
     for row in table:
         assert row.description, row.key
         assert "\n" not in row.description

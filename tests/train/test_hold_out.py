@@ -9,12 +9,22 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localdpo.data.encode import prompt_key
 from localdpo.train.rows import hold_out
 
 
-def store_of(prompts: list[int]) -> Any:
-    """A stand-in for a token store whose row i has the one-token prompt `prompts[i]`."""
-    return [SimpleNamespace(prompt=np.array([p], dtype=np.int32)) for p in prompts]
+class Store(list[Any]):
+    """A stand-in for a mixture: rows that are only prompts, with the keys of the whole prompts."""
+
+    def __init__(self, prompts: list[int], keys: list[int] | None = None) -> None:
+        super().__init__(SimpleNamespace(prompt=np.array([p], dtype=np.int32)) for p in prompts)
+        whole = [prompt_key(row.prompt) for row in self] if keys is None else keys
+        self.prompt_keys = np.array(whole, dtype=np.int64)
+
+
+def store_of(prompts: list[int], keys: list[int] | None = None) -> Any:
+    """A store whose row i has the one-token prompt `prompts[i]`."""
+    return Store(prompts, keys)
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.floats(0.01, 0.5), st.integers(0, 5))
@@ -32,3 +42,24 @@ def test_distinct_prompts_hold_out_the_fraction_and_depend_on_the_seed() -> None
     assert (len(train), len(held)) == (950, 50)
     np.testing.assert_array_equal(held.indices, hold_out(store, 0.05, 0, 0)[1].indices)
     assert set(held.indices) != set(hold_out(store, 0.05, 1, 0)[1].indices)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40), st.integers(0, 3)
+)
+def test_prompts_that_were_the_same_before_or_after_the_cut_stay_together(
+    rows: list[tuple[int, int]], seed: int
+) -> None:
+    train, held = hold_out(store_of([p for p, _ in rows], [k for _, k in rows]), 0.3, seed, 0)
+    assert sorted([*train.indices, *held.indices]) == list(range(len(rows)))
+    for side in (0, 1):
+        assert not {rows[i][side] for i in train.indices} & {rows[i][side] for i in held.indices}
+
+
+def test_finer_keys_change_nothing() -> None:
+    """In one data set prompts that were the same before the cut are so after it."""
+    prompts = [n // 3 for n in range(90)]
+    plain = hold_out(store_of(prompts), 0.2, 0, 0)
+    finer = hold_out(store_of(prompts, list(range(90))), 0.2, 0, 0)
+    for one, other in zip(plain, finer, strict=True):
+        np.testing.assert_array_equal(one.indices, other.indices)

@@ -18,7 +18,7 @@ from localdpo.core.rundir import RunDir
 from localdpo.model import lora
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
-from localdpo.train.reference import ReferenceScores, cache_file
+from localdpo.train.reference import ReferenceScores, ScoreFile, cache_file
 from localdpo.train.session import Session
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -31,7 +31,8 @@ def pairs(tmp_path: Path) -> Path:
 
 def file_of(session: Session) -> Path:
     assert session.train_scores is not None
-    return session.train_scores.file
+    (file,) = session.train_scores.files
+    return file.file
 
 
 def fill(session: Session, scores: ReferenceScores, places: np.ndarray, go_on: Any = None) -> list[int]:
@@ -122,16 +123,17 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, pairs: Pat
     later = session_of(tmp_path, text)
     scores = later.train_scores
     assert scores is not None
-    kept = scores.values.copy()
+    every = np.arange(24)
+    kept = scores.values(every)
     assert len(scores.missing(np.arange(24))) == 16
     assert fill(later, scores, np.arange(24)) == [4, 8, 12, 16]
-    assert not np.isnan(scores.values).any()
-    np.testing.assert_array_equal(scores.values[~np.isnan(kept)], kept[~np.isnan(kept)])
-    scores.file.unlink()
+    assert not np.isnan(scores.values(every)).any()
+    np.testing.assert_array_equal(scores.values(every)[~np.isnan(kept)], kept[~np.isnan(kept)])
+    file_of(later).unlink()
     whole = session_of(tmp_path, text)
     assert whole.train_scores is not None
     fill(whole, whole.train_scores, np.arange(24))
-    np.testing.assert_array_equal(whole.train_scores.values, scores.values)
+    np.testing.assert_array_equal(whole.train_scores.values(every), scores.values(every))
     assert fill(later, scores, np.arange(24)) == []
 
 
@@ -148,11 +150,11 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
         np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     else:
         np.save(file, good[:4] if damage == "shape" else good.astype(np.float64))
-    scores = ReferenceScores(file, (5, 2))
+    scores = ScoreFile(file, (5, 2))
     assert np.isnan(scores.values).all()
-    scores.values[:] = good
+    scores.put(np.arange(5), good)
     scores.save()
-    np.testing.assert_array_equal(ReferenceScores(file, (5, 2)).values, good)
+    np.testing.assert_array_equal(ScoreFile(file, (5, 2)).values, good)
 
 
 def test_every_part_of_the_key_counts() -> None:
@@ -201,12 +203,13 @@ def test_whatever_changes_the_reference_makes_a_new_file(
 
 def test_another_precision_makes_a_new_file(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     from localdpo.recipe.load import load_recipe
-    from localdpo.train.session import open_scores
+    from localdpo.train.sources import ScoreFiles
 
     session = session_of(tmp_path, recipe_text(tiny_model, pairs))
     session.base.model.set_dtype(mx.bfloat16)
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    assert open_scores(recipe, session.base, session.train).file != file_of(session)
+    (other,) = ScoreFiles(recipe, session.base).scores(session.train).files
+    assert other.file != file_of(session)
 
 
 def test_a_loss_without_reference_scores_nothing(
@@ -226,7 +229,7 @@ def test_scores_of_the_reference_do_not_depend_on_the_adapter_in_the_model(
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
     assert session.train_scores is not None
     fill(session, session.train_scores, np.arange(24))
-    scored = session.train_scores.values.copy()
+    scored = session.train_scores.files[0].values.copy()
     file_of(session).unlink()
     trained = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
     model = trained.base.model
@@ -234,5 +237,5 @@ def test_scores_of_the_reference_do_not_depend_on_the_adapter_in_the_model(
     with EventWriter(tmp_path / "events.jsonl") as log:
         Loop(trained, RunDir(tmp_path), log, StopRequest()).score_reference()
     assert trained.train_scores is not None
-    np.testing.assert_allclose(trained.train_scores.values, scored, atol=1e-3)
+    np.testing.assert_allclose(trained.train_scores.files[0].values, scored, atol=1e-3)
     assert np.array(model.model.layers[0].self_attn.q_proj.lora_b).min() == 1

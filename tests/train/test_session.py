@@ -63,7 +63,7 @@ def test_visited_rows_are_those_of_the_steps(tmp_path: Path, pairs: Path, tiny_m
     for steps in (1, 3, 5, 9):
         drawn = [session.train.training_batch(k, batch_size=6, micro=6, seed=0) for k in range(steps)]
         rows = np.unique(np.concatenate([b.indices for batches in drawn for b in batches]))
-        np.testing.assert_array_equal(visited(20, 6, 0, steps), rows)
+        np.testing.assert_array_equal(visited(session.train, 6, 0, steps), rows)
 
 
 def notes_of(forward: Forward, session: Any) -> list[str]:

@@ -8,6 +8,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
+from textual.markup import escape
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
@@ -41,7 +42,7 @@ class PairsScreen(RunScreen):
         self._numbers = False
         self._found: WorstPairs | None = None
         self._listed: object = None
-        self._row: int | None = None
+        self._selected: str | None = None
 
     def body(self) -> ComposeResult:
         yield StepSlider("pairs")
@@ -60,7 +61,7 @@ class PairsScreen(RunScreen):
 
     def reset(self) -> None:
         self._walk = Walk()
-        self._found, self._listed, self._row = None, None, None
+        self._found, self._listed, self._selected = None, None, None
         self.action_close()
 
     def show(self, feed: RunFeed) -> None:
@@ -119,7 +120,7 @@ class PairsScreen(RunScreen):
 
     def on_data_table_row_highlighted(self, event: ListTable.RowHighlighted) -> None:
         if event.row_key.value is not None:
-            self._row = int(event.row_key.value)
+            self._selected = event.row_key.value
             self._draw()
 
     def on_data_table_row_selected(self) -> None:
@@ -129,7 +130,7 @@ class PairsScreen(RunScreen):
 
     def _pair(self) -> WorstPair | None:
         pairs = self._found.pairs if self._found is not None else ()
-        return next((pair for pair in pairs if pair.row == self._row), pairs[0] if pairs else None)
+        return next((pair for pair in pairs if pair.key == self._selected), pairs[0] if pairs else None)
 
     def _load(self) -> None:
         """Read the file of the step that is looked at and draw it."""
@@ -139,7 +140,8 @@ class PairsScreen(RunScreen):
                 self._found = load_pairs(self.feed.run, self.feed.state.pairs[index].path)
             except UserError as error:
                 problem = str(error)
-        note = f"{self._found.pairs[0].source}" if self._found is not None and self._found.pairs else ""
+        # The list's numbers are of one data set, as a rule; the pair's own is above its prompt.
+        note = self._one_source()
         self.query_one(StepSlider).show(self._walk, note)
         said = self.query_one("#problem", Static)
         said.display = bool(problem)
@@ -147,20 +149,25 @@ class PairsScreen(RunScreen):
         self._list()
         self._draw()
 
+    def _one_source(self) -> str:
+        """The data set of all pairs in the list; nothing where there are several."""
+        sources = {pair.source for pair in self._found.pairs} if self._found is not None else set()
+        return sources.pop() if len(sources) == 1 else ""
+
     def _list(self) -> None:
         """Fill the list, unless it shows these pairs already; the selected pair stays selected."""
         table = self.query_one(ListTable)
         key = (self._found, self.size.width, self.palette)
         if self._found is None or key == self._listed:
             return
-        self._listed, selected = key, self._row
+        self._listed, selected = key, self._selected
         table.clear(columns=True)
         width = max(12, (self.size.width - _FIXED) // 2)
         for heading, columns in (("row", 6), ("margin", 8), ("chosen", width), ("rejected", width)):
             table.add_column(heading, width=columns)
         for pair in self._found.pairs:
-            table.add_row(*self._cells(pair, width), key=str(pair.row))
-        rows = [pair.row for pair in self._found.pairs]
+            table.add_row(*self._cells(pair, width), key=pair.key)
+        rows = [pair.key for pair in self._found.pairs]
         table.styles.height = len(rows) + 1
         table.move_cursor(row=rows.index(selected) if selected in rows else 0)
 
@@ -180,7 +187,8 @@ class PairsScreen(RunScreen):
         if pair is None:
             return
         prompt = self.query_one("#pair-prompt")
-        prompt.border_title = f"row {pair.row}: prompt"
+        of = "" if self._one_source() else f" of {pair.source}"
+        prompt.border_title = escape(f"row {pair.row}{printable(of)}: prompt")
         prompt.border_subtitle = f"margin {signed(pair.margin)}"
         self.query_one("#pair-prompt-text", Static).update(Text(clean(pair.prompt)))
         limit = scale_of(pair.chosen.tokens, pair.rejected.tokens)
