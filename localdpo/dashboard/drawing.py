@@ -232,21 +232,29 @@ def _bands(area: _Area, series: Sequence[ChartSeries], face: Face) -> list[tuple
             covered = (rows + 0.75 > top) & (rows + 0.25 < bottom)
             area.inner.fill(covered, ":" if face.ascii else "░", "muted")
         else:
-            tints.append((_tint(area.inner, np.round(top * 8), np.round(bottom * 8), one.style), one.style))
+            edges = np.round(top * 8), np.round(bottom * 8)
+            tints.append((_tint(area.inner, *edges, one.style, has_blocks=not face.ascii), one.style))
         area.inner.fill((rows == 0) & (top < -0.5), "^" if face.ascii else "▴", one.style)
     return tints
 
 
-def _tint(inner: Picture, top: np.ndarray, bottom: np.ndarray, colour: str) -> np.ndarray:
+def _tint(
+    inner: Picture, top: np.ndarray, bottom: np.ndarray, colour: str, *, has_blocks: bool
+) -> np.ndarray:
     """Tint each column from `top` to `bottom` [c], counted in eighths of a row; the cells [rows, c] touched.
 
-    Blocks fill a cell from below, so the upper edge is exact; the lower one is to a half.
+    Blocks fill a cell from below, so the upper edge is exact; the lower one is to a half. Without blocks a
+    cell is tinted where the band takes half of it.
     """
     bottom = np.maximum(bottom, top + 1)
     begins = np.arange(inner.height)[:, None] * 8
     covered = (begins < bottom) & (begins + 8 > top)
     upper, depth = covered & (begins < top), bottom - begins
     lower = covered & ~upper & (depth < 6)
+    if not has_blocks:
+        covered = (np.minimum(begins + 8, bottom) - np.maximum(begins, top)) >= 4
+        inner.tint(covered, colour)
+        return covered
     inner.fill(covered, " ")
     inner.tint(covered & ~upper & ~lower, colour)
     # Where two bands meet, the later one takes the cell.

@@ -173,6 +173,11 @@ def test_a_band_is_a_tint_or_characters():
         if segment.style
     }
     assert len(grounds) == 2
+    plain = draw(60, 12, [noisy], Face(TITLES, (0.0, 100.0), ascii=True)).picture
+    assert (
+        len({s.style.bgcolor for line in plain.lines(Styles(PALETTES["dark"])) for s in line if s.style}) == 2
+    )
+    assert plain.text().isascii()
     assert "░" in "".join(text_of(60, 12, noisy, shade=True))
     assert ":" in "".join(text_of(60, 12, noisy, shade=True, ascii=True))
     smallest = ChartSeries("train", noisy.steps, noisy.values, "chosen")
