@@ -41,3 +41,11 @@ def test_recipes_that_are_named_exist() -> None:
     named = set(re.findall(r"recipes/([\w.-]+\.yaml)", README))
     assert named
     assert all((ROOT / "recipes" / name).is_file() for name in named)
+
+
+def test_pictures_are_there_and_load_nothing() -> None:
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        text = (ROOT / picture).read_text(encoding="utf-8")
+        assert not re.search(r"url\(['\"]?http|href=['\"]http|@import|<script", text)
