@@ -145,7 +145,7 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
 
     # resumed from the screen, to the end
     tmux.press("6")
-    tmux.until(lambda screen: "crashed" in screen and "sorted by" in screen)
+    tmux.until(lambda screen: "crashed" in screen and "D delete" in screen)
     tmux.press("R")
     tmux.until(lambda screen: "finished" in screen.splitlines()[1], seconds=90)
     tmux.press("q")
