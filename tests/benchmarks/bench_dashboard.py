@@ -30,10 +30,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localdpo.core.events import decode_event, encode_event
-from localdpo.core.progress import metric
+from localdpo.core.events import encode_event, read_events
 from localdpo.core.rundir import RunDir, RunLock
-from localdpo.core.tail import LineTail
 
 COLUMNS, ROWS = 120, 36
 POINTS = 20_000
@@ -44,8 +42,8 @@ ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]")
 TAKEN_OVER = b"\x1b[?1049h"
 ROOT = Path(__file__).parents[2]
 STEPS = 1600  # of each of two trainings
-BLOCK = 25  # steps between two changes
-SETTLING = 5  # steps after a change that are not counted
+BURST_SECONDS = 60.0
+NEIGHBOURS = 51  # steps that one is compared with
 
 
 def row(name: str, value: str, bar: str, within: bool) -> None:
@@ -111,10 +109,9 @@ class Terminal:
 
     def processor_seconds(self) -> float:
         """User and system time of the program so far."""
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        if stat.exists():
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        tasks = list(Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"))
+        if tasks:
+            return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
         said = subprocess.run(
             ["ps", "-o", "time=", "-p", str(self.process.pid)], capture_output=True, text=True
         )
@@ -165,7 +162,7 @@ def make_run(folder: Path, name: str, steps: int, end: bool) -> RunDir:
     """A run with a log of `steps` steps and an evaluation every 200."""
     run = RunDir.create(folder, name, "model: org/made-up\n")
     noise = np.random.default_rng(0).standard_normal((steps + 1, 3))
-    start = {"model": "org/made-up", "loss": "sigmoid", "total_steps": 2 * steps, "device": "cpu"}
+    start = {"model": "org/made-up", "loss": "sigmoid", "total_steps": 2 * steps, "device": "metal"}
     lines = [encode_event("run.started", None, 1_700_000_000, {**start, "recipe": {"loss": {"beta": 0.1}}})]
     for step in range(1, steps + 1):
         lines.append(step_line(step, noise[step]))
@@ -299,11 +296,11 @@ def test_a_long_log(tmp_path: Path) -> None:
     print(f"|   processor time of it {' ' * 36} | {statistics.median(processor):>18.2f} s |")
 
 
-def train_beside(folder: Path, name: str, watched_first: bool) -> tuple[np.ndarray, float]:
-    """Trains the demo beside a viewer that is held (SIGSTOP) every other block of steps.
+def train(folder: Path, name: str, with_viewer: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Trains the demo for STEPS steps: when each ended, [STEPS] Unix seconds, and the viewer's work.
 
-    Returns the seconds of its first STEPS steps, [STEPS], and the share of a core that the viewer took while
-    it was not held. A held process takes nothing. The steps are the same ones every time.
+    The work is [n, 2]: Unix time, and the processor seconds that the viewer had taken by then. The steps are
+    the same ones every time.
     """
     never = [f"{option}=100000" for option in ("eval.every", "eval.kl_every", "save.every")]
     options = ["train.epochs=1000", f"train.max_steps={STEPS}", *never]
@@ -316,57 +313,59 @@ def train_beside(folder: Path, name: str, watched_first: bool) -> tuple[np.ndarr
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    tail = LineTail(run.events)
-    seconds: list[float] = []
-    terminal: Terminal | None = None
-    running, lived, since, before = True, 0.0, 0.0, 0.0
-    while process.poll() is None:
-        for line in tail.poll():
-            event = decode_event(line)
-            if event is not None and event.type == "step":
-                seconds.append(metric(event, "step_seconds") or 0.0)
-        if terminal is None and seconds:
-            terminal = watch(run)
-            terminal.wait_for(b"smoothed 0.9")
-            since, before = time.perf_counter(), terminal.processor_seconds()
-        if terminal is not None:
-            wanted = (len(seconds) // BLOCK % 2 == 0) == watched_first
-            if wanted != running:
-                terminal.process.send_signal(signal.SIGCONT if wanted else signal.SIGSTOP)
-                lived += 0.0 if wanted else time.perf_counter() - since
-                running, since = wanted, time.perf_counter()
-        time.sleep(0.02)
-    assert process.returncode == 0
-    assert terminal is not None
-    terminal.process.send_signal(signal.SIGCONT)
-    share = (terminal.processor_seconds() - before) / (lived + running * (time.perf_counter() - since))
-    terminal.close()
-    return np.asarray(seconds[:STEPS], dtype=np.float64), share
+    while not run.events.exists() or b'"step"' not in run.events.read_bytes():
+        assert process.poll() is None
+        time.sleep(0.2)
+    work: list[tuple[float, float]] = []
+    if with_viewer:
+        terminal = watch(run)
+        terminal.wait_for(b"smoothed 0.9")
+        while process.poll() is None:
+            work.append((time.time(), terminal.processor_seconds()))
+            time.sleep(0.02)
+        terminal.close()
+    assert process.wait() == 0
+    ends = [event.time for event in read_events(run.events) if event.type == "step"]
+    return np.asarray(ends), np.asarray(work)
+
+
+def running_median(values: np.ndarray, width: int) -> np.ndarray:
+    """The median of `width` (odd) neighbours of each value, fewer at the ends."""
+    padded = np.pad(values, width // 2, constant_values=np.nan)
+    return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
 
 
 def test_training_beside_a_viewer(tmp_path: Path) -> None:
-    """The same steps of the demo trained twice: where one training has a viewer, the other has none.
+    """The demo trained twice, with a viewer and without: what its work costs the steps it falls into.
 
-    Comparing a step with itself takes out that steps differ in length; blocks that change sides take out
-    what differs between the two trainings.
+    Two trainings of the same steps differ by several percent, as the machine gets faster and slower over
+    minutes. So a step is compared with itself in the other training and with its neighbours, and the excess
+    is fitted to the processor time that the viewer took meanwhile.
     """
-    first, share_first = train_beside(tmp_path, "first", watched_first=True)
-    second, share_second = train_beside(tmp_path, "second", watched_first=False)
-    step = np.arange(STEPS)
-    with_viewer_first = step // BLOCK % 2 == 0
-    differences = np.where(with_viewer_first, 1, -1) * np.log(first / second)
-    # The first block holds the viewer's start, and each block's first steps what it missed while it was held.
-    differences = differences[(step >= 2 * BLOCK) & (step % BLOCK >= SETTLING)]
-    low, high = np.percentile(differences, (10, 90))
-    kept = differences[(low <= differences) & (differences <= high)]
-    value = float(kept.mean())
-    # Of a mean without its outer tenths: the winsorised deviation over 0.8 sqrt(n) (Tukey, McLaughlin 1963).
-    error = float(np.clip(differences, low, high).std(ddof=1)) / (0.8 * len(differences) ** 0.5)
+    ends, work = train(tmp_path, "watched", with_viewer=True)
+    alone, _ = train(tmp_path, "alone", with_viewer=False)
+    seconds, seconds_alone = np.diff(ends), np.diff(alone)
+    ratio = seconds / seconds_alone
+    whole = float(seconds.sum() / seconds_alone.sum() - 1)
+    excess = (ratio / running_median(ratio, NEIGHBOURS) - 1) * seconds_alone
+    used = np.diff(np.interp(ends, work[:, 0], work[:, 1]))
+    # At first the viewer may draw as it likes, see dashboard/pace.py: that is two seconds of work at most.
+    begun = ends[1:] > work[0, 0] + BURST_SECONDS
+    excess, used, seconds = excess[begun], used[begun], seconds[begun]
+    centred = used - used.mean()
+    slope = float((centred * excess).sum() / (centred**2).sum())
+    left = excess - excess.mean() - slope * centred
+    spread = float(
+        np.sqrt((centred**2 * left**2).sum()) / (centred**2).sum()
+    )  # whatever the steps' variances
+    share = float(used.sum() / seconds.sum())
+    value, error = slope * share, spread * share
     row(
-        f"time of a training step with a viewer (standard error {error:.1%})",
-        f"{value:+.1%}",
+        f"training with a viewer: what its work costs (error {error:.2%})",
+        f"{value:+.2%}",
         "1%",
         value + 1.96 * error <= 0.01,  # an error larger than the bar shows nothing
     )
-    share = (share_first + share_second) / 2
     print(f"|   processor of the viewer meanwhile {' ' * 22} | {share:>10.1%} of a core |")
+    print(f"|   a second of it delays the training by {' ' * 18} | {slope:>11.2f} +- {spread:.2f} |")
+    print(f"|   the whole of both trainings, their drift included {' ' * 6} | {whole:>+20.1%} |")
