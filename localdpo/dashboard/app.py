@@ -29,6 +29,7 @@ from localdpo.dashboard.asked import Asked
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of, key_name, keys_of, namespaced
 from localdpo.dashboard.once import svg_of
+from localdpo.dashboard.pace import Pace
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.terminal import Abilities, AsciiFilter, abilities_of
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
@@ -37,6 +38,8 @@ from localdpo.launch import Worker
 # Seconds between two looks at the log, and between two chunks of a long one (the keys work in between).
 _BEAT: Final = 0.2
 _CHUNK: Final = 0.02
+# Of the beats that are left out beside a training, every so many looks whether the worker lives.
+_LIFE_BEATS: Final = 4
 _FEW_COLOURS: Final = 16
 
 
@@ -113,6 +116,7 @@ class DashboardApp(App[None]):
         jump: str = "live",
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
+        pace: Pace | None = None,
     ) -> None:
         self.abilities: Abilities = abilities_of(environment)
         super().__init__()
@@ -126,7 +130,9 @@ class DashboardApp(App[None]):
         self.now = clock
         self._jump = jump if run is not None else "runs"
         self._asked = Asked()
+        self._pace = pace or Pace()
         self._life: tuple[bool, bool] | None = None
+        self._beats_left_out = 0
 
     # --- what the screens read ------------------------------------------------------------------------
 
@@ -180,12 +186,28 @@ class DashboardApp(App[None]):
             screen.follow(None, self.now())
 
     def _beat(self) -> None:
+        if self._may_wait():
+            return
         self._poll()
         if not self.is_running:
             return
         now = self.now()
         for screen in self._run_screens():
             screen.beat(now)
+
+    def _may_wait(self) -> bool:
+        """Whether this beat is left out for the sake of the training; never while an answer is awaited."""
+        feed = self.feed
+        if feed is None:
+            return False
+        is_training = feed.alive and feed.state.progress.phase != "paused"
+        is_due = self._pace.is_due(beside_training=is_training and feed.state.start.is_on_cpu)
+        if is_due or self._asked.is_waiting:
+            return False
+        self._beats_left_out += 1
+        if self._beats_left_out % _LIFE_BEATS:
+            return True
+        return self._life == (feed.run.is_running(), self.worker_lives)
 
     def _poll(self) -> None:
         """Read what the log brought, in chunks; a long log is read over several turns of the event loop."""

@@ -37,6 +37,11 @@ class Asked:
         """A command was sent."""
         self._waiting[id] = Waiting(id, command, now)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether any command has no answer yet."""
+        return bool(self._waiting)
+
     def latest(self, *commands: str) -> str | None:
         """The newest of these commands that waits, None if none does."""
         found = [waiting.command for waiting in self._waiting.values() if waiting.command in commands]

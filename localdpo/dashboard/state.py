@@ -43,6 +43,11 @@ class Start:
     time: float | None = None
 
 
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether it trains on the CPU; a device is said with its library: `cpu (libopenblas.so.0)`."""
+        return self.device.split(" ")[0] == "cpu"
+
 @dataclass(frozen=True)
 class Notice:
     """A notice of the log, with its explanation and what to try."""

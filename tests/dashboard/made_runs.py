@@ -14,11 +14,13 @@ from textual.pilot import Pilot
 from localdpo.core.events import encode_event
 from localdpo.core.rundir import RunDir
 from localdpo.dashboard.app import DashboardApp
+from localdpo.dashboard.pace import Pace
 
 BEGAN = 1_700_000_000.0
 NOW = BEGAN + 7200.0
 EVERY = 10
 STEPS = 40
+DEVICE = "cpu (libopenblas.so.0)"
 
 RECIPE = """model: org/tiny
 adapter: demo:sft
@@ -51,7 +53,7 @@ def make_run(
     """A run of `steps` of STEPS steps with an evaluation every EVERY; `end` is its last event, None: none."""
     run = RunDir.create(runs_dir, name, RECIPE.format(loss=loss, beta=beta, seed=seed))
     recipe = {"loss": {"beta": beta}, "eval": {"every": EVERY}, "save": {"every": EVERY}}
-    start: dict[str, Any] = {"model": "org/tiny", "loss": loss, "device": "cpu", "total_steps": STEPS}
+    start: dict[str, Any] = {"model": "org/tiny", "loss": loss, "device": DEVICE, "total_steps": STEPS}
     lines = [encode_event("run.started", None, began, {**start, "recipe": recipe, "memory_limit_gb": 16.0})]
     lines += evaluation(run, 0, began + 1, seed, pairs)
     for step in range(1, steps + 1):
@@ -229,9 +231,13 @@ def make_app(run: RunDir | None, screen: str = "live", **more: Any) -> Dashboard
     runs_dir = run.path.parent if run is not None else Path("runs")
     environment = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "en_US.UTF-8"}
     environment |= more.pop("environment", {})
-    return DashboardApp(
-        runs_dir, run, jump=screen, environment=environment, clock=more.pop("clock", lambda: NOW), **more
-    )
+    more = {"clock": lambda: NOW, "pace": free_pace(), **more}
+    return DashboardApp(runs_dir, run, jump=screen, environment=environment, **more)
+
+
+def free_pace() -> Pace:
+    """A frame at every beat, however slow the machine is."""
+    return Pace(used=lambda: 0.0)
 
 
 def drive(

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from made_runs import BEGAN, NOW, drive, make_app, make_run, press, settle, step_metrics
@@ -18,7 +17,6 @@ from localdpo.core.rundir import RunDir, RunLock
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.keymap import keys_of
 from localdpo.dashboard.once import frame_text
-from localdpo.dashboard.screens import live
 from localdpo.dashboard.widgets.chart import Chart
 from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
 from localdpo.dashboard.widgets.log import LogView
@@ -30,7 +28,6 @@ SEEN = re.compile(r"charts? [0-9 to]+of \d+.*|\d+ charts.*")
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(live, "is_busy", lambda: False)
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     yield
@@ -371,10 +368,8 @@ def test_new_steps_move_the_charts(run: RunDir):
     drive(app, act)
 
 
-def test_on_a_busy_machine_frames_are_fewer_but_keys_as_quick(monkeypatch: pytest.MonkeyPatch):
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(live, "is_busy", lambda: True)
-    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock.now))
+@pytest.mark.parametrize("key", ["space", "escape", "end"])
+def test_what_is_frozen_stands_still_until_it_is_let_go(key: str):
     run = make_run(Path("runs"), "alive", steps=20, end=None)
     app = make_app(run)
 
@@ -392,15 +387,6 @@ def test_on_a_busy_machine_frames_are_fewer_but_keys_as_quick(monkeypatch: pytes
             assert "step 21 loss" in frame_text(app)
 
     drive(app, act)
-
-
-def test_a_machine_is_busy_by_its_load(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr("os.getloadavg", lambda: (4.1, 0.0, 0.0))
-    assert live.is_busy()
-    monkeypatch.setattr("os.getloadavg", lambda: (3.9, 9.0, 9.0))
-    assert not live.is_busy()
 
 
 def test_a_death_is_told_with_the_command_to_resume():

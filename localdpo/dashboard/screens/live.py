@@ -27,12 +27,6 @@ _LOG_ROWS: Final = ((48, 10), (32, 5))  # (rows of the terminal from which the l
 # Seconds between two frames while a long log is still being read: drawing must not hold up the reading. And
 # while every core is at work, most likely for the training: drawing must not hold up that either.
 _READING_SECONDS: Final = 0.25
-_BUSY_SECONDS: Final = 1.0
-
-
-def is_busy() -> bool:
-    """Whether as many processes as there are cores wanted one during the last minute, on average."""
-    return os.getloadavg()[0] >= (os.cpu_count() or 1)
 
 
 class LiveScreen(RunScreen):
@@ -84,8 +78,7 @@ class LiveScreen(RunScreen):
         feed, now = self.feed, time.monotonic()
         if not self._has_news or feed is None:
             return
-        pause = _READING_SECONDS if feed.behind else _BUSY_SECONDS if feed.alive and is_busy() else 0.0
-        if now - self._drawn < pause:
+        if feed.behind and now - self._drawn < _READING_SECONDS:
             return
         self._drawn, self._has_news = now, False
         self.query_one(TileRow).show(feed.state)
