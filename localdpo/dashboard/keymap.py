@@ -62,6 +62,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("", "q", "leave", "leave", "leave the dashboard; training goes on"),
     # Live
     Key("live", "s", "smooth", "smooth", "next smoothing of the lines: 0.9, 0.97, 0.99, none, 0.6"),
+    Key("live", "space", "freeze", "freeze", "hold charts, figures and log still, or let them go on", False),
     Key("live", "y", "log_axis", "log axis", "logarithmic value axis, or linear again", False),
     Key("live", "plus", "zoom(True)", "zoom", "see fewer steps, around the cross-hair or the newest"),
     Key("live", "minus", "zoom(False)", "zoom", "see more steps"),
@@ -85,7 +86,12 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("live", "pagedown", "scroll_log(1)", "log", "page down in the log", False),
     Key("live", "end", "follow", "newest", "the newest of log and charts, and stay with it", False),
     Key(
-        "live", "escape", "back", "back", "undo filter, cross-hair, maximised chart, zoom, one by one", False
+        "live",
+        "escape",
+        "back",
+        "back",
+        "undo freeze, filter, cross-hair, maximising, zoom, one by one",
+        False,
     ),
     # Samples
     Key("samples", "left", "step(-1)", "step", "answers at the evaluation before"),

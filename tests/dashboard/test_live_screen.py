@@ -371,19 +371,22 @@ def test_new_steps_move_the_charts(run: RunDir):
 @pytest.mark.parametrize("key", ["space", "escape", "end"])
 def test_what_is_frozen_stands_still_until_it_is_let_go(key: str):
     run = make_run(Path("runs"), "alive", steps=20, end=None)
-    app = make_app(run)
+    app = make_app(run, clock=lambda: BEGAN + 23)
 
     async def act(pilot: Pilot[None]) -> None:
         with RunLock(run), EventWriter(run.events) as log:
+            await press(pilot, "space")
+            assert "frozen: space goes on" in frame_text(app)
+            before = frame_text(app).split("\n")
             log.write("step", 21, metrics=step_metrics(21, 0))
-            while "step 21/40" not in frame_text(app):
-                await pilot.pause(0.05)
-            await pilot.pause(0.3)
-            assert "step 21 loss" not in frame_text(app)
+            await pilot.pause(0.5)
+            after = frame_text(app).split("\n")
+            assert "step 21/40" in after[1]
+            assert after[3:] == before[3:]
             await press(pilot, "s")
             assert "smoothed 0.97" in seen(app)
-            clock.now += 1.1
-            await pilot.pause(0.5)
+            await press(pilot, key)
+            assert "frozen" not in frame_text(app)
             assert "step 21 loss" in frame_text(app)
 
     drive(app, act)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import ClassVar, Final
 
@@ -24,8 +23,7 @@ from localdpo.dashboard.widgets.tiles import TileRow
 
 _TALL: Final = 30  # rows of the terminal from which tiles have boxes and a notice says why
 _LOG_ROWS: Final = ((48, 10), (32, 5))  # (rows of the terminal from which the log is open, its rows)
-# Seconds between two frames while a long log is still being read: drawing must not hold up the reading. And
-# while every core is at work, most likely for the training: drawing must not hold up that either.
+# Seconds between two frames while a long log is still being read: drawing must not hold up the reading.
 _READING_SECONDS: Final = 0.25
 
 
@@ -43,6 +41,7 @@ class LiveScreen(RunScreen):
         self._read: set[Known] = set()
         self._drawn = 0.0
         self._has_news = False
+        self._is_frozen = False
 
     def body(self) -> ComposeResult:
         yield NoticeLine(id="notice")
@@ -71,12 +70,13 @@ class LiveScreen(RunScreen):
     def tick(self, now: float) -> None:
         self._catch_up()
         self._draw_notices(now)
-        self._charts.catch_up()
+        if not self._is_frozen:
+            self._charts.catch_up()
 
     def _catch_up(self) -> None:
         """Draw what is new, unless the last frame is too young; called again a moment later."""
         feed, now = self.feed, time.monotonic()
-        if not self._has_news or feed is None:
+        if not self._has_news or feed is None or self._is_frozen:
             return
         if feed.behind and now - self._drawn < _READING_SECONDS:
             return
@@ -90,6 +90,7 @@ class LiveScreen(RunScreen):
     def reset(self) -> None:
         self._read = set()
         self._drawn = 0.0
+        self._is_frozen = False
         self._charts.clear()
         self._log.clear()
 
@@ -125,6 +126,8 @@ class LiveScreen(RunScreen):
             words.append(f"log: {lines:,} of {kept:,} lines with {self._log.filter}")
         elif self._log.display and not self._log.follow:
             words.append("log: end goes to the newest line")
+        if self._is_frozen:
+            words.insert(0, "frozen: space goes on")
         text = (" · " if self.abilities.unicode else " | ").join(words)
         self.query_one("#seen", Line).say(text)
 
@@ -139,6 +142,12 @@ class LiveScreen(RunScreen):
         return [] if feed is None else [*feed.state.notices, *alarms(feed.state, feed.alive, now)]
 
     # --- charts ---------------------------------------------------------------------------------------
+
+    def action_freeze(self) -> None:
+        """Hold everything below the header still, or let it go on."""
+        self._is_frozen = not self._is_frozen
+        self._catch_up()
+        self._draw_seen()
 
     def action_smooth(self) -> None:
         """The next smoothing."""
@@ -218,13 +227,17 @@ class LiveScreen(RunScreen):
 
     def action_follow(self) -> None:
         """The newest of everything, and stay with it."""
+        if self._is_frozen:
+            self.action_freeze()
         self._log.go_to_end()
         self._charts.follow()
 
     def action_back(self) -> None:
-        """Undo one thing: the filter, then what was done to the charts, then the choice of one."""
+        """Undo one thing: the freeze, the filter, what was done to the charts, the choice of one."""
         entry = self.query_one(Input)
-        if entry.display or entry.value:
+        if self._is_frozen:
+            self.action_freeze()
+        elif entry.display or entry.value:
             entry.value = ""
             entry.display = False
             self.set_focus(None)
