@@ -93,7 +93,7 @@ class AnswersSource:
     def _poll_job(self) -> bool:
         if self._job is None:
             return False
-        is_over = not self._job.running
+        is_over = not self._job.is_running
         self._job.poll()
         has_opened = self._open()
         if is_over:

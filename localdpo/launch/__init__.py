@@ -1,4 +1,4 @@
-"""Starts the worker of a run, follows its events, says how it ended; and runs other commands beside a screen.
+"""Starts the worker of a run, follows its events, says how it ended; runs other processes beside a screen.
 
 The worker is a process in a session of its own, below a small supervisor (`supervise.py`). It outlives the
 terminal that started it, and a failure of the GPU driver, which aborts the process and cannot be caught in
@@ -16,7 +16,7 @@ from localdpo.launch.explain import (
     explain_death,
     resume_command,
 )
-from localdpo.launch.jobs import Job, start_job
+from localdpo.launch.jobs import Job
 from localdpo.launch.start import Worker, start_worker
 from localdpo.launch.watch import watch
 
@@ -30,7 +30,6 @@ __all__ = [
     "ended_lines",
     "explain_death",
     "resume_command",
-    "start_job",
     "start_worker",
     "watch",
 ]

@@ -1,65 +1,65 @@
-"""Other commands of localdpo, run as processes beside a screen: a comparison, an evaluation, a judge."""
+"""Processes of localdpo that work beside a screen: answers for a comparison, an evaluation."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from localdpo.core.errors import USER_ERROR_EXIT
+from localdpo.core.wording import printable
 
-@dataclass
+
 class Job:
-    """A command that this process started. `log` holds what it prints, stdout and stderr alike."""
+    """A process without input whose output, stdout and stderr alike, goes to the file `log`, emptied first.
 
-    process: subprocess.Popen[bytes]
-    log: Path
-    _offset: int = field(default=0, repr=False)
-    _terminated: bool = field(default=False, repr=False)
+    It is in a session of its own: Ctrl-C at the screen is not meant for it. Raises OSError if it cannot be
+    started. `what` names its work, `again` how it is taken up, both for `problem`.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, what: str, again: str) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log, self._what, self._again = log, what, again
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
 
     @property
-    def returncode(self) -> int | None:
-        """None while it runs; minus the signal's number if a signal ended it."""
-        return self.process.poll()
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._process.poll() is None
 
     def lines(self) -> list[str]:
-        """The whole lines since the last call; once it has exited, a last one without its newline too."""
-        exited = self.process.poll() is not None
-        with self.log.open("rb") as file:
-            file.seek(self._offset)
-            block = file.read()
-        if not exited:
-            block = block[: block.rfind(b"\n") + 1]
-        self._offset += len(block)
-        return block.decode("utf-8", errors="replace").splitlines()
+        """What it has printed so far; a line counts when it has been ended."""
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
-    def terminate(self) -> None:
-        """End it: SIGTERM; a second call sends SIGKILL. Nothing happens if it has ended."""
-        if self._terminated:
-            self.process.kill()
-        else:
-            self._terminated = True
-            self.process.terminate()
+    def problem(self) -> str | None:
+        """Why it ended without finishing, in one line; None if it has not ended, or finished."""
+        code = self._process.poll()
+        if code in (None, 0):
+            return None
+        lines = self.lines()
+        if code == USER_ERROR_EXIT:
+            said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            return printable("; ".join(said)) if said else f"{self._what} failed; see {self._log}"
+        how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
+        last = f"; {printable(lines[-1])}" if lines else ""
+        return f"{self._what} {how}{last} (more in {self._log}); {self._again}"
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; the exit code. Raises subprocess.TimeoutExpired after `timeout` seconds."""
-        return self.process.wait(timeout)
-
-
-def start_job(arguments: Sequence[str], log: Path) -> Job:
-    """Start `localdpo ARGUMENTS...` with its output in the file `log`, which is emptied first.
-
-    It has no input, prints line by line, and goes with this process when their terminal closes.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "localdpo", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-    return Job(process, log)
+    def stop(self, patience: float = 10.0) -> None:
+        """End the process: SIGTERM, and SIGKILL after `patience` seconds. Nothing happens if it has ended."""
+        if self.is_running:
+            self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

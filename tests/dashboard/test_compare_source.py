@@ -25,7 +25,7 @@ def job(run: Path, program: str) -> AnswersJob:
 
 
 def ended(job: AnswersJob) -> AnswersJob:
-    wait_for(lambda: not job.running)
+    wait_for(lambda: not job.is_running)
     job.poll()
     return job
 
@@ -79,10 +79,10 @@ def test_why_a_job_ended_is_one_line(program: str, problem: str, tmp_path: Path)
 
 def test_a_job_is_stopped(tmp_path: Path) -> None:
     running = job(tmp_path, SLEEP)
-    assert running.running
+    assert running.is_running
     assert running.problem() is None
     running.stop()
-    assert not running.running
+    assert not running.is_running
     running.stop()
 
 
