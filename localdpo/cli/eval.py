@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from localdpo.evals.plan import Options, Plan
+
+# Between two lines of progress where there is no terminal for a bar.
+LINE_SECONDS: Final = 5.0
 
 
 def evaluate(
@@ -145,25 +149,59 @@ def carried_out(options: Options, html: Path | None) -> dict[str, Any]:
 
 @contextmanager
 def progress(console: Console, plan: Plan) -> Iterator[dict[str, Any]]:
-    """What `run_evaluation` calls while it works: bars on a terminal, waits as lines everywhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """What `run_evaluation` calls while it works: bars on a terminal, lines elsewhere."""
     from localdpo.cli.plain import print_plain
     from localdpo.core.wording import format_seconds
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        answers = bars.add_task("answers", total=len(plan.prompts) * len(plan.contestants))
-        verdicts = bars.add_task("verdicts", total=plan.questions, visible=plan.judge is not None)
+    counts = {"answers": len(plan.prompts) * len(plan.contestants)}
+    if plan.judge is not None:
+        counts["verdicts"] = plan.questions
 
-        def waited(seconds: float, why: str) -> None:
-            print_plain(console, f"waiting {format_seconds(seconds)}: {why}")
+    def waited(seconds: float, why: str) -> None:
+        print_plain(console, f"waiting {format_seconds(seconds)}: {why}")
 
+    with bars(console, counts) if console.is_terminal else lines(console, counts) as advance:
         yield {
-            "on_answer": lambda record: bars.advance(answers),
-            "on_verdict": lambda question, verdict: bars.advance(verdicts),
+            "on_answer": lambda record: advance("answers"),
+            "on_verdict": lambda question, verdict: advance("verdicts"),
             "on_wait": waited,
         }
+
+
+@contextmanager
+def bars(console: Console, counts: Mapping[str, int]) -> Iterator[Callable[[str], None]]:
+    """A bar for each count; what is given advances one of them."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as shown:
+        tasks = {name: shown.add_task(name, total=total) for name, total in counts.items()}
+
+        def advance(name: str) -> None:
+            if name in tasks:
+                shown.advance(tasks[name])
+
+        yield advance
+
+
+@contextmanager
+def lines(console: Console, counts: Mapping[str, int]) -> Iterator[Callable[[str], None]]:
+    """A line now and then with how far a count is, as far as the last one."""
+    from localdpo.cli.plain import print_plain
+
+    done = dict.fromkeys(counts, 0)
+    said = time.monotonic()
+
+    def advance(name: str) -> None:
+        nonlocal said
+        if name not in counts:
+            return
+        done[name] += 1
+        if done[name] == counts[name] or time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            print_plain(console, f"{name} {done[name]:,} of {counts[name]:,}")
+
+    yield advance
 
 
 def show(record: dict[str, Any], options: Options, as_json: bool) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 from typer.testing import CliRunner
 
+from localdpo.cli import eval as eval_command
 from localdpo.cli.main import app
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
@@ -75,3 +79,28 @@ def test_report_is_written_into_the_run_or_where_one_says(ask: Ask, tmp_path: Pa
     assert ask("report") == f"written: {path}\n"
     assert ask("report", "tiny", "--html", str(tmp_path / "r.html")) == f"written: {tmp_path / 'r.html'}\n"
     assert path.read_text() == (tmp_path / "r.html").read_text()
+
+
+def test_without_a_terminal_progress_is_told_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(eval_command, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    console = Console(file=io.StringIO(), width=80)
+    with eval_command.lines(console, {"answers": 1020, "verdicts": 2}) as advance:
+        for _ in range(1020):
+            clock.now += 0.0078125
+            advance("answers")
+        advance("verdicts")
+        advance("verdicts")
+        advance("unheard of")
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "answers 640 of 1,020",
+        "answers 1,020 of 1,020",
+        "verdicts 2 of 2",
+    ]
+
+
+def test_progress_goes_to_stderr(ask: Ask, tmp_path: Path) -> None:
+    words = ["eval", "--max-tokens", "4", "--limit", "2", "--runs-dir", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, words)
+    assert "answers 4 of 4" in result.stderr.splitlines()
+    assert "of 4" not in result.stdout
