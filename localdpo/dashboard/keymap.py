@@ -139,6 +139,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("judge", "enter", "open", "open", "open the verdict: answers, and what the judge said"),
     Key("judge", "f", "filter", "filter", "show all, lost, tied, flipped, won or undecided verdicts"),
     Key("judge", "t", "duel", "models", "the next two models"),
+    Key("judge", "r", "judge", "judge", "generate, measure and judge answers: asks for options; or stop it"),
     Key("judge", "m", "measured", "measured", "all measured figures, or the verdicts again"),
     Key("judge", "left", "file(1)", "evaluation", "the evaluation before", False),
     Key("judge", "right", "file(-1)", "evaluation", "the evaluation after", False),

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 
-_FOLDER: Final = "eval"
+FOLDER: Final = "eval"
 _VERSION: Final = 1
 
 Outcome = Literal["won", "lost", "tied", "none"]
@@ -131,7 +131,7 @@ class Evaluation:
 def evaluation_files(run: RunDir) -> list[Path]:
     """The files of a run's evaluations, the newest first."""
     stamps = []
-    for path in (run.path / _FOLDER).glob("*.json"):
+    for path in (run.path / FOLDER).glob("*.json"):
         try:
             stamps.append((path.stat().st_mtime_ns, path))
         except FileNotFoundError:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ from textual.pilot import Pilot
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.screens import judge
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
 from localdpo.dashboard.verdicts import FILTERS, Estimate, evaluation_files, load_evaluation, win_rate
@@ -173,7 +177,7 @@ def test_without_an_evaluation_it_says_how_to_make_one(tmp_path: Path):
     app = make_app(run, "judge")
 
     async def act(pilot: Pilot[None]) -> None:
-        assert "not evaluated yet; do it with: localdpo eval dpo --runs-dir" in frame_text(app)
+        assert "not evaluated yet; do it with r, or with: localdpo eval dpo --runs-dir" in frame_text(app)
         await press(pilot, "enter", "f", "t", "m", "m", "left", "right", "down", "up", "escape")
         make_evaluation(run)
         await pilot.pause(1.4)
@@ -194,3 +198,111 @@ def test_a_damaged_file_is_said(run: RunDir):
         assert "DPO vs SFT" in frame_text(app)
 
     drive(app, act)
+
+
+# --- an evaluation that is started here ------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]:
+    """Sets the program that evaluates; gives the options that it was started with."""
+
+    def set_program(program: str) -> list[list[str]]:
+        asked: list[list[str]] = []
+
+        class Stand(EvaluationJob):
+            def __init__(self, run: RunDir, options: Sequence[str]) -> None:
+                asked.append(list(options))
+                super().__init__(run, options, (sys.executable, "-c", program))
+
+        monkeypatch.setattr(judge, "EvaluationJob", Stand)
+        return asked
+
+    return set_program
+
+
+async def seen(pilot: Pilot[None], text: str) -> None:
+    """Wait until `text` is on the screen."""
+    for _ in range(200):
+        if text in " ".join(frame_text(pilot.app).split()):
+            return
+        await pilot.pause(0.05)
+    raise AssertionError(f"{text!r} is not on the screen:\n{frame_text(pilot.app)}")
+
+
+def test_an_evaluation_is_started_and_followed(tmp_path: Path, stand_in: Callable[[str], list[list[str]]]):
+    run = make_run(tmp_path, "dpo")
+    make_evaluation(run)
+    made = run.path / "eval" / "rules.json"
+    made.rename(tmp_path / "made.json")
+    asked = stand_in(
+        "import os, sys, time; print('answers 8 of 12', flush=True)\n"
+        f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)\n"
+        f"os.rename({str(tmp_path / 'made.json')!r}, {str(made)!r}); print(sys.argv)"
+    )
+    app = make_app(run, "judge")
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "r")
+        await seen(pilot, "Evaluate dpo?")
+        await press(pilot, *"--limit", "space", *"12", "enter")
+        await seen(pilot, "evaluating: answers 8 of 12 (r stops it, and so does leaving)")
+        (tmp_path / "go").touch()
+        await seen(pilot, "DPO vs SFT")
+        assert "evaluating" not in frame_text(app)
+
+    drive(app, act)
+    assert asked == [["--limit", "12"]]
+    said = (run.path / "eval" / "worker.log").read_text()
+    assert f"'eval', 'dpo', '--runs-dir', '{tmp_path}', '--limit', '12'" in said
+
+
+def test_what_an_evaluation_refuses_is_said_and_the_line_kept(
+    run: RunDir, stand_in: Callable[[str], list[list[str]]]
+):
+    asked = stand_in("print('error: --judge: no judge x'); exit(2)")
+    app = make_app(run, "judge")
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "r", "x", "enter")
+        await seen(pilot, "--judge: no judge x")
+        await press(pilot, "r", "y", "enter")
+        await press(pilot, "r", "escape")
+        await press(pilot, "r", "quotation_mark", "enter")
+        await seen(pilot, "the options cannot be read: No closing quotation")
+
+    drive(app, act)
+    assert asked == [["x"], ["xy"]]
+
+
+def test_an_evaluation_is_stopped_by_key_and_by_leaving(
+    run: RunDir, stand_in: Callable[[str], list[list[str]]]
+):
+    stand_in("import time; print('loading', flush=True); time.sleep(60)")
+    app = make_app(run, "judge")
+    jobs: list[EvaluationJob] = []
+
+    async def act(pilot: Pilot[None]) -> None:
+        screen = app.screen
+        assert isinstance(screen, judge.JudgeScreen)
+        for _ in range(2):
+            await press(pilot, "r", "enter")
+            await seen(pilot, "evaluating: loading")
+            assert screen._job is not None
+            jobs.append(screen._job)
+            await press(pilot, "r", "c")
+            assert jobs[-1].is_running
+            if len(jobs) == 1:
+                await press(pilot, "r", "s")
+                assert not jobs[0].is_running
+                await seen(pilot, "stopped; r goes on")
+
+    drive(app, act)
+    assert not jobs[1].is_running
+
+
+def test_the_command_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert eval_command(RunDir(Path("runs/a"))) == "localdpo eval a"
+    command = eval_command(RunDir(Path("my runs/a")), ["--judge", "mlx:x y"])
+    assert command == "localdpo eval a --runs-dir 'my runs' --judge 'mlx:x y'"

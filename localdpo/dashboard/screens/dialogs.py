@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from localdpo.core.wording import printable
@@ -34,6 +34,10 @@ STOP_CHOICES: Final = (
 DELETE_CHOICES: Final = (
     Choice("d", "delete", "delete the folder and everything in it"),
     Choice("c", "cancel", "cancel"),
+)
+STOP_EVALUATION_CHOICES: Final = (
+    Choice("s", "stop", "stop it; what was answered and judged is kept"),
+    Choice("c", "cancel", "cancel: it goes on"),
 )
 
 
@@ -69,6 +73,28 @@ class Choose(ModalScreen[str]):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_id)
+
+
+class TypeLine(ModalScreen[str]):
+    """Asks for a line of text that begins as `text`; gives it, or None for escape."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", show=False)]
+
+    def __init__(self, question: str, detail: str, text: str) -> None:
+        super().__init__()
+        self._question, self._detail, self._text = question, detail, text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog"):
+            yield Static(Text(printable(self._question), style="bold"), id="question")
+            yield Static(Text(printable(self._detail)), id="detail")
+            yield Input(self._text, select_on_focus=False, id="line")
+
+    def on_mount(self) -> None:
+        self.query_one(Input).focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)
 
 
 def _worded(choice: Choice) -> Text:

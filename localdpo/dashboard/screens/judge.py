@@ -14,10 +14,11 @@ from textual.containers import Container, Horizontal, VerticalScroll
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.core.wording import printable
+from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
+from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, Choose, TypeLine
 from localdpo.dashboard.verdicts import FILTERS, Duel, Evaluation, Judged, evaluation_files, load_evaluation
 from localdpo.dashboard.widgets.difftext import clean, diff_text
 from localdpo.dashboard.widgets.rates import Drawing, categories_text, metrics_text, rates_text
@@ -37,12 +38,10 @@ _KIND: Final = 10
 _OUTCOMES: Final = {"won": "up", "lost": "down", "tied": "tied", "none": "unknown"}
 
 
-def eval_command(run: RunDir) -> str:
-    """The command that evaluates `run`, ready for a shell in the current folder."""
-    words = ["localdpo", "eval", run.name]
-    if run.path.parent != Path("runs"):
-        words += ["--runs-dir", str(run.path.parent)]
-    return shlex.join(words)
+_EVALUATE_DETAIL: Final = (
+    "Options of `localdpo eval`; without any the demo's rules judge the demo, other runs are measured only. "
+    "--judge mlx:MODEL asks a local model, --judge anthropic --max-usd 2 asks Claude."
+)
 
 
 class JudgeScreen(RunScreen):
@@ -62,9 +61,12 @@ class JudgeScreen(RunScreen):
         self._row = 0
         self._drawn: object = None
         self._looked = 0.0
+        self._job: EvaluationJob | None = None
+        self._options = ""
 
     def body(self) -> ComposeResult:
         yield Static(id="judged")
+        yield Static(id="evaluating")
         with Horizontal(id="figures-of-judge"):
             for name in ("rates", "categories", "metrics"):
                 with VerticalScroll(classes="panel", id=name, can_focus=False):
@@ -83,9 +85,16 @@ class JudgeScreen(RunScreen):
                 yield Static(id="opinions-text")
 
     def on_mount(self) -> None:
+        super().on_mount()
+        self._say("")
         self.query_one(ListTable).focus()
 
+    def on_unmount(self) -> None:
+        self._stop_evaluation()
+
     def reset(self) -> None:
+        self._stop_evaluation()
+        self._say("")
         self._files, self._place, self._found, self._drawn = [], 0, None, None
         self._duel = self._filter = self._row = 0
         self.action_close()
@@ -94,6 +103,7 @@ class JudgeScreen(RunScreen):
         self._look()
 
     def tick(self, now: float) -> None:
+        self._follow_evaluation()
         if time.monotonic() - self._looked >= _EVERY:
             self._look()
 
@@ -101,6 +111,66 @@ class JudgeScreen(RunScreen):
         self.query_one("#verdict-answers").set_class(self.size.width < _NARROW, "-stacked")
         self._drawn = None
         self._draw()
+
+    # --- an evaluation that is started here -----------------------------------------------------------
+
+    def action_judge(self) -> None:
+        """Ask for options and evaluate the run; while that goes on, ask whether to stop it."""
+        feed = self.feed
+        if feed is None:
+            return
+        if self._job is not None:
+            question = f"Stop the evaluation of {feed.run.name}?"
+            self.app.push_screen(
+                Choose(question, self._job.status(), STOP_EVALUATION_CHOICES), self._answered
+            )
+        else:
+            question = f"Evaluate {feed.run.name}?"
+            self.app.push_screen(TypeLine(question, _EVALUATE_DETAIL, self._options), self._start_evaluation)
+
+    def _answered(self, choice: str | None) -> None:
+        if choice == "stop" and self._job is not None:
+            self._stop_evaluation()
+            self._say("stopped; r goes on")
+
+    def _start_evaluation(self, options: str | None) -> None:
+        if options is None or self.feed is None:
+            return
+        self._options = options
+        try:
+            words = shlex.split(options)
+            self._job = EvaluationJob(self.feed.run, words)
+        except ValueError as error:
+            self._say(f"the options cannot be read: {error}")
+        except OSError as error:
+            self._say(f"the evaluation cannot be started: {error.strerror or error}")
+        else:
+            self._say(f"started: {eval_command(self.feed.run, words)}")
+
+    def _follow_evaluation(self) -> None:
+        """Say how far it is; once it is over, why it failed or that its table is there."""
+        job = self._job
+        if job is None:
+            return
+        if job.is_running:
+            status = job.status()
+            if status:
+                self._say(f"evaluating: {status} (r stops it, and so does leaving)")
+            return
+        self._job = None
+        self._say(job.problem() or "")
+        self._place = 0
+        self._look()
+
+    def _stop_evaluation(self) -> None:
+        if self._job is not None:
+            self._job.stop()
+            self._job = None
+
+    def _say(self, text: str) -> None:
+        line = self.query_one("#evaluating", Static)
+        line.update(Text(printable(text)))
+        line.display = bool(text)
 
     # --- keys -----------------------------------------------------------------------------------------
 
@@ -170,7 +240,7 @@ class JudgeScreen(RunScreen):
             except UserError as error:
                 problem = str(error)
         else:
-            problem = f"not evaluated yet; do it with: {eval_command(self.feed.run)}"
+            problem = f"not evaluated yet; do it with r, or with: {eval_command(self.feed.run)}"
         self.query_one("#body").set_class(self._found is None, "-empty")
         if self._found is None:
             self.query_one("#judged", Static).update(Text(printable(problem)))
