@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.answers import AnswerRecord, Sampling, read_answers, rows_of
+from localdpo.core.answers import AnswerRecord, Header, Sampling, read_answers, rows_of
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir, check_name
@@ -29,7 +29,7 @@ from localdpo.judge.constitution import Principles
 from localdpo.judge.journal import Journal
 from localdpo.judge.registry import JudgeOptions, make_judge
 from localdpo.judge.rubric import rubrics_by_mode
-from localdpo.judge.runner import preview
+from localdpo.judge.runner import find_keys, preview
 
 RULES: Final = "rules"
 JOURNAL: Final = "verdicts.jsonl"
@@ -156,6 +156,8 @@ def run_evaluation(
     same call goes on where this one ended.
     """
     options = plan.options
+    if _missing(plan):
+        find_keys(plan.judge, plan.scorer)
     answers = answer_all(
         options.run,
         plan.contestants,
@@ -197,21 +199,26 @@ def _costs(judge: Judge, asked: Asked) -> bool:
     return any(judge.worst_case_usd(question) > 0 for question in pair_questions(asked)[:1])
 
 
+def _answers_file(plan: Plan) -> tuple[Path, Header]:
+    options = plan.options
+    return plan_answers(options.run, plan.contestants, plan.prompts, options.sampling, source=plan.source)
+
+
+def _missing(plan: Plan) -> int:
+    """Answers that are still to be generated."""
+    path, _ = _answers_file(plan)
+    return read_answers(path).missing if path.is_file() else len(plan.prompts) * len(plan.contestants)
+
+
 def preview_lines(plan: Plan) -> list[str]:
     """What the evaluation would generate, ask and cost at most. Loads no model and asks nobody."""
-    options = plan.options
-    path, header = plan_answers(
-        options.run, plan.contestants, plan.prompts, options.sampling, source=plan.source
-    )
+    options, missing = plan.options, _missing(plan)
     wanted = len(plan.prompts) * len(plan.contestants)
     answers: dict[str, list[AnswerRecord]] | None = None
-    missing = wanted
-    if path.is_file():
-        tail = read_answers(path)
-        missing = tail.missing
-        rows = rows_of(tail)
-        if not missing:
-            answers = {name: [row[name] for row in rows] for name in header.names}
+    if not missing:
+        path, header = _answers_file(plan)
+        rows = rows_of(read_answers(path))
+        answers = {name: [row[name] for row in rows] for name in header.names}
     labels = ", ".join(one.label for one in plan.contestants)
     lines = [
         f"prompts: {len(plan.prompts)} of {plan.source}",

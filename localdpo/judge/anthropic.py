@@ -108,6 +108,10 @@ class AnthropicJudge:
             return reply
         return self.read(reply)
 
+    def find_key(self) -> None:
+        """Raise JudgeStopped without a key."""
+        self.client()
+
     def worst_case_usd(self, question: Question) -> float:
         """Every byte of the request a token, all of them the dearest kind, and the longest reply."""
         if self.price is None:

@@ -115,6 +115,15 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class KeyedJudge(Protocol):
+    """A judge whose server wants a key."""
+
+    def find_key(self) -> None:
+        """Raise JudgeStopped if there is none."""
+        ...
+
+
 class Waiter(Protocol):
     """How a judge that asks in batches waits: it can be interrupted, and tells people why it waits."""
 

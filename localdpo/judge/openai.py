@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from localdpo.core.errors import UserError
 from localdpo.judge import prompts
-from localdpo.judge.base import JudgeBusy, Question, Usage, Verdict
+from localdpo.judge.base import JudgeBusy, JudgeStopped, Question, Usage, Verdict
 from localdpo.judge.failures import from_status
 from localdpo.judge.prices import PriceTable, Tokens
 from localdpo.judge.rubric import Rubric
@@ -105,6 +105,11 @@ class OpenAIJudge:
                 f"{self.name}: a reply that is no completion ({server_text(body, secret, 80)})", billed=True
             )
         return verdict
+
+    def find_key(self) -> None:
+        """Raise JudgeStopped without a key for OpenAI itself; other servers may do without one."""
+        if self.host == OPENAI_HOST and self._key() is None:
+            raise JudgeStopped(f"no key for {self.name}: set {OPENAI_KEY} in the environment")
 
     def worst_case_usd(self, question: Question) -> float:
         """0 for a server on this machine; else by the table of prices, infinite if it lacks the model."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from localdpo.judge.asking import Asker
-from localdpo.judge.base import BatchJudge, Judge, Question, Verdict
+from localdpo.judge.base import BatchJudge, Judge, KeyedJudge, Question, Verdict
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal, key_of
 from localdpo.judge.panel import assemble, leaves
@@ -54,6 +54,17 @@ def preview(judge: Judge, questions: Sequence[Question], journal: Journal | None
 
 
 def run_questions(
+def find_keys(*judges: Judge | None) -> None:
+    """Raise JudgeStopped if a key is missing that one of `judges`, or of their members, cannot do without.
+
+    For commands that do long work before the first question. None is nobody.
+    """
+    for judge in judges:
+        for leaf in leaves(judge, Question("", "", ())) if judge is not None else ():
+            if isinstance(leaf, KeyedJudge):
+                leaf.find_key()
+
+
     judge: Judge,
     questions: Sequence[Question],
     journal: Journal | None = None,

@@ -25,7 +25,7 @@ from localdpo.core.errors import UserError
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal
 from localdpo.judge.retry import OnWait, Retry
-from localdpo.judge.runner import Asking, OnVerdict
+from localdpo.judge.runner import Asking, OnVerdict, find_keys
 from localdpo.prefs.build_plan import Plan
 from localdpo.prefs.build_report import report_of
 from localdpo.prefs.build_rows import HASH_DIGITS, Built, row_of
@@ -75,6 +75,8 @@ def run_build(
         if callbacks.on_candidate is not None:
             for record in list(writer.tail.records.values()):
                 callbacks.on_candidate(record)
+        if writer.tail.missing:
+            find_keys(plan.judges.pairs, plan.judges.scores)
         make_candidates(
             options.source, plan.prompts, plan.drawing, plan.tokenizer, writer, callbacks.on_candidate
         )

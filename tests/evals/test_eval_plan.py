@@ -17,7 +17,7 @@ from localdpo.evals import answers as evals_answers
 from localdpo.evals import plan as evals_plan
 from localdpo.evals.plan import Options, plan_evaluation, preview_lines, run_evaluation, write_page
 from localdpo.incidents.world import Facts
-from localdpo.judge.base import Verdict
+from localdpo.judge.base import JudgeStopped, Verdict
 from localdpo.judge.rules import RulesJudge
 
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
@@ -132,6 +132,17 @@ def test_a_look_ahead_costs_and_asks_nothing(
     lines = preview_lines(plan_evaluation(fresh))
     assert "answers: 18 of at most 9 tokens, 0 to generate" in lines
     assert lines[-2] == "cost: at most $0.00"
+
+
+def test_a_missing_key_is_said_before_anything_is_generated(
+    run: RunDir, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "")
+    monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
+    monkeypatch.setattr(evals_plan, "answer_all", lambda *args, **more: pytest.fail("it generates"))
+    plan = plan_evaluation(options(run, prompts, judge="anthropic", sampling=Sampling(9, 1.0, 6)))
+    with pytest.raises(JudgeStopped, match=r"no key for anthropic .*: set ANTHROPIC_API_KEY"):
+        run_evaluation(plan)
 
 
 def test_a_second_time_loads_and_asks_nothing_and_writes_the_same(

@@ -17,11 +17,12 @@ from localdpo.judge.anthropic import AnthropicJudge, newest_opus
 from localdpo.judge.base import JudgeStopped, Question
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal
+from localdpo.judge.jury import Jury
 from localdpo.judge.pairwise import collect, questions_of, tally
 from localdpo.judge.prices import load_prices
 from localdpo.judge.retry import Retry
 from localdpo.judge.rubric import load_rubric
-from localdpo.judge.runner import preview, run_questions
+from localdpo.judge.runner import find_keys, preview, run_questions
 
 MODEL = "claude-opus-5-5"
 PAIRS = pairs(6)
@@ -168,8 +169,9 @@ def test_no_key_is_said_before_anything_is_sent(server: FakeServer, monkeypatch:
     monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
     # A look at the cost needs no key.
     assert preview(judge(), QUESTIONS).asked == len(QUESTIONS)
-    with pytest.raises(JudgeStopped, match="set ANTHROPIC_API_KEY"):
-        run_questions(judge(), QUESTIONS)
+    for ask in (lambda: run_questions(judge(), QUESTIONS), lambda: find_keys(Jury([judge(), judge()]))):
+        with pytest.raises(JudgeStopped, match="set ANTHROPIC_API_KEY"):
+            ask()
     assert server.requests == 0
 
 

@@ -26,7 +26,7 @@ from localdpo.judge.pairwise import collect, questions_of, tally
 from localdpo.judge.prices import load_prices
 from localdpo.judge.retry import Retry
 from localdpo.judge.rubric import load_rubric
-from localdpo.judge.runner import run_questions
+from localdpo.judge.runner import find_keys, run_questions
 
 PAIRS = pairs(4)
 QUESTIONS = questions_of(PAIRS)
@@ -53,6 +53,16 @@ def judge(server: FakeServer, rubric: str = "helpful", **options: Any) -> OpenAI
 def answers(questions: list[Question]) -> list[str]:
     lengths = [(len(one.answers[0]), len(one.answers[1])) for one in questions]
     return ["first" if one > two else "second" if two > one else "tie" for one, two in lengths]
+
+
+def test_only_openai_itself_needs_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    find_keys(None, judge(server))
+    theirs = OpenAIJudge(load_rubric("helpful"), load_prices(), "https://api.openai.com/v1", "gpt")
+    with pytest.raises(JudgeStopped, match="no key for openai gpt: set OPENAI_API_KEY"):
+        find_keys(None, judge(server), theirs)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-for-openai-alone")
+    find_keys(theirs)
 
 
 def test_good_replies_are_verdicts_and_a_local_server_costs_nothing(server: FakeServer):

@@ -122,6 +122,23 @@ def test_a_second_call_makes_and_asks_nothing_and_writes_the_same(
     assert {name: (options.out / name).read_bytes() for name in FILES} == before
 
 
+def test_a_missing_key_is_said_before_anything_is_generated(
+    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_key(self: CountingJudge) -> None:
+        raise JudgeStopped("no key for counting")
+
+    monkeypatch.setattr(CountingJudge, "find_key", no_key, raising=False)
+    with pytest.raises(JudgeStopped, match="no key for counting"):
+        built(options)
+    assert not rows_in(options.out / "candidates.jsonl")[1:]
+    monkeypatch.undo()
+    monkeypatch.setattr(build_plan, "make_judge", maker(judges))
+    built(options)
+    monkeypatch.setattr(CountingJudge, "find_key", no_key, raising=False)
+    assert built(options, valid_count=2)["pairs"]
+
+
 def test_another_split_costs_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
     kept = built(options)["pairs"]["kept"]
     judges.clear()
