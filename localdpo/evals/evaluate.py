@@ -39,7 +39,7 @@ from localdpo.evals.contestants import Contestant
 from localdpo.evals.metrics import Measured, measure, metric_record, rounded
 from localdpo.heuristics import Heuristic
 from localdpo.judge.base import Judge, Question, Verdict
-from localdpo.judge.pairwise import Pair, PairVerdict, collect, questions_of
+from localdpo.judge.pairwise import Pair, PairVerdict, questions_of
 from localdpo.judge.runner import Asking
 
 VERSION = 1
@@ -164,7 +164,7 @@ def _judge(asked: Asked, judging: Judging) -> list[Duel]:
         return []
     duels = pairs_of(asked)
     every = [pair for _, _, pairs in duels for pair in pairs]
-    verdicts = collect(every, judging.ask(judging.judge, questions_of(every)))
+    verdicts = judging.pairs(judging.judge, every)
     n = len(asked.prompts)
     return [
         Duel(first, second, verdicts[place * n : (place + 1) * n])

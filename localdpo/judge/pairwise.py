@@ -13,11 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from localdpo.judge.base import Choice, Judge, Question, Status, Verdict
-from localdpo.judge.budget import Budget
-from localdpo.judge.journal import Journal
-from localdpo.judge.retry import OnWait, Retry
-from localdpo.judge.runner import OnVerdict, run_questions
+from localdpo.judge.base import Choice, Question, Status, Verdict
 
 _SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _OTHER: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
@@ -116,31 +112,6 @@ class Tally:
         """P(first position chosen, given no tie) - 1/2: above 0 it favours what comes first."""
         chosen = self.first + self.second
         return self.first / chosen - 0.5 if chosen else None
-
-
-def judge_pairs(
-    judge: Judge,
-    pairs: Sequence[Pair],
-    journal: Journal | None = None,
-    *,
-    concurrency: int | None = None,
-    budget: Budget | None = None,
-    retry: Retry | None = None,
-    on_verdict: OnVerdict | None = None,
-    on_wait: OnWait | None = None,
-) -> list[PairVerdict]:
-    """Ask about every pair in both orders; the arguments and errors are those of `run_questions`."""
-    verdicts = run_questions(
-        judge,
-        questions_of(pairs),
-        journal,
-        concurrency=concurrency,
-        budget=budget,
-        retry=retry,
-        on_verdict=on_verdict,
-        on_wait=on_wait,
-    )
-    return collect(pairs, verdicts)
 
 
 def questions_of(pairs: Iterable[Pair]) -> list[Question]:

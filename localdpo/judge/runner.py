@@ -18,6 +18,7 @@ from localdpo.judge.asking import Asker
 from localdpo.judge.base import BatchJudge, Judge, KeyedJudge, Question, Verdict
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal, key_of
+from localdpo.judge.pairwise import Pair, PairVerdict, collect, questions_of
 from localdpo.judge.panel import assemble, leaves
 from localdpo.judge.retry import Interrupted, OnWait, Patience, Retry
 
@@ -53,7 +54,6 @@ def preview(judge: Judge, questions: Sequence[Question], journal: Journal | None
     return Preview(len(missing), len(tasks) - len(missing), worst)
 
 
-def run_questions(
 def find_keys(*judges: Judge | None) -> None:
     """Raise JudgeStopped if a key is missing that one of `judges`, or of their members, cannot do without.
 
@@ -65,6 +65,7 @@ def find_keys(*judges: Judge | None) -> None:
                 leaf.find_key()
 
 
+def run_questions(
     judge: Judge,
     questions: Sequence[Question],
     journal: Journal | None = None,
@@ -105,6 +106,10 @@ class Asking:
     concurrency: int | None = None
     on_verdict: OnVerdict | None = None
     on_wait: OnWait | None = None
+
+    def pairs(self, judge: Judge, pairs: Sequence[Pair]) -> list[PairVerdict]:
+        """Every pair in both orders."""
+        return collect(pairs, self.ask(judge, questions_of(pairs)))
 
     def ask(self, judge: Judge, questions: Sequence[Question]) -> list[Verdict]:
         """The verdicts, in the order of the questions."""

@@ -10,8 +10,9 @@ from localdpo.core.errors import UserError
 from localdpo.core.votes import Choice, Vote, Votes, text_id
 from localdpo.judge.base import JudgeStopped, Question
 from localdpo.judge.human import HumanJudge
-from localdpo.judge.pairwise import Pair, judge_pairs
+from localdpo.judge.pairwise import Pair
 from localdpo.judge.registry import JudgeOptions, make_judge
+from localdpo.judge.runner import Asking
 
 
 def cast(path: Path, prompt: str, shown: tuple[str, str], choice: Choice) -> None:
@@ -68,5 +69,5 @@ def test_without_votes_there_is_no_judge(tmp_path: Path) -> None:
 def test_the_registry_knows_it_and_pairs_have_no_flips(votes: Path) -> None:
     judge = make_judge("human", JudgeOptions(votes=votes))
     pairs = [Pair("p", "?", ("bad", "good")), Pair("q", "?", ("one", "two")), Pair("r", "?", ("a", "b"))]
-    found = judge_pairs(judge, pairs)
+    found = Asking().pairs(judge, pairs)
     assert [pair.choices for pair in found] == [("second", "first"), ("tie", "tie"), None]

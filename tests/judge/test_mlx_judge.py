@@ -14,8 +14,9 @@ from localdpo.core.errors import UserError
 from localdpo.judge import mlx as judge_mlx
 from localdpo.judge.base import Question
 from localdpo.judge.mlx import MlxJudge, Reader, expected_score, reader_of
-from localdpo.judge.pairwise import Pair, judge_pairs
+from localdpo.judge.pairwise import Pair
 from localdpo.judge.rubric import Rubric
+from localdpo.judge.runner import Asking
 from localdpo.model.load import load_base
 
 PAIRWISE = Rubric("short", "pairwise", "Which is good?", "0" * 64)
@@ -94,7 +95,7 @@ def test_both_orders_are_one_pass(model: Path, monkeypatch: pytest.MonkeyPatch) 
     read = reader.read
     monkeypatch.setattr(reader, "read", lambda *args: batches.append(len(args[0])) or read(*args))
     pairs = [Pair(q.id, q.prompt, (q.answers[0], q.answers[1])) for q in QUESTIONS]
-    verdicts = judge_pairs(MlxJudge(str(model), PAIRWISE), pairs)
+    verdicts = Asking().pairs(MlxJudge(str(model), PAIRWISE), pairs)
     assert batches == [2] * len(pairs)
     assert all(verdict.valid for verdict in verdicts)
 

@@ -5,7 +5,8 @@ from fake_judges import FakeJudge, always, longer, pairs
 
 from localdpo.judge.base import Verdict
 from localdpo.judge.journal import Journal
-from localdpo.judge.pairwise import Pair, PairVerdict, judge_pairs, tally
+from localdpo.judge.pairwise import Pair, PairVerdict, tally
+from localdpo.judge.runner import Asking
 
 
 def ok(choice: str) -> Verdict:
@@ -42,15 +43,15 @@ def test_without_two_verdicts_there_is_no_score(status):
 
 
 def test_always_first_is_exactly_half_without_consistency_and_biased():
-    result = tally(judge_pairs(FakeJudge(always("first")), pairs(37)))
+    result = tally(Asking().pairs(FakeJudge(always("first")), pairs(37)))
     assert (result.win_rate, result.consistency, result.position_bias) == (0.5, 0.0, 0.5)
     assert result.flips == result.ties == result.valid == 37
-    result = tally(judge_pairs(FakeJudge(always("second")), pairs(37)))
+    result = tally(Asking().pairs(FakeJudge(always("second")), pairs(37)))
     assert (result.win_rate, result.consistency, result.position_bias) == (0.5, 0.0, -0.5)
 
 
 def test_always_tie_is_half_and_has_no_bias_to_measure():
-    result = tally(judge_pairs(FakeJudge(always("tie")), pairs(37)))
+    result = tally(Asking().pairs(FakeJudge(always("tie")), pairs(37)))
     assert (result.win_rate, result.consistency, result.position_bias) == (0.5, 1.0, None)
 
 
@@ -59,9 +60,9 @@ def test_swapped_names_give_one_minus_the_rate_and_ask_nothing_new(tmp_path):
     forth = pairs(20)
     back = [Pair(pair.id, pair.prompt, pair.answers[::-1]) for pair in forth]
     with Journal(tmp_path / "verdicts.jsonl") as journal:
-        one = tally(judge_pairs(judge, forth, journal))
+        one = tally(Asking(journal).pairs(judge, forth))
         asked = len(judge.asked)
-        two = tally(judge_pairs(judge, back, journal))
+        two = tally(Asking(journal).pairs(judge, back))
     assert (one.wins, one.ties, one.losses) == (two.losses, two.ties, two.wins)
     assert one.win_rate == 1 - two.win_rate
     assert 0 < one.win_rate < 1
@@ -71,7 +72,7 @@ def test_swapped_names_give_one_minus_the_rate_and_ask_nothing_new(tmp_path):
 
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about():
     judge = FakeJudge(always("first"))
-    verdicts = judge_pairs(judge, [Pair("1", "p", ("same", "same")), Pair("2", "p", ("a", "b"))])
+    verdicts = Asking().pairs(judge, [Pair("1", "p", ("same", "same")), Pair("2", "p", ("a", "b"))])
     assert [verdict.identical for verdict in verdicts] == [True, False]
     assert len(judge.asked) == 2
     result = tally(verdicts)

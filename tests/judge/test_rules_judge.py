@@ -8,9 +8,9 @@ import pytest
 
 from localdpo.incidents import world
 from localdpo.judge.base import JudgeStopped, Question, Verdict
-from localdpo.judge.pairwise import Pair, judge_pairs
+from localdpo.judge.pairwise import Pair
 from localdpo.judge.rules import RulesJudge
-from localdpo.judge.runner import preview
+from localdpo.judge.runner import Asking, preview
 
 FACTS, _ = next(world.incidents(random.Random(1)))
 RIGHT = world.gold_answer(FACTS)
@@ -30,7 +30,7 @@ def asked(*answers: str, **facts: object) -> Verdict:
 def test_the_better_answer_wins_in_both_orders(better: str, worse: str) -> None:
     assert asked(better, worse).choice == "first"
     assert asked(worse, better).choice == "second"
-    [found] = judge_pairs(RulesJudge(), [Pair("7", "a report", (better, worse), ROW)])
+    [found] = Asking().pairs(RulesJudge(), [Pair("7", "a report", (better, worse), ROW)])
     assert found.score == 1.0
     assert not found.flipped
 
