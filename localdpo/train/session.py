@@ -234,22 +234,30 @@ def attach_adapter(base: Base, recipe: Recipe) -> lora.LoraConfig:
 
 
 def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None:
-    """Raise UserError for an adapter of more blocks than the model has."""
+    """Raise UserError for an adapter of more blocks than the model has, or than the recipe asks for."""
     if config.layers > blocks:
         where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
         raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
 
 
+    asked = recipe.lora.layers
+    # -1 and the number of all blocks are the same wish.
+    if asked is not None and (asked % (blocks + 1)) != (config.layers % (blocks + 1)):
+        raise _other_shape(recipe, "layers", asked, config.layers)
 def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
     """An adapter is trained on in the shape it has; a recipe that asks for another one is mistaken."""
-    for name in ("type", "rank", "scale", "layers", "keys"):
+    for name in ("type", "rank", "scale", "keys"):
         asked, is_ = getattr(recipe.lora, name), getattr(config, name)
         same = set(asked or ()) == set(is_ or ()) if name == "keys" else asked == is_
         if asked is not None and not same:
-            raise UserError(
-                f"lora.{name}: {asked} asked for, but adapter {recipe.adapter} has {is_}; "
-                "leave it out to train that adapter on, or fuse it into the model first (mlx_lm.fuse)"
-            )
+            raise _other_shape(recipe, name, asked, is_)
+
+
+def _other_shape(recipe: Recipe, name: str, asked: object, is_: object) -> UserError:
+    return UserError(
+        f"lora.{name}: {asked} asked for, but adapter {recipe.adapter} has {is_}; "
+        "leave it out to train that adapter on, or fuse it into the model first (mlx_lm.fuse)"
+    )
 
 
 def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:

@@ -212,6 +212,18 @@ def test_the_adapters_own_shape_may_be_written_down(tmp_path: Path, pairs: Path,
     assert session.config.rank == 4
 
 
+@pytest.mark.parametrize(("of_adapter", "asked"), [(2, -1), (-1, 2)])
+def test_all_blocks_may_be_counted_or_not(
+    of_adapter: int, asked: int, tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    make_adapter(adapter, tiny_model)
+    config = json.loads((adapter / CONFIG_FILE).read_text())
+    (adapter / CONFIG_FILE).write_text(json.dumps({**config, "num_layers": of_adapter}))
+    text = recipe_text(tiny_model, pairs, adapter=str(adapter), lora={"layers": asked})
+    assert session_of(tmp_path / "run", text).config.layers == of_adapter
+
+
 def test_layers_and_keys_that_the_model_does_not_have(
     pairs: Path, tiny_model: Path, refused: Refused
 ) -> None:
