@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -85,7 +86,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def tmux(tmp_path: Path, environment: dict[str, str]) -> Iterator[Tmux]:
-    server = Tmux(f"localdpo-test-{os.getpid()}", environment, tmp_path)
+    # A name of its own for each test: the server before may still be going down.
+    server = Tmux(f"localdpo-test-{secrets.token_hex(6)}", environment, tmp_path)
     yield server
     server.kill()
 
