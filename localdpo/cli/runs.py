@@ -15,7 +15,7 @@ from localdpo.core.wording import age
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from localdpo.core.progress import RunSummary
+    from localdpo.core.summary import RunSummary
 
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
 _NUMBERS: Final = frozenset({"beta", "step", "accuracy", "margin", "kl"})
@@ -44,8 +44,8 @@ def runs(
 def read_summaries(runs_dir: Path) -> list[RunSummary]:
     """The summary of every run in `runs_dir`, the latest first."""
     from localdpo.core.events import read_events
-    from localdpo.core.progress import summarise
     from localdpo.core.rundir import list_runs
+    from localdpo.core.summary import summarise
 
     # The lock before the log: a run that ends in between is then shown as running, never as crashed.
     looks = [(run, run.is_running()) for run in list_runs(runs_dir)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from localdpo.core.events import Event, effective
-from localdpo.core.rundir import State, state_of
+from localdpo.core.eventdata import metric, number, recipe_section
+from localdpo.core.events import Event
 
 Phase = Literal[
     "starting",
@@ -150,7 +150,7 @@ def advance_steps(progress: Progress, events: Sequence[Event]) -> Progress:
             if len(measured) == _WINDOW:
                 break
     step = next((event.step for event in reversed(events) if event.step is not None), progress.step)
-    kl_seconds = next((found for event in reversed(events) if (found := _seconds(event, "kl_seconds"))), None)
+    kl_seconds = next((found for event in reversed(events) if (found := number(event, "kl_seconds"))), None)
     due = progress.eval_every is not None and (step % progress.eval_every == 0 or step == progress.total)
     return replace(
         progress,
@@ -197,7 +197,7 @@ def _paused(progress: Progress, event: Event) -> Progress:
 
 def _continued(progress: Progress, event: Event) -> Progress:
     """After a pause, or after a time in which the process was stopped or the machine slept."""
-    began, away = progress.reference_began, _seconds(event, "seconds") or 0.0
+    began, away = progress.reference_began, number(event, "seconds") or 0.0
     return replace(
         progress,
         phase=progress.phase if progress.phase != "paused" else progress.paused_in or "training",
@@ -235,7 +235,7 @@ def _stepped(progress: Progress, event: Event) -> Progress:
 
 
 def _evaluated(progress: Progress, event: Event) -> Progress:
-    seconds = _seconds(event, "seconds")
+    seconds = number(event, "seconds")
     return replace(
         _after_evaluation(progress, event),
         step=_step(progress, event),
@@ -249,7 +249,7 @@ def _after_evaluation(progress: Progress, event: Event) -> Progress:
 
 
 def _saved(progress: Progress, event: Event) -> Progress:
-    seconds = _seconds(event, "seconds")
+    seconds = number(event, "seconds")
     return progress if seconds is None else replace(progress, save_seconds=seconds)
 
 
@@ -267,10 +267,6 @@ _UPDATES: Final = {
 }
 
 
-def _seconds(event: Event, key: str) -> float | None:
-    return _number(event.data.get(key))
-
-
 def _step(progress: Progress, event: Event) -> int:
     return progress.step if event.step is None else event.step
 
@@ -282,76 +278,6 @@ def _still_to_come(step: int, total: int, every: int | None) -> int:
     return (total - 1) // every - step // every + 1
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """One run in a table. None where the log does not say.
-
-    Accuracy, margin and KL are those of the last evaluation; times are Unix seconds.
-    """
-
-    name: str
-    state: State
-    loss: str | None
-    beta: float | None
-    model: str | None
-    step: int
-    total: int | None
-    accuracy: float | None
-    margin: float | None
-    kl: float | None
-    started: float | None
-    updated: float | None
-
-
-def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
-    """The line of a run in a table of runs; times are Unix seconds."""
-    log = list(events)
-    kept = effective(log)
-    progress = progress_of(kept)
-    start = next((event for event in reversed(kept) if event.type == "run.started"), None)
-    last = next((event for event in reversed(kept) if event.type == "eval"), None)
-    return RunSummary(
-        name=name,
-        state=state_of(log, running),
-        loss=_text(start, "loss"),
-        beta=_number(_recipe(start, "loss").get("beta")),
-        model=_text(start, "model"),
-        step=progress.step,
-        total=progress.total,
-        accuracy=metric(last, "rewards/accuracies"),
-        margin=metric(last, "rewards/margins"),
-        kl=metric(last, "kl"),
-        started=log[0].time if log else None,
-        updated=log[-1].time if log else None,
-    )
-
-
-def metrics_of(event: Event | None) -> Mapping[str, Any]:
-    """The metrics of a step, eval or run.finished event; empty for any other."""
-    metrics = event.data.get("metrics") if event is not None else None
-    return metrics if isinstance(metrics, Mapping) else {}
-
-
-def metric(event: Event | None, name: str) -> float | None:
-    """One metric, None where it is missing or was not finite."""
-    return _number(metrics_of(event).get(name))
-
-
-def _recipe(start: Event | None, section: str) -> Mapping[str, Any]:
-    recipe = start.data.get("recipe") if start is not None else None
-    found = recipe.get(section) if isinstance(recipe, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
 def _option(start: Event, section: str, name: str) -> int | None:
-    value = _recipe(start, section).get(name)
+    value = recipe_section(start, section).get(name)
     return value if isinstance(value, int) and value > 0 else None
-
-
-def _text(event: Event | None, key: str) -> str | None:
-    value = event.data.get(key) if event is not None else None
-    return value if isinstance(value, str) else None
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

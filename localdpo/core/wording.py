@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from localdpo.core.eventdata import metrics_of, number
 from localdpo.core.events import Event
 from localdpo.core.names import is_demo, resolve
-from localdpo.core.progress import Phase, metrics_of
+from localdpo.core.progress import Phase
 from localdpo.core.rundir import RunDir
 
 # The order of metrics in a line; others follow by name.

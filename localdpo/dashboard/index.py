@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from localdpo.core.eventdata import metric
 from localdpo.core.events import Event, EventTail
-from localdpo.core.progress import Progress, advance, metric
+from localdpo.core.progress import Progress, advance
 from localdpo.core.rundir import RunDir, State, list_runs
 from localdpo.dashboard.state import RunState, Start
 from localdpo.dashboard.verdicts import win_rate

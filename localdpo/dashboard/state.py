@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from typing import Any, Final
 
+from localdpo.core.eventdata import metrics_of
 from localdpo.core.events import Event
-from localdpo.core.progress import Progress, advance, advance_steps, metrics_of
+from localdpo.core.progress import Progress, advance, advance_steps
 from localdpo.core.rundir import State, state_of
 from localdpo.dashboard.series import Series
 
@@ -42,11 +43,11 @@ class Start:
     memory_limit_gb: float | None = None
     time: float | None = None
 
-
     @property
     def is_on_cpu(self) -> bool:
         """Whether it trains on the CPU; a device is said with its library: `cpu (libopenblas.so.0)`."""
         return self.device.split(" ")[0] == "cpu"
+
 
 @dataclass(frozen=True)
 class Notice:

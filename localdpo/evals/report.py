@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from localdpo.core.answers import answers_files, read_answers
+from localdpo.core.eventdata import metrics_of
 from localdpo.core.events import Event, effective, read_events
-from localdpo.core.progress import metrics_of, summarise
 from localdpo.core.rundir import RunDir
+from localdpo.core.summary import summarise
 from localdpo.core.wording import format_number, format_seconds, notice_text, sorted_metrics
 from localdpo.evals.files import latest_record
 from localdpo.evals.table import heading, tables

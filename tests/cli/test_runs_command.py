@@ -9,8 +9,8 @@ import pytest
 
 from localdpo.cli.runs import HEADINGS, row_of, runs, text_table
 from localdpo.core.events import EventWriter
-from localdpo.core.progress import RunSummary
 from localdpo.core.rundir import RunDir
+from localdpo.core.summary import RunSummary
 from localdpo.core.wording import age
 
 

@@ -3,23 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from logged import RECIPE, event, started, step
 
 from localdpo.core.events import Event
-from localdpo.core.progress import Progress, advance, event_age, progress_of, silent_for, summarise
-
-RECIPE = {"loss": {"beta": 0.1}, "eval": {"every": 4}, "save": {"every": 5}}
-
-
-def event(type: str, step: int | None = None, time: float = 0.0, **data: object) -> Event:
-    return Event(v=1, time=time, type=type, step=step, data=data)
-
-
-def started(total: int = 10) -> Event:
-    return event("run.started", total_steps=total, recipe=RECIPE, model="demo:model", loss="sigmoid")
-
-
-def step(number: int, seconds: float | None = 2.0) -> Event:
-    return event("step", number, metrics={"loss": 0.5, "step_seconds": seconds})
+from localdpo.core.progress import Progress, advance, event_age, progress_of, silent_for
 
 
 def test_the_phases_of_a_run_in_order():
@@ -123,32 +110,6 @@ def test_events_that_lack_something_break_nothing(odd: Event):
     progress = progress_of([started(), odd, step(2)])
     assert progress.step == 2
     assert progress.eta is None or math.isfinite(progress.eta)
-
-
-def test_the_summary_of_a_run():
-    metrics = {"rewards/accuracies": 0.8, "rewards/margins": 0.4, "kl": None}
-    log = [started(), step(1), event("eval", 4, metrics=metrics), event("run.stopped", 5, time=9.0)]
-    summary = summarise("dpo", log, running=False)
-    assert (summary.name, summary.state, summary.loss, summary.beta) == ("dpo", "stopped", "sigmoid", 0.1)
-    assert (summary.model, summary.step, summary.total) == ("demo:model", 5, 10)
-    assert (summary.accuracy, summary.margin, summary.kl) == (0.8, 0.4, None)
-    assert (summary.started, summary.updated) == (0.0, 9.0)
-
-
-def test_the_summary_of_a_resumed_run_forgets_what_is_done_again():
-    log = [
-        started(),
-        event("eval", 4, metrics={"kl": 1.0}),
-        event("eval", 8, metrics={"kl": 2.0}),
-        event("run.resumed", 5),
-    ]
-    summary = summarise("dpo", log, running=True)
-    assert (summary.state, summary.step, summary.kl) == ("running", 5, 1.0)
-
-
-def test_the_summary_of_nothing():
-    summary = summarise("dpo", [], running=False)
-    assert (summary.state, summary.step, summary.total, summary.updated) == ("new", 0, None, None)
 
 
 def test_a_pause_is_no_time_left_and_goes_back_to_what_it_interrupted():

@@ -12,8 +12,8 @@ from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 
+from localdpo.core.eventdata import metrics_of
 from localdpo.core.events import Event
-from localdpo.core.progress import metrics_of
 from localdpo.core.wording import HEADLINES, format_event, format_headline, printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.scales import short

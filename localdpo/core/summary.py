@@ -1,0 +1,55 @@
+"""A run in one line of a table, from its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from localdpo.core.eventdata import as_number, metric, recipe_section, text
+from localdpo.core.events import Event, effective
+from localdpo.core.progress import progress_of
+from localdpo.core.rundir import State, state_of
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run in a table. None where the log does not say.
+
+    Accuracy, margin and KL are those of the last evaluation; times are Unix seconds.
+    """
+
+    name: str
+    state: State
+    loss: str | None
+    beta: float | None
+    model: str | None
+    step: int
+    total: int | None
+    accuracy: float | None
+    margin: float | None
+    kl: float | None
+    started: float | None
+    updated: float | None
+
+
+def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
+    """The line of a run in a table of runs; times are Unix seconds."""
+    log = list(events)
+    kept = effective(log)
+    progress = progress_of(kept)
+    start = next((event for event in reversed(kept) if event.type == "run.started"), None)
+    last = next((event for event in reversed(kept) if event.type == "eval"), None)
+    return RunSummary(
+        name=name,
+        state=state_of(log, running),
+        loss=text(start, "loss"),
+        beta=as_number(recipe_section(start, "loss").get("beta")),
+        model=text(start, "model"),
+        step=progress.step,
+        total=progress.total,
+        accuracy=metric(last, "rewards/accuracies"),
+        margin=metric(last, "rewards/margins"),
+        kl=metric(last, "kl"),
+        started=log[0].time if log else None,
+        updated=log[-1].time if log else None,
+    )
