@@ -29,6 +29,7 @@ FORMAT_VERSION: Final = 1
 
 EVENT_TYPES: Final = frozenset(
     {
+        "data",
         "run.started",
         "reference",
         "step",

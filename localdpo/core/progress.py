@@ -42,7 +42,8 @@ _SILENT_EVALUATIONS: Final = 2
 class Progress:
     """Where a run is. Times in seconds.
 
-    `done` and `of` count rows of the reference pass, `later` those of the passes after it; `step` of `total`
+    `done` and `of` count rows of the reference pass, `later` those of the passes after it; while it loads,
+    `done` counts rows that were tokenised; `step` of `total`
     are training steps (None before the run has said how many). `eval_seconds`, `save_seconds` and
     `kl_seconds` are those of the latest one. `paused_in` is what a paused run was doing; it stays set while
     a paused run evaluates on command. `updated` is the Unix time of the last event.
@@ -176,6 +177,7 @@ def _started(progress: Progress, event: Event) -> Progress:
     return replace(
         progress,
         phase="loading",
+        done=0,
         total=total if isinstance(total, int) else progress.total,
         eval_every=_option(event, "eval", "every"),
         save_every=_option(event, "save", "every"),
@@ -185,9 +187,14 @@ def _started(progress: Progress, event: Event) -> Progress:
     )
 
 
+def _tokenised(progress: Progress, event: Event) -> Progress:
+    rows = event.data.get("rows")
+    return replace(progress, phase="loading", done=rows) if isinstance(rows, int) else progress
+
+
 def _resumed(progress: Progress, event: Event) -> Progress:
     return replace(
-        progress, phase="loading", step=_step(progress, event), reference_began=None, paused_in=None
+        progress, phase="loading", done=0, step=_step(progress, event), reference_began=None, paused_in=None
     )
 
 
@@ -254,6 +261,7 @@ def _saved(progress: Progress, event: Event) -> Progress:
 
 
 _UPDATES: Final = {
+    "data": _tokenised,
     "run.started": _started,
     "run.resumed": _resumed,
     "run.paused": _paused,

@@ -95,6 +95,8 @@ def format_headline(event: Event, total: int | None) -> str | None:
     if event.type == "run.started":
         words = _pairs({key: event.data[key] for key in ("model", "loss", "device") if key in event.data})
         return " ".join(["run started:", *words])
+    if event.type == "data":
+        return f"{event.data.get('source', 'data')}: {number(event, 'rows') or 0:,.0f} rows tokenised"
     if event.type == "run.resumed":
         return f"resumed from step {event.step}"
     if event.type == "control":

@@ -44,7 +44,7 @@ _RESPONSES: dict[Kind, tuple[str, ...]] = {
 }
 _KEY, _LABEL = "prompt_key", "desirable"
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Called with the number of rows read so far."""
 
 

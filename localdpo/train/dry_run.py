@@ -35,7 +35,9 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     shape = adapter_shape(recipe)
     if blocks := text_config(model_path(recipe.model)).get("num_hidden_layers"):
         require_blocks(recipe, shape, blocks)
-    train, valid = open_rows(recipe, tokenizer)
+    train, valid = open_rows(
+        recipe, tokenizer, lambda source, rows: console.print(Text(f"{source}: {rows:,} rows tokenised"))
+    )
     plan = make_plan(recipe.train, train.per_epoch)
     _heading(console, "recipe")
     console.print(Text(dump_recipe(recipe).rstrip()))

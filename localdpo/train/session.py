@@ -28,7 +28,7 @@ from localdpo.train.objectives import Objective, label_arrays, make_objective
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.reference import Reference, ReferenceScores
 from localdpo.train.rows import Rows, micro_batch, visited
-from localdpo.train.sources import ScoreFiles, open_rows
+from localdpo.train.sources import ScoreFiles, Tell, open_rows
 from localdpo.train.sync import MovingReference, moving_reference
 
 Note = Callable[[str], None]
@@ -138,15 +138,17 @@ class Session:
         return self.config.to_json(self.recipe.model)
 
 
-def assemble(recipe: Recipe, backend: Backend, note: Note) -> Session:
+def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = None) -> Session:
     """Load and check everything a run needs; `note` is told in one line what a person should know.
+
+    `tell`: see open_rows.
 
     Raises:
         UserError, UserErrors: anything the recipe names that is missing or does not fit.
     """
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
     config = attach_adapter(base, recipe)
-    train, valid = open_rows(recipe, base.tokenizer)
+    train, valid = open_rows(recipe, base.tokenizer, tell)
     forward = Forward(
         base.model,
         checkpoint=recipe.train.gradient_checkpointing,
@@ -238,12 +240,12 @@ def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None
     if config.layers > blocks:
         where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
         raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
-
-
     asked = recipe.lora.layers
     # -1 and the number of all blocks are the same wish.
     if asked is not None and (asked % (blocks + 1)) != (config.layers % (blocks + 1)):
         raise _other_shape(recipe, "layers", asked, config.layers)
+
+
 def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
     """An adapter is trained on in the shape it has; a recipe that asks for another one is mistaken."""
     for name in ("type", "rank", "scale", "keys"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -17,19 +21,26 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train.reference import ReferenceScores, ScoreFile, cache_file
 from localdpo.train.rows import Rows, every_row, hold_out
 
+# Told while a data set is tokenised: its name and the rows that were read of it so far.
+Tell = Callable[[str, int], object]
+_TELL_SECONDS: Final = 2.0
 
-def open_rows(recipe: Recipe, wrapper: TokenizerWrapper) -> tuple[Rows, Rows]:
+
+def open_rows(recipe: Recipe, wrapper: TokenizerWrapper, tell: Tell | None = None) -> tuple[Rows, Rows]:
     """Training and validation rows, tokenised (once, each data set by itself) into the cache.
+
+    `tell` is called now and then where that takes long.
 
     Raises UserError(s) for data that is missing, broken or listed twice.
     """
     data = recipe.data
     tokenizer = wrapper._tokenizer
     pad = int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
-    train = _open("data.train", recipe, wrapper, data.train_sources, data.limit)
+    tell = _now_and_then(tell or (lambda source, rows: None))
+    train = _open("data.train", recipe, wrapper, data.train_sources, data.limit, tell)
     if data.valid is None:
         return hold_out(train, data.valid_fraction, recipe.train.seed, pad)
-    valid = _open("data.valid", recipe, wrapper, data.valid_sources, None)
+    valid = _open("data.valid", recipe, wrapper, data.valid_sources, None, tell)
     return every_row(train, pad), every_row(valid, pad)
 
 
@@ -39,6 +50,7 @@ def _open(
     wrapper: TokenizerWrapper,
     entries: tuple[DataSource, ...],
     limit: int | None,
+    tell: Tell,
 ) -> Mixture:
     """The data sets that `option` lists; `limit` is for those without one of their own."""
     data, train = recipe.data, recipe.train
@@ -55,11 +67,25 @@ def _open(
             limit=entry.limit or limit,
             format_name=entry.format or data.format,
             cache_dir=cache_dir(),
+            progress=partial(tell, entry.source),
         )
         weight = entry.weight if isinstance(entry, WeightedSource) else 1.0
         parts.append(Part(store, entry.source, weight))
     require_different(option, parts)
     return Mixture(parts)
+
+
+def _now_and_then(tell: Tell) -> Tell:
+    """`tell`, at most every _TELL_SECONDS, and not before the first have passed."""
+    last = time.monotonic()
+
+    def told(source: str, rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _TELL_SECONDS:
+            tell(source, rows)
+            last = time.monotonic()
+
+    return told
 
 
 class ScoreFiles:

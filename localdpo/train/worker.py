@@ -75,7 +75,9 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
     began = stop.clock.now()
     recipe = load_recipe(run.recipe)
     notes: list[str] = list(backend.hints)
-    session = assemble(recipe, backend, notes.append)
+    session = assemble(
+        recipe, backend, notes.append, lambda source, rows: log.write("data", source=source, rows=rows)
+    )
     log.write(
         "run.started",
         recipe=recipe.model_dump(mode="json"),

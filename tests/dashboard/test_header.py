@@ -49,6 +49,14 @@ def test_the_reference_pass_counts_its_rows():
     assert text(state, True, 3.0).startswith("◍ reference scores  demo  20/400 rows  step 0/3,000")
 
 
+def test_tokenising_counts_its_rows_until_the_run_starts():
+    state = RunState("demo")
+    state.feed([event("data", None, 1.0, source="pairs.jsonl", rows=4000)])
+    assert "4,000 rows tokenised" in text(state, True, 3.0)
+    state.feed([event("run.started", loss="sigmoid", total_steps=30)])
+    assert "tokenised" not in text(state, True, 3.0)
+
+
 @pytest.mark.parametrize(
     ("last", "alive", "starting", "phase"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -11,10 +12,12 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 from training_runs import EAGER, session_of, train, write_recipe
 
+from localdpo.data.store import BLOCK_ROWS
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.recipe.load import load_recipe
 from localdpo.train import session as session_module
+from localdpo.train import sources
 from localdpo.train.rows import hold_out, visited
 from localdpo.train.session import assemble, check_paths
 
@@ -38,6 +41,27 @@ def test_the_adapter_is_the_start_adapters_shape_with_the_recipes_dropout(
 def test_defaults_of_a_fresh_adapter(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     text = recipe_text(tiny_model, pairs, lora={"rank": None, "scale": None})
     assert session_of(tmp_path, text).config == lora.LoraConfig("lora", -1, 8, 20.0)
+
+
+def test_tokenising_is_told_now_and_then_and_only_when_it_happens(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+
+    def passing() -> float:
+        clock.now += 1.0
+        return clock.now
+
+    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=passing))
+    pairs = write_pairs(tmp_path / "many.jsonl", 4 * BLOCK_ROWS)
+    recipe = load_recipe(write_recipe(tmp_path, recipe_text(tiny_model, pairs)))
+    told: list[tuple[str, int]] = []
+    for _ in range(2):
+        assemble(recipe, EAGER, lambda note: None, lambda source, rows: told.append((source, rows)))
+    assert [source for source, _ in told] == [str(pairs)] * 2
+    counts = [rows for _, rows in told]
+    assert counts == sorted(set(counts))
+    assert all(rows % BLOCK_ROWS == 0 for rows in counts)
 
 
 def test_held_out_rows_are_never_trained_on(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:

@@ -67,6 +67,8 @@ def header_words(
         Word(f"{abilities.mark(phase)} {word}", _STATE_COLOURS.get(phase, "chosen"), True),
         Word(fitted(printable(state.name), _LONGEST_NAME, "~"), "ink", True, 7),
     ]
+    if phase == "loading" and progress.done:
+        words.append(Word(f"{progress.done:,} rows tokenised"))
     if phase == "reference":
         words.append(Word(f"{progress.done:,}/{progress.of:,} rows"))
     if progress.total is not None:
