@@ -38,8 +38,8 @@ from localdpo.launch import Worker
 # Seconds between two looks at the log, and between two chunks of a long one (the keys work in between).
 _BEAT: Final = 0.2
 _CHUNK: Final = 0.02
-# Of the beats that are left out beside a training, every so many looks whether the worker lives.
-_LIFE_BEATS: Final = 4
+# Seconds without a beat where none is due beside a training: waking up costs that, too.
+_REST: Final = 1.0
 _FEW_COLOURS: Final = 16
 
 
@@ -132,7 +132,6 @@ class DashboardApp(App[None]):
         self._asked = Asked()
         self._pace = pace or Pace()
         self._life: tuple[bool, bool] | None = None
-        self._beats_left_out = 0
 
     # --- what the screens read ------------------------------------------------------------------------
 
@@ -162,7 +161,7 @@ class DashboardApp(App[None]):
         if self._is_refused():
             return
         self.push_screen(self._jump)
-        self.set_interval(_BEAT, self._beat)
+        self._beats = self.set_interval(_BEAT, self._beat)
         loop = asyncio.get_running_loop()
         # Closing the window or `kill` leaves the terminal as it was; training goes on in any case.
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -187,6 +186,9 @@ class DashboardApp(App[None]):
 
     def _beat(self) -> None:
         if self._may_wait():
+            if self._is_beside_training:
+                self._beats.pause()
+                self.set_timer(_REST, self._beats.resume)
             return
         self._poll()
         if not self.is_running:
@@ -195,18 +197,20 @@ class DashboardApp(App[None]):
         for screen in self._run_screens():
             screen.beat(now)
 
-    def _may_wait(self) -> bool:
-        """Whether this beat is left out for the sake of the training; never while an answer is awaited."""
+    @property
+    def _is_beside_training(self) -> bool:
+        """Whether the worker of the run that is open computes on the CPU."""
         feed = self.feed
-        if feed is None:
+        if feed is None or not feed.alive:
             return False
-        is_training = feed.alive and feed.state.progress.phase != "paused"
-        is_due = self._pace.is_due(beside_training=is_training and feed.state.start.is_on_cpu)
-        if is_due or self._asked.is_waiting:
+        return feed.state.start.is_on_cpu and feed.state.progress.phase != "paused"
+
+    def _may_wait(self) -> bool:
+        """Whether nothing is drawn at this beat; never so while an answer is awaited."""
+        feed = self.feed
+        is_due = self._pace.is_due(beside_training=self._is_beside_training)
+        if feed is None or is_due or self._asked.is_waiting:
             return False
-        self._beats_left_out += 1
-        if self._beats_left_out % _LIFE_BEATS:
-            return True
         return self._life == (feed.run.is_running(), self.worker_lives)
 
     def _poll(self) -> None:

@@ -103,7 +103,7 @@ def test_beside_a_training_news_wait_but_keys_do_not(pace: Pace, machine: Simple
             assert "smoothed 0.97" in frame_text(app)
             assert "step 20/40" in frame_text(app)
             machine.now += BESIDE_TRAINING.longest + 0.1
-            await pilot.pause(0.5)
+            await pilot.pause(1.5)
             assert "step 21/40" in frame_text(app)
 
     drive(app, act)
@@ -121,7 +121,7 @@ def test_an_answer_and_the_end_of_the_worker_do_not_wait(pace: Pace, machine: Si
             await press(pilot, "c")
             [asked] = take(run)
             log.write("control", 20, id=asked.id, command="checkpoint", ok=True, message="saved step 20")
-            await pilot.pause(0.5)
+            await pilot.pause(1.5)
             assert "saved step 20" in [notice.message for notice in app._notifications]
             machine.used += 10
         await pilot.pause(1.5)
@@ -130,3 +130,30 @@ def test_an_answer_and_the_end_of_the_worker_do_not_wait(pace: Pace, machine: Si
         assert "training" not in frame_text(app).split("\n")[1]
 
     drive(app, act)
+
+
+def test_what_is_not_due_wakes_the_program_once_a_second(
+    pace: Pace, machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(Path("runs"), "alive", steps=20, end=None)
+    app = make_app(run, pace=pace)
+    looks: list[float] = []
+    is_due = pace.is_due
+
+    def counted(*, beside_training: bool) -> bool:
+        looks.append(machine.now)
+        return is_due(beside_training=beside_training)
+
+    monkeypatch.setattr(pace, "is_due", counted)
+
+    async def act(pilot: Pilot[None]) -> None:
+        with RunLock(run):
+            while "training" not in frame_text(app):
+                await pilot.pause(0.05)
+            machine.used += 10
+            await pilot.pause(4.0)
+            looks.clear()
+            await pilot.pause(3.0)
+
+    drive(app, act)
+    assert 1 <= len(looks) <= 4
