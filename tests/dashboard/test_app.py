@@ -103,7 +103,7 @@ def test_without_a_run_it_opens_on_runs_and_stays_there():
 
     async def act(pilot: Pilot[None]) -> None:
         assert name_of(app) == "runs"
-        assert "no runs in runs" in frame_text(app)
+        assert "no runs yet" in frame_text(app)
         await press(pilot, "1", "p", "x", "c", "e", "enter", "space", "R", "D")
         assert name_of(app) == "runs"
         assert any("no run is open" in message for message in messages(app))

@@ -50,7 +50,7 @@ def test_the_table(runs: Path):
     async def act(pilot: Pilot[None]) -> None:
         text = frame_text(app)
         assert order(app) == ["late", "dead", "early"]
-        assert "runs: 3 runs, sorted by started ▼" in text
+        assert "3 runs, sorted by started ▼   in runs" in text
         assert "✖ crashed" in text
         line = next(line for line in text.splitlines() if " dead " in line)
         assert line.split()[:3] == ["✖", "crashed", "dead"]

@@ -19,6 +19,7 @@ from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.runstable import LEAD_WIDTH, SORTABLE, Column, arranged, cell, fitting, lead
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, Choose
+from localdpo.dashboard.widgets.line import Line
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.launch import start_worker
@@ -58,7 +59,7 @@ class RunsScreen(RunScreen):
 
     def body(self) -> ComposeResult:
         yield FilterInput(placeholder="filter: words in name, state, model or loss", id="filter")
-        yield Static(id="sorting")
+        yield Line(id="sorting")
         yield ListTable(id="runs", cursor_type="row")
         yield Static(id="ended")
         yield Overlay()
@@ -255,12 +256,13 @@ class RunsScreen(RunScreen):
         order = self.abilities.mark("up" if self._reverse == SORTABLE[self._sort].descending else "down")
         total = len(self._index.lines) if self._index is not None else 0
         of = f"{count} of {total}" if words.strip() else str(total)
-        what = f"{self.dashboard.runs_dir}: {of} run{'' if total == 1 else 's'}, sorted by {title} {order}"
+        what = f"{of} run{'' if total == 1 else 's'}, sorted by {title} {order}"
         if words.strip():
             what += f", filter: {words.strip()} (/ then esc: all)"
         elif total == 0:
-            what = f"no runs in {self.dashboard.runs_dir}; start one with: localdpo train RECIPE"
-        self.query_one("#sorting", Static).update(Text(what))
+            what = "no runs yet; start one with: localdpo train RECIPE"
+        # The folder comes last: a long one may be cut.
+        self.query_one("#sorting", Line).say(f"{what}   in {self.dashboard.runs_dir}")
 
     def _draw_overlay(self) -> None:
         """The marked runs below the table; without marks the selected one. How the selected one ended."""
