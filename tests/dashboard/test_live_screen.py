@@ -375,6 +375,8 @@ def test_what_is_frozen_stands_still_until_it_is_let_go(key: str):
 
     async def act(pilot: Pilot[None]) -> None:
         with RunLock(run), EventWriter(run.events) as log:
+            while "training" not in frame_text(app):
+                await pilot.pause(0.05)
             await press(pilot, "space")
             assert "frozen: space goes on" in frame_text(app)
             before = frame_text(app).split("\n")
