@@ -45,6 +45,10 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _gigabytes(value: float | None) -> str:
+    return _number(value, 1 if value is None or value >= 1 else 2)
+
+
 def _steps(line: RunLine, now: float) -> str:
     if line.total is None:
         return _count(line.step)
@@ -89,7 +93,7 @@ COLUMNS: Final[tuple[Column, ...]] = (
     Column("margin", 6, 3, lambda line, now: _number(line.margin, 3), lambda line: line.margin),
     Column("KL", 6, 5, lambda line, now: _number(line.kl, 3), lambda line: line.kl, descending=False),
     Column("win", 4, 6, lambda line, now: _share(line.win), lambda line: line.win),
-    Column("mem GB", 6, 9, lambda line, now: _number(line.memory, 1), lambda line: line.memory),
+    Column("mem GB", 6, 9, lambda line, now: _gigabytes(line.memory), lambda line: line.memory),
     Column(
         "started",
         7,

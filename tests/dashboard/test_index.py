@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
 from made_runs import BEGAN, make_run
 from rich.text import Text
 
@@ -116,6 +117,11 @@ def test_cells_are_cut_and_the_unknown_is_a_dot():
     assert cell(steps, steps.width, row, 0.0, Abilities()).plain == "1.2M/2.0M"
     assert cell(win, 4, row, 0.0, Abilities()).plain == "·"
     assert cell(win, 4, line("a", win=0.613), 0.0, Abilities()).plain == "61%"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.0318, "0.03"), (21.34, "21.3"), (None, "·")])
+def test_a_little_memory_is_not_none(value: float | None, shown: str):
+    assert cell(column("mem GB"), 6, line("a", memory=value), 0.0, Abilities()).plain.strip() == shown
 
 
 def test_a_state_is_told_by_mark_and_word():
