@@ -76,19 +76,22 @@ class Choose(ModalScreen[str]):
 
 
 class TypeLine(ModalScreen[str]):
-    """Asks for a line of text that begins as `text`; gives it, or None for escape."""
+    """Asks for a line of text that begins as `text`; gives it, or None for escape.
+
+    `empty`: what stands in the line while it is empty.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", show=False)]
 
-    def __init__(self, question: str, detail: str, text: str) -> None:
+    def __init__(self, question: str, detail: str, text: str, empty: str) -> None:
         super().__init__()
-        self._question, self._detail, self._text = question, detail, text
+        self._question, self._detail, self._text, self._empty = question, detail, text, empty
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog"):
             yield Static(Text(printable(self._question), style="bold"), id="question")
             yield Static(Text(printable(self._detail)), id="detail")
-            yield Input(self._text, select_on_focus=False, id="line")
+            yield Input(self._text, self._empty, select_on_focus=False, id="line")
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()

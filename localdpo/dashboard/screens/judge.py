@@ -126,7 +126,8 @@ class JudgeScreen(RunScreen):
             )
         else:
             question = f"Evaluate {feed.run.name}?"
-            self.app.push_screen(TypeLine(question, _EVALUATE_DETAIL, self._options), self._start_evaluation)
+            line = TypeLine(question, _EVALUATE_DETAIL, self._options, "no options; enter starts, esc leaves")
+            self.app.push_screen(line, self._start_evaluation)
 
     def _answered(self, choice: str | None) -> None:
         if choice == "stop" and self._job is not None:
