@@ -245,6 +245,9 @@ def test_an_evaluation_is_started_and_followed(tmp_path: Path, stand_in: Callabl
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "r")
         await seen(pilot, "Evaluate dpo?")
+        dialog = app.screen.query_one("#dialog").region
+        assert abs(dialog.x + dialog.width / 2 - 60) <= 1
+        assert abs(dialog.y + dialog.height / 2 - 18) <= 1
         await press(pilot, *"--limit", "space", *"12", "enter")
         await seen(pilot, "evaluating: answers 8 of 12 (r stops it, and so does leaving)")
         (tmp_path / "go").touch()
