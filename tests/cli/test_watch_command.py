@@ -72,7 +72,7 @@ def test_one_frame_as_text():
 def test_it_opens_on_runs_when_none_trains():
     make_run("late")
     done = localdpo("watch", "--once")
-    assert "runs: 1 run, sorted by started" in done.stdout
+    assert "1 run, sorted by started" in done.stdout
 
 
 @pytest.mark.parametrize(
