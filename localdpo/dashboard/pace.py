@@ -23,7 +23,7 @@ class Ration(NamedTuple):
 
 FREE: Final = Ration(share=0.1, burst=0.2, longest=0.6)
 # Measured on two cores that were both at work: a second of drawing costs the training about as much.
-BESIDE_TRAINING: Final = Ration(share=0.005, burst=2.0, longest=8.0)
+BESIDE_TRAINING: Final = Ration(share=0.005, burst=3.0, longest=8.0)
 
 
 class Pace:
