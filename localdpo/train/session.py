@@ -242,7 +242,8 @@ def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None
         raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
     asked = recipe.lora.layers
     # -1 and the number of all blocks are the same wish.
-    if asked is not None and (asked % (blocks + 1)) != (config.layers % (blocks + 1)):
+    counts = {blocks if layers == -1 else layers for layers in (asked, config.layers)}
+    if asked is not None and len(counts) > 1:
         raise _other_shape(recipe, "layers", asked, config.layers)
 
 

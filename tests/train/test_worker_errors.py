@@ -224,6 +224,14 @@ def test_all_blocks_may_be_counted_or_not(
     assert session_of(tmp_path / "run", text).config.layers == of_adapter
 
 
+@pytest.mark.parametrize("asked", [1, 3, 4, 5])
+def test_another_number_of_blocks_than_the_adapters_is_refused(
+    asked: int, pairs: Path, tiny_model: Path, sft_adapter: Path, refused: Refused
+) -> None:
+    (line,) = refused(recipe_text(tiny_model, pairs, adapter=str(sft_adapter), lora={"layers": asked}))
+    assert line.startswith(f"lora.layers: {asked} asked for")
+
+
 def test_layers_and_keys_that_the_model_does_not_have(
     pairs: Path, tiny_model: Path, refused: Refused
 ) -> None:
