@@ -13,10 +13,10 @@ from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.once import frame_text
-from localdpo.dashboard.screens import judge
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
 from localdpo.dashboard.verdicts import FILTERS, Estimate, evaluation_files, load_evaluation, win_rate
+from localdpo.dashboard.widgets import evaluating
 from localdpo.dashboard.widgets.rates import Drawing, interval_bar
 
 
@@ -215,7 +215,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]
                 asked.append(list(options))
                 super().__init__(run, options, (sys.executable, "-c", program))
 
-        monkeypatch.setattr(judge, "EvaluationJob", Stand)
+        monkeypatch.setattr(evaluating, "EvaluationJob", Stand)
         return asked
 
     return set_program
@@ -286,13 +286,12 @@ def test_an_evaluation_is_stopped_by_key_and_by_leaving(
     jobs: list[EvaluationJob] = []
 
     async def act(pilot: Pilot[None]) -> None:
-        screen = app.screen
-        assert isinstance(screen, judge.JudgeScreen)
+        line = app.screen.query_one(evaluating.Evaluating)
         for _ in range(2):
             await press(pilot, "r", "enter")
             await seen(pilot, "evaluating: loading")
-            assert screen._job is not None
-            jobs.append(screen._job)
+            assert line.job is not None
+            jobs.append(line.job)
             await press(pilot, "r", "c")
             assert jobs[-1].is_running
             if len(jobs) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -15,12 +14,12 @@ from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.wording import printable
-from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
+from localdpo.dashboard.evaluation_job import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, Choose, TypeLine
 from localdpo.dashboard.verdicts import FILTERS, Duel, Evaluation, Judged, evaluation_files, load_evaluation
 from localdpo.dashboard.widgets.difftext import clean, diff_text
+from localdpo.dashboard.widgets.evaluating import Evaluating
 from localdpo.dashboard.widgets.rates import Drawing, categories_text, metrics_text, rates_text
 from localdpo.dashboard.widgets.table import ListTable
 
@@ -36,12 +35,6 @@ _EVERY: Final = 1.0
 _FIXED: Final = 36
 _KIND: Final = 10
 _OUTCOMES: Final = {"won": "up", "lost": "down", "tied": "tied", "none": "unknown"}
-
-
-_EVALUATE_DETAIL: Final = (
-    "Options of `localdpo eval`; without any the demo's rules judge the demo, other runs are measured only. "
-    "--judge mlx:MODEL asks a local model, --judge anthropic --max-usd 2 asks Claude."
-)
 
 
 class JudgeScreen(RunScreen):
@@ -61,12 +54,11 @@ class JudgeScreen(RunScreen):
         self._row = 0
         self._drawn: object = None
         self._looked = 0.0
-        self._job: EvaluationJob | None = None
-        self._options = ""
 
     def body(self) -> ComposeResult:
         yield Static(id="judged")
-        yield Static(id="evaluating")
+        self._evaluating = Evaluating()
+        yield self._evaluating
         with Horizontal(id="figures-of-judge"):
             for name in ("rates", "categories", "metrics"):
                 with VerticalScroll(classes="panel", id=name, can_focus=False):
@@ -86,15 +78,10 @@ class JudgeScreen(RunScreen):
 
     def on_mount(self) -> None:
         super().on_mount()
-        self._say("")
         self.query_one(ListTable).focus()
 
-    def on_unmount(self) -> None:
-        self._stop_evaluation()
-
     def reset(self) -> None:
-        self._stop_evaluation()
-        self._say("")
+        self._evaluating.stop()
         self._files, self._place, self._found, self._drawn = [], 0, None, None
         self._duel = self._filter = self._row = 0
         self.action_close()
@@ -103,7 +90,9 @@ class JudgeScreen(RunScreen):
         self._look()
 
     def tick(self, now: float) -> None:
-        self._follow_evaluation()
+        if self._evaluating.follow():
+            self._place = 0
+            self._look()
         if time.monotonic() - self._looked >= _EVERY:
             self._look()
 
@@ -112,68 +101,12 @@ class JudgeScreen(RunScreen):
         self._drawn = None
         self._draw()
 
-    # --- an evaluation that is started here -----------------------------------------------------------
+    # --- keys -----------------------------------------------------------------------------------------
 
     def action_judge(self) -> None:
-        """Ask for options and evaluate the run; while that goes on, ask whether to stop it."""
-        feed = self.feed
-        if feed is None:
-            return
-        if self._job is not None:
-            question = f"Stop the evaluation of {feed.run.name}?"
-            self.app.push_screen(
-                Choose(question, self._job.status(), STOP_EVALUATION_CHOICES), self._answered
-            )
-        else:
-            question = f"Evaluate {feed.run.name}?"
-            line = TypeLine(question, _EVALUATE_DETAIL, self._options, "no options; enter starts, esc leaves")
-            self.app.push_screen(line, self._start_evaluation)
-
-    def _answered(self, choice: str | None) -> None:
-        if choice == "stop" and self._job is not None:
-            self._stop_evaluation()
-            self._say("stopped; r goes on")
-
-    def _start_evaluation(self, options: str | None) -> None:
-        if options is None or self.feed is None:
-            return
-        self._options = options
-        try:
-            words = shlex.split(options)
-            self._job = EvaluationJob(self.feed.run, words)
-        except ValueError as error:
-            self._say(f"the options cannot be read: {error}")
-        except OSError as error:
-            self._say(f"the evaluation cannot be started: {error.strerror or error}")
-        else:
-            self._say(f"started: {eval_command(self.feed.run, words)}")
-
-    def _follow_evaluation(self) -> None:
-        """Say how far it is; once it is over, why it failed or that its table is there."""
-        job = self._job
-        if job is None:
-            return
-        if job.is_running:
-            status = job.status()
-            if status:
-                self._say(f"evaluating: {status} (r stops it, and so does leaving)")
-            return
-        self._job = None
-        self._say(job.problem() or "")
-        self._place = 0
-        self._look()
-
-    def _stop_evaluation(self) -> None:
-        if self._job is not None:
-            self._job.stop()
-            self._job = None
-
-    def _say(self, text: str) -> None:
-        line = self.query_one("#evaluating", Static)
-        line.update(Text(printable(text)))
-        line.display = bool(text)
-
-    # --- keys -----------------------------------------------------------------------------------------
+        """Evaluate the run, or ask whether to stop doing it."""
+        if self.feed is not None:
+            self._evaluating.ask(self.feed.run)
 
     def action_file(self, by: int) -> None:
         if self._files:
