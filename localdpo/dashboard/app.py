@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -26,8 +25,9 @@ from localdpo.core.control import Command, send
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.rundir import RunDir
 from localdpo.dashboard.asked import Asked
+from localdpo.dashboard.commands import commands
 from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.keymap import bindings_of, key_name, keys_of, namespaced
+from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.once import svg_of
 from localdpo.dashboard.pace import Pace
 from localdpo.dashboard.screens.base import RunScreen
@@ -186,7 +186,7 @@ class DashboardApp(App[None]):
 
     def _beat(self) -> None:
         if self._may_wait():
-            if self._is_beside_training:
+            if self.feed is not None and self.feed.trains_on_cpu:
                 self._beats.pause()
                 self.set_timer(_REST, self._beats.resume)
             return
@@ -197,19 +197,10 @@ class DashboardApp(App[None]):
         for screen in self._run_screens():
             screen.beat(now)
 
-    @property
-    def _is_beside_training(self) -> bool:
-        """Whether the worker of the run that is open computes on the CPU."""
-        feed = self.feed
-        if feed is None or not feed.alive:
-            return False
-        return feed.state.start.is_on_cpu and feed.state.progress.phase != "paused"
-
     def _may_wait(self) -> bool:
         """Whether nothing is drawn at this beat; never so while an answer is awaited."""
         feed = self.feed
-        is_due = self._pace.is_due(beside_training=self._is_beside_training)
-        if feed is None or is_due or self._asked.is_waiting:
+        if feed is None or self._asked.is_waiting or self._pace.is_due(beside_training=feed.trains_on_cpu):
             return False
         return self._life == (feed.run.is_running(), self.worker_lives)
 
@@ -264,8 +255,7 @@ class DashboardApp(App[None]):
         from localdpo.dashboard.screens.help import HelpScreen
 
         if not isinstance(self.screen, HelpScreen):
-            here = self._run_screens()
-            self.push_screen(HelpScreen(here[-1].NAME if here else "runs"))
+            self.push_screen(HelpScreen(self.screen_name or "runs"))
 
     def action_theme(self) -> None:
         """The next theme."""
@@ -344,30 +334,17 @@ class DashboardApp(App[None]):
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         """The entries of the command palette: our own and no others."""
+        return commands(self, screen)
+
+    @property
+    def screen_name(self) -> str:
+        """The name of the screen of a run that is up, below any dialog; empty before there is one."""
         here = self._run_screens()
-        names = ["", *(found.NAME for found in here[-1:])]
-        for key in (key for name in names for key in keys_of(name)):
-            if key.action in ("command_palette", "theme"):
-                continue
-            title = f"Go to {key.help}" if key.action.startswith("go(") else key.help.capitalize()
-            name = key_name(key.key, self.abilities.unicode)
-            yield SystemCommand(title, f"key {name}", self._runner(namespaced(key), screen))
-        for theme in THEME_NAMES:
-            yield SystemCommand(f"Theme: {theme}", "key T: the next one", partial(self.set_theme, theme))
-        yield SystemCommand("Export screen to SVG", "into the current folder", self.export_svg)
-
-    def _runner(self, action: str, screen: Screen) -> Callable[[], None]:
-        """Runs an action of `screen` once the palette is gone."""
-
-        def run() -> None:
-            self.call_later(screen.run_action, action)
-
-        return run
+        return here[-1].NAME if here else ""
 
     def export_svg(self) -> Path:
         """Write the screen as `localdpo-SCREEN-TIME.svg` into the current folder and say so; its path."""
-        here = self._run_screens()
-        name = here[-1].NAME if here else "screen"
+        name = self.screen_name or "screen"
         path = Path(f"localdpo-{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self.now()))}.svg")
         try:
             write_text(path, svg_of(self))
