@@ -1,4 +1,4 @@
-"""The README tells the truth: its table of options, its commands, and its map."""
+"""The README tells the truth: its table of options and its commands."""
 
 from __future__ import annotations
 
@@ -24,17 +24,6 @@ def test_every_command_is_described() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     section = README[README.index("## Commands") : README.index("## A run's folder")]
     assert set(re.findall(r"^\| `localdpo (\w+)", section, re.MULTILINE)) == set(commands)
-
-
-def test_the_map_names_every_module() -> None:
-    section = README[README.index("## Map") : README.index("## Every option")]
-    missing = []
-    for file in sorted((ROOT / "localdpo").rglob("*.py")):
-        folder = file.parent.relative_to(ROOT).as_posix()
-        inside = file.name in {"__init__.py", "__main__.py"} or folder.startswith("localdpo/objective/")
-        if not inside and f"{file.name}`" not in section:
-            missing.append(f"{folder}/{file.name}")
-    assert not missing
 
 
 def test_recipes_that_are_named_exist() -> None:
