@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -174,15 +174,22 @@ def prompt_key(ids: NDArray[np.int32]) -> int:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: Side, template: TemplateChoice
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Side,
+    template: TemplateChoice,
+    *,
+    tools: list[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> NDArray[np.int32]:
     """int32[>=1] ids of a prompt to answer: text or messages, with the template's generation prompt.
+
+    `tools` and `template_kwargs` go to the chat template, as a row's own do in training.
 
     Raises UserError when the template refuses it, or when it is empty and there is no BOS.
     """
     tokens = _Tokens(tokenizer)
     try:
-        rendered = Renderer(tokenizer, template).render_prompt(prompt)
+        rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs)
     except RowDropped as drop:
         raise UserError(f"prompt: {drop.reason}") from drop
     ids = tokens.encode([rendered.prompt])[0]

@@ -8,6 +8,7 @@ say), the prompt ends at the opening it does write, which a probe answer finds. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +80,16 @@ class Renderer:
         close = tuple(not (eos and text.endswith(eos)) for text in responses)
         return Rendered(prompt, tuple(responses), close, start=True)
 
-    def render_prompt(self, prompt: Side) -> Rendered:
+    def render_prompt(
+        self, prompt: Side, tools: list[Any] | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> Rendered:
         """The text of a prompt to answer, with no responses."""
         if not self.chat:
             return Rendered(self._plain(prompt), (), (), start=True)
         messages = side_messages(prompt, "user")
-        return Rendered(self._apply(messages, [], {}, opening=True), (), (), start=False)
+        return Rendered(
+            self._apply(messages, tools or [], dict(template_kwargs or {}), opening=True), (), (), start=False
+        )
 
     def _plain(self, side: Side) -> str:
         if isinstance(side, str):

@@ -86,6 +86,13 @@ def test_the_prompt_is_what_a_chat_program_sends(shape: str) -> None:
     assert encode_prompt(tokenizer, "what is it?", "auto").tolist() == sent
 
 
+def test_a_prompt_to_answer_takes_the_row_s_template_options() -> None:
+    tokenizer = chat_tokenizer("qwen3")
+    options = {"enable_thinking": False}
+    row = only(encode(tokenizer, Pair("q", "yes", "no", template_kwargs=options)))
+    assert encode_prompt(tokenizer, "q", "auto", template_kwargs=options).tolist() == row.prompt.tolist()
+
+
 @pytest.mark.parametrize("shape", ALL)
 def test_the_answer_s_first_token_is_scored_and_no_prompt_text_is(shape: str) -> None:
     tokenizer = chat_tokenizer(shape)
