@@ -22,6 +22,20 @@ from localdpo.model.backend import device_name
 # A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
 WHOLE_FILE = 64 * 2**20
 SAMPLES, SAMPLE_BYTES = 32, 2**16
+# What decides how text becomes tokens, how a conversation is rendered, and which tokens end a generation.
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "tokenization_*.py",
+)
 # What mlx-lm and transformers raise for a folder whose files are not what they expect.
 LOADER_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError)
 
@@ -166,6 +180,20 @@ def fingerprint(folder: Path) -> str:
         if file.suffix == ".json" and file.name not in {"config.json", "adapter_config.json"}:
             continue
         digest.update(file.name.encode())
+        digest.update(_file_hash(file))
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """A hash over the tokenizer's files and the chat templates of a model's folder, in hex.
+
+    It changes with any byte that may change a prompt's token ids or the ids that end an answer; nothing is
+    loaded for it.
+    """
+    digest = hashlib.sha256()
+    files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(folder)}\0".encode("utf-8", "surrogateescape"))
         digest.update(_file_hash(file))
     return digest.hexdigest()
 

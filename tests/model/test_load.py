@@ -16,7 +16,15 @@ from model_families import tiny
 
 from localdpo.core.errors import UserError
 from localdpo.model import load
-from localdpo.model.load import fingerprint, load_base, load_tokenizer, looks_local, model_path, to_float32
+from localdpo.model.load import (
+    fingerprint,
+    load_base,
+    load_tokenizer,
+    looks_local,
+    model_path,
+    to_float32,
+    tokenizer_fingerprint,
+)
 
 IDS = mx.array([[5, 6, 7, 8, 9]])
 
@@ -152,3 +160,36 @@ def test_the_fingerprint_changes_with_a_byte(
     config = tmp_path / "copy" / "config.json"
     config.write_text(config.read_text() + " ")
     assert fingerprint(tmp_path / "copy") != first
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "generation_config.json",
+        "tokenizer.model",
+        "merges.txt",
+    ],
+)
+def test_the_tokenizer_fingerprint_changes_with_every_file_that_makes_tokens(
+    file: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    first = tokenizer_fingerprint(folder)
+    assert tokenizer_fingerprint(tiny_model) == first
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((path.read_bytes() if path.exists() else b"") + b" ")
+    assert tokenizer_fingerprint(folder) != first
+
+
+def test_the_tokenizer_fingerprint_does_not_read_the_weights(tmp_path: Path, tiny_model: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    first = tokenizer_fingerprint(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "README.md").write_text("words")
+    assert tokenizer_fingerprint(folder) == first
