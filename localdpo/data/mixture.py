@@ -8,6 +8,7 @@ number.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.errors import UserError
-from localdpo.data.store import TokenStore
+from localdpo.data.store import TokenStore, describe_dropped
 from localdpo.data.types import EncodedRow, EncodeReport, Kind
 
 
@@ -84,14 +85,18 @@ class Mixture(Sequence[EncodedRow]):
         """The sum of the stores' reports. Row numbers in `dropped` are those in their own data sets."""
         reports = [part.store.report for part in self.parts]
         dropped: dict[str, list[int]] = {}
+        unread: Counter[str] = Counter()
+        notes: Counter[str] = Counter()
         for report in reports:
             for reason, rows in report.dropped.items():
                 dropped.setdefault(reason, []).extend(rows)
+            unread.update(report.unread)
+            notes.update(report.notes)
         sums = {
             name: sum(getattr(report, name) for report in reports)
             for name in ("read", "kept", "truncated", "merged", "split")
         }
-        return EncodeReport(dropped=dropped, **sums)
+        return EncodeReport(dropped=dropped, unread=unread, notes=notes, **sums)
 
     def name_rows(self, indices: NDArray[np.int64]) -> str:
         """Rows in words, counted from 1 in their own data sets: `rows 3, 7 of a.jsonl and 12 of b.jsonl`."""
@@ -111,6 +116,20 @@ def named_parts(train: Mixture, valid: Mixture) -> list[tuple[str, Part]]:
         for option, found in options.items()
         for part in found.parts
     ]
+
+
+def report_lines(name: str, part: Part) -> list[str]:
+    """What a person should know of the reading of a data set: rows that were dropped, columns that nobody
+    reads, and notes on the rows that were kept. A line each; none where there is nothing to say."""
+    report = part.store.report
+    lines = []
+    if report.dropped_total:
+        reasons = describe_dropped(dict(report.dropped))
+        lines.append(f"{name}: {report.dropped_total:,} of {report.read:,} rows were dropped: {reasons}")
+    if report.unread:
+        columns = ", ".join(f"{column} ({rows:,} rows)" for column, rows in report.unread.items())
+        lines.append(f"{name}: columns that are not read: {columns}")
+    return lines + [f"{name}: {rows:,} rows: {note}" for note, rows in report.notes.items()]
 
 
 def require_different(option: str, parts: Sequence[Part]) -> None:

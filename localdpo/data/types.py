@@ -118,7 +118,9 @@ class EncodeReport:
 
     `truncated`: kept rows that lost tokens; `merged`: kept rows whose prompt and response would share a token
     if tokenised in one piece, and were tokenised apart; `split`: pairs that became two unpaired rows each,
-    which count as two in the other figures.
+    which count as two in the other figures. `unread`: columns that hold something and were not read, with
+    their rows. `notes`: what else a person should know of the rows that were kept, with how many it is true
+    of.
     """
 
     read: int = 0
@@ -127,6 +129,8 @@ class EncodeReport:
     truncated: int = 0
     merged: int = 0
     split: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def dropped_total(self) -> int:

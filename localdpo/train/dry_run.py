@@ -9,8 +9,7 @@ from rich.text import Text
 
 from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
-from localdpo.data.mixture import Part, named_parts
-from localdpo.data.store import describe_dropped
+from localdpo.data.mixture import Part, named_parts, report_lines
 from localdpo.model.backend import Backend, prepare
 from localdpo.model.load import load_tokenizer, model_path
 from localdpo.model.lora import LoraConfig
@@ -44,7 +43,8 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     _heading(console, "data")
     console.print(_token_table(train, valid))
     for name, part in named_parts(train.store, valid.store):
-        console.print(Text(_read(name, part)))
+        for line in (_read(name, part), *report_lines(name, part)):
+            console.print(Text(line.removeprefix("data.")))
     for line in _shares(train):
         console.print(Text(line))
     for note in unpaired.notes(recipe.loss, train, valid):
@@ -73,9 +73,8 @@ def _read(name: str, part: Part) -> str:
     """What became of the rows of a data set."""
     report = part.store.report
     return (
-        f"{name.removeprefix('data.')}: {report.read:,} rows read, {report.truncated:,} truncated, "
-        f"{report.merged:,} with a merged boundary{_labels(part)}; "
-        f"dropped: {describe_dropped(dict(report.dropped))}"
+        f"{name}: {report.read:,} rows read, {report.truncated:,} truncated, "
+        f"{report.merged:,} with a merged boundary{_labels(part)}"
     )
 
 

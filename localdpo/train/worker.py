@@ -19,8 +19,7 @@ from localdpo.core.control import take
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
-from localdpo.data.mixture import named_parts
-from localdpo.data.store import describe_dropped
+from localdpo.data.mixture import named_parts, report_lines
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.train.control import StopRequest, answer_command
 
@@ -92,7 +91,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
         path="shared-prompt" if session.forward.shared else "plain",
     )
     loop = Loop(session, run, log, stop)
-    for note in notes + _dropped(session):
+    for note in notes + _reading(session):
         loop.notice("note", note)
     outcome = loop.run()
     if outcome.stopped_by is not None:
@@ -103,14 +102,11 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
     return 0
 
 
-def _dropped(session: Session) -> list[str]:
-    """One line for each source that lost rows, with the reasons."""
+def _reading(session: Session) -> list[str]:
+    """What to know of the data sets as they were read, and that nothing is held out."""
     lines = []
     for name, part in named_parts(session.train.store, session.valid.store):
-        report = part.store.report
-        if report.dropped_total:
-            reasons = describe_dropped(dict(report.dropped))
-            lines.append(f"{name}: {report.dropped_total} of {report.read} rows were dropped: {reasons}")
+        lines += report_lines(name, part)
     if len(session.valid) == 0:
         lines.append("no rows are held out: nothing is evaluated; give data.valid")
     return lines

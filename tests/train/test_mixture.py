@@ -24,7 +24,7 @@ from localdpo.recipe.load import load_recipe
 from localdpo.train.dry_run import dry_run
 from localdpo.train.session import Session
 from localdpo.train.unpaired import notes
-from localdpo.train.worker import _dropped
+from localdpo.train.worker import _reading
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 RATE = 2.0**20
@@ -288,7 +288,7 @@ def test_a_dry_run_and_the_notes_name_the_data_sets(tmp_path: Path, two: Path, t
     assert f"row 1 of {one} ──" in shown
     assert f"row 1 of {two} ──" in shown
     assert "question number 40" in shown
-    (line,) = _dropped(session_of(tmp_path, content))
+    (line,) = _reading(session_of(tmp_path, content))
     assert line.startswith(f"data.train {one}: 1 of 11 rows were dropped: ")
     assert line.endswith("(1 rows: 11)")
 
