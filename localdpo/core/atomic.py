@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ _LEFTOVER: Final = re.compile(rf"\.(?P<name>.+)\.(?P<kind>{_TEMP}|{_ASIDE})-[0-9
 # mlx (0.32) says a short write in these words, without the errno.
 _MLX_WRITE_FAILED: Final = "Unable to write"
 _NOTHING_FREE: Final = 64 * 1024
+_DEAD_AFTER_SECONDS: Final = 3600.0
 
 
 # --- space ---------------------------------------------------------------------------------------------
@@ -302,6 +304,17 @@ def clean_leftovers(folder: str | Path) -> None:
             os.rename(path, final)
         else:
             _remove(path)
+
+
+def clean_dead_leftovers(folder: Path) -> None:
+    """The same for a folder that several processes write to: only temporaries that nobody has written to for
+    an hour go."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            # Another process may take it away at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.lstat().st_mtime > _DEAD_AFTER_SECONDS:
+                    _remove(path)
 
 
 def _beside(path: Path, kind: str) -> Path:

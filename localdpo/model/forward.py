@@ -121,7 +121,7 @@ class Forward:
         self.model = model
         self.shared = can_share(model) if shared is None else shared
         self.checkpoint = checkpoint
-        self.split, self.align = split, align
+        self.split, self.align, self.compiled = split, align, compiled
         self.head = Head(model)
         self._chunk_bytes = chunk_bytes or CHUNK_BYTES[device_name()]
         self._vocabulary: int | None = None

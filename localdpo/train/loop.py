@@ -153,17 +153,11 @@ class Loop:
         session = self.session
         if session.train_scores is None or session.valid_scores is None:
             return
-        batch = session.scoring_batch
-        passes = [
-            (session.train_scores, session.train, session.training_places()),
-            (session.valid_scores, session.valid, session.eval_places),
-        ]
-        later = sum(len(part) for scores, rows, places in passes for part in scores.todo(rows, places, batch))
+        passes = [session.train_scores, session.valid_scores]
         with lora.use(session.base.model, session.start):
-            for scores, rows, places in passes:
-                # Two passes over one store share their rows, so the later one is counted when it is next.
-                later = max(0, later - sum(map(len, scores.todo(rows, places, batch))))
-                scores.fill(session.forward, rows, places, batch=batch, go_on=partial(self._go_on, later))
+            for number, scores in enumerate(passes):
+                later = sum(len(part) for other in passes[number + 1 :] for part in other.todo())
+                scores.fill(session.forward, partial(self._go_on, later))
 
     def _go_on(self, later: int, done: int, total: int) -> bool:
         """After a batch of the reference pass; `later`: rows that the passes after this one will score."""

@@ -28,7 +28,7 @@ from localdpo.train.objectives import Objective, label_arrays, make_objective
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.reference import Reference, ReferenceScores
 from localdpo.train.rows import Rows, micro_batch, visited
-from localdpo.train.sources import ScoreFiles, Tell, open_rows
+from localdpo.train.sources import Tell, open_rows, open_scores
 from localdpo.train.sync import MovingReference, moving_reference
 
 Note = Callable[[str], None]
@@ -53,8 +53,8 @@ class Session:
         eval_places: rows of `valid` that an evaluation covers.
         watched: prompts that are answered at each evaluation.
         kl_prompts: held-out prompts that the policy answers there to measure its KL.
-        train_scores, valid_scores: reference scores of their rows; None for a loss without a reference,
-            and for one that moves.
+        train_scores, valid_scores: reference scores of the rows that the run draws and evaluates; None for
+            a loss without a reference, and for one that moves.
         moving: the reference that follows the policy, if the recipe syncs it.
     """
 
@@ -94,8 +94,7 @@ class Session:
     @property
     def scoring_batch(self) -> int:
         """Rows scored at once without gradients: by the reference pass and evaluations."""
-        factor = 1 if self.backend.is_cpu else SCORING_FACTOR
-        return min(SCORING_ROWS, factor * self.micro)
+        return scoring_rows(self.micro, self.backend)
 
     def training_batch(self, step: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`."""
@@ -128,11 +127,6 @@ class Session:
         )
         return {"baseline": z}
 
-    def training_places(self) -> np.ndarray:
-        """The rows of `train` that the run will draw."""
-        train = self.recipe.train
-        return visited(self.train, train.batch_size, train.seed, self.plan.total)
-
     def adapter_json(self) -> dict[str, object]:
         """The content of the checkpoints' adapter_config.json."""
         return self.config.to_json(self.recipe.model)
@@ -162,10 +156,14 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
     places = np.arange(min(recipe.eval.pairs, len(valid)))
     moving = moving_reference(recipe.loss, forward)
     cached = recipe.loss.spec.needs_reference and moving is None
-    scores = ScoreFiles(recipe, base).scores if cached else lambda rows: None
-    train_scores = scores(train)
-    # The same rows have the same scores, also where data.valid is data.train.
-    shared_store = valid.store.fingerprint == train.store.fingerprint
+    plan, micro = make_plan(recipe.train, train.per_epoch), rows_at_once(recipe, train, backend)
+    drawn = visited(train, recipe.train.batch_size, recipe.train.seed, plan.total)
+    train_scores, valid_scores = (
+        open_scores(recipe, base, backend, forward, rows, at, batch=scoring_rows(micro, backend), note=note)
+        if cached
+        else None
+        for rows, at in ((train, drawn), (valid, places))
+    )
     return Session(
         recipe=recipe,
         backend=backend,
@@ -174,15 +172,15 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
         start=lora.adapter_weights(base.model),
         forward=forward,
         objective=make_objective(recipe.loss),
-        plan=make_plan(recipe.train, train.per_epoch),
-        micro=rows_at_once(recipe, train, backend),
+        plan=plan,
+        micro=micro,
         train=train,
         valid=valid,
         eval_places=places,
         watched=watched_prompts(recipe, base, valid),
         kl_prompts=held_out_prompts(base, valid, kl_samples(recipe)),
         train_scores=train_scores,
-        valid_scores=train_scores if shared_store else scores(valid),
+        valid_scores=valid_scores,
         moving=moving,
     )
 
@@ -202,6 +200,11 @@ def rows_at_once(recipe: Recipe, train: Rows, backend: Backend) -> int:
     if given is not None or not backend.is_cpu or not recipe.loss.spec.separable:
         return given or batch
     return micro_batch(train, batch, CPU_TOKENS)
+
+
+def scoring_rows(micro: int, backend: Backend) -> int:
+    """Rows that are scored at once without gradients."""
+    return min(SCORING_ROWS, (1 if backend.is_cpu else SCORING_FACTOR) * micro)
 
 
 def adapter_shape(recipe: Recipe) -> lora.LoraConfig:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from importlib.metadata import version
 from typing import Final
 
+import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.names import cache_dir
@@ -15,10 +16,12 @@ from localdpo.data.mixture import Mixture, Part, require_different
 from localdpo.data.store import open_store
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
+from localdpo.model.backend import Backend
+from localdpo.model.forward import Forward
 from localdpo.model.load import Base, fingerprint
 from localdpo.recipe.data import DataSource, WeightedSource
 from localdpo.recipe.schema import Recipe
-from localdpo.train.reference import ReferenceScores, ScoreFile, cache_file
+from localdpo.train.reference import ReferenceScores
 from localdpo.train.rows import Rows, every_row, hold_out
 
 # Told while a data set is tokenised: its name and the rows that were read of it so far.
@@ -88,32 +91,34 @@ def _now_and_then(tell: Tell) -> Tell:
     return told
 
 
-class ScoreFiles:
-    """The files of reference scores that a run opens: one for each token store, also where it is in two
-    mixtures (data.train and data.valid), so that both know what either has scored."""
+def open_scores(
+    recipe: Recipe,
+    base: Base,
+    backend: Backend,
+    forward: Forward,
+    rows: Rows,
+    places: np.ndarray,
+    *,
+    batch: int,
+    note: Callable[[str], None],
+) -> ReferenceScores:
+    """The scores of `rows` at `places` under the recipe's start, as far as they are on disk.
 
-    def __init__(self, recipe: Recipe, base: Base) -> None:
-        adapter = recipe.adapter
-        self._adapter = "none" if adapter is None else fingerprint(lora.adapter_path(adapter))
-        self._model = base.fingerprint
-        self._precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
-        self._kinds = ("logps", "public") if recipe.loss.splits_responses else ("logps",)
-        self._open: dict[Path, ScoreFile] = {}
-
-    def scores(self, rows: Rows) -> ReferenceScores:
-        """The scores of the rows' mixture, as far as they are on disk."""
-        return ReferenceScores([self._file(part) for part in rows.store.parts], self._kinds)
-
-    def _file(self, part: Part) -> ScoreFile:
-        path = cache_file(
-            cache_dir(),
-            data=part.store.fingerprint,
-            model=self._model,
-            adapter=self._adapter,
-            precision=self._precision,
-            kinds=self._kinds,
-        )
-        if path not in self._open:
-            shape = part.store.response_lengths.shape
-            self._open[path] = ScoreFile(path, (shape[0], shape[1]), self._kinds)
-        return self._open[path]
+    `batch`: rows that are scored at once. `note`: see ReferenceScores.
+    """
+    # A fresh adapter adds nothing, whatever its size; a fresh DoRA computes with the norms of the weights.
+    adapter = f"fresh {recipe.lora.type or 'lora'}"
+    if recipe.adapter is not None:
+        adapter = fingerprint(lora.adapter_path(recipe.adapter))
+    precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
+    path = f"shared {forward.shared} aligned {forward.align} traced {forward.compiled}"
+    computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
+    return ReferenceScores(
+        cache_dir(),
+        [base.fingerprint, adapter, precision, path, computed],
+        rows,
+        places,
+        batch=batch,
+        kinds=("logps", "public") if recipe.loss.splits_responses else ("logps",),
+        note=note,
+    )

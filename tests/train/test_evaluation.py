@@ -71,13 +71,13 @@ def test_metrics_equal_those_of_the_rows_in_numpy(
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
     scores = session.valid_scores
     assert scores is not None
-    scores.files[0].values[:] = [row_logps(session, i) for i in range(11)]
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
     found = evaluate(
         session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
     ).metrics
     policy = np.array([row_logps(session, i) for i in range(11)])
-    ratio = policy - scores.files[0].values.astype(np.float64)
+    ratio = policy - scores.values.astype(np.float64)
     margin = BETA * (ratio[:, 0] - ratio[:, 1])
     expected = {
         "loss": np.log1p(np.exp(-margin)).mean(),
@@ -102,7 +102,7 @@ def test_a_desensitised_loss_counts_the_tail_alpha_times_and_rewards_stay_whole(
     assert scores is not None
     reference = [row_tokens(session, i) for i in range(11)]
     lengths = [min(map(len, row)) for row in reference]
-    scores.files[0].values[:] = [
+    scores.values[:] = [
         [(tokens.sum(), tokens[:n].sum()) for tokens in row]
         for row, n in zip(reference, lengths, strict=True)
     ]
@@ -127,7 +127,7 @@ def test_a_weighed_loss_is_that_of_the_full_distributions_in_numpy(
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, **options))
     scores = session.valid_scores
     assert scores is not None
-    scores.files[0].values[:] = [row_logps(session, i) for i in range(11)]
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
     found = evaluate(
         session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
@@ -140,7 +140,7 @@ def test_a_weighed_loss_is_that_of_the_full_distributions_in_numpy(
             logps = _log_softmax(session.base.model(mx.array(ids[None, :-1])))[len(row.prompt) - 1 :]
             own = logps[np.arange(len(response)), response]
             alignment += (own - np.log(np.exp(2 * logps).sum(-1))).mean()
-        w, l = np.array(row_logps(session, i)) - scores.files[0].values[i]  # noqa: E741 - the papers' letters
+        w, l = np.array(row_logps(session, i)) - scores.values[i]  # noqa: E741 - the papers' letters
         weights.append(min(1.0, np.exp(alignment)))
         losses.append(np.log1p(np.exp(-BETA * (w - l))))
     assert found["loss"] == pytest.approx(np.mean(np.multiply(weights, losses)), rel=1e-4)
@@ -289,12 +289,12 @@ def test_margins_are_those_of_the_places(tmp_path: Path, pairs: Path, tiny_model
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
     scores = session.valid_scores
     assert scores is not None
-    scores.files[0].values[:] = [row_logps(session, i) for i in range(11)]
+    scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
     places = np.array([7, 2, 9, 0])
     found = evaluate(session.forward, session.objective, session.valid, places, scores, batch=3).margins
     policy = np.array([row_logps(session, int(i)) for i in places])
-    ratio = policy - scores.files[0].values[places].astype(np.float64)
+    ratio = policy - scores.values[places].astype(np.float64)
     np.testing.assert_allclose(found, BETA * (ratio[:, 0] - ratio[:, 1]), atol=1e-5)
 
 

@@ -33,13 +33,7 @@ def prepared(folder: Path, text: str) -> Session:
     session = session_of(folder, text)
     if session.train_scores is not None:
         with lora.use(session.base.model, session.start):
-            session.train_scores.fill(
-                session.forward,
-                session.train,
-                np.arange(len(session.train)),
-                batch=session.scoring_batch,
-                go_on=lambda done, total: True,
-            )
+            session.train_scores.fill(session.forward, lambda done, total: True)
     return session
 
 
@@ -79,8 +73,8 @@ def test_micro_batches_add_up_to_the_batch(
             recipe_text(tiny_model, pairs, adapter=str(sft_adapter), train=options, loss=loss),
         )
         if session.train_scores is not None:
-            noise = np.random.default_rng(3).normal(size=session.train_scores.files[0].values.shape) * 3
-            session.train_scores.files[0].values += noise.astype(np.float32)
+            noise = np.random.default_rng(3).normal(size=session.train_scores.values.shape) * 3
+            session.train_scores.values += noise.astype(np.float32)
         return sgd_step(session)
 
     for loss in (
@@ -134,9 +128,7 @@ def test_the_first_loss_is_ln_2_and_the_reference_holds_the_start_adapter(
         plain = prepared(tmp_path / "plain", recipe_text(tiny_model, pairs))
         assert session.train_scores is not None
         assert plain.train_scores is not None
-        assert (
-            np.nanmin(np.abs(session.train_scores.files[0].values - plain.train_scores.files[0].values)) > 0.1
-        )
+        assert np.nanmin(np.abs(session.train_scores.values - plain.train_scores.values)) > 0.1
 
 
 def test_the_gradient_at_the_start_is_half_beta_times_that_of_the_margin(

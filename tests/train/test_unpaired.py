@@ -67,12 +67,10 @@ def text(model: Path, source: Path, **sections: Any) -> str:
 def prepared(folder: Path, recipe: str) -> Session:
     """A session with a scored reference."""
     session = session_of(folder, recipe)
-    assert session.train_scores is not None
     with lora.use(session.base.model, session.start):
-        places = np.arange(len(session.train))
-        session.train_scores.fill(
-            session.forward, session.train, places, batch=4, go_on=lambda done, total: True
-        )
+        for scores in (session.train_scores, session.valid_scores):
+            assert scores is not None
+            scores.fill(session.forward, lambda done, total: True)
     return session
 
 
