@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,6 @@ import numpy as np
 from localdpo.data.batches import (
     batch_rows,
     collate,
-    epoch_order,
     epoch_places,
     rows_per_epoch,
     split_micro,
@@ -109,18 +109,35 @@ def visited(rows: Rows, batch_size: int, seed: int, steps: int) -> np.ndarray:
 def hold_out(store: Mixture, fraction: float, seed: int, pad: int) -> tuple[Rows, Rows]:
     """Training and held-out rows of a mixture, parted by prompt: no prompt is on both sides.
 
-    Prompts are drawn by the seed until `fraction` of the rows is held out. Prompts are the same that are so
-    before or after they were cut, since every data set may be cut at a length of its own. A mixture with a
-    single prompt holds out nothing.
+    A prompt is held out if a hash of it and of the seed is below `fraction`: about that share of the prompts
+    is, and rows that are added later move no row from the held-out side to training. Prompts are the same
+    that are so before or after they were cut, since every data set may be cut at a length of its own; what
+    is the same is held out as soon as one of its prompts is.
+
+    Few prompts may all fall on one side. The one with the lowest hash is then held out, or the one with the
+    highest trains; only there may more data move a prompt from the held-out side to training. A mixture with
+    a single prompt holds out nothing.
     """
     cut = np.array([prompt_key(store[i].prompt) for i in range(len(store))], dtype=np.int64)
+    keys, of_row = np.unique(cut, return_inverse=True)
+    hashes = np.array([_unit_hash(int(key), seed) for key in keys])
     _, prompt = np.unique(_same(cut, store.prompt_keys), return_inverse=True)
-    counts = np.bincount(prompt)
-    order = epoch_order(len(counts), seed, 0)
-    wanted = max(1, round(len(store) * fraction))
-    held = order[: min(int(np.searchsorted(np.cumsum(counts[order]), wanted)) + 1, len(counts) - 1)]
-    is_held = np.isin(prompt, held)
+    # Of what is the same, the lowest hash counts: rows that join it later can only lower that.
+    lowest = np.full(prompt.max() + 1, 1.0)
+    np.minimum.at(lowest, prompt, hashes[of_row])
+    held = lowest < fraction
+    if not held.any():
+        held[lowest.argmin()] = True
+    if held.all():
+        held[lowest.argmax()] = False
+    is_held = held[prompt]
     return Rows(store, np.flatnonzero(~is_held), pad), Rows(store, np.flatnonzero(is_held), pad)
+
+
+def _unit_hash(key: int, seed: int) -> float:
+    """A number in [0, 1), the same for the same arguments on every machine."""
+    digest = hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -36,12 +36,36 @@ def test_no_prompt_is_on_both_sides(prompts: list[int], fraction: float, seed: i
     assert len(held) >= 1 or len(set(prompts)) == 1
 
 
-def test_distinct_prompts_hold_out_the_fraction_and_depend_on_the_seed() -> None:
-    store = store_of(list(range(1000)))
+def test_distinct_prompts_hold_out_about_the_fraction_and_depend_on_the_seed() -> None:
+    store = store_of(list(range(4000)))
     train, held = hold_out(store, 0.05, 0, 0)
-    assert (len(train), len(held)) == (950, 50)
+    assert len(train) + len(held) == 4000
+    # Four standard deviations of a binomial.
+    assert abs(len(held) - 200) < 4 * (4000 * 0.05 * 0.95) ** 0.5
     np.testing.assert_array_equal(held.indices, hold_out(store, 0.05, 0, 0)[1].indices)
     assert set(held.indices) != set(hold_out(store, 0.05, 1, 0)[1].indices)
+    assert set(held.indices) < set(hold_out(store, 0.1, 0, 0)[1].indices)
+
+
+def test_which_prompts_are_held_out_is_the_same_everywhere() -> None:
+    """Pinned: another machine or version holds out the same rows, so that a resumed run does."""
+    assert hold_out(store_of(list(range(60))), 0.1, 0, 0)[1].indices.tolist() == [1, 7, 14, 37, 38, 46, 48]
+
+
+PROMPTS = st.tuples(st.integers(0, 400), st.integers(0, 400))
+
+
+@given(st.lists(PROMPTS, min_size=1, max_size=60), st.lists(PROMPTS, max_size=60), st.integers(0, 3))
+def test_no_row_that_was_held_out_trains_when_rows_are_added(
+    rows: list[tuple[int, int]], added: list[tuple[int, int]], seed: int
+) -> None:
+    """Also where the new rows show that two prompts are the same: before the cut, or after it."""
+    # Enough prompts that both sides have some whatever is drawn.
+    rows = [(1000 + n, 1000 + n) for n in range(60)] + rows
+    more = rows + added
+    _, held = hold_out(store_of([p for p, _ in rows], [k for _, k in rows]), 0.3, seed, 0)
+    train, _ = hold_out(store_of([p for p, _ in more], [k for _, k in more]), 0.3, seed, 0)
+    assert not set(held.indices) & set(train.indices)
 
 
 @given(
