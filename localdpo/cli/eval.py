@@ -16,6 +16,7 @@ from localdpo.cli.judging import (
     ConcurrencyOption,
     ConstitutionOption,
     DryRunOption,
+    JudgeTokensOption,
     MaxUsdOption,
     PricesOption,
     Principles,
@@ -73,6 +74,7 @@ def evaluate(
     batch: BatchOption = False,
     max_usd: MaxUsdOption = None,
     concurrency: ConcurrencyOption = None,
+    judge_tokens: JudgeTokensOption = None,
     prices: PricesOption = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Of the files in RUN/eval. Default: the kind of judge.")
@@ -102,6 +104,7 @@ def evaluate(
         principles=principles.value,
         batch=batch,
         concurrency=concurrency,
+        judge_tokens=judge_tokens,
         prices=prices,
         max_usd=max_usd,
         checks=checks,

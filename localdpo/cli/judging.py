@@ -32,6 +32,14 @@ BatchOption = Annotated[bool, typer.Option("--batch", help="Ask Claude in Messag
 ConcurrencyOption = Annotated[
     int | None, typer.Option(min=1, help="Questions to the judge at a time. Default: the judge's own.")
 ]
+JudgeTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--judge-tokens",
+        min=1,
+        help="Longest reply of a judge behind a server, thoughts included. Default: the judge's own.",
+    ),
+]
 PricesOption = Annotated[
     Path | None, typer.Option("--prices", metavar="FILE", help="Prices on top of the shipped ones.")
 ]

@@ -16,6 +16,7 @@ from localdpo.cli.judging import (
     ConcurrencyOption,
     ConstitutionOption,
     DryRunOption,
+    JudgeTokensOption,
     MaxUsdOption,
     PricesOption,
     Principles,
@@ -82,6 +83,7 @@ def build(
     ] = None,
     batch: BatchOption = False,
     concurrency: ConcurrencyOption = None,
+    judge_tokens: JudgeTokensOption = None,
     prices: PricesOption = None,
     max_usd: MaxUsdOption = None,
     valid_fraction: Annotated[
@@ -118,6 +120,7 @@ def build(
         scores=scores,
         batch=batch,
         concurrency=concurrency,
+        judge_tokens=judge_tokens,
         prices=prices,
         max_usd=max_usd,
         valid_fraction=0.1 if valid_fraction is None else valid_fraction,

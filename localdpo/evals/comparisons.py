@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,6 +78,7 @@ def duel_record(
         "identical": counts.identical,
         "flips": counts.flips,
         "statuses": {status: n for status, n in sorted(counts.statuses.items()) if status != "ok"},
+        "why": _most_often_why(duel.verdicts),
         "consistency": rounded(counts.consistency),
         "position_bias": _bias(duel.verdicts),
         "win_rate": None,
@@ -107,6 +109,13 @@ def _bias(verdicts: Sequence[PairVerdict]) -> dict[str, Any] | None:
         return None
     found = position_bias([c.count("first") for c in asked], [c.count("second") for c in asked])
     return None if found is None else {**estimate_record(found), "flagged": found.excludes(0.0)}
+
+
+def _most_often_why(verdicts: Sequence[PairVerdict]) -> str:
+    """The commonest reason, in the judge's or our words, of verdicts that say nothing; "" without any."""
+    orders = [order for verdict in verdicts for order in (verdict.first, verdict.second)]
+    whys = Counter(order.reason for order in orders if order.status != "ok" and order.reason)
+    return whys.most_common(1)[0][0] if whys else ""
 
 
 def _length_controlled(

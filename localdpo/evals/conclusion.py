@@ -62,7 +62,8 @@ def _cautions(duel: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     invalid = duel["prompts"] - duel["valid"]
     if invalid > MANY_INVALID * duel["prompts"]:
         whys = ", ".join(f"{status} {count}" for status, count in duel["statuses"].items())
-        found.append(f"Caution: {invalid} of {duel['prompts']} prompts have no valid verdict ({whys}).")
+        why = f"; most often: {duel['why']}" if duel["why"] else ""
+        found.append(f"Caution: {invalid} of {duel['prompts']} prompts have no valid verdict ({whys}){why}.")
     asked = duel["valid"] - duel["identical"]
     if asked and duel["flips"] > MANY_FLIPS * asked:
         share = _percent(duel["flips"] / asked)

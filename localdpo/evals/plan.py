@@ -58,6 +58,7 @@ class Options:
     principles: Principles = "sample"
     batch: bool = False
     concurrency: int | None = None
+    judge_tokens: int | None = None
     prices: Path | None = None
     max_usd: float | None = None
     checks: Path | None = None
@@ -121,6 +122,7 @@ def _judges(options: Options, spec: str | None) -> tuple[Judge | None, Judge | N
         principles=options.principles,
         batch=options.batch,
         concurrency=options.concurrency,
+        max_tokens=options.judge_tokens,
         prices=options.prices,
         votes=options.run.path / VOTES_FILE,
     )

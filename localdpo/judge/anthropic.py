@@ -23,6 +23,7 @@ from localdpo.judge import prompts
 from localdpo.judge.base import JudgeBusy, JudgeStopped, Question, Usage, Verdict
 from localdpo.judge.failures import from_status
 from localdpo.judge.prices import PriceTable, Tokens
+from localdpo.judge.retry import within
 from localdpo.judge.rubric import Rubric
 from localdpo.judge.secrets import Secret, key_from, server_text
 
@@ -67,7 +68,7 @@ class AnthropicJudge:
         model: an id, by default `newest_opus()`.
         max_tokens: most tokens of a reply, thoughts included.
         concurrency: questions at a time.
-        timeout: seconds that the server may be silent.
+        timeout: seconds that a request may take in all.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class AnthropicJudge:
                 why = details.get("explanation") if isinstance(details, dict) else None
                 return Verdict("refused", reason=self._redact(why) if isinstance(why, str) else "", raw=words)
             case "max_tokens" | "model_context_window_exceeded":
-                return Verdict("truncated", raw=words)
+                return Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=words)
             case _:
                 return prompts.read_reply(words, self.rubric.mode)
 
@@ -195,11 +196,13 @@ class AnthropicJudge:
         failure: JudgeBusy | None = None
         status, headers, body = 200, {}, ""
         try:
-            body = send(client).http_response.text
+            body = within(self.timeout, lambda: send(client).http_response.text)
         except APIStatusError as error:
             status, headers, body = error.status_code, dict(error.response.headers), error.response.text
         except APITimeoutError as error:
             failure = JudgeBusy(f"{self.name}: no reply in {self.timeout:g} s", billed=_was_sent(error))
+        except TimeoutError:
+            failure = JudgeBusy(f"{self.name}: no reply in {self.timeout:g} s", billed=True)
         except APIConnectionError as error:
             cause = type(error.__cause__).__name__
             failure = JudgeBusy(f"{self.name}: the connection failed ({cause})", billed=_was_sent(error))

@@ -11,7 +11,7 @@ from localdpo.judge.retry import retry_after
 from localdpo.judge.secrets import Secret, server_text
 
 # The same for every question: asking on would only fail again.
-_STOP: Final = (401, 402, 403, 404, 407)
+_STOP: Final = (401, 402, 403, 404, 405, 407, 501)
 # The server may have worked on it (and charge for it) although the reply did not come through.
 _MAYBE_BILLED: Final = (408, 502, 504)
 _BUSY: Final = (408, 409, 425, 429)

@@ -3,21 +3,25 @@
     openai:http://127.0.0.1:8080/v1#MODEL
 
 LOCALDPO_JUDGE_KEY is sent as the key if it is set; OPENAI_API_KEY only to api.openai.com, so that a key for
-one server does not reach another. The reply is asked for by a JSON schema; a server that does not know
-`response_format` is asked without, and its reply has to be the JSON object all the same. Sampling options are
-left to the server.
+one server does not reach another. Sampling options are left to the server.
+
+The reply is asked for by a JSON schema and a limit of tokens. Servers refuse either in many words and under
+many statuses, so a refused request is sent again in another form: without the schema, or with the limit under
+its other name. The form that was answered is kept for the session. Without the schema the reply still has to
+hold the JSON object, and nothing else that looks like one.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from localdpo.core.errors import UserError
@@ -25,6 +29,7 @@ from localdpo.judge import prompts
 from localdpo.judge.base import JudgeBusy, JudgeStopped, Question, Usage, Verdict
 from localdpo.judge.failures import from_status
 from localdpo.judge.prices import PriceTable, Tokens
+from localdpo.judge.retry import within
 from localdpo.judge.rubric import Rubric
 from localdpo.judge.secrets import Secret, key_from, server_text
 
@@ -42,6 +47,28 @@ _HINTS: Final = {
     403: f"the key may not do this; set another in {OWN_KEY}",
     404: "no such model or address; the address usually ends in /v1",
 }
+# Statuses under which servers refuse a request for what is in it.
+_REFUSALS: Final = (400, 415, 422, 501)
+_SPEAKS_OF_SCHEMA: Final = re.compile(
+    "response.?format|schema|structured.?output|grammar|guided|json.?(mode|object)", re.IGNORECASE
+)
+_SPEAKS_OF_LIMIT: Final = re.compile("max_(completion_)?tokens", re.IGNORECASE)
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+# Parts of a message that are not what the model says in the end.
+_THOUGHTS: Final = ("thinking", "reasoning", "redacted_thinking")
+
+
+class _Form(NamedTuple):
+    """How a question is put: with the schema or without, the limit under one name or the other."""
+
+    schema: bool
+    limit: str
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: str
 
 
 class OpenAIJudge:
@@ -52,7 +79,7 @@ class OpenAIJudge:
         model: its name on that server.
         max_tokens: most tokens of a reply.
         concurrency: questions at a time.
-        timeout: seconds that the server may be silent.
+        timeout: seconds that a request may take in all.
 
     Raises UserError for an address that is none.
     """
@@ -84,26 +111,49 @@ class OpenAIJudge:
             "max_tokens": str(max_tokens),
             **prompts.prompt_identity(rubric),
         }
-        self._schema_refused = False
+        # OpenAI's own models refuse the older name of the limit; other servers may not know the newer one.
+        self._form = _Form(True, _LIMITS[self.host == OPENAI_HOST])
+        self._form_works = False
         # A server on this machine is never asked through a proxy.
         proxies = [urllib.request.ProxyHandler({})] if self.local else []
         self._opener = urllib.request.build_opener(_AsItComes, *proxies)
 
     def ask(self, question: Question) -> Verdict:
-        """One request, no retries (the runner does those); two when the server refuses the schema."""
-        schema = not self._schema_refused
+        """One request, no retries (the runner does those); more while the server refuses its form."""
         secret = self._key()
-        status, headers, body = self._post(self._payload(question, schema), secret)
-        if status == 400 and schema and "response_format" in body:
-            self._schema_refused = True
-            status, headers, body = self._post(self._payload(question, schema=False), secret)
-        if not 200 <= status < 300:
-            return from_status(self.name, status, headers, body, _HINTS, secret)
-        verdict = self._read(body)
+        form: _Form | None = self._form
+        tried: list[_Form] = []
+        first: _Reply | None = None
+        while form is not None:
+            reply = self._post(self._payload(question, form), secret)
+            if 200 <= reply.status < 300:
+                self._form, self._form_works = form, True
+                return self._verdict(reply, question, secret)
+            tried.append(form)
+            first = first or reply
+            form = self._other_form(reply, tried)
+        assert first is not None
+        return from_status(self.name, *first, _HINTS, secret)
+
+    def _other_form(self, refused: _Reply, tried: list[_Form]) -> _Form | None:
+        """The form to ask in next: what the refusal speaks of changes; until a form has worked, anything."""
+        schema, limit = tried[-1]
+        other = _LIMITS[1 - _LIMITS.index(limit)]
+        changes = []
+        if refused.status >= 400:
+            if schema and _SPEAKS_OF_SCHEMA.search(refused.body):
+                changes.append(_Form(False, limit))
+            if _SPEAKS_OF_LIMIT.search(refused.body):
+                changes.append(_Form(schema, other))
+        if refused.status in _REFUSALS and not self._form_works:
+            changes += [_Form(kept, name) for name in (limit, other) for kept in (True, False)]
+        return next((form for form in changes if form not in tried), None)
+
+    def _verdict(self, reply: _Reply, question: Question, secret: Secret | None) -> Verdict:
+        verdict = self._read(reply.body, question)
         if verdict is None:
-            raise JudgeBusy(
-                f"{self.name}: a reply that is no completion ({server_text(body, secret, 80)})", billed=True
-            )
+            words = server_text(reply.body, secret, 80)
+            raise JudgeBusy(f"{self.name}: a reply that is no completion ({words})", billed=True)
         return verdict
 
     def find_key(self) -> None:
@@ -117,7 +167,7 @@ class OpenAIJudge:
             return 0.0
         if self.price is None:
             return float("inf")
-        sent = json.dumps(self._payload(question, schema=True), ensure_ascii=False)
+        sent = json.dumps(self._payload(question, self._form), ensure_ascii=False)
         return self.price.worst(len(sent.encode("utf-8", errors="replace")) + _OVERHEAD, self.max_tokens)
 
     def _key(self) -> Secret | None:
@@ -125,35 +175,35 @@ class OpenAIJudge:
         found = key_from(names)
         return found[1] if found else None
 
-    def _payload(self, question: Question, schema: bool) -> dict[str, Any]:
+    def _payload(self, question: Question, form: _Form) -> dict[str, Any]:
         mode = prompts.mode_of(question)
         if mode != self.rubric.mode:
             raise ValueError(f"the rubric {self.rubric.name} is for {self.rubric.mode} questions")
-        # OpenAI's own models refuse the older name of the limit; other servers may not know the newer one.
-        limit = "max_completion_tokens" if self.host == OPENAI_HOST else "max_tokens"
         payload: dict[str, Any] = {
             "model": self.model,
             "messages": [
                 {"role": "system", "content": prompts.instructions(self.rubric)},
                 {"role": "user", "content": prompts.message(question)},
             ],
-            limit: self.max_tokens,
+            form.limit: self.max_tokens,
         }
-        if schema:
+        if form.schema:
             described = {"name": "verdict", "strict": True, "schema": prompts.SCHEMAS[mode]}
             payload["response_format"] = {"type": "json_schema", "json_schema": described}
         return payload
 
-    def _post(self, payload: dict[str, Any], secret: Secret | None) -> tuple[int, Mapping[str, str], str]:
-        """Status, headers (names in lower case) and body, the key taken out of it. Raises JudgeBusy."""
+    def _post(self, payload: dict[str, Any], secret: Secret | None) -> _Reply:
+        """The reply, names of headers in lower case, the key taken out of its body. Raises JudgeBusy."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret.reveal()}"
         request = urllib.request.Request(self.url, json.dumps(payload).encode(), headers, method="POST")
         failure: JudgeBusy
         try:
-            with self._opener.open(request, timeout=self.timeout) as reply:
-                return self._received(reply.status, reply.headers, reply.read(_MOST_BYTES), secret)
+            status, received, body = within(self.timeout, lambda: self._exchange(request))
+            text = body.decode("utf-8", errors="replace")
+            text = secret.redact(text) if secret is not None else text
+            return _Reply(_status_inside(text) or status, received, text)
         except TimeoutError:
             failure = JudgeBusy(f"{self.name}: no reply in {self.timeout:g} s", billed=True)
         except urllib.error.URLError as error:
@@ -163,31 +213,41 @@ class OpenAIJudge:
             failure = JudgeBusy(f"{self.name}: the connection broke ({type(error).__name__})", billed=True)
         raise failure
 
-    def _received(
-        self, status: int, headers: Any, body: bytes, secret: Secret | None
-    ) -> tuple[int, Mapping[str, str], str]:
-        text = body.decode("utf-8", errors="replace")
-        lower = {name.lower(): value for name, value in headers.items()}
-        return status, lower, secret.redact(text) if secret is not None else text
+    def _exchange(self, request: urllib.request.Request) -> tuple[int, dict[str, str], bytes]:
+        with self._opener.open(request, timeout=self.timeout) as reply:
+            lower = {name.lower(): value for name, value in reply.headers.items()}
+            return reply.status, lower, reply.read(_MOST_BYTES)
 
-    def _read(self, body: str) -> Verdict | None:
+    def _read(self, body: str, question: Question) -> Verdict | None:
         """The verdict in a chat completion, or None when `body` is not one."""
         try:
             record = json.loads(body)
             choice = record["choices"][0]
             message = choice["message"]
-            words, refusal = message.get("content") or "", message.get("refusal")
+            words, refusal = _text(message.get("content")), message.get("refusal")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return None
-        if not isinstance(words, str):
+        if words is None:
             return None
         if refusal is not None or choice.get("finish_reason") == "content_filter":
             verdict = Verdict("refused", reason=str(refusal or ""), raw=words)
+        elif not words.strip() and any(message.get(name) for name in ("reasoning_content", "reasoning")):
+            verdict = self._thoughts_alone(message, choice.get("finish_reason"))
         elif choice.get("finish_reason") == "length":
-            verdict = Verdict("truncated", raw=words)
+            verdict = Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=words)
         else:
-            verdict = prompts.read_reply(words, self.rubric.mode)
+            verdict = prompts.read_reply(words, self.rubric.mode, question)
         return replace(verdict, usage=self._usage(record.get("usage")), principle=self.rubric.principle)
+
+    def _thoughts_alone(self, message: dict[str, Any], finish: object) -> Verdict:
+        """Thoughts are never read as a verdict: they may weigh one and end with the other."""
+        raw = str(message.get("reasoning_content") or message.get("reasoning"))[: prompts.LONGEST_RAW]
+        if finish == "length":
+            return Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=raw)
+        why = (
+            "the reply holds thoughts and no verdict; turn thinking off on the server or raise --judge-tokens"
+        )
+        return Verdict("unparseable", reason=why, raw=raw)
 
     def _usage(self, usage: Any) -> Usage:
         """Tokens as the server counts them; 0 where it does not say."""
@@ -209,6 +269,32 @@ class _AsItComes(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
+def _text(content: object) -> str | None:
+    """The text of a message's content, which may come in parts; None for what is no content."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    said = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") not in _THOUGHTS:
+            part = part.get("text")
+        if isinstance(part, str):
+            said.append(part)
+    return "".join(said)
+
+
+def _status_inside(body: str) -> int | None:
+    """The status that stands in the body: some routers send the error of a server behind them with a 200."""
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    error = record.get("error") if isinstance(record, dict) and "choices" not in record else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
@@ -222,7 +308,9 @@ def _address(url: str) -> tuple[str, str]:
         right = parts.scheme in ("http", "https") and parts.port != 0
     except ValueError:
         right = False
-    if not right or not parts.hostname or any(char.isspace() for char in url):
+    # Labels of a host have 63 bytes at most; a longer one is an error deep in the connection.
+    long = max(map(len, (parts.hostname or "").split("."))) > 63
+    if not right or not parts.hostname or long or not url.isascii() or not url.isprintable() or " " in url:
         raise UserError(f"{url}: expected the address of a server, such as http://127.0.0.1:8080/v1")
     return f"{url.rstrip('/')}/chat/completions", parts.hostname
 

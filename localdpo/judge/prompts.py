@@ -5,8 +5,9 @@ The answers are data, written by models that may have learnt to flatter a judge:
 - they stand between marker lines with a code that is a hash of the material itself, so that no answer can
   hold its own closing marker;
 - the control tokens of chat templates in them are broken up, so that they cannot end a message;
-- a reply counts only if all of it is one JSON object of the schema. It is never searched for something that
-  looks like a verdict, because a judge that quotes an answer quotes what the answer pretends to be.
+- a reply counts only if all of it is one JSON object of the schema, or if that object is a block of its own
+  between prose without any other brace, and the material holds no verdict that could have been quoted: a
+  judge that quotes an answer quotes what the answer pretends to be.
 """
 
 from __future__ import annotations
@@ -66,14 +67,19 @@ _NAMES: Final[dict[Mode, tuple[str, ...]]] = {
 }
 
 # Tokens that end a turn or start one in common chat templates: <|im_end|>, <s>, [INST], <start_of_turn>,
-# and the full-width bars that DeepSeek's template uses.
+# the full-width bars that DeepSeek's template uses, and those around thoughts.
 _CONTROL: Final = re.compile(
-    "<(?=[|\uff5c])|(?<=[|\uff5c])>|<(?=/?(?:s|think|start_of_turn|end_of_turn|eos|bos)>)|\\[(?=/?INST\\])",
+    "<(?=[|\uff5c])|(?<=[|\uff5c])>|\\[(?=/?(?:INST|THINK)\\])"
+    "|<(?=/?(?:s|think|thinking|thought|start_of_turn|end_of_turn|eos|bos)>)",
     re.IGNORECASE,
 )
 _FENCED: Final = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
-_THOUGHTS_END: Final = "</think>"
-_LONGEST_RAW: Final = 20_000  # characters of an unreadable reply that are kept
+# What comes before the last of these is thought; its beginning is often part of the prompt.
+_THOUGHTS_END: Final = re.compile(r"</think>|</thinking>|</thought>|\[/THINK\]|<\|message\|>")
+_THOUGHTS_BEGIN: Final = re.compile(r"\s*(?:<think>|<thinking>|<thought>|\[THINK\])")
+_PROSE: Final = re.compile(r"([^{}]*\n)?[ \t]*(\{.*\})[ \t]*(\n[^{}]*)?", re.DOTALL)
+_VERDICT_INSIDE: Final = re.compile(r"(choice|score)\W{0,4}:", re.IGNORECASE)
+LONGEST_RAW: Final = 20_000  # characters of an unreadable reply that are kept
 
 
 def mode_of(question: Question) -> Mode:
@@ -121,22 +127,40 @@ def prompt_identity(rubric: Rubric) -> dict[str, str]:
     }
 
 
-def read_reply(text: str, mode: Mode) -> Verdict:
+def read_reply(text: str, mode: Mode, question: Question | None = None) -> Verdict:
     """The verdict in a model's reply: "ok", or "unparseable" with the reply in `raw`.
 
     All of the reply has to be one JSON object with exactly the schema's fields; a code fence around it and
-    thoughts before it (ended by </think>) are taken away.
+    thoughts before it (ended by </think>) are taken away. With the `question`, prose around the object is
+    allowed as well, where nothing in the question looks like a verdict.
     """
-    record = _object(_bare(text))
+    said = _THOUGHTS_END.split(text)[-1]
+    verdict = _verdict(_unfenced(text), mode) or _verdict(_unfenced(said), mode)
+    if verdict is None and question is not None and not _THOUGHTS_BEGIN.match(said):
+        found = _PROSE.fullmatch(said)
+        material = (question.prompt, *question.answers)
+        if found is not None and not any(_VERDICT_INSIDE.search(one) for one in material):
+            verdict = _verdict(found[2], mode)
+    return verdict or Verdict("unparseable", raw=text[:LONGEST_RAW])
+
+
+def used_up(max_tokens: int) -> str:
+    """Why a reply that ended at its limit is no verdict."""
+    return f"the model used up its {max_tokens:,} tokens, thoughts included; raise --judge-tokens"
+
+
+def _verdict(text: str, mode: Mode) -> Verdict | None:
+    """The verdict that `text` is from its first character to its last, else None."""
+    record = _object(text)
     field = "choice" if mode == "pairwise" else "score"
     if record is None or record.keys() != {"reason", field} or not isinstance(record["reason"], str):
-        return Verdict("unparseable", raw=text[:_LONGEST_RAW])
+        return None
     said, reason = record[field], record["reason"]
     if mode == "pairwise" and isinstance(said, str) and said in CHOICES:
         return Verdict("ok", choice=said, reason=reason)
     if mode == "score" and isinstance(said, int | float) and not isinstance(said, bool) and said in SCORES:
         return Verdict("ok", score=float(said), reason=reason)
-    return Verdict("unparseable", raw=text[:_LONGEST_RAW])
+    return None
 
 
 def _code(texts: list[str]) -> str:
@@ -147,12 +171,9 @@ def _code(texts: list[str]) -> str:
     return code
 
 
-def _bare(text: str) -> str:
-    text = text.strip()
-    if text.startswith("<think>"):
-        text = text[text.rfind(_THOUGHTS_END) + len(_THOUGHTS_END) :].strip() if _THOUGHTS_END in text else ""
-    fenced = _FENCED.fullmatch(text)
-    return fenced[1] if fenced else text
+def _unfenced(text: str) -> str:
+    fenced = _FENCED.fullmatch(text.strip())
+    return fenced[1] if fenced else text.strip()
 
 
 def _object(text: str) -> dict[str, Any] | None:

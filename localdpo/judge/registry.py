@@ -35,7 +35,7 @@ class JudgeOptions:
         constitution: a shipped name or a path, instead of the rubric.
         principles: one principle a question, or all of them.
         batch: ask Claude in Message Batches.
-        concurrency, timeout: None is the judge's own default.
+        concurrency, timeout, max_tokens: None is the judge's own default.
         prices: a file on top of the shipped prices.
         votes: the file that the votes of people are read from.
     """
@@ -47,6 +47,7 @@ class JudgeOptions:
     batch: bool = False
     concurrency: int | None = None
     timeout: float | None = None
+    max_tokens: int | None = None
     prices: Path | None = None
     votes: Path | None = None
 
@@ -151,7 +152,7 @@ def _human(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
 
 
 def _anthropic(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
-    from localdpo.judge.anthropic import CONCURRENCY, TIMEOUT, AnthropicJudge
+    from localdpo.judge.anthropic import CONCURRENCY, MAX_TOKENS, TIMEOUT, AnthropicJudge
     from localdpo.judge.anthropic_batch import AnthropicBatchJudge
 
     kind = AnthropicBatchJudge if options.batch else AnthropicJudge
@@ -159,13 +160,14 @@ def _anthropic(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
         rubric,
         load_prices(options.prices),
         rest or None,
+        max_tokens=options.max_tokens or MAX_TOKENS,
         concurrency=options.concurrency or CONCURRENCY,
         timeout=options.timeout or TIMEOUT,
     )
 
 
 def _openai(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
-    from localdpo.judge.openai import CONCURRENCY, TIMEOUT, OpenAIJudge
+    from localdpo.judge.openai import CONCURRENCY, MAX_TOKENS, TIMEOUT, OpenAIJudge
 
     url, _, model = rest.partition("#")
     if not url or not model:
@@ -177,6 +179,7 @@ def _openai(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
         load_prices(options.prices),
         url,
         model,
+        max_tokens=options.max_tokens or MAX_TOKENS,
         concurrency=options.concurrency or CONCURRENCY,
         timeout=options.timeout or TIMEOUT,
     )

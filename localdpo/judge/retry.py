@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import email.utils
 import math
+import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
+from typing import cast
 
 from localdpo.core.wording import format_seconds
 from localdpo.judge.base import JudgeBusy, JudgeStopped, T
@@ -84,6 +86,32 @@ class Patience:
                 f"{format_seconds(self.retry.cap)}; what was answered is kept, run the command again then"
             )
         return busy.after * random.uniform(1.0, 1.05)
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises, or TimeoutError after `seconds` in all.
+
+    A socket's own timeout begins anew with every byte, and a server that sends one now and then would hold
+    us for ever. So the call runs in a thread of its own, a daemon that is left behind when time is up or
+    Ctrl-C comes; what it still brings is dropped.
+    """
+    arrived: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            arrived.put((call(), None))
+        except BaseException as error:
+            # Whatever it is, it is raised again in the thread that waits.
+            arrived.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        value, error = arrived.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return cast("T", value)
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:

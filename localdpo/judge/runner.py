@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from localdpo.judge.asking import Asker
 from localdpo.judge.base import BatchJudge, Judge, KeyedJudge, Question, Verdict
@@ -23,6 +24,8 @@ from localdpo.judge.panel import assemble, leaves
 from localdpo.judge.retry import Interrupted, OnWait, Patience, Retry
 
 OnVerdict = Callable[[Question, Verdict], None]
+# After Ctrl-C, for verdicts that are about to arrive: they are paid for.
+GRACE_SECONDS: Final = 1.0
 
 
 class Preview(NamedTuple):
@@ -86,8 +89,8 @@ def run_questions(
         on_verdict: called in the calling thread as each question's verdict is known.
         on_wait: called with seconds and reason before each wait, from any thread.
 
-    Raises JudgeStopped (what was answered is kept; calling again goes on), and KeyboardInterrupt after the
-    questions in flight were answered or a second Ctrl-C came.
+    Raises JudgeStopped (what was answered is kept; calling again goes on), and KeyboardInterrupt at once, or
+    after GRACE_SECONDS where questions are in flight in threads.
     """
     patience = Patience(retry or Retry(), threading.Event(), on_wait)
     run = _Run(judge, questions, Asker(journal, budget or Budget(), patience), on_verdict)
@@ -196,7 +199,7 @@ class _Run:
 
     def threads(self, tasks: list[_Task], workers: int) -> list[threading.Thread]:
         waiting = deque(tasks)
-        # Daemons: after a second Ctrl-C nothing waits for a request that hangs.
+        # Daemons: after Ctrl-C nothing waits for a request that hangs.
         return [threading.Thread(target=self.work, args=(waiting,), daemon=True) for _ in range(workers)]
 
     def work(self, waiting: deque[_Task]) -> None:
@@ -220,10 +223,10 @@ class _Run:
     def collect(self, threads: list[threading.Thread]) -> None:
         """Run the threads and take what they bring. After an error those in flight still finish."""
         failure: BaseException | None = None
-        for thread in threads:
-            thread.start()
-        running = len(threads)
         try:
+            for thread in threads:
+                thread.start()
+            running = len(threads)
             while running:
                 item = self.arrived.get()
                 if item is None:
@@ -233,10 +236,12 @@ class _Run:
                 else:
                     self.accept(*item)
         except BaseException:
-            # Ctrl-C, or on_verdict raised. What is in flight is paid for and reaches the journal.
+            # Ctrl-C, or on_verdict raised. What arrives in a moment still reaches the journal.
             self.asker.patience.stop.set()
+            until = time.monotonic() + GRACE_SECONDS
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:
+                    thread.join(max(0.0, until - time.monotonic()))
             raise
         if failure is not None:
             raise failure

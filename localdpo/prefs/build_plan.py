@@ -57,6 +57,7 @@ class BuildOptions:
     scores: bool | None = None
     batch: bool = False
     concurrency: int | None = None
+    judge_tokens: int | None = None
     prices: Path | None = None
     max_usd: float | None = None
     valid_fraction: float = 0.1
@@ -257,6 +258,7 @@ def _judge(
             principles=options.principles,
             batch=options.batch,
             concurrency=options.concurrency,
+            max_tokens=options.judge_tokens,
             prices=options.prices,
         ),
     )

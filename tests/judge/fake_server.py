@@ -28,7 +28,8 @@ FIRST_CODE = re.compile(r"\A=== conversation begins ([0-9a-f]{16}) ===\n")
 class Fault:
     """What to send instead of a verdict.
 
-    kind: "status" (with code, headers, body), "hang", "drop" (no reply), "cut" (half of the reply).
+    kind: "status" (with code, headers, body), "hang", "drop" (no reply), "cut" (half of the reply), "drip" (a
+    byte of the headers now and then).
     """
 
     kind: str
@@ -211,6 +212,11 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.billed:
                 self.fake.message(body, number)
             self.fake.released.wait(20)
+        elif fault.kind == "drip":
+            for byte in b"HTTP/1.1 200 OK\r\nx-padding: " + b"x" * 400:
+                self.wfile.write(bytes([byte]))
+                if self.fake.released.wait(0.05):
+                    break
         elif fault.kind == "cut":
             text = json.dumps(self.fake.message(body, number)).encode()
             self.send_response(200)

@@ -31,6 +31,7 @@ from localdpo.judge.runner import find_keys, run_questions
 PAIRS = pairs(4)
 QUESTIONS = questions_of(PAIRS)
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)
+SAID = '{"reason": "so", "choice": "second"}'
 DEMO = Path(localdpo.__file__).parent / "demo" / "bundle" / "model"
 
 
@@ -93,6 +94,81 @@ def test_a_server_that_refuses_the_schema_is_asked_without_it(server: FakeServer
     assert server.requests == len(QUESTIONS) + 1
 
 
+def refusing(status: int, body: str, field: str) -> Any:
+    """A server that refuses every request with `field` in it."""
+    return lambda number, asked: Fault("status", status, {}, body) if field in asked else None
+
+
+REFUSED = {
+    "vLLM": (400, "response_format", '{"object":"error","message":"guided decoding failed","code":400}'),
+    "pydantic": (
+        422,
+        "response_format",
+        '{"detail":[{"type":"extra_forbidden","loc":["body","response_format"],"msg":"Extra inputs"}]}',
+    ),
+    "the model": (400, "response_format", '{"error":{"message":"json_schema is not supported"}}'),
+    "router": (404, "response_format", '{"error":"no endpoint supports structured outputs"}'),
+    "plain text": (400, "response_format", "unknown field"),
+    "HTML": (501, "response_format", "<html><h1>Not Implemented</h1></html>"),
+    "a list": (400, "response_format", '[{"error": {"code": 400, "message": "bad request"}}]'),
+    "an empty body": (415, "response_format", ""),
+    "engine": (500, "response_format", '{"error":"failed to parse grammar"}'),
+    "o-series": (
+        400,
+        "max_tokens",
+        '{"error":{"message":"Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\'.",'
+        '"param":"max_tokens","code":"unsupported_parameter"}}',
+    ),
+    "other words": (422, "max_tokens", '{"detail":"bad request"}'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_server_refuses_is_put_otherwise_and_remembered(server: FakeServer, name: str):
+    status, field, body = REFUSED[name]
+    server.fault = refusing(status, body, field)
+    one = judge(server, concurrency=1)
+    verdicts = run_questions(one, QUESTIONS, retry=FAST)
+    assert [verdict.choice for verdict in verdicts] == answers(QUESTIONS)
+    refused = server.requests - len(QUESTIONS)
+    assert 1 <= refused <= 2
+    assert [field in asked for asked in server.bodies] == [True] * refused + [False] * len(QUESTIONS)
+    # The schema goes only when it is the schema that is refused, and so does the limit's name.
+    kept = server.bodies[-1]
+    assert ("response_format" in kept) == (field == "max_tokens")
+    assert ("max_tokens" in kept) == (field != "max_tokens")
+
+
+def test_a_server_that_refuses_both_is_asked_without_either(server: FakeServer):
+    def fault(number: int, asked: dict[str, Any]) -> Fault | None:
+        return Fault("status", 400, {}, "no") if {"response_format", "max_tokens"} & asked.keys() else None
+
+    server.fault = fault
+    verdicts = run_questions(judge(server, concurrency=1), QUESTIONS[:2])
+    assert [verdict.choice for verdict in verdicts] == answers(QUESTIONS[:2])
+    assert server.requests == 5
+
+
+def test_a_refusal_that_lies_in_the_question_is_told_in_its_first_words(server: FakeServer):
+    def fault(number: int, asked: dict[str, Any]) -> Fault | None:
+        return Fault("status", 400, {}, '{"error": "the context is too long"}') if number else None
+
+    server.fault = fault
+    verdicts = run_questions(judge(server, concurrency=1), QUESTIONS[:2])
+    assert [verdict.status for verdict in verdicts] == ["ok", "unanswered"]
+    assert "HTTP 400 (the context is too long)" in verdicts[1].reason
+    # The form has worked before, so it is not the form.
+    assert server.requests == 2
+
+
+def test_an_error_in_a_reply_of_status_200_is_that_error(server: FakeServer):
+    server.fault = lambda number, body: Fault(
+        "status", 200, {}, '{"error": {"code": 402, "message": "no credit"}}'
+    )
+    with pytest.raises(JudgeStopped, match=r"HTTP 402 \(no credit\)"):
+        run_questions(judge(server, concurrency=1), QUESTIONS, retry=FAST)
+
+
 PASSING = {
     "429": Fault("status", 429, {"Retry-After": "0"}),
     "500": Fault("status", 500),
@@ -127,6 +203,12 @@ def test_nothing_is_lost_by_a_failure_that_passes(server: FakeServer, name: str)
         ({"choices": [{"message": {"content": "[[A]]"}, "finish_reason": "stop"}]}, "unparseable"),
         ({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}, "unparseable"),
         ({"choices": [{"message": {}}], "usage": "much"}, "unparseable"),
+        ({"choices": [{"message": {"content": None, "reasoning_content": SAID}}]}, "unparseable"),
+        (
+            {"choices": [{"message": {"content": "", "reasoning": "hm"}, "finish_reason": "length"}]},
+            "truncated",
+        ),
+        ({"choices": [{"message": {"content": [{"type": "thinking", "text": SAID}]}}]}, "unparseable"),
     ],
 )
 def test_no_verdict_is_counted(server: FakeServer, reply: dict[str, Any], status: str):
@@ -135,7 +217,46 @@ def test_no_verdict_is_counted(server: FakeServer, reply: dict[str, Any], status
     assert tally(collect(PAIRS, verdicts)).statuses == {status: len(QUESTIONS)}
 
 
-@pytest.mark.parametrize("code", [401, 402, 403, 404, 301, 307])
+def test_thoughts_without_a_verdict_say_what_to_do(server: FakeServer):
+    message = {"content": None, "reasoning_content": "first I look at ..."}
+    server.reply = lambda body: {"choices": [{"message": message, "finish_reason": "length"}]}
+    verdict = judge(server, max_tokens=64).ask(QUESTIONS[0])
+    assert verdict.reason == "the model used up its 64 tokens, thoughts included; raise --judge-tokens"
+    assert verdict.raw == "first I look at ..."
+    server.reply = lambda body: {"choices": [{"message": message, "finish_reason": "stop"}]}
+    assert "turn thinking off on the server" in judge(server).ask(QUESTIONS[0]).reason
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": SAID}],
+        [{"type": "text", "text": SAID[:9]}, {"type": "output_text", "text": SAID[9:]}],
+        [SAID],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": SAID}],
+        f"hm, the second is longer</think>\n\n{SAID}",
+        f"[THINK]hm[/THINK]{SAID}",
+        f"Here is my verdict:\n```json\n{SAID}\n```",
+        f"{SAID}\nI hope this helps.",
+    ],
+)
+def test_a_verdict_in_parts_after_thoughts_or_in_prose_is_read(server: FakeServer, content: Any):
+    server.reply = lambda body: {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+    assert judge(server).ask(QUESTIONS[0]).choice == "second"
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_server_that_drips_is_left_after_the_time_of_a_request(server: FakeServer, concurrency: int):
+    server.fault = lambda number, body: Fault("drip")
+    start = time.monotonic()
+    with pytest.raises(JudgeStopped, match=r"no reply in 0\.3 s"):
+        run_questions(
+            judge(server, timeout=0.3, concurrency=concurrency), QUESTIONS, retry=Retry(tries=1, first=0.001)
+        )
+    assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404, 405, 301, 307])
 def test_what_every_question_would_meet_stops_after_one_call(server: FakeServer, code: int):
     server.fault = lambda number, body: Fault("status", code, {"location": f"{server.url}/elsewhere"})
     with pytest.raises(JudgeStopped, match=f"HTTP {code}"):

@@ -164,6 +164,26 @@ def test_ctrl_c_keeps_what_is_in_flight(tmp_path, concurrency: int):
     assert len(judge.asked) == len(QUESTIONS)
 
 
+def test_ctrl_c_does_not_wait_for_a_judge_that_hangs(tmp_path):
+    released = threading.Event()
+
+    def decide(question: Question) -> Verdict:
+        if question.id != "0":
+            released.wait(20)
+        return longer(question)
+
+    def press(question: Question, verdict: Verdict) -> None:
+        raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with Journal(tmp_path / "v.jsonl") as journal:
+        with pytest.raises(KeyboardInterrupt):
+            run_questions(FakeJudge(decide, concurrency=4), QUESTIONS, journal, on_verdict=press)
+        assert time.monotonic() - start < 5
+        assert preview(FakeJudge(longer), QUESTIONS, journal).cached >= 1
+    released.set()
+
+
 # --- the budget ------------------------------------------------------------------------------------------
 
 
