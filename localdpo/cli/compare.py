@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
     from localdpo.core.answers import AnswersTail
     from localdpo.core.answers_request import AnswersRequest
     from localdpo.core.rundir import RunDir
+    from localdpo.out.console import Console
 
 SIDE_BY_SIDE_WIDTH: Final = 100
 # Prompts of a file that are asked unless --limit says otherwise: as many as one reads in a terminal's scroll.
@@ -60,12 +60,12 @@ def compare(
     runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
-    from rich.console import Console
-
     from localdpo.core.answers import Sampling
     from localdpo.core.answers_request import AnswersRequest
     from localdpo.core.errors import UserError
     from localdpo.core.rundir import find_run
+    from localdpo.out import print_json, say
+    from localdpo.out.console import Console
 
     if plain + as_json + (html is not None) > 1:
         raise UserError("--plain, --json and --html: choose one")
@@ -86,13 +86,13 @@ def compare(
         return
     tail = answers_to(request)
     if as_json:
-        print(json.dumps(as_object(tail), ensure_ascii=False, indent=1))
+        print_json(as_object(tail))
     elif html is not None:
         from localdpo.pages.compare import compare_values
         from localdpo.pages.render import write_page
 
         write_page(html, "compare", **compare_values(tail))
-        print(f"written: {html}")
+        say(f"written: {html}")
     else:
         show(console, tail)
 
@@ -106,12 +106,11 @@ def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
 
 def answers_to(request: AnswersRequest) -> AnswersTail:
     """The answers, generated here as far as they are not on disk. Raises UserError."""
-    from rich.console import Console
-
     from localdpo.cli.plain import print_plain
     from localdpo.core.answers import read_answers
     from localdpo.core.rundir import RunDir
     from localdpo.model.backend import prepare
+    from localdpo.out.console import Console
 
     errors = Console(stderr=True)
     for hint in prepare().hints:
@@ -176,23 +175,16 @@ def render(prompt: str, answers: Sequence[tuple[str, str]], title: str, width: i
     from rich.console import Group
     from rich.rule import Rule
     from rich.table import Table
-    from rich.text import Text
 
-    head = [Rule(Text(f"prompt {title}"), align="left"), clean(prompt)]
+    from localdpo.out.console import Text
+
+    head: list[RenderableType] = [Rule(Text(f"prompt {title}"), align="left"), Text(prompt)]
     if width < SIDE_BY_SIDE_WIDTH:
-        stacked = [part for name, text in answers for part in (Text(f"\n{name}:", style="bold"), clean(text))]
-        return Group(*head, *stacked)
+        for name, text in answers:
+            head += [Text(f"\n{name}:", style="bold"), Text(text)]
+        return Group(*head)
     table = Table(expand=True)
     for name, _ in answers:
         table.add_column(Text(name), ratio=1, overflow="fold")
-    table.add_row(*(clean(text) for _, text in answers))
+    table.add_row(*(Text(text) for _, text in answers))
     return Group(*head, table)
-
-
-def clean(text: str) -> RenderableType:
-    """`text` with its line breaks, without other characters that would steer the terminal."""
-    from rich.text import Text
-
-    from localdpo.core.wording import printable
-
-    return Text("\n".join(printable(line) for line in text.split("\n")))

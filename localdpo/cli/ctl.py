@@ -11,6 +11,7 @@ import typer
 from localdpo.core.control import COMMANDS, Command, send, wait_for
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import find_run
+from localdpo.out import say
 
 if TYPE_CHECKING:
     from localdpo.core.control import Acknowledgement
@@ -44,7 +45,7 @@ def ctl(
         )
     if not answer.ok:
         raise UserError(f"{found.path}: {answer.message}")
-    typer.echo(answer.message)
+    say(answer.message)
 
 
 def _command(name: str) -> Command:
@@ -58,7 +59,7 @@ def _wait(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
     """Wait for the answer; say on stderr what the worker is busy with when it takes long."""
     answer = wait_for(run, id, min(_PATIENCE_SECONDS, timeout))
     if answer is None and timeout > _PATIENCE_SECONDS:
-        typer.echo(f"waiting: {_busy(run)}", err=True)
+        say(f"waiting: {_busy(run)}", error=True)
         answer = wait_for(run, id, timeout - _PATIENCE_SECONDS)
     return answer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,8 @@ from importlib import metadata
 from typing import Annotated, Final, Literal
 
 import typer
+
+from localdpo.out import print_json, say
 
 State = Literal["ok", "info", "missing"]
 
@@ -41,12 +42,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON array.
     """Show device, memory, versions, BLAS, keys (present or not) and the demo bundle."""
     findings = examine(os.environ)
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        print_json([asdict(finding) for finding in findings])
         return
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         hint = f"; {finding.hint}" if finding.hint else ""
-        print(f"{finding.state:7}  {finding.name.ljust(width)}  {finding.value}{hint}")
+        say(f"{finding.state:7}  {finding.name.ljust(width)}  {finding.value}{hint}")
 
 
 def examine(environment: Mapping[str, str]) -> list[Finding]:

@@ -25,9 +25,8 @@ from localdpo.cli.judging import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from localdpo.evals.plan import Options, Plan
+    from localdpo.out.console import Console
 
 # Between two lines of progress where there is no terminal for a bar.
 LINE_SECONDS: Final = 5.0
@@ -120,19 +119,19 @@ def evaluate(
 def preview(options: Options) -> None:
     """Print what an evaluation would do."""
     from localdpo.evals.plan import plan_evaluation, preview_lines
+    from localdpo.out import say
 
-    print("\n".join(preview_lines(plan_evaluation(options))))
+    say("\n".join(preview_lines(plan_evaluation(options))))
 
 
 def carried_out(options: Options, html: Path | None) -> dict[str, Any]:
     """Evaluate with a bar on stderr; the record."""
-    from rich.console import Console
-
     from localdpo.cli.plain import print_plain
     from localdpo.evals.files import page
     from localdpo.evals.plan import plan_evaluation, run_evaluation, write_page
     from localdpo.judge.budget import Budget
     from localdpo.model.backend import prepare
+    from localdpo.out.console import Console
 
     console = Console(stderr=True)
     for hint in prepare().hints:
@@ -209,11 +208,12 @@ def lines(console: Console, counts: Mapping[str, int]) -> Iterator[Callable[[str
 
 def show(record: dict[str, Any], options: Options, as_json: bool) -> None:
     """Print the record, as a table or as JSON, and where its files are."""
-    from localdpo.evals.files import folder_of, json_text
+    from localdpo.evals.files import folder_of
     from localdpo.evals.table import text
+    from localdpo.out import print_json, say
 
     if as_json:
-        print(json_text(record), end="")
+        print_json(record)
         return
-    print(text(record))
-    print(f"written: {folder_of(options.run) / record['name']}.json, .md and .html")
+    say(text(record))
+    say(f"written: {folder_of(options.run) / record['name']}.json, .md and .html")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
     from localdpo.evals.inspect_pairs import Inspection
+    from localdpo.out.console import Console, Text
     from localdpo.train.token_rewards import PairRewards, ResponseRewards
 
 DEFAULT_WORST: Final = 20
@@ -51,12 +48,12 @@ def inspect(
     runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
 ) -> None:
     """Show which tokens a run rewarded; without --pair, the pairs it gets most wrong."""
-    from rich.console import Console
-
     from localdpo.cli.plain import print_plain
     from localdpo.core.errors import UserError
     from localdpo.core.rundir import find_run
     from localdpo.model.backend import prepare
+    from localdpo.out import print_json
+    from localdpo.out.console import Console
 
     if pair is not None and (worst is not None or limit is not None):
         raise UserError("--pair shows one pair: leave out --worst and --limit")
@@ -76,7 +73,7 @@ def inspect(
         note=lambda line: print_plain(errors, line),
     )
     if as_json:
-        print(json.dumps(as_object(found.name, inspection), indent=1))
+        print_json(as_object(found.name, inspection))
     elif pair is not None:
         show_pair(Console(), inspection)
     else:
@@ -147,7 +144,8 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
             print_plain(console, line)
         return
     from rich.table import Table
-    from rich.text import Text
+
+    from localdpo.out.console import Text
 
     table = Table()
     for heading in HEADINGS:
@@ -192,9 +190,8 @@ def beginning(text: str) -> str:
 def show_pair(console: Console, inspection: Inspection) -> None:
     """The prompt, and both responses with the reward of each token: as colour, or as numbers without it."""
     from rich.rule import Rule
-    from rich.text import Text
 
-    from localdpo.cli.compare import clean
+    from localdpo.out.console import Text
 
     (pair,) = inspection.pairs
     limit = scale_of(pair)
@@ -203,7 +200,7 @@ def show_pair(console: Console, inspection: Inspection) -> None:
     row = f"{inspection.split} row {row_name(inspection, pair)}"
     title = f"{row}: margin {pair.margin:+.3f}, ranked {pair.ranked}"
     console.print(Rule(Text(title), align="left"))
-    console.print(clean(pair.prompt))
+    console.print(Text(pair.prompt))
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         head = f"\n{name}: reward {response.reward:+.3f}, {len(response.tokens)} tokens"
         console.print(Text(head, style="bold"))
@@ -234,7 +231,7 @@ def style_of(reward: float, limit: float) -> str:
 
 def coloured_tokens(response: ResponseRewards, limit: float) -> Text:
     """The response with each token on the colour of its reward."""
-    from rich.text import Text
+    from localdpo.out.console import Text
 
     text = Text()
     for piece, reward in _spans(response):
@@ -244,7 +241,7 @@ def coloured_tokens(response: ResponseRewards, limit: float) -> Text:
 
 def numbered_tokens(response: ResponseRewards) -> Text:
     """The response with each token marked and its reward in brackets behind it."""
-    from rich.text import Text
+    from localdpo.out.console import Text
 
     # Adding 0.0 takes the sign off a rounded zero.
     numbered = [(piece, f"[{round(reward, 3) + 0.0:+.3f}]") for piece, reward in _spans(response)]
@@ -274,7 +271,7 @@ def _visible(piece: str, behind: str = "") -> str:
 
 
 def _legend(limit: float, meaning: str) -> Text:
-    from rich.text import Text
+    from localdpo.out.console import Text
 
     text = Text()
     for step in range(-SHADES, SHADES + 1):

@@ -1,7 +1,7 @@
 """The `localdpo` command: its verbs, and what becomes of an error.
 
 Exit codes: 0 done; 2 the person can mend it (an `error:` line on stderr for each problem); 3 stopped on
-request; 130 stopped by Ctrl-C; 1 anything else.
+request; 130 stopped by Ctrl-C; 141 nobody reads the output any more (`| head`); 1 anything else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from localdpo.cli.runs import runs
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+from localdpo.out import OutputError, guard, say, say_errors
 
 # Without markup typer does not load rich for help and errors: half of the time that --help would take.
 app = typer.Typer(
@@ -48,7 +49,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from localdpo import __version__
 
-        typer.echo(f"localdpo {__version__}")
+        say(f"localdpo {__version__}")
         raise typer.Exit
 
 
@@ -63,11 +64,14 @@ def localdpo(
 
 def run() -> None:
     """Entry of the console script: run the command that sys.argv asks for and exit."""
+    guard()
     try:
         app()
     except LocalDPOError as error:
-        for line in error.lines:
-            print(f"error: {line}", file=sys.stderr)
+        say_errors(error)
+        sys.exit(USER_ERROR_EXIT)
+    except OutputError as error:
+        say(f"error: the output cannot be written: {error.strerror}", error=True)
         sys.exit(USER_ERROR_EXIT)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,9 +12,10 @@ from localdpo.core.progress import Progress, advance
 from localdpo.core.wording import PHASES, format_event, format_headline, format_seconds, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+    from localdpo.out.console import Console
 
 
 class View(Protocol):
@@ -61,6 +62,7 @@ class BarView:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
+        self._console = console
         self._progress = progress
         self._bar: RichProgress = RichProgress(
             TextColumn("{task.description}"),
@@ -89,7 +91,7 @@ class BarView:
         self._update()
 
     def say(self, line: str) -> None:
-        print_plain(self._bar.console, line)
+        print_plain(self._console, line)
 
     def _update(self) -> None:
         done, of, left = bar_state(self._progress)
@@ -104,8 +106,8 @@ class BarView:
 
 
 def print_plain(console: Console, line: str) -> None:
-    """Print text as it is: no markup, no wrapping, no control characters from a model's answer."""
-    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    """Print text as one line: no markup, no wrapping."""
+    console.print(printable(line), soft_wrap=True)
 
 
 def bar_state(progress: Progress) -> tuple[int, int | None, float | None]:

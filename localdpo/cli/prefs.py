@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -11,10 +10,10 @@ import typer
 
 from localdpo.cli.prefs_build import build
 from localdpo.cli.prefs_label import label
+from localdpo.out import print_json, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from localdpo.out.console import Console
     from localdpo.prefs.check import Progress
     from localdpo.prefs.report import Report
 
@@ -81,7 +80,7 @@ def check(
 
         write_page(html, "check", report=as_object(report))
     if as_json:
-        print(json.dumps(as_object(report), indent=1))
+        print_json(as_object(report))
     else:
         show(report)
     if report.failed:
@@ -112,7 +111,7 @@ def clean(
     done = with_progress(
         lambda tell: run_clean(data, out, drop=names, options=options, force=force, progress=tell)
     )
-    print(f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped")
+    say(f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped")
     _print_counts(done.reasons, "rows")
 
 
@@ -130,14 +129,14 @@ def convert(
     done = with_progress(
         lambda tell: run_convert(data, out, to, format_name=format_name, force=force, progress=tell)
     )
-    print(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
+    say(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
     _print_counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
     _print_counts({f"left out: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
 
 
 def with_progress(work: Callable[[Progress | None], Any]) -> Any:
     """Do `work`, with a count of rows on stderr while it takes time; nothing where that is no terminal."""
-    from rich.console import Console
+    from localdpo.out.console import Console
 
     errors = Console(stderr=True)
     if not errors.is_terminal:
@@ -148,11 +147,10 @@ def with_progress(work: Callable[[Progress | None], Any]) -> Any:
 
 def show(report: Report) -> None:
     """Print the report; levels in colour on a terminal, and as words everywhere."""
-    from rich.console import Console
-
+    from localdpo.out.console import Console
     from localdpo.prefs.report import closing_lines, finding_lines, summary_lines
 
-    console = Console(highlight=False)
+    console = Console()
     _print(console, summary_lines(report))
     for result in report.results:
         console.print()
@@ -163,7 +161,7 @@ def show(report: Report) -> None:
 
 def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
     """Lines as they are; `style` is for the first word."""
-    from rich.text import Text
+    from localdpo.out.console import Text
 
     for i, line in enumerate(lines):
         text = Text(line)
@@ -174,4 +172,4 @@ def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
 
 def _print_counts(counts: Mapping[str, int], what: str) -> None:
     for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-        print(f"  {name}: {count:,} {what}")
+        say(f"  {name}: {count:,} {what}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +24,8 @@ from localdpo.cli.judging import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from localdpo.judge.budget import Budget
+    from localdpo.out.console import Console
     from localdpo.prefs.build import Callbacks
     from localdpo.prefs.build_plan import BuildOptions, Plan
     from localdpo.prefs.candidates import Source
@@ -98,6 +96,7 @@ def build(
 ) -> None:
     """Make pairs: candidates of a model for each prompt, judged, split by prompt. A second call goes on."""
     from localdpo.core.errors import UserError
+    from localdpo.out import say
     from localdpo.prefs.build_plan import BuildOptions, plan_build
     from localdpo.prefs.build_preview import preview_lines
 
@@ -128,7 +127,7 @@ def build(
         keep=keep,
     )
     if dry_run:
-        print("\n".join(preview_lines(plan_build(options))))
+        say("\n".join(preview_lines(plan_build(options))))
         return
     show(carried_out(options), options, as_json)
 
@@ -167,11 +166,10 @@ def numbers(text: str) -> tuple[float, ...]:
 
 def carried_out(options: BuildOptions) -> dict[str, Any]:
     """Build with bars on stderr; the report's record."""
-    from rich.console import Console
-
     from localdpo.cli.plain import print_plain
     from localdpo.judge.budget import Budget
     from localdpo.model.backend import prepare
+    from localdpo.out.console import Console
     from localdpo.prefs.build import run_build
     from localdpo.prefs.build_plan import plan_build
 
@@ -226,13 +224,14 @@ def progress(console: Console, plan: Plan, budget: Budget) -> Iterator[Callbacks
 
 def show(report: dict[str, Any], options: BuildOptions, as_json: bool) -> None:
     """Print the report, as lines or as JSON, and where its files are."""
+    from localdpo.out import print_json, say
     from localdpo.prefs.build import REPORT, TRAIN, VALID
     from localdpo.prefs.build_report import report_lines
 
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=1))
+        print_json(report)
         return
-    print("\n".join(report_lines(report)))
+    say("\n".join(report_lines(report)))
     names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
-    print(f"written: {', '.join(str(options.out / name) for name in names)}")
-    print(f"look at them: localdpo prefs check {options.out / TRAIN}")
+    say(f"written: {', '.join(str(options.out / name) for name in names)}")
+    say(f"look at them: localdpo prefs check {options.out / TRAIN}")

@@ -32,9 +32,9 @@ def label(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Label pairs by keyboard; a second call goes on. Says how well you agree with the data and yourself."""
-    from rich.console import Console
-
     from localdpo.core.errors import UserError
+    from localdpo.out import say
+    from localdpo.out.console import Console
     from localdpo.prefs.label_journal import open_labelling
 
     path = journal or journal_of(data)
@@ -54,13 +54,13 @@ def label(
         app.run()
         if app.labelling.failure is not None:
             raise app.labelling.failure
-    print("\n".join(summary_lines(state.summary())))
-    print(f"labels: {path}")
+    say("\n".join(summary_lines(state.summary())))
+    say(f"labels: {path}")
     if out is not None:
         from localdpo.prefs.labelled import write_labelled
 
         written = write_labelled(data, state, out, format_name=format_name, force=force)
-        print(f"written: {out}, {written:,} pairs")
+        say(f"written: {out}, {written:,} pairs")
 
 
 def journal_of(data: str) -> Path:

@@ -21,6 +21,7 @@ def report(
     from localdpo.core.errors import UserError
     from localdpo.core.rundir import find_run
     from localdpo.evals.report import report_values
+    from localdpo.out import say
     from localdpo.pages import write_page
 
     found = find_run(runs_dir, run)
@@ -28,4 +29,4 @@ def report(
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
     write_page(path, "report", **report_values(found))
-    print(f"written: {path}")
+    say(f"written: {path}")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.core.wording import age
+from localdpo.core.wording import age, printable
+from localdpo.out import print_json, say
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from localdpo.core.summary import RunSummary
+    from localdpo.out.console import Console
 
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
 _NUMBERS: Final = frozenset({"beta", "step", "accuracy", "margin", "kl"})
@@ -28,9 +27,9 @@ def runs(
     """List the runs, the latest first. Accuracy, margin and KL are those of the last evaluation."""
     summaries = read_summaries(runs_dir)
     if as_json:
-        print(json.dumps([dataclasses.asdict(summary) for summary in summaries], indent=1))
+        print_json([dataclasses.asdict(summary) for summary in summaries])
         return
-    from rich.console import Console
+    from localdpo.out.console import Console
 
     console = Console()
     rows = [row_of(summary, time.time()) for summary in summaries]
@@ -38,7 +37,7 @@ def runs(
         _print_table(console, rows, runs_dir)
     else:
         for line in text_table([HEADINGS, *rows]):
-            print(line)
+            say(line)
 
 
 def read_summaries(runs_dir: Path) -> list[RunSummary]:
@@ -70,6 +69,7 @@ def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
 
 def text_table(rows: list[tuple[str, ...]]) -> list[str]:
     """Rows of cells as aligned lines, two spaces between columns."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -78,7 +78,8 @@ def text_table(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _print_table(console: Console, rows: list[tuple[str, ...]], runs_dir: Path) -> None:
     from rich.table import Table
-    from rich.text import Text
+
+    from localdpo.out.console import Text
 
     if not rows:
         console.print(Text(f"no runs in {runs_dir}; start one with `localdpo train RECIPE`"))
@@ -89,5 +90,5 @@ def _print_table(console: Console, rows: list[tuple[str, ...]], runs_dir: Path) 
             heading, justify="right" if heading in _NUMBERS else "left", no_wrap=heading != "model"
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)

@@ -145,8 +145,7 @@ def differing_keys(old_text: str, new_text: str) -> str:
 
 
 def show_dry_run(request: Request) -> None:
-    from rich.console import Console
-
+    from localdpo.out.console import Console
     from localdpo.train.dry_run import dry_run
 
     dry_run(resolve_recipe(request, known_run(request)), Console(soft_wrap=not sys.stdout.isatty()))
@@ -154,11 +153,10 @@ def show_dry_run(request: Request) -> None:
 
 def say_finished(run: RunDir) -> None:
     """Nothing is left to do: say so, and where the result is."""
-    from rich.console import Console
-
     from localdpo.cli.plain import print_plain
     from localdpo.core.events import read_events
     from localdpo.core.wording import closing_lines
+    from localdpo.out.console import Console
 
     console = Console()
     print_plain(console, f"{run.path} is finished; for another run of the recipe choose another --run name")
@@ -168,13 +166,12 @@ def say_finished(run: RunDir) -> None:
 
 def train_and_watch(run: RunDir) -> int:
     """Start the worker, show its events, explain its end; gives the exit code of the command."""
-    from rich.console import Console
-
     from localdpo.cli.interrupt import Interrupts
     from localdpo.cli.plain import make_view
     from localdpo.core.events import effective, read_events
     from localdpo.core.progress import progress_of
     from localdpo.launch import start_worker, watch
+    from localdpo.out.console import Console
 
     console = Console()
     before = progress_of(effective(read_events(run.events)))
@@ -217,12 +214,11 @@ def train_in_dashboard(run: RunDir) -> int:
 
 def report_end(worker: Worker, by_keyboard: bool) -> int:
     """Say how the run of an ended worker ended, and what to do next; gives the exit code of the command."""
-    from rich.console import Console
-
     from localdpo.cli.plain import print_plain
     from localdpo.core.events import read_events
     from localdpo.core.wording import closing_lines
     from localdpo.launch import FINISHED_EXIT, explain_death
+    from localdpo.out.console import Console
 
     run, returncode = worker.run, worker.returncode
     assert returncode is not None

@@ -12,6 +12,7 @@ import typer
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir, find_run, list_runs
+from localdpo.out import say
 
 if TYPE_CHECKING:
     from localdpo.launch import Worker
@@ -68,7 +69,7 @@ def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
     from localdpo.dashboard.once import render_once
 
     app = DashboardApp(runs_dir, run, jump=jump)
-    sys.stdout.write(render_once(app, (int(match[1]), int(match[2]))))
+    say(render_once(app, (int(match[1]), int(match[2]))).removesuffix("\n"))
 
 
 def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live") -> int:
@@ -93,4 +94,4 @@ def goes_on(run: RunDir, pid: int | None) -> None:
     if run.path.parent != Path("runs"):
         words += ["--runs-dir", str(run.path.parent)]
     who = f" (process {pid})" if pid is not None else ""
-    print(f"training goes on{who}; come back with: {shlex.join(words)}")
+    say(f"training goes on{who}; come back with: {shlex.join(words)}")

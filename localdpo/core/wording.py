@@ -6,6 +6,7 @@ every run, for people and for grep alike.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -62,9 +63,22 @@ PHASES: Final[dict[Phase, str]] = {
 }
 
 
+# What steers a terminal (C0, DEL, C1), reorders text or hides in it (marks of direction, invisible signs,
+# tags), and lone surrogates. The two joiners stay, since scripts and emoji need them, and line break and tab.
+_STEERING: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def escaped(text: str) -> str:
+    """`text` for a terminal: what would steer it, reorder text or hide in it shows as `\\x1b`, `\\u202e`."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def printable(text: str) -> str:
-    """`text` without the characters that would steer the terminal (a line break shows as a space)."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    """`text` as one line: escaped, a line break or a tab as a space."""
+    return escaped(text).replace("\n", " ").replace("\t", " ")
 
 
 def format_event(event: Event, total: int | None) -> str | None:

@@ -5,6 +5,7 @@ Its output goes to `answers/worker.log` of the run. It tells the answers file fi
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,4 +39,4 @@ class AnswersJob(Job):
         if self.path is None:
             announced = [line for line in self.lines() if line.startswith(ANNOUNCEMENT)]
             if announced:
-                self.path = Path(announced[0].removeprefix(ANNOUNCEMENT))
+                self.path = Path(json.loads(announced[0].removeprefix(ANNOUNCEMENT)))

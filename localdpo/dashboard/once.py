@@ -6,7 +6,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
+from localdpo.out.console import Console
 
 if TYPE_CHECKING:
     from textual.app import App

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.text import Text
-
 from localdpo.core.wording import age, printable
 from localdpo.dashboard.index import RunLine
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
+from localdpo.out.console import Text
 
 _STEP_WIDTH: Final = 9
 Sorter = Callable[[RunLine], float | str | None]

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 from localdpo.core.atomic import published_dir, write_text
@@ -25,6 +24,8 @@ from localdpo.demo import corpus, dataset
 from localdpo.demo.dataset import Incident, Row
 from localdpo.incidents import world
 from localdpo.model.backend import prepare
+from localdpo.out import guard, say_errors
+from localdpo.out import say as tell
 
 Say = Callable[[str], None]
 
@@ -45,9 +46,7 @@ SFT_SETTINGS = {
 }
 
 
-def build(
-    out: Path, seed: int, say: Say = print, *, keep_model: bool = False, keep_sft: bool = False
-) -> None:
+def build(out: Path, seed: int, say: Say = tell, *, keep_model: bool = False, keep_sft: bool = False) -> None:
     """Make the bundle in `out`. What is kept, the base model or also the SFT adapter, has to be there.
 
     Raises:
@@ -187,14 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="use the base model and the SFT adapter that are there already",
     )
+    guard()
     options = parser.parse_args(arguments)
     prepare()
-    say = partial(print, flush=True)
     try:
         keep = {"keep_model": options.keep_model, "keep_sft": options.keep_sft}
-        build(options.out.resolve(), options.seed, say, **keep)
+        build(options.out.resolve(), options.seed, **keep)
     except LocalDPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_errors(error)
         return USER_ERROR_EXIT
     return 0
 

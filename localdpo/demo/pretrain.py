@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from localdpo.demo import corpus
 from localdpo.incidents import world
+from localdpo.out import say as tell
 
 GLANCE_WIDTH = 40  # tokens; no glance is longer
 WIDTH = 112  # tokens of a document; the longest ones lose their last turn's end
@@ -188,7 +189,7 @@ class Pretrainer:
                 self.progress(f"pre-training, reports, step {step}/{steps}", corpus.interview)
 
 
-def train_base(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, say: Say = print) -> nn.Module:
+def train_base(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, say: Say = tell) -> nn.Module:
     """Train the base model from random weights; `say` gets a line every `report_every` steps."""
     trainer = Pretrainer(tokenizer, options, say)
     trainer.glance()

@@ -1,8 +1,8 @@
 """The process that generates answers for a screen: `python -m localdpo.evals.answers_worker REQUEST`.
 
 REQUEST is an AnswersRequest as JSON. Prints `answers PATH` as soon as the file is known, so that whoever
-started it can follow the file, and `error: ...` lines for what a person can mend (exit code 2). Killing it
-loses nothing that was written: the same request goes on from there.
+started it can follow the file (PATH is a JSON string), and `error: ...` lines for what a person can mend
+(exit code 2). Killing it loses nothing that was written: the same request goes on from there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from localdpo.core.answers_request import ANNOUNCEMENT, AnswersRequest
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.rundir import RunDir
+from localdpo.out import guard, json_text, say, say_errors
 
 
 def main(request: AnswersRequest) -> None:
@@ -24,16 +25,16 @@ def main(request: AnswersRequest) -> None:
     rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
     every = contestants(run, [RunDir(path) for path in request.with_runs])
     path, _ = plan_answers(run, every, rows, request.sampling)
-    print(f"{ANNOUNCEMENT}{path}", flush=True)
+    say(f"{ANNOUNCEMENT}{json_text(str(path))}")
     answer_all(run, every, rows, request.sampling, source=source)
 
 
 if __name__ == "__main__":
     # The terminal's Ctrl-C is for the screen that started this process, which ends it when it leaves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    guard()
     try:
         main(AnswersRequest.from_json(sys.argv[1]))
     except LocalDPOError as error:
-        for line in error.lines:
-            print(f"error: {line}", flush=True)
+        say_errors(error)
         sys.exit(USER_ERROR_EXIT)

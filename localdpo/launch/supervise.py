@@ -26,6 +26,7 @@ from localdpo.core.progress import progress_of
 from localdpo.core.rundir import RunDir, RunLock, is_end
 from localdpo.core.signals import StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, explain_death, signal_name
+from localdpo.out import guard, say
 
 _WORKER: Final = (sys.executable, "-m", "localdpo.train")
 
@@ -60,7 +61,7 @@ class Relay:
 def main(arguments: Sequence[str]) -> int:
     """Run the worker of the run `arguments[0]`, or the command after it, to its end; its exit code."""
     if not arguments:
-        print("usage: python -m localdpo.launch.supervise RUN_DIR [COMMAND...]", file=sys.stderr)
+        say("usage: python -m localdpo.launch.supervise RUN_DIR [COMMAND...]", error=True)
         return USER_ERROR_EXIT
     run, command = RunDir(arguments[0]), tuple(arguments[1:]) or _WORKER
     relay = Relay()
@@ -111,8 +112,9 @@ def _write_end(run: RunDir, code: int, log_start: int) -> None:
             else:
                 log.write("run.crashed", step, exit_code=code, lines=lines)
     except LocalDPOError as error:
-        print(f"supervisor: {error}", file=sys.stderr)
+        say(f"supervisor: {error}", error=True)
 
 
 if __name__ == "__main__":
+    guard()
     sys.exit(main(sys.argv[1:]))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
@@ -14,6 +12,7 @@ from localdpo.model.backend import Backend, prepare
 from localdpo.model.load import load_tokenizer, model_path
 from localdpo.model.lora import LoraConfig
 from localdpo.model.memory import MemoryEstimate, estimate, text_config
+from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
 from localdpo.data.mixture import named_parts, report_lines
 from localdpo.model.backend import Backend, memory_limit, prepare
+from localdpo.out import say, say_errors
 from localdpo.train.control import StopRequest, answer_command
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ VERSIONED = ("mlx", "mlx-lm", "transformers", "datasets")
 def main(arguments: list[str]) -> int:
     """Train the run in the folder `arguments[0]`; the exit code."""
     if len(arguments) != 1:
-        print("usage: python -m localdpo.train RUN_DIR", file=sys.stderr)
+        say("usage: python -m localdpo.train RUN_DIR", error=True)
         return USER_ERROR_EXIT
     stop = StopRequest()
     stop.install()
@@ -123,6 +123,5 @@ def _device(backend: Backend) -> str:
 
 
 def _say(error: LocalDPOError) -> int:
-    for line in error.lines:
-        print(f"error: {line}", file=sys.stderr)
+    say_errors(error)
     return USER_ERROR_EXIT

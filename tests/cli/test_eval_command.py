@@ -54,7 +54,7 @@ def test_eval_prints_the_table_and_writes_the_files(ask: Ask, tmp_path: Path) ->
 
 def test_json_is_the_file(ask: Ask, tmp_path: Path) -> None:
     shown = ask("eval", "tiny", "--max-tokens", "6", "--name", "mine", "--limit", "2", "--json")
-    assert shown == (tmp_path / "runs" / "tiny" / "eval" / "mine.json").read_text()
+    assert json.loads(shown) == json.loads((tmp_path / "runs" / "tiny" / "eval" / "mine.json").read_text())
     assert json.loads(shown)["prompts"] == 2
 
 

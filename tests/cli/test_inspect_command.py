@@ -111,7 +111,7 @@ def test_without_colour_there_are_numbers(monkeypatch: pytest.MonkeyPatch):
     assert "valid row 7: margin -0.300, ranked wrong" in text
     assert "What is [bold]up[/bold]?" in text
     assert "chosen: reward +0.700, 7 tokens" in text
-    assert "▸ [31mred[+0.900]▸⏎\n⏎\nno[+0.100]" in text
+    assert "▸\\x1b[31mred[+0.900]▸⏎\n⏎\nno[+0.100]" in text
     assert "in brackets: beta (0.1) * log-ratio of each token" in text
 
 
@@ -155,7 +155,7 @@ def test_the_list_is_text_without_a_terminal():
     assert lines == [
         "dpo, step-000003: 30 of 40 valid pairs of v.jsonl, accuracy 0.750, margin +0.500",
         "row margin ranked tokens chosen rejected",
-        "7 -0.300 wrong 7/2 The sky ☕<end> [31mred no",
+        "7 -0.300 wrong 7/2 The sky ☕<end> \\x1b[31mred no",
     ]
 
 

@@ -173,14 +173,14 @@ def test_the_supervisor_says_how_it_is_used(capsys: pytest.CaptureFixture[str]):
     assert "RUN_DIR" in capsys.readouterr().err
 
 
-def test_the_supervisor_is_the_standard_library_and_core_alone():
+def test_the_supervisor_is_the_standard_library_and_the_rooms_on_it_alone():
     code = (
         "import sys; old = set(sys.modules); import localdpo.launch.supervise; print(*set(sys.modules) - old)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     foreign = {name for name in loaded.split() if name.split(".")[0] not in sys.stdlib_module_names}
     rooms = {name.split(".")[1] for name in foreign if name.startswith("localdpo.")}
-    assert rooms == {"core", "launch"}
+    assert rooms == {"core", "launch", "out"}
     assert {name for name in foreign if not name.startswith("localdpo")} == set()
 
 

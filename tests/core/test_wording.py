@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from localdpo.core.names import BUNDLE
 from localdpo.core.rundir import RunDir
 from localdpo.core.wording import (
     closing_lines,
+    escaped,
     format_event,
     format_headline,
     format_number,
@@ -103,7 +105,23 @@ def test_times(seconds: float, text: str):
 
 
 def test_text_from_a_model_cannot_steer_the_terminal():
-    assert printable("a\x1b[31mb\r\nc\x07é") == "a [31mb  c é"
+    assert printable("a\x1b[31mb\n\tc\x07é") == "a\\x1b[31mb  c\\x07é"
+    assert escaped("a\x9b\x7f\r\n\tb\ud800\u202e") == "a\\x9b\\x7f\\r\n\tb\\ud800\\u202e"
+
+
+def test_every_character_that_steers_or_reorders_is_escaped():
+    marks, embeddings = "\u200e\u200f\u061c", ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    for char in map(chr, range(0x10000)):
+        steers = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") and char not in "\n\t"
+        reorders = unicodedata.bidirectional(char) in embeddings or char in marks
+        shown = escaped(char)
+        assert shown.isprintable() or char in "\n\t" or shown == char, ascii(char)
+        assert shown != char or not (steers or reorders), ascii(char)
+
+
+def test_text_of_every_script_stays_as_it_is():
+    text = "naïve 日本語\u3000\xa0 שלום 👩\u200d🚀 می\u200cم \\x1b 👍🏽"
+    assert escaped(text) == text
 
 
 def test_at_the_end_stands_what_to_do_next():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import pytest
 from made_answers import write_answers
 
 from localdpo.core.answers import Sampling, answers_path
-from localdpo.core.answers_request import AnswersRequest
+from localdpo.core.answers_request import ANNOUNCEMENT, AnswersRequest
 from localdpo.core.rundir import RunDir
 from localdpo.dashboard import compare_source
 from localdpo.dashboard.answers_job import AnswersJob
@@ -56,8 +57,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[AnswersReq
 
 
 def test_a_job_tells_its_file(tmp_path: Path) -> None:
-    done = ended(job(tmp_path, "print('hint: slow'); print('answers /a b/c.jsonl')"))
-    assert done.path == Path("/a b/c.jsonl")
+    done = ended(job(tmp_path, "print('hint: slow'); print('answers \"/a b/\\\\u001bc.jsonl\"')"))
+    assert done.path == Path("/a b/\x1bc.jsonl")
     assert done.problem() is None
 
 
@@ -108,7 +109,7 @@ def test_the_file_of_the_process_is_followed(
 ) -> None:
     write_answers(tmp_path, key="old")
     path = answers_path(tmp_path, "k1")
-    asked = stand_in(f"print('answers {path}', flush=True); {SLEEP}")
+    asked = stand_in(f"print({ANNOUNCEMENT + json.dumps(str(path))!r}, flush=True); {SLEEP}")
     request = AnswersRequest(tmp_path, sampling=Sampling(temperature=1.0, seed=4))
     source = AnswersSource(RunDir(tmp_path), request)
     assert source.generating

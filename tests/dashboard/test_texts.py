@@ -53,7 +53,7 @@ def test_equal_texts_have_no_marks_and_white_space_none_of_its_own():
 
 
 def test_markup_and_control_characters_stay_text():
-    assert clean("a\x1b[31mb\nc") == "a [31mb\nc"
+    assert clean("a\x1b[31mb\nc") == "a\\x1b[31mb\nc"
     assert diff_text("", "[red]x[/red]", "new", DARK, True).plain == "«[red]x[/red]»"
 
 
@@ -85,7 +85,7 @@ def test_tokens_as_tints_and_as_numbers():
     assert tokens_text(tokens, view()).plain == "Hié⏎\nbadodd"
     assert tokens_text(tokens, view(numbers=True)).plain == "Hi[+0.000]é⏎[+0.300]\nbad[-1.000]odd[-]"
     assert spans([("", 0.5)]) == [("", 0.5)]
-    assert visible("a\x1bb\n\n", unicode=False) == "a b\\n\\n\n"
+    assert visible("a\x1bb\n\n", unicode=False) == "a\\x1bb\\n\\n\n"
 
 
 def test_a_rounded_zero_has_no_minus():

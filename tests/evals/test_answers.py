@@ -265,7 +265,7 @@ def test_killed_generation_goes_on_to_the_same_file(run: RunDir, tmp_path: Path)
     worker = start()
     assert worker.stdout is not None
     line = worker.stdout.readline().decode()
-    path = Path(line.removeprefix("answers ").strip())
+    path = Path(json.loads(line.removeprefix("answers ")))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (path.is_file() and path.read_bytes().count(b"\n") > 20):
         time.sleep(0.001)
@@ -292,5 +292,5 @@ def test_the_worker_says_what_a_person_can_mend(run: RunDir, tmp_path: Path) -> 
         [sys.executable, "-m", WORKER_MODULE, request.to_json()], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2
-    assert done.stdout.startswith("error: ")
-    assert "no such file" in done.stdout
+    assert done.stderr.startswith("error: ")
+    assert "no such file" in done.stderr

@@ -76,7 +76,7 @@ def test_a_key_is_not_in_a_repr_or_in_a_servers_words():
     secret = Secret(CANARY)
     assert CANARY not in repr(secret)
     assert CANARY not in f"{secret} {secret!r} {[secret]} {vars(secret).keys()}"
-    assert server_text(f"bad key\n\x1b[31m {CANARY}", secret) == f"bad key [31m {HIDDEN}"
+    assert server_text(f"bad key\n\x1b[31m {CANARY}", secret) == f"bad key \\x1b[31m {HIDDEN}"
     assert server_text("x" * 500, None).endswith("x...")
     assert secret.reveal() == CANARY
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Horizontal, Vertical, VerticalScroll
@@ -20,6 +19,7 @@ from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.answerpane import AnswerPane
 from localdpo.dashboard.widgets.difftext import clean
 from localdpo.dashboard.widgets.table import ListTable
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -13,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from localdpo.dashboard.keymap import SCREEN_TITLES, key_name, keys_of
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

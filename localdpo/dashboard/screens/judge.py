@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Horizontal, VerticalScroll
@@ -22,6 +21,7 @@ from localdpo.dashboard.widgets.difftext import clean, diff_text
 from localdpo.dashboard.widgets.evaluating import Evaluating
 from localdpo.dashboard.widgets.rates import Drawing, categories_text, metrics_text, rates_text
 from localdpo.dashboard.widgets.table import ListTable
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

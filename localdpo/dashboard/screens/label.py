@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Final, Protocol
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
@@ -21,6 +20,7 @@ from localdpo.core.wording import printable
 from localdpo.dashboard.keymap import Key
 from localdpo.dashboard.widgets.answerpane import AnswerPane
 from localdpo.dashboard.widgets.difftext import clean
+from localdpo.out.console import Text
 
 # Columns below which the answers stand one above the other.
 _NARROW: Final = 80

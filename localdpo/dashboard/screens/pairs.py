@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
@@ -20,6 +19,7 @@ from localdpo.dashboard.widgets.difftext import clean
 from localdpo.dashboard.widgets.slider import StepSlider, Walk
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.dashboard.widgets.tokens import View, legend, scale_of, signed, tokens_text
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.coordinate import Coordinate
@@ -23,6 +22,7 @@ from localdpo.dashboard.widgets.line import Line
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.launch import start_worker
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
@@ -16,6 +15,7 @@ from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.difftext import clean, diff_text
 from localdpo.dashboard.widgets.slider import StepSlider, Walk
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

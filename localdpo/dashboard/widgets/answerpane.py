@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rich.text import Text
 from textual.containers import VerticalScroll
 from textual.widgets import Static
+
+from localdpo.out.console import Text
 
 
 class AnswerPane(VerticalScroll, can_focus=False):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 from rich.cells import cell_len
 from rich.style import Style
-from rich.text import Text
 from textual import events
 from textual.reactive import reactive
 from textual.widget import Widget
 
 from localdpo.dashboard.keymap import SCREEN_TITLES, Key, key_name, keys_of, namespaced
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
@@ -93,11 +93,14 @@ class KeyBar(ActionBar):
         return line
 
     def _words(self, keys: Sequence[Key], unicode: bool) -> Text:
-        return Text(_GAP).join(self._styled(words) for words in merged(keys, unicode))
+        line = Text()
+        for words in merged(keys, unicode):
+            line.append(_GAP if line else "").append_text(self._styled(words))
+        return line
 
     def _styled(self, words: Text) -> Text:
         palette = cast("DashboardApp", self.app).palette
-        styled = words.copy()
+        styled = Text().append_text(words)
         styled.stylize(palette.muted)
         styled.stylize(f"bold {palette.chosen}", 0, words.plain.index(" "))
         return styled

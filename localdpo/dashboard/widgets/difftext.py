@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from rich.text import Text
-
 from localdpo.core.worddiff import word_diff
 from localdpo.core.wording import printable
 from localdpo.dashboard.themes import Palette
+from localdpo.out.console import Text
 
 # Around words that only this side has: (Unicode, ASCII).
 _BRACKETS: Final = {"new": (("«", "»"), ("{+", "+}")), "old": (("⟨", "⟩"), ("[-", "-]"))}

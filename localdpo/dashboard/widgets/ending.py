@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from rich.text import Text
 from textual.widgets import Static
 
 from localdpo.core.wording import printable
 from localdpo.launch import ended_lines
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import Final
 
-from rich.text import Text
 from textual.widgets import Static
 
 from localdpo.core.rundir import RunDir
 from localdpo.core.wording import printable
 from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, Choose, TypeLine
+from localdpo.out.console import Text
 
 _DETAIL: Final = (
     "Options of `localdpo eval`; without any the demo's rules judge the demo, other runs are measured only. "

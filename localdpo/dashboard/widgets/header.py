@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from rich.cells import cell_len
-from rich.text import Text
 from textual.widget import Widget
 
 from localdpo.core.progress import Phase, event_age, silent_for
@@ -16,6 +15,7 @@ from localdpo.core.wording import PHASES, age, format_number, format_seconds, pr
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

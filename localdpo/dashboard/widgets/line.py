@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from rich.text import Text
 from textual.widget import Widget
 
 from localdpo.dashboard.picture import fitted
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -17,6 +16,7 @@ from textual.widgets import Static
 from localdpo.core.wording import printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import Notice
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

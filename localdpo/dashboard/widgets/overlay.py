@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Static
@@ -19,6 +18,7 @@ from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.recipediff import differing, options_of, words
 from localdpo.dashboard.widgets.chart import Chart
+from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.text import Text
-
 from localdpo.core.wording import printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.dashboard.verdicts import Duel, Estimate, Evaluation
+from localdpo.out.console import Text
 
 _EVEN = 0.5
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from rich.style import Style
-from rich.text import Text
 
 from localdpo.core.wording import printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
+from localdpo.out.console import Text
 
 SHADES: Final = 4
 # At this share of the tokens' rewards the tint is at its strongest: one outlier must not pale the rest.

@@ -1,0 +1,96 @@
+"""The standard streams behind a filter that lets no text steer the terminal."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import sys
+from typing import Final, NoReturn, TextIO
+
+from localdpo.core.wording import escaped
+
+# As a shell names the end of a program by SIGPIPE.
+UNREAD_EXIT: Final = 141
+_NOBODY_READS: Final = (errno.EPIPE, errno.EIO)
+# How tqdm, which shows downloads, goes back to the line of a bar.
+_BACK: Final = re.compile(r"\r|(?:\x1b\[A)+")
+
+
+class Escaped(str):
+    """Text that is fit for the terminal: its user's text is escaped, its codes are the program's own."""
+
+
+class OutputError(OSError):
+    """A standard stream cannot be written, for want of space as a rule."""
+
+
+def guard() -> None:
+    """Put stdout and stderr behind the filter; done once by every process, before it prints."""
+    if sys.stdout is not None and not isinstance(sys.stdout, _Guarded):
+        sys.stdout = _Guarded(sys.stdout)
+    if sys.stderr is not None and not isinstance(sys.stderr, _Guarded):
+        sys.stderr = _Guarded(sys.stderr)
+
+
+class _Guarded(io.TextIOBase):
+    """Writes text escaped, unless it is Escaped, to `stream`; what its encoding lacks as an escape, too.
+
+    A reader that has gone (`| head`) ends the process quietly. There is no `buffer`: bytes would get round
+    the filter.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+        self._is_fresh = True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        shown = text if isinstance(text, Escaped) else self._filtered(text)
+        try:
+            self._stream.write(shown)
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _filtered(self, text: str) -> str:
+        """`text` escaped. Only a bar may go back to the line's beginning, where nothing else stands in it."""
+        back = _BACK.match(text) if self._is_fresh else None
+        lead = back[0] if back else ""
+        if text:
+            self._is_fresh = bool(lead) or text.endswith("\n")
+        return lead + escaped(text[len(lead) :])
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        # What is still to be written goes nowhere, or the interpreter would complain of it at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        if error.errno in _NOBODY_READS:
+            raise SystemExit(UNREAD_EXIT) from None
+        raise OutputError(error.errno, error.strerror) from error
