@@ -1,21 +1,21 @@
 """Tokenised data on disk: one Arrow file per (data, tokenizer, template, limits), mapped into memory.
 
 Rows are tokenised once and written in blocks of 1,000; a run reads them in place, so a large data set is
-never held in Python objects. The file is written under a temporary name and renamed when whole; a file that
-is not readable in full, or whose checksum is wrong, is made again.
+never held in Python objects. The file is written under a temporary name and renamed when whole. Behind what
+Arrow wrote stands a CRC-32 over the store's key and every byte before, so that a file that is damaged, or of
+another store, is not even parsed: it is made again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import secrets
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from localdpo.core.atomic import free_bytes, fsync_dir, fsync_file, out_of_space
+from localdpo.core.atomic import clean_dead_leftovers, free_bytes, fsync_dir, fsync_file, out_of_space
 from localdpo.core.errors import UserError
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.examples import Skipped, read_examples
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_ROWS = 1000
-STORE_VERSION = 3
+STORE_VERSION = 4
 _META = b"localdpo"
-_DEAD_AFTER_SECONDS = 3600
+_CHECKSUM_BYTES = 4
+_CHUNK_BYTES = 2**24
 _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "pairs": ("r0", "r1"),
     "demonstrations": ("r0",),
@@ -129,7 +130,7 @@ def open_store(
     path = cache_dir / "tokens" / f"{key}.arrow"
     store = _read_store(path, key, kind)
     if store is None:
-        _build(path, read_examples(data, kind, limit, format_name), data.label, kind, encoder, progress)
+        _build(path, key, read_examples(data, kind, limit, format_name), data.label, kind, encoder, progress)
         store = _read_store(path, key, kind)
     if store is None:
         raise UserError(f"{path}: the token cache cannot be read back; check the disk, or set LOCALDPO_CACHE")
@@ -162,6 +163,7 @@ def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _build(
     path: Path,
+    key: str,
     rows: Iterator[tuple[int, Example | Skipped]],
     label: str,
     kind: Kind,
@@ -171,7 +173,7 @@ def _build(
     temp = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_dead_temporaries(path)
+        clean_dead_leftovers(path.parent)
         with temp.open("xb") as file:
             writer = _Writer(file, kind)
             for examples in _chunks(rows):
@@ -182,6 +184,9 @@ def _build(
                 reasons = describe_dropped(writer.dropped)
                 raise UserError(f"{label}: no row is left to train on: {reasons}")
             writer.close()
+        with temp.open("r+b") as file:
+            checksum = _checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key)
+            file.write(checksum)
         fsync_file(temp)
         os.replace(temp, path)
         fsync_dir(path.parent)
@@ -190,14 +195,6 @@ def _build(
     finally:
         if path.parent.is_dir():
             temp.unlink(missing_ok=True)
-
-
-def _remove_dead_temporaries(path: Path) -> None:
-    """Take away what builds of this file left when they were killed. A living build writes all the time."""
-    for temp in path.parent.glob(f".{path.name}.tmp-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - temp.stat().st_mtime > _DEAD_AFTER_SECONDS:
-                temp.unlink()
 
 
 def _chunks(
@@ -227,7 +224,7 @@ class _Writer:
     """Encodes chunks of examples and writes the kept rows in blocks; the report goes into the last block."""
 
     def __init__(self, file: Any, kind: Kind) -> None:
-        self.read = self.kept = self.truncated = self.merged = self.halves = self.checksum = 0
+        self.read = self.kept = self.truncated = self.merged = self.halves = 0
         self.dropped: dict[str, list[int]] = {}
         self._pending: list[EncodedRow] = []
         self._kind = kind
@@ -266,7 +263,7 @@ class _Writer:
         report = EncodeReport(
             self.read, self.kept, self.dropped, self.truncated, self.merged, self.halves // 2
         )
-        meta = {"kind": self._kind, "report": asdict(report), "checksum": self.checksum}
+        meta = {"report": asdict(report)}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.
         empty = pa.RecordBatch.from_pylist([], schema=self._schema)
         self._writer.write_batch(empty, custom_metadata={_META: json.dumps(meta).encode()})
@@ -287,7 +284,6 @@ class _Writer:
         if self._kind == "unpaired":
             arrays.append(pa.array([row.desirable for row in rows], pa.bool_()).cast(pa.uint8()))
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        self.checksum = _checksum(_block(batch), self.checksum)
         self._writer.write_batch(batch)
 
 
@@ -310,20 +306,27 @@ def _disk_error(path: Path, temp: Path, error: OSError) -> UserError:
 def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
     """The store in `path`, or None if there is none that is whole."""
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        count = reader.num_record_batches - 1
-        blocks = [_block(reader.get_batch(i)) for i in range(count)]
-        _, custom = reader.get_batch_with_custom_metadata(count)
-        meta = json.loads(custom[_META])
-        report = EncodeReport(**meta["report"])
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError):
+        content = memoryview(pa.memory_map(str(path)).read_buffer()).cast("B")
+    except OSError:
         return None
-    checksum = 0
-    for block in blocks:
-        checksum = _checksum(block, checksum)
-    if meta.get("kind") != kind or meta.get("checksum") != checksum or not blocks:
+    written, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    chunks = (written[start : start + _CHUNK_BYTES] for start in range(0, len(written), _CHUNK_BYTES))
+    if _checksum(chunks, fingerprint) != checksum:
         return None
+    reader = pa.ipc.open_file(pa.py_buffer(written))
+    count = reader.num_record_batches - 1
+    blocks = [_block(reader.get_batch(i)) for i in range(count)]
+    _, custom = reader.get_batch_with_custom_metadata(count)
+    report = EncodeReport(**json.loads(custom[_META])["report"])
     return TokenStore(path, fingerprint, kind, report, blocks)
+
+
+def _checksum(chunks: Iterable[bytes | memoryview], key: str) -> bytes:
+    """CRC-32 over a store's key and its file; about 1 GB/s, so a gigabyte costs a second at the start."""
+    checksum = zlib.crc32(key.encode())
+    for chunk in chunks:
+        checksum = zlib.crc32(chunk, checksum)
+    return checksum.to_bytes(_CHECKSUM_BYTES)
 
 
 def _block(batch: pa.RecordBatch) -> _Block:
@@ -335,11 +338,3 @@ def _block(batch: pa.RecordBatch) -> _Block:
     )
     marks = None if labels is None else labels.to_numpy(zero_copy_only=True)
     return _Block(rows.to_numpy(zero_copy_only=True), keys.to_numpy(zero_copy_only=True), lists, marks)
-
-
-def _checksum(block: _Block, start: int) -> int:
-    """CRC-32 over a block's arrays; about 1 GB/s, so a gigabyte of tokens costs a second at the start."""
-    checksum = zlib.crc32(block.keys.data, zlib.crc32(block.rows.data, start))
-    for offsets, values in block.lists:
-        checksum = zlib.crc32(values.data, zlib.crc32(offsets.data, checksum))
-    return checksum if block.labels is None else zlib.crc32(block.labels.data, checksum)

@@ -158,6 +158,34 @@ def test_a_damaged_cache_is_made_again(pairs: Path, tmp_path: Path, builds: list
     assert len(builds) == 2
 
 
+def test_every_damaged_byte_is_found_before_the_file_is_parsed(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schema, row arrays, report and footer alike; cuts, additions, and the file of another store."""
+    store = open_pairs(pairs, tmp_path)
+    path, key = store.path, store.fingerprint
+    other = open_pairs(pairs, tmp_path, max_length=60).path.read_bytes()
+    content = path.read_bytes()
+    del store
+
+    def refused(damaged: bytes) -> bool:
+        path.unlink()  # it is mapped by who read it before
+        path.write_bytes(damaged)
+        return store_module._read_store(path, key, "pairs") is None
+
+    monkeypatch.setattr(store_module, "fsync_file", lambda path: None)
+    assert not refused(content)
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.pa.ipc, "open_file", lambda *_: pytest.fail("a damaged file was parsed"))
+        for place in range(0, len(content), 3):
+            assert refused(
+                content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :]
+            )
+        assert all(refused(content[:size]) for size in (*range(12), *range(12, len(content), 97)))
+        assert all(refused(damaged) for damaged in (content + b"\0", b"\0" * 4, b"\0" * 64, other))
+    assert not refused(content)
+
+
 def test_a_build_that_dies_leaves_nothing(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
