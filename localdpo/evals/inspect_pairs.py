@@ -76,7 +76,7 @@ def inspect_run(
     """
     latest, recipe = _opened(RunDir(run_dir))
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    attach_adapter(base, recipe)
+    attach_adapter(base.model, recipe)
     train, valid = open_rows(recipe, base.tokenizer)
     rows = _of_source(train if split == "train" else valid, split, source)
     places = _places(split, rows, pair, limit)

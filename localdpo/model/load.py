@@ -16,6 +16,7 @@ from mlx_lm.tokenizer_utils import load as load_mlx_tokenizer
 from mlx_lm.utils import load_config, load_model
 
 from localdpo.core.errors import UserError
+from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.backend import device_name
 
@@ -36,8 +37,9 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
     "tokenization_*.py",
 )
-# What mlx-lm and transformers raise for a folder whose files are not what they expect.
-LOADER_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError)
+# What families of models call the number of their blocks, and more than any has.
+BLOCK_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
+MOST_BLOCKS = 2_000
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,45 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
         UserError: no such model, or one that mlx-lm cannot load.
     """
     path = model_path(name)
-    try:
-        model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
-    except LOADER_ERRORS as error:
-        raise UserError(f"model {name}: mlx-lm cannot load it: {first_line(error)}") from error
+    model, config = build_model(name, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if device_name() == "cpu":
         to_float32(model)
-    model.freeze()
-    model.eval()
+        model.freeze()
     mx.eval(model.parameters())
     return Base(model, tokenizer, path, config, fingerprint(path))
+
+
+def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """A frozen model in evaluation mode, and its config.json; no weight is read before it is used.
+
+    Raises:
+        UserError: no such model, or one that mlx-lm cannot load.
+    """
+    path = model_path(name)
+    _check_config(path)
+    try:
+        model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        # A model's own class is built from whatever its config.json says, and may raise anything.
+        raise UserError(f"model {name}: mlx-lm cannot load it: {first_line(error)}") from error
+    model.freeze()
+    model.eval()
+    return model, config
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a config.json that would have mlx-lm build blocks without end."""
+    config = read_json_object(folder / "config.json")
+    sections = {"": config, **{f"{key}.": value for key, value in config.items() if isinstance(value, dict)}}
+    for prefix, section in sections.items():
+        for key in BLOCK_COUNTS & section.keys():
+            count = section[key]
+            if isinstance(count, int | float) and count > MOST_BLOCKS:
+                raise UserError(
+                    f"{folder / 'config.json'} {prefix}{key}: expected at most {MOST_BLOCKS:,}, "
+                    f"got {str(count)[:40]}"
+                )
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWrapper:
@@ -90,7 +120,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWr
     try:
         eos = load_config(path).get("eos_token_id")
         return load_mlx_tokenizer(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
-    except LOADER_ERRORS as error:
+    except Exception as error:
+        # `tokenizers` raises bare Exceptions, and transformers whatever a value of the wrong type leads to.
         raise UserError(f"model {name}: its tokenizer cannot be read: {first_line(error)}") from error
 
 

@@ -8,20 +8,24 @@ while. The adapters are small, so keeping three sets of them costs next to nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.arrays import load_arrays, named
 from localdpo.model.load import first_line
@@ -29,6 +33,18 @@ from localdpo.model.load import first_line
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 TYPES = ("lora", "dora")
+
+# What mlx-lm puts adapters on.
+_ADAPTED = (
+    nn.Linear,
+    nn.QuantizedLinear,
+    SwitchLinear,
+    QuantizedSwitchLinear,
+    nn.Embedding,
+    nn.QuantizedEmbedding,
+)
+# Far above any that is used; an adapter of more would be as large as the model.
+MOST_RANK = 65_536
 
 Weights = Any  # a tree of arrays, as nn.Module.trainable_parameters returns it
 
@@ -83,40 +99,72 @@ def read_config(folder: Path) -> LoraConfig:
     """The adapter's shape from its adapter_config.json.
 
     Raises:
-        UserError: unreadable, incomplete, or a full fine-tune.
+        UserErrors: everything that is wrong with it: unreadable, incomplete, or a full fine-tune.
     """
     file = folder / CONFIG_FILE
-    try:
-        raw = json.loads(file.read_text())
-        kind = raw.get("fine_tune_type", "lora")
-        if kind not in TYPES:
-            raise UserError(
-                f"{file} fine_tune_type: expected lora or dora, got {kind!r}; "
-                "fuse it into the model first (mlx_lm.fuse)"
-            )
-        parameters = raw["lora_parameters"]
-        keys = parameters.get("keys")
-        rank, layers = int(parameters["rank"]), int(raw["num_layers"])
-        if rank < 1:
-            raise UserError(f"{file} rank: expected 1 or more, got {rank}")
-        return LoraConfig(
-            type=kind,
-            # mlx-lm takes 0, like -1, as all blocks.
-            layers=layers if layers > 0 else -1,
-            rank=rank,
-            scale=float(parameters["scale"]),
-            dropout=float(parameters.get("dropout", 0.0)),
-            keys=tuple(keys) if keys is not None else None,
+    raw = read_json_object(file)
+    kind, parameters = raw.get("fine_tune_type", "lora"), raw.get("lora_parameters")
+    problems = []
+    if kind not in TYPES:
+        problems.append(
+            f"fine_tune_type: expected lora or dora, got {_quote(kind)}; "
+            "fuse it into the model first (mlx_lm.fuse)"
         )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not an adapter configuration of mlx-lm: {first_line(error)}") from error
+    elif not isinstance(parameters, dict):
+        problems.append(
+            f"lora_parameters: expected an object with rank and scale, got {_quote(parameters)}; "
+            "this is not an adapter configuration of mlx-lm"
+        )
+    if problems:
+        raise UserErrors([UserError(f"{file} {problem}") for problem in problems])
+    assert isinstance(parameters, dict)
+    given: dict[str, Any] = {"rank": None, "scale": None, "dropout": 0.0, "keys": None, **parameters}
+    rank, scale, dropout, keys = (given[name] for name in ("rank", "scale", "dropout", "keys"))
+    layers: Any = raw.get("num_layers")
+    if not _is_whole(rank) or not 1 <= rank <= MOST_RANK:
+        problems.append(f"rank: expected a whole number, 1 or more, got {_quote(rank)}")
+    if not _is_number(scale):
+        problems.append(f"scale: expected a number, got {_quote(scale)}")
+    if not _is_number(dropout) or not 0 <= dropout < 1:
+        problems.append(f"dropout: expected a number from 0 to below 1, got {_quote(dropout)}")
+    if not _is_whole(layers):
+        problems.append(f"num_layers: expected a whole number, got {_quote(layers)}")
+    if keys is not None and not (
+        isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)
+    ):
+        problems.append(f"keys: expected a list of layer names, got {_quote(keys)}")
+    if problems:
+        raise UserErrors([UserError(f"{file} {problem}") for problem in problems])
+    return LoraConfig(
+        type=kind,
+        # mlx-lm takes 0, like -1, as all blocks.
+        layers=layers if layers > 0 else -1,
+        rank=rank,
+        scale=float(scale),
+        dropout=float(dropout),
+        keys=tuple(keys) if keys is not None else None,
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_whole(value) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _quote(value: object) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
     """Put fresh adapters on a frozen model, in place; their output is zero until they are trained.
 
     Raises:
-        UserError: `keys` that name no linear layer of the model, or a layer that takes no adapter.
+        UserErrors: every one of `keys` that names no layer of the adapted blocks.
+        UserError: a layer that takes no adapter.
     """
     mx.random.seed(seed)
     parameters = {
@@ -125,16 +173,39 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
         "dropout": config.dropout,
         "keys": set(config.keys) if config.keys is not None else None,
     }
+    _check_keys(model, config)
     try:
         linear_to_lora_layers(model, config.layers, parameters, use_dora=config.type == "dora")
     except ValueError as error:
         raise UserError(f"lora: {first_line(error)}") from error
-    if not named(model.trainable_parameters()):
-        raise UserError(
-            f"lora.keys: none of {', '.join(config.keys or ())} is a linear layer of the model's blocks"
-        )
     # Dropout belongs to training; it is off in every forward that scores or samples.
     model.eval()
+
+
+def _check_keys(model: nn.Module, config: LoraConfig) -> None:
+    """mlx-lm passes over a key that names nothing: an adapter of fewer layers than was asked for."""
+    blocks = model.layers[-config.layers :] if config.layers > 0 else model.layers
+    # As mlx-lm: the names within a block, and within the whole model.
+    modules = [pair for block in blocks for pair in block.named_modules()] + model.named_modules()
+    layers = dict.fromkeys(name for name, module in modules if _takes_adapter(module))
+    problems = [
+        UserError(f"lora.keys: {_quote(key)} is no linear layer of the model's blocks{_near(key, layers)}")
+        for key in config.keys or ()
+        if key not in layers
+    ]
+    if problems:
+        raise UserErrors(problems)
+
+
+def _takes_adapter(module: nn.Module) -> bool:
+    return hasattr(module, "to_lora") or isinstance(module, _ADAPTED)
+
+
+def _near(key: str, layers: Iterable[str]) -> str:
+    """The name that was meant: one that ends in the key (q_proj), or one that is spelt much like it."""
+    short = [name for name in layers if not name.startswith("model.")]
+    near = [name for name in short if name.endswith(f".{key}")] or get_close_matches(key, short, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; its layers are {', '.join(short[:8])}"
 
 
 def detach(model: nn.Module) -> None:

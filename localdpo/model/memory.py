@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localdpo.core.jsonfile import read_json_object
 from localdpo.model.head import CHUNK_BYTES, chunk_size
 
 # Arrays of [tokens, hidden] that one block keeps for its backward pass: two norms and their inputs,
@@ -45,9 +46,10 @@ class MemoryEstimate:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json, that of its text part on top."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return {**config, **config.get("text_config", {})}
+    """A model's config.json, that of its text part on top. Raises UserError for a file that holds none."""
+    config = read_json_object(folder / "config.json")
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
 
 
 def estimate(

@@ -9,30 +9,29 @@ from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
 from localdpo.data.mixture import Part, named_parts, report_lines
 from localdpo.model.backend import Backend, prepare
-from localdpo.model.load import load_tokenizer, model_path
+from localdpo.model.load import build_model, load_tokenizer, model_path
 from localdpo.model.lora import LoraConfig
-from localdpo.model.memory import MemoryEstimate, estimate, text_config
+from localdpo.model.memory import MemoryEstimate, estimate
 from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.rows import Rows
-from localdpo.train.session import adapter_shape, require_blocks, rows_at_once
+from localdpo.train.session import attach_adapter, rows_at_once
 from localdpo.train.sources import open_rows
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
-    """Print what a run of the recipe would be. The model's weights are not loaded.
+    """Print what a run of the recipe would be. The model is built, but its weights are not loaded.
 
     Raises:
         UserError, UserErrors: what would stop the run: a missing model or adapter, bad data.
     """
     backend = prepare()
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    shape = adapter_shape(recipe)
-    if blocks := text_config(model_path(recipe.model)).get("num_hidden_layers"):
-        require_blocks(recipe, shape, blocks)
+    model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    shape = attach_adapter(model, recipe)
     train, valid = open_rows(
         recipe, tokenizer, lambda source, rows: console.print(Text(f"{source}: {rows:,} rows tokenised"))
     )
@@ -142,6 +141,8 @@ def _memory(recipe: Recipe, train: Rows, shape: LoraConfig, micro: int, backend:
         memory = _estimate(recipe, train, shape, micro, cpu=backend.is_cpu)
     except KeyError as missing:
         return f"memory: no estimate, since the model's config.json has no {missing}"
+    except TypeError:
+        return "memory: no estimate, since the model's config.json gives a list of sizes for its blocks"
     return f"memory: about {_size(memory.total)} ({_parts(memory)}); an estimate, on {backend.device}"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from localdpo.core.errors import UserError
@@ -141,7 +142,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
         UserError, UserErrors: anything the recipe names that is missing or does not fit.
     """
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    config = attach_adapter(base, recipe)
+    config = attach_adapter(base.model, recipe)
     train, valid = open_rows(recipe, base.tokenizer, tell)
     forward = Forward(
         base.model,
@@ -228,13 +229,13 @@ def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
     )
 
 
-def attach_adapter(base: Base, recipe: Recipe) -> lora.LoraConfig:
+def attach_adapter(model: nn.Module, recipe: Recipe) -> lora.LoraConfig:
     """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones."""
     config = adapter_shape(recipe)
-    require_blocks(recipe, config, len(base.model.layers))
-    lora.attach(base.model, config, seed=recipe.train.seed)
+    require_blocks(recipe, config, len(model.layers))
+    lora.attach(model, config, seed=recipe.train.seed)
     if recipe.adapter is not None:
-        lora.load_weights(base.model, lora.adapter_path(recipe.adapter))
+        lora.load_weights(model, lora.adapter_path(recipe.adapter))
     return config
 
 

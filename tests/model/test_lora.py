@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 from tiny_folders import make_adapter
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import LocalDPOError, UserError, UserErrors
 from localdpo.model import lora
 from localdpo.model.load import load_base
 
@@ -49,17 +50,26 @@ def test_what_mlx_lm_leaves_out_or_adds_is_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not an adapter configuration of mlx-lm"),
-        ("[]", "not an adapter configuration of mlx-lm"),
-        ({}, "not an adapter configuration of mlx-lm: 'lora_parameters'"),
-        ({"lora_parameters": {"rank": 4, "scale": 1.0}}, "'num_layers'"),
-        ({"fine_tune_type": "full", "num_layers": 4}, "expected lora or dora, got 'full'"),
-        ({"num_layers": 4, "lora_parameters": {"rank": 0, "scale": 1.0}}, "rank: expected 1 or more, got 0"),
-        ({"num_layers": 4, "lora_parameters": {"rank": 4, "scale": 1.0, "keys": 3}}, "not an adapter"),
+        ("{", ":1: not valid JSON"),
+        ("\x00", ":1: not valid JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"num_layers": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("[]", "expected a JSON object {...}, got list"),
+        ({}, "lora_parameters: expected an object with rank and scale, got nothing"),
+        ({"lora_parameters": {"rank": 4, "scale": 1.0}}, "num_layers: expected a whole number, got nothing"),
+        ({"fine_tune_type": "full", "num_layers": 4}, 'expected lora or dora, got "full"'),
+        ({"fine_tune_type": ["lora"], "num_layers": 4}, 'expected lora or dora, got ["lora"]'),
+        ({"num_layers": 4, "lora_parameters": {"rank": 0, "scale": 1.0}}, "rank: expected a whole number"),
+        ({"num_layers": 4, "lora_parameters": {"rank": math.inf, "scale": 1.0}}, "got Infinity"),
+        ({"num_layers": 4, "lora_parameters": {"rank": 4, "scale": math.nan}}, "scale: expected a number"),
+        ({"num_layers": 4, "lora_parameters": {"rank": 4, "scale": 10**400}}, "scale: expected a number"),
+        ({"num_layers": 4, "lora_parameters": {"rank": 4, "scale": 1, "dropout": 1}}, "dropout: expected"),
+        ({"num_layers": 4, "lora_parameters": {"rank": 4, "scale": 1.0, "keys": 3}}, "keys: expected a list"),
+        ({"num_layers": 4, "lora_parameters": {"rank": 4, "scale": 1.0, "keys": [None]}}, "got [null]"),
     ],
 )
 def test_a_configuration_that_is_none(content: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(LocalDPOError) as caught:
         lora.read_config(write_config(tmp_path, content))
     assert message in str(caught.value)
     assert str(tmp_path / lora.CONFIG_FILE) in str(caught.value)
@@ -107,10 +117,17 @@ def test_layers_and_keys_choose_what_is_adapted(tiny_model: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("keys", [("no.such",), ("input_layernorm",)])
-def test_keys_that_name_no_linear_layer(keys: tuple[str, ...], tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"^lora"):
+def test_every_key_has_to_name_a_layer(tiny_model: Path) -> None:
+    """mlx-lm would leave out the ones that name none, without a word."""
+    keys = ("self_attn.q_proj", "q_proj", "self_attn.v_porj", "input_layernorm", "lm_head.weight")
+    with pytest.raises(UserErrors) as caught:
         lora.attach(load_base(str(tiny_model)).model, lora.LoraConfig("lora", -1, 4, 8.0, keys=keys), seed=0)
+    bad = 'lora.keys: "{}" is no linear layer of the model\'s blocks; {}'
+    assert caught.value.lines[:2] == (
+        bad.format("q_proj", "did you mean self_attn.q_proj?"),
+        bad.format("self_attn.v_porj", "did you mean self_attn.v_proj?"),
+    )
+    assert [line.split('"')[1] for line in caught.value.lines[2:]] == ["input_layernorm", "lm_head.weight"]
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

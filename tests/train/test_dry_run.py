@@ -7,26 +7,17 @@ import json
 import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from rich.console import Console
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import write_recipe
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.recipe.load import load_recipe
 from localdpo.train.dry_run import dry_run
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture
-def weightless(tmp_path: Path, tiny_model: Path) -> Path:
-    """The model with weights that would be refused if anything but their header were read."""
-    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    weights = model / "model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
-    return model
 
 
 def shown(folder: Path, text: str) -> str:
@@ -35,13 +26,13 @@ def shown(folder: Path, text: str) -> str:
     return stream.getvalue()
 
 
-def test_pairs(tmp_path: Path, weightless: Path) -> None:
+def test_pairs(tmp_path: Path, tiny_model: Path) -> None:
     rows = [*(pair(n) for n in range(10)), {**pair(10), "rejected": pair(10)["chosen"]}]
     data = write_rows(tmp_path / "pairs.jsonl", rows)
     held_out = write_pairs(tmp_path / "valid.jsonl", 3)
     text = shown(
         tmp_path,
-        recipe_text(weightless, data, held_out, train={"epochs": 2, "micro_batch_size": 2, "warmup": 2}),
+        recipe_text(tiny_model, data, held_out, train={"epochs": 2, "micro_batch_size": 2, "warmup": 2}),
     )
     assert "type: sigmoid" in text
     assert "beta: 0.1" in text
@@ -57,9 +48,9 @@ def test_pairs(tmp_path: Path, weightless: Path) -> None:
     assert "an estimate, on cpu" in text
 
 
-def test_demonstrations(tmp_path: Path, weightless: Path) -> None:
+def test_demonstrations(tmp_path: Path, tiny_model: Path) -> None:
     data = write_rows(tmp_path / "sft.jsonl", [{"prompt": f"Q {n}", "completion": "good"} for n in range(40)])
-    text = shown(tmp_path, recipe_text(weightless, data, loss={"type": "sft"}))
+    text = shown(tmp_path, recipe_text(tiny_model, data, loss={"type": "sft"}))
     assert "train response" in text
     assert "valid" not in text.split("tokens")[1].split("rows read")[0]
     assert "response (" in text
@@ -67,36 +58,75 @@ def test_demonstrations(tmp_path: Path, weightless: Path) -> None:
     assert "<|im_end|>◂" in text
 
 
-def test_text_in_the_data_is_shown_as_it_is(tmp_path: Path, weightless: Path) -> None:
+def test_text_in_the_data_is_shown_as_it_is(tmp_path: Path, tiny_model: Path) -> None:
     """Square brackets are markup to rich; here they are somebody's text."""
     rows = [{**pair(n), "chosen": "[bold]good[/bold] [/]"} for n in range(3)]
-    text = shown(tmp_path, recipe_text(weightless, write_rows(tmp_path / "p.jsonl", rows)))
+    text = shown(tmp_path, recipe_text(tiny_model, write_rows(tmp_path / "p.jsonl", rows)))
     assert "[bold]good[/bold]" in text.replace("▸", "")
 
 
 def test_what_would_stop_the_run_stops_the_dry_run(
-    tmp_path: Path, weightless: Path, sft_adapter: Path
+    tmp_path: Path, tiny_model: Path, sft_adapter: Path
 ) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl", 4)
     for text, message in (
         (recipe_text(tmp_path / "none", data), "no such folder"),
-        (recipe_text(weightless, tmp_path / "none.jsonl"), "no such file"),
-        (recipe_text(weightless, data, adapter=str(tmp_path / "none")), "no such folder"),
-        (recipe_text(weightless, data, adapter=str(sft_adapter), lora={"rank": 9}), "lora.rank: 9 asked for"),
-        (recipe_text(weightless, data, lora={"layers": 9}), "the model has 2 blocks, got 9"),
+        (recipe_text(tiny_model, tmp_path / "none.jsonl"), "no such file"),
+        (recipe_text(tiny_model, data, adapter=str(tmp_path / "none")), "no such folder"),
+        (recipe_text(tiny_model, data, adapter=str(sft_adapter), lora={"rank": 9}), "lora.rank: 9 asked for"),
+        (recipe_text(tiny_model, data, lora={"layers": 9}), "the model has 2 blocks, got 9"),
+        (recipe_text(tiny_model, data, lora={"keys": ["q_proj"]}), "did you mean self_attn.q_proj?"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(LocalDPOError, match=message):
             shown(tmp_path, text)
 
 
-def test_an_unusual_configuration_gets_no_estimate(tmp_path: Path, weightless: Path) -> None:
-    config = json.loads((weightless / "config.json").read_text())
-    del config["hidden_size"]
-    (weightless / "config.json").write_text(json.dumps(config))
-    text = shown(tmp_path, recipe_text(weightless, write_pairs(tmp_path / "pairs.jsonl", 4)))
+def test_no_weight_of_the_model_is_read(tmp_path: Path, tiny_model: Path) -> None:
+    text = recipe_text(tiny_model, write_pairs(tmp_path / "pairs.jsonl", 4))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    shown(tmp_path, text)
+    assert mx.get_peak_memory() - before < (tiny_model / "model.safetensors").stat().st_size / 4
+
+
+def test_an_incomplete_model_is_found(tmp_path: Path, tiny_model: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(UserError, match="exceeding the size of the file"):
+        shown(tmp_path, recipe_text(model, write_pairs(tmp_path / "pairs.jsonl", 4)))
+
+
+def test_a_start_adapter_is_tried_on_the_model(tmp_path: Path, tiny_model: Path, sft_adapter: Path) -> None:
+    """Its rank in the configuration, its layers and its shapes have to be those of the weights."""
+    data = write_pairs(tmp_path / "pairs.jsonl", 4)
+    good = json.loads((sft_adapter / "adapter_config.json").read_text())
+    for change, message in (
+        ({"num_layers": 1}, "is not in the model"),
+        ({"lora_parameters": {"rank": 2, "scale": 8.0}}, "has shape"),
+        (
+            {"lora_parameters": {"rank": 4, "scale": 8.0, "keys": ["self_attn.q_prj"]}},
+            "did you mean self_attn.q_proj",
+        ),
+        ({"num_layers": 7}, "the model has 2 blocks, got 7"),
+    ):
+        adapter = Path(shutil.copytree(sft_adapter, tmp_path / "adapter", dirs_exist_ok=True))
+        (adapter / "adapter_config.json").write_text(json.dumps({**good, **change}))
+        with pytest.raises(LocalDPOError, match=message):
+            shown(tmp_path, recipe_text(tiny_model, data, adapter=str(adapter)))
+
+
+def test_an_unusual_configuration_gets_no_estimate(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise KeyError("hidden_size")
+
+    monkeypatch.setattr("localdpo.train.dry_run.estimate", unknown)
+    text = shown(tmp_path, recipe_text(tiny_model, write_pairs(tmp_path / "pairs.jsonl", 4)))
     assert "memory: no estimate, since the model's config.json has no 'hidden_size'" in text
 
 
-def test_a_second_dry_run_shows_the_same(tmp_path: Path, weightless: Path) -> None:
-    text = recipe_text(weightless, write_pairs(tmp_path / "pairs.jsonl", 4))
+def test_a_second_dry_run_shows_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    text = recipe_text(tiny_model, write_pairs(tmp_path / "pairs.jsonl", 4))
     assert shown(tmp_path, text) == shown(tmp_path, text)
