@@ -67,10 +67,61 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "responses": [{"prompt": "q", "responses": ["b", "a"], "pairs": [[1, 0]], "sft_target": "a"}],
     "orca": [{"system": "", "question": "q", "chosen": "a", "rejected": "b"}],
     "orca-input": [{"input": "q", "chosen": "a", "rejected": "b", "rating": [9.0, 8.0]}],
+    "argilla-prompt": [{"prompt": "q", "chosen_response": "a", "rejected_response": "b"}],
+    "argilla-question": [
+        {"system": "", "question": "q", "chosen_response": "a", "rejected_response": "b"},
+    ],
+    "argilla-input": [{"input": "q", "chosen_response": "a", "rejected_response": "b"}],
+    "alpaca-preference": [
+        {"instruction": "q", "input": "", "history": [], "chosen": "a", "rejected": "b", "system": None}
+    ],
+    "messages-preference": [
+        {"messages": [user("q")], "chosen": assistant("a"), "rejected": assistant("b"), "tools": []}
+    ],
+    "sharegpt-preference": [
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "a"},
+            "rejected": {"from": "gpt", "value": "b"},
+        }
+    ],
+    "conversation-preference": [
+        {"conversation": [user("q")], "chosen": assistant("a"), "rejected": assistant("b")}
+    ],
+    "query-preference": [{"query": "q", "chosen": "a", "rejected": "b"}],
+    "user-preference": [{"user": "q", "chosen": "a", "rejected": "b"}],
+    "context-preference": [{"context": [user("q")], "chosen": "a", "rejected": "b"}],
     "kto": [
         {"prompt": "q", "completion": "a", "label": True},
         {"prompt": "q", "completion": "b", "label": False},
     ],
+}
+
+# Rows with one answer "a" to "q", and with none.
+CHAT = [user("q"), assistant("a")]
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+ALPACA = {"instruction": "q", "input": "", "output": "a"}
+SINGLE: dict[str, dict[str, Any]] = {
+    "unpaired": {"prompt": "q", "completion": "a", "label": True},
+    "alpaca-unpaired": {**ALPACA, "kto_tag": True},
+    "messages-unpaired": {"messages": CHAT, "label": True},
+    "sharegpt-unpaired": {"conversations": SHAREGPT, "kto_tag": True},
+    "conversation": {"messages": CHAT, "tools": None},
+    "sharegpt": {"id": "x", "conversations": SHAREGPT, "system": ""},
+    "prompt-completion": {"prompt": "q", "completion": "a"},
+    "prompt-response": {"prompt": "q", "response": "a"},
+    "alpaca": ALPACA,
+    "dolly": {"instruction": "q", "context": "", "response": "a", "category": "open_qa"},
+    "question-response": {"id": "x", "system_prompt": "", "question": "q", "response": "a"},
+    "question-answer": {"question": "q", "answer": "a"},
+}
+PROMPTS: dict[str, dict[str, Any]] = {
+    "prompts": {"prompt": "q", "facts": {"a": 1}},
+    "messages-prompts": {"messages": [user("q")]},
+    "sharegpt-prompts": {"conversations": [{"from": "human", "value": "q"}]},
+    "conversation-prompts": {"conversation": [user("q")]},
+    "alpaca-prompts": {"instruction": "q", "input": ""},
+    **{f"{name}-prompts": {name: "q"} for name in ("question", "query", "input", "user", "context")},
 }
 
 VALUES: list[Any] = [

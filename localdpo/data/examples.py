@@ -1,17 +1,23 @@
-"""From a source to examples: detect the format, adapt every row, split pairs, gather the problems."""
+"""From a source to examples: detect the format, adapt every row, split pairs, gather the problems.
+
+The one reader of rows: training, checks, conversion, labels, and prompts to be answered all go through it.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.adapters.named import Answer
+from localdpo.data.adapters.scored import contradicts
+from localdpo.data.columns import PROMPTS, keeps_records
 from localdpo.data.encode import IDENTICAL
-from localdpo.data.fields import RowProblem, RowSkip
-from localdpo.data.formats import Format, detect, named_format
+from localdpo.data.fields import RowProblem, RowSkip, has_content
+from localdpo.data.formats import Format, detect, named_format, words_are_shared
 from localdpo.data.sources import Source, SourceRow
 from localdpo.data.types import Example, Kind, Pair, Rated
 
@@ -19,6 +25,8 @@ from localdpo.data.types import Example, Kind, Pair, Rated
 _SAMPLE_ROWS = 100
 _SHOWN_PROBLEMS = 20
 UNMATCHED = "no neighbouring row answers the same prompt with another score"
+SHARED_WORDS = "the prompt is the words that both answers open with, since no column holds one"
+AGAINST_SCORES = "the scores say that the rejected answer is the better one"
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -46,18 +54,54 @@ class ReadRow:
     result: Example | Skipped | Problem
 
 
+@dataclass
+class ReadingNotes:
+    """What a person should know of rows that were read without a problem. Rows count from 0.
+
+    Attributes:
+        unread: columns that hold something and that the format does not read, with the number of their rows.
+            Ids, scores, dates and other records of where a row comes from are not among them.
+        shared_words: how many prompts are the words that both answers happen to open with.
+        against_scores: rows whose scores say that the rejected answer is the better one.
+    """
+
+    unread: Counter[str] = field(default_factory=Counter)
+    shared_words: int = 0
+    against_scores: list[int] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """The notes in words, with how many rows each is true of; `unread` apart."""
+        found = {SHARED_WORDS: self.shared_words, AGAINST_SCORES: len(self.against_scores)}
+        return {note: count for note, count in found.items() if count}
+
+    def add(self, row: ReadRow, adapter: Format) -> None:
+        """What is to be said of one row. One that is skipped or wrong is said to be so elsewhere."""
+        if isinstance(row.result, Skipped | Problem):
+            return
+        for record in row.records:
+            self.unread.update(name for name in _unread(record, adapter) if not keeps_records(name))
+        if isinstance(row.result, Pair):
+            self.shared_words += words_are_shared(adapter, row.records[0])
+            if contradicts(row.records[0]):
+                self.against_scores.append(row.rows[0])
+
+
 def read_examples(
-    source: Source, kind: Kind, limit: int | None = None, format_name: str | None = None
+    source: Source,
+    kind: Kind,
+    limit: int | None = None,
+    format_name: str | None = None,
+    notes: ReadingNotes | None = None,
 ) -> Iterator[tuple[int, Example | Skipped]]:
     """(row number, example or Skipped) of the first `limit` rows, read as they are asked for.
 
-    Pairs that are read as unpaired rows give two examples of one row number.
+    Pairs that are read as unpaired rows give two examples of one row number. `notes` grows as rows are read.
 
     Raises UserError for data of the wrong kind and for none at all; UserErrors with the first problems and a
     count of the rest, after all rows were seen. From the first problem on nothing more is yielded.
     """
     problems = Problems(source.label)
-    for row in read_rows(source, kind, limit, format_name):
+    for row in read_rows(source, kind, limit, format_name, notes):
         if isinstance(row.result, Problem):
             problems.add(row.rows[0], row.result.message)
         elif not problems:
@@ -68,11 +112,16 @@ def read_examples(
 
 
 def read_rows(
-    source: Source, kind: Kind, limit: int | None = None, format_name: str | None = None
+    source: Source,
+    kind: Kind,
+    limit: int | None = None,
+    format_name: str | None = None,
+    notes: ReadingNotes | None = None,
 ) -> Iterator[ReadRow]:
     """What each of the first `limit` rows gave, problems included, in the order of the rows.
 
-    A row of several pairs comes once for each. Raises UserError for data of the wrong kind and for none.
+    A row of several pairs comes once for each. `notes` grows as rows are read.
+    Raises UserError for data of the wrong kind and for none.
     """
     rows = itertools.islice(source.rows(), limit)
     sample = list(itertools.islice(rows, _SAMPLE_ROWS))
@@ -81,7 +130,11 @@ def read_rows(
     adapter = format_of(sample, kind, source.label, format_name)
     neighbours = _Neighbours()
     for row in itertools.chain(sample, rows):
-        yield from neighbours.add(row, _read_row(row, adapter))
+        results = _read_row(row, adapter, named=format_name is not None)
+        for found in neighbours.add(row, results):
+            if notes is not None and adapter is not None:
+                notes.add(found, adapter)
+            yield found
     yield from neighbours.rest()
 
 
@@ -92,8 +145,10 @@ def format_of(sample: list[SourceRow], kind: Kind, label: str, format_name: str 
     """
     if format_name is not None:
         return named_format(format_name, kind)
-    columns = {column for row in sample if row.record for column in row.record}
-    return detect(columns, kind, label) if columns else None
+    cells = [(name, value) for row in sample for name, value in (row.record or {}).items()]
+    columns = {name for name, _ in cells}
+    filled = {name for name, value in cells if has_content(value)}
+    return detect(columns, kind, label, columns - filled) if columns else None
 
 
 def source_format(source: Source, kind: Kind, format_name: str | None = None) -> Format | None:
@@ -118,16 +173,62 @@ def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:
 _Result: TypeAlias = "Example | Answer | Skipped | Problem"
 
 
-def _read_row(row: SourceRow, adapter: Format | None) -> list[_Result]:
+def _read_row(row: SourceRow, adapter: Format | None, *, named: bool) -> list[_Result]:
     if row.record is None or adapter is None:
         return [Problem(row.problem or "expected named fields, found none")]
     try:
         read = adapter.read(row.record)
+        found: list[_Result] = list(read) if isinstance(read, Sequence) else [read]
+        if not named:
+            _check_prompts(row.record, adapter, found)
     except RowProblem as problem:
         return [Problem(str(problem))]
     except RowSkip as skip:
         return [Skipped(skip.reason)]
-    return list(read) if isinstance(read, list) else [read]  # type: ignore[list-item]
+    except RecursionError:
+        return [Problem("not usable JSON: nested too deep")]
+    return found
+
+
+def _unread(record: Record, adapter: Format) -> list[str]:
+    """The columns of a row that hold something and that its format does not read."""
+    return [name for name in record.keys() - adapter.reads if has_content(record[name])]
+
+
+def _check_prompts(record: Record, adapter: Format, found: Sequence[_Result]) -> None:
+    """Raise RowProblem where a column beside the prompt looks like another prompt and says something else."""
+    others = [name for name in _unread(record, adapter) if name in PROMPTS]
+    # Beside a prompt that is asked alone, other columns are facts about it.
+    if not others or adapter.columns == {"prompt"}:
+        return
+    taken = ", ".join(sorted(adapter.columns & PROMPTS)) or "what both answers open with"
+    said = " ".join(" ".join(_texts([_sides(one) for one in found])).split())
+    for name in sorted(others):
+        if any(" ".join(words.split()) not in said for words in _texts(record[name])):
+            raise RowProblem(
+                name,
+                f"another prompt beside {taken}, and it says something else; "
+                "name the format to read (data.format), or put both into one column",
+            )
+
+
+def _sides(result: _Result) -> list[Any]:
+    if isinstance(result, Answer):
+        return [result.prompt, result.response]
+    return [] if isinstance(result, Skipped | Problem) else [result.prompt, *result.responses]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, but for the names of who speaks."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ("role", "from"):
+                yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 @dataclass

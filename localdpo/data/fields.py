@@ -1,10 +1,16 @@
-"""Reading one field of a row: text, messages, tools. What is wrong is said with the field's name."""
+"""Reading one field of a row: text, messages, tools. What is wrong is said with the field's name.
+
+Arrow fills objects of one column up with nulls until all have the same members, and many writers store
+objects as JSON text instead. Both are undone here, once and at any depth of messages and tools: members that
+are null go, and JSON text becomes what it says. A null within JSON text was written by somebody and stays:
+Arrow does not reach into a text. The words of a message are never decoded.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from localdpo.data.types import Message, Side
@@ -13,6 +19,18 @@ from localdpo.data.types import Message, Side
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Beyond this an integer is no float any more; infinity and NaN are not below it either.
 _LARGEST = 1e300
+# What data sets call the members of a message, and who speaks; other roles stay as they are.
+_ROLE_KEYS = ("role", "from")
+_CONTENT_KEYS = ("content", "value", "text")
+_ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "ai", "model"), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response", "tool_response", "tool"), "tool"),
+    "system": "system",
+}
+# ShareGPT's turn that holds the JSON text of a call. `function` is one too where its text says so.
+_CALLS = ("function_call", "tool_call")
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
 _RESERVED = frozenset(
     (
         *("conversation", "messages", "documents", "tools", "chat_template", "tokenize", "tokenizer_kwargs"),
@@ -49,10 +67,11 @@ def read_text(record: Mapping[str, Any], name: str) -> str:
 
 
 def read_side(record: Mapping[str, Any], name: str) -> Side:
-    """The field as text or as messages. Raises RowProblem."""
+    """The field as text or as messages; JSON text of messages is read as messages. Raises RowProblem."""
     value = _field(record, name)
     if isinstance(value, str):
-        return _text(value, name)
+        messages = _message_text(value)
+        return _text(value, name) if messages is None else _messages(messages, name)
     if isinstance(value, list | dict):
         return _messages(value, name)
     raise RowProblem(name, f"expected text or a list of messages, got {describe(value)}")
@@ -68,7 +87,10 @@ def read_answer(record: Mapping[str, Any], name: str) -> Side:
 
 def read_messages(record: Mapping[str, Any], name: str) -> list[Message]:
     """The field as messages, at least one. Raises RowProblem."""
-    return _messages(_field(record, name), name)
+    side = read_side(record, name)
+    if isinstance(side, str):
+        raise RowProblem(name, "expected a list of messages, got text")
+    return side
 
 
 def read_number(record: Mapping[str, Any], name: str) -> float:
@@ -96,26 +118,42 @@ def text(value: Any, name: str) -> str:
     return _text(value, name)
 
 
-def read_flag(record: Mapping[str, Any], name: str) -> bool:
-    """The field as true or false. Raises RowProblem."""
+def read_label(record: Mapping[str, Any], name: str) -> bool:
+    """The field as true or false, also where it is written 1 or 0, or as text. Raises RowProblem."""
     value = _field(record, name)
-    if not isinstance(value, bool):
+    if isinstance(value, bool):
+        return value
+    # As text, so that 1, 1.0, "1" and "true" are one case.
+    label = f"{value:g}" if isinstance(value, int | float) and abs(value) <= 1 else value
+    found = _LABELS.get(label.strip().lower()) if isinstance(label, str) else None
+    if found is None:
         raise RowProblem(name, f"expected true or false, got {describe(value)}")
-    return value
+    return found
 
 
 def read_options(record: Mapping[str, Any]) -> dict[str, Any]:
     """`tools` and `template_kwargs` of a row, from the optional columns. Raises RowProblem."""
-    tools = _from_json(record.get("tools"), "tools")
+    tools = _from_json(_unpadded(record.get("tools")), "tools")
     if tools is not None and not isinstance(tools, list):
         raise RowProblem("tools", f"expected a list, got {describe(tools)}")
-    kwargs = _from_json(record.get("chat_template_kwargs"), "chat_template_kwargs")
+    tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools or [])]
+    kwargs = _from_json(_unpadded(record.get("chat_template_kwargs")), "chat_template_kwargs")
     if kwargs is not None and not isinstance(kwargs, dict):
         raise RowProblem("chat_template_kwargs", f"expected an object, got {describe(kwargs)}")
     kept = {key: value for key, value in (kwargs or {}).items() if value is not None}
     if taken := sorted(_RESERVED & kept.keys()):
         raise RowProblem(f"chat_template_kwargs.{taken[0]}", "data may not set this one")
+    _check_texts(kept, "chat_template_kwargs")
     return {"tools": tools or None, "template_kwargs": kept}
+
+
+def has_content(value: Any) -> bool:
+    """Whether a value says anything: no null, no blank text, nothing that holds only such."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, list | dict):
+        return any(has_content(inner) for inner in (value.values() if isinstance(value, dict) else value))
+    return value is not None
 
 
 def describe(value: Any) -> str:
@@ -147,35 +185,89 @@ def _text(value: Any, name: str) -> str:
 
 def _messages(value: Any, name: str) -> list[Message]:
     if isinstance(value, dict):
-        value = _transposed(value, name)
-    if not isinstance(value, list):
-        raise RowProblem(name, f"expected a list of messages, got {describe(value)}")
+        value = (
+            [value] if any(isinstance(value.get(key), str) for key in _ROLE_KEYS) else _turned(value, name)
+        )
     if not value:
         raise RowProblem(name, "expected messages, got an empty list")
     return [_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
 
 
-def _transposed(value: dict[str, Any], name: str) -> list[Any]:
+def _message_text(value: str) -> Any:
+    """The messages that a text is the JSON of; None for any other text."""
+    if not value.lstrip().startswith(("[", "{")) or not any(f'"{key}"' in value for key in _ROLE_KEYS):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    every = found if isinstance(found, list) else [found]
+    return found if every and all(_is_message(one) for one in every) else None
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict) or not any(isinstance(value.get(key), str) for key in _ROLE_KEYS):
+        return False
+    return any(key in value for key in (*_CONTENT_KEYS, "tool_calls"))
+
+
+def _turned(value: dict[str, Any], name: str) -> list[Any]:
     """Data sets of older writers store a list of messages as one object of lists: turn it round."""
     columns = [column for column in value.values() if column is not None]
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
-    if len(lengths) != 1 or -1 in lengths or "role" not in value:
+    if len(lengths) != 1 or -1 in lengths or not any(key in value for key in _ROLE_KEYS):
         raise RowProblem(name, "expected text or a list of messages, got an object")
     names = [key for key, column in value.items() if column is not None]
     return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _message(value: Any, name: str) -> Message:
+    if isinstance(value, str):
+        value = _message_text(value) or value
     if not isinstance(value, dict):
         raise RowProblem(name, f"expected a message (role and content), got {describe(value)}")
-    message = {key: item for key, item in value.items() if item is not None}
-    if not _text(_field(message, "role") if "role" in message else None, f"{name}.role"):
+    message = {key: _unpadded(item) for key, item in value.items() if item is not None}
+    _rename(message, _ROLE_KEYS)
+    _rename(message, _CONTENT_KEYS)
+    if not _text(message.get("role"), f"{name}.role"):
         raise RowProblem(f"{name}.role", "expected a role such as user or assistant, got empty text")
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
-        return message
-    message["content"] = _content(content, f"{name}.content")
+    _speak(message, name)
+    calls = _listed(message.pop("tool_calls", None), f"{name}.tool_calls", _call)
+    if calls:
+        message["tool_calls"] = calls
+    if "content" in message or not calls:
+        message["content"] = _content(message.get("content"), f"{name}.content")
+    _check_texts(message, name)
     return message
+
+
+def _rename(message: Message, names: tuple[str, ...]) -> None:
+    """Call a member by the first of its names."""
+    other = next((key for key in names if key in message), names[0])
+    if other != names[0]:
+        message[names[0]] = message.pop(other)
+
+
+def _speak(message: Message, name: str) -> None:
+    """Give the role its usual name; turn a call that is a turn of its own into an assistant's tool call."""
+    role = message["role"].strip().lower().replace("-", "_")
+    if role in _CALLS or (role == "function" and _call_text(message.get("content"))):
+        message["role"] = "assistant"
+        message["tool_calls"] = _from_json(message.pop("content", None), f"{name}.content")
+        return
+    message["role"] = _ROLES.get(role, message["role"])
+    if isinstance(message.get("function_call"), str | dict):
+        # OpenAI's call before a message could hold several.
+        message["tool_calls"] = [{"type": "function", "function": message.pop("function_call")}]
+
+
+def _call_text(content: Any) -> bool:
+    """Whether a text is the JSON of a call: an object with name and arguments."""
+    try:
+        found = json.loads(content) if isinstance(content, str) else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"name", "arguments"} <= found.keys()
 
 
 def _content(value: Any, name: str) -> str:
@@ -188,6 +280,81 @@ def _content(value: Any, name: str) -> str:
             raise RowProblem(f"{name}[{i}]", f"only text can be trained on, got type {part.get('type')!r}")
         parts.append(_text(part.get("text") if isinstance(part, dict) else part, f"{name}[{i}]"))
     return "".join(parts)
+
+
+def _listed(value: Any, name: str, read: Callable[[Any, str], Any]) -> list[Any]:
+    """The list that a field holds or is the JSON text of, each entry read; one object is a list of one."""
+    found = _from_json(value, name)
+    if found is None:
+        return []
+    every = [found] if isinstance(found, dict) and found else found
+    if not isinstance(every, list | dict):
+        raise RowProblem(name, f"expected a list, got {describe(found)}")
+    return [read(one, f"{name}[{i}]") for i, one in enumerate(every)]
+
+
+def _call(value: Any, name: str) -> dict[str, Any]:
+    """A tool call, its arguments as an object. `{name, arguments}` alone is put where templates look."""
+    call = _object(value, name)
+    if "function" not in call and isinstance(call.get("name"), str):
+        call = {"type": "function", "function": call}
+    inner = call.get("function")
+    if inner is not None:
+        call["function"] = inner = _object(inner, f"{name}.function")
+        if "arguments" in inner:
+            inner["arguments"] = _arguments(inner["arguments"])
+    return call
+
+
+def _arguments(value: Any) -> Any:
+    """The arguments of a call as an object. A text that is none, as a model may write it, stays as it is."""
+    found = value
+    while isinstance(found, str):
+        try:
+            found = json.loads(found) if found.strip() else {}
+        except (ValueError, RecursionError):
+            return value
+    return found if isinstance(found, dict) else value
+
+
+def _tool(value: Any, name: str) -> Any:
+    """A tool's schema, with what is JSON text in it as what it says."""
+    tool = _from_json(value, name)
+    if isinstance(tool, dict):
+        tool = dict(tool)
+        if isinstance(tool.get("function"), str | dict):
+            tool["function"] = _tool(tool["function"], f"{name}.function")
+        if isinstance(tool.get("parameters"), str):
+            tool["parameters"] = _from_json(tool["parameters"], f"{name}.parameters")
+    _check_texts(tool, name)
+    return tool
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    found = _from_json(value, name)
+    if not isinstance(found, dict):
+        raise RowProblem(name, f"expected an object, got {describe(found)}")
+    return dict(found)
+
+
+def _unpadded(value: Any) -> Any:
+    """The value without the members that are null, at any depth. Entries of lists stay: Arrow adds none."""
+    if isinstance(value, dict):
+        return {key: _unpadded(inner) for key, inner in value.items() if inner is not None}
+    return [_unpadded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _check_texts(value: Any, name: str) -> None:
+    """Raise RowProblem for a text at any depth that no tokenizer takes."""
+    if isinstance(value, str):
+        _text(value, name)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _text(key, name)
+            _check_texts(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_texts(inner, name)
 
 
 def _from_json(value: Any, name: str) -> Any:

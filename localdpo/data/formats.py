@@ -1,38 +1,30 @@
 """One table of data formats: their columns, how a row becomes an example, and how a Pair is written.
 
-A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there is taken,
-so those with more columns stand first. Columns that any format may have besides: `tools` (list, or JSON text
-of one) and `chat_template_kwargs`. Adapters of published data sets are in adapters/. Where labelled
-completions are wanted, pairs are read too: each is split into its two responses afterwards.
+A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there and not
+empty is taken, so those with more columns stand first. Columns that any format with a prompt may have
+besides: `system` or `system_prompt`, `tools` (list, or JSON text of one) and `chat_template_kwargs`. Adapters
+are in adapters/. Where labelled completions are wanted, pairs are read too: each is split into its two
+responses afterwards. Where prompts are wanted, so are they: a prompt is read as training would read it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError
-from localdpo.data.adapters import named, scored, write
+from localdpo.data.adapters import asked, named, paired, scored, write
+from localdpo.data.adapters.asked import ALPACA, alpaca, opening
+from localdpo.data.adapters.paired import column, explicit
 from localdpo.data.adapters.write import Writer
-from localdpo.data.fields import (
-    RowProblem,
-    RowSkip,
-    read_answer,
-    read_flag,
-    read_messages,
-    read_options,
-    read_side,
-    read_text,
-)
-from localdpo.data.texts import HUMAN, common_prefix, split_transcripts
-from localdpo.data.types import Demonstration, Example, Kind, Message, Pair, Rated, Side
+from localdpo.data.columns import COMMON
+from localdpo.data.fields import has_content, read_text
+from localdpo.data.types import Demonstration, Example, Kind, Pair
 
 Record = Mapping[str, Any]
-PARTED = "chosen and rejected part before the last answer"
-NO_SHARED_PROMPT = "chosen and rejected share no prompt"
-NO_ANSWER = "the conversation does not end with an assistant message"
+Read: TypeAlias = "Callable[[Record], Example | Sequence[Pair] | named.Answer]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,199 +33,209 @@ class Format:
 
     Attributes:
         name: what data.format and `prefs convert --to` call it.
+        columns: those that a row must have; `reads`: all that `read` makes use of.
         read: gives an example, several pairs, or one Answer that its neighbour completes.
         write: the way back; None where scores or labels would have to be made up.
         usual: named in full when no format fits.
         detected: False for one that must be named: HH has the columns of another entry, and a file of single
             answers is not paired up unasked.
-        own: columns besides `columns` that `read` makes use of, so that a conversion does not lose them.
+        shares: the prompt may have to be what both answers open with.
     """
 
     name: str
     kind: Kind
     columns: frozenset[str]
-    read: Callable[[Record], Example | Sequence[Pair] | named.Answer]
+    reads: frozenset[str]
+    read: Read
     write: Writer | None = None
     usual: bool = True
     detected: bool = True
-    own: frozenset[str] = frozenset()
-
-
-def _explicit_pair(record: Record) -> Pair:
-    prompt = read_side(record, "prompt")
-    chosen, rejected = read_side(record, "chosen"), read_side(record, "rejected")
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        return Pair(prompt, _single(chosen, "chosen"), _single(rejected, "rejected"), **read_options(record))
-    shared, chosen, rejected = _split_messages(chosen, rejected)
-    return Pair(_join_prompt(prompt, shared), chosen, rejected, **read_options(record))
-
-
-def _join_prompt(prompt: Side, shared: list[Message]) -> list[Message]:
-    """The prompt column with the messages that both sides open with.
-
-    UltraFeedback and others give the prompt twice: as text, and again as the first messages of both sides.
-    """
-    if isinstance(prompt, str):
-        has_turn = any(message["role"] == "user" for message in shared)
-        return shared if has_turn else [*shared, {"role": "user", "content": prompt}]
-    return shared if shared[: len(prompt)] == prompt else [*prompt, *shared]
-
-
-def _implicit_pair(record: Record) -> Pair:
-    chosen, rejected = read_side(record, "chosen"), read_side(record, "rejected")
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise RowProblem("rejected", "expected the same type as chosen (both text or both messages)")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return Pair(*_split_text(chosen, rejected), **read_options(record))
-    prompt, chosen, rejected = _split_messages(chosen, rejected)
-    if not prompt:
-        raise RowSkip(NO_SHARED_PROMPT)
-    return Pair(prompt, chosen, rejected, **read_options(record))
-
-
-def _rated(record: Record) -> Rated:
-    prompt, response = read_side(record, "prompt"), read_answer(record, "completion")
-    return Rated(prompt, response, read_flag(record, "label"), **read_options(record))
-
-
-def _messages(record: Record) -> Demonstration:
-    messages = read_messages(record, "messages")
-    if messages[-1]["role"] != "assistant":
-        raise RowSkip(NO_ANSWER)
-    return Demonstration(messages[:-1], messages[-1:], **read_options(record))
-
-
-def _prompt_and(answer: str) -> Callable[[Record], Demonstration]:
-    def read(record: Record) -> Demonstration:
-        prompt, response = read_side(record, "prompt"), read_answer(record, answer)
-        return Demonstration(prompt, response, **read_options(record))
-
-    return read
-
-
-def _text(record: Record) -> Demonstration:
-    return Demonstration("", read_text(record, "text"), as_is=True)
+    shares: bool = False
 
 
 def _format(
     name: str,
     kind: Kind,
     columns: str,
-    read: Callable[[Record], Example | Sequence[Pair] | named.Answer],
+    read: Read,
     write: Writer | None = None,
+    *,
+    own: Iterable[str] = (),
+    usual: bool = False,
+    detected: bool = True,
+    shares: bool = False,
 ) -> Format:
-    return Format(name, kind, frozenset(columns.split()), read, write)
+    """The entry of a format with a prompt; `own`: what it reads besides its columns."""
+    must = frozenset(columns.split())
+    reads = must | COMMON | frozenset(own)
+    return Format(name, kind, must, reads, asked.completed(read), write, usual, detected, shares)
 
 
-def _pairs_as(
-    name: str,
-    columns: str,
-    read: Callable[[Record], Pair | Sequence[Pair] | named.Answer],
-    write: Writer | None = None,
-    own: str = "",
-) -> Format:
-    """The format of a published data set of pairs."""
-    entry = _format(name, "pairs", columns, read, write)
-    return replace(entry, usual=False, own=frozenset(own.split()))
+def _pairs(name: str, columns: str, read: Read, write: Writer | None = None, **options: Any) -> Format:
+    return _format(name, "pairs", columns, scored.unequal(read), write, **options)
 
 
-_SYSTEM = "system system_prompt"
+def _text(record: Record) -> Demonstration:
+    return Demonstration("", read_text(record, "text"), as_is=True)
+
+
+_CHAT = {"messages": "messages", "conversations": "sharegpt", "conversation": "conversation"}
+"""Columns of messages, and what their formats are called."""
+
 FORMATS: tuple[Format, ...] = (
-    _pairs_as(
+    _pairs(
         "ultrafeedback",
         "prompt chosen rejected score_chosen score_rejected",
-        scored.unequal(_explicit_pair),
+        explicit(column("prompt")),
         write.ultrafeedback,
-        own="prompt_id messages",
+        own=("prompt_id", "messages"),
     ),
-    _pairs_as(
+    _pairs(
         "argilla",
         "chosen rejected chosen_rating rejected_rating",
-        scored.unequal(
-            lambda record: _explicit_pair(record) if "prompt" in record else _implicit_pair(record)
-        ),
+        paired.either,
         write.argilla,
-        own="prompt",
+        own=("prompt",),
+        shares=True,
     ),
-    _pairs_as(
+    _pairs(
         "argilla-instruction",
         "instruction chosen_response rejected_response",
-        scored.unequal(named.renamed("instruction", "chosen_response", "rejected_response")),
-        own=_SYSTEM,
+        explicit(alpaca, "chosen_response", "rejected_response"),
+        own=ALPACA,
     ),
-    _pairs_as("openai", "input preferred_output non_preferred_output", named.openai, write.openai),
-    _pairs_as("shp", "history human_ref_A human_ref_B labels score_ratio", scored.shp),
-    _pairs_as("ultrafeedback-ratings", "instruction completions", scored.completions),
-    _pairs_as(
-        "distilabel",
-        "instruction generations ratings",
-        scored.generations("instruction", "ratings"),
-        own=_SYSTEM,
+    *(
+        _pairs(
+            f"argilla-{name}",
+            f"{name} chosen_response rejected_response",
+            explicit(column(name), "chosen_response", "rejected_response"),
+        )
+        for name in ("prompt", "question", "input")
     ),
-    _pairs_as(
-        "distilabel-input", "input generations rating", scored.generations("input", "rating"), own=_SYSTEM
-    ),
-    _pairs_as(
+    _pairs("openai", "input preferred_output non_preferred_output", named.openai, write.openai),
+    _pairs("shp", "history human_ref_A human_ref_B labels score_ratio", scored.shp),
+    _pairs("ultrafeedback-ratings", "instruction completions", scored.completions),
+    _pairs("distilabel", "instruction generations ratings", scored.generations("instruction", "ratings")),
+    _pairs("distilabel-input", "input generations rating", scored.generations("input", "rating")),
+    _pairs(
         "helpsteer3",
         "context response1 response2 overall_preference",
         scored.signed("context", "response1", "response2", "overall_preference"),
     ),
-    _pairs_as(
+    _pairs(
         "helpsteer2-preference",
         "prompt response_1 response_2 preference_strength",
         scored.signed("prompt", "response_1", "response_2", "preference_strength"),
     ),
-    _pairs_as("helpsteer", "prompt response helpfulness", named.helpsteer),
-    _pairs_as(
+    _pairs("helpsteer", "prompt response helpfulness", named.helpsteer),
+    _pairs(
         "stackexchange",
         "question response_j response_k",
-        named.renamed("question", "response_j", "response_k"),
+        explicit(column("question"), "response_j", "response_k"),
         write.stackexchange,
-        own=_SYSTEM,
     ),
-    _pairs_as("responses", "prompt responses pairs", scored.responses, write.responses, own="sft_target"),
-    _pairs_as(
-        "orca", "question chosen rejected", named.renamed("question", "chosen", "rejected"), own=_SYSTEM
+    _pairs("responses", "prompt responses pairs", scored.responses, write.responses, own=("sft_target",)),
+    _pairs("kto", "prompt completion label", named.labelled, write.labelled, detected=False),
+    _pairs("preference", "prompt chosen rejected", explicit(column("prompt")), write.explicit, usual=True),
+    _pairs("alpaca-preference", "instruction chosen rejected", explicit(alpaca), own=ALPACA),
+    _pairs("orca", "question chosen rejected", explicit(column("question"))),
+    _pairs("orca-input", "input chosen rejected", explicit(column("input"))),
+    *(
+        _pairs(f"{name}-preference", f"{given} chosen rejected", explicit(column(given)))
+        for given, name in (*_CHAT.items(), *((name, name) for name in ("query", "user", "context")))
     ),
-    _pairs_as(
-        "orca-input", "input chosen rejected", named.renamed("input", "chosen", "rejected"), own=_SYSTEM
+    _pairs(
+        "preference-implicit", "chosen rejected", paired.implicit, write.implicit, usual=True, shares=True
     ),
-    replace(_pairs_as("kto", "prompt completion label", named.labelled, write.labelled), detected=False),
-    _format("preference", "pairs", "prompt chosen rejected", scored.unequal(_explicit_pair), write.explicit),
+    _pairs("hh", "chosen rejected", paired.implicit, write.transcripts, detected=False, shares=True),
     _format(
-        "preference-implicit", "pairs", "chosen rejected", scored.unequal(_implicit_pair), write.implicit
+        "unpaired",
+        "unpaired",
+        "prompt completion label",
+        asked.rated(column("prompt"), "completion", "label"),
+        usual=True,
     ),
-    replace(
-        _format("hh", "pairs", "chosen rejected", _implicit_pair, write.transcripts),
-        usual=False,
-        detected=False,
+    _format(
+        "alpaca-unpaired",
+        "unpaired",
+        "instruction output kto_tag",
+        asked.rated(alpaca, "output", "kto_tag"),
+        own=ALPACA,
     ),
-    _format("unpaired", "unpaired", "prompt completion label", _rated),
-    _format("conversation", "demonstrations", "messages", _messages),
-    _format("prompt-completion", "demonstrations", "prompt completion", _prompt_and("completion")),
-    _format("prompt-response", "demonstrations", "prompt response", _prompt_and("response")),
-    _format("text", "demonstrations", "text", _text),
+    *(
+        _format(
+            f"{_CHAT[given]}-unpaired", "unpaired", f"{given} {label}", asked.rated_conversation(given, label)
+        )
+        for given, label in (("messages", "label"), ("conversations", "kto_tag"))
+    ),
+    _format("conversation", "demonstrations", "messages", asked.conversation("messages"), usual=True),
+    _format("sharegpt", "demonstrations", "conversations", asked.conversation("conversations")),
+    *(
+        _format(
+            f"prompt-{answer}",
+            "demonstrations",
+            f"prompt {answer}",
+            asked.answered(column("prompt"), answer),
+            usual=True,
+        )
+        for answer in ("completion", "response")
+    ),
+    _format("alpaca", "demonstrations", "instruction output", asked.answered(alpaca, "output"), own=ALPACA),
+    _format(
+        "dolly", "demonstrations", "instruction response", asked.answered(alpaca, "response"), own=ALPACA
+    ),
+    *(
+        _format(
+            f"question-{answer}",
+            "demonstrations",
+            f"question {answer}",
+            asked.answered(column("question"), answer),
+        )
+        for answer in ("response", "answer")
+    ),
+    Format("text", "demonstrations", frozenset(["text"]), frozenset(["text"]), _text),
+    _format("prompts", "prompts", "prompt", asked.asked(column("prompt")), usual=True),
+    *(
+        _format(f"{name}-prompts", "prompts", given, asked.asked(opening(given)))
+        for given, name in _CHAT.items()
+    ),
+    _format("alpaca-prompts", "prompts", "instruction", asked.asked(alpaca), own=ALPACA),
+    *(
+        _format(f"{name}-prompts", "prompts", name, asked.asked(column(name)))
+        for name in ("question", "query", "input", "user", "context")
+    ),
 )
 _NAMES: dict[Kind, str] = {
     "pairs": "preference pairs",
     "demonstrations": "demonstrations",
     "unpaired": "labelled completions",
+    "prompts": "prompts",
+}
+_ACCEPTED: dict[Kind, tuple[Kind, ...]] = {
+    "unpaired": ("unpaired", "pairs"),
+    "prompts": ("pairs", "prompts"),
 }
 
 
 def _accepted(kind: Kind) -> tuple[Kind, ...]:
     """The kinds of data that serve where `kind` is wanted, the best first."""
-    return ("unpaired", "pairs") if kind == "unpaired" else (kind,)
+    return _ACCEPTED.get(kind, (kind,))
 
 
-def detect(columns: Iterable[str], kind: Kind, label: str) -> Format:
-    """The format of data with these columns. Raises UserError that says what was found and what would fit."""
+def detect(columns: Iterable[str], kind: Kind, label: str, empty: Collection[str] = ()) -> Format:
+    """The format of data with these columns, of which some may hold nothing.
+
+    A column that holds nothing makes no format, unless none is left, or only the one whose prompt is what
+    both answers share: a prompt column that stands there is the prompt, empty or not.
+    Raises UserError that says what was found and what would fit.
+    """
     found = frozenset(columns)
+    filled = _first(found - frozenset(empty), kind)
+    entry = _first(found, kind) if filled is None or filled.shares else filled
+    if entry is not None:
+        return entry
     fitting = [entry for entry in FORMATS if entry.detected and entry.columns <= found]
-    for accepted in _accepted(kind):
-        for entry in fitting:
-            if entry.kind == accepted:
-                return entry
+    other = next((_NAMES[entry.kind] for entry in fitting if "prompts" not in (entry.kind, kind)), None)
     of_kind = [entry for accepted in _accepted(kind) for entry in FORMATS if entry.kind == accepted]
     wanted = "; or ".join(", ".join(sorted(entry.columns)) for entry in of_kind if entry.usual)
     others = [entry.name for entry in of_kind if not entry.usual and entry.detected]
@@ -244,15 +246,24 @@ def detect(columns: Iterable[str], kind: Kind, label: str) -> Format:
         if not entry.detected and entry.columns <= found
     )
     have = ", ".join(sorted(found)[:20]) or "none"
-    problem = f"holds {_NAMES[fitting[0].kind]}, but this loss needs" if fitting else "found no"
+    problem = f"holds {other}, but this loss needs" if other else "found no"
     raise UserError(
         f"{label}: {problem} {_NAMES[kind]} (columns: {have}); expected the columns {wanted}{more}"
     )
 
 
+def _first(columns: frozenset[str], kind: Kind) -> Format | None:
+    for accepted in _accepted(kind):
+        for entry in FORMATS:
+            if entry.detected and entry.kind == accepted and entry.columns <= columns:
+                return entry
+    return None
+
+
 def named_format(name: str, kind: Kind, setting: str = "data.format") -> Format:
     """The format of this name. Raises UserError, which begins with `setting`, for none or of another kind."""
-    accepted = _accepted(kind)
+    # A prompt may be read of any data that has one.
+    accepted = tuple(_NAMES) if kind == "prompts" else _accepted(kind)
     for entry in FORMATS:
         if entry.name == name and entry.kind in accepted:
             return entry
@@ -262,47 +273,10 @@ def named_format(name: str, kind: Kind, setting: str = "data.format") -> Format:
     raise UserError(f"{setting}: no format {name!r} of {_NAMES[kind]}; {hint}")
 
 
-def _single(side: Side, name: str) -> Side:
-    if isinstance(side, str):
-        return side
-    if len(side) != 1 or side[0]["role"] != "assistant":
-        raise RowProblem(name, f"expected one assistant message, found {len(side)} messages")
-    return side
-
-
-def _split_messages(
-    chosen: list[Message] | str, rejected: list[Message] | str
-) -> tuple[list[Message], list[Message], list[Message]]:
-    """Common leading messages, and the one assistant message that follows on each side."""
-    assert isinstance(chosen, list)
-    assert isinstance(rejected, list)
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    for name, rest in (("chosen", chosen[shared:]), ("rejected", rejected[shared:])):
-        if rest[-1]["role"] != "assistant":
-            found = rest[-1]["role"]
-            raise RowProblem(name, f"expected an assistant message at the end, found role {found!r}")
-        if len(rest) > 1:
-            raise RowSkip(PARTED)
-    return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The prompt that two whole texts share, cut where a word ends, and what follows it on each side.
-
-    Human/Assistant transcripts are cut after the last Assistant mark instead. The white space at the cut goes
-    to the responses, as tokenizers have it.
-    """
-    if chosen.startswith(HUMAN) and rejected.startswith(HUMAN):
-        parts = split_transcripts(chosen, rejected)
-        if parts is None:
-            raise RowSkip(PARTED)
-        return parts
-    end = len(common_prefix([chosen, rejected]))
-    while end > 0 and not all(end == len(text) or text[end].isspace() for text in (chosen, rejected)):
-        end -= 1
-    prompt = chosen[:end].rstrip()
-    if not prompt:
-        raise RowSkip(NO_SHARED_PROMPT)
-    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+def words_are_shared(entry: Format, record: Record) -> bool:
+    """Whether the prompt of a row was made of the words that both answers happen to open with."""
+    return (
+        entry.shares
+        and paired.splits_words(record)
+        and not ("prompt" in entry.reads and has_content(record.get("prompt")))
+    )

@@ -96,7 +96,7 @@ class Mixture(Sequence[EncodedRow]):
             name: sum(getattr(report, name) for report in reports)
             for name in ("read", "kept", "truncated", "merged", "split")
         }
-        return EncodeReport(dropped=dropped, unread=unread, notes=notes, **sums)
+        return EncodeReport(dropped=dropped, unread=dict(unread), notes=dict(notes), **sums)
 
     def name_rows(self, indices: NDArray[np.int64]) -> str:
         """Rows in words, counted from 1 in their own data sets: `rows 3, 7 of a.jsonl and 12 of b.jsonl`."""

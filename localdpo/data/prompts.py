@@ -1,21 +1,21 @@
-"""Prompts from a data source, as they stand there: text, or chat messages."""
+"""Prompts to be answered, from a data source: text, or chat messages, as training reads them."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from localdpo.core.errors import UserError, UserErrors
-from localdpo.data.fields import RowProblem, read_side
+from localdpo.core.errors import UserError
+from localdpo.data.examples import Problem, Problems, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
-from localdpo.data.types import Side
+from localdpo.data.types import Kind, Side
 
 PROMPT_ID_DIGITS = 16
-_SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,52 +23,98 @@ class PromptRow:
     """A prompt and what stands beside it in its row.
 
     Attributes:
-        id: the first digits of the sha256 of the prompt; equal prompts have equal ids.
-        facts: the other columns of the row, for heuristics and judges that check facts.
+        id: the first digits of the sha256 of `asked`; what asks the same has the same id.
+        facts: the columns that are no part of the prompt, for heuristics and judges that check facts.
+        tools, template_kwargs: what goes to the chat template with the prompt.
     """
 
     id: str
     prompt: Side
     facts: Mapping[str, Any] = field(default_factory=dict)
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
         """What to show of the prompt."""
         return prompt_text(self.prompt)
 
+    @property
+    def options(self) -> tuple[list[Any] | None, dict[str, Any]]:
+        """What goes to the chat template with the prompt, in the order of the columns OPTIONS."""
+        return self.tools, dict(self.template_kwargs)
 
-def prompt_row(prompt: Side, facts: Mapping[str, Any] | None = None) -> PromptRow:
+    @property
+    def asked(self) -> Any:
+        """All that the model is asked, as a JSON value: the prompt alone where nothing goes with it."""
+        return _asked(self.prompt, self.tools, self.template_kwargs)
+
+
+def prompt_row(
+    prompt: Side,
+    facts: Mapping[str, Any] | None = None,
+    tools: list[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> PromptRow:
     """The row of a prompt, with its id."""
-    return PromptRow(prompt_id(prompt), prompt, facts or {})
+    kwargs = template_kwargs or {}
+    return PromptRow(prompt_id(_asked(prompt, tools, kwargs)), prompt, facts or {}, tools, kwargs)
 
 
-def prompt_id(prompt: Side) -> str:
-    """The first PROMPT_ID_DIGITS hexadecimal digits of the sha256 of a prompt as JSON."""
-    text = json.dumps(prompt, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+def _asked(prompt: Side, tools: list[Any] | None, template_kwargs: Mapping[str, Any]) -> Any:
+    return [prompt, tools, dict(template_kwargs)] if tools or template_kwargs else prompt
+
+
+def prompt_id(asked: Any) -> str:
+    """The first PROMPT_ID_DIGITS hexadecimal digits of the sha256 of what is asked as JSON."""
+    text = json.dumps(asked, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:PROMPT_ID_DIGITS]
 
 
-def read_prompt_rows(source: str, limit: int | None = None) -> list[PromptRow]:
+def read_prompt_rows(
+    source: str,
+    limit: int | None = None,
+    *,
+    kind: Kind = "prompts",
+    format_name: str | None = None,
+    rows: int | None = None,
+) -> list[PromptRow]:
     """The first `limit` prompts of a data source with the other columns of their rows; None: all of them.
 
-    The source is whatever data.train may be; of a row the field `prompt` must be there.
+    The source is whatever data.train may be. With the kind of a run's data its prompts are those that the run
+    trains or is evaluated on; "prompts" takes pairs, and rows with nothing but a prompt. Rows that training
+    would leave out are left out. `rows`: how many rows of the source to look at.
     Raises UserError(s) with file:row for a source that cannot be read, a row without a prompt, and no rows.
     """
     opened = open_source(source)
+    adapter = source_format(opened, kind, format_name)
     found: list[PromptRow] = []
-    problems: list[UserError] = []
-    for row in itertools.islice(opened.rows(), limit):
-        try:
-            if row.record is None:
-                raise RowProblem("prompt", row.problem)
-            others = {name: value for name, value in row.record.items() if name != "prompt"}
-            found.append(prompt_row(read_side(row.record, "prompt"), others))
-        except RowProblem as problem:
-            problems.append(UserError(f"{opened.label}:{row.number + 1} {problem}"))
-    if problems:
-        raise UserErrors(problems[:_SHOWN_PROBLEMS])
+    skipped: Counter[str] = Counter()
+    problems = Problems(opened.label)
+    # An answer is a pair only with its neighbour, so rows are counted by what they gave.
+    for row in itertools.takewhile(
+        lambda _: limit is None or len(found) < limit, read_rows(opened, kind, rows, format_name)
+    ):
+        if isinstance(row.result, Problem):
+            problems.add(row.rows[0], row.result.message)
+        elif isinstance(row.result, Skipped):
+            skipped[row.result.reason] += 1
+        elif row.result.as_is:
+            raise UserError(f"{opened.label}: rows of text have no prompt to answer; name another source")
+        else:
+            assert adapter is not None
+            facts = {
+                name: value
+                for record in row.records
+                for name, value in record.items()
+                if name not in adapter.reads
+            }
+            one = row.result
+            found.append(prompt_row(one.prompt, facts, one.tools, one.template_kwargs))
+    problems.raise_if_any()
     if not found:
-        raise UserError(f"{opened.label}: no prompts in it")
+        reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in skipped.items())
+        raise UserError(f"{opened.label}: no prompts in it{': ' + reasons if reasons else ''}")
     return found
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from localdpo.core.atomic import clean_dead_leftovers, free_bytes, fsync_dir, fsync_file, out_of_space
 from localdpo.core.errors import UserError
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
-from localdpo.data.examples import Skipped, read_examples
+from localdpo.data.examples import ReadingNotes, Skipped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, Rated, TemplateChoice, Truncation
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_ROWS = 1000
-STORE_VERSION = 4
+STORE_VERSION = 5
 _META = b"localdpo"
 _CHECKSUM_BYTES = 4
 _CHUNK_BYTES = 2**24
@@ -130,7 +130,9 @@ def open_store(
     path = cache_dir / "tokens" / f"{key}.arrow"
     store = _read_store(path, key, kind)
     if store is None:
-        _build(path, key, read_examples(data, kind, limit, format_name), data.label, kind, encoder, progress)
+        notes = ReadingNotes()
+        rows = read_examples(data, kind, limit, format_name, notes)
+        _build(path, key, rows, notes, data.label, kind, encoder, progress)
         store = _read_store(path, key, kind)
     if store is None:
         raise UserError(f"{path}: the token cache cannot be read back; check the disk, or set LOCALDPO_CACHE")
@@ -165,6 +167,7 @@ def _build(
     path: Path,
     key: str,
     rows: Iterator[tuple[int, Example | Skipped]],
+    notes: ReadingNotes,
     label: str,
     kind: Kind,
     encoder: Encoder,
@@ -183,7 +186,7 @@ def _build(
             if not writer.kept:
                 reasons = describe_dropped(writer.dropped)
                 raise UserError(f"{label}: no row is left to train on: {reasons}")
-            writer.close()
+            writer.close(notes)
         with temp.open("r+b") as file:
             checksum = _checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key)
             file.write(checksum)
@@ -257,11 +260,18 @@ class _Writer:
             self._write(self._pending[:BLOCK_ROWS])
             del self._pending[:BLOCK_ROWS]
 
-    def close(self) -> None:
+    def close(self, notes: ReadingNotes) -> None:
         if self._pending:
             self._write(self._pending)
         report = EncodeReport(
-            self.read, self.kept, self.dropped, self.truncated, self.merged, self.halves // 2
+            self.read,
+            self.kept,
+            self.dropped,
+            self.truncated,
+            self.merged,
+            self.halves // 2,
+            dict(notes.unread),
+            notes.counts(),
         )
         meta = {"report": asdict(report)}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.

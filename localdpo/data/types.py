@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Kind: TypeAlias = Literal["pairs", "demonstrations", "unpaired"]
+Kind: TypeAlias = Literal["pairs", "demonstrations", "unpaired", "prompts"]
 TemplateChoice: TypeAlias = Literal["auto", "chat", "raw"]
 Truncation: TypeAlias = Literal["keep_start", "keep_end"]
 Message: TypeAlias = dict[str, Any]
@@ -92,7 +92,31 @@ class Rated:
         return False
 
 
-Example: TypeAlias = "Pair | Demonstration | Rated"
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt to answer, without a response."""
+
+    prompt: Side
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def responses(self) -> tuple[Side, ...]:
+        """None."""
+        return ()
+
+    @property
+    def desirable(self) -> None:
+        """A prompt has no label."""
+        return None
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the text is kept without a chat template whatever the recipe says."""
+        return False
+
+
+Example: TypeAlias = "Pair | Demonstration | Rated | Prompt"
 
 
 @dataclass(frozen=True, slots=True)

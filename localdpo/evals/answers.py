@@ -113,7 +113,7 @@ def plan_answers(
         "group": GROUP,
         "base": fingerprint(model_path(recipe.model)),
         "template": recipe.data.template,
-        "prompts": _digest([row.prompt for row in prompts]),
+        "prompts": _digest([row.asked for row in prompts]),
     }
     who = [[one.name, one.fingerprint] for one in contestants]
     header = Header(
@@ -177,7 +177,11 @@ class _Answering:
         self.base = base
         self.models = Contestants(base, every)
         self.names = [one.name for one in every]
-        self.ids = [encode_prompt(inner, row.prompt, recipe.data.template) for row in prompts]
+        template = recipe.data.template
+        self.ids = [
+            encode_prompt(inner, row.prompt, template, tools=row.tools, template_kwargs=row.template_kwargs)
+            for row in prompts
+        ]
         self.seeds = prompt_seeds(prompts, sampling.seed)
         self.sampling, self.writer, self.on_answer = sampling, writer, on_answer
         self.pad = next((int(p) for p in (inner.pad_token_id, inner.eos_token_id) if p is not None), 0)

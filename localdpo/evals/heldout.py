@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row, read_prompt_rows
+from localdpo.data.types import Kind
 from localdpo.recipe.load import load_recipe
 
 DEMO_PROMPTS: Final = "demo:prompts/heldout"
 GIVEN: Final = "given prompts"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A data set with prompts, and how to read it: as `read_prompt_rows` takes it."""
+
+    source: str
+    kind: Kind = "prompts"
+    format_name: str | None = None
+    rows: int | None = None
 
 
 def choose_prompts(
@@ -25,27 +37,34 @@ def choose_prompts(
     if file is None and given:
         return given, GIVEN
     found: list[PromptRow] = []
-    sources = default_sources(run) if file is None else (file,)
+    sources = default_sources(run) if file is None else (HeldOut(file),)
     for each in sources:
         left = None if limit is None else limit - len(found)
         if left is None or left > 0:
-            found += read_prompt_rows(each, left)
-    source = ", ".join(sources)
+            found += read_prompt_rows(
+                each.source, left, kind=each.kind, format_name=each.format_name, rows=each.rows
+            )
+    source = ", ".join(each.source for each in sources)
     return given + found, f"{GIVEN}, {source}" if given else source
 
 
-def default_sources(run: RunDir) -> tuple[str, ...]:
+def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
     """The data sets with the held-out prompts of a run: what its recipe says, or the demo's own.
+
+    Validation data is read as the run reads it: in the format and the limit that the recipe has for it.
 
     Raises UserError if the recipe names no file of prompts that the run was not trained on.
     """
     recipe = load_recipe(run.recipe)
     if recipe.eval.prompts is not None:
-        return (recipe.eval.prompts,)
+        return (HeldOut(recipe.eval.prompts),)
     if recipe.data.is_demo:
-        return (DEMO_PROMPTS,)
+        return (HeldOut(DEMO_PROMPTS),)
     if not recipe.data.valid_sources:
         raise UserError(
             f"{run.path}: its recipe names no held-out prompts; give --prompts FILE or --prompt TEXT"
         )
-    return tuple(entry.source for entry in recipe.data.valid_sources)
+    return tuple(
+        HeldOut(entry.source, recipe.loss.spec.data, entry.format or recipe.data.format, entry.limit)
+        for entry in recipe.data.valid_sources
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.answers import AnswersTail, Header
 from localdpo.core.errors import UserError
+from localdpo.data.columns import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
 from localdpo.heuristics.incident import incident_facts
@@ -173,6 +174,11 @@ def _check(options: BuildOptions) -> None:
 def _check_columns(label: str, rows: Sequence[PromptRow]) -> None:
     """The other columns of a row must not make the pairs look like another format."""
     others = {name for row in rows for name in row.facts} - set(OWN_COLUMNS)
+    if rivals := sorted(others & PROMPTS):
+        raise UserError(
+            f"{label}: beside prompt, {', '.join(rivals)} would look like another prompt of the pairs; "
+            "rename it"
+        )
     for own in (OWN_COLUMNS, UNSCORED_COLUMNS):
         try:
             found = detect({*others, *own}, "pairs", label).name

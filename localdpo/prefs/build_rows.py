@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from localdpo.core.answers import AnswerRecord
+from localdpo.data.columns import OPTIONS
 from localdpo.data.prompts import PromptRow
 from localdpo.judge.base import Verdict
 from localdpo.prefs.selection import Chosen
@@ -49,6 +50,7 @@ def row_of(
     sides = {"chosen": pair.chosen, "rejected": pair.rejected}
     row: dict[str, Any] = {"prompt": prompt.prompt}
     row |= {name: value for name, value in prompt.facts.items() if name not in OWN_COLUMNS}
+    row |= {name: value for name, value in zip(OPTIONS, prompt.options, strict=True) if value}
     row |= {side: _answer(prompt, answers[name].text) for side, name in sides.items()}
     if pair.scores is not None:
         chosen, rejected = pair.scores

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling
 from localdpo.data.encode import Limits, encode_prompt
@@ -108,7 +108,7 @@ def header_of(label: str, prompts: Sequence[PromptRow], drawing: Drawing, prints
         "generator": GENERATOR_VERSION,
         "group": drawing.group,
         **asdict(prints),
-        "prompts": digest([row.prompt for row in prompts]),
+        "prompts": digest([row.asked for row in prompts]),
         "constitution": None if revise is None else [[one.id, one.text] for one in revise.principles],
     }
     candidates = tuple(
@@ -178,7 +178,7 @@ class _Making:
         self.source, self.prompts, self.drawing = source, prompts, drawing
         self.tokenizer, self.writer, self.on_candidate = tokenizer, writer, on_candidate
         # Before the model is loaded: a prompt that the template refuses is said at once.
-        self.ids = [self._ids(row.prompt) for row in prompts]
+        self.ids = [self._ids(row.prompt, row.tools, row.template_kwargs) for row in prompts]
         self.base = load_base(source.model, trust_remote_code=source.trust_remote_code)
         if source.adapter is not None:
             folder: Path = lora.adapter_path(source.adapter)
@@ -231,8 +231,13 @@ class _Making:
             return critique_request(row.prompt, answer, principle)
         return revision_request(row.prompt, answer, principle, records[i, CRITIQUE].text)
 
-    def _ids(self, prompt: Side) -> list[int]:
-        ids: list[int] = encode_prompt(self.tokenizer, prompt, self.source.template).tolist()
+    def _ids(
+        self, prompt: Side, tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        template = self.source.template
+        ids: list[int] = encode_prompt(
+            self.tokenizer, prompt, template, tools=tools, template_kwargs=kwargs
+        ).tolist()
         return ids
 
 

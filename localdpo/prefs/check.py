@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localdpo.data.encode import Limits
-from localdpo.data.examples import Problem, Skipped, read_rows, source_format
+from localdpo.data.examples import (
+    AGAINST_SCORES,
+    SHARED_WORDS,
+    Problem,
+    ReadingNotes,
+    Skipped,
+    read_rows,
+    source_format,
+)
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair, TemplateChoice
 from localdpo.prefs.against import evaluation_prompts
 from localdpo.prefs.checks import Duplicates, Labels, Markers, Overlap, Reference, Sizes, Skew, Tokens
-from localdpo.prefs.checks.reading import UNREADABLE, UNUSABLE
+from localdpo.prefs.checks.reading import SCORES, SHARED, UNREAD, UNREADABLE, UNUSABLE
 from localdpo.prefs.checks.reference import Score
 from localdpo.prefs.columns import Column
 from localdpo.prefs.findings import EXAMPLES, LEVELS, Family, Finding
@@ -60,7 +68,8 @@ def check(source: str, options: Options | None = None, progress: Progress | None
     adapter = source_format(opened, "pairs", options.format_name)
     families, left_out = _families(options)
     reading = _Reading()
-    for chunk in reading.chunks(read_rows(opened, "pairs", None, options.format_name), progress):
+    rows = read_rows(opened, "pairs", None, options.format_name, reading.notes)
+    for chunk in reading.chunks(rows, progress):
         for family in families:
             family.add(chunk)
     results = list(reading.results())
@@ -106,6 +115,7 @@ class _Reading:
 
     rows: int = 0
     pairs: int = 0
+    notes: ReadingNotes = field(default_factory=ReadingNotes)
     _first: Column = field(default_factory=Column)
     _last: Column = field(default_factory=Column)
     _unreadable: dict[int, str] = field(default_factory=dict)
@@ -135,7 +145,7 @@ class _Reading:
             yield chunk
 
     def results(self) -> Iterator[Result]:
-        """What is to say about rows that are no pair."""
+        """What is to say about rows that are no pair, and about how the others were read."""
         for check_, found in ((UNREADABLE, self._unreadable), (UNUSABLE, self._unusable)):
             if found:
                 examples = tuple(Example((row + 1,), note) for row, note in list(found.items())[:EXAMPLES])
@@ -144,6 +154,21 @@ class _Reading:
                 yield Result(
                     check_, len(found), self.rows, f"{len(found):,} rows: {words}", examples, numbers
                 )
+
+        yield from self._noted()
+
+    def _noted(self) -> Iterator[Result]:
+        if self.notes.unread:
+            found = self.notes.unread.most_common()
+            words = ", ".join(f"{name} ({count:,} rows)" for name, count in found)
+            yield Result(UNREAD, found[0][1], self.rows, f"columns that are not read: {words}")
+        if shared := self.notes.shared_words:
+            yield Result(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
+        if against := self.notes.against_scores:
+            examples = tuple(Example((row + 1,)) for row in against[:EXAMPLES])
+            numbers = np.array(against, np.int64)
+            message = f"{len(against):,} pairs: {AGAINST_SCORES}"
+            yield Result(SCORES, len(against), self.pairs, message, examples, numbers)
 
     def resolve(self, finding: Finding) -> Result:
         """A finding with places turned into row numbers."""

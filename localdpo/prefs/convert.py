@@ -10,7 +10,7 @@ from typing import Any
 
 from localdpo.core.errors import UserError
 from localdpo.data.adapters.scored import RATINGS
-from localdpo.data.adapters.write import OPTIONS, SCORES, Written
+from localdpo.data.adapters.write import SCORES, Written
 from localdpo.data.examples import Problem, Problems, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, Format, named_format
@@ -112,11 +112,10 @@ def other_columns(row: ReadRow, adapter: Format) -> dict[str, Any]:
 
     Of two rows that make a pair together, both rows' columns: what differs is the second's.
     """
-    part = adapter.columns | adapter.own | set(OPTIONS)
     found: dict[str, Any] = {}
     for record in row.records:
         for name, value in record.items():
-            if name in _CANONICAL or name not in part:
+            if name in _CANONICAL or name not in adapter.reads:
                 found[_CANONICAL.get(name, name)] = value
     return found
 

@@ -91,7 +91,16 @@ def _same_when_cut(plan: Plan, answers: Answers, names: Sequence[Sequence[str]])
         return {}
     keys = [(i, pair) for i, of_prompt in enumerate(names) for pair in combinations(of_prompt, 2)]
     examples: list[tuple[int, Example]] = [
-        (number, TokenPair(plan.prompts[i].prompt, answers[i][one].text, answers[i][other].text))
+        (
+            number,
+            TokenPair(
+                plan.prompts[i].prompt,
+                answers[i][one].text,
+                answers[i][other].text,
+                plan.prompts[i].tools,
+                plan.prompts[i].template_kwargs,
+            ),
+        )
         for number, (i, (one, other)) in enumerate(keys)
     ]
     encoded = Encoder(plan.tokenizer, plan.options.source.template, limits).encode(examples)

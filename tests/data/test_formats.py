@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.data.adapters.asked import NO_ANSWER
 from localdpo.data.adapters.named import Answer
+from localdpo.data.adapters.paired import NO_SHARED_PROMPT, PARTED
 from localdpo.data.examples import Skipped, read_examples
 from localdpo.data.fields import RowProblem, RowSkip
-from localdpo.data.formats import FORMATS, NO_ANSWER, NO_SHARED_PROMPT, PARTED, detect
+from localdpo.data.formats import FORMATS, detect
 from localdpo.data.sources import open_source
 from localdpo.data.types import Demonstration, Example, Kind, Pair, Rated
 

@@ -12,10 +12,11 @@ from tiny_tokenizers import chat_tokenizer
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data import store as store_module
+from localdpo.data.adapters.paired import NO_SHARED_PROMPT
 from localdpo.data.batches import collate
 from localdpo.data.encode import IDENTICAL
 from localdpo.data.examples import Skipped, read_examples
-from localdpo.data.formats import NO_SHARED_PROMPT, detect
+from localdpo.data.formats import detect
 from localdpo.data.inspect import render_marked, statistics
 from localdpo.data.sources import open_source
 from localdpo.data.store import TokenStore, open_store
@@ -88,8 +89,8 @@ def test_rows_with_a_label(record: dict[str, Any], rated: Rated) -> None:
     ("change", "message"),
     [
         ({"label": None}, "label: expected true or false, got null"),
-        ({"label": 1}, "label: expected true or false, got the number 1"),
-        ({"label": "true"}, "label: expected true or false, got text"),
+        ({"label": 2}, "label: expected true or false, got the number 2"),
+        ({"label": "yes"}, "label: expected true or false, got text"),
         ({"label": [True]}, "label: expected true or false, got a list"),
         ({"completion": 3}, "completion: expected text or a list of messages, got the number 3"),
         ({"completion": [user("q"), assistant("a")]}, "completion: expected text or one assistant message"),

@@ -10,7 +10,7 @@ import pytest
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import prompt_id, read_prompt_rows, read_prompts
-from localdpo.evals.heldout import choose_prompts, default_sources
+from localdpo.evals.heldout import HeldOut, choose_prompts, default_sources
 
 
 def run_of(tmp_path: Path, recipe: str) -> RunDir:
@@ -43,10 +43,15 @@ def test_the_id_of_a_prompt_is_a_hash_of_it(tmp_path: Path) -> None:
 
 def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path) -> None:
     demo = "model: demo:model\ndata: {train: 'demo:preferences/train'}\n"
-    assert default_sources(run_of(tmp_path / "a", demo)) == ("demo:prompts/heldout",)
-    assert default_sources(run_of(tmp_path / "b", demo + "eval: {prompts: my.jsonl}\n")) == ("my.jsonl",)
-    own = "model: m\ndata: {train: t.jsonl, valid: v.jsonl}\n"
-    assert default_sources(run_of(tmp_path / "c", own)) == ("v.jsonl",)
+    assert default_sources(run_of(tmp_path / "a", demo)) == (HeldOut("demo:prompts/heldout"),)
+    assert default_sources(run_of(tmp_path / "b", demo + "eval: {prompts: my.jsonl}\n")) == (
+        HeldOut("my.jsonl"),
+    )
+    own = "model: m\ndata: {train: t.jsonl, format: orca, valid: [v.jsonl, {source: w.jsonl, limit: 3}]}\n"
+    assert default_sources(run_of(tmp_path / "c", own)) == (
+        HeldOut("v.jsonl", "pairs", "orca"),
+        HeldOut("w.jsonl", "pairs", "orca", 3),
+    )
     with pytest.raises(UserError, match="give --prompts FILE or --prompt TEXT"):
         default_sources(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
 
@@ -54,7 +59,7 @@ def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path) -> None:
 def test_prompts_of_several_held_out_data_sets_come_one_after_the_other(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
     for name in names:
-        rows = [{"prompt": f"{Path(name).stem}{n}", "chosen": "x"} for n in range(2)]
+        rows = [{"prompt": f"{Path(name).stem}{n}", "chosen": "x", "rejected": "y"} for n in range(2)]
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = run_of(tmp_path, f"model: m\ndata: {{train: [t.jsonl, u.jsonl], valid: {json.dumps(names)}}}\n")
     found, source = choose_prompts(run, None, [], None)
@@ -63,7 +68,7 @@ def test_prompts_of_several_held_out_data_sets_come_one_after_the_other(tmp_path
     assert [row.prompt for row in choose_prompts(run, None, [], 3)[0]] == ["a0", "a1", "b0"]
     assert [row.prompt for row in choose_prompts(run, None, [], 2)[0]] == ["a0", "a1"]
     demo = "model: m\ndata: {train: ['demo:preferences/train', 'demo:preferences/valid']}\n"
-    assert default_sources(run_of(tmp_path / "demo", demo)) == ("demo:prompts/heldout",)
+    assert default_sources(run_of(tmp_path / "demo", demo)) == (HeldOut("demo:prompts/heldout"),)
 
 
 def test_the_demo_has_facts_beside_its_prompts(tmp_path: Path) -> None:

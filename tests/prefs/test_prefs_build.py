@@ -335,9 +335,9 @@ def test_a_revision_follows_from_the_critique(options: BuildOptions, monkeypatch
     asked: list[Any] = []
     encode = candidates.encode_prompt
 
-    def watched(tokenizer: Any, prompt: Any, template: Any) -> Any:
+    def watched(tokenizer: Any, prompt: Any, template: Any, **options: Any) -> Any:
         asked.append(prompt)
-        return encode(tokenizer, prompt, template)
+        return encode(tokenizer, prompt, template, **options)
 
     monkeypatch.setattr(candidates, "encode_prompt", watched)
     built(options, revise=True, max_tokens=24)
@@ -392,10 +392,15 @@ def test_what_does_not_fit_is_said_before_anything_is_made(
 
 
 def test_columns_that_would_make_another_format_are_refused(options: BuildOptions, tmp_path: Path) -> None:
-    rows = [{"prompt": "q", "question": "q"}]
-    prompts = write_rows(tmp_path / "odd.jsonl", rows)
-    with pytest.raises(UserError, match=r"odd.jsonl: with its columns \(question\) pairs would look like"):
-        plan_build(replace(options, prompts=str(prompts)))
+    odd = {"question": "r"}, {"responses": ["a"], "pairs": []}
+    messages = (
+        "beside prompt, question would look like another",
+        "with its columns .* would look like responses",
+    )
+    for columns, message in zip(odd, messages, strict=True):
+        prompts = write_rows(tmp_path / "odd.jsonl", [{"prompt": "q", **columns}])
+        with pytest.raises(UserError, match=f"odd.jsonl: {message}"):
+            plan_build(replace(options, prompts=str(prompts)))
 
 
 def test_a_file_is_no_folder(options: BuildOptions) -> None:

@@ -103,10 +103,15 @@ def plants(valid: list[Row], mark: str = "") -> dict[str, Callable[[list[Row | A
         rows[510] = {**rows[510], "chosen-rating": 3, "rejected-rating": 3.0}
         return [510]
 
+    def against(rows: list[Any]) -> list[int]:
+        rows[520] = {**rows[520], "score_chosen": 2.5, "score_rejected": 7}
+        return [520]
+
     run = " ".join(valid[3]["prompt"].split()[:14])
     return {
         "unreadable-rows": broken,
         "unusable-rows": unusable,
+        "scores-against-order": against,
         "empty-answers": change(100, 101, rejected=lambda row: " \n"),
         "empty-prompts": change(110, prompt=lambda row: ""),
         "identical-answers": change(120, rejected=lambda row: row["chosen"]),
@@ -318,7 +323,7 @@ def test_the_same_prompt_as_text_and_as_messages_is_the_same(tmp_path: Path) -> 
 
 def test_data_to_compare_with_must_have_prompts(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", clean_rows(2))
-    with pytest.raises(UserError, match=r"facts.jsonl: no prompts in it to compare with"):
+    with pytest.raises(UserError, match=r"facts.jsonl: found no prompts"):
         check(path, Options(against=[write(tmp_path / "facts.jsonl", [{"fact": "x"}])]))
 
 

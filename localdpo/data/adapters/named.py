@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from localdpo.data.adapters.scored import with_system
 from localdpo.data.fields import (
     RowProblem,
     describe,
     read_answer,
+    read_label,
     read_messages,
     read_number,
     read_options,
     read_side,
-    read_text,
 )
 from localdpo.data.types import Pair, Side
 
@@ -45,18 +44,8 @@ def openai(record: Record) -> Pair:
     inner = {f"input.{name}": value for name, value in given.items()}
     prompt = read_messages(inner, "input.messages")
     chosen, rejected = read_answer(record, "preferred_output"), read_answer(record, "non_preferred_output")
-    return Pair(prompt, chosen, rejected, **read_options({**record, "tools": given.get("tools")}))
-
-
-def renamed(prompt: str, chosen: str, rejected: str) -> Callable[[Record], Pair]:
-    """A prompt as text (with `system`, if the row has it) and two answers, in columns of these names."""
-
-    def read(record: Record) -> Pair:
-        asked = with_system(read_text(record, prompt), record)
-        sides = read_answer(record, chosen), read_answer(record, rejected)
-        return Pair(asked, *sides, **read_options(record))
-
-    return read
+    tools = given.get("tools") or record.get("tools")
+    return Pair(prompt, chosen, rejected, **read_options({**record, "tools": tools}))
 
 
 def helpsteer(record: Record) -> Answer:
@@ -67,11 +56,5 @@ def helpsteer(record: Record) -> Answer:
 
 def labelled(record: Record) -> Answer:
     """KTO's rows: a completion that is desirable (`label` true) or not."""
-    label = record.get("label")
-    if isinstance(label, bool):
-        score = float(label)
-    else:
-        score = read_number(record, "label")
-        if score not in (0.0, 1.0):
-            raise RowProblem("label", f"expected true or false, got {score:g}")
+    score = float(read_label(record, "label"))
     return Answer(read_side(record, "prompt"), read_answer(record, "completion"), score, read_options(record))

@@ -6,7 +6,7 @@ Answers that are equally good make no pair: the row is skipped and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from localdpo.data.fields import (
     RowProblem,
@@ -20,7 +20,7 @@ from localdpo.data.fields import (
     read_text,
     text,
 )
-from localdpo.data.types import Message, Pair, Side
+from localdpo.data.types import Pair, Side
 
 Record = Mapping[str, Any]
 EQUAL = "both answers have the same score"
@@ -38,21 +38,33 @@ RATINGS: tuple[tuple[str, str], ...] = (
 )
 
 
-def unequal(read: Callable[[Record], Pair]) -> Callable[[Record], Pair]:
+Read = TypeVar("Read")
+
+
+def unequal(read: Callable[[Record], Read]) -> Callable[[Record], Read]:
     """`read`, for rows that have the scores of both answers besides: equal ones make no pair.
 
     A score that is null says nothing, and the row is kept.
     """
 
-    def checked(record: Record) -> Pair:
-        pair = read(record)
+    def checked(record: Record) -> Read:
+        found = read(record)
         for names in RATINGS:
             scores = [number(record[name], name) for name in names if record.get(name) is not None]
             if len(scores) == 2 and scores[0] == scores[1]:
                 raise RowSkip(EQUAL)
-        return pair
+        return found
 
     return checked
+
+
+def contradicts(record: Record) -> bool:
+    """Whether the scores that a row has besides say that the rejected answer is the better one."""
+    for names in RATINGS:
+        scores = [record.get(name) for name in names]
+        if all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
+            return bool(scores[0] < scores[1])  # type: ignore[operator]
+    return False
 
 
 def shp(record: Record) -> Pair:
@@ -110,7 +122,7 @@ def generations(prompt: str, ratings: str) -> Callable[[Record], Pair]:
     """distilabel's lists: `generations` and a rating of each, the best against the worst."""
 
     def read(record: Record) -> Pair:
-        asked = with_system(read_text(record, prompt), record)
+        asked = read_text(record, prompt)
         answers, values = read_list(record, "generations"), read_list(record, ratings)
         if len(answers) != len(values):
             raise RowProblem(ratings, f"expected {len(answers)}, one for each generation, got {len(values)}")
@@ -155,12 +167,3 @@ def _place(value: Any, count: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
         raise RowProblem(name, f"expected a place from 0 to {count - 1}, got {describe(value)}")
     return value
-
-
-def with_system(prompt: str, record: Record) -> Side:
-    """The prompt with the row's system message (`system` or `system_prompt`), if it has one."""
-    for name in ("system", "system_prompt"):
-        if record.get(name):
-            system: Message = {"role": "system", "content": read_text(record, name)}
-            return [system, {"role": "user", "content": prompt}]
-    return prompt

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localdpo.data.adapters.scored import RATINGS
+from localdpo.data.columns import OPTIONS
 from localdpo.data.fields import RowProblem
 from localdpo.data.render import conversation
 from localdpo.data.texts import ASSISTANT, HUMAN, MARK, transcript_messages
@@ -19,7 +20,6 @@ from localdpo.data.types import Message, Pair
 
 Columns = Mapping[str, Any]
 SCORES = RATINGS[0]
-OPTIONS = ("tools", "chat_template_kwargs")
 WHITE_SPACE = "white space around a turn"
 _SPEAKERS = {"user": HUMAN, "assistant": ASSISTANT}
 

@@ -1,0 +1,197 @@
+"""Prompts and single answers: Alpaca's columns, conversations, and what may stand beside any prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from localdpo.data.adapters.named import Answer
+from localdpo.data.columns import MEDIA, SYSTEM
+from localdpo.data.fields import (
+    RowProblem,
+    RowSkip,
+    describe,
+    has_content,
+    read_answer,
+    read_label,
+    read_messages,
+    read_options,
+    read_side,
+    read_text,
+    text,
+)
+from localdpo.data.texts import transcript_messages
+from localdpo.data.types import Demonstration, Message, Pair, Prompt, Rated, Side
+
+Record = Mapping[str, Any]
+ReadPrompt = Callable[[Record], Side]
+NO_ANSWER = "the conversation does not end with an assistant message"
+NO_PROMPT = "the conversation has nothing before the assistant's message"
+CONTINUED = "the prompt ends with an assistant's turn, and no template can continue it"
+SYSTEMS = "the system column and the conversation have different system messages"
+ALPACA = ("input", "context", "history")
+"""What Alpaca's rows may have beside `instruction`: text to work on under one of two names, earlier turns."""
+
+
+def alpaca(record: Record) -> Side:
+    """`instruction`, and after a blank line `input` (Dolly: `context`) where it is not blank.
+
+    `history` holds earlier turns, [question, answer] each.
+    """
+    asked = read_side(record, "instruction")
+    given = [name for name in ALPACA[:2] if has_content(record.get(name))]
+    if len(given) > 1:
+        raise RowProblem("context", "stands beside input; expected one of them")
+    if given:
+        if not isinstance(asked, str):
+            raise RowProblem(given[0], "stands beside an instruction of messages; put it into one of them")
+        asked = f"{asked}\n\n{read_text(record, given[0])}" if asked.strip() else read_text(record, given[0])
+    earlier = _history(record)
+    if not earlier:
+        return asked
+    return [*earlier, *([{"role": "user", "content": asked}] if isinstance(asked, str) else asked)]
+
+
+def _history(record: Record) -> list[Message]:
+    turns = record.get("history")
+    if not has_content(turns):
+        return []
+    if not isinstance(turns, list):
+        raise RowProblem("history", f"expected a list of [question, answer], got {describe(turns)}")
+    found: list[Message] = []
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise RowProblem(f"history[{i}]", f"expected [question, answer], got {describe(turn)}")
+        for role, words in zip(("user", "assistant"), turn, strict=True):
+            found.append({"role": role, "content": text(words, f"history[{i}]")})
+    return found
+
+
+def conversation(name: str) -> Callable[[Record], Demonstration]:
+    """Messages that end with the answer."""
+
+    def read(record: Record) -> Demonstration:
+        prompt, answer = _parted(record, name)
+        return Demonstration(prompt, answer, **read_options(record))
+
+    return read
+
+
+def rated_conversation(name: str, label: str) -> Callable[[Record], Rated]:
+    """Messages that end with the answer, and whether it was desirable."""
+
+    def read(record: Record) -> Rated:
+        prompt, answer = _parted(record, name)
+        return Rated(prompt, answer, read_label(record, label), **read_options(record))
+
+    return read
+
+
+def _parted(record: Record, name: str) -> tuple[list[Message], list[Message]]:
+    messages = read_messages(record, name)
+    if messages[-1]["role"] != "assistant":
+        raise RowSkip(NO_ANSWER)
+    return messages[:-1], messages[-1:]
+
+
+def answered(prompt: ReadPrompt, answer: str) -> Callable[[Record], Demonstration]:
+    """A prompt and one answer."""
+
+    def read(record: Record) -> Demonstration:
+        return Demonstration(prompt(record), read_answer(record, answer), **read_options(record))
+
+    return read
+
+
+def rated(prompt: ReadPrompt, answer: str, label: str) -> Callable[[Record], Rated]:
+    """A prompt, one answer, and whether it was desirable."""
+
+    def read(record: Record) -> Rated:
+        response = read_answer(record, answer)
+        return Rated(prompt(record), response, read_label(record, label), **read_options(record))
+
+    return read
+
+
+def asked(prompt: ReadPrompt) -> Callable[[Record], Prompt]:
+    """A prompt alone."""
+    return lambda record: Prompt(prompt(record), **read_options(record))
+
+
+def opening(name: str) -> ReadPrompt:
+    """The messages before the last answer, or all where a conversation ends with a question; or text."""
+
+    def read(record: Record) -> Side:
+        side = read_side(record, name)
+        if isinstance(side, str) or side[-1]["role"] != "assistant":
+            return side
+        if len(side) == 1:
+            raise RowSkip(NO_PROMPT)
+        return side[:-1]
+
+    return read
+
+
+# --- beside any prompt ---------------------------------------------------------------------------------
+
+Asking = TypeVar("Asking", Pair, Demonstration, Rated, Prompt, Answer)
+
+
+def completed(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
+    """`read`, with what may stand beside any prompt: the row's system message is put in front, and a row with
+    pictures is refused. A prompt that ends with an assistant's turn has no answer that is a turn of its own.
+    """
+
+    def read_whole(record: Record) -> Any:
+        for name, what in MEDIA.items():
+            if name in record and has_content(record[name]):
+                raise RowProblem(
+                    name, f"{what} cannot be trained on; take the column out to train on the words alone"
+                )
+        system = _system(record)
+        found = read(record)
+        if isinstance(found, list):
+            return [_finish(one, system) for one in found]
+        return _finish(found, system)
+
+    return read_whole
+
+
+def _system(record: Record) -> str | None:
+    given = [read_text(record, name) for name in SYSTEM if has_content(record.get(name))]
+    if len(given) > 1 and given[0] != given[1]:
+        raise RowProblem(SYSTEM[1], f"says other than {SYSTEM[0]}; expected one of them")
+    return given[0] if given else None
+
+
+def _finish(row: Asking, system: str | None) -> Asking:
+    if system is not None:
+        row = _with_system(row, system)
+    prompt = row.prompt
+    if not isinstance(prompt, str) and prompt and prompt[-1]["role"] == "assistant":
+        raise RowSkip(CONTINUED)
+    return row
+
+
+def _with_system(row: Asking, system: str) -> Asking:
+    prompt = row.prompt
+    turns = transcript_messages(prompt) if isinstance(prompt, str) else None
+    messages: list[Message]
+    if not isinstance(prompt, str):
+        messages = prompt
+    else:
+        messages = turns or ([{"role": "user", "content": prompt}] if prompt else [])
+    present = [message["content"] for message in messages if message["role"] in ("system", "developer")]
+    if any(words.strip() == system.strip() for words in present):
+        return row
+    if present:
+        raise RowSkip(SYSTEMS)
+    found = replace(row, prompt=[{"role": "system", "content": system}, *messages])
+    if turns is None:
+        return found
+    # The space after a transcript's mark is no part of an answer that is a message.
+    names = {Pair: ("chosen", "rejected"), Prompt: ()}.get(type(row), ("response",))
+    sides: dict[str, Any] = {name: getattr(row, name) for name in names}
+    sides = {name: side.removeprefix(" ") if isinstance(side, str) else side for name, side in sides.items()}
+    return replace(found, **sides)
