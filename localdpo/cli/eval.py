@@ -41,7 +41,7 @@ def evaluate(
         typer.Option(
             "--judge",
             metavar="SPEC",
-            help=f"{SPEC_HELP}, human. Default: rules for the demo's prompts, else none.",
+            help=f"human, {SPEC_HELP}. Default: rules for the demo's prompts, else none.",
         ),
     ] = None,
     scores: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-SPEC_HELP = "rules, mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER"
+SPEC_HELP = "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports)"
 
 
 class Principles(StrEnum):

@@ -22,20 +22,20 @@ from localdpo.evals.files import folder_of, write_record
 from localdpo.evals.heldout import choose_prompts
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
-from localdpo.heuristics.incident import incident_facts
 from localdpo.judge.base import Judge, Question, Verdict
 from localdpo.judge.budget import Budget
 from localdpo.judge.constitution import Principles
 from localdpo.judge.journal import Journal
 from localdpo.judge.registry import JudgeOptions, make_judge
 from localdpo.judge.rubric import rubrics_by_mode
+from localdpo.judge.rules import NAME as RULES
+from localdpo.judge.rules import judges_all, refuse_others
 from localdpo.judge.runner import find_keys, preview
 
-RULES: Final = "rules"
 JOURNAL: Final = "verdicts.jsonl"
 NO_JUDGE: Final = "heuristics"
 NO_JUDGE_HINT: Final = (
-    "no judge: rows without the demo's facts cannot be judged by rules; name one, such as "
+    "no judge: these are no incident reports of the demo, which rules could check; name one, such as "
     "--judge mlx:MODEL, --judge anthropic or --judge openai:URL#MODEL"
 )
 # Characters of a token, for the length of an answer that is not there yet.
@@ -102,12 +102,14 @@ def plan_evaluation(options: Options) -> Plan:
     rows, source = choose_prompts(options.run, options.prompts, (), options.limit)
     every = contestants(options.run, options.with_runs)
     own = [] if options.checks is None else load_checks(options.checks)
-    spec = options.judge or (RULES if all(incident_facts(row.facts) for row in rows) else None)
+    facts = [row.facts for row in rows]
+    spec = options.judge or (RULES if judges_all(facts) else None)
+    refuse_others(spec or "", facts)
     judge, scorer = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
     notes = (NO_JUDGE_HINT,) if spec is None else ()
-    return Plan(options, name, every, rows, source, with_standard(own), judge, scorer, notes)
+    return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, notes)
 
 
 def _judges(options: Options, spec: str | None) -> tuple[Judge | None, Judge | None]:

@@ -12,7 +12,7 @@ from typing import Final
 from localdpo.heuristics import incident, json_schema, label, length, refusal, regex, repetition, template
 from localdpo.heuristics.base import Direction, Heuristic, Kind
 
-__all__ = ["HEURISTICS", "STANDARD", "Direction", "Heuristic", "Kind"]
+__all__ = ["GENERAL", "HEURISTICS", "STANDARD", "Direction", "Heuristic", "Kind"]
 
 # The kinds that a file of checks may name. A new kind is one file and one entry.
 HEURISTICS: Final[Mapping[str, Kind]] = {
@@ -28,10 +28,12 @@ HEURISTICS: Final[Mapping[str, Kind]] = {
     )
 }
 
-# What is looked at without such a file. The incident's apply only to rows that hold an incident's facts.
-STANDARD: Final[tuple[Heuristic, ...]] = (
-    *incident.HEURISTICS,
+# What is looked at without such a file, in anybody's answers.
+GENERAL: Final[tuple[Heuristic, ...]] = (
+    length.empty(),
     length.standard(),
     repetition.standard(),
     refusal.standard(),
 )
+# And in those to the demo's prompts, whose rows hold an incident's facts.
+STANDARD: Final[tuple[Heuristic, ...]] = (*incident.HEURISTICS, *GENERAL)

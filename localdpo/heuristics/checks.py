@@ -16,13 +16,14 @@ Paths in it are relative to the folder you are in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.heuristics import HEURISTICS, STANDARD
+from localdpo.heuristics import GENERAL, HEURISTICS, STANDARD
 from localdpo.heuristics.base import Heuristic, OptionProblem, Options
+from localdpo.heuristics.incident import incident_facts
 from localdpo.recipe import marks
 
 
@@ -43,10 +44,14 @@ def load_checks(file: str | Path) -> list[Heuristic]:
     return found
 
 
-def with_standard(checks: Sequence[Heuristic]) -> list[Heuristic]:
-    """The standard heuristics and then `checks`, which replace those of the same name."""
+def with_standard(checks: Sequence[Heuristic], rows: Iterable[Mapping[str, Any]] = ()) -> list[Heuristic]:
+    """The standard heuristics and then `checks`, which replace those of the same name.
+
+    The demo's are among them only if one of the `rows` (the columns beside the prompts) is an incident's.
+    """
     own = {check.name for check in checks}
-    return [*(heuristic for heuristic in STANDARD if heuristic.name not in own), *checks]
+    standard = STANDARD if any(incident_facts(row) for row in rows) else GENERAL
+    return [*(heuristic for heuristic in standard if heuristic.name not in own), *checks]
 
 
 def _read(document: marks.Document, problems: list[marks.Problem]) -> list[Heuristic]:

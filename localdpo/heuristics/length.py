@@ -25,6 +25,11 @@ def standard() -> Heuristic:
     return Heuristic("words", "neutral", words, digits=1)
 
 
+def empty() -> Heuristic:
+    """1 for an answer of white space alone, else 0."""
+    return Heuristic("empty", "lower", lambda prompt, answer, facts: float(not answer.strip()))
+
+
 def build(name: str, options: Options) -> Heuristic:
     """Options: `unit`, one of words (default) and characters."""
     unit = options.choice("unit", UNITS, "words")

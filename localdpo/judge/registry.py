@@ -1,6 +1,6 @@
 """The judges by name: one table, each entry with how it is written and how it is built.
 
-    rules                       the rules of the demo and the heuristics
+    rules                       the demo's incident reports: format, severity, action, facts
     mlx:MODEL                   a local model, in this process
     anthropic[:MODEL]           Claude; the newest Opus by default
     openai:URL#MODEL            any OpenAI-compatible server

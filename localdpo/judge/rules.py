@@ -1,10 +1,14 @@
-"""The demo's judge: the rules of its task, applied to the facts beside each prompt."""
+"""The demo's judge: the rules of its task, applied to the facts beside each prompt.
+
+It knows incident reports alone: their format, severity, action and facts. Rows of another kind are refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
+from localdpo.core.errors import UserError
 from localdpo.heuristics.incident import incident_facts, judged
 from localdpo.incidents.rules import Verdict as Finding
 from localdpo.incidents.world import Facts
@@ -15,6 +19,28 @@ RULES_VERSION: Final = "1"
 BEST_TOTAL: Final = 3.5
 
 
+NAME: Final = "rules"
+
+
+def judges_all(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all `rows` (the columns beside the prompts) are incidents, so that the rules can judge them."""
+    return all(incident_facts(row) is not None for row in rows)
+
+
+def refuse_others(spec: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError if `spec` asks the rules, alone or in a jury, about rows that are no incidents."""
+    kind, _, members = spec.partition(":")
+    if NAME not in (kind, *(name.strip() for name in members.split("+") if kind == "jury")):
+        return
+    others = sum(incident_facts(row) is None for row in rows)
+    if others:
+        raise UserError(
+            f"--judge {spec}: rules checks the demo's incident reports (format, severity, action, facts), "
+            f"and {others:,} of {len(rows):,} prompts are none; name another judge: mlx:MODEL, anthropic or "
+            "openai:URL#MODEL"
+        )
+
+
 class RulesJudge:
     """Prefers the answer that beats the other by the demo's rules; what neither beats is a tie.
 
@@ -22,7 +48,7 @@ class RulesJudge:
     spread over 1 to 5.
     """
 
-    name = "rules"
+    name = NAME
     identity: Mapping[str, str]
     concurrency = 1
 
@@ -34,8 +60,8 @@ class RulesJudge:
         facts = incident_facts(question.facts)
         if facts is None:
             raise JudgeStopped(
-                f"prompt {question.id}: the judge `rules` knows only the demo's task, and this row has "
-                "no facts of an incident; name another judge with --judge"
+                f"prompt {question.id}: rules checks the demo's incident reports, and this row has no facts "
+                "of one; name another judge with --judge"
             )
         if len(question.answers) == 1:
             return _scored(question.answers[0], facts)

@@ -15,11 +15,12 @@ from localdpo.core.errors import UserError
 from localdpo.data.columns import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
-from localdpo.heuristics.incident import incident_facts
 from localdpo.judge.base import Judge
 from localdpo.judge.constitution import Constitution, Principles, load_constitution
 from localdpo.judge.registry import JUDGES, JudgeOptions, make_judge
 from localdpo.judge.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
+from localdpo.judge.rules import NAME as RULES
+from localdpo.judge.rules import judges_all, refuse_others
 from localdpo.prefs.build_rows import OWN_COLUMNS, UNSCORED_COLUMNS
 from localdpo.prefs.candidates import GROUP, Drawing, Prints, Source, digest, header_of, prints_of
 from localdpo.prefs.tokenizer import open_tokenizer
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 CANDIDATES: Final = "candidates.jsonl"
 VERDICTS: Final = "verdicts.jsonl"
-RULES: Final = "rules"
 CONSTITUTION: Final = "assistant"
 _OUTPUT_FORMATS: Final = ("preference", "ultrafeedback")
 
@@ -223,14 +223,13 @@ def _judges(
     options: BuildOptions, rows: Sequence[PromptRow], revise: Constitution | None, count: int
 ) -> Judges:
     """Who judges. Of two answers scores are asked for, or come free with the rules; of more they decide."""
-    of_incidents = all(incident_facts(row.facts) for row in rows)
-    spec = options.judge or (RULES if of_incidents else None)
+    facts = [row.facts for row in rows]
+    spec = options.judge or (RULES if judges_all(facts) else None)
     if spec is None:
         raise UserError(
             "no judge: name one, such as --judge mlx:MODEL, --judge anthropic or --judge openai:URL#MODEL"
         )
-    if spec == RULES and not of_incidents:
-        raise UserError("--judge rules: it knows only rows with the facts of an incident; name another judge")
+    refuse_others(spec, facts)
     rubrics = rubrics_by_mode(options.rubrics)
     paired = revise is not None or count == 2
     scored = not paired or (

@@ -74,8 +74,13 @@ def test_the_demos_rows_are_judged_by_rules_with_scores(run: RunDir, demo_prompt
 def test_other_rows_have_no_judge_unless_one_is_named(run: RunDir, prompts: Path) -> None:
     plan = plan_evaluation(options(run, prompts))
     assert (plan.name, plan.judge, plan.scorer) == ("heuristics", None, None)
-    assert plan.notes[0].startswith("no judge: rows without the demo's facts")
-    assert run_evaluation(plan)["duels"] == []
+    assert plan.notes[0].startswith("no judge: these are no incident reports")
+    record = run_evaluation(plan)
+    assert record["duels"] == []
+    # Nothing of the demo's, neither shown ahead nor in the table.
+    measured = ["empty", "words", "refusal", "tokens", "ended by itself"]
+    assert [row["name"] for row in record["metrics"]] == measured
+    assert "heuristics: empty, words, repetition, refusal" in preview_lines(plan)
     assert preview_lines(plan)[-1] == plan.notes[0]
 
 
@@ -86,6 +91,9 @@ def test_other_rows_have_no_judge_unless_one_is_named(run: RunDir, prompts: Path
         ({"scores": True}, "--scores: there is no judge"),
         ({"rubrics": ("helpful",)}, "--rubric: there is no judge"),
         ({"judge": "mlx:./x", "rubrics": ("helpful", "triage")}, "one for mode pairwise already, helpful"),
+        ({"judge": "rules"}, "--judge rules: rules checks the demo's incident reports"),
+        ({"judge": "rules"}, "6 of 6 prompts are none; name another judge: mlx:MODEL"),
+        ({"judge": "jury:human+rules"}, "--judge jury:human+rules: rules checks the demo's"),
         ({"judge": "nobody"}, "nobody: no such judge"),
         ({"name": "../up"}, "'../up' is no name"),
         ({"checks": Path("nothing.yaml")}, "nothing.yaml: cannot be read"),

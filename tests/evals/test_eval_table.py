@@ -38,6 +38,7 @@ def duel(**changes: Any) -> dict[str, Any]:
         "identical": 0,
         "flips": 10,
         "statuses": {},
+        "why": "",
         "win_rate": {"value": 0.7, "low": 0.63, "high": 0.76},
         "prompts_needed": 47,
         "position_bias": {"value": 0.01, "low": -0.05, "high": 0.07, "flagged": False},
@@ -78,7 +79,14 @@ def test_an_interval_that_holds_one_half_is_no_verdict() -> None:
 @pytest.mark.parametrize(
     ("changes", "caution"),
     [
-        ({"valid": 150, "statuses": {"refused": 80}}, "50 of 200 prompts have no valid verdict (refused 80)"),
+        (
+            {"valid": 150, "statuses": {"refused": 80}},
+            "50 of 200 prompts have no valid verdict (refused 80).",
+        ),
+        (
+            {"valid": 9, "statuses": {"truncated": 8}, "why": "too long"},
+            "(truncated 8); most often: too long.",
+        ),
         ({"flips": 50}, "on 25.0% of the prompts the judge changed its mind"),
         (
             {"position_bias": {"value": -0.2, "flagged": True}},

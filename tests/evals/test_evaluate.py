@@ -35,9 +35,9 @@ def figures(record: dict[str, Any]) -> dict[str, Any]:
 def test_without_a_judge_there_are_metrics_only(tmp_path: Path) -> None:
     record = evaluated(tmp_path, None)
     names = [row["name"] for row in record["metrics"]]
-    assert names == ["words", "repetition", "refusal", "tokens", "ended by itself"]
-    assert record["metrics"][1]["counts"] == {"base": 0, "sft": 0, "dpo": 20}
-    assert record["metrics"][1]["difference"] is None
+    assert names == ["empty", "words", "repetition", "refusal", "tokens", "ended by itself"]
+    assert record["metrics"][2]["counts"] == {"base": 0, "sft": 0, "dpo": 20}
+    assert record["metrics"][2]["difference"] is None
     assert (record["duels"], record["strengths"], record["judge"]) == ([], [], None)
     assert record["versus"] == ["sft", "dpo"]
     [sentence] = record["conclusion"]

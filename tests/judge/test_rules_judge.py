@@ -57,7 +57,7 @@ def test_one_answer_gets_its_total_as_a_score() -> None:
 
 @pytest.mark.parametrize("facts", [{"facts": {"other": 1}}, {"category": "x"}])
 def test_rows_of_another_task_stop_it_with_a_hint(facts: dict[str, object]) -> None:
-    with pytest.raises(JudgeStopped, match=r"prompt 7: .* no facts of an incident; name another judge"):
+    with pytest.raises(JudgeStopped, match=r"prompt 7: .* no facts of one; name another judge"):
         asked(RIGHT, NO_FORMAT, **facts)
 
 

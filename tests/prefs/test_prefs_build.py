@@ -378,7 +378,7 @@ def test_the_principle_is_the_one_that_the_judge_is_asked_about() -> None:
         ({"rubrics": ("quality", "quality")}, r"--rubric quality: there is one for mode score already"),
         ({"n": 3, "rubrics": ("helpful",)}, r"--rubric helpful: nothing is asked in its mode, pairwise"),
         ({"judge": None}, r"no judge: name one"),
-        ({"judge": "rules"}, r"--judge rules: it knows only rows with the facts of an incident"),
+        ({"judge": "rules"}, r"--judge rules: rules checks the demo's incident reports"),
         ({"source": Source("nowhere/at/all")}, r"model nowhere/at/all: no such folder"),
         ({"prompts": "nothing.jsonl"}, r"nothing.jsonl: no such file"),
     ],
