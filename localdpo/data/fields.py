@@ -149,11 +149,14 @@ def read_options(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def has_content(value: Any) -> bool:
     """Whether a value says anything: no null, no blank text, nothing that holds only such."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, list | dict):
-        return any(has_content(inner) for inner in (value.values() if isinstance(value, dict) else value))
-    return value is not None
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list | dict):
+            waiting += one.values() if isinstance(one, dict) else one
+        elif one is not None and not (isinstance(one, str) and not one.strip()):
+            return True
+    return False
 
 
 def describe(value: Any) -> str:

@@ -23,7 +23,7 @@ DISAGREE = "the prompt and the turns that both answers open with say different t
 # What a conversation that was written out as one text has besides its turns.
 _MARKS = re.compile(
     r"<\|[^|<>]*\|>|<[/\w]+>|\[/?\w+\]|<</?\w+>>"
-    r"|\b(human|user|assistant|system|instruction|input|response|question|answer|prompt)\b|\W+",
+    r"|\b(human|user|assistant|system|instruction|input|response|question|answer|prompt)\b|\W",
     re.IGNORECASE,
 )
 
@@ -106,15 +106,23 @@ def _join_text(prompt: str, shared: list[Message]) -> list[Message]:
     said, words = [_words(message) for message in shared], _words(asked)
     if any(words in one for one in said):
         return shared
-    rest = words
-    for one in said:
-        rest = rest.replace(one, " ", 1)
-    if all(one in words for one in said) and not _MARKS.sub("", rest):
+    if not _MARKS.sub("", _besides(words, said)):
         return shared
     if said[-1] and said[-1] in words and all(message["role"] == "system" for message in shared[:-1]):
         # The text says more than the one turn of the answers: it takes that turn's place.
         return [*shared[:-1], asked]
     raise RowSkip(DISAGREE)
+
+
+def _besides(text: str, parts: list[str]) -> str:
+    """What a text has besides these parts (whole words, in their order); all of it if one is missing."""
+    rest, place = "", 0
+    for part in parts:
+        found = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)").search(text, place)
+        if found is None:
+            return text
+        rest, place = f"{rest}{text[place : found.start()]} ", found.end()
+    return rest + text[place:]
 
 
 def _same(some: list[Message], others: list[Message]) -> bool:
