@@ -250,6 +250,13 @@ def _stem(prefix: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", prefix).lstrip(".-")[:80] or "run"
 
 
+def run_of(checkpoint: Path) -> RunDir | None:
+    """The run that a path to a checkpoint leads into, whether the checkpoint is there or not; None for any
+    other path."""
+    run = RunDir(checkpoint.parent.parent)
+    return run if checkpoint.parent.name == run.checkpoints.name and run.exists() else None
+
+
 def list_runs(runs_dir: str | Path) -> list[RunDir]:
     """Every run in `runs_dir`, the most recently active first; empty if there is no such folder."""
     root = Path(runs_dir)

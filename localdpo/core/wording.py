@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.eventdata import metrics_of, number
@@ -17,6 +18,7 @@ from localdpo.core.names import is_demo, resolve
 from localdpo.core.progress import Phase
 from localdpo.core.rundir import RunDir
 
+DEFAULT_RUNS_DIR: Final = Path("runs")
 # The order of metrics in a line; others follow by name.
 METRIC_ORDER: Final = (
     "loss",
@@ -207,3 +209,11 @@ def age(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit} ago"
     return f"{whole}s ago"
+
+
+def resume_command(run: RunDir) -> str:
+    """The command that goes on with `run`, ready for a shell in the current directory."""
+    words = ["localdpo", "train", "--resume", "--run", run.name]
+    if run.path.parent != DEFAULT_RUNS_DIR:
+        words += ["--runs-dir", str(run.path.parent)]
+    return shlex.join(words)

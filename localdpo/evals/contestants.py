@@ -5,14 +5,12 @@ All of them live in one loaded base: `Contestants` puts one adapter on it at a t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from localdpo.core.answers import Role
-from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.model import lora
@@ -80,9 +78,7 @@ def _latest(run: RunDir) -> Path:
 
 
 def _adapted(name: str, label: str, folder: Path, role: Role) -> Contestant:
-    # Not the whole folder: a checkpoint's optimizer is no part of what answers.
-    files = "".join(sha256_of(folder / file) for file in (lora.CONFIG_FILE, lora.WEIGHTS_FILE))
-    return Contestant(name, label, folder, hashlib.sha256(files.encode()).hexdigest(), role)
+    return Contestant(name, label, folder, lora.adapter_fingerprint(folder), role)
 
 
 def _refuse_other_base(run: RunDir, recipe: Recipe, other: RunDir) -> None:

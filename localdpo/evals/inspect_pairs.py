@@ -23,6 +23,7 @@ from localdpo.model.load import Base, load_base
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train.checkpoint import moved_reference
+from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, TRAIN, VALID, tell_changes
 from localdpo.train.rows import Rows
 from localdpo.train.session import attach_adapter, check_paths
 from localdpo.train.sources import open_rows
@@ -75,6 +76,8 @@ def inspect_run(
             or a model that does not load.
     """
     latest, recipe = _opened(RunDir(run_dir))
+    rows_of = VALID if split == "valid" and recipe.data.valid is not None else TRAIN
+    tell_changes(RunDir(run_dir), recipe, {MODEL, TOKENIZER, ADAPTER, rows_of}, note)
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
     attach_adapter(base.model, recipe)
     train, valid = open_rows(recipe, base.tokenizer)

@@ -14,7 +14,6 @@ from localdpo.launch.explain import (
     UNSEEN_EXIT,
     ended_lines,
     explain_death,
-    resume_command,
 )
 from localdpo.launch.jobs import Job
 from localdpo.launch.start import Worker, start_worker
@@ -29,7 +28,6 @@ __all__ = [
     "Worker",
     "ended_lines",
     "explain_death",
-    "resume_command",
     "start_worker",
     "watch",
 ]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import signal
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import USER_ERROR_EXIT
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.progress import Progress, progress_of
 from localdpo.core.rundir import RunDir, state_of
-from localdpo.core.wording import closing_lines
+from localdpo.core.wording import closing_lines, resume_command
 
 FINISHED_EXIT: Final = 0
 STOPPED_EXIT: Final = 3
@@ -24,7 +22,6 @@ UNSEEN_EXIT: Final = 255
 STOPPED_AT_ONCE: Final = frozenset(
     code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)
 )
-DEFAULT_RUNS_DIR: Final = Path("runs")
 _LOG_TAIL_BYTES: Final = 64 * 1024
 _LOG_TAIL_LINES: Final = 10
 _GO_ON: Final = "go on with: "
@@ -101,14 +98,6 @@ def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
         return [f"the worker {_how(UNSEEN_EXIT)} {_where(run, progress)}", _go_on(run)]
     # The command is for the folder that this process is in.
     return [_go_on(run) if line.startswith(_GO_ON) else line for line in lines]
-
-
-def resume_command(run: RunDir) -> str:
-    """The command that goes on with `run`, ready for a shell in the current directory."""
-    words = ["localdpo", "train", "--resume", "--run", run.name]
-    if run.path.parent != DEFAULT_RUNS_DIR:
-        words += ["--runs-dir", str(run.path.parent)]
-    return shlex.join(words)
 
 
 def signal_name(number: int) -> str:

@@ -7,6 +7,7 @@ while. The adapters are small, so keeping three sets of them costs next to nothi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -24,9 +25,11 @@ from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
+from localdpo.core.rundir import run_of
 from localdpo.model.arrays import load_arrays, named
 from localdpo.model.load import first_line
 
@@ -88,11 +91,28 @@ def adapter_path(name: str) -> Path:
     """
     path = resolve(name) if name.startswith("demo:") else Path(name).expanduser()
     if not path.is_dir():
-        raise UserError(f"adapter {name}: no such folder; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it")
+        raise UserError(f"adapter {name}: {_why_missing(path)}")
     missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (path / file).is_file()]
     if missing:
         raise UserError(f"adapter {name}: {' and '.join(missing)} missing in this folder")
     return path
+
+
+def _why_missing(path: Path) -> str:
+    run = run_of(path)
+    if run is None:
+        return f"no such folder; expected {CONFIG_FILE} and {WEIGHTS_FILE} in it"
+    left = ", ".join(sorted(folder.name for folder in run.checkpoints.glob("step-*"))) or "none"
+    return (
+        f"run {run.name} has no such checkpoint any more (it keeps its newest save.keep; there now: {left}); "
+        "put it back, or start a new run from one that is there"
+    )
+
+
+def adapter_fingerprint(folder: Path) -> str:
+    """A hash over the shape and the weights of an adapter, in hex, whatever else is in its folder."""
+    files = "".join(sha256_of(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE))
+    return hashlib.sha256(files.encode()).hexdigest()
 
 
 def read_config(folder: Path) -> LoraConfig:

@@ -41,12 +41,14 @@ class TrainState:
         step: optimizer steps taken.
         random: the two words of MLX's random key (dropout draws from it).
         seconds: training time so far.
+        inputs: what the run is made of, see `inputs.to_json`.
     """
 
     step: int
     random: tuple[int, int]
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def save(
             mx.save_safetensors(str(folder / REFERENCE_FILE), moved)
         (folder / lora.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         content = {"v": VERSION, "step": state.step, "random": state.random, "seconds": state.seconds}
-        (folder / STATE_FILE).write_text(json.dumps(content | {"metrics": state.metrics}, indent=2) + "\n")
+        content |= {"metrics": state.metrics, "inputs": state.inputs}
+        (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n")
     run.set_latest(final)
     for old in _expendable(checkpoints(run), final, keep):
         shutil.rmtree(old)
@@ -116,7 +119,8 @@ def newest_valid(run: RunDir) -> tuple[Found | None, list[str]]:
         if not found:
             raw = json.loads((path / STATE_FILE).read_text())
             first, second = raw["random"]
-            state = TrainState(raw["step"], (first, second), raw["seconds"], raw["metrics"])
+            made_of = raw.get("inputs", [])
+            state = TrainState(raw["step"], (first, second), raw["seconds"], raw["metrics"], made_of)
             return Found(path, state), problems
         problems += found
     return None, problems

@@ -7,7 +7,7 @@ resumed takes the same steps as one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from localdpo.core.rundir import RunDir
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import random_key
-from localdpo.train import checkpoint
+from localdpo.train import checkpoint, inputs
 from localdpo.train.control import Act, Control, StopRequest
 from localdpo.train.evaluation import Evaluation, Sampler, evaluate, exact_kl, mean_entropy
 from localdpo.train.optimizers import make_optimizer
@@ -42,9 +42,17 @@ class Outcome:
 
 
 class Loop:
-    """A run of a session into a run folder."""
+    """A run of a session into a run folder. `made_of`: its inputs, which each checkpoint names."""
 
-    def __init__(self, session: Session, run: RunDir, log: EventWriter, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        session: Session,
+        run: RunDir,
+        log: EventWriter,
+        stop: StopRequest,
+        made_of: Sequence[inputs.Input] = (),
+    ) -> None:
+        self.inputs = made_of
         self.session, self.run_dir, self.log, self.stop = session, run, log, stop
         self.recipe, self.plan = session.recipe, session.plan
         self.clock = stop.clock
@@ -280,7 +288,9 @@ class Loop:
     def save(self) -> None:
         """Publish a checkpoint."""
         began = self.clock.now()
-        state = checkpoint.TrainState(self.step, random_key(), self.seconds, self.eval_metrics)
+        state = checkpoint.TrainState(
+            self.step, random_key(), self.seconds, self.eval_metrics, inputs.to_json(self.inputs)
+        )
         self.log.sync()
         path = checkpoint.save(
             self.run_dir,

@@ -18,7 +18,7 @@ from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend
 from localdpo.model.forward import Forward
-from localdpo.model.load import Base, fingerprint
+from localdpo.model.load import Base
 from localdpo.recipe.data import DataSource, WeightedSource
 from localdpo.recipe.schema import Recipe
 from localdpo.train.reference import ReferenceScores
@@ -109,7 +109,7 @@ def open_scores(
     # A fresh adapter adds nothing, whatever its size; a fresh DoRA computes with the norms of the weights.
     adapter = f"fresh {recipe.lora.type or 'lora'}"
     if recipe.adapter is not None:
-        adapter = fingerprint(lora.adapter_path(recipe.adapter))
+        adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.adapter))
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
     path = f"shared {forward.shared} aligned {forward.align} traced {forward.compiled}"
     computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"

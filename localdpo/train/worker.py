@@ -27,17 +27,19 @@ if TYPE_CHECKING:
     from localdpo.train.session import Session
 
 STOPPED_EXIT = 3
+ACCEPT_CHANGES = "--accept-changes"
 VERSIONED = ("mlx", "mlx-lm", "transformers", "datasets")
 
 
 def main(arguments: list[str]) -> int:
-    """Train the run in the folder `arguments[0]`; the exit code."""
-    if len(arguments) != 1:
-        say("usage: python -m localdpo.train RUN_DIR", error=True)
+    """Train the run whose folder is the last of the arguments; the exit code."""
+    accept = arguments[:1] == [ACCEPT_CHANGES]
+    if len(arguments) != 1 + accept:
+        say(f"usage: python -m localdpo.train [{ACCEPT_CHANGES}] RUN_DIR", error=True)
         return USER_ERROR_EXIT
     stop = StopRequest()
     stop.install()
-    run = RunDir(Path(arguments[0]))
+    run = RunDir(Path(arguments[-1]))
     try:
         if not run.exists():
             raise UserError(f"{run.path}: not the folder of a run: there is no {run.recipe.name} in it")
@@ -46,15 +48,15 @@ def main(arguments: list[str]) -> int:
             with EventWriter(run.events) as log:
                 for left in take(run):
                     answer_command(log, left, False, "it came before this worker began")
-                return _logged(run, log, stop)
+                return _logged(run, log, stop, accept)
     except LocalDPOError as error:
         return _say(error)
 
 
-def _logged(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
+def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
     """Train, and write how it ended."""
     try:
-        return _train(run, log, stop)
+        return _train(run, log, stop, accept)
     except LocalDPOError as error:
         log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))
         return _say(error)
@@ -65,18 +67,24 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
         raise
 
 
-def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
+def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
     backend = prepare()
     from localdpo.recipe.load import load_recipe
+    from localdpo.train import inputs
     from localdpo.train.loop import Loop
     from localdpo.train.session import assemble
 
     began = stop.clock.now()
     recipe = load_recipe(run.recipe)
     notes: list[str] = list(backend.hints)
+    made_of = inputs.inputs_of(recipe)
+    inputs.require_unchanged(run, recipe, made_of, accept=accept, note=notes.append)
+    notes += inputs.living_start(recipe)
     session = assemble(
         recipe, backend, notes.append, lambda source, rows: log.write("data", source=source, rows=rows)
     )
+    made_of = inputs.counted(made_of, session)
+    inputs.keep(run, made_of)
     log.write(
         "run.started",
         recipe=recipe.model_dump(mode="json"),
@@ -90,7 +98,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest) -> int:
         rows={"train": len(session.train), "valid": len(session.valid)},
         path="shared-prompt" if session.forward.shared else "plain",
     )
-    loop = Loop(session, run, log, stop)
+    loop = Loop(session, run, log, stop, made_of)
     for note in notes + _reading(session):
         loop.notice("note", note)
     outcome = loop.run()

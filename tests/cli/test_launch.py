@@ -11,7 +11,8 @@ import pytest
 from localdpo.core.errors import UserError
 from localdpo.core.events import Event, EventWriter
 from localdpo.core.rundir import RunDir, RunLock
-from localdpo.launch import Worker, explain_death, resume_command, start_worker, watch
+from localdpo.core.wording import resume_command
+from localdpo.launch import Worker, explain_death, start_worker, watch
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 

@@ -177,7 +177,7 @@ def test_an_offline_hub_is_one_line(tmp_path: Path) -> None:
     write_recipe(run.path, recipe_text(Path("no-such-org/no-such-model"), Path("pairs.jsonl")))
     done = live(run, tmp_path / "cache")
     assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: model ")]
     assert len(errors) == 1
     assert "no-such-org/no-such-model: no such folder, and the hub cannot be reached" in errors[0]
     assert "Traceback" not in done.stderr

@@ -1,0 +1,260 @@
+"""What a run is made of: a digest of each input, so that one that changes between two lives is seen.
+
+`inputs.json` in the run's folder is written when the run starts and is what a resumed run is compared with.
+It is a file of its own, not an event: the log is for readers and may be cut, and `--accept-changes` must
+replace what it says. Each checkpoint's state.json repeats the digests that it was trained with; they stand
+in for an inputs.json that is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from localdpo.core.atomic import write_text
+from localdpo.core.errors import LocalDPOError, UserError, UserErrors
+from localdpo.core.events import read_events
+from localdpo.core.rundir import RunDir, run_of
+from localdpo.core.wording import resume_command
+from localdpo.data.mixture import Mixture
+from localdpo.data.sources import open_source
+from localdpo.model import lora
+from localdpo.model.load import fingerprint, model_path, tokenizer_fingerprint
+from localdpo.recipe.schema import Recipe
+from localdpo.train import checkpoint
+
+if TYPE_CHECKING:
+    from localdpo.train.session import Session
+
+FILE: Final = "inputs.json"
+VERSION: Final = 1
+MODEL, TOKENIZER, ADAPTER = "model", "tokenizer and chat template of", "adapter"
+TRAIN, VALID, PROMPTS = "data.train", "data.valid", "eval.prompts"
+EVERY: Final = frozenset({MODEL, TOKENIZER, ADAPTER, TRAIN, VALID, PROMPTS})
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a run.
+
+    Attributes:
+        what: MODEL, TOKENIZER, ADAPTER, TRAIN, VALID or PROMPTS.
+        name: what the recipe calls it.
+        digest: changes with its content.
+        rows: of a data set, those that were read; None where that is not known.
+    """
+
+    what: str
+    name: str
+    digest: str
+    rows: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.what, self.name
+
+
+def inputs_of(recipe: Recipe, what: Collection[str] = EVERY) -> list[Input]:
+    """The inputs of the recipe as they are now, those of the kinds `what`. Rows are not counted.
+
+    Raises:
+        UserErrors: those that are missing or cannot be read, all at once.
+    """
+    found: dict[tuple[str, str], Input] = {}
+    errors: list[UserError] = []
+    for kind, name, digest in _digests(recipe):
+        if kind not in what or (kind, name) in found:
+            continue
+        try:
+            found[kind, name] = Input(kind, name, digest())
+        except LocalDPOError as error:
+            errors += [UserError(line) for line in error.lines]
+        except OSError as error:
+            errors.append(UserError(f"{kind} {name}: cannot be read ({error.strerror or error})"))
+    if errors:
+        # A model that is missing has no tokenizer either.
+        raise UserErrors([error for n, error in enumerate(errors) if error.message not in _texts(errors[:n])])
+    return list(found.values())
+
+
+def _texts(errors: Sequence[UserError]) -> set[str]:
+    return {error.message for error in errors}
+
+
+def _digests(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], str]]]:
+    """(what, name, what gives the digest) of every input."""
+    yield MODEL, recipe.model, lambda: fingerprint(model_path(recipe.model))
+    yield TOKENIZER, recipe.model, lambda: tokenizer_fingerprint(model_path(recipe.model))
+    if recipe.adapter is not None:
+        adapter = recipe.adapter
+        yield ADAPTER, adapter, lambda: lora.adapter_fingerprint(lora.adapter_path(adapter))
+    sources = [(TRAIN, each.source) for each in recipe.data.train_sources]
+    sources += [(VALID, each.source) for each in recipe.data.valid_sources]
+    if recipe.eval.prompts is not None and recipe.eval.samples > 0:
+        sources.append((PROMPTS, recipe.eval.prompts))
+    for what, source in sources:
+        yield what, source, partial(_source_digest, source)
+
+
+def _source_digest(source: str) -> str:
+    return open_source(source).digest
+
+
+def counted(inputs: Sequence[Input], session: Session) -> list[Input]:
+    """The inputs with the rows that were read of each data set."""
+    rows = _rows_read(TRAIN, session.train.store)
+    if session.valid.store is not session.train.store:
+        rows |= _rows_read(VALID, session.valid.store)
+    return [replace(one, rows=rows.get(one.key)) for one in inputs]
+
+
+def _rows_read(what: str, mixture: Mixture) -> dict[tuple[str, str], int]:
+    # A pair that was split counts as two in the report.
+    reports = [(part.source, part.store.report) for part in mixture.parts]
+    return {(what, source): report.read - report.split for source, report in reports}
+
+
+# --- the file ------------------------------------------------------------------------------------------
+
+
+def to_json(inputs: Sequence[Input]) -> list[dict[str, Any]]:
+    """Their JSON form, without rows that are not known."""
+    return [{k: v for k, v in asdict(one).items() if v is not None} for one in inputs]
+
+
+def from_json(values: Any) -> list[Input]:
+    """The inputs of a JSON form. Raises ValueError or TypeError for what is none."""
+    found = [Input(**value) for value in values]
+    if not all(isinstance(text, str) for one in found for text in (one.what, one.name, one.digest)):
+        raise ValueError("expected what, name and digest as text")
+    return found
+
+
+def keep(run: RunDir, inputs: Sequence[Input]) -> None:
+    """Write the run's inputs.json, with its own checksum, unless it says this already.
+
+    Raises UserError when the disk is full.
+    """
+    with suppress(FileNotFoundError):
+        if read(run) == list(inputs):
+            return
+    value = {"v": VERSION, "inputs": to_json(inputs)}
+    value["sha256"] = _checksum(value)
+    write_text(run.path / FILE, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read(run: RunDir) -> list[Input] | None:
+    """What the run was made of; None where nothing whole says it.
+
+    Raises:
+        FileNotFoundError: there is no inputs.json.
+    """
+    content = (run.path / FILE).read_bytes()
+    try:
+        value = json.loads(content)
+        return from_json(value["inputs"]) if value.pop("sha256") == _checksum(value) else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# --- what changed --------------------------------------------------------------------------------------
+
+
+def changes(recipe: Recipe, before: Sequence[Input], now: Sequence[Input]) -> list[str]:
+    """A line for each input that is not what it was: `data.train a.jsonl: changed (20 rows then, 21 now)`."""
+    was = {one.key: one for one in before}
+    return [
+        f"{one.what} {one.name}: changed{_rows_then_and_now(recipe, was[one.key])}"
+        for one in now
+        if one.key in was and was[one.key].digest != one.digest
+    ]
+
+
+def _rows_then_and_now(recipe: Recipe, before: Input) -> str:
+    """` (20 rows then, 21 now)`; empty where the rows then are not known, or those now cannot be read."""
+    if before.rows is None:
+        return ""
+    sources = recipe.data.train_sources if before.what == TRAIN else recipe.data.valid_sources
+    own = {each.source: each.limit for each in sources}[before.name]
+    limit = own or (recipe.data.limit if before.what == TRAIN else None)
+    try:
+        now = sum(1 for _ in itertools.islice(open_source(before.name).rows(), limit))
+    except LocalDPOError:
+        return ""
+    return f" ({before.rows:,} rows then, {now:,} now)"
+
+
+def recorded(run: RunDir, note: Callable[[str], None]) -> list[Input] | None:
+    """What the run was made of, None where nothing says it; `note` is told of a damaged inputs.json."""
+    try:
+        found = read(run)
+    except FileNotFoundError:
+        return _of_checkpoint(run)
+    if found is not None:
+        return found
+    found = _of_checkpoint(run)
+    instead = "nothing else says what this run began with" if found is None else "a checkpoint says it too"
+    note(f"{run.path / FILE}: damaged; {instead}")
+    return found
+
+
+def _of_checkpoint(run: RunDir) -> list[Input] | None:
+    newest, _ = checkpoint.newest_valid(run)
+    if newest is None or not newest.state.inputs:
+        return None
+    return from_json(newest.state.inputs)
+
+
+def require_unchanged(
+    run: RunDir, recipe: Recipe, now: Sequence[Input], *, accept: bool, note: Callable[[str], None]
+) -> None:
+    """Compare a run that goes on with the inputs that it began with.
+
+    Changes are told to `note` when `accept`; so is a run of a version that kept no digests.
+
+    Raises:
+        UserErrors: inputs that changed, unless they are accepted.
+    """
+    before = recorded(run, note)
+    if before is None:
+        if any(event.type == "run.started" for event in read_events(run.events)):
+            rows = "" if recipe.data.valid is not None else "; its held-out rows may be other ones now"
+            note(f"no digests say which inputs this run began with: those of now are kept from here on{rows}")
+        return
+    changed = [f"{line} since run {run.name} began" for line in changes(recipe, before, now)]
+    if accept:
+        for line in changed:
+            note(f"{line}; accepted with --accept-changes")
+    elif changed:
+        how = f"put it back, or go on with what is there now: {resume_command(run)} --accept-changes"
+        raise UserErrors([UserError(f"{line}; {how}") for line in changed])
+
+
+def tell_changes(run: RunDir, recipe: Recipe, what: Collection[str], note: Callable[[str], None]) -> None:
+    """Tell which of the inputs `what` are not those that the run was trained with."""
+    before = recorded(run, note)
+    if before is not None:
+        for line in changes(recipe, before, inputs_of(recipe, what)):
+            note(f"{line} since run {run.name} began: what is shown is not what it was trained with")
+
+
+def living_start(recipe: Recipe) -> list[str]:
+    """A line where the start adapter is a checkpoint of a run that still trains."""
+    other = None if recipe.adapter is None else run_of(Path(recipe.adapter).expanduser())
+    if other is None or not other.is_running():
+        return []
+    return [
+        f"adapter {recipe.adapter}: run {other.name} still trains, and may take this checkpoint away "
+        "(its save.keep); a copy of it elsewhere is safe"
+    ]
