@@ -32,6 +32,7 @@ class Request:
     run: str | None
     runs_dir: Path
     resume: bool
+    accept_changes: bool = False
 
 
 def train(
@@ -57,13 +58,17 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run --run, or with the latest run of the recipe.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Go on with data, model or adapter that changed meanwhile."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory, and stop.")
     ] = False,
 ) -> None:
     """Train on a recipe: SFT or DPO, whichever its loss says."""
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
-    request = make_request(arguments, run, runs_dir, resume)
+    request = make_request(arguments, run, runs_dir, resume, accept_changes)
     if dry_run:
         show_dry_run(request)
         return
@@ -71,10 +76,13 @@ def train(
     if found.status() == "finished":
         say_finished(found)
         return
-    raise typer.Exit(train_and_watch(found) if plain or not has_terminal() else train_in_dashboard(found))
+    show = train_and_watch if plain or not has_terminal() else train_in_dashboard
+    raise typer.Exit(show(found, accept_changes))
 
 
-def make_request(arguments: Sequence[str], run: str | None, runs_dir: Path, resume: bool) -> Request:
+def make_request(
+    arguments: Sequence[str], run: str | None, runs_dir: Path, resume: bool, accept_changes: bool = False
+) -> Request:
     """Tell the recipe from the overrides and refuse what does not go together. Raises UserError."""
     if run is not None:
         check_name(run)
@@ -88,7 +96,7 @@ def make_request(arguments: Sequence[str], run: str | None, runs_dir: Path, resu
             raise UserError(f"{override}: expected KEY=VALUE after the recipe, such as loss.beta=0.2")
     if recipe is None and not (resume and run is not None):
         raise UserError("no recipe: give a YAML file, such as recipes/dpo.yaml, or --resume with --run NAME")
-    return Request(recipe, overrides, run, runs_dir, resume)
+    return Request(recipe, overrides, run, runs_dir, resume, accept_changes)
 
 
 def open_run(request: Request) -> RunDir:
@@ -98,6 +106,8 @@ def open_run(request: Request) -> RunDir:
     known = known_run(request)
     if known is not None and known.is_running():
         raise already_running(known)
+    if known is None and request.accept_changes:
+        raise UserError("--accept-changes goes on with a run: give its name with --run, or --resume")
     text = dump_recipe(resolve_recipe(request, known))
     stem = request.recipe.stem if request.recipe is not None else "run"
     name = known.name if known is not None else request.run or new_run_name(request.runs_dir, stem)
@@ -122,7 +132,9 @@ def known_run(request: Request) -> RunDir | None:
 
 
 def resolve_recipe(request: Request, known: RunDir | None) -> Recipe:
-    """The recipe of the request; without one, that of the run itself."""
+    """The recipe of the request; without one, that of the run itself. Its links are followed."""
+    from localdpo.out import say
+    from localdpo.recipe.links import follow_links
     from localdpo.recipe.load import load_recipe
 
     path = request.recipe
@@ -130,7 +142,11 @@ def resolve_recipe(request: Request, known: RunDir | None) -> Recipe:
         if known is None:
             raise UserError(f"{request.runs_dir}: no run named {request.run!r}")
         path = known.recipe
-    return load_recipe(path, list(request.overrides))
+    kept = None if known is None else load_recipe(known.recipe)
+    recipe, lines = follow_links(load_recipe(path, list(request.overrides)), kept)
+    for line in lines:
+        say(line, error=True)
+    return recipe
 
 
 def differing_keys(old_text: str, new_text: str) -> str:
@@ -164,7 +180,7 @@ def say_finished(run: RunDir) -> None:
         print_plain(console, line)
 
 
-def train_and_watch(run: RunDir) -> int:
+def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show its events, explain its end; gives the exit code of the command."""
     from localdpo.cli.interrupt import Interrupts
     from localdpo.cli.plain import make_view
@@ -176,7 +192,7 @@ def train_and_watch(run: RunDir) -> int:
     console = Console()
     before = progress_of(effective(read_events(run.events)))
     with Interrupts() as interrupts:
-        worker = start_worker(run)
+        worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
         with make_view(console, before) as view:
             view.say(f"run {run.path} (worker {worker.pid}, log {run.worker_log})")
@@ -191,7 +207,7 @@ def has_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def train_in_dashboard(run: RunDir) -> int:
+def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show it in the dashboard until that is left; gives the exit code of the command.
 
     Training goes on if it has not ended by then: that is no error.
@@ -201,7 +217,7 @@ def train_in_dashboard(run: RunDir) -> int:
     from localdpo.launch import start_worker
 
     with Interrupts() as interrupts:
-        worker = start_worker(run)
+        worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
         # Textual takes a moment to load; the worker starts meanwhile.
         import localdpo.dashboard.app  # noqa: F401

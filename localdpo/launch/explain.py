@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from localdpo.core.progress import Progress, progress_of
 from localdpo.core.rundir import RunDir, state_of
 from localdpo.core.wording import closing_lines, resume_command
 
+# The worker of a run; the run folder follows.
+WORKER: Final = (sys.executable, "-m", "localdpo.train")
 FINISHED_EXIT: Final = 0
 STOPPED_EXIT: Final = 3
 # Stands for the exit code of a worker that ended after its supervisor was killed: nobody saw it.

@@ -16,7 +16,7 @@ from typing import Final
 from localdpo.core.errors import USER_ERROR_EXIT
 from localdpo.core.events import Event, EventTail
 from localdpo.core.rundir import RunDir, already_running, is_end, state_of
-from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT
+from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER
 
 _POLL_SECONDS: Final = 0.05
 
@@ -80,21 +80,26 @@ class Worker:
 
 
 def start_worker(
-    run: RunDir, env: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+    run: RunDir,
+    env: Mapping[str, str] | None = None,
+    command: Sequence[str] | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> Worker:
     """Start the worker of `run` in a session of its own, its output appended to worker.log.
 
-    `env` is added to the environment. `command` replaces `python -m localdpo.train` (the run folder is
-    added to it). Raises UserError if the run has a living worker.
+    `env` is added to the environment. `command` replaces WORKER. `accept_changes`: go on with inputs that
+    changed since the run began. Raises UserError if the run has a living worker.
     """
     if run.is_running():
         raise already_running(run)
+    worker = [*(command or WORKER), *(["--accept-changes"] if accept_changes else [])]
     events = EventTail(run.events)
     events.skip()
     with run.worker_log.open("ab") as log:
         log_start = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "localdpo.launch.supervise", str(run.path), *(command or ())],
+            [sys.executable, "-m", "localdpo.launch.supervise", str(run.path), *worker],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

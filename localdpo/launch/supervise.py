@@ -18,17 +18,14 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final
 
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.events import EventTail, EventWriter, effective, read_events
 from localdpo.core.progress import progress_of
 from localdpo.core.rundir import RunDir, RunLock, is_end
 from localdpo.core.signals import StopRequests
-from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, explain_death, signal_name
+from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
 from localdpo.out import guard, say
-
-_WORKER: Final = (sys.executable, "-m", "localdpo.train")
 
 
 class Relay:
@@ -63,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         say("usage: python -m localdpo.launch.supervise RUN_DIR [COMMAND...]", error=True)
         return USER_ERROR_EXIT
-    run, command = RunDir(arguments[0]), tuple(arguments[1:]) or _WORKER
+    run, command = RunDir(arguments[0]), tuple(arguments[1:]) or WORKER
     relay = Relay()
     relay.install()
     events = EventTail(run.events)

@@ -194,3 +194,12 @@ def test_extra_environment_reaches_the_worker(run: RunDir):
     worker = start_worker(run, env={"LOCALDPO_TEST": "yes"}, command=[sys.executable, "-c", code])
     assert list(watch(worker)) == []
     assert run.worker_log.read_text() == f"yes {os.environ['HOME']}\n"
+
+
+def test_the_worker_is_told_that_changes_are_accepted(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "run", "model: m\n")
+    code = "import sys; print('told', sys.argv[1:])"
+    for accept in (False, True):
+        assert start_worker(run, command=[sys.executable, "-c", code], accept_changes=accept).wait() == 0
+    told = [line for line in run.worker_log.read_text().splitlines() if line.startswith("told")]
+    assert told == [f"told {[str(run.path)]}", f"told {['--accept-changes', str(run.path)]}"]

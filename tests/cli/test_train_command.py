@@ -105,6 +105,42 @@ def test_another_recipe_is_refused_with_the_keys_that_differ():
     assert open_run(request("dpo.yaml", "loss.beta=0.1", run="dpo")).name == "dpo"
 
 
+def test_a_run_keeps_the_checkpoint_that_a_link_led_to(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Path("runs/sft/checkpoints")
+    for step in ("step-000120", "step-000240"):
+        (checkpoints / step).mkdir(parents=True)
+    (checkpoints / "LATEST").symlink_to("step-000120")
+    link = f"adapter={checkpoints}/LATEST"
+    run = open_run(request("dpo.yaml", link))
+    assert f"adapter: {checkpoints}/step-000120\n" in run.recipe.read_text()
+    (checkpoints / "LATEST").unlink()
+    (checkpoints / "LATEST").symlink_to("step-000240")
+    for again in (
+        request("dpo.yaml", link, run="dpo"),
+        request("dpo.yaml", link, resume=True),
+        request(run="dpo", resume=True),
+    ):
+        capsys.readouterr()
+        assert open_run(again).path == run.path
+        said = capsys.readouterr().err
+        assert said == (
+            ""
+            if again.recipe is None
+            else (
+                f"adapter {checkpoints}/LATEST leads to {checkpoints}/step-000240 now; "
+                f"this run keeps {checkpoints}/step-000120\n"
+            )
+        )
+    assert "step-000240" in open_run(request("dpo.yaml", link)).recipe.read_text()
+
+
+def test_changes_are_accepted_only_of_a_run_that_goes_on() -> None:
+    with pytest.raises(UserError, match=r"--accept-changes goes on with a run"):
+        open_run(make_request(["dpo.yaml"], "dpo", Path("runs"), False, True))
+    open_run(request("dpo.yaml"))
+    assert open_run(make_request(["dpo.yaml"], "dpo", Path("runs"), False, True)).name == "dpo"
+
+
 def test_a_running_run_is_refused():
     run = open_run(request("dpo.yaml"))
     with RunLock(run):
