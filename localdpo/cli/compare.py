@@ -120,7 +120,8 @@ def answers_to(request: AnswersRequest) -> AnswersTail:
 
     run = RunDir(request.run)
     rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
-    every = contestants(run, [RunDir(path) for path in request.with_runs])
+    others = [RunDir(path) for path in request.with_runs]
+    every = contestants(run, others, note=lambda line: print_plain(errors, line))
     answer_all(run, every, rows, request.sampling, source=source)
     path, _ = plan_answers(run, every, rows, request.sampling)
     return read_answers(path)

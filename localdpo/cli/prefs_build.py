@@ -127,7 +127,8 @@ def build(
         keep=keep,
     )
     if dry_run:
-        say("\n".join(preview_lines(plan_build(options))))
+        plan = plan_build(options)
+        say("\n".join([*preview_lines(plan), *plan.notes]))
         return
     show(carried_out(options), options, as_json)
 
@@ -177,6 +178,8 @@ def carried_out(options: BuildOptions) -> dict[str, Any]:
     for hint in prepare().hints:
         print_plain(console, hint)
     plan = plan_build(options)
+    for note in plan.notes:
+        print_plain(console, note)
     budget = Budget(options.max_usd)
     try:
         with progress(console, plan, budget) as callbacks:

@@ -11,6 +11,7 @@ from localdpo.core.answers import Sampling
 # The module of that process, for `python -m`. It prints `answers PATH` as soon as it knows the file.
 WORKER_MODULE = "localdpo.evals.answers_worker"
 ANNOUNCEMENT = "answers "
+NOTE = "note: "
 
 
 @dataclass(frozen=True)

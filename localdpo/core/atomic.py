@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,14 +238,27 @@ def verify_manifest(folder: str | Path) -> list[str]:
 
     Files that the manifest does not name are no problem (a file manager leaves some).
     """
+    return verified_digests(folder)[1]
+
+
+def verified_digests(
+    folder: str | Path, only: Sequence[str] | None = None
+) -> tuple[dict[str, str], list[str]]:
+    """The sha256 of each file of a published folder, by name, and what is wrong with them.
+
+    `only`: the files to look at; None: all that the manifest names.
+    """
     folder = Path(folder)
     try:
         files = _read_manifest((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
-        return [f"{folder}: {MANIFEST} is missing"]
-    except (OSError, ValueError) as error:
-        return [f"{folder / MANIFEST}: not readable: {error}"]
-    return [problem for name, entry in files.items() if (problem := _file_problem(folder / name, entry))]
+        return {}, [f"{folder}: {MANIFEST} is missing"]
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, [f"{folder / MANIFEST}: not readable: {error}"]
+    problems = [f"{folder / MANIFEST}: it does not name {name}" for name in only or () if name not in files]
+    wanted = {name: entry for name, entry in files.items() if only is None or name in only}
+    problems += [text for name, entry in wanted.items() if (text := _file_problem(folder / name, entry))]
+    return {name: entry["sha256"] for name, entry in wanted.items()}, problems
 
 
 def _read_manifest(content: bytes) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
-from localdpo.core.atomic import clean_leftovers, fsync_dir, replace_symlink, write_text
+from localdpo.core.atomic import clean_leftovers, fsync_dir, write_text
 from localdpo.core.errors import UserError
 from localdpo.core.events import Event, read_events
 
@@ -34,7 +34,6 @@ _ENDS: Final[dict[str, State]] = {
 }
 _STARTS: Final = frozenset({"run.started", "run.resumed"})
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_CHECKPOINT: Final = re.compile(r"step-[0-9]{6,}")
 # A look at the lock (`is_running`) holds it for microseconds; a worker that starts just then waits it out.
 _LOCK_PATIENCE: Final = 0.5
 
@@ -96,23 +95,6 @@ class RunDir:
     def checkpoint_path(self, step: int) -> Path:
         """`checkpoints/step-000120` of this run."""
         return self.checkpoints / f"step-{step:06d}"
-
-    def set_latest(self, checkpoint: Path) -> None:
-        """Point LATEST at a published checkpoint folder of this run."""
-        if checkpoint.parent != self.checkpoints:
-            raise ValueError(f"{checkpoint} is not in {self.checkpoints}")
-        replace_symlink(self.latest, checkpoint.name)
-
-    def latest_checkpoint(self) -> Path | None:
-        """The folder that LATEST names, or None if there is none. Its content is not verified."""
-        try:
-            target = os.readlink(self.latest)
-        except OSError:
-            return None
-        path = self.checkpoints / target
-        # LATEST may come with a run from elsewhere; it must not lead out of the run.
-        is_ours = _CHECKPOINT.fullmatch(target) is not None
-        return path if is_ours and path.is_dir() and not path.is_symlink() else None
 
     def is_running(self) -> bool:
         """Whether a worker lives. Only looks: the lock is tried and let go at once."""

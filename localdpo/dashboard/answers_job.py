@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from localdpo.core.answers import FOLDER
-from localdpo.core.answers_request import ANNOUNCEMENT, WORKER_MODULE, AnswersRequest
+from localdpo.core.answers_request import ANNOUNCEMENT, NOTE, WORKER_MODULE, AnswersRequest
 from localdpo.launch import Job
 
 LOG: Final = "worker.log"
@@ -40,3 +40,8 @@ class AnswersJob(Job):
             announced = [line for line in self.lines() if line.startswith(ANNOUNCEMENT)]
             if announced:
                 self.path = Path(json.loads(announced[0].removeprefix(ANNOUNCEMENT)))
+
+    def note(self) -> str | None:
+        """What it said about damage that it passed over, in one line; None if there was none."""
+        said = [line.removeprefix(NOTE) for line in self.lines() if line.startswith(NOTE)]
+        return "; ".join(said) or None

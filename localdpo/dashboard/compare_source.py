@@ -97,7 +97,7 @@ class AnswersSource:
         self._job.poll()
         has_opened = self._open()
         if is_over:
-            self.problem = self._job.problem()
+            self.problem = self._job.problem() or self._job.note()
             self._job = None
             has_opened |= self.state is None and self._open()
         return is_over or has_opened

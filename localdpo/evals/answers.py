@@ -36,7 +36,7 @@ from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate_apart
-from localdpo.model.load import fingerprint, load_base, model_path
+from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.recipe.load import load_recipe
 
 __all__ = ["AnswerRecord", "Contestant", "PromptRow", "Sampling", "answer_all", "contestants", "plan_answers"]
@@ -108,10 +108,12 @@ def plan_answers(
     if not prompts or not contestants:
         raise ValueError("answers need at least one prompt and one contestant")
     recipe = load_recipe(run.recipe)
+    folder = model_path(recipe.model)
     depends = {
         "generator": GENERATOR_VERSION,
         "group": GROUP,
-        "base": fingerprint(model_path(recipe.model)),
+        "base": fingerprint(folder),
+        "tokenizer": tokenizer_fingerprint(folder),
         "template": recipe.data.template,
         "prompts": _digest([row.asked for row in prompts]),
     }

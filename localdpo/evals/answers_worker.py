@@ -1,8 +1,9 @@
 """The process that generates answers for a screen: `python -m localdpo.evals.answers_worker REQUEST`.
 
 REQUEST is an AnswersRequest as JSON. Prints `answers PATH` as soon as the file is known, so that whoever
-started it can follow the file (PATH is a JSON string), and `error: ...` lines for what a person can mend
-(exit code 2). Killing it loses nothing that was written: the same request goes on from there.
+started it can follow the file, `note: ...` lines about damage that was passed over, and `error: ...` lines
+for what a person can mend (exit code 2). Killing it loses nothing that was written: the same request goes on
+from there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from localdpo.core.answers_request import ANNOUNCEMENT, AnswersRequest
+from localdpo.core.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.rundir import RunDir
 from localdpo.out import guard, json_text, say, say_errors
@@ -23,10 +24,14 @@ def main(request: AnswersRequest) -> None:
 
     run = RunDir(request.run)
     rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
-    every = contestants(run, [RunDir(path) for path in request.with_runs])
+    every = contestants(run, [RunDir(path) for path in request.with_runs], note=_tell)
     path, _ = plan_answers(run, every, rows, request.sampling)
     say(f"{ANNOUNCEMENT}{json_text(str(path))}")
     answer_all(run, every, rows, request.sampling, source=source)
+
+
+def _tell(line: str) -> None:
+    say(f"{NOTE}{line}")
 
 
 if __name__ == "__main__":

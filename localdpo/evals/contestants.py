@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localdpo.core.answers import Role
+from localdpo.core.checkpoints import Note, Verified, require_checkpoint
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.model import lora
@@ -41,23 +42,27 @@ class Contestant:
     role: Role = "other"
 
 
-def contestants(run: RunDir, with_runs: Sequence[RunDir] = ()) -> list[Contestant]:
+def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) -> list[Contestant]:
     """Base, start adapter (if the run had one), trained adapter, then the trained adapters of `with_runs`.
 
+    `note` is told in one line when damaged checkpoints were passed over.
+
     Raises:
-        UserError: a run without a checkpoint, an adapter that is not there, another run with another base,
-            or one that is named twice.
+        UserError: a run without a whole checkpoint, an adapter that is not there, another run with another
+            base, or one that is named twice.
     """
     recipe = load_recipe(run.recipe)
     trained = trained_name(run)
     found = [Contestant("base", "base", None, NO_ADAPTER, "base")]
     if recipe.adapter is not None:
         label = "start" if trained == "SFT" else "SFT"
-        found.append(_adapted(label.lower(), label, lora.adapter_path(recipe.adapter), "start"))
-    found.append(_adapted(trained.lower(), trained, _latest(run), "trained"))
+        found.append(_adapted(label.lower(), label, lora.open_adapter(recipe.adapter, note), "start"))
+    found.append(_adapted(trained.lower(), trained, require_checkpoint(run, "compare", note), "trained"))
     for other in with_runs:
         _refuse_other_base(run, recipe, other)
-        found.append(_adapted(f"run:{other.name}", other.name, _latest(other), "other"))
+        found.append(
+            _adapted(f"run:{other.name}", other.name, require_checkpoint(other, "compare", note), "other")
+        )
     taken = [one.name for one in found] + [f"run:{run.name}"]
     if twice := [one.label for one in found[-len(with_runs) :] if with_runs and taken.count(one.name) > 1]:
         raise UserError(f"--with {twice[0]}: this run is compared already; name each run once")
@@ -70,15 +75,10 @@ def trained_name(run: RunDir) -> str:
     return "DPO" if loss == "sigmoid" else loss.upper()
 
 
-def _latest(run: RunDir) -> Path:
-    latest = run.latest_checkpoint()
-    if latest is None:
-        raise UserError(f"{run.path}: no checkpoint to compare yet")
-    return latest
-
-
-def _adapted(name: str, label: str, folder: Path, role: Role) -> Contestant:
-    return Contestant(name, label, folder, lora.adapter_fingerprint(folder), role)
+def _adapted(name: str, label: str, adapter: Verified, role: Role) -> Contestant:
+    return Contestant(
+        name, label, adapter.path, lora.adapter_fingerprint(adapter.path, adapter.digests), role
+    )
 
 
 def _refuse_other_base(run: RunDir, recipe: Recipe, other: RunDir) -> None:

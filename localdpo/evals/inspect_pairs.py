@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from localdpo.core.checkpoints import require_checkpoint
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.data.mixture import Part
@@ -69,13 +70,13 @@ def inspect_run(
     """Score the pair at row `pair` of the split, or find the `worst` of its first `limit` pairs.
 
     `source` keeps to one of the data sets that the recipe lists. `note` is told in one line what a person
-    should know about the model. The base is loaded once.
+    should know about the model and its checkpoint. The base is loaded once.
 
     Raises:
-        UserError: no checkpoint yet, rows that are no pairs, no such row or more than one, no such data set,
-            or a model that does not load.
+        UserError: no whole checkpoint yet, rows that are no pairs, no such row or more than one, no such data
+            set, or a model that does not load.
     """
-    latest, recipe = _opened(RunDir(run_dir))
+    latest, recipe = _opened(RunDir(run_dir), note)
     rows_of = VALID if split == "valid" and recipe.data.valid is not None else TRAIN
     tell_changes(RunDir(run_dir), recipe, {MODEL, TOKENIZER, ADAPTER, rows_of}, note)
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
@@ -104,11 +105,8 @@ def inspect_run(
     )
 
 
-def _opened(run: RunDir) -> tuple[Path, Recipe]:
-    """The run's newest checkpoint and its recipe."""
-    latest = run.latest_checkpoint()
-    if latest is None:
-        raise UserError(f"{run.path}: no checkpoint to inspect yet")
+def _opened(run: RunDir, note: Callable[[str], None]) -> tuple[Path, Recipe]:
+    """The run's newest whole checkpoint and its recipe."""
     recipe = load_recipe(run.recipe)
     data = recipe.loss.spec.data
     if data != "pairs":
@@ -116,7 +114,7 @@ def _opened(run: RunDir) -> tuple[Path, Recipe]:
             f"{run.path}: inspect shows pairs, and the {recipe.loss.spec.name} loss trains on "
             f"{'unpaired rows' if data == 'unpaired' else data}"
         )
-    return latest, recipe
+    return require_checkpoint(run, "inspect", note).path, recipe
 
 
 def _reference(base: Base, recipe: Recipe, latest: Path) -> lora.Weights | None:

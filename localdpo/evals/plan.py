@@ -100,7 +100,8 @@ class Plan:
 def plan_evaluation(options: Options) -> Plan:
     """Look at everything that was named. Raises UserError(s) for what does not fit."""
     rows, source = choose_prompts(options.run, options.prompts, (), options.limit)
-    every = contestants(options.run, options.with_runs)
+    notes: list[str] = []
+    every = contestants(options.run, options.with_runs, note=notes.append)
     own = [] if options.checks is None else load_checks(options.checks)
     facts = [row.facts for row in rows]
     spec = options.judge or (RULES if judges_all(facts) else None)
@@ -108,8 +109,8 @@ def plan_evaluation(options: Options) -> Plan:
     judge, scorer = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
-    notes = (NO_JUDGE_HINT,) if spec is None else ()
-    return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, notes)
+    notes += [NO_JUDGE_HINT] if spec is None else []
+    return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, tuple(notes))
 
 
 def _judges(options: Options, spec: str | None) -> tuple[Judge | None, Judge | None]:
@@ -230,9 +231,8 @@ def preview_lines(plan: Plan) -> list[str]:
         f"answers: {wanted:,} of at most {options.sampling.max_tokens} tokens, {missing:,} to generate",
         f"heuristics: {', '.join(heuristic.name for heuristic in plan.heuristics)}",
     ]
-    if plan.judge is None:
-        return [*lines, NO_JUDGE_HINT]
-    return [*lines, *_cost_lines(plan, answers)]
+    costs = [] if plan.judge is None else _cost_lines(plan, answers)
+    return [*lines, *costs, *plan.notes]
 
 
 def _cost_lines(plan: Plan, answers: dict[str, list[AnswerRecord]] | None) -> list[str]:

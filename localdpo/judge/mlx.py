@@ -28,7 +28,7 @@ from localdpo.judge.prompts import material, mode_of
 from localdpo.judge.rubric import DEFAULTS, Mode, Rubric, load_rubric, sha256_of_text
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward
-from localdpo.model.load import Base, fingerprint, load_base, model_path
+from localdpo.model.load import Base, fingerprint, load_base, model_path, tokenizer_fingerprint
 
 LABELS: Final[Mapping[Mode, tuple[str, ...]]] = {"pairwise": ("A", "B"), "score": ("1", "2", "3", "4", "5")}
 _RULES: Final = (
@@ -69,6 +69,7 @@ class MlxJudge:
         self.identity: Mapping[str, str] = {
             "judge": "mlx",
             "model": fingerprint(model_path(model)),
+            "tokenizer": tokenizer_fingerprint(model_path(model)),
             "rubric": self.rubric.sha256,
             "prompt": sha256_of_text(wording),
         }

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from localdpo.core.checkpoints import newest_whole
 from localdpo.core.errors import USER_ERROR_EXIT
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.progress import Progress, progress_of
@@ -136,8 +137,11 @@ def _how(returncode: int) -> str:
 
 def _where(run: RunDir, progress: Progress) -> str:
     of = f" of {progress.total}" if progress.total is not None else ""
-    checkpoint = run.latest_checkpoint()
-    kept = f"the last checkpoint is {checkpoint}" if checkpoint is not None else "there is no checkpoint yet"
+    found, problems = newest_whole(run.checkpoints)
+    none = "there is no checkpoint yet" if not problems else "there is no whole checkpoint"
+    kept = none if found is None else f"the last checkpoint is {found.path}"
+    if problems:
+        kept += f" (damaged: {'; '.join(problems)})"
     return f"after step {progress.step}{of}; {kept}"
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.events import EventTail, EventWriter, effective, read_events
 from localdpo.core.progress import progress_of
@@ -102,7 +103,7 @@ def _write_end(run: RunDir, code: int, log_start: int) -> None:
         with RunLock(run, signed=False), EventWriter(run.events) as log:
             if code in STOPPED_AT_ONCE:
                 reason = signal_name(-code if code < 0 else code - 128)
-                saved = run.latest_checkpoint() == run.checkpoint_path(step)
+                saved = newest_checkpoint(run) == run.checkpoint_path(step)
                 log.write("run.stopped", step, reason=reason, saved=saved, lines=lines)
             elif code < 0:
                 log.write("run.crashed", step, signal=signal_name(-code), lines=lines)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -26,6 +26,7 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.atomic import sha256_of
+from localdpo.core.checkpoints import Note, Verified, verified_adapter
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
@@ -83,19 +84,30 @@ class LoraConfig:
         }
 
 
-def adapter_path(name: str) -> Path:
-    """The folder of an adapter given as a `demo:` name or a path.
+def adapter_path(name: str, note: Note | None = None) -> Path:
+    """The folder of an adapter given as a `demo:` name or a path, with its files verified; see
+    `open_adapter`.
+    """
+    return open_adapter(name, note).path
+
+
+def open_adapter(name: str, note: Note | None = None) -> Verified:
+    """An adapter given as a `demo:` name or a path, after its files were compared with its manifest.
+
+    A run's LATEST stands for its newest whole checkpoint; `note` is told when newer ones were passed over.
 
     Raises:
-        UserError: it does not exist, or one of its two files is missing.
+        UserError: it does not exist, one of its two files is missing or damaged.
     """
     path = resolve(name) if name.startswith("demo:") else Path(name).expanduser()
-    if not path.is_dir():
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    found = verified_adapter(path, files, note)
+    if not found.path.is_dir():
         raise UserError(f"adapter {name}: {_why_missing(path)}")
-    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (path / file).is_file()]
+    missing = [file for file in files if not (found.path / file).is_file()]
     if missing:
         raise UserError(f"adapter {name}: {' and '.join(missing)} missing in this folder")
-    return path
+    return found
 
 
 def _why_missing(path: Path) -> str:
@@ -109,9 +121,13 @@ def _why_missing(path: Path) -> str:
     )
 
 
-def adapter_fingerprint(folder: Path) -> str:
-    """A hash over the shape and the weights of an adapter, in hex, whatever else is in its folder."""
-    files = "".join(sha256_of(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE))
+def adapter_fingerprint(folder: Path, digests: Mapping[str, str] | None = None) -> str:
+    """A hash over the shape and the weights of an adapter, in hex, whatever else is in its folder.
+
+    `digests`: the sha256 of its files, by name, as far as they are known.
+    """
+    known = digests or {}
+    files = "".join(known.get(file) or sha256_of(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE))
     return hashlib.sha256(files.encode()).hexdigest()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.answers import AnswersTail, Header
+from localdpo.core.checkpoints import LATEST, Note
 from localdpo.core.errors import UserError
 from localdpo.data.columns import PROMPTS
 from localdpo.data.formats import detect
@@ -21,6 +22,7 @@ from localdpo.judge.registry import JUDGES, JudgeOptions, make_judge
 from localdpo.judge.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
 from localdpo.judge.rules import NAME as RULES
 from localdpo.judge.rules import judges_all, refuse_others
+from localdpo.model import lora
 from localdpo.prefs.build_rows import OWN_COLUMNS, UNSCORED_COLUMNS
 from localdpo.prefs.candidates import GROUP, Drawing, Prints, Source, digest, header_of, prints_of
 from localdpo.prefs.tokenizer import open_tokenizer
@@ -88,7 +90,10 @@ class Judges:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build will do; nothing is generated or asked yet."""
+    """What a build will do; nothing is generated or asked yet.
+
+    `notes`: what to say before it begins, one line each.
+    """
 
     options: BuildOptions
     drawing: Drawing
@@ -96,6 +101,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase
     prints: Prints
     judges: Judges
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def header(self) -> Header:
@@ -135,7 +141,9 @@ def plan_build(options: BuildOptions) -> Plan:
     _check(options)
     rows = read_prompt_rows(options.prompts, options.limit)
     _check_columns(options.prompts, rows)
-    source = options.source
+    notes: list[str] = []
+    source = _pinned(options.source, notes.append)
+    options = replace(options, source=source)
     tokenizer = open_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     revise = None
     if options.revise:
@@ -145,10 +153,23 @@ def plan_build(options: BuildOptions) -> Plan:
     count = options.n or (1 if options.revise else 2)
     drawing = Drawing(count, options.temperatures, options.max_tokens, options.seed, revise, options.group)
     plan = Plan(
-        options, drawing, rows, tokenizer, prints_of(source, tokenizer), _judges(options, rows, revise, count)
+        options,
+        drawing,
+        rows,
+        tokenizer,
+        prints_of(source, tokenizer),
+        _judges(options, rows, revise, count),
+        tuple(notes),
     )
     _check_folder(plan)
     return plan
+
+
+def _pinned(source: Source, note: Note) -> Source:
+    """The source with the checkpoint that a run's LATEST stands for now: a run that trains moves it."""
+    if source.adapter is None or Path(source.adapter).name != LATEST:
+        return source
+    return replace(source, adapter=str(lora.open_adapter(source.adapter, note).path))
 
 
 def _check(options: BuildOptions) -> None:

@@ -26,7 +26,7 @@ from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import prepare
 from localdpo.model.generate import generate_apart
-from localdpo.model.load import fingerprint, load_base, model_path
+from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.prefs.revision import CRITIQUE, REVISION, critique_request, principle_of, revision_request
 
 if TYPE_CHECKING:
@@ -87,18 +87,20 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class Prints:
-    """Hashes of what answers: base, adapter (None without one) and chat template (of its text)."""
+    """Hashes of what answers: base, adapter (None without one), chat template (of its text) and tokenizer."""
 
     model: str
     adapter: str | None
     template: str
+    tokenizer: str
 
 
 def prints_of(source: Source, tokenizer: PreTrainedTokenizerBase) -> Prints:
     """The hashes of a source. Raises UserError for a model or adapter that is not there."""
     adapter = None if source.adapter is None else fingerprint(lora.adapter_path(source.adapter))
     text = json.dumps([source.template, tokenizer.chat_template], sort_keys=True)
-    return Prints(fingerprint(model_path(source.model)), adapter, digest(text))
+    folder = model_path(source.model)
+    return Prints(fingerprint(folder), adapter, digest(text), tokenizer_fingerprint(folder))
 
 
 def header_of(label: str, prompts: Sequence[PromptRow], drawing: Drawing, prints: Prints) -> Header:

@@ -22,14 +22,15 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
-from localdpo.core.atomic import published_dir, verify_manifest
+from localdpo.core.atomic import published_dir
+from localdpo.core.checkpoints import STATE_FILE, checkpoint_folders, newest_whole, set_latest
+from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 REFERENCE_FILE = "reference.safetensors"
-STATE_FILE = "state.json"
 VERSION = 1
 
 
@@ -91,8 +92,8 @@ def save(
         content = {"v": VERSION, "step": state.step, "random": state.random, "seconds": state.seconds}
         content |= {"metrics": state.metrics, "inputs": state.inputs}
         (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n")
-    run.set_latest(final)
-    for old in _expendable(checkpoints(run), final, keep):
+    set_latest(final)
+    for old in _expendable(checkpoint_folders(run.checkpoints), final, keep):
         shutil.rmtree(old)
     return final
 
@@ -103,35 +104,60 @@ def _expendable(every: list[Path], final: Path, keep: int) -> list[Path]:
     return every[: max(0, end - keep)] + every[end:]
 
 
-def checkpoints(run: RunDir) -> list[Path]:
-    """The run's checkpoint folders, oldest first."""
-    found = [path for path in run.checkpoints.glob("step-*") if path.is_dir() and not path.is_symlink()]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
-
-
 def newest_valid(run: RunDir) -> tuple[Found | None, list[str]]:
-    """The newest checkpoint whose every byte is as it was written, None if there is none; and what is wrong
-    with those that were passed over.
+    """The newest checkpoint to go on from, None if there is none; and what is wrong with those that were
+    passed over: damaged, or with a state that is none.
     """
-    problems: list[str] = []
-    for path in reversed(checkpoints(run)):
-        found = verify_manifest(path)
-        if not found:
-            raw = json.loads((path / STATE_FILE).read_text())
-            first, second = raw["random"]
-            made_of = raw.get("inputs", [])
-            state = TrainState(raw["step"], (first, second), raw["seconds"], raw["metrics"], made_of)
-            return Found(path, state), problems
-        problems += found
-    return None, problems
+    states: dict[Path, TrainState] = {}
+
+    def has_state(folder: Path) -> list[str]:
+        try:
+            states[folder] = read_state(folder)
+        except UserError as error:
+            return [error.message]
+        return []
+
+    whole, problems = newest_whole(run.checkpoints, has_state)
+    return (None if whole is None else Found(whole.path, states[whole.path])), problems
+
+
+def read_state(folder: Path) -> TrainState:
+    """Where the run was at a checkpoint. Raises UserError when its state.json is not what `save` writes."""
+    file = folder / STATE_FILE
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or raw.get("v") != VERSION:
+            raise ValueError(f"expected an object with v {VERSION}")
+        (first, second), step, seconds, metrics = (raw[k] for k in ("random", "step", "seconds", "metrics"))
+        if not all(_is_count(value) for value in (first, second, step)) or max(first, second) >= 2**32:
+            raise ValueError("expected step and both words of random as whole numbers of 0 or more")
+        made_of = raw.get("inputs", [])
+        if not isinstance(made_of, list) or not all(isinstance(one, dict) for one in made_of):
+            raise ValueError("expected objects in inputs")
+        if not isinstance(metrics, dict) or not all(map(_is_number, [seconds, *metrics.values()])):
+            raise ValueError("expected numbers as seconds and in metrics")
+    except KeyError as error:
+        raise UserError(f"{file}: {error.args[0]} is missing") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: not the state of a run: {error}") from error
+    return TrainState(step, (first, second), float(seconds), metrics, made_of)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and _is_number(value) and value >= 0
 
 
 def restore(found: Found, model: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Put the checkpoint's adapter, optimizer state and random key back."""
+    """Put the checkpoint's adapter, optimizer state and random key back, and LATEST where it belongs."""
     lora.load_weights(model, found.path)
     moments = load_arrays(found.path / OPTIMIZER_FILE)
     optimizer.state = tree_unflatten(list(moments.items()))
     set_random_key(found.state.random)
+    set_latest(found.path)
 
 
 def moved_reference(folder: Path) -> lora.Weights:

@@ -8,6 +8,7 @@ import sys
 import time
 
 from localdpo.core.atomic import published_dir
+from localdpo.core.checkpoints import newest_checkpoint, set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
@@ -39,7 +40,7 @@ def save(run: RunDir, writer: EventWriter, step: int) -> None:
     path = run.checkpoint_path(step)
     with published_dir(path, 2) as temp:
         (temp / "state.json").write_text("{}")
-    run.set_latest(path)
+    set_latest(path)
     writer.write("checkpoint", step, path=f"checkpoints/{path.name}", seconds=0.01)
 
 
@@ -76,7 +77,7 @@ def main() -> None:
                 "error: org/tiny: no such model", "error: data.train: no such file", sep="\n", file=sys.stderr
             )
             sys.exit(2)
-        resumed = run.latest_checkpoint() is not None
+        resumed = newest_checkpoint(run) is not None
         begin(writer)
         if resumed:
             writer.write("run.resumed", 3)

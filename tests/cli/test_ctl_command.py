@@ -16,6 +16,7 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 
 from localdpo.cli.ctl import ctl
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.control import COMMANDS
 from localdpo.core.errors import UserError
 from localdpo.core.events import Event, EventWriter, read_events
@@ -77,7 +78,7 @@ def test_a_run_is_steered_from_elsewhere(run: RunDir, worker: Worker, capsys: py
     time.sleep(0.5)
     assert steps(run) == taken
     assert told(capsys, "checkpoint") == f"saved as checkpoints/step-{taken:06d}"
-    assert run.latest_checkpoint() == run.checkpoint_path(taken)
+    assert newest_checkpoint(run) == run.checkpoint_path(taken)
     assert told(capsys, "evaluate") == f"evaluating after step {taken}"
     until(lambda: last(run, "eval").step == taken)
     with pytest.raises(UserError, match=f"runs/dpo: step {taken} is evaluated already"):
@@ -90,7 +91,7 @@ def test_a_run_is_steered_from_elsewhere(run: RunDir, worker: Worker, capsys: py
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopping without saving\n", "")
     assert worker.wait() == 3
-    assert run.latest_checkpoint() == run.checkpoint_path(taken)
+    assert newest_checkpoint(run) == run.checkpoint_path(taken)
     assert not last(run, "run.stopped").data["saved"]
     assert ended_lines(run, read_events(run.events))[0].startswith("stopped after step ")
     with pytest.raises(UserError, match="no worker is running, so there is nothing to pause"):
@@ -103,7 +104,7 @@ def test_ctrl_c_in_a_pause_saves_and_stops(run: RunDir, worker: Worker):
     assert worker.wait() == 3
     stopped = last(run, "run.stopped")
     assert (stopped.data["reason"], stopped.data["saved"]) == ("SIGINT", True)
-    assert run.latest_checkpoint() == run.checkpoint_path(stopped.step or 0)
+    assert newest_checkpoint(run) == run.checkpoint_path(stopped.step or 0)
 
 
 def test_a_shutdown_that_signals_every_process_is_one_request(run: RunDir, worker: Worker):

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from localdpo.cli import eval as eval_command
 from localdpo.cli.main import app
+from localdpo.core.atomic import write_manifest
+from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 
@@ -31,7 +33,8 @@ def ask(tmp_path: Path, tiny_model: Path) -> Ask:
     run.path.mkdir(parents=True)
     run.recipe.write_text(recipe_text(tiny_model, pairs, eval={"prompts": str(prompts)}))
     make_adapter(run.checkpoint_path(3), tiny_model, seed=77)
-    run.set_latest(run.checkpoint_path(3))
+    write_manifest(run.checkpoint_path(3))
+    set_latest(run.checkpoint_path(3))
 
     def asked(*words: str) -> str:
         result = CliRunner().invoke(app, [*words, "--runs-dir", str(run.path.parent)])

@@ -12,6 +12,7 @@ import pytest
 
 from localdpo.core import rundir
 from localdpo.core.atomic import published_dir
+from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.events import Event, EventWriter
 from localdpo.core.rundir import RunDir, RunLock, find_run, list_runs, new_run_name, runs_of, state_of
@@ -58,7 +59,7 @@ def publish(run: RunDir, step: int) -> Path:
     run.checkpoints.mkdir(exist_ok=True)
     with published_dir(path, 1) as temp:
         (temp / "state.json").write_text("{}")
-    run.set_latest(path)
+    set_latest(path)
     return path
 
 
@@ -146,26 +147,7 @@ def test_no_runs_is_said(tmp_path: Path):
         find_run(tmp_path / "missing")
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------
-
-
-def test_latest_names_the_last_published_checkpoint(run: RunDir):
-    assert run.latest_checkpoint() is None
-    publish(run, 20)
-    assert run.latest_checkpoint() == run.checkpoints / "step-000020"
-    publish(run, 120)
-    assert os.readlink(run.latest) == "step-000120"
-    assert run.latest_checkpoint() == run.checkpoints / "step-000120"
-    with pytest.raises(ValueError, match="is not in"):
-        run.set_latest(run.path / "elsewhere")
-
-
-@pytest.mark.parametrize("target", ["/", "..", "../..", "step-000999", "."])
-def test_latest_cannot_lead_out_of_the_run(run: RunDir, target: str):
-    publish(run, 1)
-    run.latest.unlink()
-    run.latest.symlink_to(target)
-    assert run.latest_checkpoint() is None
+# --- leftovers -----------------------------------------------------------------------------------------
 
 
 def test_cleaning_takes_the_leftovers_of_a_crash(run: RunDir):

@@ -9,6 +9,8 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm import stream_generate
 from tiny_folders import make_adapter, recipe_text, write_pairs
 
+from localdpo.core.atomic import write_manifest
+from localdpo.core.checkpoints import set_latest
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row
 from localdpo.data.types import Side
@@ -32,7 +34,8 @@ def run_folder(
     sections = {"loss": {"type": loss}} | ({"adapter": str(start)} if start else {})
     run.recipe.write_text(recipe_text(model, pairs, **sections))
     make_adapter(run.checkpoint_path(3), model, seed=seed, kind=kind)
-    run.set_latest(run.checkpoint_path(3))
+    write_manifest(run.checkpoint_path(3))
+    set_latest(run.checkpoint_path(3))
     return run
 
 

@@ -20,6 +20,8 @@ from tiny_folders import make_adapter, make_model_folder, recipe_text
 
 from localdpo.core.answers import AnswerRecord, answers_files, read_answers
 from localdpo.core.answers_request import WORKER_MODULE, AnswersRequest
+from localdpo.core.atomic import write_manifest
+from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow
@@ -42,7 +44,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answered(run: RunDir, prompts: list[PromptRow], sampling: Sampling = GREEDY, **options: Any) -> Any:
-    return answer_all(run, contestants(run), prompts, sampling, **options)
+    return answer_all(run, contestants(run, note=print), prompts, sampling, **options)
 
 
 def texts(found: dict[str, list[AnswerRecord]]) -> dict[str, list[str]]:
@@ -64,7 +66,7 @@ def test_each_model_answers_what_mlx_lm_answers_with_that_adapter(
 
 def test_adapters_of_different_shapes_share_one_base(tmp_path: Path, tiny_model: Path, run: RunDir) -> None:
     other = run_folder(tmp_path / "runs" / "dpo", tiny_model, None, "dora", seed=5)
-    every = contestants(run, [other])
+    every = contestants(run, [other], note=print)
     assert [(one.name, one.label, one.role) for one in every] == [
         ("base", "base", "base"),
         ("sft", "SFT", "start"),
@@ -78,20 +80,20 @@ def test_adapters_of_different_shapes_share_one_base(tmp_path: Path, tiny_model:
 
 def test_a_run_without_a_start_adapter_has_two(tmp_path: Path, tiny_model: Path) -> None:
     run = run_folder(tmp_path / "run", tiny_model, None)
-    assert [one.name for one in contestants(run)] == ["base", "dpo"]
+    assert [one.name for one in contestants(run, note=print)] == ["base", "dpo"]
 
 
 def test_a_run_on_demonstrations_trains_sft_from_start(
     tmp_path: Path, tiny_model: Path, sft_adapter: Path
 ) -> None:
     run = run_folder(tmp_path / "run", tiny_model, sft_adapter, loss="sft")
-    assert [(one.name, one.label) for one in contestants(run)] == [
+    assert [(one.name, one.label) for one in contestants(run, note=print)] == [
         ("base", "base"),
         ("start", "start"),
         ("sft", "SFT"),
     ]
     ipo = run_folder(tmp_path / "ipo", tiny_model, None, loss="ipo")
-    assert contestants(ipo)[-1].label == "IPO"
+    assert contestants(ipo, note=print)[-1].label == "IPO"
 
 
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(
@@ -100,28 +102,28 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(
     llama = make_model_folder(tmp_path / "llama", family="llama")
     other = run_folder(tmp_path / "runs" / "b", llama, None)
     with pytest.raises(UserError, match=r"--with b: its base is .*llama.*only runs on one base"):
-        contestants(run, [other])
+        contestants(run, [other], note=print)
     twin = run_folder(tmp_path / "runs" / "c", tiny_model, None)
     with pytest.raises(UserError, match="--with c: this run is compared already"):
-        contestants(run, [twin, twin])
+        contestants(run, [twin, twin], note=print)
     with pytest.raises(UserError, match="--with a: this run is compared already"):
-        contestants(run, [run])
+        contestants(run, [run], note=print)
     empty = RunDir(tmp_path / "runs" / "d")
     empty.path.mkdir()
     empty.recipe.write_text(recipe_text(tiny_model, tmp_path / "pairs.jsonl"))
     with pytest.raises(UserError, match="no checkpoint to compare yet"):
-        contestants(run, [empty])
+        contestants(run, [empty], note=print)
 
 
 def test_what_went_missing_since_the_run_is_said(tmp_path: Path, tiny_model: Path) -> None:
     run = run_folder(tmp_path / "run", tiny_model, tmp_path / "gone")
     with pytest.raises(UserError, match="gone: no such folder"):
-        contestants(run)
+        contestants(run, note=print)
 
 
 def test_log_probabilities_are_those_of_every_model(tiny_model: Path, run: RunDir) -> None:
     found = answered(run, rows(3), DRAWN)
-    for reader in contestants(run):
+    for reader in contestants(run, note=print):
         model, tokenizer = mlx_lm_model(tiny_model, reader.adapter)
         for records in found.values():
             for row, record in zip(rows(3), records, strict=True):
@@ -160,7 +162,7 @@ def test_what_is_on_disk_is_not_made_again(run: RunDir, monkeypatch: pytest.Monk
     ids=["seed", "temperature", "max_tokens"],
 )
 def test_other_sampling_is_another_file(changed: dict[str, Any], run: RunDir) -> None:
-    every = contestants(run)
+    every = contestants(run, note=print)
     path, header = plan_answers(run, every, rows(), DRAWN)
     assert plan_answers(run, every, rows(), replace(DRAWN, **changed))[0] != path
     assert plan_answers(run, every, rows()[::-1], DRAWN)[0] != path
@@ -170,15 +172,16 @@ def test_other_sampling_is_another_file(changed: dict[str, Any], run: RunDir) ->
 
 
 def test_another_checkpoint_is_another_file(run: RunDir, tiny_model: Path) -> None:
-    path, _ = plan_answers(run, contestants(run), rows(), DRAWN)
+    path, _ = plan_answers(run, contestants(run, note=print), rows(), DRAWN)
     make_adapter(run.checkpoint_path(4), tiny_model, seed=78)
-    run.set_latest(run.checkpoint_path(4))
-    assert plan_answers(run, contestants(run), rows(), DRAWN)[0] != path
+    write_manifest(run.checkpoint_path(4))
+    set_latest(run.checkpoint_path(4))
+    assert plan_answers(run, contestants(run, note=print), rows(), DRAWN)[0] != path
 
 
 def test_nothing_to_ask_is_a_mistake(run: RunDir) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        plan_answers(run, contestants(run), [], GREEDY)
+        plan_answers(run, contestants(run, note=print), [], GREEDY)
 
 
 def test_fewer_long_answers_are_generated_at_once() -> None:

@@ -11,6 +11,8 @@ from eval_parts import Told, fair, first
 from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 
 from localdpo.core.answers import Sampling
+from localdpo.core.atomic import write_manifest
+from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.core.rundir import RunDir
 from localdpo.evals import answers as evals_answers
@@ -32,7 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapter:
     run.path.mkdir()
     run.recipe.write_text(recipe_text(tiny_model, pairs, adapter=str(sft_adapter)))
     make_adapter(run.checkpoint_path(3), tiny_model, seed=77)
-    run.set_latest(run.checkpoint_path(3))
+    write_manifest(run.checkpoint_path(3))
+    set_latest(run.checkpoint_path(3))
     return run
 
 

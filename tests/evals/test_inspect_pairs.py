@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from localdpo.cli.main import app
 from localdpo.cli.main import run as command
+from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter, read_events
 from localdpo.core.rundir import RunDir
@@ -224,7 +225,7 @@ def test_the_start_adapter_is_the_reference(root: Path, dpo: Trained) -> None:
     (run.checkpoints / "step-000001").mkdir()
     for file in (dpo.folder / "checkpoints" / "LATEST").iterdir():
         (run.checkpoints / "step-000001" / file.name).write_bytes(file.read_bytes())
-    run.set_latest(run.checkpoint_path(1))
+    set_latest(run.checkpoint_path(1))
     found = Trained(run.path, dpo.session).inspect()
     assert [pair.margin for pair in found.pairs] == [0.0] * 8
     assert {pair.ranked for pair in found.pairs} == {"tie"}
@@ -253,7 +254,7 @@ def test_runs_that_cannot_be_inspected(root: Path) -> None:
         inspect_run(fresh.path, note=lambda line: None)
     imitation = RunDir.create(root / "third", "sft", recipe + "loss: sft\n")
     imitation.checkpoint_path(1).mkdir(parents=True)
-    imitation.set_latest(imitation.checkpoint_path(1))
+    set_latest(imitation.checkpoint_path(1))
     with pytest.raises(UserError, match="inspect shows pairs, and the sft loss trains on demonstrations"):
         inspect_run(imitation.path, note=lambda line: None)
 

@@ -18,6 +18,7 @@ from mlx_lm import load as mlx_lm_load
 from tiny_folders import recipe_text, write_pairs
 from training_runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of
 
+from localdpo.core.checkpoints import checkpoint_folders, newest_checkpoint
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir
@@ -91,7 +92,7 @@ def test_a_checkpoint_has_its_files_and_latest_points_at_it(session: Session, tm
     for step in (1, 2, 3):
         save(session, run, optimizer, step, keep=2)
         assert os.readlink(run.latest) == f"step-{step:06d}"
-    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-000002", "step-000003"]
+    assert [path.name for path in checkpoint_folders(run.checkpoints)] == ["step-000002", "step-000003"]
     assert sorted(os.listdir(run.latest)) == [
         CONFIG_FILE,
         WEIGHTS_FILE,
@@ -106,7 +107,11 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for step in (999_999, 1_000_000, 5):
         run.checkpoint_path(step).mkdir(parents=True)
-    assert [p.name for p in checkpoint.checkpoints(run)] == ["step-000005", "step-999999", "step-1000000"]
+    assert [p.name for p in checkpoint_folders(run.checkpoints)] == [
+        "step-000005",
+        "step-999999",
+        "step-1000000",
+    ]
 
 
 def damage(path: Path, kind: str) -> None:
@@ -178,8 +183,8 @@ def test_a_damaged_later_checkpoint_never_costs_a_whole_one(
     found, problems = checkpoint.newest_valid(run)
     assert found is not None
     assert (found.state.step, problems) == (2, [])
-    assert run.latest_checkpoint() == run.checkpoint_path(2)
-    assert len(checkpoint.checkpoints(run)) == keep
+    assert newest_checkpoint(run) == run.checkpoint_path(2)
+    assert len(checkpoint_folders(run.checkpoints)) == keep
 
 
 @pytest.mark.parametrize("call", ["mkdir", "write", "fsync", "rename", "symlink"])
@@ -265,7 +270,7 @@ def test_a_run_resumed_in_one_process_takes_the_same_steps(
     backend = prepare()
     whole = train(tmp_path / "whole", text, backend=backend)
     assert whole.session.compiled == compiled
-    assert [p.name for p in checkpoint.checkpoints(whole.run)] == [f"step-{n:06d}" for n in (2, 4, 6)]
+    assert [p.name for p in checkpoint_folders(whole.run.checkpoints)] == [f"step-{n:06d}" for n in (2, 4, 6)]
     resumed = RunDir(tmp_path / "resumed")
     for name in ("recipe.yaml", "events.jsonl"):
         (tmp_path / "resumed").mkdir(exist_ok=True)

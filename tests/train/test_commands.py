@@ -16,6 +16,7 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 from training_runs import assert_same_arrays, files_of, session_of, write_recipe
 
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.control import COMMANDS
 from localdpo.core.errors import UserError
 from localdpo.core.events import Event, EventWriter, effective, read_events
@@ -208,14 +209,14 @@ def test_a_stop_saves_or_not_and_refuses_what_comes_after_it(tmp_path: Path, rec
     run = RunDir(tmp_path / "saved")
     outcome = life(fresh(run.path, recipe), run, {"step:1": ["stop", "checkpoint"]})
     assert outcome.stopped_by == "stop"
-    assert run.latest_checkpoint() == run.checkpoint_path(1)
+    assert newest_checkpoint(run) == run.checkpoint_path(1)
     assert answers(run) == [
         ("stop", True, "saving and stopping"),
         ("checkpoint", False, "the run is stopping"),
     ]
     other = RunDir(tmp_path / "unsaved")
     assert life(fresh(other.path, recipe), other, {"step:2": ["stop!"]}).stopped_by == "stop"
-    assert other.latest_checkpoint() is None
+    assert newest_checkpoint(other) is None
 
 
 def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, recipe: str) -> None:
@@ -277,7 +278,7 @@ def test_a_signal_ends_a_pause(tmp_path: Path, recipe: str) -> None:
     run.path.mkdir(exist_ok=True)
     with ScriptedLog(scripted) as log:
         assert Loop(session, run, log, stop).run().stopped_by == "SIGINT"
-    assert run.latest_checkpoint() == run.checkpoint_path(2)
+    assert newest_checkpoint(run) == run.checkpoint_path(2)
 
 
 def test_damaged_commands_are_refused(tmp_path: Path, recipe: str) -> None:

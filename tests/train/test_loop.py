@@ -11,6 +11,7 @@ import pytest
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, train
 
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.errors import UserError
 from localdpo.core.events import effective, read_events
 from localdpo.core.rundir import RunDir
@@ -72,7 +73,7 @@ def test_a_run_writes_what_its_folder_promises(
     assert abs(first["kl"]) < 1e-7
     assert last["kl"] > first["kl"]
     assert run.outcome.metrics == pytest.approx(last)
-    assert run.run.latest_checkpoint() == run.run.checkpoint_path(5)
+    assert newest_checkpoint(run.run) == run.run.checkpoint_path(5)
     sample = next(event for event in run.events if event.type == "samples").data["samples"][0]
     assert sample.keys() == {"prompt", "reference", "policy"}
 
@@ -193,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows(
     assert all(1 <= row <= 24 for row in rows)
     assert str(pairs) in message
     assert len(metrics_of(run, "step")) == step - 1
-    latest = run.latest_checkpoint()
+    latest = newest_checkpoint(run)
     assert latest is None or int(latest.name.split("-")[1]) < step
 
 

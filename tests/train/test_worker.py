@@ -12,6 +12,7 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 from training_runs import assert_same_arrays, files_of, write_recipe
 
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.rundir import RunDir, RunLock
 
@@ -79,7 +80,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapte
     lives = []
     for command in [*([sys.executable, DYING, moment, names] for moment, names, _ in LIVES), WORKER]:
         done = live(run, folder / "cache", *command)
-        latest = run.latest_checkpoint()
+        latest = newest_checkpoint(run)
         hidden = [path.name for path in run.checkpoints.glob(".*")] if run.checkpoints.is_dir() else []
         lives.append(
             Life(

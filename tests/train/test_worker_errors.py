@@ -13,6 +13,7 @@ import pytest
 from tiny_folders import make_adapter, pair, recipe_text, write_pairs, write_rows
 from training_runs import session_of, write_recipe
 
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.events import read_events
 from localdpo.core.rundir import RunDir
 from localdpo.model.lora import CONFIG_FILE, WEIGHTS_FILE
@@ -46,7 +47,7 @@ def refused(
         failed = read_events(folder.events)[-1]
         assert failed.type == "run.failed"
         assert failed.data["lines"] == lines
-        assert folder.latest_checkpoint() is None
+        assert newest_checkpoint(folder) is None
         return lines
 
     return run
