@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from localdpo.core.errors import UserError
+from localdpo.model.safetensors_header import check_safetensors
 
 
 def named(tree: Any) -> dict[str, mx.array]:
@@ -21,8 +22,9 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     """The arrays of a safetensors file, in memory: `mx.load` alone is lazy and finds damage late.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or its header does not describe it exactly.
     """
+    check_safetensors(file)
     try:
         arrays = cast("dict[str, mx.array]", mx.load(str(file)))
         mx.eval(arrays)

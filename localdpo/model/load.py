@@ -19,6 +19,7 @@ from localdpo.core.errors import UserError
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.backend import device_name
+from localdpo.model.safetensors_header import check_safetensors
 
 # A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
 WHOLE_FILE = 64 * 2**20
@@ -86,6 +87,8 @@ def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Modul
     """
     path = model_path(name)
     _check_config(path)
+    for shard in sorted(path.glob("model*.safetensors")):
+        check_safetensors(shard)
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
     except Exception as error:
