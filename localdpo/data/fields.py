@@ -28,6 +28,7 @@ _ROLES = {
     **dict.fromkeys(("observation", "function", "function_response", "tool_response", "tool"), "tool"),
     "system": "system",
 }
+_USUAL = frozenset(_ROLES.values())
 # ShareGPT's turn that holds the JSON text of a call. `function` is one too where its text says so.
 _CALLS = ("function_call", "tool_call")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
@@ -236,23 +237,28 @@ def _message(value: Any, name: str) -> Message:
         raise RowProblem(f"{name}.role", "expected a role such as user or assistant, got empty text")
     _speak(message, name)
     calls = _listed(message.pop("tool_calls", None), f"{name}.tool_calls", _call)
-    if calls:
-        message["tool_calls"] = calls
     if "content" in message or not calls:
         message["content"] = _content(message.get("content"), f"{name}.content")
-    _check_texts(message, name)
+    if calls:
+        message["tool_calls"] = calls
+    if len(message) > 2:
+        _check_texts({key: message[key] for key in message.keys() - {"role", "content"}}, name)
     return message
 
 
 def _rename(message: Message, names: tuple[str, ...]) -> None:
     """Call a member by the first of its names."""
-    other = next((key for key in names if key in message), names[0])
-    if other != names[0]:
-        message[names[0]] = message.pop(other)
+    if names[0] not in message:
+        for other in names[1:]:
+            if other in message:
+                message[names[0]] = message.pop(other)
+                return
 
 
 def _speak(message: Message, name: str) -> None:
     """Give the role its usual name; turn a call that is a turn of its own into an assistant's tool call."""
+    if message["role"] in _USUAL and "function_call" not in message:
+        return
     role = message["role"].strip().lower().replace("-", "_")
     if role in _CALLS or (role == "function" and _call_text(message.get("content"))):
         message["role"] = "assistant"

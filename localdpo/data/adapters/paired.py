@@ -103,6 +103,8 @@ def _join_text(prompt: str, shared: list[Message]) -> list[Message]:
     asked: Message = {"role": "user", "content": prompt}
     if not any(message["role"] == "user" for message in shared):
         return [*shared, asked]
+    if asked in shared:
+        return shared
     said, words = [_words(message) for message in shared], _words(asked)
     if any(words in one for one in said):
         return shared
@@ -128,7 +130,7 @@ def _besides(text: str, parts: list[str]) -> str:
 def _same(some: list[Message], others: list[Message]) -> bool:
     """Whether two stretches of messages say the same, white space aside."""
     return len(some) == len(others) and all(
-        _bare(one) == _bare(other) for one, other in zip(some, others, strict=True)
+        one == other or _bare(one) == _bare(other) for one, other in zip(some, others, strict=True)
     )
 
 
