@@ -118,11 +118,6 @@ def read_prompt_rows(
     return found
 
 
-def read_prompts(source: str, limit: int) -> list[Side]:
-    """The prompts of `read_prompt_rows`, without the other columns."""
-    return [row.prompt for row in read_prompt_rows(source, limit)]
-
-
 def prompt_text(prompt: Side) -> str:
     """What to show of a prompt: its text, or the last user message of a conversation."""
     if isinstance(prompt, str):

@@ -15,7 +15,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import encode_prompt
-from localdpo.data.prompts import prompt_text, read_prompts
+from localdpo.data.prompts import read_prompt_rows
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
@@ -273,9 +273,14 @@ def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
     if wanted == 0:
         return []
     if recipe.eval.prompts is not None:
-        prompts = read_prompts(recipe.eval.prompts, wanted)
-        encoded = [encode_prompt(tokenizer._tokenizer, p, recipe.data.template).tolist() for p in prompts]
-        return [Watched(prompt_text(p), tuple(ids)) for p, ids in zip(prompts, encoded, strict=True)]
+        found = []
+        for row in read_prompt_rows(recipe.eval.prompts, wanted):
+            inner, template = tokenizer._tokenizer, recipe.data.template
+            ids = encode_prompt(
+                inner, row.prompt, template, tools=row.tools, template_kwargs=row.template_kwargs
+            )
+            found.append(Watched(row.text, tuple(ids.tolist())))
+        return found
     return held_out_prompts(base, valid, wanted)
 
 

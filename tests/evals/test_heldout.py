@@ -9,7 +9,7 @@ import pytest
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.rundir import RunDir
-from localdpo.data.prompts import prompt_id, read_prompt_rows, read_prompts
+from localdpo.data.prompts import prompt_id, read_prompt_rows
 from localdpo.evals.heldout import HeldOut, choose_prompts, default_sources
 
 
@@ -84,7 +84,7 @@ def test_rows_without_a_prompt_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as caught:
         read_prompt_rows(str(file), 10)
     assert [line.split()[0] for line in caught.value.lines] == [f"{file}:{row}" for row in (2, 3, 4)]
-    assert read_prompts(str(file), 1) == ["a"]
+    assert [row.prompt for row in read_prompt_rows(str(file), 1)] == ["a"]
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
