@@ -1,16 +1,18 @@
 """From rendered text to token ids with a response start: what is scored and what is context.
 
 The prompt is tokenised alone, as it will be when the model answers, and is the one prefix of both branches.
-The whole text is tokenised too: where the prompt's ids are its prefix, the rest is the response. Where a
-token would span the boundary, the response is tokenised apart and the row counts as merged.
+Each response is tokenised as it stands behind the prompt: where the prompt's ids are a prefix of the whole
+text's, the rest is the response. Where a token would span the boundary, the response is tokenised apart and
+the row counts as merged. Tokenizers take a text apart at control tokens first, so of the prompt only what
+follows its last one is tokenised again with each response.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.errors import UserError
-from localdpo.data.render import Rendered, Renderer, RowDropped
-from localdpo.data.types import EncodedRow, Example, Side, TemplateChoice, Truncation
+from localdpo.data.forms import REASONING, TEXT
+from localdpo.data.render import Rendered, Renderer, RowDropped, side_messages
+from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoice, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raise it with every change that gives other ids for the same text: it is part of the cache's key.
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 _PORTION_CHARACTERS = 2_000_000
 
 NO_SCORED_TOKEN = "the prompt leaves no room for a scored token within max_length"
 IDENTICAL = "both responses are the same"
 IDENTICAL_WHEN_CUT = "both responses are the same after truncation"
 NO_CONTEXT = "empty prompt, and the tokenizer has no token to start a text with"
+NO_CONTENT = "what the chat template writes around the prompt is longer than max_prompt_length"
+
+_SYSTEM = frozenset(("system", "developer"))
+# Control tokens are looked for in this many characters at a prompt's end; so many ends are remembered.
+_TAIL_CHARACTERS, _TAILS = 256, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +57,20 @@ class Limits:
 
 @dataclass(slots=True)
 class Encoded:
-    """The outcome for some rows: those kept, those dropped or with a merged boundary, by number."""
+    """The outcome for some rows: those kept, those dropped or with a merged boundary, by number.
+
+    `notes`: what a person should know of kept rows. The template left out `lost` of the `whole` characters of
+    the answers in the rows that `reasoning_lost` names.
+    """
 
     rows: list[EncodedRow] = field(default_factory=list)
     dropped: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     truncated: int = 0
     merged_rows: list[int] = field(default_factory=list)
+    notes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    reasoning_lost: list[int] = field(default_factory=list)
+    lost: int = 0
+    whole: int = 0
 
     @property
     def merged(self) -> int:
@@ -67,74 +83,123 @@ class _Ids:
     prompt: list[int]
     responses: list[list[int]]
     key: int = 0
+    merged: bool = False
 
 
 class Encoder:
     """Rows to ids for one tokenizer, template and set of limits. Pure: it keeps nothing of the rows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: TemplateChoice, limits: Limits) -> None:
-        self.renderer = Renderer(tokenizer, template)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: TemplateChoice,
+        limits: Limits,
+        *,
+        end_ids: Collection[int] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`end_ids`, `template_kwargs`: see Renderer."""
+        self.renderer = Renderer(tokenizer, template, end_ids=end_ids, template_kwargs=template_kwargs)
         self.limits = limits
         self.tokens = _Tokens(tokenizer)
 
     def encode(self, examples: Sequence[tuple[int, Example]]) -> Encoded:
         """Encode (row number, example) pairs; a thousand at a time tokenise fastest."""
         result = Encoded()
-        rendered: list[tuple[int, bool | None, Rendered]] = []
+        rendered: list[tuple[int, Example, Rendered]] = []
         for row, example in examples:
             try:
-                rendered.append((row, example.desirable, self.renderer.render(example)))
+                rendered.append((row, example, self.renderer.render(example)))
             except RowDropped as drop:
                 result.dropped[drop.reason].append(row)
-        texts: list[str] = []
-        for _, _, text in rendered:
-            texts += [text.prompt, *(text.prompt + answer for answer in text.responses)]
-        ids = iter(self.tokens.encode(texts))
-        for row, desirable, text in rendered:
-            prompt, *wholes = (next(ids) for _ in range(1 + len(text.responses)))
-            cut = self._finish(row, text, prompt, wholes, result)
-            if cut is not None:
-                responses = tuple(_int32(response) for response in cut.responses)
-                result.rows.append(EncodedRow(row, _int32(cut.prompt), responses, desirable, cut.key))
+        every = self._ids([text for _, _, text in rendered])
+        for (row, example, text), ids in zip(rendered, every, strict=True):
+            try:
+                cut = self._fit(ids, example, text)
+            except RowDropped as drop:
+                result.dropped[drop.reason].append(row)
+                continue
+            result.truncated += cut
+            if ids.merged:
+                result.merged_rows.append(row)
+            self._note(row, example, text, result)
+            responses = tuple(_int32(response) for response in ids.responses)
+            result.rows.append(EncodedRow(row, _int32(ids.prompt), responses, example.desirable, ids.key))
         return result
 
-    def _finish(
-        self, row: int, text: Rendered, prompt: list[int], wholes: list[list[int]], result: Encoded
-    ) -> _Ids | None:
-        """The ids of a row within the limits; None for one that is dropped, which `result` counts."""
-        merged = any(whole[: len(prompt)] != prompt for whole in wholes)
-        responses = (
-            [self.tokens.continuation(answer) for answer in text.responses]
-            if merged
-            else [whole[len(prompt) :] for whole in wholes]
-        )
-        for response, close in zip(responses, text.close, strict=True):
-            if close:
-                response.append(self.tokens.require_eos())
-        ids = _Ids([*self._start(text, prompt), *prompt], responses)
-        try:
-            cut = self._fit(ids)
-        except RowDropped as drop:
-            result.dropped[drop.reason].append(row)
-            return None
-        result.truncated += cut
-        if merged:
-            result.merged_rows.append(row)
-        return ids
+    def _note(self, row: int, example: Example, text: Rendered, result: Encoded) -> None:
+        """What a person should know of a kept row."""
+        for part in text.left_out.parts - {REASONING}:
+            result.notes[f"the chat template leaves out {part}"].append(row)
+        if REASONING in text.left_out.parts:
+            result.reasoning_lost.append(row)
+            result.lost += text.left_out.lost
+            result.whole += text.left_out.whole
+        if words := self.renderer.note(example, text):
+            result.notes[words].append(row)
+
+    def _ids(self, rendered: Sequence[Rendered]) -> list[_Ids]:
+        """The ids of rows, uncut, each response with its end."""
+        prompts = self.tokens.encode([text.prompt for text in rendered])
+        tails = [self._tail(text, ids) for text, ids in zip(rendered, prompts, strict=True)]
+        texts = [
+            tail.text + answer
+            for text, tail in zip(rendered, tails, strict=True)
+            for answer in text.responses
+        ]
+        wholes = iter(self.tokens.encode(texts))
+        every = []
+        for text, prompt, tail in zip(rendered, prompts, tails, strict=True):
+            ids = self._joined(text, prompt, tail, [next(wholes) for _ in text.responses])
+            for response, close in zip(ids.responses, text.close, strict=True):
+                if close:
+                    response.append(self.tokens.require_eos())
+            ids.prompt = [*self._start(text, ids.prompt), *ids.prompt]
+            every.append(ids)
+        return every
+
+    def _tail(self, text: Rendered, prompt: list[int]) -> _Tail:
+        """The end of a prompt from its last control token on; all of it where that is not told for sure."""
+        start = max(0, len(text.prompt) - _TAIL_CHARACTERS)
+        found = [*self.renderer.control_tokens.finditer(text.prompt, start)]
+        if found and self.tokens.backend is not None:
+            tail = text.prompt[found[-1].start() :]
+            ids = self.tokens.of_tail(tail)
+            if ids[:1] == [self.tokens.added[found[-1].group()]] and prompt[len(prompt) - len(ids) :] == ids:
+                return _Tail(tail, ids)
+        return _Tail(text.prompt, prompt)
+
+    def _joined(self, text: Rendered, prompt: list[int], tail: _Tail, wholes: list[list[int]]) -> _Ids:
+        """Prompt and responses of a row; `wholes` are the tail's ids with each response's."""
+        if all(whole[: len(tail.ids)] == tail.ids for whole in wholes):
+            return _Ids(prompt, [whole[len(tail.ids) :] for whole in wholes])
+        before = prompt[: len(prompt) - len(tail.ids)]
+        if text.least is not None:
+            # The opening may be any that the branches share: as many whole tokens as they do.
+            shared = 0
+            for ids in zip(tail.ids, *wholes, strict=False):
+                if len(set(ids)) > 1:
+                    break
+                shared += 1
+            least = len(self.tokens.encode([text.prompt[: text.least]])[0])
+            if len(before) + shared >= max(1, least):
+                return _Ids([*before, *wholes[0][:shared]], [whole[shared:] for whole in wholes])
+        return _Ids(prompt, [self.tokens.continuation(answer) for answer in text.responses], merged=True)
 
     def _start(self, text: Rendered, prompt: list[int]) -> list[int]:
         """The tokenizer's own leading tokens for raw text, unless the text brings them itself."""
         leading = self.tokens.leading if text.start else []
         return [] if prompt[: len(leading)] == leading else leading
 
-    def _fit(self, ids: _Ids) -> bool:
+    def _fit(self, ids: _Ids, example: Example, text: Rendered) -> bool:
         """Start an empty prompt, cut to the limits, drop what cannot be trained on. True if cut."""
         if len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses):
-            raise RowDropped(IDENTICAL)
+            lost = sorted(text.left_out.parts & {REASONING, TEXT})
+            raise RowDropped(f"{IDENTICAL} once the chat template left out {lost[0]}" if lost else IDENTICAL)
         if not ids.prompt:
             self._make_context(ids)
         ids.key = prompt_key(_int32(ids.prompt))
-        cut = self._cut(ids)
+        cut = self._cut(ids, example, text)
         if any(not response for response in ids.responses):
             raise RowDropped(NO_SCORED_TOKEN)
         if len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses):
@@ -151,21 +216,93 @@ class Encoder:
         else:
             raise RowDropped(NO_CONTEXT)
 
-    def _cut(self, ids: _Ids) -> bool:
+    def _cut(self, ids: _Ids, example: Example, text: Rendered) -> bool:
         limits, before = self.limits, (len(ids.prompt), [len(r) for r in ids.responses])
-        if limits.max_prompt_length is not None and len(ids.prompt) > limits.max_prompt_length:
-            ids.prompt = self._cut_prompt(ids.prompt, limits.max_prompt_length)
+        most = limits.max_prompt_length
+        if most is not None and len(ids.prompt) > most:
+            ids.prompt = self._cut_text(ids.prompt, most) if text.start else self._cut_chat(example, most)
         room = max(0, limits.max_length - len(ids.prompt))
         ids.responses = [response[:room] for response in ids.responses]
         return before != (len(ids.prompt), [len(r) for r in ids.responses])
 
-    def _cut_prompt(self, prompt: list[int], length: int) -> list[int]:
+    def _cut_text(self, prompt: list[int], length: int) -> list[int]:
         if self.limits.truncation == "keep_start":
             return prompt[:length]
         # A text without its BOS is not what the model knows, so the BOS stays when the start goes.
         if prompt[0] == self.tokens.bos and length > 1:
             return [prompt[0], *prompt[1 - length :]]
         return prompt[-length:]
+
+    def _cut_chat(self, example: Example, length: int) -> list[int]:
+        """The ids of a chat's prompt, cut to `length`: whole turns before the last user's go first, the
+        oldest for keep_end and the newest for keep_start, then tokens of the contents, at that end. System
+        text is the last to be cut. What the template writes around them stays.
+
+        Raises RowDropped where that alone is too long.
+        """
+        turns = _turns(side_messages(example.prompt, "user"))
+        low, high, ids = 1, len(turns.earlier), None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = replace(example, prompt=turns.without(middle, self.limits.truncation))
+            found = self._ids([self.renderer.render(tried)])[0].prompt
+            if len(found) <= length:
+                ids, high = found, middle - 1
+            else:
+                low = middle + 1
+        if ids is not None:
+            return ids
+        return self._cut_contents(
+            replace(example, prompt=turns.without(len(turns.earlier), "keep_end")), length
+        )
+
+    def _cut_contents(self, example: Example, length: int) -> list[int]:
+        text = self.renderer.render(example)
+        ids = self._ids([text])[0].prompt
+        places = self.tokens.places(text.prompt)
+        keep_end = self.limits.truncation == "keep_end"
+        spans = self.renderer.content_spans(example, text.prompt)[:: 1 if keep_end else -1]
+        gone: set[int] = set()
+        for _, start, stop in sorted(spans, key=lambda span: span[0] in _SYSTEM):
+            inside = [i for i, (first, last) in enumerate(places) if start <= first < last <= stop]
+            more = min(len(inside) - 1, len(ids) - length - len(gone))
+            if more > 0:
+                gone.update(inside[:more] if keep_end else inside[-more:])
+        if len(places) != len(ids) or len(ids) - len(gone) > length:
+            raise RowDropped(NO_CONTENT)
+        return [one for i, one in enumerate(ids) if i not in gone]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """The end of a prompt that is tokenised again with each response, and its ids alone."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """A conversation as its system messages, its turns before the last user's, and that with what follows."""
+
+    system: list[Message]
+    earlier: list[list[Message]]
+    last: list[Message]
+
+    def without(self, count: int, truncation: Truncation) -> list[Message]:
+        """The messages without `count` of the earlier turns: the oldest for keep_end, else the newest."""
+        kept = self.earlier[count:] if truncation == "keep_end" else self.earlier[: len(self.earlier) - count]
+        return [*self.system, *(message for turn in kept for message in turn), *self.last]
+
+
+def _turns(messages: Sequence[Message]) -> _Turns:
+    start = next((i for i, one in enumerate(messages) if one.get("role") not in _SYSTEM), len(messages))
+    turns: list[list[Message]] = []
+    for message in messages[start:]:
+        if message.get("role") == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return _Turns(list(messages[:start]), turns[:-1], turns[-1] if turns else [])
 
 
 def prompt_key(ids: NDArray[np.int32]) -> int:
@@ -180,16 +317,18 @@ def encode_prompt(
     *,
     tools: list[Any] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    responses: Sequence[Side] = (),
 ) -> NDArray[np.int32]:
-    """int32[>=1] ids of a prompt to answer: text or messages, with the template's generation prompt.
+    """int32[>=1] ids of a prompt to answer, text or messages: what training makes of it, uncut.
 
-    `tools` and `template_kwargs` go to the chat template, as a row's own do in training.
+    `tools` and `template_kwargs` go to the chat template, as a row's own do in training. `responses`: those
+    of the row, where it has some; the opening of an answer may depend on them (a thinking block, say).
 
     Raises UserError when the template refuses it, or when it is empty and there is no BOS.
     """
     tokens = _Tokens(tokenizer)
     try:
-        rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs)
+        rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs, responses)
     except RowDropped as drop:
         raise UserError(f"prompt: {drop.reason}") from drop
     ids = tokens.encode([rendered.prompt])[0]
@@ -210,6 +349,8 @@ class _Tokens:
         self.backend = plain_backend(tokenizer)
         self.bos: int | None = tokenizer.bos_token_id
         self.leading = self._leading()
+        self.added: dict[str, int] = tokenizer.get_added_vocab()
+        self._tails: dict[str, list[int]] = {}
         self._glued = self.encode(["\na", "\n", "a"])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -222,6 +363,20 @@ class _Tokens:
             return [encoding.ids for part in _portions(texts) for encoding in encode(part)]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [list(row) for row in ids]
+
+    def of_tail(self, text: str) -> list[int]:
+        """Ids of the end of a prompt: mostly the same for all rows, so they are remembered."""
+        if text not in self._tails:
+            if len(self._tails) >= _TAILS:
+                self._tails.clear()
+            self._tails[text] = self.encode([text])[0]
+        return self._tails[text]
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """(first, last + 1) character of each token; nothing where the tokenizer cannot tell."""
+        if self.backend is None:
+            return []
+        return list(self.backend.encode(text, add_special_tokens=False).offsets)
 
     def continuation(self, text: str) -> list[int]:
         """Ids of `text` as the continuation of other text.

@@ -13,7 +13,8 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ STORE_VERSION = 5
 _META = b"localdpo"
 _CHECKSUM_BYTES = 4
 _CHUNK_BYTES = 2**24
+_SHOWN_REASONS = 5
+REASONING_LOST = "the chat template leaves the reasoning out of the answers"
 _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "pairs": ("r0", "r1"),
     "demonstrations": ("r0",),
@@ -111,6 +114,8 @@ def open_store(
     max_length: int,
     max_prompt_length: int | None,
     truncation: Truncation,
+    end_ids: Collection[int] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     limit: int | None = None,
     format_name: str | None = None,
     cache_dir: Path,
@@ -118,14 +123,17 @@ def open_store(
 ) -> TokenStore:
     """The token store of `source`: from the cache if this content was encoded this way before, else made now.
 
+    `end_ids`, `template_kwargs`: see Renderer.
+
     Raises UserError or UserErrors for data that is missing, empty, of the wrong kind or broken, and when no
     row is left to train on.
     """
     data = open_source(source)
     limits = Limits(max_length, max_prompt_length, truncation)
-    encoder = Encoder(tokenizer, template, limits)
+    encoder = Encoder(tokenizer, template, limits, end_ids=end_ids, template_kwargs=template_kwargs)
     chat = encoder.renderer.chat
-    options = {"chat": chat, "kind": kind, "limit": limit, "format": format_name, **asdict(limits)}
+    used = {"ends": sorted(set(end_ids or ())), "template_kwargs": encoder.renderer.template_kwargs}
+    options = {"chat": chat, **used, "kind": kind, "limit": limit, "format": format_name, **asdict(limits)}
     key = _fingerprint(data.digest, tokenizer, options)
     path = cache_dir / "tokens" / f"{key}.arrow"
     store = _read_store(path, key, kind)
@@ -186,6 +194,7 @@ def _build(
             if not writer.kept:
                 reasons = describe_dropped(writer.dropped)
                 raise UserError(f"{label}: no row is left to train on: {reasons}")
+            writer.require_reasoning(label)
             writer.close(notes)
         with temp.open("r+b") as file:
             checksum = _checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key)
@@ -217,9 +226,11 @@ def describe_dropped(dropped: dict[str, list[int]]) -> str:
     """The reasons with their counts and first rows, in one line."""
     reasons = sorted(dropped.items(), key=lambda item: -len(item[1]))
     parts = []
-    for reason, rows in reasons:
+    for reason, rows in reasons[:_SHOWN_REASONS]:
         first = ", ".join(str(row + 1) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
         parts.append(f"{reason} ({len(rows):,} rows: {first})")
+    if others := reasons[_SHOWN_REASONS:]:
+        parts.append(f"{len(others):,} other reasons ({sum(len(rows) for _, rows in others):,} rows)")
     return "; ".join(parts) or "nothing dropped"
 
 
@@ -228,6 +239,8 @@ class _Writer:
 
     def __init__(self, file: Any, kind: Kind) -> None:
         self.read = self.kept = self.truncated = self.merged = self.halves = 0
+        self.reasoning_lost = self.lost = self.whole = 0
+        self.notes: Counter[str] = Counter()
         self.dropped: dict[str, list[int]] = {}
         self._pending: list[EncodedRow] = []
         self._kind = kind
@@ -255,6 +268,10 @@ class _Writer:
         self.kept += len(encoded.rows)
         self.truncated += encoded.truncated
         self.merged += encoded.merged
+        self.notes.update({note: len(rows) for note, rows in encoded.notes.items()})
+        self.reasoning_lost += len(encoded.reasoning_lost)
+        self.lost += encoded.lost
+        self.whole += encoded.whole
         self._pending += encoded.rows
         while len(self._pending) >= BLOCK_ROWS:
             self._write(self._pending[:BLOCK_ROWS])
@@ -271,13 +288,26 @@ class _Writer:
             self.merged,
             self.halves // 2,
             dict(notes.unread),
-            notes.counts(),
+            notes.counts() | self._written_notes(),
         )
         meta = {"report": asdict(report)}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.
         empty = pa.RecordBatch.from_pylist([], schema=self._schema)
         self._writer.write_batch(empty, custom_metadata={_META: json.dumps(meta).encode()})
         self._writer.close()
+
+    def _written_notes(self) -> dict[str, int]:
+        """What the chat template made of the rows, with how many it is true of."""
+        lost = {f"{REASONING_LOST} ({self.lost / max(1, self.whole):.0%} of their text)": self.reasoning_lost}
+        return {note: count for note, count in (self.notes | lost).items() if count}
+
+    def require_reasoning(self, label: str) -> None:
+        """Raise UserError where the chat template left the reasoning out of every row's answers."""
+        if self.reasoning_lost == self.kept:
+            raise UserError(
+                f"{label}: {REASONING_LOST} in all {self.kept:,} rows ({self.lost / max(1, self.whole):.0%}"
+                " of their text); use a template that keeps it, or data without it"
+            )
 
     def _write(self, rows: list[EncodedRow]) -> None:
         columns = [[row.prompt for row in rows]]

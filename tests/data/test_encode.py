@@ -29,7 +29,11 @@ ALL = sorted(SHAPES)
 
 
 def encode(tokenizer: Any, *examples: Example, template: Any = "auto", **limits: Any) -> Encoded:
-    encoder = Encoder(tokenizer, template, Limits(**{"max_length": 4096, **limits}))
+    # As Gemma's generation_config.json has it, the end of a turn ends an answer beside the text's own end.
+    ends = tokenizer.convert_tokens_to_ids(
+        ["<end_of_turn>"] if "<end_of_turn>" in tokenizer.get_vocab() else []
+    )
+    encoder = Encoder(tokenizer, template, Limits(**{"max_length": 4096, **limits}), end_ids=ends)
     return encoder.encode(list(enumerate(examples)))
 
 
@@ -123,7 +127,8 @@ def test_an_opening_that_depends_on_the_answer_is_cut_to_what_both_branches_shar
     tokenizer = chat_tokenizer("qwen3")
     pair = Pair("q", "<think>\nhm\n</think>\n\nyes", "no", template_kwargs={"enable_thinking": False})
     row = only(encode(tokenizer, pair))
-    assert tokenizer.decode(row.prompt.tolist()).endswith("<|im_start|>assistant\n<think>\n")
+    # One newline is in both, but the token behind <think> is not the same.
+    assert tokenizer.decode(row.prompt.tolist()).endswith("<|im_start|>assistant\n<think>")
     assert read_back(tokenizer, row) == [
         rendered(tokenizer, "qwen3", "q", "<think>\nhm\n</think>\n\nyes"),
         rendered(tokenizer, "qwen3", "q", "no"),

@@ -1,0 +1,326 @@
+"""Running a chat template under limits. It comes with a model from anywhere: it may loop, or write for ever.
+
+The environment is transformers' own, so a template writes here what it writes there. Every turn of a loop,
+every call and every value that can grow is counted: before it is made where it can be far larger than what
+it is made of. What goes over a limit ends the template, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, wraps
+from typing import Any, Final
+
+from jinja2 import Environment, Template, nodes, pass_context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# Processor time of one rendering. A long conversation takes some milliseconds.
+SECONDS: Final = 3.0
+# Characters that a rendering may handle: so many, and so many times what it is given.
+LEAST_SIZE, SIZE_FACTOR = 20_000_000, 20
+# No width, count or indent of a real template is larger; and digits of an integer.
+LARGEST_NUMBER, LARGEST_BITS = 100_000, 100_000
+# What a value in a list or object counts, in characters.
+_PART = 50
+_TICKS = 64
+_WIDTH, _GIVEN_WIDTH = re.compile(r"\d{6,}"), re.compile(r"\*|\{[^}]*\{")
+_COUNT, _SIZED = "count a turn", "count a value"
+# Filters that write out, or join, all that they are given.
+_WRITING: Final = frozenset(("join", "tojson", "string", "pprint", "replace", "format", "sum", "indent", "e"))
+_REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+
+
+class TemplateLimit(Exception):
+    """A template takes too long or writes too much; the text says which."""
+
+
+def run_template(
+    source: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None,
+    values: Mapping[str, Any],
+    *,
+    opening: bool,
+) -> str:
+    """What the template writes for the messages; `opening` adds the generation prompt.
+
+    `values` are the template's other variables. Raises TemplateLimit, and whatever the template raises.
+    """
+    if any(not isinstance(tool, dict) for tool in tools or ()):
+        raise ValueError("expected each tool as an object (a JSON schema)")
+    given = [_with_reasoning(message) for message in messages]
+    size = text_size([given, tools or [], dict(values)])
+    environment, template = _compiled(source)
+    with environment.within(LEAST_SIZE + SIZE_FACTOR * size):
+        return template.render(
+            {
+                **values,
+                "messages": given,
+                "tools": list(tools) if tools else None,
+                "documents": None,
+                "add_generation_prompt": opening,
+            }
+        )
+
+
+def text_size(value: Any, most: int = 2**62) -> int:
+    """About how many characters a value is as text, every copy of a shared part counted; at most `most`."""
+    if isinstance(value, str):
+        return len(value)
+    total, waiting = 0, [value]
+    while waiting and total < most:
+        one = waiting.pop()
+        if isinstance(one, str | bytes):
+            total += len(one)
+        elif isinstance(one, Mapping):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set | frozenset):
+            waiting += one
+        total += _PART
+    return total
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message without nulls, reasoning under each of the names that templates read."""
+    kept = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((kept[name] for name in _REASONING if name in kept), None)
+    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+
+
+class _Limited(ImmutableSandboxedEnvironment):
+    """A sandbox that counts; see `within`."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def __init__(self, model: Environment) -> None:
+        super().__init__(
+            trim_blocks=model.trim_blocks,
+            lstrip_blocks=model.lstrip_blocks,
+            keep_trailing_newline=model.keep_trailing_newline,
+            extensions=[type(extension) for extension in model.extensions.values()],
+            finalize=self._written,
+        )
+        self._lock = threading.Lock()
+        self._left: int | None = None
+        self._deadline = 0.0
+        self._ticks = 0
+        self.globals.update(model.globals)
+        # Writes as much random text as it is asked for.
+        self.globals.pop("lipsum", None)
+        self.filters = {name: self._guarded(name, one) for name, one in model.filters.items()}
+        # A filter that takes the context is never worked out when the template is compiled.
+        self.filters[_COUNT] = pass_context(lambda _, size: self.turn(size))
+        self.filters[_SIZED] = pass_context(lambda _, value: self.made(value))
+
+    def within(self, size: int) -> _Budget:
+        """One rendering that may handle `size` characters; renderings of other threads wait."""
+        return _Budget(self, size)
+
+    def start(self, size: int) -> None:
+        """Begin to count."""
+        self._lock.acquire()
+        self._left, self._ticks, self._deadline = size, 0, time.thread_time() + SECONDS
+
+    def stop(self) -> None:
+        """End counting."""
+        self._left = None
+        self._lock.release()
+
+    def charge(self, size: int = 0) -> None:
+        """Count one step and so many characters; nothing while a template is compiled."""
+        if self._left is None:
+            return
+        self._ticks += 1
+        self._left -= size
+        if self._left < 0:
+            raise TemplateLimit("writes more than a template may")
+        if self._ticks % _TICKS == 0 and time.thread_time() > self._deadline:
+            raise TemplateLimit(f"takes longer than {SECONDS:g} s")
+
+    def turn(self, size: int) -> bool:
+        """Count a turn of a loop that writes so many characters itself; true."""
+        self.charge(size)
+        return True
+
+    def require(self, size: int) -> None:
+        """That so many characters may still be made."""
+        if size > (LEAST_SIZE if self._left is None else self._left):
+            raise TemplateLimit("writes more than a template may")
+
+    def numbers(self, values: Iterable[Any]) -> None:
+        """That no width, count or indent is out of all proportion."""
+        if any(isinstance(value, int) and value > LARGEST_NUMBER for value in values):
+            raise TemplateLimit("asks for a width or count of more than a template may")
+
+    def made(self, value: Any) -> Any:
+        """A new value: its characters, or its parts where it holds others, are counted."""
+        if isinstance(value, str):
+            self.charge(len(value))
+        elif isinstance(value, list | tuple | dict | set):
+            self.charge(_PART * _parts(value, LEAST_SIZE // _PART))
+        else:
+            self.charge()
+        return value
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """As the sandbox, with the result's size seen before it is made."""
+        if operator == "%" and isinstance(left, str):
+            self._format(left, right)
+        elif isinstance(left, int) and isinstance(right, int):
+            bits = (
+                left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+            )
+            if bits > LARGEST_BITS and operator != "%":
+                raise TemplateLimit("makes a number larger than a template may")
+        elif operator == "*":
+            for one, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(one, str | list | tuple):
+                    self.require(len(one) * times)
+        return self.made(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the sandbox: a call is a step, and methods that can make much of little are looked at before."""
+        __self.charge()
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str | int | list | tuple | dict):
+            __self._method(owner, getattr(__obj, "__name__", ""), [*args, *kwargs.values()])
+        return __self.made(super().call(__context, __obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """As the sandbox, with the widths and sizes of what is formatted seen before."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def run(*args: Any, **kwargs: Any) -> str:
+            self._format(value.__self__, [*args, *kwargs.values()])
+            return wrapped(*args, **kwargs)
+
+        return run
+
+    def _method(self, owner: Any, name: str, args: list[Any]) -> None:
+        self.numbers(args)
+        if name == "join" and args:
+            self.require(text_size(args[0], LEAST_SIZE) * (1 + len(owner)))
+        elif name == "replace" and len(args) > 1 and all(isinstance(one, str) for one in (owner, *args[:2])):
+            self.require(len(owner) + owner.count(args[0]) * len(args[1]))
+        elif name == "translate":
+            self.require(len(owner) * text_size(args, LEAST_SIZE))
+
+    def _format(self, form: str, values: Any) -> None:
+        if _WIDTH.search(form):
+            raise TemplateLimit("asks for a width or count of more than a template may")
+        given = list(values) if isinstance(values, list | tuple) else [values]
+        if _GIVEN_WIDTH.search(form):
+            self.numbers(given)
+        self.require(len(form) + (form.count("%") + form.count("{")) * text_size(given, LEAST_SIZE))
+
+    def _guarded(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        skipped = int(hasattr(run, "jinja_pass_arg"))
+
+        @wraps(run)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            self.charge()
+            context, rest = args[:skipped], list(args[skipped:])
+            self.numbers([*rest[1:], *kwargs.values()])
+            if rest and isinstance(rest[0], Iterator):
+                rest[0] = list(rest[0])
+            if rest and name in _WRITING:
+                between = sum(len(one) for one in (*rest[1:], *kwargs.values()) if isinstance(one, str))
+                self.require(text_size(rest[0], LEAST_SIZE) * (1 + between))
+            return self.made(run(*context, *rest, **kwargs))
+
+        return guarded
+
+    def _written(self, value: Any) -> Any:
+        self.charge(text_size(value, LEAST_SIZE))
+        return value
+
+
+class _Budget:
+    """The context manager of `_Limited.within`."""
+
+    def __init__(self, environment: _Limited, size: int) -> None:
+        self._environment, self._size = environment, size
+
+    def __enter__(self) -> None:
+        self._environment.start(self._size)
+
+    def __exit__(self, *_: object) -> None:
+        self._environment.stop()
+
+
+def _parts(value: Any, most: int) -> int:
+    """How many values a container holds at any depth, a shared one as often as it stands there."""
+    total, waiting = 0, [value]
+    while waiting and total < most:
+        one = waiting.pop()
+        total += 1
+        if isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple | set):
+            waiting += one
+    return total
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> tuple[_Limited, Template]:
+    # Private, and the one place where the filters and functions that templates rely on are defined. An empty
+    # template is compiled, since compiling works out constants without a limit.
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _Limited(_compile_jinja_template("").environment)
+    tree = environment.parse(source)
+    _count_in(tree, environment)
+    return environment, environment.from_string(tree)
+
+
+def _count_in(tree: nodes.Template, environment: Environment) -> None:
+    """Put a count into every loop, macro and block, and at every value that is made of others."""
+
+    def counted(value: nodes.Expr, name: str) -> nodes.Filter:
+        return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno, environment=environment)
+
+    def turn(node: nodes.Node, size: int) -> nodes.Filter:
+        return counted(nodes.Const(size, lineno=node.lineno, environment=environment), _COUNT)
+
+    kinds = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.FilterBlock)
+    bodies: list[Any] = [node for kind in kinds for node in tree.find_all(kind)]
+    for node in bodies:
+        size = sum(len(data.data) for part in node.body for data in _all(part, nodes.TemplateData))
+        size += sum(len(str(one.value)) for part in node.body for one in _all(part, nodes.Const))
+        node.body.insert(0, nodes.ExprStmt(turn(node, size), lineno=node.lineno, environment=environment))
+        if isinstance(node, nodes.For) and node.test is not None:
+            node.test = nodes.And(turn(node, 0), node.test, lineno=node.lineno, environment=environment)
+    _count_values(tree, counted)
+
+
+def _all(node: nodes.Node, kind: type[Any]) -> Iterator[Any]:
+    if isinstance(node, kind):
+        yield node
+    yield from node.find_all(kind)
+
+
+def _count_values(node: nodes.Node, counted: Callable[[nodes.Expr, str], nodes.Filter]) -> None:
+    """Wrap list, tuple and dict expressions, and what `~` joins."""
+    for name, value in list(node.iter_fields()):
+        if isinstance(value, list):
+            setattr(node, name, [_wrapped(node, one, counted) for one in value])
+        elif isinstance(value, nodes.Node):
+            setattr(node, name, _wrapped(node, value, counted))
+
+
+def _wrapped(parent: nodes.Node, node: Any, counted: Callable[[nodes.Expr, str], nodes.Filter]) -> Any:
+    if not isinstance(node, nodes.Node):
+        return node
+    _count_values(node, counted)
+    is_value = isinstance(node, nodes.List | nodes.Dict) or (
+        isinstance(node, nodes.Tuple) and node.ctx == "load"
+    )
+    if is_value or (isinstance(parent, nodes.Concat) and not isinstance(node, nodes.Const)):
+        assert isinstance(node, nodes.Expr)
+        return counted(node, _SIZED)
+    return node
