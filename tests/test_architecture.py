@@ -70,6 +70,28 @@ def test_core_imports_only_the_standard_library_and_itself() -> None:
             assert top in sys.stdlib_module_names or name.startswith("localdpo.core"), f"{path.name}: {name}"
 
 
+def test_only_one_room_writes_to_the_terminal() -> None:
+    for path in SOURCES:
+        if path.parent.name == "out":
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            where = f"{path}:{getattr(node, 'lineno', '')}"
+            assert not (isinstance(node, ast.Name) and node.id == "print"), (
+                f"{where}: say it with localdpo.out"
+            )
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("sys.stdout", "sys.stderr"):
+                assert node.attr in ("isatty", "fileno"), f"{where}: say it with localdpo.out"
+
+
+def test_every_process_guards_its_output_first() -> None:
+    for path in SOURCES:
+        text = path.read_text()
+        if 'if __name__ == "__main__":' in text and path != PACKAGE / "__main__.py":
+            assert "    guard()\n" in text, path
+    assert "    guard()\n" in (PACKAGE / "cli" / "main.py").read_text()
+
+
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[\[<>=; ]", line)[0].replace("-", "_") for line in project["dependencies"]}

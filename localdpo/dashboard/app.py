@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -24,6 +24,7 @@ from localdpo.core.atomic import write_text
 from localdpo.core.control import Command, send
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.rundir import RunDir
+from localdpo.core.wording import printable
 from localdpo.dashboard.asked import Asked
 from localdpo.dashboard.commands import commands
 from localdpo.dashboard.feed import RunFeed
@@ -31,7 +32,7 @@ from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.once import svg_of
 from localdpo.dashboard.pace import Pace
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.terminal import Abilities, AsciiFilter, abilities_of
+from localdpo.dashboard.terminal import Abilities, abilities_of, line_filters
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
 from localdpo.launch import Worker
 
@@ -150,9 +151,11 @@ class DashboardApp(App[None]):
         return self._asked.status(now)
 
     def get_line_filters(self) -> list[LineFilter]:
-        """Textual's filters (NO_COLOR), and one that leaves nothing but ASCII where there is no more."""
-        filters = list(super().get_line_filters())
-        return filters if self.abilities.unicode else [*filters, AsciiFilter()]
+        return line_filters(super().get_line_filters(), self.abilities)
+
+    def notify(self, message: str, **options: Any) -> None:
+        """Show `message` for a while; it is never taken for markup, as names may look like it."""
+        super().notify(printable(message), **{**options, "markup": False})
 
     # --- life -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 
 from localdpo.dashboard.screens.label import LabelScreen, LabelState
-from localdpo.dashboard.terminal import Abilities, AsciiFilter, abilities_of
+from localdpo.dashboard.terminal import Abilities, abilities_of, line_filters
 from localdpo.dashboard.themes import THEME_NAMES, theme_of
 
 _FEW_COLOURS: Final = 16
@@ -35,9 +35,7 @@ class LabelApp(App[None]):
         self.labelling = LabelScreen(state)
 
     def get_line_filters(self) -> list[LineFilter]:
-        """Textual's filters (NO_COLOR), and one that leaves nothing but ASCII where there is no more."""
-        filters = list(super().get_line_filters())
-        return filters if self.abilities.unicode else [*filters, AsciiFilter()]
+        return line_filters(super().get_line_filters(), self.abilities)
 
     def on_mount(self) -> None:
         self.push_screen(self.labelling)

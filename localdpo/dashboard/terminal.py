@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
+
+from localdpo.core.wording import printable
 
 # Terminals whose fonts have neither blocks nor braille, whatever the locale says.
 _PLAIN_TERMS: Final = frozenset({"linux", "dumb", "vt100", "vt102", "vt220", "ansi", "cons25"})
@@ -68,6 +70,12 @@ class Abilities:
         return MARKS[name][0 if self.unicode else 1]
 
 
+def line_filters(own: Sequence[LineFilter], abilities: Abilities) -> list[LineFilter]:
+    """What every line of an app goes through: Textual's `own` (NO_COLOR), and ours for the terminal."""
+    filters = [*own, TextFilter()]
+    return filters if abilities.unicode else [*filters, AsciiFilter()]
+
+
 def abilities_of(environment: Mapping[str, str]) -> Abilities:
     """The abilities that the environment tells of: TERM, COLORTERM, the locale, NO_COLOR, LOCALDPO_ASCII."""
     term = environment.get("TERM", "").lower()
@@ -89,6 +97,25 @@ def _colours(environment: Mapping[str, str], term: str) -> int:
     if environment.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
         return 2**24
     return 256 if "256color" in term or "kitty" in term else 16
+
+
+class TextFilter(LineFilter):
+    """Takes out what would steer the terminal. Widgets show it as its escape; this is for what they miss."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """`segments` of the same width in cells."""
+        return [
+            segment
+            if segment.control or printable(segment.text) == segment.text
+            else Segment(_harmless(segment.text), segment.style)
+            for segment in segments
+        ]
+
+
+def _harmless(text: str) -> str:
+    from rich.cells import get_character_cell_size
+
+    return "".join(char if printable(char) == char else "?" * get_character_cell_size(char) for char in text)
 
 
 class AsciiFilter(LineFilter):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
-from textual.markup import escape
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
@@ -188,7 +187,7 @@ class PairsScreen(RunScreen):
             return
         prompt = self.query_one("#pair-prompt")
         of = "" if self._one_source() else f" of {pair.source}"
-        prompt.border_title = escape(f"row {pair.row}{printable(of)}: prompt")
+        prompt.border_title = Text(f"row {pair.row}{printable(of)}: prompt")
         prompt.border_subtitle = f"margin {signed(pair.margin)}"
         self.query_one("#pair-prompt-text", Static).update(Text(clean(pair.prompt)))
         limit = scale_of(pair.chosen.tokens, pair.rejected.tokens)

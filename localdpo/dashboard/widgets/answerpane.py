@@ -17,5 +17,6 @@ class AnswerPane(VerticalScroll, can_focus=False):
 
     def show(self, title: Text, body: Text, subtitle: Text) -> None:
         """Draw the lines of the frame and what is in it."""
-        self.border_title, self.border_subtitle = title.markup, subtitle.markup
+        # As texts: a str would be taken for markup.
+        self.border_title, self.border_subtitle = title, subtitle
         self._body.update(body)
