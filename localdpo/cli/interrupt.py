@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
-from types import FrameType
-from typing import Any, Final
+from typing import Final
 
+from localdpo.core.signals import SignalPipe, StopRequests
 from localdpo.launch import Worker
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -26,35 +27,39 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
-        self._count = 0
+        self._signals: SignalPipe | None = None
+        self._requests = StopRequests()
         self._told = 0
-        self._before: dict[signal.Signals, Any] = {}
         self.by_keyboard = False
 
     def __enter__(self) -> Interrupts:
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
+        self._signals = SignalPipe(_SIGNALS, self._take)
+        self._take()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._signals is not None:
+            self._signals.close()
 
     def pass_to(self, worker: Worker) -> None:
         """From now on signals go to `worker`; one that came earlier goes at once."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._worker = worker
-        if self._count > 0:
-            worker.interrupt()
+        if self._requests.count > 0:
+            worker.interrupt(at_once=self._requests.count > 1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what the signals since the last call do."""
-        due = _ANSWERS[self._told : self._count]
+        due = _ANSWERS[self._told : self._requests.count]
         self._told += len(due)
         for line in due:
             say(line)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
-        self.by_keyboard = self.by_keyboard or number == signal.SIGINT
-        if self._worker is not None:
-            self._worker.interrupt()
+    def _take(self) -> None:
+        if self._signals is None:
+            return
+        for number in self._signals.read():
+            self.by_keyboard = self.by_keyboard or number == signal.SIGINT
+            if self._requests.take(number, time.monotonic()) and self._worker is not None:
+                self._worker.interrupt(at_once=self._requests.count > 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
-from localdpo.core.rundir import RunDir, already_running, check_name, find_run, new_run_name, runs_of
+from localdpo.core.rundir import RunDir, already_running, check_name, find_run, runs_of
 from localdpo.dashboard.recipediff import flatten
 
 if TYPE_CHECKING:
@@ -109,8 +108,10 @@ def open_run(request: Request) -> RunDir:
     if known is None and request.accept_changes:
         raise UserError("--accept-changes goes on with a run: give its name with --run, or --resume")
     text = dump_recipe(resolve_recipe(request, known))
-    stem = request.recipe.stem if request.recipe is not None else "run"
-    name = known.name if known is not None else request.run or new_run_name(request.runs_dir, stem)
+    name = known.name if known is not None else request.run
+    if name is None:
+        stem = request.recipe.stem if request.recipe is not None else "run"
+        return RunDir.create_new(request.runs_dir, stem, text)
     return RunDir.create(request.runs_dir, name, text, differing_keys)
 
 
@@ -246,9 +247,9 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
     for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
         is_error = code == USER_ERROR_EXIT or (code == CRASHED_EXIT and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
-    if code == USER_ERROR_EXIT and not any(e.type == "run.started" for e in read_events(run.events)):
+    if code == USER_ERROR_EXIT:
         # A mistake that was found before anything began leaves no run behind.
-        shutil.rmtree(run.path)
+        run.discard()
     return code
 
 

@@ -299,6 +299,11 @@ def sha256_of(path: Path) -> str:
 # --- leftovers -----------------------------------------------------------------------------------------
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether this is the name of a temporary, of a crash or of a living writer."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
 def clean_leftovers(folder: str | Path) -> None:
     """Take away the temporaries of an earlier crash in `folder` (not below it).
 

@@ -150,9 +150,14 @@ class EventTail:
         """Whether the last poll left lines unread because of `max_bytes`."""
         return self._lines.behind
 
-    def skip(self) -> None:
-        """Pass over what is in the log now, so that `poll` gives only what is written from here on."""
-        self._lines.skip()
+    @property
+    def offset(self) -> int:
+        """Bytes taken in so far."""
+        return self._lines.offset
+
+    def skip(self, offset: int | None = None) -> None:
+        """Pass over what is in the log now, or its first `offset` bytes: `poll` gives what comes after."""
+        self._lines.skip(offset)
 
     def poll(self, max_bytes: int | None = None) -> list[Event]:
         """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`.

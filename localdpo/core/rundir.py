@@ -6,23 +6,36 @@ runs/NAME/
     checkpoints/         step-000120/, ... and LATEST, a symbolic link to the newest
     control/             commands for the worker, a file each
     worker.log           stdout and stderr of the worker
-    lock                 held (flock) and signed with its process id by the worker while it lives
+    lock                 held (flock) while a worker lives, with its process id in it
+
+Who makes, starts, cleans or takes away a run does so under its lock. The lock goes with the descriptor, from
+the command that starts a worker to the supervisor and the worker, so that there is no moment between them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
-from localdpo.core.atomic import clean_leftovers, fsync_dir, write_text
+from localdpo.core.atomic import (
+    clean_leftovers,
+    fsync_dir,
+    is_leftover,
+    no_space_error,
+    out_of_space,
+    write_text,
+)
 from localdpo.core.errors import UserError
-from localdpo.core.events import Event, read_events
+from localdpo.core.events import Event, EventTail, read_events
 
 State = Literal["new", "running", "finished", "failed", "stopped", "crashed"]
 
@@ -36,13 +49,25 @@ _STARTS: Final = frozenset({"run.started", "run.resumed"})
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 # A look at the lock (`is_running`) holds it for microseconds; a worker that starts just then waits it out.
 _LOCK_PATIENCE: Final = 0.5
+_LOCK_BYTES: Final = 4096  # a block of the file system
+# The environment variable with the number of the descriptor through which a process was given a run's lock.
+LOCK_FD: Final = "LOCALDPO_LOCK_FD"
+# What a run has that did not begin, and what its log may say.
+_FIRST_FILES: Final = ("events.jsonl", "worker.log", "recipe.yaml", "lock")
+_FIRST_FOLDERS: Final = ("control", "checkpoints")
+_FIRST_EVENTS: Final = frozenset({"data", "notice", "control", "run.failed", "run.stopped", "run.crashed"})
 
 
 class RunDir:
-    """The paths of one run and what can be told from them. Making one touches nothing on the disk."""
+    """The paths of one run and what can be told from them. Making one touches nothing on the disk.
+
+    Attributes:
+        made_here: whether `create` or `create_new` made the run and gave this very object for it.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.made_here = False
         self.recipe = self.path / "recipe.yaml"
         self.events = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -72,32 +97,114 @@ class RunDir:
     ) -> RunDir:
         """The run `name`, made if it is not there yet, with `recipe_text` as its recipe.
 
-        A run that has the same recipe text is given back as it is. Raises UserError if it has another
-        recipe; `differences(old_text, new_text)` may then say in a few words what differs. Raises
-        UserError too for a name that is no plain file name and for a folder that holds something else.
+        A run that has the same recipe text is given back as it is. Of two processes that make one run at the
+        same moment, one does; its recipe counts. Raises UserError if the run has another recipe;
+        `differences(old_text, new_text)` may then say in a few words what differs. Raises UserError too for
+        a name that is no plain file name and for a folder that holds something else.
         """
         check_name(name)
         run = cls(Path(runs_dir) / name)
-        if run.exists():
+        if run.exists() or not run._make(recipe_text):
             _refuse_other_recipe(run, recipe_text, differences)
-            return run
-        _make_folder(run)
-        write_text(run.recipe, recipe_text)
-        fsync_dir(run.path.parent)
         return run
 
+    @classmethod
+    def create_new(cls, runs_dir: str | Path, prefix: str, recipe_text: str) -> RunDir:
+        """A new run under the first free name of PREFIX, PREFIX-2, ...; never one that another process makes.
+
+        Raises UserError for a folder that cannot be made.
+        """
+        while True:
+            run = cls(Path(runs_dir) / new_run_name(runs_dir, prefix))
+            if run._make(recipe_text):
+                return run
+
+    def _make(self, recipe_text: str) -> bool:
+        """Make the run in its folder, which may be there without one; False if another process was first.
+
+        The lock decides who is: a folder alone says nothing, since its maker may have died.
+        """
+        while not self.exists():
+            is_new = _make_folder(self)
+            try:
+                with RunLock(self, signed=False):
+                    if not self.exists():
+                        self._fill(recipe_text, is_new)
+            except UserError as error:
+                # Another has the lock: it has made the run by now, or is taking it away.
+                if not (isinstance(error, NoFolderError) or self.exists()):
+                    raise
+        return self.made_here
+
+    def _fill(self, recipe_text: str, is_new: bool) -> None:
+        clean_leftovers(self.path)
+        try:
+            write_text(self.recipe, recipe_text)
+        except UserError:
+            if is_new:
+                self.lock.unlink()
+                self.path.rmdir()
+            raise
+        fsync_dir(self.path.parent)
+        self.made_here = True
+
+    def discard(self) -> bool:
+        """Take away a run that was made here and that nothing came of; whether it is gone.
+
+        Nothing goes of a run that another process has by now, or that holds anything but what the first
+        moments of a run make.
+        """
+        if not self.made_here:
+            return False
+        try:
+            with RunLock(self, signed=False):
+                if not self._is_unbegun():
+                    return False
+                for folder in _FIRST_FOLDERS:
+                    with contextlib.suppress(FileNotFoundError):
+                        (self.path / folder).rmdir()
+                for name in _FIRST_FILES:
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
+        except (UserError, OSError):
+            return False
+        return True
+
+    def delete(self) -> None:
+        """Take the whole run away. Raises UserError when a worker has it, OSError when it cannot be."""
+        with RunLock(self, signed=False):
+            # One rename, so that nobody finds the half of a run.
+            aside = self.path.with_name(f".{self.name}.deleted-{secrets.token_hex(6)}")
+            self.path.rename(aside)
+            try:
+                shutil.rmtree(aside)
+            except OSError:
+                aside.rename(self.path)
+                raise
+
+    def _is_unbegun(self) -> bool:
+        for path in self.path.iterdir():
+            if path.name in _FIRST_FOLDERS and path.is_dir() and not any(path.iterdir()):
+                continue
+            if path.name not in _FIRST_FILES or path.is_dir():
+                return False
+        tail = EventTail(self.events)
+        return {event.type for event in tail.poll()} <= _FIRST_EVENTS and tail.bad_lines == 0
+
     def clean(self) -> None:
-        """Take away what an earlier crash left half written. Only for the holder of the lock."""
+        """Take away what an earlier crash left half written. Only for the holder of the lock.
+
+        What is in `control` is of other processes, which may write there now.
+        """
         clean_leftovers(self.path)
         clean_leftovers(self.checkpoints)
-        clean_leftovers(self.control)
 
     def checkpoint_path(self, step: int) -> Path:
         """`checkpoints/step-000120` of this run."""
         return self.checkpoints / f"step-{step:06d}"
 
     def is_running(self) -> bool:
-        """Whether a worker lives. Only looks: the lock is tried and let go at once."""
+        """Whether a worker lives, or is being started. Only looks: the lock is tried and let go at once."""
         try:
             fd = os.open(self.lock, os.O_RDONLY)
         except FileNotFoundError:
@@ -141,11 +248,16 @@ def state_of(events: Iterable[Event], running: bool) -> State:
     return state
 
 
-class RunLock:
-    """The worker's hold on its run, for as long as it lives. The kernel lets go when the process dies.
+class NoFolderError(UserError):
+    """A run whose folder is not there, or not any more."""
 
-    A context manager. `acquire` raises UserError when another worker has it. `signed=False` leaves the
-    process id of the last worker in it (for who writes a dead worker's end).
+
+class RunLock:
+    """The hold on a run: of who makes it, of its worker and supervisor for as long as they live.
+
+    The kernel lets go when the last process that has the descriptor is gone. A process that was started
+    with one (LOCK_FD) holds the lock already and takes it over. A context manager. `acquire` raises UserError
+    when another has the run, and when there is none. `signed=False` leaves the process id in it as it is.
     """
 
     def __init__(self, run: RunDir, *, signed: bool = True) -> None:
@@ -153,17 +265,29 @@ class RunLock:
         self._signed = signed
         self._fd: int | None = None
 
+    @property
+    def fd(self) -> int:
+        """The descriptor, to give it to another process. ValueError if the lock is not held."""
+        if self._fd is None:
+            raise ValueError(f"{self.run.lock}: not held")
+        return self._fd
+
     def acquire(self) -> None:
-        fd = os.open(self.run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _flock_patiently(fd)
-        except BlockingIOError:
-            os.close(fd)
-            raise already_running(self.run) from None
-        if self._signed:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        fd = _given_fd(self.run)
+        while fd is None:
+            fd = _lock_file(self.run)
         self._fd = fd
+        if self._signed:
+            self.sign(os.getpid())
+
+    def sign(self, pid: int) -> None:
+        """Write the worker's process id into the lock. Raises UserError when the disk is full."""
+        data = f"{pid}\n".encode()
+        try:
+            os.pwrite(self.fd, data, 0)
+            os.ftruncate(self.fd, len(data))
+        except OSError as error:
+            raise _lock_error(self.run, error) from error
 
     def release(self) -> None:
         if self._fd is not None:
@@ -171,13 +295,62 @@ class RunLock:
             self._fd = None
 
     def __enter__(self) -> RunLock:
-        self.acquire()
+        try:
+            self.acquire()
+        except BaseException:
+            self.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _given_fd(run: RunDir) -> int | None:
+    """The descriptor of the lock of `run` that this process was started with, for its first taker."""
+    try:
+        fd = int(os.environ.get(LOCK_FD, ""))
+        is_ours = os.path.samestat(os.fstat(fd), os.stat(run.lock))
+    except (ValueError, OSError):
+        return None
+    if not is_ours:
+        return None
+    del os.environ[LOCK_FD]
+    # A compiler that the worker starts must not keep the run locked.
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def _lock_file(run: RunDir) -> int | None:
+    """Open the lock file and lock it; None when its last holder took it away meanwhile."""
+    try:
+        fd = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _lock_error(run, error) from error
+    try:
+        _flock_patiently(fd)
+        if os.path.samestat(os.fstat(fd), os.stat(run.lock)):
+            return fd
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        os.close(fd)
+        raise already_running(run) from None
+    except OSError as error:
+        os.close(fd)
+        raise _lock_error(run, error) from error
+    os.close(fd)
+    return None
+
+
+def _lock_error(run: RunDir, error: OSError) -> UserError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NoFolderError(f"{run.path}: there is no such run")
+    if out_of_space(error):
+        return no_space_error(run.lock, _LOCK_BYTES)
+    return UserError(f"{run.lock}: the run cannot be locked: {error.strerror}; give another --runs-dir")
 
 
 def _flock_patiently(fd: int) -> None:
@@ -283,15 +456,31 @@ def _refuse_other_recipe(
     raise UserError(f"{run.path}: this run belongs to another recipe{what}; choose another --run name")
 
 
-def _make_folder(run: RunDir) -> None:
+def _make_folder(run: RunDir) -> bool:
+    """Make the folder of a new run; False if it was there. Raises UserError if it holds something."""
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(run.path):
+            run.path.mkdir()
+            return True
+        foreign = sorted(
+            path.name for path in run.path.iterdir() if path.name != run.lock.name and not is_leftover(path)
+        )
     except (FileExistsError, NotADirectoryError):
+        if run.path.is_dir():
+            return False  # another process was faster
         raise UserError(f"{run.path}: expected a folder for the run, found a file in the way") from None
+    except FileNotFoundError:
+        return False  # just taken away again; its lock will not be found either
     except PermissionError:
         raise UserError(f"{run.path}: no permission to make this folder; give another --runs-dir") from None
-    clean_leftovers(run.path)
-    if found := sorted(path.name for path in run.path.iterdir()):
+    except OSError as error:
+        if out_of_space(error):
+            raise no_space_error(run.path, _LOCK_BYTES) from error
+        raise UserError(f"{run.path}: this folder cannot be made: {error.strerror}") from error
+    if foreign and not run.exists():
         raise UserError(
-            f"{run.path}: not the folder of a run (no recipe.yaml, but {found[0]}); choose another --run name"
+            f"{run.path}: not the folder of a run (no {run.recipe.name}, but {foreign[0]}); "
+            "choose another --run name"
         )
+    return False

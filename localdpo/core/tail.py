@@ -22,10 +22,10 @@ class LineTail:
         self.offset = 0
         self.behind = False
 
-    def skip(self) -> None:
-        """Pass over what is in the file now, so that `poll` gives only what is written from here on."""
+    def skip(self, offset: int | None = None) -> None:
+        """Pass over what is in the file now, or its first `offset` bytes: `poll` gives what comes after."""
         with contextlib.suppress(FileNotFoundError):
-            self.offset = self.path.stat().st_size
+            self.offset = self.path.stat().st_size if offset is None else offset
 
     def poll(self, max_bytes: int | None = None) -> list[bytes]:
         """The lines that were ended since the last poll, without their ends; empty lines are left out.

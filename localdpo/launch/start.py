@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
-from localdpo.core.errors import USER_ERROR_EXIT
+from localdpo.core.atomic import no_space_error, out_of_space
+from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.events import Event, EventTail
-from localdpo.core.rundir import RunDir, already_running, is_end, state_of
+from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end, state_of
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER
 
+# Tells the supervisor to stop the worker at once. A second SIGINT may come while the first still waits for
+# the supervisor, and the kernel makes one of them then.
+AT_ONCE: Final = signal.SIGQUIT
 _POLL_SECONDS: Final = 0.05
+_BLOCK: Final = 4096  # bytes that a file takes at least
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Worker:
         process: its supervisor.
         pid: the worker's own process id, None if the supervisor could not start it.
         events: what this worker writes, for who follows it.
-        life: the same from its beginning, for a look back; it is copied, never polled.
+        events_start: where that begins in the log, in bytes.
         log_start: where its part of worker.log begins, in bytes.
     """
 
@@ -37,7 +41,7 @@ class Worker:
     process: subprocess.Popen[bytes]
     pid: int | None
     events: EventTail
-    life: EventTail
+    events_start: int
     log_start: int
 
     @property
@@ -50,8 +54,14 @@ class Worker:
         if code is None or (code < 0 and self._lives_on()):
             return None
         if code < 0:
-            return code if self.pid is None else _code_in_log(copy(self.life).poll())
+            return code if self.pid is None else _code_in_log(self.life())
         return 128 - code if 128 < code < UNSEEN_EXIT else code
+
+    def life(self) -> list[Event]:
+        """What it has written so far."""
+        tail = EventTail(self.run.events)
+        tail.skip(self.events_start)
+        return tail.poll()
 
     def wait(self) -> int:
         """Wait for its end; `returncode` then."""
@@ -62,21 +72,17 @@ class Worker:
                 return code
             time.sleep(_POLL_SECONDS)
 
-    def interrupt(self) -> None:
-        """Ask it to save and stop; a second time, to stop at once. Nothing happens if it has ended."""
+    def interrupt(self, *, at_once: bool = False) -> None:
+        """Ask it to save and stop, or to stop at once. Nothing happens if it has ended."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(AT_ONCE if at_once else signal.SIGINT)
         elif self.pid is not None and self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGINT)
+                os.kill(self.pid, signal.SIGKILL if at_once else signal.SIGINT)
 
     def _lives_on(self) -> bool:
         """Whether the worker lives without its supervisor."""
-        if self.pid is None:
-            return False
-        if self.run.pid() == self.pid:
-            return self.run.is_running()
-        return _exists(self.pid)  # it has not taken the lock yet
+        return self.pid is not None and self.run.pid() == self.pid and self.run.is_running()
 
 
 def start_worker(
@@ -89,27 +95,36 @@ def start_worker(
     """Start the worker of `run` in a session of its own, its output appended to worker.log.
 
     `env` is added to the environment. `command` replaces WORKER. `accept_changes`: go on with inputs that
-    changed since the run began. Raises UserError if the run has a living worker.
+    changed since the run began. Raises UserError if the run has a living worker, and when the disk is full.
     """
-    if run.is_running():
-        raise already_running(run)
     worker = [*(command or WORKER), *(["--accept-changes"] if accept_changes else [])]
-    events = EventTail(run.events)
-    events.skip()
-    with run.worker_log.open("ab") as log:
-        log_start = log.tell()
+    with RunLock(run) as lock, open_worker_log(run) as log:
+        events = EventTail(run.events)
+        events.skip()
+        events_start, log_start = events.offset, log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "localdpo.launch.supervise", str(run.path), *worker],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **(env or {}), LOCK_FD: str(lock.fd)},
             start_new_session=True,
+            pass_fds=[lock.fd],
         )
     assert process.stdout is not None
     with process.stdout as pipe:
         said = pipe.readline().strip()
-    return Worker(run, process, int(said) if said else None, events, copy(events), log_start)
+    return Worker(run, process, int(said) if said else None, events, events_start, log_start)
+
+
+def open_worker_log(run: RunDir) -> BinaryIO:
+    """worker.log, to append to. Raises UserError when it cannot be opened."""
+    try:
+        return run.worker_log.open("ab")
+    except OSError as error:
+        if out_of_space(error):
+            raise no_space_error(run.worker_log, _BLOCK) from error
+        raise UserError(f"{run.worker_log}: cannot be written: {error.strerror}") from error
 
 
 def _code_in_log(log: Sequence[Event]) -> int:
@@ -119,11 +134,3 @@ def _code_in_log(log: Sequence[Event]) -> int:
         end = next(event for event in reversed(log) if is_end(event))
         return USER_ERROR_EXIT if end.data.get("lines") else 1
     return {"finished": FINISHED_EXIT, "stopped": STOPPED_EXIT}.get(state, UNSEEN_EXIT)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

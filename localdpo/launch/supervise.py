@@ -1,6 +1,6 @@
 """The supervisor of a worker: `python -m localdpo.launch.supervise RUN_DIR [COMMAND...]`.
 
-It starts the worker, prints the worker's process id, passes SIGINT and SIGTERM on, and waits. A worker that
+It starts the worker, prints the worker's process id, passes requests to stop on, and waits. A worker that
 died without a word (SIGKILL, an abort inside the GPU driver, a crash of the interpreter) gets its end
 written into the log by it, so that every viewer learns how, whoever started the run and whenever the viewer
 came. It needs the standard library and core alone, so it costs some 20 MB and next to no time.
@@ -17,43 +17,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
+from typing import Final
 
 from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.events import EventTail, EventWriter, effective, read_events
 from localdpo.core.progress import progress_of
-from localdpo.core.rundir import RunDir, RunLock, is_end
-from localdpo.core.signals import StopRequests
+from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end
+from localdpo.core.signals import SignalPipe, StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
+from localdpo.launch.start import AT_ONCE, open_worker_log
 from localdpo.out import guard, say
 
-
-class Relay:
-    """Passes requests to stop on to the worker, as SIGINT; those that come before it is there wait for it.
-
-    As SIGINT also where SIGTERM came: the worker then knows it from the SIGTERM that a system which shuts
-    down sends to every process, and takes both for one request.
-    """
-
-    def __init__(self) -> None:
-        self._requests = StopRequests()
-        self._worker: subprocess.Popen[bytes] | None = None
-
-    def install(self) -> None:
-        """Take over SIGINT and SIGTERM of this process."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def pass_to(self, worker: subprocess.Popen[bytes]) -> None:
-        """From now on requests go to `worker`; those that came earlier go at once."""
-        self._worker = worker
-        for _ in range(self._requests.count):
-            worker.send_signal(signal.SIGINT)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requests.take(number, time.monotonic()) and self._worker is not None:
-            self._worker.send_signal(signal.SIGINT)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, AT_ONCE, signal.SIGCHLD)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,26 +37,61 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         say("usage: python -m localdpo.launch.supervise RUN_DIR [COMMAND...]", error=True)
         return USER_ERROR_EXIT
-    run, command = RunDir(arguments[0]), tuple(arguments[1:]) or WORKER
-    relay = Relay()
-    relay.install()
-    events = EventTail(run.events)
-    events.skip()
-    with run.worker_log.open("ab") as log:
+    signals = SignalPipe(_SIGNALS)
+    try:
+        code = _supervise(RunDir(arguments[0]), tuple(arguments[1:]) or WORKER, signals)
+    except LocalDPOError as error:
+        for line in error.lines:
+            say(f"error: {line}", error=True)
+        return USER_ERROR_EXIT
+    finally:
+        signals.close()
+    return code if code >= 0 else 128 - code
+
+
+def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
+    """The worker's exit code; the lock is held until its end is in the log."""
+    with RunLock(run, signed=False) as lock, open_worker_log(run) as log:
+        events = EventTail(run.events)
+        events.skip()
         log_start = log.tell()
         worker = subprocess.Popen(
             [*command, str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            env={**os.environ, LOCK_FD: str(lock.fd)},
             start_new_session=True,
+            pass_fds=[lock.fd],
         )
-    relay.pass_to(worker)
-    _tell(worker.pid)
-    code = worker.wait()
-    if not any(is_end(event) for event in events.poll()):
-        _write_end(run, code, log_start)
-    return code if code >= 0 else 128 - code
+        lock.sign(worker.pid)
+        _tell(worker.pid)
+        code = _wait(worker, signals)
+        if not any(is_end(event) for event in events.poll()):
+            _write_end(run, code, log_start)
+    return code
+
+
+def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe) -> int:
+    """Wait for the worker's end and pass requests to stop on; minus the signal if the second one killed it.
+
+    The first goes on as SIGINT, also where SIGTERM came: the worker then knows it from the SIGTERM that a
+    system which shuts down sends to every process, and takes both for one request. The second is a SIGKILL,
+    which the worker cannot keep waiting.
+    """
+    requests, killed_by = StopRequests(), 0
+    while worker.poll() is None:
+        for number in signals.read(timeout=None):
+            if number == signal.SIGCHLD:
+                continue
+            is_new = requests.take(number, time.monotonic())
+            if number == AT_ONCE or requests.count > 1:
+                killed_by = signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT
+                worker.kill()
+            elif is_new:
+                worker.send_signal(signal.SIGINT)
+    is_ours = killed_by and worker.returncode == -signal.SIGKILL
+    return -killed_by if is_ours else worker.returncode
 
 
 def _tell(pid: int) -> None:
@@ -92,15 +103,14 @@ def _tell(pid: int) -> None:
 def _write_end(run: RunDir, code: int, log_start: int) -> None:
     """Write the end of a worker that could not: `run.stopped` after a stop at once, else `run.crashed`.
 
-    Nothing is written for one that refused to run (its command says why), and nothing when another worker
-    has the run by now.
+    Nothing is written for one that refused to run: its command says why.
     """
     if code in (FINISHED_EXIT, USER_ERROR_EXIT):
         return
     lines = explain_death(code, run, log_start)
     step = progress_of(effective(read_events(run.events))).step
     try:
-        with RunLock(run, signed=False), EventWriter(run.events) as log:
+        with EventWriter(run.events) as log:
             if code in STOPPED_AT_ONCE:
                 reason = signal_name(-code if code < 0 else code - 128)
                 saved = newest_checkpoint(run) == run.checkpoint_path(step)

@@ -13,7 +13,7 @@ from localdpo.core.control import Command, CommandFile, take
 from localdpo.core.errors import UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir
-from localdpo.core.signals import StopRequests
+from localdpo.core.signals import StopRequests, handle_once
 from localdpo.train.clock import Clock
 
 # Does what was asked. It calls its argument with the answer when that is known; a UserError before that is
@@ -26,6 +26,8 @@ _AT_ONCE: Final = frozenset({"pause", "resume", "stop"})
 
 class StopRequest:
     """SIGINT and SIGTERM ask the run to save and stop at the next step; a second one ends it at once.
+
+    A second of the same kind ends it even in the middle of a step.
 
     Attributes:
         reason: the signal's name once it came, "stop" after the command, else None.
@@ -42,7 +44,7 @@ class StopRequest:
     def install(self) -> None:
         """Take over SIGINT, SIGTERM and SIGCONT of this process."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+            handle_once(number, self._handle)
         self.clock.install()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

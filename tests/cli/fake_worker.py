@@ -70,8 +70,10 @@ def main() -> None:
     print(f"fake worker: {mode}", flush=True)
     if mode == "early":
         raise ImportError("no module named nothing")
+    while mode.startswith("late") and not os.path.exists("go"):
+        time.sleep(0.01)
     with RunLock(run), EventWriter(run.events) as writer:
-        if mode == "user-error":
+        if mode.endswith("user-error"):
             writer.write("run.failed", error="no such model")
             print(
                 "error: org/tiny: no such model", "error: data.train: no such file", sep="\n", file=sys.stderr
@@ -93,6 +95,9 @@ def main() -> None:
             os.abort()
         if mode == "trace":
             raise ZeroDivisionError("in the step")
+        if mode == "stop-at-4":
+            writer.write("run.stopped", 4, reason="stop")
+            sys.exit(3)
         if mode.startswith("stop"):
             until_stopped(run, writer)
         train(run, writer, 5, TOTAL)

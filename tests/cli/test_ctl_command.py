@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from copy import copy
 from pathlib import Path
 
 import pytest
@@ -138,7 +137,7 @@ def test_time_stopped_by_a_signal_is_in_no_figure(run: RunDir, worker: Worker):
 def test_a_killed_worker_is_explained_within_two_seconds(name: str, run: RunDir, worker: Worker):
     assert worker.pid is not None
     os.kill(worker.pid, signal.Signals[name])
-    until(lambda: any(event.type == "run.crashed" for event in copy(worker.life).poll()), seconds=2.0)
+    until(lambda: any(event.type == "run.crashed" for event in worker.life()), seconds=2.0)
     crashed = last(run, "run.crashed")
     assert crashed.data["signal"] == name
     assert crashed.data["lines"][1] == "go on with: localdpo train --resume --run dpo"

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,7 +72,7 @@ def publish(run: RunDir, step: int) -> Path:
 def test_a_run_is_made_with_its_recipe(run: RunDir):
     assert run.name == "dpo"
     assert run.recipe.read_text() == "model: a\n"
-    assert os.listdir(run.path) == ["recipe.yaml"]
+    assert sorted(os.listdir(run.path)) == ["lock", "recipe.yaml"]
     assert run.status() == "new"
 
 
@@ -104,7 +107,120 @@ def test_a_run_folder_whose_maker_died_is_taken_over(tmp_path: Path):
     (tmp_path / "dpo").mkdir()
     (tmp_path / "dpo" / ".recipe.yaml.tmp-0123456789ab").write_text("mod")
     run = RunDir.create(tmp_path, "dpo", "model: a\n")
-    assert os.listdir(run.path) == ["recipe.yaml"]
+    assert sorted(os.listdir(run.path)) == ["lock", "recipe.yaml"]
+
+
+def at_once(act: Callable[[int], RunDir]) -> list[RunDir | UserError]:
+    """What `act(0)` to `act(7)` gave, all begun at one moment."""
+    gate = threading.Barrier(8)
+
+    def one(number: int) -> RunDir | UserError:
+        gate.wait()
+        try:
+            return act(number)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, range(8)))
+
+
+def test_of_two_who_make_one_run_one_does_and_recipes_never_mix(tmp_path: Path):
+    for name in ("a", "b", "c"):
+        found = at_once(lambda number, name=name: RunDir.create(tmp_path, name, f"model: {number}\n"))
+        (made,) = [run for run in found if isinstance(run, RunDir)]
+        assert made.made_here
+        assert made.recipe.read_text() == f"model: {found.index(made)}\n"
+        assert sum("belongs to another recipe" in str(error) for error in found) == 7
+    same = at_once(lambda number: RunDir.create(tmp_path, "same", "model: a\n"))
+    assert sorted(run.made_here for run in same if isinstance(run, RunDir)) == [False] * 7 + [True]
+
+
+def test_new_runs_never_share_a_folder(tmp_path: Path):
+    found = at_once(lambda number: RunDir.create_new(tmp_path, "dpo", f"model: {number}\n"))
+    assert sorted(run.name for run in found) == ["dpo", *(f"dpo-{number}" for number in range(2, 9))]
+    assert [run.recipe.read_text() for run in found] == [f"model: {number}\n" for number in range(8)]
+
+
+# --- taking runs away ----------------------------------------------------------------------------------
+
+
+def begun_and_refused(run: RunDir) -> None:
+    """What a worker leaves that found a mistake before the first step."""
+    run.worker_log.write_text("error: no such model\n")
+    run.control.mkdir()
+    run.checkpoints.mkdir()
+    with RunLock(run), EventWriter(run.events) as log:
+        log.write("data", source="pairs.jsonl", rows=3)
+        log.write("run.failed", error="no such model")
+
+
+def test_a_run_that_was_made_here_and_did_not_begin_is_discarded(run: RunDir):
+    begun_and_refused(run)
+    assert run.discard()
+    assert not run.path.exists()
+    assert RunDir.create(run.path.parent, "dpo", "model: b\n").made_here
+
+
+@pytest.mark.parametrize(
+    "precious",
+    [
+        "checkpoints/step-000003/adapters.safetensors",
+        "answers/one.jsonl",
+        "votes.jsonl",
+        "verdicts.jsonl",
+        "pairs/step-000003.json",
+        "evals/table.json",
+        "notes.txt",
+        "control/1.json",
+    ],
+)
+def test_a_run_that_holds_anything_is_never_discarded(precious: str, run: RunDir):
+    begun_and_refused(run)
+    (run.path / precious).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / precious).write_text("kept")
+    assert not run.discard()
+    assert (run.path / precious).read_text() == "kept"
+    assert run.exists()
+    assert run.events.exists()
+
+
+@pytest.mark.parametrize("line", ['{"v":1,"time":1,"type":"run.started"}', '{"v":1,"type":"run.sta', "?"])
+def test_a_run_that_began_is_never_discarded(line: str, run: RunDir):
+    begun_and_refused(run)
+    with run.events.open("a") as log:
+        log.write(f"{line}\n")
+    assert not run.discard()
+    assert run.exists()
+
+
+def test_what_was_not_made_here_or_is_running_is_never_discarded(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rundir, "_LOCK_PATIENCE", 0.05)
+    assert not RunDir.create(run.path.parent, "dpo", "model: a\n").discard()
+    assert not RunDir(run.path).discard()
+    with holder(run):
+        assert not run.discard()
+        with pytest.raises(UserError, match="running"):
+            run.delete()
+    assert run.exists()
+    run.delete()
+    assert os.listdir(run.path.parent) == []
+
+
+def test_a_lock_of_a_run_that_was_taken_away_is_not_held(run: RunDir):
+    """One waits for the lock while its holder takes the folder away, and another makes the run anew."""
+    run.recipe.unlink()
+    with RunLock(run, signed=False):
+        waiting = ThreadPoolExecutor(1).submit(RunDir.create, run.path.parent, "dpo", "model: b\n")
+        time.sleep(0.1)
+        run.lock.unlink()
+        run.path.rmdir()
+    assert waiting.result().recipe.read_text() == "model: b\n"
+    run.delete()
+    with pytest.raises(UserError, match="there is no such run"):
+        RunLock(run).acquire()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +272,7 @@ def test_cleaning_takes_the_leftovers_of_a_crash(run: RunDir):
     (run.path / ".recipe.yaml.tmp-0123456789ab").write_text("")
     run.clean()
     assert sorted(os.listdir(run.checkpoints)) == ["LATEST", "step-000001"]
-    assert sorted(os.listdir(run.path)) == ["checkpoints", "recipe.yaml"]
+    assert sorted(os.listdir(run.path)) == ["checkpoints", "lock", "recipe.yaml"]
 
 
 # --- lock and state ------------------------------------------------------------------------------------
@@ -202,6 +318,31 @@ def test_looking_at_the_lock_never_keeps_a_worker_out(run: RunDir):
         for process in lookers:
             process.kill()
             process.communicate()
+
+
+def test_a_lock_goes_to_the_process_that_was_given_it(run: RunDir):
+    with RunLock(run) as lock:
+        command = [sys.executable, "-c", HOLDER, str(run.path)]
+        environment = {**os.environ, rundir.LOCK_FD: str(lock.fd)}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, pass_fds=[lock.fd]
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+    with process:
+        assert run.is_running()
+        assert run.pid() == process.pid
+        process.kill()
+    assert not run.is_running()
+
+
+def test_a_number_that_is_not_this_lock_is_not_taken_for_it(run: RunDir, monkeypatch: pytest.MonkeyPatch):
+    with holder(run), run.recipe.open() as other:
+        monkeypatch.setattr(rundir, "_LOCK_PATIENCE", 0.05)
+        for number in ("", "x", "9999", str(other.fileno())):
+            monkeypatch.setenv(rundir.LOCK_FD, number)
+            with pytest.raises(UserError, match="running"):
+                RunLock(run).acquire()
 
 
 def test_a_lock_without_a_number_has_no_pid(run: RunDir):

@@ -24,7 +24,7 @@ LIVES = (
     ("step:1", "SIGKILL", -9),
     ("save:4", "SIGKILL", -9),
     ("step:5", "SIGTERM", 3),
-    ("step:7", "SIGINT+SIGINT", 130),
+    ("step:7", "SIGINT+SIGINT", -2),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
@@ -192,12 +191,11 @@ class RunsScreen(RunScreen):
         return next((line.run for line in self._shown if line.name == self._selected), None)
 
     def _delete(self, run: RunDir) -> None:
-        # Asked again: it may have been started while the question stood.
-        if run.is_running():
-            self.notify(f"{run.name} is running; stop it first (x)", severity="warning")
-            return
         try:
-            shutil.rmtree(run.path)
+            run.delete()
+        except UserError as error:
+            self.notify(str(error), severity="warning")
+            return
         except OSError as error:
             self.notify(f"{error.filename}: cannot be deleted: {error.strerror}", severity="error")
         else:
