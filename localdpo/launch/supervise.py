@@ -27,7 +27,7 @@ from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end
 from localdpo.core.signals import SignalPipe, StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
 from localdpo.launch.start import AT_ONCE, open_worker_log
-from localdpo.out import guard, say
+from localdpo.out import guard, say, say_errors
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, AT_ONCE, signal.SIGCHLD)
 
@@ -41,8 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = _supervise(RunDir(arguments[0]), tuple(arguments[1:]) or WORKER, signals)
     except LocalDPOError as error:
-        for line in error.lines:
-            say(f"error: {line}", error=True)
+        say_errors(error)
         return USER_ERROR_EXIT
     finally:
         signals.close()
