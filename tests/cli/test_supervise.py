@@ -88,7 +88,7 @@ def test_a_kill_of_the_launching_process_leaves_the_worker(run: RunDir):
     ) as launcher:
         assert launcher.stdout is not None
         pid = int(launcher.stdout.readline())
-        until(lambda: run.events.exists() and last(run).type == "notice")
+        until(lambda: any(event.type == "notice" for event in read_events(run.events)))
         launcher.kill()
     time.sleep(0.3)
     assert run.is_running()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.rundir import RunDir
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
@@ -65,7 +66,7 @@ def test_of_two_commands_on_one_new_name_one_trains(betas: tuple[str, str]):
     (line,) = ends[1 - winner][1]
     assert line.startswith("error: runs/x: th")
     assert run.status() == "finished"
-    assert run.latest_checkpoint() is not None
+    assert newest_checkpoint(run) is not None
     assert f"beta: {betas[winner]}" in run.recipe.read_text()
 
 

@@ -1,0 +1,93 @@
+"""The second request to stop ends the worker whatever it is in the middle of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from localdpo.core.events import read_events
+from localdpo.core.rundir import RunDir
+from localdpo.launch import Worker, start_worker
+
+# Two calls into C that never end: one keeps the interpreter's lock, one gives it away.
+HOLDING = "import itertools; any(itertools.repeat(0))"
+RELEASING = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
+WORKER = """
+import sys
+from localdpo.core.events import EventWriter
+from localdpo.core.rundir import RunDir, RunLock
+from localdpo.train.control import StopRequest
+run = RunDir(sys.argv[1])
+StopRequest().install()
+with RunLock(run), EventWriter(run.events) as log:
+    log.write("run.started", total_steps=6)
+    {call}
+"""
+
+
+def computing(folder: Path, call: str) -> Worker:
+    run = RunDir.create(folder, "dpo", "model: org/tiny\n")
+    worker = start_worker(run, command=[sys.executable, "-c", WORKER.format(call=call)])
+    while not read_events(run.events):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    return worker
+
+
+@pytest.mark.parametrize("call", [HOLDING, RELEASING], ids=["holding", "releasing"])
+@pytest.mark.parametrize("way", ["command", "supervisor", "worker"])
+def test_a_second_signal_ends_a_worker_that_computes(way: str, call: str, tmp_path: Path):
+    worker = computing(tmp_path, call)
+    assert worker.pid is not None
+    began = time.monotonic()
+    for number in range(2):
+        if way == "command":
+            worker.interrupt(at_once=number == 1)
+        else:
+            os.kill(worker.process.pid if way == "supervisor" else worker.pid, signal.SIGINT)
+        # A kernel that has not come to the first yet makes one of two; people need longer.
+        time.sleep(0.1)
+    assert worker.wait() == -signal.SIGINT
+    assert time.monotonic() - began < 2.0
+    end = read_events(worker.run.events)[-1]
+    assert (end.type, end.data["reason"]) == ("run.stopped", "SIGINT")
+    assert end.data["lines"][0].startswith("stopped at once after step 0 of 6")
+    assert worker.run.status() == "stopped"
+
+
+def test_one_signal_waits_for_the_step(tmp_path: Path):
+    worker = computing(tmp_path, HOLDING)
+    worker.interrupt()
+    time.sleep(1.0)
+    assert worker.returncode is None
+    worker.interrupt(at_once=True)
+    assert worker.wait() == -signal.SIGINT
+
+
+def test_two_signals_at_the_command_five_milliseconds_apart_are_two(tmp_path: Path):
+    """They come within one call of the command, which Python's handlers would take for one."""
+    code = """
+import os, signal, sys, time
+from localdpo.cli.interrupt import Interrupts
+class Told:
+    def interrupt(self, at_once): print("at once" if at_once else "save", flush=True)
+with Interrupts() as interrupts:
+    interrupts.pass_to(Told())
+    print("up", flush=True)
+    max(range(60_000_000))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.2)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+    said, _ = process.communicate(timeout=30)
+    assert said == "save\nat once\n"
