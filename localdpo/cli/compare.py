@@ -100,8 +100,9 @@ def compare(
 def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
     """Open the compare screen; the answers come from a process of their own."""
     from localdpo.dashboard.compare_app import CompareApp
+    from localdpo.dashboard.leaving import run_app
 
-    CompareApp(runs_dir, run, request).run()
+    run_app(CompareApp(runs_dir, run, request))
 
 
 def answers_to(request: AnswersRequest) -> AnswersTail:

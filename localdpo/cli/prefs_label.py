@@ -49,9 +49,10 @@ def label(
     state = open_labelling(data, path, seed=seed, again=again, format_name=format_name)
     if not plain:
         from localdpo.dashboard.label_app import LabelApp
+        from localdpo.dashboard.leaving import run_app
 
         app = LabelApp(state)
-        app.run()
+        run_app(app)
         if app.labelling.failure is not None:
             raise app.labelling.failure
     say("\n".join(summary_lines(state.summary())))

@@ -78,9 +78,10 @@ def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str
     `worker`: what the command has started itself, of which it tells on its own.
     """
     from localdpo.dashboard.app import DashboardApp
+    from localdpo.dashboard.leaving import run_app
 
     app = DashboardApp(runs_dir, run, worker, jump)
-    app.run()
+    run_app(app)
     left = app.feed.run if app.feed is not None else None
     is_own = worker is not None and left is not None and left.path == worker.run.path
     if left is not None and left.is_running() and not is_own:

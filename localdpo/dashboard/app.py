@@ -6,10 +6,7 @@ dashboard is left, closed or killed.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -165,11 +162,6 @@ class DashboardApp(App[None]):
             return
         self.push_screen(self._jump)
         self._beats = self.set_interval(_BEAT, self._beat)
-        loop = asyncio.get_running_loop()
-        # Closing the window or `kill` leaves the terminal as it was; training goes on in any case.
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
-                loop.add_signal_handler(number, self.exit)
 
     def attach(self, run: RunDir, worker: Worker | None = None) -> None:
         """Open another run on Live. `worker`: if it was just started from here."""
