@@ -113,6 +113,10 @@ SINGLE: dict[str, dict[str, Any]] = {
     "alpaca": ALPACA,
     "dolly": {"instruction": "q", "context": "", "response": "a", "category": "open_qa"},
     "question-response": {"id": "x", "system_prompt": "", "question": "q", "response": "a"},
+    "prompt-output": {"prompt": "q", "output": "a"},
+    "input-output": {"input": "q", "output": "a"},
+    "user-assistant": {"system": "", "user": "q", "assistant": "a"},
+    "chat": {"conversation": CHAT},
     "question-answer": {"question": "q", "answer": "a"},
 }
 PROMPTS: dict[str, dict[str, Any]] = {

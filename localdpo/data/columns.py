@@ -8,12 +8,11 @@ from typing import Final
 OPTIONS: Final = ("tools", "chat_template_kwargs")
 SYSTEM: Final = ("system", "system_prompt")
 MEDIA: Final = {
-    "image": "pictures",
-    "images": "pictures",
-    "video": "videos",
-    "videos": "videos",
-    "audio": "sound",
-    "audios": "sound",
+    **dict.fromkeys(
+        ("image", "images", "img", "image_url", "image_urls", "image_path", "image_paths"), "pictures"
+    ),
+    **dict.fromkeys(("video", "videos", "video_url"), "videos"),
+    **dict.fromkeys(("audio", "audios", "audio_url"), "sound"),
 }
 COMMON: Final = frozenset((*OPTIONS, *SYSTEM, *MEDIA))
 """Read beside every format that has a prompt."""

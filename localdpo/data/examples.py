@@ -79,7 +79,10 @@ class ReadingNotes:
         if isinstance(row.result, Skipped | Problem):
             return
         for record in row.records:
-            self.unread.update(name for name in _unread(record, adapter) if not keeps_records(name))
+            unread = {name for name in _unread(record, adapter) if not keeps_records(name)}
+            if unread & PROMPTS:
+                unread -= PROMPTS - set(_other_prompts(record, adapter, [row.result]))
+            self.unread.update(unread)
         if isinstance(row.result, Pair):
             self.shared_words += words_are_shared(adapter, row.records[0])
             if contradicts(row.records[0]):
@@ -195,21 +198,29 @@ def _unread(record: Record, adapter: Format) -> list[str]:
     return [name for name in record.keys() - adapter.reads if has_content(record[name])]
 
 
+def _other_prompts(record: Record, adapter: Format, found: Sequence[_Result]) -> list[str]:
+    """The unread columns that look like another prompt and say what neither the prompt nor an answer says."""
+    others = [name for name in _unread(record, adapter) if name in PROMPTS]
+    if not others:
+        return []
+    said = " ".join(" ".join(_texts([_sides(one) for one in found])).split())
+    return [
+        name for name in others if any(" ".join(words.split()) not in said for words in _texts(record[name]))
+    ]
+
+
 def _check_prompts(record: Record, adapter: Format, found: Sequence[_Result]) -> None:
     """Raise RowProblem where a column beside the prompt looks like another prompt and says something else."""
-    others = [name for name in _unread(record, adapter) if name in PROMPTS]
     # Beside a prompt that is asked alone, other columns are facts about it.
-    if not others or adapter.columns == {"prompt"}:
+    if adapter.columns == {"prompt"}:
         return
-    taken = ", ".join(sorted(adapter.columns & PROMPTS)) or "what both answers open with"
-    said = " ".join(" ".join(_texts([_sides(one) for one in found])).split())
-    for name in sorted(others):
-        if any(" ".join(words.split()) not in said for words in _texts(record[name])):
-            raise RowProblem(
-                name,
-                f"another prompt beside {taken}, and it says something else; "
-                "name the format to read (data.format), or put both into one column",
-            )
+    if others := _other_prompts(record, adapter, found):
+        taken = ", ".join(sorted(adapter.columns & PROMPTS)) or "what both answers open with"
+        raise RowProblem(
+            sorted(others)[0],
+            f"another prompt beside {taken}, and it says something else; "
+            "name the format to read (data.format), or put both into one column",
+        )
 
 
 def _sides(result: _Result) -> list[Any]:

@@ -193,6 +193,13 @@ FORMATS: tuple[Format, ...] = (
         )
         for answer in ("response", "answer")
     ),
+    *(
+        _format(
+            f"{given}-{answer}", "demonstrations", f"{given} {answer}", asked.answered(column(given), answer)
+        )
+        for given, answer in (("prompt", "output"), ("input", "output"), ("user", "assistant"))
+    ),
+    _format("chat", "demonstrations", "conversation", asked.conversation("conversation")),
     Format("text", "demonstrations", frozenset(["text"]), frozenset(["text"]), _text),
     _format("prompts", "prompts", "prompt", asked.asked(column("prompt")), usual=True),
     *(

@@ -180,8 +180,8 @@ def test_the_wrong_kind_of_data_says_what_was_found() -> None:
         detect(["prompt", "response"], "pairs", "f.jsonl")
     with pytest.raises(UserError, match="holds preference pairs, but this loss needs demonstrations"):
         detect(["prompt", "chosen", "rejected"], "demonstrations", "f.jsonl")
-    with pytest.raises(UserError, match=r"found no preference pairs .*columns: input, output"):
-        detect(["output", "input"], "pairs", "f.jsonl")
+    with pytest.raises(UserError, match=r"found no preference pairs .*columns: output, score"):
+        detect(["output", "score"], "pairs", "f.jsonl")
 
 
 def test_every_format_is_reached_by_its_own_columns() -> None:

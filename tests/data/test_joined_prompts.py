@@ -11,7 +11,7 @@ from published_rows import assistant, user
 
 from localdpo.data.adapters.paired import DISAGREE, PARTED, join
 from localdpo.data.fields import RowSkip
-from localdpo.data.formats import named_format
+from localdpo.data.formats import detect, named_format
 
 SYSTEM = {"role": "system", "content": "One word."}
 SEA = user("Name a sea.")
@@ -66,6 +66,7 @@ def test_what_is_said_twice_stands_once(prompt: Any, shared: Any, joined: Any) -
         ([user("Name a fish.")], [SEA]),
         ([SYSTEM, SEA], [{"role": "system", "content": "Two words."}, SEA]),
         ([*TURNS, user("s")], [user("q")]),
+        ([user("q"), assistant("a")], [user("q")]),
         ("And another thing. User: q\nAssistant: a\nUser: r", TURNS),
     ],
 )
@@ -102,6 +103,22 @@ def test_sides_that_differ_in_white_space_share_their_turns() -> None:
     with pytest.raises(RowSkip) as skip:
         read({"chosen": [SEA, assistant("a")], "rejected": [user("Name a lake."), assistant("b")]})
     assert skip.value.reason == PARTED
+
+
+@pytest.mark.parametrize("whole", [[SEA, assistant("a")], [SEA, assistant("b\n")]])
+@pytest.mark.parametrize("given", ["messages", "conversation", "prompt"])
+def test_a_conversation_that_ends_with_an_answer_is_asked_without_it(whole: Any, given: str) -> None:
+    read = detect((given, "chosen", "rejected"), "pairs", "rows").read
+    for chosen, rejected in (("a", "b"), ([SEA, assistant("a")], [SEA, assistant("b")])):
+        pair = read({given: whole, "chosen": chosen, "rejected": rejected})
+        assert pair.prompt == [SEA]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("empty", [None, "", [], [None]])
+def test_an_empty_prompt_beside_shared_messages_is_those(empty: Any) -> None:
+    read = named_format("preference", "pairs").read
+    pair = read({"prompt": empty, "chosen": [SEA, assistant("a")], "rejected": [SEA, assistant("b")]})
+    assert pair.prompt == [SEA]  # type: ignore[union-attr]
 
 
 def test_answers_that_repeat_a_transcript_are_cut_after_it() -> None:

@@ -204,8 +204,9 @@ def test_two_prompts_that_differ_are_refused(record: dict[str, Any], problem: st
     ],
 )
 def test_a_second_prompt_that_says_the_same_is_no_problem(other: dict[str, Any], tmp_path: Path) -> None:
-    (pair,), _ = read(tmp_path, {**PAIR, **other})
+    (pair,), notes = read(tmp_path, {**PAIR, **other})
     assert pair == Pair("q", "a", "b")
+    assert not notes.unread
 
 
 def test_words_that_both_answers_share_are_a_prompt_only_without_one(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from localdpo.data.columns import PROMPTS
 from localdpo.data.fields import RowProblem, RowSkip, has_content, read_options, read_side
 from localdpo.data.texts import ASSISTANT, HUMAN, common_prefix, split_transcripts, transcript_messages
 from localdpo.data.types import Message, Pair, Side
@@ -39,14 +40,19 @@ def explicit(
     """A prompt of its own and two answers, in columns of these names."""
 
     def read_pair(record: Record) -> Pair:
-        prompt = read(record)
         sides = read_side(record, chosen), read_side(record, rejected)
         if isinstance(sides[0], str) or isinstance(sides[1], str):
+            prompt = read(record)
             if isinstance(prompt, str):
                 sides = _without_transcript(prompt, sides)
             answers = _single(sides[0], chosen), _single(sides[1], rejected)
-            return Pair(prompt, *answers, **read_options(record))
+            return Pair(_before(prompt, answers), *answers, **read_options(record))
         shared, better, worse = _split_messages(sides[0], sides[1], (chosen, rejected))
+        if shared:
+            # Both answers have the prompt, so a column for it may as well hold nothing.
+            empty = [name for name in PROMPTS & record.keys() if not has_content(record[name])]
+            record = {**record, **dict.fromkeys(empty, "")}
+        prompt = _before(read(record), (better, worse))
         return Pair(join(prompt, shared), better, worse, **read_options(record))
 
     return read_pair
@@ -93,7 +99,9 @@ def join(prompt: Side, shared: list[Message]) -> list[Message]:
         return shared
     if not shared:
         return prompt
-    if shared[0]["role"] == "system" or shared[0]["role"] == prompt[-1]["role"]:
+    # What stands in the middle of the prompt was answered there already.
+    answered = any(_same(prompt[i : i + len(shared)], shared) for i in range(len(prompt)))
+    if answered or shared[0]["role"] == "system" or shared[0]["role"] == prompt[-1]["role"]:
         raise RowSkip(DISAGREE)
     return [*prompt, *shared]
 
@@ -140,6 +148,14 @@ def _bare(message: Message) -> Message:
 
 def _words(message: Message) -> str:
     return " ".join(str(message.get("content") or "").split())
+
+
+def _before(prompt: Side, answers: tuple[Side, Side]) -> Side:
+    """The prompt without its last turn where that is one of the answers: a whole conversation."""
+    if isinstance(prompt, str) or len(prompt) < 2 or prompt[-1]["role"] != "assistant":
+        return prompt
+    turns = [{"role": "assistant", "content": side} if isinstance(side, str) else side[0] for side in answers]
+    return prompt[:-1] if any(_same(prompt[-1:], [turn]) for turn in turns) else prompt
 
 
 # --- taking apart --------------------------------------------------------------------------------------
