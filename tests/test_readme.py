@@ -8,6 +8,7 @@ from pathlib import Path
 from typer.main import get_command
 
 from localdpo.cli.main import app
+from localdpo.data.formats import FORMATS
 from localdpo.recipe.describe import options_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,3 +39,11 @@ def test_pictures_are_there_and_load_nothing() -> None:
     for picture in pictures:
         text = (ROOT / picture).read_text(encoding="utf-8")
         assert not re.search(r"url\(['\"]?http|href=['\"]http|@import|<script", text)
+
+
+def test_every_data_format_is_named() -> None:
+    section = README[README.index("Formats of pairs, told") : README.index("## Commands")]
+    named = set(re.findall(r"[\w-]+", section)) | {
+        f"argilla{end}" for end in ("-prompt", "-question", "-input")
+    }
+    assert {entry.name for entry in FORMATS if entry.kind != "prompts"} <= named
