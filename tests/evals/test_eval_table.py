@@ -84,7 +84,7 @@ def test_an_interval_that_holds_one_half_is_no_verdict() -> None:
             "50 of 200 prompts have no valid verdict (refused 80).",
         ),
         (
-            {"valid": 9, "statuses": {"truncated": 8}, "why": "too long"},
+            {"valid": 150, "statuses": {"truncated": 8}, "why": "too long"},
             "(truncated 8); most often: too long.",
         ),
         ({"flips": 50}, "on 25.0% of the prompts the judge changed its mind"),
