@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +53,9 @@ EVENT_TYPES: Final = frozenset(
 # What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
 REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "pairs", "checkpoint"})
 _LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of that size may not fit a float
+# A line may hold what JSON has no form for, by another program's hand: NaN, infinities, numbers that fit no
+# float, halves of surrogate pairs. Such a line is read as if this writer had written it.
+_NO_JSON: Final = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD][89a-fA-F]")
 _OWN_KEYS: Final = frozenset({"v", "time", "type", "step"})
 
 
@@ -130,6 +135,7 @@ class EventTail:
 
     Any number of tails may read one log while it is written. A log that does not exist yet is empty.
     `loads` parses the bytes of a line in place of json.loads; it raises ValueError for what is not JSON.
+    Lines with NaN and the like are read without it, with null in their place.
 
     Attributes:
         bad_lines: lines so far that were no event.
@@ -208,7 +214,7 @@ def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, A
 def decode_event(line: bytes, loads: Callable[[bytes], Any] = json.loads) -> Event | None:
     """The event on one line, or None when the line is not an event of a version this reader knows."""
     try:
-        record = loads(line)
+        record = _cleaned(json.loads(line)) if _NO_JSON.search(line) else loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict):
@@ -222,6 +228,19 @@ def decode_event(line: bytes, loads: Callable[[bytes], Any] = json.loads) -> Eve
     if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
         return None
     return Event(v=version, time=float(when), type=type_, step=step, data=record)
+
+
+def _cleaned(value: Any) -> Any:
+    """`finite`, and without numbers that fit no float and halves of surrogate pairs."""
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return None
+    return finite(value)
 
 
 def finite(value: Any) -> Any:

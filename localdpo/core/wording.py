@@ -118,7 +118,7 @@ def format_headline(event: Event, total: int | None) -> str | None:
     if event.type == "control":
         return f"{event.data.get('command') or 'command'}: {event.data.get('message')}"
     if event.type == "run.continued" and event.data.get("reason") != "resume":
-        return f"{event.data.get('reason')}: {format_seconds(event.data.get('seconds') or 0)} not counted"
+        return f"{event.data.get('reason')}: {format_seconds(number(event, 'seconds') or 0)} not counted"
     return None
 
 
@@ -151,7 +151,7 @@ def _short(key: str, metrics: Mapping[str, Any]) -> str:
     if key == "rewards/accuracies" and metrics.get("rewards/ties") == 1:
         return "all tied"
     value = metrics[key]
-    return f"{value:.3g}" if isinstance(value, float) else format_number(value)
+    return f"{value:.3g}" if isinstance(value, float) else format_value(value)
 
 
 def format_number(value: float | None) -> str:
@@ -198,7 +198,8 @@ def generate_command(model: str, run: RunDir, prompt: str | None) -> str:
 
 def _first_prompt(event: Event) -> str | None:
     samples = event.data.get("samples")
-    prompt = samples[0].get("prompt") if isinstance(samples, list) and samples else None
+    first = samples[0] if isinstance(samples, list) and samples else None
+    prompt = first.get("prompt") if isinstance(first, Mapping) else None
     return prompt if isinstance(prompt, str) else None
 
 

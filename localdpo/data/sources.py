@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from localdpo.data.jsonfiles import json_array_rows, json_line_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import RecordBatch, Table
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 # A name with one of these is meant as a file, so it is never looked up on the hub.
@@ -30,6 +31,8 @@ _FILE_LIKE = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow"
 _NAME = re.compile(r"(?P<id>[^:\[\]]+?)(\[(?P<config>[^\[\]]+)\])?(:(?P<split>.+))?")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _READ_ROWS = 1000
+# What pyarrow raises for a value without a form in Python: text that is no UTF-8, a date of the year 10,000.
+_NO_FORM = (ValueError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +134,11 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_READ_ROWS):
-                for record in batch.to_pylist():
-                    yield SourceRow(number, record)
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: not a readable parquet file: {error}") from error
+            yield from _arrow_rows(file.iter_batches(batch_size=_READ_ROWS))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name}: not a readable parquet file: {_brief(error)}") from error
 
 
 def _open_folder(path: Path, split: str | None, name: str) -> Source:
@@ -196,8 +195,26 @@ def _offline() -> str:
 
 
 def _dataset_rows(dataset: Dataset) -> Iterator[SourceRow]:
-    number = 0
-    for table in dataset.with_format("arrow").iter(batch_size=_READ_ROWS):
-        for record in table.to_pylist():
-            yield SourceRow(number, record)
-            number += 1
+    return _arrow_rows(dataset.with_format("arrow").iter(batch_size=_READ_ROWS))
+
+
+def _arrow_rows(tables: Iterable[RecordBatch | Table]) -> Iterator[SourceRow]:
+    """The rows of Arrow tables; one with a value that Python has no form for says what is wrong with it."""
+    start = 0
+    for table in tables:
+        try:
+            records = table.to_pylist()
+        except _NO_FORM:
+            yield from (_arrow_row(table, place, start) for place in range(table.num_rows))
+        else:
+            yield from (SourceRow(start + place, record) for place, record in enumerate(records))
+        start += table.num_rows
+
+
+def _arrow_row(table: RecordBatch | Table, place: int, start: int) -> SourceRow:
+    try:
+        return SourceRow(start + place, table.slice(place, 1).to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return SourceRow(start + place, None, f"byte {error.start + 1} of a text is not UTF-8")
+    except _NO_FORM as error:
+        return SourceRow(start + place, None, f"a value cannot be read: {_brief(error)}")

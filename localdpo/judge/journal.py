@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -181,4 +181,4 @@ def _usage(record: dict[str, Any]) -> Usage | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

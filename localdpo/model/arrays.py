@@ -28,7 +28,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     try:
         arrays = cast("dict[str, mx.array]", mx.load(str(file)))
         mx.eval(arrays)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {str(error).strip().splitlines()[0]}") from error
     return arrays
 

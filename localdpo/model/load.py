@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_mlx_tokenizer
 from mlx_lm.utils import load_config, load_model
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.backend import device_name
@@ -41,6 +42,16 @@ TOKENIZER_FILES = (
 # What families of models call the number of their blocks, and more than any has.
 BLOCK_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
 MOST_BLOCKS = 2_000
+# Sizes of arrays, and more than any model has. MLX divides by some of them without a look.
+SIZES = {
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+}
+LARGEST_SIZE = 2**24
 
 
 @dataclass(frozen=True)
@@ -100,17 +111,37 @@ def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Modul
 
 
 def _check_config(folder: Path) -> None:
-    """Refuse a config.json that would have mlx-lm build blocks without end."""
-    config = read_json_object(folder / "config.json")
-    sections = {"": config, **{f"{key}.": value for key, value in config.items() if isinstance(value, dict)}}
-    for prefix, section in sections.items():
-        for key in BLOCK_COUNTS & section.keys():
-            count = section[key]
-            if isinstance(count, int | float) and count > MOST_BLOCKS:
-                raise UserError(
-                    f"{folder / 'config.json'} {prefix}{key}: expected at most {MOST_BLOCKS:,}, "
-                    f"got {str(count)[:40]}"
-                )
+    """Refuse a config.json with which mlx-lm would build blocks without end, or MLX abort the process."""
+    file = folder / "config.json"
+    config = read_json_object(file)
+    problems = []
+    for key, value in _numbers(config, ""):
+        name, got = key.rpartition(".")[2], str(value)[:40]
+        if name in BLOCK_COUNTS and value > MOST_BLOCKS:
+            problems.append(f"{file} {key}: expected at most {MOST_BLOCKS:,}, got {got}")
+        elif name in SIZES and (isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE):
+            problems.append(f"{file} {key}: expected 1 to {LARGEST_SIZE:,}, got {got}")
+        elif name == "bits" and not 1 <= value <= 32:
+            problems.append(f"{file} {key}: expected 1 to 32, got {got}")
+        elif name == "group_size" and value == 0:
+            problems.append(f"{file} {key}: expected another number than 0")
+    width, quantised = config.get("hidden_size"), config.get("quantization")
+    group = quantised.get("group_size") if isinstance(quantised, dict) else None
+    if isinstance(width, int) and isinstance(group, int) and width < group:
+        problems.append(
+            f"{file} hidden_size: expected at least quantization.group_size, {group}, got {width}"
+        )
+    if problems:
+        raise UserErrors([UserError(problem) for problem in problems])
+
+
+def _numbers(value: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """The numbers of an object and of those in it, by their dotted keys; JSON is never too deep for this."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _numbers(item, f"{prefix}{key}.")
+        elif isinstance(item, int | float):
+            yield f"{prefix}{key}", item
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWrapper:
@@ -122,10 +153,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWr
     path = model_path(name)
     try:
         eos = load_config(path).get("eos_token_id")
-        return load_mlx_tokenizer(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
+        tokenizer = load_mlx_tokenizer(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
+        # A value of the wrong type shows itself only in use.
+        tokenizer._tokenizer.decode(tokenizer._tokenizer("a")["input_ids"], skip_special_tokens=True)
     except Exception as error:
         # `tokenizers` raises bare Exceptions, and transformers whatever a value of the wrong type leads to.
         raise UserError(f"model {name}: its tokenizer cannot be read: {first_line(error)}") from error
+    return tokenizer
 
 
 def model_path(name: str) -> Path:

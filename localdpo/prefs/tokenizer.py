@@ -28,6 +28,7 @@ def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     name = str(path) if path.is_dir() else model
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except Exception as error:
+        # `tokenizers` raises bare Exceptions, and transformers whatever a value of the wrong type leads to.
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"model {model}: its tokenizer cannot be read: {words}") from error

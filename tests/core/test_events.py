@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from localdpo.core.errors import UserError
 from localdpo.core.events import (
@@ -235,3 +238,20 @@ def test_a_full_disk_is_one_line_and_the_next_event_stands_on_its_own(
 
 def _raise_enospc(fd: int, data: bytes) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("loads", [json.loads, from_json])
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999", b"9" * 400])
+def test_numbers_that_json_has_not_are_a_gap(number: bytes, loads: Callable[[bytes], Any]) -> None:
+    line = b'{"v":1,"time":1.0,"type":"step","step":1,"metrics":{"loss":' + number + b',"kl":0.5}}'
+    event = decode_event(line, loads)
+    assert event is not None
+    assert event.data == {"metrics": {"loss": None, "kl": 0.5}}
+
+
+@pytest.mark.parametrize("loads", [json.loads, from_json])
+def test_half_of_a_surrogate_pair_is_replaced(loads: Callable[[bytes], Any]) -> None:
+    line = rb'{"v":1,"time":1.0,"type":"samples","text":"\ud800 \ud83d\ude00"}'
+    event = decode_event(line, loads)
+    assert event is not None
+    assert event.data == {"text": "? \U0001f600"}
