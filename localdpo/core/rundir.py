@@ -2,6 +2,7 @@
 
 runs/NAME/
     recipe.yaml          the resolved recipe; a run belongs to one recipe for good
+    inputs.json          digests of what it is made of
     events.jsonl         the event log
     checkpoints/         step-000120/, ... and LATEST, a symbolic link to the newest
     control/             commands for the worker, a file each

@@ -18,6 +18,7 @@ from localdpo.model import lora
 from localdpo.model.load import Base, fingerprint, model_path
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, tell_changes
 
 NO_ADAPTER = "none"
 
@@ -45,7 +46,8 @@ class Contestant:
 def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) -> list[Contestant]:
     """Base, start adapter (if the run had one), trained adapter, then the trained adapters of `with_runs`.
 
-    `note` is told in one line when damaged checkpoints were passed over.
+    `note` is told in one line when damaged checkpoints were passed over, and of inputs that changed since
+    a run began.
 
     Raises:
         UserError: a run without a whole checkpoint, an adapter that is not there, another run with another
@@ -53,6 +55,7 @@ def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) ->
     """
     recipe = load_recipe(run.recipe)
     trained = trained_name(run)
+    tell_changes(run, recipe, {MODEL, TOKENIZER, ADAPTER}, note)
     found = [Contestant("base", "base", None, NO_ADAPTER, "base")]
     if recipe.adapter is not None:
         label = "start" if trained == "SFT" else "SFT"
@@ -60,6 +63,7 @@ def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) ->
     found.append(_adapted(trained.lower(), trained, require_checkpoint(run, "compare", note), "trained"))
     for other in with_runs:
         _refuse_other_base(run, recipe, other)
+        tell_changes(other, load_recipe(other.recipe), {MODEL, TOKENIZER}, note)
         found.append(
             _adapted(f"run:{other.name}", other.name, require_checkpoint(other, "compare", note), "other")
         )

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from localdpo.core.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 from localdpo.core.names import is_demo
 from localdpo.recipe.schema import Recipe
 
@@ -21,21 +22,33 @@ _MOST_LINKS: Final = 40
 def follow_links(recipe: Recipe, kept: Recipe | None = None) -> tuple[Recipe, list[str]]:
     """The recipe with the links in `model` and `adapter` followed; other paths stay as they were written.
 
+    Raises UserError for the LATEST of a run without a whole checkpoint.
+
     `kept` is the recipe of the run that goes on: where a link led to a neighbour of what it leads to now (as
     LATEST does), the run keeps what it has, and a line says so.
     """
-    changed, lines = {}, []
+    changed: dict[str, str] = {}
+    lines: list[str] = []
     for option in OPTIONS:
         name = getattr(recipe, option)
         was = None if kept is None else getattr(kept, option)
         if name is None or is_demo(name) or name == was:
             continue
-        target = followed(name)
+        target = _checkpoint(name, lines.append) or followed(name)
         if target != name and was is not None and was != target and Path(was).parent == Path(target).parent:
             lines.append(f"{option} {name} leads to {target} now; this run keeps {was}")
             target = was
         changed[option] = target
     return recipe.model_copy(update=changed), lines
+
+
+def _checkpoint(name: str, note: Note) -> str | None:
+    """The newest whole checkpoint of the run whose LATEST `name` is, wherever it points; None for others."""
+    path = Path(name).expanduser()
+    folder = Path(followed(str(path.parent)))
+    if path.name != LATEST or not checkpoint_folders(folder):
+        return None
+    return str(verified_adapter(folder / LATEST, (), note).path)
 
 
 def followed(name: str) -> str:

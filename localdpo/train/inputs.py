@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "inputs.json"
 VERSION: Final = 1
-MODEL, TOKENIZER, ADAPTER = "model", "tokenizer and chat template of", "adapter"
+MODEL, TOKENIZER, ADAPTER = "model", "tokenizer", "adapter"
 TRAIN, VALID, PROMPTS = "data.train", "data.valid", "eval.prompts"
 EVERY: Final = frozenset({MODEL, TOKENIZER, ADAPTER, TRAIN, VALID, PROMPTS})
 
@@ -59,6 +59,12 @@ class Input:
     @property
     def key(self) -> tuple[str, str]:
         return self.what, self.name
+
+    @property
+    def label(self) -> str:
+        """What it is called in a line."""
+        kind = "tokenizer or chat template of" if self.what == TOKENIZER else self.what
+        return f"{kind} {self.name}"
 
 
 def inputs_of(recipe: Recipe, what: Collection[str] = EVERY) -> list[Input]:
@@ -175,7 +181,7 @@ def changes(recipe: Recipe, before: Sequence[Input], now: Sequence[Input]) -> li
     """A line for each input that is not what it was: `data.train a.jsonl: changed (20 rows then, 21 now)`."""
     was = {one.key: one for one in before}
     return [
-        f"{one.what} {one.name}: changed{_rows_then_and_now(recipe, was[one.key])}"
+        f"{one.label}: changed{_rows_then_and_now(recipe, was[one.key])}"
         for one in now
         if one.key in was and was[one.key].digest != one.digest
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from localdpo.cli.train import Request, differing_keys, exit_code, flatten, known_run, make_request, open_run
+from localdpo.core.atomic import published_dir
 from localdpo.core.errors import UserError
 from localdpo.core.events import read_events
 from localdpo.core.rundir import RunDir, RunLock
@@ -107,14 +108,14 @@ def test_another_recipe_is_refused_with_the_keys_that_differ():
 
 def test_a_run_keeps_the_checkpoint_that_a_link_led_to(capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints = Path("runs/sft/checkpoints")
-    for step in ("step-000120", "step-000240"):
-        (checkpoints / step).mkdir(parents=True)
-    (checkpoints / "LATEST").symlink_to("step-000120")
+    checkpoints.mkdir(parents=True)
+    with published_dir(checkpoints / "step-000120", 0) as folder:
+        (folder / "adapters.safetensors").write_bytes(b"")
     link = f"adapter={checkpoints}/LATEST"
     run = open_run(request("dpo.yaml", link))
     assert f"adapter: {checkpoints}/step-000120\n" in run.recipe.read_text()
-    (checkpoints / "LATEST").unlink()
-    (checkpoints / "LATEST").symlink_to("step-000240")
+    with published_dir(checkpoints / "step-000240", 0) as folder:
+        (folder / "adapters.safetensors").write_bytes(b"")
     for again in (
         request("dpo.yaml", link, run="dpo"),
         request("dpo.yaml", link, resume=True),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from localdpo.core.atomic import published_dir
+from localdpo.core.checkpoints import set_latest
+from localdpo.core.errors import UserError
 from localdpo.recipe.links import follow_links, followed
 from localdpo.recipe.schema import Recipe
 
@@ -15,9 +17,9 @@ from localdpo.recipe.schema import Recipe
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two checkpoints of a run, LATEST at the first; a link to that run, and one to a model."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("runs/sft/checkpoints/step-000120", "runs/sft/checkpoints/step-000240", "models/v1"):
+    for folder in ("runs/sft/checkpoints", "models/v1"):
         Path(folder).mkdir(parents=True)
-    Path("runs/sft/checkpoints/LATEST").symlink_to("step-000120")
+    save("step-000120")
     Path("runs/best").symlink_to("sft")
     Path("current").symlink_to(tmp_path / "models" / "v1")
     return tmp_path
@@ -27,9 +29,12 @@ def recipe(adapter: str | None = None, model: str = "org/tiny") -> Recipe:
     return Recipe.model_validate({"model": model, "adapter": adapter, "data": {"train": "pairs.jsonl"}})
 
 
-def move_latest() -> None:
-    os.unlink("runs/sft/checkpoints/LATEST")
-    os.symlink("step-000240", "runs/sft/checkpoints/LATEST")
+def save(name: str) -> None:
+    """A checkpoint of the run, with LATEST at it."""
+    checkpoints = Path("runs/sft/checkpoints")
+    with published_dir(checkpoints / name, 0) as folder:
+        (folder / "adapters.safetensors").write_bytes(b"weights")
+    set_latest(checkpoints / name)
 
 
 def test_links_are_followed_and_other_paths_stay_as_they_were_written(here: Path) -> None:
@@ -52,7 +57,7 @@ def test_a_link_that_moved_does_not_move_the_run(link: str) -> None:
     assert kept.adapter == "runs/sft/checkpoints/step-000120"
     assert lines == []
     assert follow_links(recipe(link), kept) == (kept, [])
-    move_latest()
+    save("step-000240")
     again, (line,) = follow_links(recipe(link), kept)
     assert again == kept
     assert line == (
@@ -65,6 +70,20 @@ def test_a_link_that_moved_does_not_move_the_run(link: str) -> None:
     assert follow_links(kept, kept) == (kept, [])
 
 
+def test_latest_is_the_newest_whole_checkpoint_wherever_it_points() -> None:
+    save("step-000240")
+    Path("runs/sft/checkpoints/LATEST").unlink()
+    link = "runs/sft/checkpoints/LATEST"
+    assert follow_links(recipe(link))[0].adapter == "runs/sft/checkpoints/step-000240"
+    Path("runs/sft/checkpoints/step-000240/adapters.safetensors").write_bytes(b"weighty")
+    found, (line,) = follow_links(recipe(link))
+    assert found.adapter == "runs/sft/checkpoints/step-000120"
+    assert "passed over a damaged checkpoint" in line
+    Path("runs/sft/checkpoints/step-000120/manifest.json").unlink()
+    with pytest.raises(UserError, match="damaged"):
+        follow_links(recipe(link))
+
+
 def test_another_start_is_another_recipe() -> None:
     kept, _ = follow_links(recipe("runs/sft/checkpoints/LATEST"))
     for other in ("runs/sft/checkpoints/step-000240", "models/v1", None, "runs/other/checkpoints/LATEST"):
@@ -74,5 +93,5 @@ def test_another_start_is_another_recipe() -> None:
 def test_a_run_that_kept_a_link_still_goes_on() -> None:
     """As versions before did: its recipe is its recipe."""
     old = recipe("runs/sft/checkpoints/LATEST")
-    move_latest()
+    save("step-000240")
     assert follow_links(old, old) == (old, [])

@@ -17,6 +17,7 @@ from training_runs import files_of, write_recipe
 from localdpo.core.errors import UserErrors
 from localdpo.core.events import Event, read_events
 from localdpo.core.rundir import RunDir, RunLock
+from localdpo.evals.contestants import contestants
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.recipe.load import load_recipe
@@ -116,7 +117,7 @@ CHANGES: dict[str, Callable[[Made], object]] = {
     "eval.prompts {prompts}: changed": lambda made: write_rows(made.prompts, [{"prompt": "Another?"}]),
     "model {model}: changed": lambda made: change_weights(made.model, "model.safetensors"),
     "adapter {adapter}: changed": lambda made: change_weights(made.adapter, lora.WEIGHTS_FILE),
-    "tokenizer and chat template of {model}: changed": lambda made: change_text(
+    "tokenizer or chat template of {model}: changed": lambda made: change_text(
         made.model / "chat_template.jinja", "assistant", "helper"
     ),
 }
@@ -229,7 +230,7 @@ def test_a_start_that_its_own_run_removed_is_named(made: Made) -> None:
     )
 
 
-def test_inspect_says_which_inputs_changed(made: Made) -> None:
+def test_inspect_and_compare_say_which_inputs_changed(made: Made) -> None:
     def notes(**options: Any) -> list[str]:
         found: list[str] = []
         inspect_run(made.run.path, note=found.append, **options)
@@ -242,3 +243,6 @@ def test_inspect_says_which_inputs_changed(made: Made) -> None:
     assert adapter.startswith(f"adapter {made.adapter}: changed since run dpo began")
     assert rows.startswith(f"data.train {made.train}: changed (16 rows then, 17 now) since run dpo began")
     assert notes() == [adapter]
+    compared: list[str] = []
+    contestants(made.run, note=compared.append)
+    assert compared == [adapter]
