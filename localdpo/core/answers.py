@@ -6,9 +6,10 @@
 
 The first line says what the answers are to and from; then come answers as they finish, and for each prompt
 the log-probabilities: of the answer of the outer name, under the model of the inner name, in nats a token.
-KEY is a hash of all that the answers depend on, so a file belongs to one question for good. A writer that
-was killed can leave a torn last line: readers do not see it, the next writer takes it away. Since the order
-of the lines is fixed too, a file that was killed and continued is the same to the byte as one that was not.
+Each line ends with its checksum, see `seal`. KEY is a hash of all that the answers depend on, so a file
+belongs to one question for good. A writer that was killed can leave a torn last line: readers do not see it,
+the next writer takes it away. Since the order of the lines is fixed too, a file that was killed and continued
+is the same to the byte as one that was not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import no_space_error, out_of_space
 from localdpo.core.errors import UserError
+from localdpo.core.seal import seal, unseal
 from localdpo.core.tail import LineTail
 
 FORMAT_VERSION: Final = 1
@@ -125,6 +127,7 @@ class AnswersTail:
         self.header: Header | None = None
         self.records: dict[tuple[int, str], AnswerRecord] = {}
         self.scored: set[int] = set()
+        self._line = 0
 
     @property
     def path(self) -> Path:
@@ -157,7 +160,8 @@ class AnswersTail:
 
     def _take(self, line: bytes) -> None:
         try:
-            entry = json.loads(line)
+            self._line += 1
+            entry = json.loads(unseal(line))
             if self.header is None:
                 self.header = header_from(entry)
             elif "logps" in entry:
@@ -165,16 +169,22 @@ class AnswersTail:
             else:
                 record = _record_from(entry)
                 self.records[record.prompt_index, record.contestant] = record
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = "the file" if self.header is None else "this line"
             raise UserError(
-                f"{self.path}: damaged at byte {self.offset} ({type(error).__name__}: {error}); "
-                "remove the file to have the answers made again"
+                f"{self.path}:{self._line}: damaged ({type(error).__name__}: {error}); "
+                f"remove {what}, and what is missing then is made again"
             ) from error
 
     def _take_scores(self, prompt: int, logps: Mapping[str, Mapping[str, float]]) -> None:
-        for name, under in logps.items():
+        if self.header is None or not 0 <= prompt < len(self.header.prompts):
+            raise ValueError(f"there is no prompt {prompt}")
+        # A person may have taken a damaged answer out: what was read of it is read again with the new one.
+        known = {name: under for name, under in logps.items() if (prompt, name) in self.records}
+        for name, under in known.items():
             self.records[prompt, name] = replace(self.records[prompt, name], logps=dict(under))
-        self.scored.add(prompt)
+        if len(known) == len(logps):
+            self.scored.add(prompt)
 
 
 class AnswersWriter:
@@ -239,7 +249,7 @@ class AnswersWriter:
 
     def _append(self, *entries: Mapping[str, Any]) -> None:
         texts = [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in entries]
-        lines = "".join(f"{text}\n" for text in texts).encode("utf-8", errors="replace")
+        lines = b"".join(map(seal, texts))
         try:
             written = os.write(self._fd, lines)
         except OSError as error:

@@ -2,12 +2,12 @@
 
 The worker writes it; the command line, the dashboard and scripts read it while it grows. A line is
 
-    {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61}}
+    {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61},"crc":"5d0c9e2a"}
 
-`v` is the version of the format, `time` the Unix time in seconds, `step` is left out where it has no
-meaning; every other field belongs to the type. Numbers that JSON does not have (NaN, infinities) are
-written as null: a reader shows a gap, and the notice that goes with them names the metric.
-A writer that was killed can leave a torn last line. Readers ignore it; the next writer ends it.
+`v` is the version of the format, `time` the Unix time in seconds, `step` is left out where it has no meaning;
+every other field belongs to the type, but for `crc` (see `seal`). Numbers that JSON does not have (NaN,
+infinities) are written as null: a reader shows a gap, and the notice that goes with them names the metric. A
+writer that was killed can leave a torn last line. Readers ignore it; the next writer ends it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from localdpo.core.atomic import no_space_error, out_of_space
+from localdpo.core.seal import seal, unseal
 from localdpo.core.tail import LineTail
 
 FORMAT_VERSION: Final = 1
@@ -56,7 +57,7 @@ _LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of 
 # A line may hold what JSON has no form for, by another program's hand: NaN, infinities, numbers that fit no
 # float, halves of surrogate pairs. Such a line is read as if this writer had written it.
 _NO_JSON: Final = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD][89a-fA-F]")
-_OWN_KEYS: Final = frozenset({"v", "time", "type", "step"})
+_OWN_KEYS: Final = frozenset({"v", "time", "type", "step", "crc"})
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,13 @@ def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, A
         record["step"] = step
     record.update(fields)
     text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # A lone surrogate (a damaged sample) has no UTF-8 form and would break every reader's terminal.
-    return text.encode("utf-8", errors="replace") + b"\n"
+    return seal(text)
 
 
 def decode_event(line: bytes, loads: Callable[[bytes], Any] = json.loads) -> Event | None:
     """The event on one line, or None when the line is not an event of a version this reader knows."""
     try:
+        line = unseal(line)
         record = _cleaned(json.loads(line)) if _NO_JSON.search(line) else loads(line)
     except (ValueError, RecursionError):
         return None

@@ -6,7 +6,8 @@
 
 `first` and `second` are the contestants in the order in which they were shown, `answers` the ids of the two
 texts (`text_id`), so that a vote counts only for the very answers that were read, whoever gave them. The
-latest vote on two texts counts; `undo` takes it back, and with it the one before counts again.
+latest vote on two texts counts; `undo` takes it back, and with it the one before counts again. Each line
+ends with its checksum, see `seal`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import no_space_error, out_of_space
 from localdpo.core.errors import UserError
+from localdpo.core.seal import seal, unseal
 
 FILE: Final = "votes.jsonl"
 Choice = Literal["first", "second", "tie"]
@@ -115,7 +117,7 @@ class Votes:
 
     def _take(self, line: bytes, where: str) -> None:
         try:
-            entry = json.loads(line)
+            entry = json.loads(unseal(line))
             one, other = (str(each) for each in entry["answers"])
             if "undo" in entry:
                 stack = self._stacks.get(subject(str(entry["undo"]), one, other))
@@ -123,8 +125,10 @@ class Votes:
                     stack.pop()
                 return
             vote = _vote_from(entry, (one, other))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: not a vote ({type(error).__name__}: {error})") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{where}: not a vote ({type(error).__name__}: {error}); take the line out to go on"
+            ) from error
         self._stacks.setdefault(vote.subject, []).append(vote)
 
 
@@ -160,7 +164,7 @@ def _complete_lines(path: Path) -> list[bytes]:
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
     """One line in one write; the torn line of a writer that was killed is taken away first."""
-    line = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    line = seal(json.dumps(entry, ensure_ascii=False, separators=(",", ":")))
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         kept = path.read_bytes()

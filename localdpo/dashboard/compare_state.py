@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from localdpo.core.answers import AnswerRecord, AnswersTail, Header, rows_of
+from localdpo.core.seal import unseal
 from localdpo.core.tail import LineTail
 from localdpo.core.votes import Choice, Subject, Vote, Votes, sides, subject, tally, text_id
 from localdpo.core.wording import printable
@@ -59,11 +60,11 @@ class Verdicts:
     def _take(self, line: bytes) -> bool:
         """Whether the line is a choice between two answers (scores, failures and damage are not)."""
         try:
-            entry = json.loads(line)
+            entry = json.loads(unseal(line))
             question, choice = entry["question"], entry["verdict"]["choice"]
             one, other = (text_id(answer) for answer in question["answers"])
             key = (str(entry["judge"]), str(question["id"]), one, other)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
         if choice is None:
             return False

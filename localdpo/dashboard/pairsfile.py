@@ -12,6 +12,7 @@ from typing import Any
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.core.seal import unseal
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def load_pairs(run: RunDir, path: str) -> WorstPairs:
 @lru_cache(maxsize=16)
 def _load(path: Path, changed: int) -> WorstPairs:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(unseal(path.read_bytes()))
         pairs = tuple(_pair(entry) for entry in content["pairs"])
         return WorstPairs(int(content["step"]), float(content["beta"]), pairs)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a file of pairs ({type(error).__name__}: {error})") from error
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.core.seal import unseal
 
 FOLDER: Final = "eval"
 _VERSION: Final = 1
@@ -165,11 +166,11 @@ def win_rate(run: RunDir) -> float | None:
 @lru_cache(maxsize=256)
 def _load(path: Path, changed: int) -> Evaluation:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(unseal(path.read_bytes()))
         if record["v"] != _VERSION:
             raise ValueError(f"version {record['v']}, expected {_VERSION}")
         return _evaluation(record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not an evaluation ({type(error).__name__}: {error})") from error
 
 

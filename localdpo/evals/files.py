@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.atomic import write_text
+from localdpo.core.atomic import write_bytes, write_text
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.core.seal import seal, unseal
 from localdpo.evals.table import heading, labels_of, markdown, tables
 from localdpo.pages import render
 
@@ -30,22 +31,22 @@ def write_record(run: RunDir, record: Mapping[str, Any]) -> Path:
     path = folder / f"{record['name']}.json"
     write_text(path.with_suffix(".md"), markdown(record))
     write_text(path.with_suffix(".html"), page(record))
-    write_text(path, json_text(record))
+    write_bytes(path, seal(json_text(record)))
     return path
 
 
 def json_text(record: Mapping[str, Any]) -> str:
-    """The JSON file's text."""
+    """The JSON text of a record; in its file a checksum stands last, see `seal`."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A record from its JSON file. Raises UserError when it is not one."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(unseal(path.read_bytes()))
         if not isinstance(record, dict) or record.get("v") != 1:
             raise ValueError("expected an object with v 1")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: no evaluation ({error}); make it again with `localdpo eval`") from error
     return record
 

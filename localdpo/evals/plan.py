@@ -25,7 +25,7 @@ from localdpo.heuristics.checks import load_checks, with_standard
 from localdpo.judge.base import Judge, Question, Verdict
 from localdpo.judge.budget import Budget
 from localdpo.judge.constitution import Principles
-from localdpo.judge.journal import Journal
+from localdpo.judge.journal import Journal, damaged_lines
 from localdpo.judge.registry import JudgeOptions, make_judge
 from localdpo.judge.rubric import rubrics_by_mode
 from localdpo.judge.rules import NAME as RULES
@@ -109,6 +109,7 @@ def plan_evaluation(options: Options) -> Plan:
     judge, scorer = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
+    notes += damaged_lines(folder_of(options.run) / JOURNAL)
     notes += [NO_JUDGE_HINT] if spec is None else []
     return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, tuple(notes))
 

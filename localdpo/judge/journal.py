@@ -7,8 +7,9 @@ A JSON line for each verdict, only ever appended to, one os.write and one flush 
      "verdict":{"status":"ok","choice":"first","score":null,"reason":"...","principle":null,
                 "usage":{"input_tokens":812,"output_tokens":95,"cached_tokens":0,"usd":0.005},"raw":"..."}}
 
-Verdicts that are not "ok" are written too, for people and for the sum of the cost, but never given back:
-a later run asks those questions again. A torn last line, left by a kill, is ended and passed over.
+Verdicts that are not "ok" are written too, for people and for the sum of the cost, but never given back: a
+later run asks those questions again. A torn last line, left by a kill, is ended and passed over. Each line
+ends with its checksum, see `seal`; a damaged one is passed over too, and its question asked again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from localdpo.core.atomic import fsync_dir, fsync_fd, no_space_error, out_of_space
+from localdpo.core.seal import seal, unseal
 from localdpo.judge.base import CHOICES, STATUSES, Judge, Question, Usage, Verdict
 
 FORMAT_VERSION: Final = 1
@@ -87,8 +89,7 @@ class Journal:
         }
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         with self._lock:
-            # A lone surrogate (a damaged answer) has no UTF-8 form.
-            self._append(text.encode("utf-8", errors="replace") + b"\n")
+            self._append(seal(text))
             if verdict.status == "ok":
                 self._verdicts[key] = verdict
 
@@ -139,10 +140,21 @@ class Journal:
                     self._verdicts[entry[0]] = entry[1]
 
 
+def damaged_lines(path: Path) -> list[str]:
+    """A line for a person about each damaged line of a journal; empty when there is no journal."""
+    if not path.is_file():
+        return []
+    return [
+        f"{path}:{number}: a damaged verdict was left out; its question is asked again"
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
+        if line.strip() and decode_line(line) is None
+    ]
+
+
 def decode_line(line: bytes) -> tuple[str, Verdict] | None:
     """Key and verdict of one line, or None when it is torn, damaged or of another version."""
     try:
-        record = json.loads(line)
+        record = json.loads(unseal(line))
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.get("v") != FORMAT_VERSION:

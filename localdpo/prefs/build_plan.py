@@ -18,6 +18,7 @@ from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
 from localdpo.judge.base import Judge
 from localdpo.judge.constitution import Constitution, Principles, load_constitution
+from localdpo.judge.journal import damaged_lines
 from localdpo.judge.registry import JUDGES, JudgeOptions, make_judge
 from localdpo.judge.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
 from localdpo.judge.rules import NAME as RULES
@@ -144,6 +145,7 @@ def plan_build(options: BuildOptions) -> Plan:
     notes: list[str] = []
     source = _pinned(options.source, notes.append)
     options = replace(options, source=source)
+    notes += damaged_lines(options.out / VERDICTS)
     tokenizer = open_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     revise = None
     if options.revise:

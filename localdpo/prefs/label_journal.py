@@ -1,4 +1,5 @@
-"""The journal of labels: JSON lines, one for every key, on the disk before the next pair is shown.
+"""The journal of labels: JSON lines, one for every key, on the disk before the next pair is shown. Each ends
+with its checksum, see `seal`.
 
 {"v": 1, "source": "pairs.jsonl", "digest": "file:...", "seed": 0, "again": 0.1, "pairs": 200}
 {"place": 0, "row": 17, "choice": "1", "swapped": true, "time": 1700000000.0}
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from localdpo.core.atomic import fsync_fd, no_space_error, out_of_space
 from localdpo.core.errors import UserError
+from localdpo.core.seal import seal, unseal
 from localdpo.data.examples import Problem, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
@@ -75,7 +77,7 @@ def open_labelling(
 
 def append(journal: Path, record: Record) -> None:
     """One line at the end of the journal, on the disk when this returns. Raises UserError for no space."""
-    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    line = seal(json.dumps(record, ensure_ascii=False))
     try:
         fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -98,9 +100,11 @@ def _records(journal: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{journal}:{number}: not a line of JSON: {error}") from error
+            record = json.loads(unseal(line))
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{journal}:{number}: not a line of JSON: {error}; take the line out to go on"
+            ) from error
         if not isinstance(record, dict):
             raise UserError(f"{journal}:{number}: expected an object")
         records.append(record)

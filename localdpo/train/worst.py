@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from localdpo.core.atomic import write_text
+from localdpo.core.atomic import write_bytes
 from localdpo.core.events import finite
 from localdpo.core.rundir import RunDir
+from localdpo.core.seal import seal
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.train.rows import Rows
@@ -55,7 +56,7 @@ class WorstPairs:
         path = pairs_file(self.run, step)
         path.parent.mkdir(exist_ok=True)
         content = {"step": step, "beta": self.beta, "pairs": [_as_object(pair) for pair in pairs]}
-        write_text(path, json.dumps(finite(content), ensure_ascii=False) + "\n")
+        write_bytes(path, seal(json.dumps(finite(content), ensure_ascii=False)))
         return {
             "path": str(path.relative_to(self.run.path)),
             "lowest": [[pair.row, pair.margin] for pair in pairs],

@@ -19,6 +19,7 @@ from localdpo.core.atomic import write_manifest
 from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.evals.files import read_record
 
 Ask = Callable[..., str]
 
@@ -57,7 +58,7 @@ def test_eval_prints_the_table_and_writes_the_files(ask: Ask, tmp_path: Path) ->
 
 def test_json_is_the_file(ask: Ask, tmp_path: Path) -> None:
     shown = ask("eval", "tiny", "--max-tokens", "6", "--name", "mine", "--limit", "2", "--json")
-    assert json.loads(shown) == json.loads((tmp_path / "runs" / "tiny" / "eval" / "mine.json").read_text())
+    assert json.loads(shown) == read_record(tmp_path / "runs" / "tiny" / "eval" / "mine.json")
     assert json.loads(shown)["prompts"] == 2
 
 

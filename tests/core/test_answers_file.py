@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -114,8 +115,25 @@ def test_damage_is_said(line: bytes, tmp_path: Path) -> None:
     first = whole.index(b"\n") + 1
     for text in (line + b"\n" + whole, whole[:first] + line + b"\n"):
         path.write_bytes(text)
-        with pytest.raises(UserError, match="damaged at byte"):
+        number = 1 if text.startswith(line) else 2
+        with pytest.raises(UserError, match=rf"k1\.jsonl:{number}: damaged .*; remove th"):
             read_answers(path)
+
+
+def test_an_answer_that_was_changed_since_is_never_shown_and_can_be_made_again(tmp_path: Path) -> None:
+    path = answers_path(tmp_path, "k1")
+    lines = written(path).splitlines(keepends=True)
+    place = next(n for n, line in enumerate(lines) if b'"text":"' in line and b'"contestant":"' in line)
+    text = json.loads(lines[place])["text"]
+    changed = lines[place].replace(f'"text":"{text[:1]}'.encode(), b'"text":"~', 1)
+    path.write_bytes(b"".join([*lines[:place], changed, *lines[place + 1 :]]))
+    with pytest.raises(UserError, match=rf"k1\.jsonl:{place + 1}: damaged .*remove this line"):
+        read_answers(path)
+    before = AnswersTail(path)
+    path.write_bytes(b"".join([*lines[:place], *lines[place + 1 :]]))
+    before.poll()
+    assert before.missing >= 1
+    assert not before.complete
 
 
 def test_no_answers_is_said(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path: Path):
         second = writer.write("step", 1, metrics={"loss": 0.5})
     assert read_events(path) == [first, second]
     line = path.read_text().splitlines()[1]
-    assert list(json.loads(line)) == ["v", "time", "type", "step", "metrics"]
+    assert list(json.loads(line)) == ["v", "time", "type", "step", "metrics", "crc"]
 
 
 def test_numbers_that_json_lacks_become_null_at_any_depth(tmp_path: Path):

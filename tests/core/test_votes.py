@@ -84,3 +84,15 @@ def test_both_sides_are_about_as_frequent() -> None:
     assert 900 < first < 1100
     other = [sides(str(i), ("sft", "dpo"), 1)[0] for i in range(50)]
     assert other != [sides(str(i), ("sft", "dpo"), 0)[0] for i in range(50)]
+
+
+def test_a_vote_that_was_changed_since_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    votes = Votes(path)
+    for prompt in ("p", "q"):
+        votes.add(Vote(1.0, prompt, "dpo", "sft", "first", 0, ("a", "b")))
+    assert len(Votes(path).all()) == 2
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b'"first":"dpo"', b'"first":"dpp"'))
+    with pytest.raises(UserError, match=r"votes\.jsonl:2: not a vote .*checksum.*take the line out"):
+        Votes(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.core.rundir import RunDir
 from localdpo.evals import answers as evals_answers
 from localdpo.evals import plan as evals_plan
+from localdpo.evals.files import read_record
 from localdpo.evals.plan import Options, plan_evaluation, preview_lines, run_evaluation, write_page
 from localdpo.incidents.world import Facts
 from localdpo.judge.base import JudgeStopped, Verdict
@@ -70,7 +70,7 @@ def test_the_demos_rows_are_judged_by_rules_with_scores(run: RunDir, demo_prompt
     assert (record["name"], record["prompts"], len(record["duels"])) == ("rules", 3, 3)
     assert record["metrics"][0]["name"] == "in the format"
     written = run.path / "eval" / "rules.json"
-    assert json.loads(written.read_text()) == record
+    assert read_record(written) == record
     assert plan_evaluation(options(run, demo_prompts, scores=False)).scorer is None
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from fake_judges import FakeJudge, always
 
+from localdpo.core.seal import seal, unseal
 from localdpo.judge.base import Question, Usage, Verdict
-from localdpo.judge.journal import Journal, decode_line, key_of
+from localdpo.judge.journal import Journal, damaged_lines, decode_line, key_of
 
 JUDGE = FakeJudge(always("first"))
 QUESTION = Question("7", "why?", ("because", "\udc80 damaged"))
@@ -48,12 +49,28 @@ def test_what_was_never_answered_leaves_no_line(path: Path):
     assert path.read_bytes() == b""
 
 
+def test_a_verdict_that_was_changed_since_is_asked_again_and_told(path: Path):
+    with Journal(path) as journal:
+        journal.add("a", JUDGE, QUESTION, OK)
+        journal.add("b", JUDGE, QUESTION, OK)
+    assert damaged_lines(path) == []
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b'"choice":"first"', b'"choice":"secon"').replace(b"why", b"whz"))
+    with Journal(path) as journal:
+        assert journal.get("a") == OK
+        assert journal.get("b") is None
+    (line,) = damaged_lines(path)
+    assert line.startswith(f"{path}:2: ")
+    assert damaged_lines(path.with_name("none")) == []
+
+
 def test_every_torn_tail_is_passed_over_and_ended(path: Path):
     with Journal(path) as journal:
         journal.add("a", JUDGE, QUESTION, OK)
         whole = path.read_bytes()
+    other = seal(unseal(whole).replace(b'"key":"a"', b'"key":"b"').decode())
     for cut in range(1, len(whole)):
-        path.write_bytes(whole + whole.replace(b'"key":"a"', b'"key":"b"')[:cut])
+        path.write_bytes(whole + other[:cut])
         with Journal(path) as journal:
             assert journal.get("a") == OK
             # Only the newline may be missing for a torn line to count.
