@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.rundir import RunDir, already_running, check_name, find_run, runs_of
 from localdpo.dashboard.recipediff import flatten
@@ -76,7 +77,12 @@ def train(
         say_finished(found)
         return
     show = train_and_watch if plain or not has_terminal() else train_in_dashboard
-    raise typer.Exit(show(found, accept_changes))
+    try:
+        code = show(found, accept_changes)
+    except UserError:
+        found.discard()
+        raise
+    raise typer.Exit(code)
 
 
 def make_request(
@@ -107,6 +113,7 @@ def open_run(request: Request) -> RunDir:
         raise already_running(known)
     if known is None and request.accept_changes:
         raise UserError("--accept-changes goes on with a run: give its name with --run, or --resume")
+    require_space(request.runs_dir, LEAST_BYTES)
     text = dump_recipe(resolve_recipe(request, known))
     name = known.name if known is not None else request.run
     if name is None:
@@ -234,7 +241,7 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
     from localdpo.cli.plain import print_plain
     from localdpo.core.events import read_events
     from localdpo.core.wording import closing_lines
-    from localdpo.launch import FINISHED_EXIT, explain_death
+    from localdpo.launch import FINISHED_EXIT, explain_death, full_disk
     from localdpo.out.console import Console
 
     run, returncode = worker.run, worker.returncode
@@ -244,6 +251,8 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
             print_plain(Console(), line)
         return 0
     code = exit_code(returncode, by_keyboard)
+    if code == CRASHED_EXIT and full_disk(run) is not None:
+        code = USER_ERROR_EXIT
     for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
         is_error = code == USER_ERROR_EXIT or (code == CRASHED_EXIT and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)

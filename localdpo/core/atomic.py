@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ _ASIDE: Final = "old"
 _LEFTOVER: Final = re.compile(rf"\.(?P<name>.+)\.(?P<kind>{_TEMP}|{_ASIDE})-[0-9a-f]{{12}}")
 # mlx (0.32) says a short write in these words, without the errno.
 _MLX_WRITE_FAILED: Final = "Unable to write"
-_NOTHING_FREE: Final = 64 * 1024
+# With less free nothing useful can be written, an explanation included.
+LEAST_BYTES: Final = 64 * 1024
 _DEAD_AFTER_SECONDS: Final = 3600.0
 
 
@@ -53,6 +55,17 @@ def free_bytes(path: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def is_full(folder: Path) -> bool:
+    """Whether not even LEAST_BYTES can be written into `folder`. Tried out: a quota shows in no number."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(LEAST_BYTES))
+            file.flush()
+    except OSError as error:
+        return out_of_space(error)
+    return False
 
 
 def no_space_error(path: Path, needed: int) -> UserError:
@@ -88,7 +101,7 @@ def _says_full(error: BaseException, path: Path) -> bool:
     if isinstance(error, OSError):
         return out_of_space(error)
     mlx_failed = isinstance(error, RuntimeError) and _MLX_WRITE_FAILED in str(error)
-    return mlx_failed and free_bytes(path) <= _NOTHING_FREE
+    return mlx_failed and free_bytes(path) <= LEAST_BYTES
 
 
 def _remove(path: Path) -> None:

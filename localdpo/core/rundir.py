@@ -54,7 +54,7 @@ _LOCK_BYTES: Final = 4096  # a block of the file system
 # The environment variable with the number of the descriptor through which a process was given a run's lock.
 LOCK_FD: Final = "LOCALDPO_LOCK_FD"
 # What a run has that did not begin, and what its log may say.
-_FIRST_FILES: Final = ("events.jsonl", "worker.log", "recipe.yaml", "lock")
+_FIRST_FILES: Final = ("events.jsonl", "worker.log", "inputs.json", "recipe.yaml", "lock")
 _FIRST_FOLDERS: Final = ("control", "checkpoints")
 _FIRST_EVENTS: Final = frozenset({"data", "notice", "control", "run.failed", "run.stopped", "run.crashed"})
 

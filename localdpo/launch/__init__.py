@@ -14,6 +14,7 @@ from localdpo.launch.explain import (
     UNSEEN_EXIT,
     ended_lines,
     explain_death,
+    full_disk,
 )
 from localdpo.launch.jobs import Job
 from localdpo.launch.start import Worker, start_worker
@@ -28,6 +29,7 @@ __all__ = [
     "Worker",
     "ended_lines",
     "explain_death",
+    "full_disk",
     "start_worker",
     "watch",
 ]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from localdpo.core.atomic import LEAST_BYTES, is_full, no_space_error
 from localdpo.core.checkpoints import newest_whole
 from localdpo.core.errors import USER_ERROR_EXIT
 from localdpo.core.events import Event, effective, read_events
@@ -62,12 +63,14 @@ def explain_death(returncode: int, run: RunDir, log_start: int = 0) -> list[str]
     log = _log_text(run, log_start)
     events = read_events(run.events)
     if returncode == USER_ERROR_EXIT:
-        return _user_errors(events, log)
+        return _user_errors(run, events, log)
     progress = progress_of(effective(events))
     if returncode == STOPPED_EXIT:
         return [f"stopped {_where(run, progress)}", _go_on(run)]
     if returncode in STOPPED_AT_ONCE:
         return [f"stopped at once {_where(run, progress)}", _go_on(run)]
+    if full := full_disk(run):
+        return [full]
     if not any(event.type == "run.started" for event in events):
         return [f"the worker {_how(returncode)} before the run began; its last words:", *_last_lines(log)]
     death = f"the worker {_how(returncode)} {_where(run, progress)}{_last_words(returncode, run, log)}"
@@ -116,7 +119,19 @@ def _go_on(run: RunDir) -> str:
     return f"{_GO_ON}{resume_command(run)}"
 
 
-def _user_errors(events: list[Event], log: str) -> list[str]:
+def full_disk(run: RunDir) -> str | None:
+    """The line about a full disk, which the worker itself may have had no room for; None if there is room."""
+    return no_space_error(run.path, bytes_to_go_on(run)).message if is_full(run.path) else None
+
+
+def bytes_to_go_on(run: RunDir) -> int:
+    """What the next moments of a run take at the least: its log, and a checkpoint like the newest."""
+    folders = sorted(run.checkpoints.glob("step-*"))
+    files = folders[-1].iterdir() if folders and folders[-1].is_dir() else ()
+    return LEAST_BYTES + sum(path.stat().st_size for path in files)
+
+
+def _user_errors(run: RunDir, events: list[Event], log: str) -> list[str]:
     """The `error: ...` lines of a worker that could not do what was asked, without the `error: `."""
     said = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
     if said:
@@ -124,6 +139,8 @@ def _user_errors(events: list[Event], log: str) -> list[str]:
     failed = next((event for event in reversed(events) if event.type == "run.failed"), None)
     if failed is not None and isinstance(failed.data.get("error"), str):
         return [str(failed.data["error"])]
+    if full := full_disk(run):
+        return [full]
     return ["the worker refused to run; its last words:", *_last_lines(log)]
 
 

@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from localdpo.core.atomic import no_space_error, out_of_space
+from localdpo.core.atomic import LEAST_BYTES, no_space_error, out_of_space, require_space
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.events import Event, EventTail
 from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end, state_of
-from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER
+from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER, bytes_to_go_on
 
 # Tells the supervisor to stop the worker at once. A second SIGINT may come while the first still waits for
 # the supervisor, and the kernel makes one of them then.
 AT_ONCE: Final = signal.SIGQUIT
 _POLL_SECONDS: Final = 0.05
-_BLOCK: Final = 4096  # bytes that a file takes at least
+_TOLD: Final = frozenset({FINISHED_EXIT, USER_ERROR_EXIT, STOPPED_EXIT})
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Worker:
             return None
         if code < 0:
             return code if self.pid is None else _code_in_log(self.life())
-        return 128 - code if 128 < code < UNSEEN_EXIT else code
+        code = 128 - code if 128 < code < UNSEEN_EXIT else code
+        # A crash while the interpreter was taken down after all was done.
+        is_done = code not in _TOLD and _code_in_log(self.life()) == FINISHED_EXIT
+        return FINISHED_EXIT if is_done else code
 
     def life(self) -> list[Event]:
         """What it has written so far."""
@@ -98,6 +101,7 @@ def start_worker(
     changed since the run began. Raises UserError if the run has a living worker, and when the disk is full.
     """
     worker = [*(command or WORKER), *(["--accept-changes"] if accept_changes else [])]
+    require_space(run.path, bytes_to_go_on(run))
     with RunLock(run) as lock, open_worker_log(run) as log:
         events = EventTail(run.events)
         events.skip()
@@ -123,7 +127,7 @@ def open_worker_log(run: RunDir) -> BinaryIO:
         return run.worker_log.open("ab")
     except OSError as error:
         if out_of_space(error):
-            raise no_space_error(run.worker_log, _BLOCK) from error
+            raise no_space_error(run.worker_log, LEAST_BYTES) from error
         raise UserError(f"{run.worker_log}: cannot be written: {error.strerror}") from error
 
 

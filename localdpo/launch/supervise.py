@@ -119,7 +119,8 @@ def _write_end(run: RunDir, code: int, log_start: int) -> None:
             else:
                 log.write("run.crashed", step, exit_code=code, lines=lines)
     except LocalDPOError as error:
-        say(f"supervisor: {error}", error=True)
+        with contextlib.suppress(OSError):  # the disk is full: the command sees that itself
+            say(f"supervisor: {error}", error=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Anything else is a crash, and the traceback is in worker.log.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from importlib.metadata import version
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localdpo import __version__
+from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.control import take
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
 from localdpo.data.mixture import named_parts, report_lines
+from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.out import say, say_errors
 from localdpo.train.control import StopRequest, answer_command
@@ -58,12 +61,16 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
     try:
         return _train(run, log, stop, accept)
     except LocalDPOError as error:
-        log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))
+        with contextlib.suppress(UserError):  # a full disk must not hide what went wrong
+            log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))
         return _say(error)
     except BaseException as error:
-        log.write(
-            "run.failed", error=f"{type(error).__name__}: {error}", detail="the traceback is in worker.log"
-        )
+        with contextlib.suppress(UserError):
+            log.write(
+                "run.failed",
+                error=f"{type(error).__name__}: {error}",
+                detail="the traceback is in worker.log",
+            )
         raise
 
 
@@ -83,6 +90,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     session = assemble(
         recipe, backend, notes.append, lambda source, rows: log.write("data", source=source, rows=rows)
     )
+    require_space(run.checkpoints, _bytes_to_come(run, session))
     made_of = inputs.counted(made_of, session)
     inputs.keep(run, made_of)
     log.write(
@@ -110,6 +118,18 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     return 0
 
 
+def _bytes_to_come(run: RunDir, session: Session) -> int:
+    """What the checkpoints take that the run will keep beyond those it has, and one that is being written.
+
+    Weights and two moments of each (fewer for some optimizers), and the weights of a reference that moves.
+    """
+    weights = sum(array.nbytes for array in named(session.start).values())
+    every = weights * (3 if session.moving is None else 4) + LEAST_BYTES
+    save, total = session.recipe.save, session.plan.total
+    count = min(save.keep + 1, -(-total // save.every)) - len(list(run.checkpoints.glob("step-*")))
+    return every * max(1, count)
+
+
 def _reading(session: Session) -> list[str]:
     """What to know of the data sets as they were read, and that nothing is held out."""
     lines = []
@@ -131,5 +151,6 @@ def _device(backend: Backend) -> str:
 
 
 def _say(error: LocalDPOError) -> int:
-    say_errors(error)
+    with contextlib.suppress(OSError):  # worker.log may be on the full disk; the command says it then
+        say_errors(error)
     return USER_ERROR_EXIT
