@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.core.wording import age, printable
+from localdpo.core.wording import ALL_TIED, age, printable
 from localdpo.out import print_json, say
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def read_summaries(runs_dir: Path) -> list[RunSummary]:
 def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
     """The cells of a run, in the order of HEADINGS. What is not known is `-`."""
     total = f"/{summary.total}" if summary.total is not None else ""
-    numbers = (summary.accuracy, summary.margin, summary.kl)
+    numbers = (summary.margin, summary.kl)
+    accuracy = (
+        ALL_TIED if summary.all_tied else "-" if summary.accuracy is None else f"{summary.accuracy:.3f}"
+    )
     return (
         summary.name,
         summary.state,
@@ -62,6 +65,7 @@ def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
         "-" if summary.beta is None else f"{summary.beta:g}",
         summary.model or "-",
         f"{summary.step}{total}",
+        accuracy,
         *("-" if number is None else f"{number:.3f}" for number in numbers),
         "-" if summary.updated is None else age(now - summary.updated),
     )

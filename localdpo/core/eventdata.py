@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from localdpo.core.events import Event
 
+ACCURACY: Final = "rewards/accuracies"
+TIES: Final = "rewards/ties"
+
 
 def metrics_of(event: Event | None) -> Mapping[str, Any]:
-    """The metrics of a step, eval or run.finished event; empty for any other."""
+    """The metrics of a step, eval or run.finished event; empty for any other.
+
+    Where all pairs are tied, as at step 0, none is ranked: the accuracy is None, a gap, and no 0.
+    """
     metrics = event.data.get("metrics") if event is not None else None
-    return metrics if isinstance(metrics, Mapping) else {}
+    if not isinstance(metrics, Mapping):
+        return {}
+    return {**metrics, ACCURACY: None} if ACCURACY in metrics and all_tied(metrics) else metrics
+
+
+def all_tied(metrics: Mapping[str, Any]) -> bool:
+    """Whether both answers of every pair had the same reward."""
+    return metrics.get(TIES) == 1
 
 
 def metric(event: Event | None, name: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from localdpo.core.eventdata import as_number, metric, recipe_section, text
+from localdpo.core.eventdata import ACCURACY, all_tied, as_number, metric, metrics_of, recipe_section, text
 from localdpo.core.events import Event, effective
 from localdpo.core.progress import progress_of
 from localdpo.core.rundir import State, state_of
@@ -26,6 +26,7 @@ class RunSummary:
     step: int
     total: int | None
     accuracy: float | None
+    all_tied: bool
     margin: float | None
     kl: float | None
     started: float | None
@@ -47,7 +48,8 @@ def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
         model=text(start, "model"),
         step=progress.step,
         total=progress.total,
-        accuracy=metric(last, "rewards/accuracies"),
+        accuracy=metric(last, ACCURACY),
+        all_tied=all_tied(metrics_of(last)),
         margin=metric(last, "rewards/margins"),
         kl=metric(last, "kl"),
         started=log[0].time if log else None,

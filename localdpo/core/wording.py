@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.eventdata import metrics_of, number
+from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of, number
 from localdpo.core.events import Event
 from localdpo.core.names import is_demo, resolve
 from localdpo.core.progress import Phase
@@ -41,6 +41,7 @@ METRIC_ORDER: Final = (
 )
 
 # Fields of events that a line leaves out: shown otherwise, or too long.
+ALL_TIED: Final = "all tied"
 NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
 
 # The four that tell whether it works, with short names, for a line under the bar.
@@ -92,7 +93,8 @@ def format_event(event: Event, total: int | None) -> str | None:
         words += ["step", f"{event.step}/{total}" if total is not None else str(event.step)]
     if event.type in ("step", "eval"):
         words = [event.type, *words[2:]]
-    words += _pairs(sorted_metrics(metrics_of(event)))
+    metrics = metrics_of(event)
+    words += [word for name in sorted_metrics(metrics) for word in (name, metric_words(name, metrics))]
     own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     if event.type == "notice":
         return " ".join([*words, notice_text(own)])
@@ -147,11 +149,14 @@ def format_value(value: Any) -> str:
 
 
 def _short(key: str, metrics: Mapping[str, Any]) -> str:
-    """A metric in three digits, so that the line fits 80 columns; an accuracy of nothing but ties is no 0."""
-    if key == "rewards/accuracies" and metrics.get("rewards/ties") == 1:
-        return "all tied"
+    """A metric in three digits, so that the line fits 80 columns."""
     value = metrics[key]
-    return f"{value:.3g}" if isinstance(value, float) else format_value(value)
+    return f"{value:.3g}" if isinstance(value, float) else metric_words(key, metrics)
+
+
+def metric_words(name: str, metrics: Mapping[str, Any]) -> str:
+    """One of `metrics`; the accuracy is no 0 where all pairs are tied."""
+    return ALL_TIED if name == ACCURACY and all_tied(metrics) else format_value(metrics[name])
 
 
 def format_number(value: float | None) -> str:

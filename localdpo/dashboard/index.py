@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.eventdata import metric
+from localdpo.core.eventdata import ACCURACY, all_tied, metric, metrics_of
 from localdpo.core.events import Event, EventTail
 from localdpo.core.progress import Progress, advance
 from localdpo.core.rundir import RunDir, State, list_runs
@@ -37,6 +37,7 @@ class RunLine:
     step: int
     total: int | None
     accuracy: float | None
+    all_tied: bool
     margin: float | None
     kl: float | None
     win: float | None
@@ -97,7 +98,8 @@ class _Reader:
             start=self._life.start,
             step=self._progress.step,
             total=self._progress.total,
-            accuracy=metric(last, "rewards/accuracies"),
+            accuracy=metric(last, ACCURACY),
+            all_tied=all_tied(metrics_of(last)),
             margin=metric(last, "rewards/margins"),
             kl=metric(last, "kl"),
             win=win_rate(self.run),

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from localdpo.core.answers import answers_files, read_answers
-from localdpo.core.eventdata import metrics_of
+from localdpo.core.eventdata import ACCURACY, metrics_of
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.rundir import RunDir
 from localdpo.core.summary import summarise
-from localdpo.core.wording import format_number, format_seconds, notice_text, sorted_metrics
+from localdpo.core.wording import format_number, format_seconds, metric_words, notice_text, sorted_metrics
 from localdpo.evals.files import latest_record
 from localdpo.evals.table import heading, tables
 from localdpo.pages.chart import Chart, Look, Series, line_chart
@@ -20,8 +20,6 @@ from localdpo.pages.compare import compare_values
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12
-ACCURACY: Final = "rewards/accuracies"
-TIES: Final = "rewards/ties"
 # Looks by place: training is a line, evaluations are marks joined by dashes.
 TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin")
 EVAL_LOOKS: Final[tuple[Look, ...]] = ("circles", "diamonds", "squares")
@@ -97,7 +95,8 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
 def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
     """The metrics of the last evaluation, in words; empty before the first."""
     last = next((event for event in reversed(events) if event.type == "eval"), None)
-    return [(name, format_number(value)) for name, value in sorted_metrics(metrics_of(last)).items()]
+    metrics = metrics_of(last)
+    return [(name, metric_words(name, metrics)) for name in sorted_metrics(metrics)]
 
 
 def charts_of(events: Sequence[Event]) -> list[Chart]:
@@ -128,7 +127,6 @@ def points_of(events: Sequence[Event], kind: str, metric: str) -> tuple[tuple[fl
         if metric in metrics and event.step is not None:
             value = metrics[metric]
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            is_number = is_number and not (metric == ACCURACY and metrics.get(TIES) == 1)
             found.append((float(event.step), float(value) if is_number else None))
     return tuple(found)
 

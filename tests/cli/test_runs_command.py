@@ -63,7 +63,7 @@ def test_no_runs_are_an_empty_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_row_shows_when():
-    summary = RunSummary("a", "running", None, None, None, 3, None, None, None, None, 10.0, 100.0)
+    summary = RunSummary("a", "running", None, None, None, 3, None, None, False, None, None, 10.0, 100.0)
     assert row_of(summary, now=160.0) == ("a", "running", "-", "-", "-", "3", "-", "-", "-", "1m ago")
 
 

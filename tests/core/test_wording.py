@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from logged import EVAL, METRICS, NOTICE, STARTED, TIED, event
 
+from localdpo.core.eventdata import metrics_of
 from localdpo.core.events import Event
 from localdpo.core.names import BUNDLE
 from localdpo.core.rundir import RunDir
+from localdpo.core.summary import summarise
 from localdpo.core.wording import (
     closing_lines,
     escaped,
@@ -142,3 +144,11 @@ def test_the_command_names_the_folder_of_a_demo_model():
     if not (BUNDLE / "model").is_dir():
         pytest.skip("the demo bundle is not made")
     assert str(BUNDLE / "model") in generate_command("demo:model", RunDir("runs/dpo"), None)
+
+
+def test_an_accuracy_of_nothing_but_ties_is_told_and_leaves_a_gap() -> None:
+    assert "rewards/accuracies all tied" in str(format_event(TIED, None))
+    assert metrics_of(TIED)["rewards/accuracies"] is None
+    assert TIED.data["metrics"]["rewards/accuracies"] == 0.0
+    summary = summarise("a", [TIED], running=False)
+    assert (summary.accuracy, summary.all_tied) == (None, True)

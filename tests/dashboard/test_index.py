@@ -76,6 +76,7 @@ def line(name: str, **values: object) -> RunLine:
     from localdpo.dashboard.state import Start
 
     more = {"state": "finished", "phase": "finished", "start": Start(), "step": 3, "total": None, "ended": ()}
+    more["all_tied"] = False
     return RunLine(run=RunDir(name), **{**defaults, **more, **values})  # type: ignore[arg-type]
 
 

@@ -12,9 +12,9 @@ from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 
-from localdpo.core.eventdata import metrics_of
+from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of
 from localdpo.core.events import Event
-from localdpo.core.wording import HEADLINES, format_event, format_headline, printable
+from localdpo.core.wording import ALL_TIED, HEADLINES, format_event, format_headline, printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
@@ -39,7 +39,8 @@ def log_line(event: Event, total: int | None) -> str:
     parts = [event.type, *([f"{event.step:,}"] if event.step is not None else [])]
     for key, label in HEADLINES:
         if key in metrics:
-            parts += [label, _value(metrics[key])]
+            tied = key == ACCURACY and all_tied(metrics)
+            parts += [label, ALL_TIED if tied else _value(metrics[key])]
     if _SPEED in metrics:
         parts += [_value(metrics[_SPEED]), "tokens/s"]
     return f"{when} {' '.join(parts)}"
