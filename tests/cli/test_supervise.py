@@ -132,6 +132,27 @@ def test_without_a_supervisor_the_log_tells_the_exit_code(run: RunDir):
         assert worker.wait() == code
 
 
+def test_a_run_that_finished_after_its_supervisor_was_killed_has_finished(run: RunDir):
+    worker = start_worker(run, command=[sys.executable, FAKE, "late"])
+    worker.process.kill()
+    worker.process.wait()
+    assert worker.returncode is None
+    Path("go").touch()
+    assert [event.type for event in watch(worker)][-1] == "run.finished"
+    assert worker.wait() == 0
+    assert explain_death(worker.wait(), run) == []
+    assert run.status() == "finished"
+
+
+def test_a_crash_after_the_run_finished_is_no_crash(run: RunDir):
+    code = (
+        "import os, sys; from localdpo.core.events import EventWriter\n"
+        "EventWriter(f'{sys.argv[1]}/events.jsonl').write('run.finished', 6, seconds=1.0); os.abort()"
+    )
+    assert start_worker(run, command=[sys.executable, "-c", code]).wait() == 0
+    assert run.status() == "finished"
+
+
 def test_a_signal_to_the_supervisor_lets_the_worker_save(run: RunDir):
     worker = start(run, "stop")
     worker.process.send_signal(signal.SIGTERM)
