@@ -33,6 +33,7 @@ from localdpo.core.names import resolve
 from localdpo.core.rundir import run_of
 from localdpo.model.arrays import load_arrays, named
 from localdpo.model.load import first_line
+from localdpo.model.recompute import recomputed
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
@@ -214,8 +215,30 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
         linear_to_lora_layers(model, config.layers, parameters, use_dora=config.type == "dora")
     except ValueError as error:
         raise UserError(f"lora: {first_line(error)}") from error
+    for module in model.modules():
+        if type(module) is LoRALinear:
+            module.__class__ = LeanLoRALinear
     # Dropout belongs to training; it is off in every forward that scores or samples.
     model.eval()
+
+
+class LeanLoRALinear(LoRALinear):
+    """mlx-lm's layer with the same numbers, but without its float32 copy of a 16-bit input.
+
+    The adapter is float32, so the product with it casts the input; the gradient of `lora_a` needs that copy,
+    which every adapted layer kept until the backward pass. Here it is made again there.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.dtype == mx.float32:
+            return super().__call__(x)
+        z = _product(self.dropout(x), self.lora_a, self.lora_b)
+        return self.linear(x) + (self.scale * z).astype(x.dtype)
+
+
+@recomputed
+def _product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    return (x @ a) @ b
 
 
 def _check_keys(model: nn.Module, config: LoraConfig) -> None:

@@ -28,6 +28,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from localdpo.model.head import text_model
+from localdpo.model.recompute import recomputed
 
 
 class PromptRecorder:
@@ -182,7 +183,7 @@ def _checkpointed(call: Any, last: nn.Module) -> Any:
             return [out, *recorded]
 
         weights = layer.trainable_parameters()
-        out, *recorded = mx.checkpoint(inner)(weights, slots.arrays, held)
+        out, *recorded = recomputed(inner)(weights, slots.arrays, held)
         layer.update(weights)
         if isinstance(cache, PromptRecorder):
             cache.update_and_fetch(*recorded)
