@@ -149,7 +149,14 @@ def source_from(
         found = load_recipe(recipe)
         train = found.train
         limits = Limits(train.max_length, train.max_prompt_length, train.truncation)
-        return Source(found.model, found.adapter, found.data.template, limits, found.trust_remote_code)
+        return Source(
+            found.model,
+            found.adapter,
+            found.data.template,
+            limits,
+            found.trust_remote_code,
+            found.data.chat_template_kwargs,
+        )
     if model is None:
         raise UserError("no model: give --recipe, or --model and --adapter")
     return Source(model, adapter, limits=None if max_length is None else Limits(max_length))

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from localdpo.core.errors import UserError
@@ -26,6 +26,7 @@ class PromptRow:
         id: the first digits of the sha256 of `asked`; what asks the same has the same id.
         facts: the columns that are no part of the prompt, for heuristics and judges that check facts.
         tools, template_kwargs: what goes to the chat template with the prompt.
+        responses: the answers of its row, if it has some: the opening of an answer may depend on them.
     """
 
     id: str
@@ -33,6 +34,7 @@ class PromptRow:
     facts: Mapping[str, Any] = field(default_factory=dict)
     tools: list[Any] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    responses: tuple[Side, ...] = ()
 
     @property
     def text(self) -> str:
@@ -110,7 +112,8 @@ def read_prompt_rows(
                 if name not in adapter.reads
             }
             one = row.result
-            found.append(prompt_row(one.prompt, facts, one.tools, one.template_kwargs))
+            read = prompt_row(one.prompt, facts, one.tools, one.template_kwargs)
+            found.append(replace(read, responses=one.responses))
     problems.raise_if_any()
     if not found:
         reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in skipped.items())

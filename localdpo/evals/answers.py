@@ -28,7 +28,7 @@ from localdpo.core.answers import (
 )
 from localdpo.core.rundir import RunDir
 from localdpo.data.batches import collate
-from localdpo.data.encode import encode_prompt
+from localdpo.data.encode import ENCODER_VERSION, encode_prompt
 from localdpo.data.prompts import PromptRow
 from localdpo.data.types import EncodedRow
 from localdpo.evals.contestants import Contestant, Contestants, contestants
@@ -115,7 +115,9 @@ def plan_answers(
         "base": fingerprint(folder),
         "tokenizer": tokenizer_fingerprint(folder),
         "template": recipe.data.template,
-        "prompts": _digest([row.asked for row in prompts]),
+        "template_kwargs": recipe.data.chat_template_kwargs,
+        "encoder": ENCODER_VERSION,
+        "prompts": _digest([[row.asked, row.responses] for row in prompts]),
     }
     who = [[one.name, one.fingerprint] for one in contestants]
     header = Header(
@@ -179,9 +181,15 @@ class _Answering:
         self.base = base
         self.models = Contestants(base, every)
         self.names = [one.name for one in every]
-        template = recipe.data.template
         self.ids = [
-            encode_prompt(inner, row.prompt, template, tools=row.tools, template_kwargs=row.template_kwargs)
+            encode_prompt(
+                inner,
+                row.prompt,
+                recipe.data.template,
+                tools=row.tools,
+                template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
+                responses=row.responses,
+            )
             for row in prompts
         ]
         self.seeds = prompt_seeds(prompts, sampling.seed)

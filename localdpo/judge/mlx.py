@@ -137,7 +137,8 @@ class Reader:
         tokenizer = base.tokenizer._tokenizer
         self.pad_id = int(tokenizer.pad_token_id or 0)
         # One more than fits, so that what is too long is seen as such and not cut to size.
-        self.encoder = Encoder(tokenizer, "auto", Limits(self.context + 1))
+        ends = base.tokenizer.eos_token_ids
+        self.encoder = Encoder(tokenizer, "auto", Limits(self.context + 1), end_ids=ends)
         self.forward = Forward(base.model)
 
     def read(self, prompts: Sequence[str], labels: Sequence[str]) -> list[Read]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +41,7 @@ class Source:
     """The model that answers, and how its data becomes tokens.
 
     `limits`: of the training to come, for what truncation would make of a pair; None: nothing is cut.
+    `template_kwargs`: options of the chat template for every row, as data.chat_template_kwargs.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Source:
     template: TemplateChoice = "auto"
     limits: Limits | None = None
     trust_remote_code: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class Prints:
 def prints_of(source: Source, tokenizer: PreTrainedTokenizerBase) -> Prints:
     """The hashes of a source. Raises UserError for a model or adapter that is not there."""
     adapter = None if source.adapter is None else fingerprint(lora.adapter_path(source.adapter))
-    text = json.dumps([source.template, tokenizer.chat_template], sort_keys=True)
+    given = [source.template, tokenizer.chat_template, dict(source.template_kwargs)]
+    text = json.dumps(given, sort_keys=True, default=str)
     folder = model_path(source.model)
     return Prints(fingerprint(folder), adapter, digest(text), tokenizer_fingerprint(folder))
 
@@ -236,9 +239,9 @@ class _Making:
     def _ids(
         self, prompt: Side, tools: list[Any] | None = None, kwargs: Mapping[str, Any] | None = None
     ) -> list[int]:
-        template = self.source.template
+        options = {**self.source.template_kwargs, **(kwargs or {})}
         ids: list[int] = encode_prompt(
-            self.tokenizer, prompt, template, tools=tools, template_kwargs=kwargs
+            self.tokenizer, prompt, self.source.template, tools=tools, template_kwargs=options
         ).tolist()
         return ids
 

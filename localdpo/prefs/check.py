@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from localdpo.prefs.columns import Column
 from localdpo.prefs.findings import EXAMPLES, LEVELS, Family, Finding
 from localdpo.prefs.report import Example, Report, Result
 from localdpo.prefs.rows import CHUNK_ROWS, Chunk
+from localdpo.prefs.tokenizer import end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ class Options:
     format_name: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     template: TemplateChoice = "auto"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits | None = None
     against: Sequence[str] = ()
     reference: tuple[Score, int] | None = None
@@ -99,7 +101,8 @@ def _families(options: Options) -> tuple[list[Family], list[str]]:
     else:
         left_out.append("overlap with evaluation prompts: give --against DATA, or --recipe")
     if tokenizer is not None:
-        families.append(Tokens(tokenizer, options.template, options.limits))
+        ends = end_ids(tokenizer)
+        families.append(Tokens(tokenizer, options.template, options.limits, ends, options.template_kwargs))
     if tokenizer is None or options.limits is None:
         left_out.append("tokens and truncation: give --recipe FILE, or --model NAME and --max-length N")
     if options.reference is not None:

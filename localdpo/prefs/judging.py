@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from localdpo.core.answers import AnswerRecord
-from localdpo.data.encode import IDENTICAL, IDENTICAL_WHEN_CUT, Encoder
+from localdpo.data.encode import IDENTICAL, Encoder
 from localdpo.data.types import Example
 from localdpo.data.types import Pair as TokenPair
 from localdpo.evals.evaluate import conversation_text
@@ -28,6 +28,7 @@ from localdpo.prefs.selection import (
     usable,
     with_scores,
 )
+from localdpo.prefs.tokenizer import end_ids
 
 if TYPE_CHECKING:
     from localdpo.prefs.build_plan import Plan
@@ -103,12 +104,19 @@ def _same_when_cut(plan: Plan, answers: Answers, names: Sequence[Sequence[str]])
         )
         for number, (i, (one, other)) in enumerate(keys)
     ]
-    encoded = Encoder(plan.tokenizer, plan.options.source.template, limits).encode(examples)
+    source = plan.options.source
+    encoded = Encoder(
+        plan.tokenizer,
+        source.template,
+        limits,
+        end_ids=end_ids(plan.tokenizer),
+        template_kwargs=source.template_kwargs,
+    ).encode(examples)
     found: dict[int, dict[str, str]] = {}
     for reason, numbers in encoded.dropped.items():
         for number in numbers:
             i, (_, other) = keys[number]
-            same = reason in (IDENTICAL, IDENTICAL_WHEN_CUT)
+            same = reason.startswith(IDENTICAL)
             found.setdefault(i, {})[other] = SAME_WHEN_CUT if same else reason
     return found
 

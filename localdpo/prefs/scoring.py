@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from localdpo.data.batches import collate, split_micro
@@ -18,7 +21,13 @@ ROWS = 4
 
 
 def scorer(
-    model: str, adapter: str | None, template: TemplateChoice, limits: Limits, *, trust_remote_code: bool
+    model: str,
+    adapter: str | None,
+    template: TemplateChoice,
+    limits: Limits,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    trust_remote_code: bool,
 ) -> Score:
     """Load the model (and its adapter) once; gives what scores pairs. Rows that are dropped have no score.
 
@@ -31,7 +40,13 @@ def scorer(
         lora.attach(base.model, lora.read_config(folder), seed=0)
         lora.load_weights(base.model, folder)
     tokenizer = base.tokenizer._tokenizer
-    encoder = Encoder(tokenizer, template, limits)
+    encoder = Encoder(
+        tokenizer,
+        template,
+        limits,
+        end_ids=base.tokenizer.eos_token_ids,
+        template_kwargs=template_kwargs,
+    )
     forward = Forward(base.model)
     pad = int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
 

@@ -48,11 +48,19 @@ def from_recipe(
         from localdpo.prefs.scoring import scorer
 
         trust = recipe.trust_remote_code
-        score = scorer(recipe.model, recipe.adapter, data.template, limits, trust_remote_code=trust)
+        score = scorer(
+            recipe.model,
+            recipe.adapter,
+            data.template,
+            limits,
+            template_kwargs=data.chat_template_kwargs,
+            trust_remote_code=trust,
+        )
     return Options(
         format_name=format_name or entry.format or data.format,
         tokenizer=open_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code),
         template=data.template,
+        template_kwargs=data.chat_template_kwargs,
         limits=limits,
         against=tuple(dict.fromkeys([*own, *against])),
         reference=None if score is None or reference is None else (score, reference),

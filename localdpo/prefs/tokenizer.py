@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,3 +33,22 @@ def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         # `tokenizers` raises bare Exceptions, and transformers whatever a value of the wrong type leads to.
         words = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"model {model}: its tokenizer cannot be read: {words}") from error
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids at which answers of the tokenizer's model end: those of its generation_config.json, else of its
+    config.json, as mlx-lm reads them."""
+    from transformers.utils import cached_file
+
+    found: object = None
+    for name in ("config.json", "generation_config.json"):
+        file = cached_file(
+            tokenizer.name_or_path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        try:
+            read = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        except (OSError, ValueError):
+            continue
+        found = (read.get("eos_token_id") if isinstance(read, dict) else None) or found
+    listed = found if isinstance(found, list) else [found]
+    return frozenset(number for number in listed if type(number) is int)

@@ -12,6 +12,8 @@ from localdpo.recipe.base import Count, Section, Text
 
 # pydantic puts the tag of the branch that it took into the place of an error, behind the option.
 AS_TEXT, AS_LIST = "text", "list"
+# What rendering itself gives to a template.
+NOT_OPTIONS: Final = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 
 
 class DataSource(Section):
@@ -83,6 +85,11 @@ class DataSection(Section):
         "auto",
         description="chat: the chat template; raw: plain text and EOS; auto: chat if there is a template",
     )
+    chat_template_kwargs: dict[Text, Any] = Field(
+        default_factory=dict,
+        description="options of the chat template for every row, such as {enable_thinking: false}; "
+        "a row's own go before them",
+    )
     limit: Count | None = Field(
         None, description="use only the first rows of data.train, this many (of each data set of a list)"
     )
@@ -92,6 +99,13 @@ class DataSection(Section):
     def _held_out_only(cls, value: Any, info: ValidationInfo) -> Any:
         if info.data.get("valid") is not None:
             raise ValueError("nothing is held out when data.valid is given; remove one of the two")
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(NOT_OPTIONS & value.keys()):
+            raise ValueError(f"{taken[0]} is no option of a template")
         return value
 
     @property

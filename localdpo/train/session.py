@@ -275,9 +275,13 @@ def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
     if recipe.eval.prompts is not None:
         found = []
         for row in read_prompt_rows(recipe.eval.prompts, wanted):
-            inner, template = tokenizer._tokenizer, recipe.data.template
             ids = encode_prompt(
-                inner, row.prompt, template, tools=row.tools, template_kwargs=row.template_kwargs
+                tokenizer._tokenizer,
+                row.prompt,
+                recipe.data.template,
+                tools=row.tools,
+                template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
+                responses=row.responses,
             )
             found.append(Watched(row.text, tuple(ids.tolist())))
         return found

@@ -68,6 +68,7 @@ def _open(
             max_prompt_length=entry.max_prompt_length or train.max_prompt_length,
             truncation=entry.truncation or train.truncation,
             end_ids=wrapper.eos_token_ids,
+            template_kwargs=data.chat_template_kwargs,
             limit=entry.limit or limit,
             format_name=entry.format or data.format,
             cache_dir=cache_dir(),

@@ -87,15 +87,15 @@ def _bpe(special: list[str]) -> Tokenizer:
 
 
 @cache
-def chat_tokenizer(shape: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with the chat template of this shape."""
+def chat_tokenizer(shape: str, source: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer with the chat template of this shape, or with another one."""
     template, bos, eos, _, control = SHAPES[shape]
     special = list(dict.fromkeys([token for token in (bos, eos, *control) if token]))
     return PreTrainedTokenizerFast(
         tokenizer_object=_bpe(special),
         bos_token=bos,
         eos_token=eos,
-        chat_template=template,
+        chat_template=source or template,
         clean_up_tokenization_spaces=False,
     )
 

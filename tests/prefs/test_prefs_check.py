@@ -137,13 +137,14 @@ def plants(valid: list[Row], mark: str = "") -> dict[str, Callable[[list[Row | A
         "lost-when-cut": change(730, prompt=lambda row: text(rng, 3000)),
         "boundary-merges": change(740),
         "not-rendered": change(750),
+        "left-out": change(770),
         "truncated": change(760),
     }
 
 
 FLAGGING = [check_.name for check_ in CHECKS if check_.rows]
 # These need another tokenizer or many rows, and have tests of their own below.
-ELSEWHERE = ("boundary-merges", "not-rendered", "truncated")
+ELSEWHERE = ("boundary-merges", "left-out", "not-rendered", "truncated")
 
 
 def test_every_check_that_flags_rows_has_a_plant() -> None:
@@ -242,6 +243,19 @@ def test_rows_that_the_template_refuses_are_errors(tmp_path: Path) -> None:
     report = check(write(tmp_path / "p.jsonl", rows), Options(tokenizer=strict))
     assert named(report)["not-rendered"].rows.tolist() == [1]
     assert "No system role" in named(report)["not-rendered"].examples[0].note
+
+
+def test_what_the_template_leaves_out_is_named(tmp_path: Path) -> None:
+    silent = open_tokenizer("demo:model")
+    silent.chat_template = (
+        "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+        + str(silent.chat_template)
+    )
+    rows = clean_rows(3)
+    rows[1]["prompt"] = [{"role": "system", "content": "Zz top"}, {"role": "user", "content": "Why?"}]
+    report = check(write(tmp_path / "p.jsonl", rows), Options(tokenizer=silent))
+    assert named(report)["left-out"].rows.tolist() == [1]
+    assert named(report)["left-out"].examples[0].note == "the chat template leaves out system text"
 
 
 def test_merged_boundaries_are_named(tokenizer: Any, tmp_path: Path) -> None:

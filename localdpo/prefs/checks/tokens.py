@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy as np
 from localdpo.data.encode import (
     IDENTICAL,
     IDENTICAL_WHEN_CUT,
+    NO_CONTENT,
     NO_SCORED_TOKEN,
     Encoder,
     Limits,
 )
+from localdpo.data.store import REASONING_LOST
 from localdpo.data.types import EncodedRow, TemplateChoice
 from localdpo.prefs.checks.sizes import longer_facts
 from localdpo.prefs.columns import Column, share, summary
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NO_LIMIT = 2**31 - 1
+_AT_LIMITS = (NO_SCORED_TOKEN, NO_CONTENT, IDENTICAL_WHEN_CUT)
 # Below this share, cutting a few long rows is what a limit is for.
 MANY_CUT = 0.05
 
@@ -48,6 +51,12 @@ REFUSED = Check(
     "mend the roles and their order, or take the rows out; training drops them",
     drops=True,
 )
+LEFT_OUT = Check(
+    "left-out",
+    "warning",
+    "the chat template leaves out a part of the row, or opens the answer otherwise than it asks for one",
+    "use a template, or options of it (data.chat_template_kwargs), that write the whole row",
+)
 MERGED = Check(
     "boundary-merges",
     "info",
@@ -59,13 +68,23 @@ MERGED = Check(
 class Tokens:
     """Encodes every pair as training would, without limits, and sees what the limits take away."""
 
-    checks: ClassVar[tuple[Check, ...]] = (REFUSED, LOST, TRUNCATED, MERGED)
+    checks: ClassVar[tuple[Check, ...]] = (REFUSED, LOST, TRUNCATED, LEFT_OUT, MERGED)
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: TemplateChoice, limits: Limits | None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: TemplateChoice,
+        limits: Limits | None,
+        end_ids: Collection[int] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._encoder = Encoder(tokenizer, template, Limits(_NO_LIMIT))
+        def encoder(limits: Limits) -> Encoder:
+            return Encoder(tokenizer, template, limits, end_ids=end_ids, template_kwargs=template_kwargs)
+
+        self._encoder = encoder(Limits(_NO_LIMIT))
+        self._cutting = None if limits is None else encoder(limits)
         self._limits = limits
+        self._left_out: dict[int, str] = {}
         self._lengths = Column(np.int32)
         self._cut: list[int] = []
         self._merged: list[int] = []
@@ -75,36 +94,27 @@ class Tokens:
     def add(self, chunk: Chunk) -> None:
         """Encode the pairs of a chunk."""
         self._total += len(chunk)
-        encoded = self._encoder.encode(list(enumerate(chunk.pairs, chunk.start)))
+        examples = list(enumerate(chunk.pairs, chunk.start))
+        encoded = self._encoder.encode(examples)
         for reason, places in encoded.dropped.items():
             self._dropped[reason] += places
         self._merged += encoded.merged_rows
         self._lengths.add([(len(row.prompt), *map(len, row.responses)) for row in encoded.rows])
-        if self._limits is not None:
-            for row in encoded.rows:
-                self._fit(row, self._limits)
-
-    def _fit(self, row: EncodedRow, limits: Limits) -> None:
-        """What `Encoder` does to a row at the limits, told row by row."""
-        prompt = min(len(row.prompt), limits.max_prompt_length or len(row.prompt))
-        room = max(0, limits.max_length - prompt)
-        if prompt == len(row.prompt) and all(len(ids) <= room for ids in row.responses):
-            return
-        chosen, rejected = row.responses
-        if room == 0:
-            self._dropped[NO_SCORED_TOKEN].append(row.row)
-        elif np.array_equal(chosen[:room], rejected[:room]):
-            self._dropped[IDENTICAL_WHEN_CUT].append(row.row)
-        else:
-            self._cut.append(row.row)
+        for note, places in encoded.notes.items():
+            self._left_out.update(dict.fromkeys(places, note))
+        self._left_out.update(dict.fromkeys(encoded.reasoning_lost, REASONING_LOST))
+        if self._cutting is not None and self._limits is not None:
+            over = {row.row for row in encoded.rows if _is_over(row, self._limits)}
+            cut = self._cutting.encode([one for one in examples if one[0] in over])
+            for reason, places in cut.dropped.items():
+                self._dropped[reason] += places
+            self._cut += [row.row for row in cut.rows]
 
     def finish(self) -> Iterator[Finding]:
         """Rows that cannot be rendered, rows lost or cut at the limits, merged boundaries."""
-        when_cut = {
-            place: why for why in (NO_SCORED_TOKEN, IDENTICAL_WHEN_CUT) for place in self._dropped[why]
-        }
+        when_cut = {place: why for why in _AT_LIMITS for place in self._dropped[why]}
         # The checks of labels tell of identical answers.
-        others = self._dropped.keys() - {NO_SCORED_TOKEN, IDENTICAL_WHEN_CUT, IDENTICAL}
+        others = self._dropped.keys() - {*_AT_LIMITS, IDENTICAL}
         refused = {place: why for why in sorted(others) for place in self._dropped[why]}
         yield from self._finding(REFUSED, refused, f"{len(refused):,} pairs cannot be written as tokens")
         message = f"{len(when_cut):,} pairs have nothing to learn within the limits"
@@ -113,6 +123,8 @@ class Tokens:
         if cut > MANY_CUT:
             message = f"{cut:.1%} of the pairs lose tokens at {self._limit_words()}"
             yield from self._finding(TRUNCATED, dict.fromkeys(self._cut, ""), message)
+        message = f"{len(self._left_out):,} pairs are not written as they stand, or as they will be asked"
+        yield from self._finding(LEFT_OUT, self._left_out, message)
         message = f"{len(self._merged):,} pairs would share a token at the boundary"
         yield from self._finding(MERGED, dict.fromkeys(self._merged, ""), message)
 
@@ -141,3 +153,9 @@ class Tokens:
         return at_rows(
             check, self._total, sorted(found), message, [found[i] for i in sorted(found)[:EXAMPLES]]
         )
+
+
+def _is_over(row: EncodedRow, limits: Limits) -> bool:
+    """Whether an uncut row is longer than the limits."""
+    prompt, longest = len(row.prompt), max(map(len, row.responses))
+    return prompt > (limits.max_prompt_length or prompt) or prompt + longest > limits.max_length
