@@ -5,6 +5,7 @@ The tiny model folders of the session are made when a test asks for one.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from localdpo.core.preload import preload
 
 preload()
+# Expected numbers are those of exact float32; MLX reads this at its first product.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 @pytest.fixture(scope="session")

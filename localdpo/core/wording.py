@@ -36,7 +36,9 @@ METRIC_ORDER: Final = (
     "learning_rate",
     "tokens_per_second",
     "step_seconds",
+    "memory_gb",
     "peak_memory_gb",
+    "cache_memory_gb",
     "epoch",
 )
 

@@ -54,17 +54,19 @@ def _death(state: RunState, alive: bool) -> Notice | None:
 
 
 def _memory(state: RunState) -> Notice | None:
-    peak, limit = state.train.get("peak_memory_gb"), state.start.memory_limit_gb
-    if peak is None or limit is None or peak.last is None or state.last_time is None:
+    # Runs of before there was a figure with the cache have the peak alone.
+    held = state.train.get("memory_gb", state.train.get("peak_memory_gb"))
+    limit = state.start.memory_limit_gb
+    if held is None or limit is None or held.last is None or state.last_time is None:
         return None
-    if peak.last <= _MEMORY_SHARE * limit or any(_MEMORY_NOTICE in notice.name for notice in state.notices):
+    if held.last <= _MEMORY_SHARE * limit or any(_MEMORY_NOTICE in notice.name for notice in state.notices):
         return None
     return Notice(
         state.last_time,
         state.progress.step,
         "warning",
         "memory",
-        f"Peak memory {peak.last:.3g} GB, {peak.last / limit:.0%} of the {limit:.3g} GB there are",
+        f"Memory with cache {held.last:.3g} GB, {held.last / limit:.0%} of the {limit:.3g} GB there are",
         "A longer batch than any before may not fit; the process is then ended without warning.",
         "Start a new run with a lower train.micro_batch_size or train.max_length, or with "
         "train.gradient_checkpointing=true.",

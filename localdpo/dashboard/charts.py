@@ -168,8 +168,12 @@ CHARTS: Final = (
     ChartSpec("speed", ("tokens per second", "tokens/s"), _logged("tokens_per_second")),
     ChartSpec(
         "memory",
-        ("peak memory (GB)", "memory (GB)"),
-        _logged("peak_memory_gb", smoothed=False),
+        ("memory with cache (GB)", "memory (GB)"),
+        (
+            Part("train", "memory_gb", "held", "chosen", smoothed=False),
+            Part("train", "peak_memory_gb", "peak of arrays", "ink", "dashed", smoothed=False),
+            Part("train", "cache_memory_gb", "cache", "rejected", "dotted", smoothed=False),
+        ),
         _memory_limit,
     ),
     ChartSpec("lr", ("learning rate",), _logged("learning_rate", smoothed=False)),

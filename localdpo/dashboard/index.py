@@ -82,7 +82,8 @@ class _Reader:
         self._updated = event.time
         self._progress = advance(self._progress, event)
         if event.type == "step":
-            memory = metric(event, "peak_memory_gb")
+            memory = metric(event, "memory_gb")
+            memory = metric(event, "peak_memory_gb") if memory is None else memory
             self._memory = self._memory if memory is None else memory
         elif event.type == "eval":
             self._last_eval = event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from localdpo.core.errors import UserError
 from localdpo.core.preload import find_openblas, load_openblas
 
 OPENBLAS_HINT = (
@@ -18,6 +20,10 @@ OPENBLAS_HINT = (
 TOO_LATE_HINT = (
     "MLX was imported before localdpo, so OpenBLAS could not be put in front of it: import localdpo first"
 )
+# The environment variable that says how many GB training may use.
+MEMORY_SWITCH = "LOCALDPO_MEMORY_GB"
+# Whether GPUs may take float32 products with 10-bit mantissas (TF32): MLX's default where the chip can.
+TF32_SWITCH = "MLX_ENABLE_TF32"
 COMPILER_HINT = "no C++ compiler (g++) found: MLX cannot compile its CPU kernels, so steps run uncompiled"
 
 
@@ -43,8 +49,13 @@ class Backend:
 
 
 def prepare() -> Backend:
-    """Look at the device, switch MLX's compilation off where it cannot work, and say what was found."""
+    """Look at the device, switch MLX's compilation off where it cannot work, and say what was found.
+
+    MLX's cache of freed buffers gets a limit (see `cache_limit`): its own is nearly all memory, and batches
+    of many lengths fill it, since a buffer is only used again for an array of about its size.
+    """
     device, blas = device_name(), load_openblas()
+    mx.set_cache_limit(cache_limit(memory_limit(device)))
     hints = []
     compiled = True
     if device == "cpu":
@@ -65,7 +76,41 @@ def device_name() -> str:
 
 
 def memory_limit(device: str) -> int:
-    """Bytes that training can use: what Metal recommends at most, elsewhere the machine's memory."""
+    """Bytes that training can use: what Metal recommends at most, elsewhere the machine's memory.
+
+    The environment variable LOCALDPO_MEMORY_GB says otherwise.
+    """
+    given = os.environ.get(MEMORY_SWITCH)
+    if given is not None:
+        return _bytes_of(given)
     if device == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bytes_of(gigabytes: str) -> int:
+    try:
+        size = float(gigabytes)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise UserError(f"{MEMORY_SWITCH}: expected a number of GB above 0, got {gigabytes!r}")
+    return int(size * 1e9)
+
+
+def cache_limit(memory: int) -> int:
+    """Bytes of freed buffers that MLX may keep: a sixteenth of the memory, 1 GB at least and 2 GB at most."""
+    return min(2 * 10**9, max(10**9, memory // 16))
+
+
+def keep_float32_exact() -> None:
+    """Switch TF32 off for this process, unless the environment says otherwise.
+
+    MLX reads the switch at its first product, so this comes before any.
+    """
+    os.environ.setdefault(TF32_SWITCH, "0")
+
+
+def may_use_tf32() -> bool:
+    """Whether float32 products may be taken with TF32: on a GPU, unless it is switched off."""
+    return device_name() != "cpu" and os.environ.get(TF32_SWITCH, "1") != "0"

@@ -19,7 +19,8 @@ from mlx_lm.utils import load_config, load_model
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
-from localdpo.model.backend import device_name
+from localdpo.model.arrays import float_types
+from localdpo.model.backend import device_name, keep_float32_exact
 from localdpo.model.safetensors_header import check_safetensors
 
 # A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
@@ -53,6 +54,8 @@ SIZES = {
 }
 LARGEST_SIZE = 2**24
 
+FLOAT16_NOTE = "the model is float16: loaded as bfloat16, since training in float16 needs loss scaling"
+
 
 @dataclass(frozen=True)
 class Base:
@@ -62,6 +65,7 @@ class Base:
         path: the model's folder.
         config: its config.json.
         fingerprint: a hash over configuration and weights; it changes when either does.
+        notes: lines on what loading changed.
     """
 
     model: nn.Module
@@ -69,13 +73,14 @@ class Base:
     path: Path
     config: dict[str, Any]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
     """Load a model for training or generation: the one copy of its weights.
 
     On the CPU backend quantised weights are dequantised to float32, since 16-bit and quantised
-    products are slow there; elsewhere they stay as they are.
+    products are slow there; elsewhere they stay as they are, but for float16, which becomes bfloat16.
 
     Raises:
         UserError: no such model, or one that mlx-lm cannot load.
@@ -86,8 +91,11 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
     if device_name() == "cpu":
         to_float32(model)
         model.freeze()
+    notes = (FLOAT16_NOTE,) if from_float16(model) else ()
+    if float_types(model) == {mx.float32}:
+        keep_float32_exact()
     mx.eval(model.parameters())
-    return Base(model, tokenizer, path, config, fingerprint(path))
+    return Base(model, tokenizer, path, config, fingerprint(path), notes)
 
 
 def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -215,6 +223,17 @@ def to_float32(model: nn.Module) -> None:
             replaced.append((name, dense))
     model.update_modules(tree_unflatten(replaced))
     model.set_dtype(mx.float32)
+
+
+def from_float16(model: nn.Module) -> bool:
+    """Cast float16 weights to bfloat16, in place; whether there were any.
+
+    Gradients of float16 activations fall below its smallest number (6e-8) without loss scaling, which there
+    is none of here; bfloat16 has the range of float32.
+    """
+    found = mx.float16 in float_types(model)
+    model.set_dtype(mx.bfloat16, predicate=lambda dtype: dtype == mx.float16)
+    return found
 
 
 def _dense(module: nn.Module) -> nn.Module | None:

@@ -166,6 +166,8 @@ class Loop:
             for number, scores in enumerate(passes):
                 later = sum(len(part) for other in passes[number + 1 :] for part in other.todo())
                 scores.fill(session.forward, partial(self._go_on, later))
+        # Buffers of its sizes serve no step.
+        mx.clear_cache()
 
     def _go_on(self, later: int, done: int, total: int) -> bool:
         """After a batch of the reference pass; `later`: rows that the passes after this one will score."""
@@ -193,7 +195,7 @@ class Loop:
             "epoch": self.plan.epoch(self.step),
             "step_seconds": seconds,
             "tokens_per_second": _tokens(batches) / seconds,
-            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+            **memory_metrics(),
         }
         measured = self.clock.now()
         if self._kl_due():
@@ -247,6 +249,7 @@ class Loop:
             self._notices(self.watch.evaluation(self.step, self.eval_metrics))
         if samples:
             self.log.write("samples", self.step, samples=samples)
+        mx.clear_cache()
 
     def _held_out(self) -> Evaluation:
         session = self.session
@@ -313,6 +316,13 @@ class Loop:
     def _notices(self, fields: list[dict[str, str]]) -> None:
         for notice in fields:
             self.log.write("notice", self.step, **notice)
+
+
+def memory_metrics() -> dict[str, float]:
+    """What MLX took at most, keeps in its cache, and holds: arrays and cache, or the peak if that is more."""
+    peak, cache = mx.get_peak_memory(), mx.get_cache_memory()
+    held = max(peak, mx.get_active_memory() + cache)
+    return {"peak_memory_gb": peak / 1e9, "cache_memory_gb": cache / 1e9, "memory_gb": held / 1e9}
 
 
 def _tokens(batches: list[Batch]) -> int:

@@ -19,7 +19,7 @@ from localdpo.data.prompts import read_prompt_rows
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
-from localdpo.model.backend import Backend
+from localdpo.model.backend import Backend, may_use_tf32
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, load_base
 from localdpo.recipe.schema import Recipe
@@ -142,6 +142,8 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
         UserError, UserErrors: anything the recipe names that is missing or does not fit.
     """
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    for line in base.notes:
+        note(line)
     config = attach_adapter(base.model, recipe)
     train, valid = open_rows(recipe, base.tokenizer, tell)
     forward = Forward(
@@ -336,12 +338,13 @@ def tolerance(logps: np.ndarray, lengths: np.ndarray, forward: Forward) -> np.nd
     """How far two orders of the same computation may differ, in nats a response.
 
     float32: 1e-3 or 2e-6 of the value; 16-bit: rounding of each token adds up like a random walk, with
-    0.012 nats a token at the root mean square and 0.026 at most on small random models. A path that is
-    wrong is wrong by nats.
+    0.012 nats a token at the root mean square and 0.026 at most on small random models. TF32 rounds to
+    10 bits where bfloat16 rounds to 7. A path that is wrong is wrong by nats.
     """
-    if float_types(forward.model) == {mx.float32}:
-        return np.maximum(1e-3, 2e-6 * np.abs(logps))
-    return 0.05 * np.sqrt(lengths)
+    if float_types(forward.model) != {mx.float32}:
+        return 0.05 * np.sqrt(lengths)
+    exact = np.maximum(1e-3, 2e-6 * np.abs(logps))
+    return np.maximum(exact, 0.05 / 2**3 * np.sqrt(lengths)) if may_use_tf32() else exact
 
 
 def _more_padding(batch: Batch, columns: int = 16) -> Batch:

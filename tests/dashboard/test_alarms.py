@@ -52,7 +52,7 @@ def test_a_dead_worker_is_critical_with_the_words_of_its_supervisor():
 
 
 def test_memory_is_told_unless_the_log_has_done_so():
-    full = event("step", 11, 11.0, metrics={"peak_memory_gb": 15.0})
+    full = event("step", 11, 11.0, metrics={"peak_memory_gb": 10.0, "memory_gb": 15.0})
     (alarm,) = alarms(running(full), True, 12.0)
     assert alarm.name == "memory"
     assert "94% of the 16 GB" in alarm.message

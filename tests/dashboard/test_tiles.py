@@ -31,6 +31,8 @@ def test_the_tiles_are_those_that_the_run_has_values_for():
         ("tokens/s", "1,840"),
         ("memory", "21.3/36 GB"),
     ]
+    cached = state_of([{"peak_memory_gb": 21.3, "memory_gb": 23.0, "cache_memory_gb": 2.0}])
+    assert [tile.figure for tile in tiles_of(cached)] == ["23/36 GB"]
     sft = state_of([{"loss": 2.0, "grad_norm": 1.0, "logps/chosen": -3.0}])
     assert [tile.name for tile in tiles_of(sft)] == ["loss", "grad norm", "logp"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
+from mlx_lm.utils import quantize_model, save_model
 from model_families import tiny
 
 from localdpo.core.errors import UserError
 from localdpo.model import load
+from localdpo.model.arrays import float_types
 from localdpo.model.load import (
     fingerprint,
     load_base,
@@ -193,3 +196,39 @@ def test_the_tokenizer_fingerprint_does_not_read_the_weights(tmp_path: Path, tin
     (folder / "model.safetensors").unlink()
     (folder / "README.md").write_text("words")
     assert tokenizer_fingerprint(folder) == first
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights stay in the type they are stored in."""
+    monkeypatch.setattr(load, "device_name", lambda: "metal")
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_float16_base_is_loaded_as_bfloat16_with_a_note(
+    bits: int | None, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "half")
+    model, config = mlx_lm_load(str(tiny_model), return_config=True)[::2]
+    model.set_dtype(mx.float16)
+    if bits is not None:
+        model, config = quantize_model(model, config, 32, bits)
+    save_model(tmp_path / "half", model)
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config))
+    on_a_gpu(monkeypatch)
+    base = load_base(str(tmp_path / "half"))
+    assert float_types(base.model) == {mx.bfloat16}
+    assert base.notes == (load.FLOAT16_NOTE,)
+    assert base.model(IDS).dtype == mx.bfloat16
+
+
+def test_a_float32_base_switches_tf32_off_unless_told_otherwise(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch)
+    monkeypatch.delenv("MLX_ENABLE_TF32")
+    base = load_base(str(tiny_model))
+    assert (float_types(base.model), base.notes) == ({mx.float32}, ())
+    assert os.environ["MLX_ENABLE_TF32"] == "0"
+    monkeypatch.setenv("MLX_ENABLE_TF32", "1")
+    load_base(str(tiny_model))
+    assert os.environ["MLX_ENABLE_TF32"] == "1"

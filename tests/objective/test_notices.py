@@ -273,6 +273,11 @@ def test_memory_past_nine_tenths_of_the_limit(limit, fires):
     assert ("memory" in names(train, facts=memory_facts(limit))) is fires
 
 
+def test_memory_is_counted_with_the_cache_where_the_log_has_it():
+    train = healthy_train(peak_memory_gb=lambda step: 20.0, memory_gb=lambda step: 35.0)
+    assert "memory" in names(train, facts=memory_facts(36.0))
+
+
 def test_memory_is_told_without_pairs():
     train = [(1, {"loss": 2.0, "peak_memory_gb": 35.0})]
     found = new_notices([], train, [], memory_facts(36.0), MACHINE_RULES)

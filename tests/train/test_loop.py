@@ -29,7 +29,9 @@ STEP_METRICS = {
     "grad_norm",
     "learning_rate",
     "tokens_per_second",
+    "memory_gb",
     "peak_memory_gb",
+    "cache_memory_gb",
     "step_seconds",
     "epoch",
 }

@@ -115,7 +115,7 @@ def test_the_final_weights_optimizer_and_random_state_are_those_of_an_uninterrup
 
 def test_metrics_and_samples_are_those_of_an_uninterrupted_run(story: Story) -> None:
     def measured(run: RunDir) -> list[tuple[str, int | None, object]]:
-        timed = {"step_seconds", "tokens_per_second", "peak_memory_gb"}
+        timed = {"step_seconds", "tokens_per_second", "memory_gb", "peak_memory_gb", "cache_memory_gb"}
         found = []
         for event in effective(read_events(run.events)):
             if event.type in ("step", "eval") and event.step:

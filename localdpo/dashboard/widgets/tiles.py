@@ -51,7 +51,7 @@ TILES: Final = (
     TileSpec("KL exact", "KL", ("kl",), smoothed=False),
     TileSpec("loss", "loss", ("loss",)),
     TileSpec("tokens/s", "tok/s", ("tokens_per_second",)),
-    TileSpec("memory", "mem", ("peak_memory_gb",), " GB", smoothed=False),
+    TileSpec("memory", "mem", ("memory_gb", "peak_memory_gb"), " GB", smoothed=False),
     TileSpec("grad norm", "grad", ("grad_norm",)),
     TileSpec("logp", "logp", ("logps/chosen",)),
 )

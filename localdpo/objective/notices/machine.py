@@ -14,14 +14,15 @@ SPEED_LOST = 0.3
 
 
 def memory_nearly_full(history: History) -> Notice | None:
-    limit, peak = history.facts.memory_limit_gb, values_of(history.train, "peak_memory_gb", 1)
-    if limit is None or not peak or peak[0] <= MEMORY_SHARE * limit:
+    limit = history.facts.memory_limit_gb
+    held = values_of(history.train, "memory_gb", 1) or values_of(history.train, "peak_memory_gb", 1)
+    if limit is None or not held or held[0] <= MEMORY_SHARE * limit:
         return None
     return Notice(
         "memory",
         "warning",
         last_step(history),
-        f"Peak memory {peak[0]:.1f} GB of {limit:.1f} GB",
+        f"Memory with cache {held[0]:.1f} GB of {limit:.1f} GB",
         "Beyond this the system swaps, which makes steps many times slower, or ends the run.",
         "Start a new run with a lower train.micro_batch_size or train.max_length, or with "
         "train.gradient_checkpointing=true.",
