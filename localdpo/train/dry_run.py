@@ -47,11 +47,8 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         console.print(Text(line))
     for note in unpaired.notes(recipe.loss, train, valid):
         console.print(Text(note))
-    for index in _firsts(train):
-        _heading(
-            console,
-            "first row" if len(train.store.parts) == 1 else f"{train.store.name_rows(np.array([index]))}",
-        )
+    for index in train.store.bounds[:-1]:
+        _heading(console, _example(train, index))
         console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
     micro = rows_at_once(recipe, train, backend)
@@ -95,10 +92,10 @@ def _shares(train: Rows) -> list[str]:
     ]
 
 
-def _firsts(train: Rows) -> list[int]:
-    """The first row to train on of each data set, as places in the mixture."""
-    starts = np.cumsum([0, *train.counts])[:-1]
-    return [int(train.indices[start]) for start, n in zip(starts, train.counts, strict=True) if n]
+def _example(train: Rows, index: int) -> str:
+    """The heading of the row at `index` of the mixture: its name, and that the run does not train on it."""
+    name = train.store.name_rows(np.array([index]))
+    return name if index in train.indices else f"{name}, held out to evaluate on"
 
 
 def _heading(console: Console, title: str) -> None:

@@ -58,6 +58,21 @@ def test_demonstrations(tmp_path: Path, tiny_model: Path) -> None:
     assert "<|im_end|>◂" in text
 
 
+def test_the_example_is_the_first_kept_row_of_each_data_set_even_if_it_is_held_out(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """With few rows the first of the file may be held out; it is what a person looks for all the same."""
+    equal = {**pair(0), "rejected": pair(0)["chosen"]}
+    headings = []
+    for seed in range(8):
+        data = write_rows(tmp_path / "pairs.jsonl", [equal, pair(1), pair(2), pair(3)])
+        text = shown(tmp_path, recipe_text(tiny_model, data, train={"seed": seed}))
+        assert "What is question number 1?" in text
+        assert f"\nrow 2 of {data}" in text
+        headings.append(", held out to evaluate on" in text)
+    assert set(headings) == {True, False}
+
+
 def test_text_in_the_data_is_shown_as_it_is(tmp_path: Path, tiny_model: Path) -> None:
     """Square brackets are markup to rich; here they are somebody's text."""
     rows = [{**pair(n), "chosen": "[bold]good[/bold] [/]"} for n in range(3)]
