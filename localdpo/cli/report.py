@@ -28,5 +28,5 @@ def report(
     path = html or found.path / "report.html"
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
-    write_page(path, "report", **report_values(found))
+    write_page(path, "report", **report_values(found, lambda line: say(line, error=True)))
     say(f"written: {path}")

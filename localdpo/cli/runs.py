@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -25,7 +26,7 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array; times in Unix seconds.")] = False,
 ) -> None:
     """List the runs, the latest first. Accuracy, margin and KL are those of the last evaluation."""
-    summaries = read_summaries(runs_dir)
+    summaries = read_summaries(runs_dir, lambda line: say(line, error=True))
     if as_json:
         print_json([dataclasses.asdict(summary) for summary in summaries])
         return
@@ -40,15 +41,15 @@ def runs(
             say(line)
 
 
-def read_summaries(runs_dir: Path) -> list[RunSummary]:
-    """The summary of every run in `runs_dir`, the latest first."""
+def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSummary]:
+    """The summary of every run in `runs_dir`, the latest first; `note` is told of each damaged log."""
     from localdpo.core.events import read_events
     from localdpo.core.rundir import list_runs
     from localdpo.core.summary import summarise
 
     # The lock before the log: a run that ends in between is then shown as running, never as crashed.
     looks = [(run, run.is_running()) for run in list_runs(runs_dir)]
-    return [summarise(run.name, read_events(run.events), running) for run, running in looks]
+    return [summarise(run.name, read_events(run.events, note), running) for run, running in looks]
 
 
 def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:

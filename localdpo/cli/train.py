@@ -195,10 +195,11 @@ def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     from localdpo.core.events import effective, read_events
     from localdpo.core.progress import progress_of
     from localdpo.launch import start_worker, watch
+    from localdpo.out import say
     from localdpo.out.console import Console
 
     console = Console()
-    before = progress_of(effective(read_events(run.events)))
+    before = progress_of(effective(read_events(run.events, lambda line: say(line, error=True))))
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)

@@ -69,7 +69,10 @@ def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
     from localdpo.dashboard.once import render_once
 
     app = DashboardApp(runs_dir, run, jump=jump)
-    say(render_once(app, (int(match[1]), int(match[2]))).removesuffix("\n"))
+    frame = render_once(app, (int(match[1]), int(match[2])))
+    if app.feed is not None and app.feed.state.damage is not None:
+        say(app.feed.state.damage, error=True)
+    say(frame.removesuffix("\n"))
 
 
 def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live") -> int:

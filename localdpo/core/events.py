@@ -146,6 +146,7 @@ class EventTail:
         self._lines = LineTail(path)
         self._loads = loads
         self.bad_lines = 0
+        self._first_bad = 0
 
     @property
     def path(self) -> Path:
@@ -162,6 +163,16 @@ class EventTail:
         """Bytes taken in so far."""
         return self._lines.offset
 
+    @property
+    def damage(self) -> str | None:
+        """One line about the lines so far that were no event, None without any: for whoever shows the log."""
+        if not self.bad_lines:
+            return None
+        where = f"line {self._first_bad:,}"
+        if self.bad_lines == 1:
+            return f"{self.path}: 1 damaged line is left out ({where})"
+        return f"{self.path}: {self.bad_lines:,} damaged lines are left out (first: {where})"
+
     def skip(self, offset: int | None = None) -> None:
         """Pass over what is in the log now, or its first `offset` bytes: `poll` gives what comes after."""
         self._lines.skip(offset)
@@ -172,15 +183,27 @@ class EventTail:
         With `max_bytes` it reads that much and on to the end of the line, so that a long log can be taken in
         pieces; `behind` says whether more is there.
         """
-        found = [decode_event(line, self._loads) for line in self._lines.poll(max_bytes)]
-        events = [event for event in found if event is not None]
-        self.bad_lines += len(found) - len(events)
+        events = []
+        for number, line in self._lines.numbered(max_bytes):
+            event = decode_event(line, self._loads)
+            if event is not None:
+                events.append(event)
+                continue
+            self.bad_lines += 1
+            self._first_bad = self._first_bad or number
         return events
 
 
-def read_events(path: str | Path) -> list[Event]:
-    """Every complete event of a log, in the order of writing; empty when there is no log."""
-    return EventTail(path).poll()
+def read_events(path: str | Path, note: Callable[[str], None] | None = None) -> list[Event]:
+    """Every complete event of a log, in the order of writing; empty when there is no log.
+
+    `note` is told in one line when damaged lines were left out.
+    """
+    tail = EventTail(path)
+    events = tail.poll()
+    if note is not None and tail.damage is not None:
+        note(tail.damage)
+    return events
 
 
 def effective(events: Iterable[Event]) -> list[Event]:

@@ -21,6 +21,7 @@ class LineTail:
         self.path = Path(path)
         self.offset = 0
         self.behind = False
+        self._number = 0
 
     def skip(self, offset: int | None = None) -> None:
         """Pass over what is in the file now, or its first `offset` bytes: `poll` gives what comes after."""
@@ -29,6 +30,13 @@ class LineTail:
 
     def poll(self, max_bytes: int | None = None) -> list[bytes]:
         """The lines that were ended since the last poll, without their ends; empty lines are left out.
+
+        `max_bytes`: see `numbered`.
+        """
+        return [line for _, line in self.numbered(max_bytes)]
+
+    def numbered(self, max_bytes: int | None = None) -> list[tuple[int, bytes]]:
+        """The same with the number of each line, from 1 where the tail began to read.
 
         With `max_bytes` it reads that much and on to the end of the line, so that a long file can be taken in
         pieces; `behind` says whether more is there.
@@ -42,4 +50,7 @@ class LineTail:
             return []
         complete = block[: block.rfind(b"\n") + 1]
         self.offset += len(complete)
-        return [line for line in complete.split(b"\n") if line.strip()]
+        lines = complete.split(b"\n")[:-1]
+        first = self._number + 1
+        self._number += len(lines)
+        return [(number, line) for number, line in enumerate(lines, first) if line.strip()]

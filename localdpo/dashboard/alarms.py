@@ -18,8 +18,23 @@ _MEMORY_NOTICE: Final = "memory"
 
 def alarms(state: RunState, alive: bool, now: float) -> list[Notice]:
     """The alarms of a run at the Unix time `now`. `alive`: whether a worker holds the run's lock."""
-    found = (_silence(state, alive, now), _death(state, alive), _memory(state))
+    found = (_damage(state, now), _silence(state, alive, now), _death(state, alive), _memory(state))
     return [alarm for alarm in found if alarm is not None]
+
+
+def _damage(state: RunState, now: float) -> Notice | None:
+    if state.damage is None:
+        return None
+    return Notice(
+        now if state.last_time is None else state.last_time,
+        None,
+        "warning",
+        "damaged-log",
+        state.damage,
+        "What those lines said is missing on all screens: another program wrote into the log, the disk was "
+        "full, or it is failing.",
+        "The checkpoints have checksums of their own and are not affected.",
+    )
 
 
 def _silence(state: RunState, alive: bool, now: float) -> Notice | None:

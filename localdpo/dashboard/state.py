@@ -108,6 +108,7 @@ class RunState:
         notices, samples, pairs, checkpoints (steps), acknowledgements: in the order of the log.
         ended: the last event, if it ended the run (finished, stopped, failed, crashed).
         last_time: Unix time of the last event, None before the first.
+        damage: a line about what is damaged in the log, None where nothing is.
         count: events read.
         version: grows with every batch that brought something.
     """
@@ -125,15 +126,16 @@ class RunState:
         self.acknowledgements: list[Acknowledgement] = []
         self.ended: Event | None = None
         self.last_time: float | None = None
+        self.damage: str | None = None
         self.count = 0
         self.version = 0
         self._milestones: list[Event] = []
         self._log: deque[tuple[int, Event]] = deque(maxlen=LOG_LINES)
         self._steps: deque[tuple[int, Event]] = deque(maxlen=STEP_LINES)
 
-    def feed(self, events: Iterable[Event]) -> bool:
-        """Take in more events; whether there were any."""
-        before = self.count
+    def feed(self, events: Iterable[Event], damage: str | None = None) -> bool:
+        """Take in more events; whether there were any. `damage`: what the log's reader says of it by now."""
+        before, was_damage, self.damage = self.count, self.damage, damage
         steps: list[Event] = []
         for event in events:
             if event.type == "step":
@@ -143,7 +145,7 @@ class RunState:
             self._take(event)
             steps = []
         self._take_steps(steps)
-        if self.count == before:
+        if self.count == before and damage == was_damage:
             return False
         self.version += 1
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -51,9 +51,12 @@ CHARTS: Final = (
 )
 
 
-def report_values(run: RunDir) -> dict[str, Any]:
-    """The values of the template `report`. Raises UserError when a file of the run is damaged."""
-    log = read_events(run.events)
+def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
+    """The values of the template `report`; `note` is told in one line of a damaged log.
+
+    Raises UserError when another file of the run is damaged.
+    """
+    log = read_events(run.events, note)
     events = effective(log)
     record = latest_record(run)
     return {

@@ -46,6 +46,18 @@ def test_the_table_without_a_terminal(two_runs: Path, capsys: pytest.CaptureFixt
     assert lines[2] == ["sft", "new", "-", "-", "-", "0", "-", "-", "-", "-"]
 
 
+def test_damaged_lines_of_a_log_are_told_once_beside_the_table(
+    two_runs: Path, capsys: pytest.CaptureFixture[str]
+):
+    log = two_runs / "dpo" / "events.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"0.8125", b"0.9125"))
+    for as_json in (False, True):
+        runs(two_runs, as_json=as_json)
+        shown = capsys.readouterr()
+        assert shown.err == f"{log}: 1 damaged line is left out (line 2)\n"
+        assert "0.91" not in shown.out
+
+
 def test_the_same_as_json(two_runs: Path, capsys: pytest.CaptureFixture[str]):
     runs(two_runs, as_json=True)
     found = json.loads(capsys.readouterr().out)

@@ -54,6 +54,17 @@ def localdpo(*arguments: str) -> subprocess.CompletedProcess[str]:
 # --- one frame -----------------------------------------------------------------------------------------
 
 
+def test_damaged_lines_of_the_log_are_told_beside_the_frame_and_in_it():
+    run = make_run("late")
+    with run.events.open("ab") as log:
+        log.write(b"damage\n")
+    done = localdpo("watch", "--once", "--screen", "live")
+    assert done.returncode == 0
+    line = f"{run.events}: 1 damaged line is left out (line 4)"
+    assert done.stderr == f"{line}\n"
+    assert line in done.stdout
+
+
 def test_one_frame_as_text():
     make_run("early", age=50)
     make_run("late")

@@ -85,6 +85,26 @@ def test_a_torn_tail_is_ignored_then_ended_by_the_next_writer(tmp_path: Path):
     assert [e.type for e in read_events(path)] == ["step", "run.resumed"]
 
 
+def test_damaged_lines_are_told_with_the_number_of_the_first(tmp_path: Path):
+    path, notes = tmp_path / "events.jsonl", list[str]()
+    with EventWriter(path) as writer:
+        for step in range(4):
+            writer.write("step", step)
+    read_events(path, notes.append)
+    assert notes == []
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"step":1', b'"step":7')
+    path.write_bytes(b"".join(lines))
+    assert [event.step for event in read_events(path, notes.append)] == [0, 2, 3]
+    lines[3] = b"not JSON\n"
+    path.write_bytes(b"".join(lines))
+    read_events(path, notes.append)
+    assert notes == [
+        f"{path}: 1 damaged line is left out (line 2)",
+        f"{path}: 2 damaged lines are left out (first: line 2)",
+    ]
+
+
 def test_a_log_cut_at_any_byte_gives_the_events_before_the_cut(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     with EventWriter(path) as writer:

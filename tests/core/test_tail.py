@@ -34,6 +34,17 @@ def test_each_line_comes_once_and_whole(
     assert tail.offset == len(whole)
 
 
+def test_each_line_has_its_number_empty_ones_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = LineTail(path)
+    path.write_bytes(b"one\n\n  \nfour\nto")
+    assert tail.numbered() == [(1, b"one"), (4, b"four")]
+    with path.open("ab") as file:
+        file.write(b"rn\nsix\n")
+    assert tail.numbered(1) == [(5, b"torn")]
+    assert tail.numbered() == [(6, b"six")]
+
+
 def test_skip_passes_over_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"one\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from eval_parts import Told, asked, fair
 
 from localdpo.core.events import EventWriter, read_events
@@ -40,7 +41,7 @@ def train(run: RunDir, steps: int, *, end: str | None = None) -> None:
 
 
 def page(run: RunDir) -> str:
-    return render("report", **report_values(run))
+    return render("report", **report_values(run, pytest.fail))
 
 
 def test_a_run_that_only_has_a_recipe_has_a_report(tmp_path: Path) -> None:
@@ -74,6 +75,14 @@ def test_an_unfinished_and_a_failed_run_say_so(tmp_path: Path) -> None:
     train(failed, 4, end="run.failed")
     assert "<dd>failed</dd>" in page(failed)
     assert "out of memory" in page(failed)
+
+
+def test_damaged_lines_of_the_log_are_told(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.events.write_bytes(b"damage\n")
+    notes: list[str] = []
+    report_values(run, notes.append)
+    assert notes == [f"{run.events}: 1 damaged line is left out (line 1)"]
 
 
 def test_points_have_gaps_where_nothing_was_measured(tmp_path: Path) -> None:

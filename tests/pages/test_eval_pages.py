@@ -67,6 +67,6 @@ def test_a_report_fits_the_screen(record: dict[str, Any], width: int, tmp_path: 
             log.write("step", step, metrics=metrics)
         log.write("eval", 3, metrics={"loss": 0.4, "rewards/chosen": 0.1})
     write_record(run, record)
-    html = render("report", **report_values(run))
+    html = render("report", **report_values(run, pytest.fail))
     assert html.count('class="chart"') >= 2
     fits(html, tmp_path, width)
