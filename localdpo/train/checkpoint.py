@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from localdpo.core.atomic import published_dir
 from localdpo.core.checkpoints import STATE_FILE, checkpoint_folders, newest_whole, set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
+from localdpo.core.wording import resume_command
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
 
@@ -119,6 +121,23 @@ def newest_valid(run: RunDir) -> tuple[Found | None, list[str]]:
 
     whole, problems = newest_whole(run.checkpoints, has_state)
     return (None if whole is None else Found(whole.path, states[whole.path])), problems
+
+
+def require_some_whole(run: RunDir, *, accept: bool, note: Callable[[str], None]) -> None:
+    """Refuse to begin again at step 0 in silence where every checkpoint of the run is damaged.
+
+    `accept`: begin again all the same, and tell `note`. Raises UserError.
+    """
+    found, problems = newest_valid(run)
+    if found is not None or not problems:
+        return
+    told = f"{run.path}: all checkpoints are damaged: {'; '.join(problems)}"
+    if not accept:
+        raise UserError(
+            f"{told}; put one back from a copy, start over as another --run name, "
+            f"or from step 0 in this run: {resume_command(run)} --accept-changes"
+        )
+    note(f"{told}; began again at step 0, accepted with --accept-changes")
 
 
 def read_state(folder: Path) -> TrainState:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "inputs.json"
 VERSION: Final = 1
-MODEL, TOKENIZER, ADAPTER = "model", "tokenizer", "adapter"
+RECIPE, MODEL, TOKENIZER, ADAPTER = "recipe", "model", "tokenizer", "adapter"
 TRAIN, VALID, PROMPTS = "data.train", "data.valid", "eval.prompts"
 EVERY: Final = frozenset({MODEL, TOKENIZER, ADAPTER, TRAIN, VALID, PROMPTS})
 
@@ -45,8 +45,8 @@ class Input:
     """One input of a run.
 
     Attributes:
-        what: MODEL, TOKENIZER, ADAPTER, TRAIN, VALID or PROMPTS.
-        name: what the recipe calls it.
+        what: RECIPE, MODEL, TOKENIZER, ADAPTER, TRAIN, VALID or PROMPTS.
+        name: what the recipe calls it; of the recipe itself, its file's name.
         digest: changes with its content.
         rows: of a data set, those that were read; None where that is not known.
     """
@@ -63,6 +63,8 @@ class Input:
     @property
     def label(self) -> str:
         """What it is called in a line."""
+        if self.what == RECIPE:
+            return self.name
         kind = "tokenizer or chat template of" if self.what == TOKENIZER else self.what
         return f"{kind} {self.name}"
 
@@ -88,6 +90,11 @@ def inputs_of(recipe: Recipe, what: Collection[str] = EVERY) -> list[Input]:
         # A model that is missing has no tokenizer either.
         raise UserErrors([error for n, error in enumerate(errors) if error.message not in _texts(errors[:n])])
     return list(found.values())
+
+
+def recipe_input(run: RunDir) -> Input:
+    """The run's own recipe, which every command reads back; the digest is that of its bytes."""
+    return Input(RECIPE, run.recipe.name, hashlib.sha256(run.recipe.read_bytes()).hexdigest())
 
 
 def _texts(errors: Sequence[UserError]) -> set[str]:
@@ -248,11 +255,21 @@ def require_unchanged(
 
 
 def tell_changes(run: RunDir, recipe: Recipe, what: Collection[str], note: Callable[[str], None]) -> None:
-    """Tell which of the inputs `what` are not those that the run was trained with."""
+    """Tell of damaged lines in the run's log, and whether its recipe and which of its inputs `what` are not
+    those that it was trained with.
+    """
+    read_events(run.events, note)
     before = recorded(run, note)
-    if before is not None:
-        for line in changes(recipe, before, inputs_of(recipe, what)):
+    if before is None:
+        return
+
+    def tell(now: Sequence[Input]) -> None:
+        for line in changes(recipe, before, now):
             note(f"{line} since run {run.name} began: what is shown is not what it was trained with")
+
+    # First, since it may name other inputs, which are not there.
+    tell([recipe_input(run)])
+    tell(inputs_of(recipe, what))
 
 
 def living_start(recipe: Recipe) -> list[str]:

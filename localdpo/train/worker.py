@@ -77,14 +77,15 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
 def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
     backend = prepare()
     from localdpo.recipe.load import load_recipe
-    from localdpo.train import inputs
+    from localdpo.train import checkpoint, inputs
     from localdpo.train.loop import Loop
     from localdpo.train.session import assemble
 
     began = stop.clock.now()
     recipe = load_recipe(run.recipe)
     notes: list[str] = list(backend.hints)
-    made_of = inputs.inputs_of(recipe)
+    checkpoint.require_some_whole(run, accept=accept, note=notes.append)
+    made_of = [inputs.recipe_input(run), *inputs.inputs_of(recipe)]
     inputs.require_unchanged(run, recipe, made_of, accept=accept, note=notes.append)
     notes += inputs.living_start(recipe)
     session = assemble(

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def change_text(file: Path, old: str, new: str) -> None:
 
 
 CHANGES: dict[str, Callable[[Made], object]] = {
+    "recipe.yaml: changed": lambda made: change_text(made.run.recipe, "batch_size: 4", "batch_size: 5"),
     "data.train {train}: changed (16 rows then, 17 now)": append_row,
     "data.valid {valid}: changed (4 rows then, 3 now)": lambda made: write_pairs(made.valid, 3, start=50),
     "data.valid {valid}: changed (4 rows then, 4 now)": lambda made: write_pairs(made.valid, 4, start=51),
@@ -246,3 +248,42 @@ def test_inspect_and_compare_say_which_inputs_changed(made: Made) -> None:
     compared: list[str] = []
     contestants(made.run, note=compared.append)
     assert compared == [adapter]
+
+
+def test_a_recipe_that_is_not_the_one_the_run_began_with_is_told(made: Made) -> None:
+    change_text(made.run.recipe, "batch_size: 4", "batch_size: 5")
+    line = "recipe.yaml: changed since run dpo began: what is shown is not what it was trained with"
+    for look in (lambda note: inspect_run(made.run.path, note=note), partial(contestants, made.run)):
+        notes: list[str] = []
+        look(note=notes.append)
+        assert notes == [line]
+    # A run of a version that kept no digest of it.
+    inputs.keep(made.run, [one for one in inputs.read(made.run) or () if one.what != inputs.RECIPE])
+    contestants(made.run, note=pytest.fail)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(made: Made) -> None:
+    weights = made.run.checkpoint_path(2) / lora.WEIGHTS_FILE
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (line,) = made.refused()
+    damaged = f"{made.run.path}: all checkpoints are damaged: {weights}: "
+    assert line.startswith(damaged)
+    assert line.endswith(
+        "put one back from a copy, start over as another --run name, or from step 0 in this run: "
+        f"localdpo train --resume --run dpo --runs-dir {made.run.path.parent} --accept-changes"
+    )
+    assert made.live("--accept-changes") == 0
+    assert [note for note in made.notes if note.startswith(damaged)]
+    resumed = next(event for event in reversed(made.events) if event.type == "run.resumed")
+    assert resumed.step == 0
+
+
+def test_damaged_lines_of_the_log_are_told_by_who_looks_at_the_run(made: Made) -> None:
+    with made.run.events.open("ab") as log:
+        log.write(b"damage\n")
+    notes: list[str] = []
+    contestants(made.run, note=notes.append)
+    inspect_run(made.run.path, note=notes.append)
+    lines = made.run.events.read_bytes().count(b"\n")
+    assert notes == [f"{made.run.events}: 1 damaged line is left out (line {lines})"] * 2
