@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -59,6 +59,13 @@ def colour_of(event: Event) -> str:
     return _COLOURS.get(event.type, "ink")
 
 
+class Line(NamedTuple):
+    """A line of the log and the palette's name of its colour. Its event, ten times as large, is let go."""
+
+    text: str
+    colour: str
+
+
 class LogView(Widget, can_focus=True):
     """The lines. It scrolls on its own: Textual's scrolling lays out the whole screen for every new line.
 
@@ -68,11 +75,10 @@ class LogView(Widget, can_focus=True):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.follow = True
-        self._events: list[Event] = []
-        self._shown: list[Event] = []
+        self._lines: list[Line] = []
+        self._shown: list[Line] = []
         self._seen = 0
         self._words: list[str] = []
-        self._total: int | None = None
         self._top = 0
 
     @property
@@ -89,28 +95,29 @@ class LogView(Widget, can_focus=True):
     @property
     def count(self) -> tuple[int, int]:
         """(lines shown, lines kept)."""
-        return len(self._shown), len(self._events)
+        return len(self._shown), len(self._lines)
 
     def show(self, state: RunState) -> None:
         """Take in what the run's log brought since the last time."""
-        self._total = state.start.total
         fresh = state.log_since(self._seen)
         if not fresh:
             return
         self._seen = fresh[-1][0]
-        self._events += [event for _, event in fresh]
-        if len(self._events) > 2 * _KEPT:
-            del self._events[:-_KEPT]
+        total = state.start.total
+        lines = [Line(log_line(event, total), colour_of(event)) for _, event in fresh]
+        self._lines += lines
+        if len(self._lines) > 2 * _KEPT:
+            del self._lines[:-_KEPT]
             before = len(self._shown)
             self._choose()
             self._top = max(0, self._top - (before - len(self._shown)))
         else:
-            self._shown += [event for _, event in fresh if self._matches(event)]
+            self._shown += [line for line in lines if self._matches(line)]
         self.refresh()
 
     def clear(self) -> None:
         """Forget everything: another run follows."""
-        self._events, self._shown, self._seen = [], [], 0
+        self._lines, self._shown, self._seen = [], [], 0
         self.go_to_end()
 
     def go_to_end(self) -> None:
@@ -143,9 +150,9 @@ class LogView(Widget, can_focus=True):
         ground = Style(color=app.palette.ink, bgcolor=app.palette.ground)
         if place >= len(self._shown):
             return Strip([Segment(" " * width, ground)], width)
-        event = self._shown[place]
-        text = fitted(" " + log_line(event, self._total), width, "…" if app.abilities.unicode else "~")
-        style = ground + Style(color=getattr(app.palette, colour_of(event)))
+        line = self._shown[place]
+        text = fitted(" " + line.text, width, "…" if app.abilities.unicode else "~")
+        style = ground + Style(color=getattr(app.palette, line.colour))
         return Strip([Segment(text, style), Segment(" " * (width - cell_len(text)), ground)], width)
 
     def _first(self) -> int:
@@ -154,10 +161,8 @@ class LogView(Widget, can_focus=True):
         return last if self.follow else min(self._top, last)
 
     def _choose(self) -> None:
-        self._shown = [event for event in self._events if self._matches(event)]
+        self._shown = [line for line in self._lines if self._matches(line)]
 
-    def _matches(self, event: Event) -> bool:
-        if not self._words:
-            return True
-        line = log_line(event, self._total).lower()
-        return all(word in line for word in self._words)
+    def _matches(self, line: Line) -> bool:
+        text = line.text.lower()
+        return all(word in text for word in self._words)
