@@ -1,0 +1,65 @@
+"""Every series of trials in full, and one table of what was tried and lost: `make soak`.
+
+    python tests/reliability/soak.py [NAME ...]      the series of these names only
+
+Takes about an hour on two cores. Ends with exit code 1 unless every promise was kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in ("tests/train", "tests/prefs", "tests", "tests/reliability"):
+    sys.path.insert(0, str(ROOT / folder))
+
+from localdpo.core.preload import preload  # noqa: E402
+
+preload()
+
+import build_kills  # noqa: E402
+import disk  # noqa: E402
+import endurance  # noqa: E402
+import kills  # noqa: E402
+import races  # noqa: E402
+from tally import Tally, table  # noqa: E402
+
+SERIES: dict[str, Callable[[Path], Tally]] = {
+    "kills": lambda folder: kills.kill_runs(folder, "anywhere", 110),
+    "saves": lambda folder: kills.kill_runs(folder, "save", 50),
+    "reference": lambda folder: kills.kill_runs(folder, "reference", 20),
+    "builds": lambda folder: build_kills.kill_builds(folder, 20),
+    "disk": lambda folder: disk.fill_levels(folder, 100),
+    "races": lambda folder: races.race_commands(folder, 50),
+    "endurance": lambda folder: endurance.endure(folder, 10_000)[0],
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the series of these names, all of them for none; 0 if every promise was kept."""
+    unknown = sorted(set(names) - SERIES.keys())
+    if unknown:
+        print(f"no such series: {', '.join(unknown)}; expected some of {', '.join(SERIES)}")
+        return 2
+    tallies = []
+    for name in names or SERIES:
+        if name == "disk" and not disk.can_mount():
+            print("disk: left out, since it mounts a volume and that needs root on Linux", flush=True)
+            continue
+        with tempfile.TemporaryDirectory(prefix=f"soak-{name}-") as folder:
+            began = time.monotonic()
+            tallies.append(SERIES[name](Path(folder)))
+        print(f"{name}: {tallies[-1].tried:,} tried in {time.monotonic() - began:.0f} s", flush=True)
+        for line in tallies[-1].details:
+            print(f"    {line}", flush=True)
+    print(f"\n{date.today()}, {sys.platform}\n\n{table(tallies)}")
+    return 0 if all(tally.held for tally in tallies) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

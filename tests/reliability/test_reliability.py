@@ -1,0 +1,48 @@
+"""A few trials of every series; `make soak` runs them in full."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+for folder in ("train", "prefs", ""):
+    sys.path.insert(0, str(HERE.parent / folder))
+
+import build_kills  # noqa: E402
+import disk  # noqa: E402
+import kills  # noqa: E402
+import races  # noqa: E402
+from tally import Tally, require, table  # noqa: E402
+
+
+@pytest.mark.parametrize(("kind", "count"), [("anywhere", 4), ("save", 5), ("reference", 3)])
+def test_a_killed_run_ends_as_one_that_nobody_killed(tmp_path: Path, kind: str, count: int) -> None:
+    require(kills.kill_runs(tmp_path, kind, count))
+
+
+def test_a_killed_build_ends_as_one_that_nobody_killed(tmp_path: Path) -> None:
+    require(build_kills.kill_builds(tmp_path, 10))
+
+
+@pytest.mark.skipif(not disk.can_mount(), reason="mounting a small volume needs root on Linux")
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    require(disk.fill_levels(tmp_path, 4))
+
+
+def test_of_two_commands_on_one_folder_one_trains(tmp_path: Path) -> None:
+    require(races.race_commands(tmp_path, 2))
+
+
+def test_a_broken_promise_is_counted_and_shown() -> None:
+    tally = Tally("kills")
+    tally.trial("fine")
+    assert tally.held
+    tally.trial("adapter differs", lost=True, traceback=True)
+    assert not tally.held
+    assert table([tally]).splitlines()[-1] == "| kills | 2 | 1 | 0 | 1 |"
+    with pytest.raises(AssertionError, match="lost, traceback: adapter differs"):
+        require(tally)
+    assert not Tally("none").held
