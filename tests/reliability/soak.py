@@ -23,6 +23,7 @@ from localdpo.core.preload import preload  # noqa: E402
 preload()
 
 import build_kills  # noqa: E402
+import corruption  # noqa: E402
 import disk  # noqa: E402
 import endurance  # noqa: E402
 import kills  # noqa: E402
@@ -34,6 +35,7 @@ SERIES: dict[str, Callable[[Path], Tally]] = {
     "saves": lambda folder: kills.kill_runs(folder, "save", 50),
     "reference": lambda folder: kills.kill_runs(folder, "reference", 20),
     "builds": lambda folder: build_kills.kill_builds(folder, 20),
+    "damage": lambda folder: corruption.corrupt(folder, 1300),
     "disk": lambda folder: disk.fill_levels(folder, 100),
     "races": lambda folder: races.race_commands(folder, 50),
     "endurance": lambda folder: endurance.endure(folder, 10_000)[0],

@@ -12,6 +12,7 @@ for folder in ("train", "prefs", ""):
     sys.path.insert(0, str(HERE.parent / folder))
 
 import build_kills  # noqa: E402
+import corruption  # noqa: E402
 import disk  # noqa: E402
 import kills  # noqa: E402
 import races  # noqa: E402
@@ -25,6 +26,10 @@ def test_a_killed_run_ends_as_one_that_nobody_killed(tmp_path: Path, kind: str, 
 
 def test_a_killed_build_ends_as_one_that_nobody_killed(tmp_path: Path) -> None:
     require(build_kills.kill_builds(tmp_path, 10))
+
+
+def test_a_damaged_file_is_never_used_without_a_word(tmp_path: Path) -> None:
+    require(corruption.corrupt(tmp_path, 16))
 
 
 @pytest.mark.skipif(not disk.can_mount(), reason="mounting a small volume needs root on Linux")
