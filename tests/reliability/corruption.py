@@ -1,7 +1,7 @@
 """Files of a real run, damaged one at a time; then the commands that read them are run.
 
-What a command then says must be what it said before, or it must say that something is wrong: fall back with a
-word on stderr, or end with exit code 2 and an `error:` line. Another answer without a word is a broken promise.
+What a command then says must be what it said before, or it must say that something is wrong: fall back with
+a word on stderr, or end with exit code 2 and an `error:` line. Another answer without a word breaks the promise.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def corpus(folder: Path) -> Iterator[Path]:
     Path("recipe.yaml").write_text(
         "model: demo:model\nadapter: sft\ndata: {train: pairs.jsonl, valid_fraction: 0.3}\n"
         "train: {max_steps: 4, batch_size: 2, learning_rate: 1.0e-4}\n"
-        "eval: {every: 2, pairs: 4, samples: 1, max_tokens: 4, kl_samples: 1, prompts: demo:prompts/heldout}\n"
+        "eval: {every: 2, pairs: 4, samples: 1, max_tokens: 4, prompts: demo:prompts/heldout}\n"
         "save: {every: 2}\n"
     )
     try:
