@@ -3,6 +3,7 @@
 # make test    lint, types, import contracts and tests
 # make lint    all of that but the tests
 # make bench   speed and memory, measured in tests/benchmarks
+# make soak    kills, full disks, damage, races and long runs in full: about an hour, one table
 # make clean   remove .venv and caches; runs/ stays
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test lint pytest bench clean
+.PHONY: setup demo test lint pytest bench soak clean
 
 setup: $(STAMP)
 
@@ -43,6 +44,9 @@ pytest: setup
 
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks
+
+soak: setup
+	$(OFFLINE) $(BIN)/python tests/reliability/soak.py $(SERIES)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
