@@ -133,10 +133,11 @@ def is_same(said: Said, before: Said) -> bool:
 
 
 def is_told(said: Said, before: Said) -> bool:
-    """Whether a command said that something is wrong."""
+    """Whether a command said that something is wrong: on stderr, or in the frame that it shows."""
     if said.code == 2:
         return "error: " in said.errors
-    return said.code == 0 and said.errors != before.errors and bool(said.errors.strip())
+    told = said.errors.strip() and said.errors != before.errors
+    return said.code == 0 and bool(told or ("damaged" in said.out and "damaged" not in before.out))
 
 
 @contextlib.contextmanager

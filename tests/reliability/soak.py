@@ -26,6 +26,7 @@ import build_kills  # noqa: E402
 import corruption  # noqa: E402
 import disk  # noqa: E402
 import endurance  # noqa: E402
+import fuzz  # noqa: E402
 import kills  # noqa: E402
 import races  # noqa: E402
 from tally import Tally, table  # noqa: E402
@@ -36,6 +37,10 @@ SERIES: dict[str, Callable[[Path], Tally]] = {
     "reference": lambda folder: kills.kill_runs(folder, "reference", 20),
     "builds": lambda folder: build_kills.kill_builds(folder, 20),
     "damage": lambda folder: corruption.corrupt(folder, 1300),
+    "recipes": lambda folder: fuzz.fuzz(folder, "mutated recipes", ("recipes",), 10_000),
+    "rows": lambda folder: fuzz.fuzz(folder, "mutated rows", fuzz.ROWS, 20_000),
+    "files": lambda folder: fuzz.fuzz(folder, "mutated adapters, models, tokenizers", fuzz.MODELS, 2_000),
+    "others": lambda folder: fuzz.fuzz(folder, "other mutated files", fuzz.OTHERS, 2_000),
     "disk": lambda folder: disk.fill_levels(folder, 100),
     "races": lambda folder: races.race_commands(folder, 50),
     "endurance": lambda folder: endurance.endure(folder, 10_000)[0],
