@@ -1,7 +1,7 @@
 """Files of a real run, damaged one at a time; then the commands that read them are run.
 
 What a command then says must be what it said before, or it must say that something is wrong: fall back with
-a word on stderr, or end with exit code 2 and an `error:` line. Another answer without a word breaks the promise.
+a word on stderr, or end with exit code 2 and an `error:` line. Another answer without a word counts.
 """
 
 from __future__ import annotations
