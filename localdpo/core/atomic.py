@@ -233,6 +233,13 @@ def publish_dir(temp: str | Path, final: str | Path) -> None:
         shutil.rmtree(aside)
 
 
+def remove_dir(folder: Path) -> None:
+    """Take a folder away. A kill in the middle leaves a temporary, never a half of it under its name."""
+    temp = _beside(folder, _TEMP)
+    os.rename(folder, temp)
+    shutil.rmtree(temp)
+
+
 def write_manifest(folder: Path) -> None:
     """Write `manifest.json`: size and sha256 of every other file of `folder`, forced to the disk."""
     files: dict[str, Any] = {}

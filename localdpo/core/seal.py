@@ -13,6 +13,7 @@ import zlib
 from typing import Final
 
 _MARK: Final = b',"crc":"'
+_NAME: Final = b'"crc":'
 _DIGITS: Final = 8
 _END: Final = b'"}'
 _LENGTH: Final = len(_MARK) + _DIGITS + len(_END)
@@ -32,6 +33,9 @@ def unseal(line: bytes) -> bytes:
     line = line.rstrip()
     tail = line[-_LENGTH:]
     if not (tail.startswith(_MARK) and tail.endswith(_END)):
+        # Quotes within a text are escaped, so this is the field, cut or changed.
+        if _NAME in line[-2 * _LENGTH :]:
+            raise ValueError("damaged: its checksum is none")
         return line
     body = line[:-_LENGTH]
     if tail[len(_MARK) : -len(_END)] != b"%08x" % zlib.crc32(body):

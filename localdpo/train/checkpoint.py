@@ -12,7 +12,6 @@ and falls back to the newest checkpoint that is whole.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
-from localdpo.core.atomic import published_dir
+from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.checkpoints import STATE_FILE, checkpoint_folders, newest_whole, set_latest
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
@@ -96,7 +95,7 @@ def save(
         (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n")
     set_latest(final)
     for old in _expendable(checkpoint_folders(run.checkpoints), final, keep):
-        shutil.rmtree(old)
+        remove_dir(old)
     return final
 
 

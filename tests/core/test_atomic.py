@@ -244,6 +244,24 @@ def test_a_kill_at_any_call_leaves_old_or_new(job: str, tmp_path: Path):
     assert {OLD, NEW} == set(seen)
 
 
+def test_a_folder_that_is_taken_away_is_never_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(path: Path) -> None:
+        next(path.iterdir()).unlink()
+        raise InterruptedWrite
+
+    save(tmp_path / "c", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(InterruptedWrite):
+            atomic.remove_dir(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    atomic.clean_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+    save(tmp_path / "c", "x")
+    atomic.remove_dir(tmp_path / "c")
+    assert os.listdir(tmp_path) == []
+
+
 def test_leftovers_go_and_other_hidden_files_stay(tmp_path: Path):
     for name in (".DS_Store", ".x.tmp-nothex", "x.tmp-0123456789ab"):
         (tmp_path / name).write_text("")

@@ -29,6 +29,12 @@ def test_an_object_without_a_checksum_is_read_as_it_is() -> None:
     assert unseal(b"") == b""
 
 
+@pytest.mark.parametrize("end", ['"crc":"1f0c9e2"}', '"crc":"1f\\ud80029e2"}', '"crc":null}', '"crc":"1f0c9e2aa"}'])
+def test_a_checksum_that_is_none_is_damage(end: str) -> None:
+    with pytest.raises(ValueError, match="its checksum is none"):
+        unseal(f'{{"a":1,{end}'.encode())
+
+
 def test_the_checksum_of_a_known_line() -> None:
     assert seal('{"a":1}') == b'{"a":1,"crc":"%08x"}\n' % zlib.crc32(b'{"a":1')
 
