@@ -48,7 +48,7 @@ def event(type: str, step: int | None = None, **data: Any) -> Event:
         (event("run.resumed", 7), "01:01:01 resumed from step 7"),
         (
             event("checkpoint", 7, path="checkpoints/a\x1bb"),
-            "01:01:01 checkpoint step 7/9 path checkpoints/a b",
+            "01:01:01 checkpoint step 7/9 path checkpoints/a\\x1bb",
         ),
         (event("step", None, metrics={"loss": 1.0}), "01:01:01 step loss 1"),
     ],
