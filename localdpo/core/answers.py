@@ -17,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -169,7 +169,7 @@ class AnswersTail:
             else:
                 record = _record_from(entry)
                 self.records[record.prompt_index, record.contestant] = record
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             what = "the file" if self.header is None else "this line"
             raise UserError(
                 f"{self.path}:{self._line}: damaged ({type(error).__name__}: {error}); "
@@ -182,7 +182,9 @@ class AnswersTail:
         # A person may have taken a damaged answer out: what was read of it is read again with the new one.
         known = {name: under for name, under in logps.items() if (prompt, name) in self.records}
         for name, under in known.items():
-            self.records[prompt, name] = replace(self.records[prompt, name], logps=dict(under))
+            self.records[prompt, name] = replace(
+                self.records[prompt, name], logps={one: float(value) for one, value in under.items()}
+            )
         if len(known) == len(logps):
             self.scored.add(prompt)
 
@@ -283,10 +285,21 @@ def header_from(entry: Mapping[str, Any]) -> Header:
     if entry["v"] != FORMAT_VERSION:
         raise ValueError(f"format {entry['v']}, expected {FORMAT_VERSION}")
     sampling = Sampling(**entry["sampling"])
+    numbers = (sampling.max_tokens, sampling.temperature, sampling.seed)
+    if not all(isinstance(value, int | float) for value in numbers):
+        raise ValueError("expected numbers in sampling")
+    _require_texts(entry["contestants"], ("name", "label", "role"))
+    _require_texts(entry["prompts"], ("id", "text"))
     rest = {name: entry[name] for name in ("key", "run", "source", "depends")}
     return Header(
         sampling=sampling, contestants=tuple(entry["contestants"]), prompts=tuple(entry["prompts"]), **rest
     )
+
+
+def _require_texts(objects: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Raise KeyError, TypeError or ValueError unless each of `objects` has texts of these names."""
+    if not all(isinstance(one[name], str) for one in objects for name in names):
+        raise ValueError(f"expected text in {', '.join(names)}")
 
 
 def _record_from(entry: Mapping[str, Any]) -> AnswerRecord:

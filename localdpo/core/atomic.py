@@ -289,7 +289,7 @@ def _read_manifest(content: bytes) -> dict[str, dict[str, Any]]:
     if not isinstance(files, dict) or not files:
         raise ValueError("it names no files")
     for name, entry in files.items():
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
+        if name in ("", ".", "..") or "/" in name or not name.isprintable():
             raise ValueError(f"{name!r} is not a plain file name")
         if not isinstance(entry, dict) or not {"sha256", "bytes"} <= entry.keys():
             raise ValueError(f"the entry of {name!r} lacks sha256 or bytes")

@@ -125,7 +125,7 @@ class Votes:
                     stack.pop()
                 return
             vote = _vote_from(entry, (one, other))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{where}: not a vote ({type(error).__name__}: {error}); take the line out to go on"
             ) from error

@@ -169,8 +169,11 @@ def _load(path: Path, changed: int) -> Evaluation:
         record = json.loads(unseal(path.read_bytes()))
         if record["v"] != _VERSION:
             raise ValueError(f"version {record['v']}, expected {_VERSION}")
-        return _evaluation(record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = _evaluation(record)
+        for duel in found.duels:
+            found.judged(duel)
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not an evaluation ({type(error).__name__}: {error})") from error
 
 

@@ -46,7 +46,17 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(unseal(path.read_bytes()))
         if not isinstance(record, dict) or record.get("v") != 1:
             raise ValueError("expected an object with v 1")
-    except (OSError, ValueError, RecursionError) as error:
+        # By another hand it may lack anything: what cannot be shown is refused here.
+        markdown(record), page_values(record)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path}: no evaluation ({error}); make it again with `localdpo eval`") from error
     return record
 

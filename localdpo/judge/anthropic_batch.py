@@ -286,5 +286,5 @@ def _read_ledger(path: Path) -> list[Sent]:
         ]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise UserError(f"{path}: damaged, so batches under way are not known; mend or delete it") from None

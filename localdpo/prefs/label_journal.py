@@ -62,17 +62,22 @@ def open_labelling(
         append(journal, {**header, "pairs": len(items)})
         return Labelling(items, seed, again, partial(append, journal))
     first = records[0]
-    if first.get("v") != VERSION or not isinstance(first.get("seed"), int):
+    share = first.get("again", 0)
+    if first.get("v") != VERSION or not isinstance(first.get("seed"), int) or not _is_share(share):
         raise UserError(f"{journal}:1: not the header of a label journal; give another name")
     if first.get("digest") != digest:
         raise UserError(f"{journal}: holds labels of {first.get('source')} as it was; give another name")
-    state = Labelling(items, first["seed"], float(first.get("again", 0)), partial(append, journal))
+    state = Labelling(items, first["seed"], float(share), partial(append, journal))
     for number, record in enumerate(records[1:], start=2):
         try:
             state.replay(record)
         except ValueError as error:
             raise UserError(f"{journal}:{number}: {error}") from error
     return state
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def append(journal: Path, record: Record) -> None:

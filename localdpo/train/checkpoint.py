@@ -154,11 +154,12 @@ def read_state(folder: Path) -> TrainState:
             raise ValueError("expected objects in inputs")
         if not isinstance(metrics, dict) or not all(map(_is_number, [seconds, *metrics.values()])):
             raise ValueError("expected numbers as seconds and in metrics")
+        seconds = float(seconds)
     except KeyError as error:
         raise UserError(f"{file}: {error.args[0]} is missing") from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not the state of a run: {error}") from error
-    return TrainState(step, (first, second), float(seconds), metrics, made_of)
+    return TrainState(step, (first, second), seconds, metrics, made_of)
 
 
 def _is_number(value: object) -> bool:

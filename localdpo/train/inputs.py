@@ -226,7 +226,10 @@ def _of_checkpoint(run: RunDir) -> list[Input] | None:
     newest, _ = checkpoint.newest_valid(run)
     if newest is None or not newest.state.inputs:
         return None
-    return from_json(newest.state.inputs)
+    try:
+        return from_json(newest.state.inputs)
+    except (ValueError, TypeError):
+        return None
 
 
 def require_unchanged(

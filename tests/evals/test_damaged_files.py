@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eval_parts import Told, asked, fair
 
 from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling, read_answers
 from localdpo.core.errors import UserError
@@ -17,7 +18,9 @@ from localdpo.core.rundir import RunDir
 from localdpo.core.seal import seal
 from localdpo.core.votes import Vote, Votes
 from localdpo.dashboard.pairsfile import load_pairs
-from localdpo.evals.files import read_record
+from localdpo.evals.evaluate import Judging, evaluate
+from localdpo.evals.files import json_text, read_record
+from localdpo.heuristics import STANDARD
 from localdpo.judge.base import Question, Usage, Verdict
 from localdpo.judge.journal import Journal, damaged_lines
 from localdpo.judge.rules import RulesJudge
@@ -84,7 +87,8 @@ def pairs(path: Path) -> Read:
 
 
 def evaluation(path: Path) -> Read:
-    path.write_bytes(seal(json.dumps({"v": 1, "name": "rules", "rate": 0.625, "rows": ["a", "b"]}, indent=1)))
+    record = evaluate("it", asked(path.parent, 4), STANDARD, Judging(judge=Told(fair)))
+    path.write_bytes(seal(json_text(record)))
     return lambda path: [{name: value for name, value in read_record(path).items() if len(name) != 3}]
 
 

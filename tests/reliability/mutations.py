@@ -18,8 +18,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from localdpo.core.errors import LocalDPOError
+from localdpo.core.errors import LocalDPOError, UserError, UserErrors
+from localdpo.core.rundir import RunDir
+from localdpo.judge.base import Question, Verdict
 
 DEEP = 100_000
 SLOWEST = 5.0  # seconds of one file; a loaded machine takes some, a quadratic reader takes minutes
@@ -205,9 +208,10 @@ def _read_votes(path: Path) -> object:
 
 
 def _read_answers(path: Path) -> object:
-    from localdpo.core.answers import read_answers, rows_of
+    from localdpo.core.answers import read_answers
+    from localdpo.pages.compare import compare_values
 
-    return rows_of(read_answers(path))
+    return compare_values(read_answers(path))
 
 
 def _read_checks(path: Path) -> object:
@@ -220,6 +224,71 @@ def _read_rubric(path: Path) -> object:
     from localdpo.judge.rubric import load_rubric
 
     return load_rubric(str(path))
+
+
+def _read_labels(path: Path) -> object:
+    from localdpo.prefs.label_journal import open_labelling
+
+    return open_labelling(str(path.parent / "rows.jsonl"), path).labels
+
+
+def _read_state(path: Path) -> object:
+    from localdpo.train.checkpoint import read_state
+
+    return read_state(path.parent)
+
+
+def _read_manifest(path: Path) -> object:
+    from localdpo.core.atomic import verified_digests
+
+    _, problems = verified_digests(path.parent)
+    if problems:
+        raise UserErrors([UserError(problem) for problem in problems])
+    return None
+
+
+def _read_evaluation(path: Path) -> object:
+    """As the report and the judge screen do."""
+    from localdpo.dashboard.verdicts import load_evaluation
+    from localdpo.evals.files import read_record
+    from localdpo.evals.table import text
+
+    load_evaluation(path)
+    return text(read_record(path))
+
+
+def _read_inputs(path: Path) -> object:
+    from localdpo.train import inputs
+
+    return inputs.recorded(RunDir(path.parent), lambda note: None)
+
+
+def _read_batches(path: Path) -> object:
+    from localdpo.judge.anthropic_batch import Ledger
+
+    return Ledger(path).batches
+
+
+def _read_dashboard(path: Path) -> object:
+    """What the screens make of a log."""
+    from localdpo.dashboard.alarms import alarms
+    from localdpo.dashboard.feed import RunFeed
+    from localdpo.dashboard.index import RunIndex
+    from localdpo.dashboard.terminal import Abilities
+    from localdpo.dashboard.widgets.header import header_words
+    from localdpo.dashboard.widgets.log import log_line
+    from localdpo.dashboard.widgets.tiles import tiles_of
+
+    feed = RunFeed(RunDir(path.parent))
+    feed.poll(budget=SLOWEST)
+    state = feed.state
+    lines = [log_line(event, state.progress.total) for event in state.log()]
+    words = [word.text for word in header_words(state, False, 9.0, Abilities())]
+    index = RunIndex(path.parent.parent)
+    while index.refresh() or index.is_reading:
+        pass
+    "\n".join([*lines, *words]).encode()
+    return index.lines, tiles_of(state), alarms(state, False, 9.0)
 
 
 def _read_constitution(path: Path) -> object:
@@ -323,6 +392,141 @@ def _journal() -> bytes:
     )
 
 
+def _written(write: Callable[[Path], None]) -> bytes:
+    """What `write` leaves in a file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        write(path)
+        return path.read_bytes()
+
+
+def _votes() -> bytes:
+    from localdpo.core.votes import Vote, Votes
+
+    def write(path: Path) -> None:
+        votes = Votes(path)
+        for number in range(3):
+            votes.add(Vote(float(number), f"p{number}", "dpo", "sft", "first", 7, ("one", "two")))
+        votes.undo(("p1", "one", "two"))
+
+    return _written(write)
+
+
+def _answers() -> bytes:
+    from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling
+
+    names = [{"name": name, "label": name, "role": role} for name, role in (("a", "base"), ("b", "trained"))]
+    prompts = tuple({"id": str(number), "text": f"question {number}"} for number in range(2))
+
+    def write(path: Path) -> None:
+        with AnswersWriter(path, Header("k", "run", Sampling(), tuple(names), prompts)) as writer:
+            for number in range(2):
+                for name in "ab":
+                    writer.answer(AnswerRecord(number, name, f"answer {number}", 3, True, ids=(1, 2)))
+                writer.scores(number, {name: {"a": -0.5, "b": -0.25} for name in "ab"})
+
+    return _written(write)
+
+
+def _rows_beside(folder: Path) -> None:
+    (folder / "rows.jsonl").write_bytes(_rows())
+
+
+def _labels() -> bytes:
+    from localdpo.prefs.label_journal import append, open_labelling
+
+    def write(path: Path) -> None:
+        _rows_beside(path.parent)
+        open_labelling(str(path.parent / "rows.jsonl"), path)
+        label = {"place": 0, "row": 1, "choice": "1", "swapped": True, "time": 1.0}
+        for record in (label, {"undo": 0}, label, {"flag": 1, "on": True}, {"note": 1, "text": "short"}):
+            append(path, record)
+
+    return _written(write)
+
+
+_STATE = {
+    "v": 1, "step": 2, "random": [0, 7], "seconds": 1.5, "metrics": {"loss": 0.5},
+    "inputs": [{"what": "model", "name": "m", "digest": "d"}],
+}  # fmt: skip
+
+
+def _state() -> bytes:
+    return json.dumps(_STATE, indent=2).encode()
+
+
+def _manifest() -> bytes:
+    from localdpo.core.atomic import MANIFEST, write_manifest
+
+    def write(path: Path) -> None:
+        _state_beside(path.parent)
+        write_manifest(path.parent)
+        (path.parent / MANIFEST).rename(path)
+
+    return _written(write)
+
+
+def _state_beside(folder: Path) -> None:
+    (folder / "state.json").write_bytes(_state())
+
+
+def _evaluation() -> bytes:
+    from localdpo.core.answers import AnswerRecord, Sampling
+    from localdpo.data.prompts import prompt_row
+    from localdpo.evals.contestants import Contestant
+    from localdpo.evals.evaluate import Asked, Judging, evaluate
+    from localdpo.evals.files import write_record
+    from localdpo.heuristics import STANDARD
+
+    roles = (("base", "base"), ("sft", "start"), ("dpo", "trained"))
+    every = [Contestant(name, name, None, "none", role) for name, role in roles]  # type: ignore[arg-type]
+    rows = [prompt_row(f"prompt {n}", {"category": "ab"[n % 2]}) for n in range(6)]
+    answers = {
+        name: [AnswerRecord(n, name, f"{name} {n % 4}", 2, True) for n in range(6)] for name, _ in roles
+    }
+    with TemporaryDirectory() as folder:
+        asked = Asked(RunDir(folder), every, rows, "a file", Sampling(), answers)
+        record = evaluate("it", asked, STANDARD, Judging(judge=_Longest()))
+        return write_record(RunDir(folder), record).read_bytes()
+
+
+class _Longest:
+    """A judge that prefers the first of two answers unless the second is longer."""
+
+    name, concurrency, local = "longest", 1, True
+    identity: Mapping[str, str] = {"judge": "longest"}
+
+    def ask(self, question: Question) -> Verdict:
+        one, other = question.answers
+        return Verdict("ok", "second" if len(other) > len(one) else "first", reason="longer")
+
+    def worst_case_usd(self, question: Question) -> float:
+        return 0.0
+
+
+def _inputs() -> bytes:
+    from localdpo.train.inputs import FILE, Input, keep
+
+    with TemporaryDirectory() as folder:
+        keep(RunDir(folder), [Input("model", "m", "d"), Input("data.train", "a.jsonl", "e", 7)])
+        return (Path(folder) / FILE).read_bytes()
+
+
+def _batches() -> bytes:
+    from localdpo.judge.anthropic_batch import Ledger, Sent
+
+    def write(path: Path) -> None:
+        ledger = Ledger(path)
+        ledger.add(Sent(1.0, ["a" * 64, "b" * 64], "msgbatch_1"))
+        ledger.add(Sent(2.0, ["c" * 64]))
+
+    return _written(write)
+
+
+def _recipe_beside(folder: Path) -> None:
+    (folder / "recipe.yaml").write_bytes(RECIPE)
+
+
 CHECKS = b"""checks:
   - {kind: regex, name: has a number, pattern: '[0-9]+', whole: false}
   - {kind: label, column: answer, pattern: 'Answer: (\\w+)'}
@@ -364,6 +568,20 @@ READERS: Mapping[str, Reader] = {
         beside=_model_beside,
     ),
     "logs": Reader("events.jsonl", _log, _read_log, is_json=True),
+    "logs in the dashboard": Reader(
+        "events.jsonl", _log, _read_dashboard, is_json=True, beside=_recipe_beside
+    ),
+    "inputs": Reader("inputs.json", _inputs, _read_inputs, is_json=True, beside=_recipe_beside),
+    "states of checkpoints": Reader("state.json", _state, _read_state, is_json=True),
+    "manifests": Reader("manifest.json", _manifest, _read_manifest, is_json=True, beside=_state_beside),
+    "votes": Reader("votes.jsonl", _votes, _read_votes, is_json=True),
+    "answers": Reader("answers.jsonl", _answers, _read_answers, is_json=True),
+    "journals of labels": Reader("labels.jsonl", _labels, _read_labels, is_json=True, beside=_rows_beside),
+    "evaluations": Reader("it.json", _evaluation, _read_evaluation, is_json=True),
+    "ledgers of batches": Reader("batches.json", _batches, _read_batches, is_json=True),
+    "constitutions": Reader(
+        "own.yaml", _shipped("judge", "constitutions", "assistant.yaml"), _read_constitution
+    ),
     "verdicts": Reader("verdicts.jsonl", _journal, _read_verdicts, is_json=True),
     "checks": Reader("checks.yaml", lambda: CHECKS, _read_checks),
     "rubrics": Reader("rubric.md", _shipped("judge", "rubrics", "triage.md"), _read_rubric),
