@@ -25,7 +25,8 @@ LEAST_SIZE, SIZE_FACTOR = 20_000_000, 20
 LARGEST_NUMBER, LARGEST_BITS = 100_000, 100_000
 # What a value in a list or object counts, in characters.
 _PART = 50
-_TICKS = 64
+# The time is looked at after so many steps, and after a step on a value of so many characters.
+_TICKS, _LARGE = 64, 10_000
 _WIDTH, _GIVEN_WIDTH = re.compile(r"\d{6,}"), re.compile(r"\*|\{[^}]*\{")
 _COUNT, _SIZED = "count a turn", "count a value"
 # Filters that write out, or join, all that they are given.
@@ -84,8 +85,8 @@ def text_size(value: Any, most: int = 2**62) -> int:
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message without nulls, reasoning under each of the names that templates read."""
-    kept = {name: value for name, value in message.items() if value is not None}
+    """The message without nulls, content apart; reasoning under each of the names that templates read."""
+    kept = {name: value for name, value in message.items() if value is not None or name == "content"}
     reasoning = next((kept[name] for name in _REASONING if name in kept), None)
     return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
@@ -137,7 +138,8 @@ class _Limited(ImmutableSandboxedEnvironment):
         self._left -= size
         if self._left < 0:
             raise TemplateLimit("writes more than a template may")
-        if self._ticks % _TICKS == 0 and time.thread_time() > self._deadline:
+        # A single step on a large value may take long by itself.
+        if (size > _LARGE or self._ticks % _TICKS == 0) and time.thread_time() > self._deadline:
             raise TemplateLimit(f"takes longer than {SECONDS:g} s")
 
     def turn(self, size: int) -> bool:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from localdpo.data.columns import MEDIA
 from localdpo.data.types import Message, Side
 
 # Half of a surrogate pair is legal in JSON and in no text: no tokenizer takes it.
@@ -231,6 +232,11 @@ def _message(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise RowProblem(name, f"expected a message (role and content), got {describe(value)}")
     message = {key: _unpadded(item) for key, item in value.items() if item is not None}
+    for key in MEDIA.keys() & message.keys():
+        if has_content(message[key]):
+            raise RowProblem(
+                f"{name}.{key}", f"{MEDIA[key]} cannot be trained on; take them out of the message"
+            )
     _rename(message, _ROLE_KEYS)
     _rename(message, _CONTENT_KEYS)
     if not _text(message.get("role"), f"{name}.role"):

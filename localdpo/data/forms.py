@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from localdpo.data.types import Message
 
@@ -26,17 +26,19 @@ CALL = "the answer's tool call"
 # What another form of the messages may bring back.
 FORMED: Final = frozenset((SYSTEM, EARLIER_TEXT, EARLIER_CALL, TEXT, CALL))
 
+Lacking: TypeAlias = Literal["absent", "empty", "null"]
+
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _PARTS = re.compile(r"""['"]text['"]|\.text\b""")
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`arguments_text`: tool-call arguments as JSON text, else as an object. `empty`: "" where a message has
-    no content, else no content. `parts`: content as a list of one text part."""
+    """`arguments_text`: tool-call arguments as JSON text, else as an object. `lacking`: what a message
+    without content gets: no such member, "" or null. `parts`: content as a list of one text part."""
 
     arguments_text: bool = False
-    empty: bool = False
+    lacking: Lacking = "absent"
     parts: bool = False
 
     def of(self, messages: Sequence[Message]) -> list[Message]:
@@ -45,8 +47,10 @@ class Form:
 
     def _message(self, message: Message) -> Message:
         formed = dict(message)
-        if self.empty and formed.get("content") is None:
-            formed["content"] = ""
+        if formed.get("content") is None:
+            formed.pop("content", None)
+            if self.lacking != "absent":
+                formed["content"] = "" if self.lacking == "empty" else None
         if self.parts and isinstance(formed.get("content"), str):
             formed["content"] = [{"type": "text", "text": formed["content"]}]
         if formed.get("tool_calls"):
@@ -70,9 +74,9 @@ def forms_of(messages: Sequence[Message], source: str) -> Iterator[Form]:
     lacks_content = any(message.get("content") is None for message in messages)
     takes_parts = _PARTS.search(source) is not None
     for parts in (False, True)[: 1 + takes_parts]:
-        for empty in (False, True)[: 1 + lacks_content]:
+        for lacking in get_args(Lacking)[: 3 if lacks_content else 1]:
             for arguments_text in (False, True)[: 1 + has_calls]:
-                yield Form(arguments_text, empty, parts)
+                yield Form(arguments_text, lacking, parts)
 
 
 def as_object(arguments: Any) -> Any:

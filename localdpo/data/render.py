@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PROBE, START, STOP = "localdpoprobeanswer", "localdpostartmark", "localdpostopmark"
 HIDDEN_ANSWER = "the chat template does not show where the answer starts"
 NO_ANSWER = "the chat template leaves out the whole text of an answer"
+ENDS_EARLY = "an end token stands within an answer, and generation would stop there"
 # Renderings that run into a limit before the template is given up: each takes seconds.
 LIMIT_ROWS: Final = 2
 # Options by which public templates choose how the generation prompt ends.
@@ -237,6 +238,9 @@ class Renderer:
         ending = self._ending_of(prompt, context)
         for answer, rest in zip(answers, opened.rests, strict=True):
             text, done = self._end_turn(rest, ending)
+            first = self._end.search(text)
+            if first is not None and text[first.end() :].strip():
+                raise RowDropped(ENDS_EARLY)
             texts.append(text)
             close.append(not done)
             bare = self.control_tokens.sub("", text).strip()

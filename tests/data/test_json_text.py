@@ -158,6 +158,10 @@ def test_what_is_nested_too_deep_is_said(tmp_path: Path) -> None:
             {"chosen": [{"role": "assistant", "tool_calls": [3]}]},
             r"tool_calls\[0\]: expected an object, got the",
         ),
+        (
+            {"chosen": [{"role": "assistant", "content": "a", "images": ["cat.png"]}]},
+            r"chosen\[0\].images: pictures cannot",
+        ),
         ({"tools": ["get_time"]}, r"tools\[0\]: not valid JSON"),
         (
             {"tools": [{"function": {"name": "\ud83d"}}]},

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from localdpo.data.encode import NO_CONTENT, Encoded, Encoder, Limits, encode_prompt
+from localdpo.data.render import ENDS_EARLY
 from localdpo.data.types import Pair, Side
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -129,6 +130,11 @@ def test_an_end_that_the_answer_brings_is_not_doubled(answer: str) -> None:
         assert texts(name, Pair("q", answer, "no"))[1].count("<|end|>") == 1
 
 
+def test_an_answer_with_an_end_in_its_middle_is_dropped_and_told() -> None:
+    for answer in ("yes<|end|>sir", "yes<|end|><think>"):
+        assert encode("two_ends", Pair("q", answer, "no")).dropped == {ENDS_EARLY: [0]}
+
+
 @pytest.mark.parametrize("ends", [("<|end|>",), ("<|end|>", "<|call|>")])
 def test_a_tool_call_with_an_end_of_its_own_gets_no_second_one(ends: tuple[str, ...]) -> None:
     written = texts("call_end", Pair("q", call({"city": "Oslo"}), "no"), ends=ends)
@@ -140,6 +146,7 @@ def test_a_tool_call_with_an_end_of_its_own_gets_no_second_one(ends: tuple[str, 
     [
         ("call_end", 'to=get_time {"city": "Oslo"}<|call|>'),
         ("calls_as_text", 'get_time|{"city": "Oslo"}<|end|>'),
+        ("calls_where_null", 'get_time|{"city": "Oslo"}<|end|>'),
         ("calls_printed", 'get_time({"city": "Oslo"})<|end|>'),
         ("calls_with_content", '{"name": "get_time", "arguments": {"city": "Oslo"}}<|end|>'),
     ],
