@@ -42,8 +42,8 @@ METRIC_ORDER: Final = (
     "epoch",
 )
 
-# Fields of events that a line leaves out: shown otherwise, or too long.
 ALL_TIED: Final = "all tied"
+# Fields of events that a line leaves out: shown otherwise, or too long.
 NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
 
 # The four that tell whether it works, with short names, for a line under the bar.
@@ -208,6 +208,11 @@ def _first_prompt(event: Event) -> str | None:
     first = samples[0] if isinstance(samples, list) and samples else None
     prompt = first.get("prompt") if isinstance(first, Mapping) else None
     return prompt if isinstance(prompt, str) else None
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `1,200 rows`: for a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def age(seconds: float) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from typing import Any, Final
 
-from localdpo.core.eventdata import metrics_of
+from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of
 from localdpo.core.events import Event
 from localdpo.core.progress import Progress, advance, advance_steps
 from localdpo.core.rundir import State, state_of
@@ -258,6 +258,8 @@ def _extend(table: dict[str, Series], events: list[Event]) -> None:
         if set(map(type, values)) <= _NUMBERS:
             table.setdefault(name, Series()).extend(steps, array("d", values))
             continue
+        if name == ACCURACY:  # nothing was ranked, which is no value that was not finite
+            values = [_MISSING if all_tied(row) else v for v, row in zip(values, rows, strict=True)]
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
         if points:
             kept = array("d", [math.nan if value is None else value for _, value in points])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.wording import counted
 from localdpo.data.adapters.named import Answer
 from localdpo.data.adapters.scored import contradicts
 from localdpo.data.columns import PROMPTS, keeps_records
@@ -70,7 +71,7 @@ class ReadingNotes:
     against_scores: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """The notes in words, with how many rows each is true of; `unread` apart."""
+        """The notes in words, with how many rows each is true of; `unread` apart (see `name_unread`)."""
         found = {SHARED_WORDS: self.shared_words, AGAINST_SCORES: len(self.against_scores)}
         return {note: count for note, count in found.items() if count}
 
@@ -79,9 +80,10 @@ class ReadingNotes:
         if isinstance(row.result, Skipped | Problem):
             return
         for record in row.records:
-            unread = {name for name in _unread(record, adapter) if not keeps_records(name)}
-            if unread & PROMPTS:
-                unread -= PROMPTS - set(_other_prompts(record, adapter, [row.result]))
+            unread = [name for name in _unread(record, adapter) if not keeps_records(name)]
+            if not PROMPTS.isdisjoint(unread):
+                others = _other_prompts(record, adapter, [row.result])
+                unread = [name for name in unread if name not in PROMPTS or name in others]
             self.unread.update(unread)
         if isinstance(row.result, Pair):
             self.shared_words += words_are_shared(adapter, row.records[0])
@@ -193,9 +195,19 @@ def _read_row(row: SourceRow, adapter: Format | None, *, named: bool) -> list[_R
     return found
 
 
+def name_unread(unread: Mapping[str, int]) -> str:
+    """`columns that are not read: hint, notes (30 rows); link (2 rows)`, in the order of the first row."""
+    names: dict[int, list[str]] = {}
+    for name, rows in unread.items():
+        names.setdefault(rows, []).append(name)
+    return "columns that are not read: " + "; ".join(
+        f"{', '.join(names[rows])} ({counted(rows, 'row')})" for rows in sorted(names, reverse=True)
+    )
+
+
 def _unread(record: Record, adapter: Format) -> list[str]:
     """The columns of a row that hold something and that its format does not read."""
-    return [name for name in record.keys() - adapter.reads if has_content(record[name])]
+    return [name for name in record if name not in adapter.reads and has_content(record[name])]
 
 
 def _other_prompts(record: Record, adapter: Format, found: Sequence[_Result]) -> list[str]:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.errors import UserError
+from localdpo.core.wording import counted
+from localdpo.data.examples import name_unread
 from localdpo.data.store import TokenStore, describe_dropped
 from localdpo.data.types import EncodedRow, EncodeReport, Kind
 
@@ -127,9 +129,8 @@ def report_lines(name: str, part: Part) -> list[str]:
         reasons = describe_dropped(dict(report.dropped))
         lines.append(f"{name}: {report.dropped_total:,} of {report.read:,} rows were dropped: {reasons}")
     if report.unread:
-        columns = ", ".join(f"{column} ({rows:,} rows)" for column, rows in report.unread.items())
-        lines.append(f"{name}: columns that are not read: {columns}")
-    return lines + [f"{name}: {rows:,} rows: {note}" for note, rows in report.notes.items()]
+        lines.append(f"{name}: {name_unread(report.unread)}")
+    return lines + [f"{name}: {counted(rows, 'row')}: {note}" for note, rows in report.notes.items()]
 
 
 def require_different(option: str, parts: Sequence[Part]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from localdpo.core.errors import UserError
+from localdpo.core.wording import counted
 from localdpo.data.examples import Problem, Problems, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Kind, Side
@@ -116,7 +117,7 @@ def read_prompt_rows(
             found.append(replace(read, responses=one.responses))
     problems.raise_if_any()
     if not found:
-        reasons = "; ".join(f"{reason} ({count:,} rows)" for reason, count in skipped.items())
+        reasons = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in skipped.items())
         raise UserError(f"{opened.label}: no prompts in it{': ' + reasons if reasons else ''}")
     return found
 

@@ -96,11 +96,23 @@ def _near(path: Path) -> str:
     return f"; did you mean {' or '.join(str(folder / each) for each in near)}?" if near else ""
 
 
+def _convert(path: Path) -> str:
+    """How a table of text becomes a file that is read; nothing for other files."""
+    options = {".csv": "", ".tsv": ", sep='\\t'"}.get(path.suffix.lower())
+    if options is None:
+        return ""
+    new = str(path.with_suffix(".jsonl"))
+    return f"; in Python, datasets.Dataset.from_csv({str(path)!r}{options}).to_json({new!r}) makes one"
+
+
 def _open_file(path: Path, name: str) -> Source:
     readers = {".parquet": _parquet_rows, ".json": _json_rows}
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"{name}: cannot read a {suffix or 'nameless'} file; expected {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"{name}: cannot read a {suffix or 'nameless'} file; expected {', '.join(SUFFIXES)}"
+            + _convert(path)
+        )
     try:
         digest = sha256_of(path)
         if path.stat().st_size == 0:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from localdpo.core.atomic import clean_dead_leftovers, free_bytes, fsync_dir, fsync_file, out_of_space
 from localdpo.core.errors import UserError
+from localdpo.core.wording import counted
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.examples import ReadingNotes, Skipped, read_examples
 from localdpo.data.sources import open_source
@@ -228,9 +229,10 @@ def describe_dropped(dropped: dict[str, list[int]]) -> str:
     parts = []
     for reason, rows in reasons[:_SHOWN_REASONS]:
         first = ", ".join(str(row + 1) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
-        parts.append(f"{reason} ({len(rows):,} rows: {first})")
+        parts.append(f"{reason} ({counted(len(rows), 'row')}: {first})")
     if others := reasons[_SHOWN_REASONS:]:
-        parts.append(f"{len(others):,} other reasons ({sum(len(rows) for _, rows in others):,} rows)")
+        left = sum(len(rows) for _, rows in others)
+        parts.append(f"{counted(len(others), 'other reason')} ({counted(left, 'row')})")
     return "; ".join(parts) or "nothing dropped"
 
 

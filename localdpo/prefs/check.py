@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from localdpo.core.wording import counted
 from localdpo.data.encode import Limits
 from localdpo.data.examples import (
     AGAINST_SCORES,
@@ -16,6 +17,7 @@ from localdpo.data.examples import (
     Problem,
     ReadingNotes,
     Skipped,
+    name_unread,
     read_rows,
     source_format,
 )
@@ -155,16 +157,14 @@ class _Reading:
                 numbers = np.fromiter(found, np.int64)
                 words = _reasons(found.values()) if check_ is UNUSABLE else check_.what
                 yield Result(
-                    check_, len(found), self.rows, f"{len(found):,} rows: {words}", examples, numbers
+                    check_, len(found), self.rows, f"{counted(len(found), 'row')}: {words}", examples, numbers
                 )
 
         yield from self._noted()
 
     def _noted(self) -> Iterator[Result]:
         if self.notes.unread:
-            found = self.notes.unread.most_common()
-            words = ", ".join(f"{name} ({count:,} rows)" for name, count in found)
-            yield Result(UNREAD, found[0][1], self.rows, f"columns that are not read: {words}")
+            yield Result(UNREAD, max(self.notes.unread.values()), self.rows, name_unread(self.notes.unread))
         if shared := self.notes.shared_words:
             yield Result(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
         if against := self.notes.against_scores:

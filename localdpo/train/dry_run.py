@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from rich.table import Table
 
+from localdpo.core.wording import counted
 from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
 from localdpo.data.mixture import Part, named_parts, report_lines
@@ -68,7 +69,7 @@ def _read(name: str, part: Part) -> str:
     """What became of the rows of a data set."""
     report = part.store.report
     return (
-        f"{name}: {report.read:,} rows read, {report.truncated:,} truncated, "
+        f"{name}: {counted(report.read, 'row')} read, {report.truncated:,} truncated, "
         f"{report.merged:,} with a merged boundary{_labels(part)}"
     )
 
@@ -85,7 +86,7 @@ def _shares(train: Rows) -> list[str]:
     if len(parts) == 1 and parts[0].weight == 1.0:
         return []
     return [
-        f"an epoch takes {taken:,} rows ({taken / train.per_epoch:.0%}) of {part.source}: "
+        f"an epoch takes {counted(taken, 'row')} ({taken / train.per_epoch:.0%}) of {part.source}: "
         f"{count:,} to train on, weight {part.weight:g}"
         for part, count in zip(parts, train.counts, strict=True)
         for taken in [rows_per_epoch([count], [part.weight])]
@@ -121,8 +122,9 @@ def _figures(summary: LengthSummary) -> list[str]:
 def _steps(recipe: Recipe, plan: Plan, micro: int) -> str:
     train = recipe.train
     return (
-        f"{plan.total} steps of {train.batch_size} rows ({micro} in memory at once), {plan.rows:,} rows, "
-        f"{plan.per_epoch} steps an epoch, {plan.warmup} steps of warm-up"
+        f"{counted(plan.total, 'step')} of {counted(train.batch_size, 'row')} ({micro} in memory at once), "
+        f"{counted(plan.rows, 'row')}, {counted(plan.per_epoch, 'step')} an epoch, "
+        f"{counted(plan.warmup, 'step')} of warm-up"
     )
 
 

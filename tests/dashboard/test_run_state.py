@@ -101,6 +101,18 @@ def test_what_a_resume_makes_void_is_gone(events: list[Event]) -> None:
         assert whole[name] == kept[name], name
 
 
+def test_an_accuracy_of_nothing_but_ties_is_no_value_that_was_not_finite() -> None:
+    """The chart marks the latter on its axis; that pairs are tied at step 0 is as it should be."""
+    events = [
+        event("eval", step, metrics={"rewards/accuracies": right, "rewards/ties": ties, "loss": 0.5})
+        for step, right, ties in ((0, 0.0, 1), (3, 0.75, 0), (6, None, 0))
+    ]
+    accuracy = fold(events).evals["rewards/accuracies"]
+    assert accuracy.steps.tolist() == [3, 6]
+    assert accuracy.values[0] == 0.75
+    assert math.isnan(accuracy.values[1])
+
+
 def test_a_value_that_was_not_finite_is_a_gap_and_an_absent_one_no_point() -> None:
     state = fold(
         [event("step", 1, metrics={"kl": 0.5}), event("step", 2, metrics={"kl": None}), event("step", 3)]

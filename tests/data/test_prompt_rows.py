@@ -107,7 +107,7 @@ def test_rows_that_training_leaves_out_are_not_asked(tmp_path: Path) -> None:
     equal = {**last, "prompt": "q", "score_chosen": 1, "score_rejected": 1}
     path = write(tmp_path / "rows.jsonl", [equal, {**last, "score_chosen": 2, "score_rejected": 1}])
     assert [row.prompt for row in read_prompt_rows(path, 1)] == ["r"]
-    with pytest.raises(UserError, match=r"no prompts in it: both answers have the same score \(1 rows\)"):
+    with pytest.raises(UserError, match=r"no prompts in it: both answers have the same score \(1 row\)"):
         read_prompt_rows(path, rows=1)
 
 

@@ -235,7 +235,9 @@ def test_scores_against_the_order_are_counted(tmp_path: Path) -> None:
 def test_notes_stand_in_the_report_and_in_check(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [
-        {**PAIR, "prompt": f"q{n}", "hint": "x", "score_chosen": 1, "score_rejected": 2} for n in range(3)
+        {**PAIR, "prompt": f"q{n}", "hint": "x", "b": 1, "a": 1, "score_chosen": 1, "score_rejected": 2}
+        | ({"seen": True} if n else {"first": 1})
+        for n in range(3)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):  # made, and read from the cache
@@ -250,11 +252,11 @@ def test_notes_stand_in_the_report_and_in_check(tmp_path: Path) -> None:
             cache_dir=tmp_path,
         )
         assert report_lines("data.train", Part(store, "rows")) == [
-            "data.train: columns that are not read: hint (3 rows)",
+            "data.train: columns that are not read: hint, b, a (3 rows); seen (2 rows); first (1 row)",
             f"data.train: 3 rows: {AGAINST_SCORES}",
         ]
     found = {one["name"]: one for one in as_object(check(str(path)))["findings"]}
-    assert "hint (3 rows)" in found["unread-columns"]["message"]
+    assert "hint, b, a (3 rows); seen (2 rows); first (1 row)" in found["unread-columns"]["message"]
     assert found["scores-against-order"]["count"] == 3
 
 

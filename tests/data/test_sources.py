@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,24 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         open_source("data/x.jsonl")
 
 
+@pytest.mark.parametrize(("suffix", "between"), [(".csv", ","), (".TSV", "\t")])
+def test_a_table_of_text_is_refused_with_the_line_that_converts_it(
+    tmp_path: Path, suffix: str, between: str
+) -> None:
+    table = tmp_path / f"a{suffix}"
+    table.write_text(f'prompt{between}chosen\nq{between}"a{between} b"\n')
+    with pytest.raises(UserError, match="cannot read a") as refused:
+        open_source(str(table))
+    line = re.search(r"in Python, (.*) makes one$", str(refused.value))
+    assert line is not None
+    eval(line[1], {"datasets": datasets})
+    assert records(tmp_path / "a.jsonl") == [{"prompt": "q", "chosen": f"a{between} b"}]
+
+
 def test_files_and_folders_that_are_no_data(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("prompt")
-    with pytest.raises(UserError, match=r"cannot read a \.csv file; expected \.jsonl"):
-        open_source(str(tmp_path / "a.csv"))
+    (tmp_path / "a.txt").write_text("prompt")
+    with pytest.raises(UserError, match=r"cannot read a \.txt file; expected \.jsonl.*parquet$"):
+        open_source(str(tmp_path / "a.txt"))
     (tmp_path / "b.parquet").write_text("no parquet at all")
     with pytest.raises(UserError, match="not a readable parquet file"):
         records(tmp_path / "b.parquet")

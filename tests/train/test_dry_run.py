@@ -40,7 +40,7 @@ def test_pairs(tmp_path: Path, tiny_model: Path) -> None:
     for label in ("train prompt", "train chosen", "train rejected", "train row", "valid chosen"):
         assert label in text
     assert "train: 11 rows read, 0 truncated" in text
-    assert "(1 rows: 11)" in text
+    assert "(1 row: 11)" in text
     assert "chosen (" in text
     assert "▸good" in text or "▸ good" in text
     assert "<|im_end|>◂" in text

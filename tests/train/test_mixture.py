@@ -280,7 +280,7 @@ def test_a_dry_run_and_the_notes_name_the_data_sets(tmp_path: Path, two: Path, t
     assert "question number 40" in shown
     (line,) = _reading(session_of(tmp_path, content))
     assert line.startswith(f"data.train {one}: 1 of 11 rows were dropped: ")
-    assert line.endswith("(1 rows: 11)")
+    assert line.endswith("(1 row: 11)")
 
 
 def test_a_loss_that_is_not_finite_names_the_rows_of_every_data_set(

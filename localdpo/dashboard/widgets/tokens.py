@@ -91,7 +91,7 @@ def legend(view: View) -> Text:
     for shade in range(-SHADES, SHADES + 1):
         text.append(f" {'-' if shade < 0 else '+' if shade > 0 else '0'} ", style_of(shade, view))
     text.append(f" {view.limit:+.3f} ", style=view.palette.muted)
-    return text.append(" reward of a token; underlined: below 0", style=view.palette.muted)
+    return text.append(" token reward; underlined: below 0", style=view.palette.muted)
 
 
 def signed(value: float) -> str:
