@@ -22,6 +22,9 @@ Act = Callable[[Callable[[str], None]], None]
 PAUSE_LOOK_SECONDS: Final = 0.1
 # What is obeyed in the middle of a reference pass or an evaluation; the rest waits for its end.
 _AT_ONCE: Final = frozenset({"pause", "resume", "stop"})
+PAUSED_IN_WORK: Final = (
+    "the run is paused in the middle of an evaluation or of the reference scores; resume it first"
+)
 
 
 class StopRequest:
@@ -97,16 +100,20 @@ class Control:
             self._look(allowed)
 
     def _look(self, allowed: frozenset[str]) -> None:
-        """Obey the commands that are `allowed` now, in their order; the others wait."""
+        """Obey the commands that are `allowed` now, in their order; the others wait, but not for a pause."""
         self._tell_absences()
-        files, self._waiting = self._waiting + take(self._run), []
-        for file in files:
+        waited, self._waiting = self._waiting, []
+        asked = take(self._run)
+        held_up = asked if self.paused and not self._acting_in_pause else []
+        for file in waited + asked:
             if self._stop.reason is not None:
                 self._answer(file, False, "the run is stopping")
             elif file.command is None:
                 self._answer(file, False, file.problem or "not a command")
             elif file.command in allowed:
                 self._obey(file, file.command)
+            elif file in held_up and self.paused:
+                self._answer(file, False, PAUSED_IN_WORK)
             else:
                 self._waiting.append(file)
 

@@ -23,7 +23,7 @@ from localdpo.core.events import Event, EventWriter, effective, read_events
 from localdpo.core.rundir import RunDir
 from localdpo.train import checkpoint, worker
 from localdpo.train.clock import Clock
-from localdpo.train.control import StopRequest
+from localdpo.train.control import PAUSED_IN_WORK, StopRequest
 from localdpo.train.loop import Loop, Outcome
 from localdpo.train.session import Session
 
@@ -244,6 +244,31 @@ def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, re
         ("resume", True, "goes on after step 0"),
         ("checkpoint", False, "no step is taken yet, so there is nothing to save"),
     ]
+
+
+def test_what_a_pause_in_the_middle_of_an_evaluation_holds_up_is_refused(tmp_path: Path, recipe: str) -> None:
+    """Whoever asked would wait as long as the pause, with no word of why."""
+    run = RunDir(tmp_path / "run")
+    session = fresh(run.path, recipe)
+    measure = session.forward.measure
+
+    def paused(batch: Any) -> Any:
+        session.forward.measure = measure  # type: ignore[method-assign]
+        (run.control).mkdir(exist_ok=True)
+        (run.control / "1.json").write_text('{"command": "pause"}')
+        return measure(batch)
+
+    whole_run(tmp_path / "scored", recipe, {})
+    session.forward.measure = paused  # type: ignore[method-assign]
+    life(session, run, {"rest": ["checkpoint", "evaluate", "resume", "evaluate"], "step:1": ["checkpoint"]})
+    assert answers(run)[:5] == [
+        ("pause", True, "paused after step 0"),
+        ("checkpoint", False, PAUSED_IN_WORK),
+        ("evaluate", False, PAUSED_IN_WORK),
+        ("resume", True, "goes on after step 0"),
+        ("evaluate", False, "step 0 is evaluated already"),
+    ]
+    assert answers(run)[5] == ("checkpoint", True, "saved as checkpoints/step-000001")
 
 
 def test_the_reference_pass_can_be_paused_and_stopped(
