@@ -131,12 +131,15 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     """One line a pair, lowest margin first, below a line about all that were scored."""
     from localdpo.cli.plain import print_plain
     from localdpo.cli.runs import text_table
+    from localdpo.core.wording import ALL_TIED
 
+    accuracy = inspection.accuracy
+    ranked = ALL_TIED if accuracy is None else f"accuracy {accuracy:.3f}"
     of = "" if inspection.scored == inspection.rows else f" of {inspection.rows:,}"
     print_plain(
         console,
         f"{run}, {inspection.checkpoint}: {inspection.scored:,}{of} {inspection.split} pairs of "
-        f"{inspection.source}, accuracy {inspection.accuracy:.3f}, margin {inspection.margin:+.3f}",
+        f"{inspection.source}, {ranked}, margin {inspection.margin:+.3f}",
     )
     rows = [_row(pair, row_name(inspection, pair)) for pair in inspection.pairs]
     if not console.is_terminal:

@@ -41,7 +41,7 @@ class Inspection:
         checkpoint: name of the policy's checkpoint.
         source: what the recipe calls the data sets of the split's rows, or the one that was asked for.
         rows, scored: pairs of the split, and how many of them (the first) were scored.
-        accuracy, margin: means over the scored pairs.
+        accuracy, margin: means over the scored pairs; no accuracy where all are tied.
         pairs: the pair that was asked for, or the worst first.
     """
 
@@ -52,7 +52,7 @@ class Inspection:
     beta: float
     rows: int
     scored: int
-    accuracy: float
+    accuracy: float | None
     margin: float
     pairs: tuple[PairRewards, ...]
 
@@ -99,7 +99,7 @@ def inspect_run(
         beta=recipe.loss.beta,
         rows=len(rows),
         scored=len(scored),
-        accuracy=float((margins > 0.0).mean()),
+        accuracy=float((margins > 0.0).mean()) if margins.any() else None,
         margin=float(margins.mean()),
         pairs=tuple(as_text(one, rows.store, base.tokenizer) for one in scored[:worst]),
     )

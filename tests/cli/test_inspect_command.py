@@ -56,6 +56,12 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_pairs_that_are_all_tied_have_no_accuracy():
+    head = shown(replace(FOUND, accuracy=None, margin=0.0), show_worst).splitlines()[0]
+    assert head.endswith("30 of 40 valid pairs of v.jsonl, all tied, margin +0.000")
+    assert as_object("dpo", replace(FOUND, accuracy=None))["metrics"]["rewards/accuracies"] is None
+
+
 def test_sums_and_rank():
     assert PAIR.chosen.reward == pytest.approx(0.7)
     assert PAIR.rejected.reward == pytest.approx(1.0)

@@ -37,6 +37,14 @@ def test_the_tiles_are_those_that_the_run_has_values_for():
     assert [tile.name for tile in tiles_of(sft)] == ["loss", "grad norm", "logp"]
 
 
+def test_pairs_that_are_all_tied_have_no_accuracy():
+    tied = {"rewards/accuracies": 0.0, "rewards/ties": 1.0}
+    ranked = {"rewards/accuracies": 0.5, "rewards/ties": 0.25}
+    assert [tile.figure for tile in tiles_of(state_of([tied]))] == ["all tied"]
+    assert [tile.figure for tile in tiles_of(state_of([ranked, tied]))] == ["all tied"]
+    assert [tile.figure for tile in tiles_of(state_of([tied, ranked]))] == ["0.5"]
+
+
 def test_a_value_that_is_not_finite_shows_at_once():
     assert tiles_of(state_of([{"loss": 0.5}, {"loss": None}]))[0].figure == "-"
 

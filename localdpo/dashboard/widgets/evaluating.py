@@ -14,7 +14,8 @@ from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, Choose, 
 from localdpo.out.console import Text
 
 _DETAIL: Final = (
-    "Options of `localdpo eval`; without any the demo's rules judge the demo, other runs are measured only. "
+    "Options of `localdpo eval`; without any `rules` judges the demo's incident reports (format, severity, "
+    "action, facts), and other runs are measured only. "
     "--judge mlx:MODEL asks a local model, --judge anthropic --max-usd 2 asks Claude."
 )
 

@@ -12,6 +12,8 @@ from rich.segment import Segment
 from textual.strip import Strip
 from textual.widget import Widget
 
+from localdpo.core.eventdata import ACCURACY, TIES
+from localdpo.core.wording import ALL_TIED
 from localdpo.dashboard.picture import Picture, Styles
 from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.scales import short
@@ -47,7 +49,7 @@ class TileSpec:
 
 TILES: Final = (
     TileSpec("margin", "margin", ("rewards/margins",)),
-    TileSpec("accuracy", "acc", ("rewards/accuracies",)),
+    TileSpec("accuracy", "acc", (ACCURACY,)),
     TileSpec("KL exact", "KL", ("kl",), smoothed=False),
     TileSpec("loss", "loss", ("loss",)),
     TileSpec("tokens/s", "tok/s", ("tokens_per_second",)),
@@ -73,13 +75,16 @@ def tiles_of(state: RunState) -> list[Tile]:
     found: list[Tile] = []
     for spec in TILES:
         series = next((state.train[name] for name in spec.metrics if name in state.train), None)
-        if series is None or series.last is None or len(found) == _MOST:
+        tied = spec.metrics == (ACCURACY,) and _last(state, TIES) == 1
+        if series is None or (series.last is None and not tied) or len(found) == _MOST:
             continue
         values = series.values
         recent = values[-_RECENT:]
         line = smooth(recent, _WEIGHT if spec.smoothed else 0.0)
         known = line[np.isfinite(line)]
         figure = "-" if not math.isfinite(recent[-1]) else f"{_figure(float(known[-1]))}{spec.unit}"
+        if tied:
+            figure = ALL_TIED
         if spec.name == "memory" and state.start.memory_limit_gb is not None:
             figure = f"{figure.removesuffix(spec.unit)}/{state.start.memory_limit_gb:.3g}{spec.unit}"
         steps = series.steps
@@ -91,6 +96,12 @@ def tiles_of(state: RunState) -> list[Tile]:
             Tile(spec.name, spec.brief, figure, trend(recent), tuple(course[np.isfinite(course)].tolist()))
         )
     return found
+
+
+def _last(state: RunState, name: str) -> float | None:
+    """The newest value of a metric of the steps."""
+    series = state.train.get(name)
+    return None if series is None else series.last
 
 
 def _figure(value: float) -> str:
