@@ -136,7 +136,7 @@ class OpenAIJudge:
         return from_status(self.name, *first, _HINTS, secret)
 
     def _other_form(self, refused: _Reply, tried: list[_Form]) -> _Form | None:
-        """The form to ask in next: what the refusal speaks of changes; until a form has worked, anything."""
+        """The form to ask in next: what the refusal speaks of changes, then the form that works, or any."""
         schema, limit = tried[-1]
         other = _LIMITS[1 - _LIMITS.index(limit)]
         changes = []
@@ -145,7 +145,10 @@ class OpenAIJudge:
                 changes.append(_Form(False, limit))
             if _SPEAKS_OF_LIMIT.search(refused.body):
                 changes.append(_Form(schema, other))
-        if refused.status in _REFUSALS and not self._form_works:
+        if refused.status in _REFUSALS and self._form_works:
+            # Found by another thread since this question was sent.
+            changes.append(self._form)
+        elif refused.status in _REFUSALS:
             changes += [_Form(kept, name) for name in (limit, other) for kept in (True, False)]
         return next((form for form in changes if form not in tried), None)
 

@@ -56,6 +56,23 @@ def answers(questions: list[Question]) -> list[str]:
     return ["first" if one > two else "second" if two > one else "tie" for one, two in lengths]
 
 
+def test_a_refusal_that_arrives_after_another_thread_found_the_form_is_no_end(server: FakeServer):
+    asked = judge(server)
+
+    def refuse(number: int, body: dict[str, Any]) -> Fault | None:
+        if number == 0:  # while this one is under way, another finds out that the schema is refused
+            assert asked.ask(QUESTIONS[1]).status == "ok"
+        return Fault("status", 400, body='{"error":"no"}') if "response_format" in body else None
+
+    server.fault = refuse
+    assert asked.ask(QUESTIONS[0]).status == "ok"
+    assert ["response_format" in body for body in server.bodies] == [True, True, False, False]
+    # What the form that works is refused for lies in the question.
+    server.fault = lambda number, body: Fault("status", 400, body='{"error":"too long"}')
+    assert asked.ask(QUESTIONS[2]).status == "unanswered"
+    assert len(server.bodies) == 5
+
+
 def test_only_openai_itself_needs_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     find_keys(None, judge(server))
