@@ -1,38 +1,40 @@
-"""An estimate of the memory that a run needs, from the model's configuration and the longest batch.
+"""How much memory training takes, estimated from a model's files and the shape of a micro-batch.
 
-It adds up what is known: weights, adapter with its gradients and moments, activations kept for the
-backward pass, and the larger of what comes on top at two different times, chunks of logits and the
-block that is being differentiated. Real steps of small models on the CPU took 0.7 to 1.4 times as much.
+What is kept from the forward pass is counted array by array, as MLX's gradients of a transformer block
+need them. What comes on top at the peak is less exact: MLX queues up to a hundred small operations ahead on
+the CPU and ten command buffers on a GPU, so that more arrays are alive than the computation needs. The
+figures for it are of the CPU backend, where steps of small models took within 10% of the estimate (a random
+choice of shapes within 15% with recomputed blocks). On a GPU it was not measured.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localdpo.core.jsonfile import read_json_object
-from localdpo.model.head import CHUNK_BYTES, chunk_size
+from localdpo.model.head import chunk_size
 
-# Arrays of [tokens, hidden] that one block keeps for its backward pass: two norms and their inputs,
-# queries, attention output, its projection, two residual sums.
-KEPT_PER_BLOCK = 8
-# Arrays of [tokens, intermediate size]: gate, up and their product.
-KEPT_PER_MLP = 3
-# Chunks of logits that are alive together (see `head`).
-LIVE_CHUNKS = 12
-# Blocks' worth of intermediates alive while one block is differentiated, beside the kept activations:
-# measured, without recomputing and with it.
-BACKWARD_BLOCKS = {False: 2, True: 4}
+# Bytes of a float32 number.
+FLOAT = 4
+# Copies of the adapter: its weights, their gradients, and Adam's two moments.
+ADAPTER_COPIES = 4
+# Buffers of a chunk of logits that are alive together, of one chunk and of a chain of them (see `head`).
+LIVE_LOGITS = {False: 10, True: 12}
+# Models whose queries and keys are normalised, each by head or as a whole.
+NORMED_HEADS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
+# Models with a norm after attention and MLP besides those before.
+POST_NORMED = ("gemma2", "gemma3", "gemma3_text")
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes, by part.
 
-    `activations` are kept from the forward pass for the backward pass; `working` is what comes on top,
-    logits or the gradients inside a block.
+    `adapter` counts its gradients and moments too; `activations` are kept from the forward pass for the
+    backward pass; `working` is what comes on top, logits or the gradients inside a block.
     """
 
     weights: int
@@ -45,62 +47,195 @@ class MemoryEstimate:
         return self.weights + self.adapter + self.activations + self.working
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model that decide how much memory its training takes.
+
+    Attributes:
+        stored, weights: bytes of its weights on disk and once loaded.
+        width: bytes of an activation.
+        norm_width: bytes of the copy of a norm's input that is kept: MLX's CPU backend has no fused norm and
+            computes it in float32.
+        inner: intermediate size of the MLP; of a mixture of experts, of those that a token takes together.
+        query, keys: columns of the queries and of the keys, over all heads (not always the hidden size).
+    """
+
+    stored: int
+    weights: int
+    width: int
+    norm_width: int
+    blocks: int
+    hidden: int
+    inner: int
+    vocabulary: int
+    heads: int
+    query: int
+    keys: int
+    normed_heads: bool
+    norms: int
+
+    @property
+    def block_weights(self) -> int:
+        """Numbers in the linear layers of a block."""
+        return 2 * self.hidden * (self.query + self.keys) + 3 * self.hidden * self.inner
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch: `rows` of `responses` each, padded to `context` and `response` columns.
+
+    On the plain path (not `shared`) each response runs with its prompt.
+    """
+
+    rows: int
+    context: int
+    response: int
+    responses: int
+    shared: bool = True
+
+
 def text_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json, that of its text part on top. Raises UserError for a file that holds none."""
-    config = read_json_object(folder / "config.json")
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
+    """A model's config.json, that of its text part on top."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return {**config, **config.get("text_config", {})}
 
 
-def estimate(
-    folder: Path,
-    *,
-    cpu: bool,
-    rank: int,
-    prompt_tokens: int,
-    response_tokens: int,
-    rows: int,
-    responses: int,
-    checkpoint: bool,
-) -> MemoryEstimate:
-    """The estimate for micro-batches of `rows` prompts with `responses` responses each.
-
-    Args:
-        folder: the model's folder.
-        cpu: whether weights are dequantised to float32, as the CPU backend needs.
-        prompt_tokens, response_tokens: of the longest row.
-        checkpoint: whether blocks are recomputed, so that only their inputs are kept.
+def model_shape(folder: Path, *, cpu: bool) -> ModelShape:
+    """The sizes of the model in a folder. On the CPU every weight is loaded as float32.
 
     Raises:
         KeyError: the configuration has other names than the usual ones (GPT-2's n_embd).
+        TypeError: it gives a list of sizes for its blocks.
     """
     config = text_config(folder)
-    hidden, blocks = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    inner = int(config.get("intermediate_size", 4 * hidden))
-    vocabulary = int(config["vocab_size"])
-    heads = int(config.get("num_attention_heads", 1))
-    width = 4 if cpu else 2
-    tokens = rows * (prompt_tokens + responses * response_tokens)
-    scores = (
-        heads * rows * (prompt_tokens**2 + responses * response_tokens * (prompt_tokens + response_tokens))
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    size = int(config.get("head_dim") or hidden // heads)
+    stored, dense, floats = _weight_bytes(folder, config)
+    width = FLOAT if cpu or floats == {"F32"} else 2
+    inner = int(config.get("moe_intermediate_size") or config.get("intermediate_size", 4 * hidden))
+    kind = config.get("model_type", "")
+    return ModelShape(
+        stored=stored,
+        weights=dense if cpu else stored,
+        width=width,
+        norm_width=FLOAT if cpu else width,
+        blocks=int(config["num_hidden_layers"]),
+        hidden=hidden,
+        inner=inner * int(config.get("num_experts_per_tok") or 1),
+        vocabulary=int(config["vocab_size"]),
+        heads=heads,
+        query=heads * size,
+        keys=int(config.get("num_key_value_heads") or heads) * size,
+        normed_heads=kind in NORMED_HEADS,
+        norms=4 if kind in POST_NORMED else 2,
     )
-    # Training takes MLX's unfused attention on every device, so the scores of all heads are kept.
-    block = (tokens * (KEPT_PER_BLOCK * hidden + KEPT_PER_MLP * inner) + scores) * width
-    kept = blocks * (tokens * hidden * width if checkpoint else block)
-    budget = CHUNK_BYTES["cpu" if cpu else "metal"]
-    chunk = min(chunk_size(vocabulary, budget), rows * responses * response_tokens)
-    adapter = blocks * rank * (8 * hidden + 3 * (hidden + inner) + 6 * hidden)
+
+
+def estimate(
+    model: ModelShape,
+    batch: BatchShape,
+    *,
+    adapter: int,
+    adapted: int,
+    checkpoint: bool,
+    chunk_bytes: int,
+    dora: bool = False,
+) -> MemoryEstimate:
+    """The estimate for a step over micro-batches of one shape.
+
+    Args:
+        adapter: bytes of the adapter's weights.
+        adapted: blocks that carry adapters; those below them keep nothing.
+        checkpoint: whether blocks are recomputed, so that only their inputs are kept.
+        chunk_bytes: of a chunk of logits (see `head`).
+    """
+    answers = batch.rows * batch.responses
+    prompt = _Pass.of(model, batch.rows, batch.context, batch.context, dora=dora)
+    response = _Pass.of(model, answers, batch.response, batch.context + batch.response, dora=dora)
+    if not batch.shared:
+        columns = batch.context + batch.response
+        prompt, response = _Pass(0, 0, 0, 0, 0), _Pass.of(model, answers, columns, columns, dora=dora)
+    # Of the prompt in the last block only keys and values are used: its norm and they are all that is kept.
+    last = prompt.inputs + prompt.tokens * (model.hidden + 2 * model.keys) * model.width
+    if checkpoint:
+        # The inputs of each block, and its keys and values of the prompt, which the response pass takes.
+        inputs = prompt.inputs + response.inputs + 2 * prompt.tokens * model.keys * model.width
+        kept = (adapted - 1) * inputs + response.inputs + last
+        # A block's pass is recomputed and differentiated while operations of the next one are queued.
+        working = max(2.5 * response.kept, 2.2 * prompt.kept + 1.25 * response.kept)
+    else:
+        kept = (adapted - 1) * (prompt.kept + response.kept) + response.kept + last
+        # The first prompt pass to be differentiated is that of the last block but one; the response passes
+        # of the last two blocks are done with by then.
+        working = max(response.working, prompt.working - 2 * response.kept)
+    working += prompt.copies + response.copies
+    tokens = answers * batch.response
+    chunk = min(chunk_size(model.vocabulary, chunk_bytes), tokens)
+    logits = LIVE_LOGITS[tokens > chunk] * FLOAT * model.vocabulary * chunk
     return MemoryEstimate(
-        weights=_weight_bytes(folder, config, cpu=cpu),
-        adapter=4 * 4 * adapter,
+        weights=model.weights,
+        adapter=ADAPTER_COPIES * adapter,
         activations=kept,
-        working=max(BACKWARD_BLOCKS[checkpoint] * block, LIVE_CHUNKS * 4 * vocabulary * chunk),
+        working=int(max(working, logits)),
     )
 
 
-def _weight_bytes(folder: Path, config: dict[str, Any], *, cpu: bool) -> int:
-    """Bytes of the weights once loaded: as stored, or every parameter as float32 on the CPU."""
+@dataclass(frozen=True)
+class _Pass:
+    """Bytes of one block's pass over prompts or responses.
+
+    Attributes:
+        tokens: columns of all rows, padding included.
+        inputs: of the block's input.
+        kept: for the gradient of the whole block.
+        working: most of what is alive on top while the block is differentiated.
+        copies: of 16-bit inputs of adapted layers in float32, made again there (see `lora.LeanLoRALinear`).
+    """
+
+    tokens: int
+    inputs: int
+    kept: int
+    working: float
+    copies: int
+
+    @staticmethod
+    def of(model: ModelShape, rows: int, queries: int, keys: int, *, dora: bool) -> _Pass:
+        """Of `rows` sequences of `queries` columns that attend to `keys` columns."""
+        tokens, scores = rows * queries, model.heads * rows * queries * keys
+        heads = model.query + model.keys if model.normed_heads else 0
+        normed = model.norms * model.hidden + heads
+        # For the adapters: the outputs of two norms (shared by query, key and value; by gate and up), and
+        # the output of attention. For attention: scaled queries. For the MLP: gate, its sigmoid, its SiLU,
+        # up, and the product of both, which is also what the last adapter is fed.
+        linear = 2 * model.hidden + 2 * model.query + 5 * model.inner
+        # Attention is not fused where a gradient is taken, so the softmax of all heads is kept, and keys and
+        # values of prompt and response as one array each. CUDA's fused kernel takes the mask in the place of
+        # the softmax, in the same size.
+        kept = tokens * (normed * model.norm_width + linear * model.width) + scores * model.width
+        kept += 2 * rows * keys * model.keys * model.width
+        inputs = 5 * model.hidden + model.query + model.inner
+        copies = tokens * FLOAT * inputs if model.width < FLOAT else 0
+        if dora:
+            # What the magnitudes multiply, the copies too (it is mlx-lm's own layer), and the dense weights.
+            outputs = model.query + 2 * model.keys + 2 * model.hidden + 2 * model.inner
+            kept += tokens * outputs * model.width + copies + model.block_weights * model.width
+        # Cotangents of the MLP's arrays (4), of the residual stream and a norm (2), of queries, keys and
+        # values before and after they are turned and transposed (3), and of the scores (2.3): what is alive
+        # of them at once was measured, in steps where one of them was much larger than the rest.
+        work = 4 * model.inner + 2 * model.hidden + 3 * (model.query + 2 * model.keys)
+        return _Pass(
+            tokens=tokens,
+            inputs=tokens * model.hidden * model.width,
+            kept=kept,
+            working=(tokens * work + 2.3 * scores) * model.width,
+            copies=copies,
+        )
+
+
+def _weight_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, set[str]]:
+    """Bytes of the weights as stored and with every parameter as float32, and the floating-point types."""
     stored = dense = 0
+    floats = set()
     quantised = config.get("quantization") or {}
     for file in folder.glob("model*.safetensors"):
         with file.open("rb") as stream:
@@ -113,10 +248,12 @@ def _weight_bytes(folder: Path, config: dict[str, Any], *, cpu: bool) -> int:
             count = _product(entry["shape"])
             if entry["dtype"] == "U32":
                 count = count * 32 // int(quantised.get("bits", 4))
-            elif name.endswith((".scales", ".biases")):
+            elif entry["dtype"] in ("F32", "F16", "BF16"):
+                floats.add(entry["dtype"])
+            if name.endswith((".scales", ".biases")):
                 count = 0
-            dense += 4 * count
-    return dense if cpu else stored
+            dense += FLOAT * count
+    return stored, dense, floats
 
 
 def _product(shape: list[int]) -> int:

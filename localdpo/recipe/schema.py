@@ -36,8 +36,9 @@ class TrainSection(Section):
         "auto",
         description="trace a step as one function; auto: not on a CPU, where it is no faster",
     )
-    micro_batch_size: Count | None = Field(
-        None, description="pairs in memory at once, gradients are added up; null: batch_size, less on a CPU"
+    micro_batch_size: Literal["auto"] | Count = Field(
+        "auto",
+        description="pairs in memory at once, gradients are added up; auto: what fits, fewer on a CPU",
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
     learning_rate: Positive = Field(5e-6, description="highest learning rate of the schedule")
@@ -63,14 +64,23 @@ class TrainSection(Section):
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = Field(
         0, description="of the data's order, LoRA weights and dropout"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="recompute activations: less memory, more time; auto: if a pair does not fit without",
+    )
     log_every: Count = Field(1, description="steps between two logged steps")
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _null_is_auto(cls, value: Any) -> Any:
+        """Recipes of before there was `auto` say null."""
+        return "auto" if value is None else value
 
     @field_validator("micro_batch_size")
     @classmethod
-    def _fits_batch(cls, value: int | None, info: ValidationInfo) -> int | None:
+    def _fits_batch(cls, value: Literal["auto"] | int, info: ValidationInfo) -> Literal["auto"] | int:
         batch = info.data.get("batch_size")
-        if value is not None and batch is not None and value > batch:
+        if value != "auto" and batch is not None and value > batch:
             raise ValueError(f"expected at most train.batch_size ({batch}), got {value}")
         return value
 
@@ -170,7 +180,7 @@ class Recipe(Section):
     @classmethod
     def _batch_may_be_cut(cls, value: TrainSection, info: ValidationInfo) -> TrainSection:
         loss, micro = info.data.get("loss"), value.micro_batch_size
-        if loss is None or loss.spec.separable or micro is None or micro == value.batch_size:
+        if loss is None or loss.spec.separable or micro == "auto" or micro == value.batch_size:
             return value
         whole = next(term.name for term in loss.spec.terms if not term.separable)
         raise PydanticCustomError(

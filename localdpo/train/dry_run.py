@@ -9,17 +9,18 @@ from localdpo.core.wording import counted
 from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
 from localdpo.data.mixture import Part, named_parts, report_lines
-from localdpo.model.backend import Backend, prepare
-from localdpo.model.load import build_model, load_tokenizer, model_path
+from localdpo.model.backend import prepare
+from localdpo.model.load import build_model, load_tokenizer
 from localdpo.model.lora import LoraConfig
-from localdpo.model.memory import MemoryEstimate, estimate
+from localdpo.model.shared_prompt import can_share
 from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
+from localdpo.train.fit import Fit, fit
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.rows import Rows
-from localdpo.train.session import attach_adapter, rows_at_once
+from localdpo.train.session import attach_adapter
 from localdpo.train.sources import open_rows
 
 
@@ -52,10 +53,10 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         _heading(console, _example(train, index))
         console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
-    micro = rows_at_once(recipe, train, backend)
-    console.print(Text(_steps(recipe, plan, micro)))
+    laid_out = fit(recipe, train, model, shape, backend, shared=can_share(model))
+    console.print(Text(_steps(recipe, plan, laid_out)))
     console.print(Text(_adapter(recipe, shape)))
-    console.print(Text(_memory(recipe, train, shape, micro, backend)))
+    console.print(Text(laid_out.line))
     for hint in backend.hints:
         console.print(Text(hint))
 
@@ -119,10 +120,11 @@ def _figures(summary: LengthSummary) -> list[str]:
     return [f"{summary.mean:.0f}", f"{summary.median:.0f}", f"{summary.p95:.0f}", f"{summary.max}"]
 
 
-def _steps(recipe: Recipe, plan: Plan, micro: int) -> str:
+def _steps(recipe: Recipe, plan: Plan, laid_out: Fit) -> str:
     train = recipe.train
     return (
-        f"{counted(plan.total, 'step')} of {counted(train.batch_size, 'row')} ({micro} in memory at once), "
+        f"{counted(plan.total, 'step')} of {counted(train.batch_size, 'row')} "
+        f"({laid_out.micro} in memory at once), "
         f"{counted(plan.rows, 'row')}, {counted(plan.per_epoch, 'step')} an epoch, "
         f"{counted(plan.warmup, 'step')} of warm-up"
     )
@@ -133,38 +135,3 @@ def _adapter(recipe: Recipe, shape: LoraConfig) -> str:
     layers = "all linear layers" if shape.keys is None else ", ".join(shape.keys)
     start = "fresh" if recipe.adapter is None else f"starts from {recipe.adapter}"
     return f"adapter: {shape.type}, rank {shape.rank}, scale {shape.scale:g}, {layers} of {blocks}; {start}"
-
-
-def _memory(recipe: Recipe, train: Rows, shape: LoraConfig, micro: int, backend: Backend) -> str:
-    try:
-        memory = _estimate(recipe, train, shape, micro, cpu=backend.is_cpu)
-    except KeyError as missing:
-        return f"memory: no estimate, since the model's config.json has no {missing}"
-    except TypeError:
-        return "memory: no estimate, since the model's config.json gives a list of sizes for its blocks"
-    return f"memory: about {_size(memory.total)} ({_parts(memory)}); an estimate, on {backend.device}"
-
-
-def _estimate(recipe: Recipe, train: Rows, shape: LoraConfig, micro: int, *, cpu: bool) -> MemoryEstimate:
-    store = train.store
-    return estimate(
-        model_path(recipe.model),
-        cpu=cpu,
-        rank=shape.rank,
-        prompt_tokens=int(store.prompt_lengths[train.indices].max()),
-        response_tokens=int(store.response_lengths[train.indices].max()),
-        rows=min(micro, len(train)),
-        responses=store.response_lengths.shape[1],
-        checkpoint=recipe.train.gradient_checkpointing,
-    )
-
-
-def _parts(memory: MemoryEstimate) -> str:
-    return (
-        f"weights {_size(memory.weights)}, adapter and optimizer {_size(memory.adapter)}, "
-        f"activations {_size(memory.activations)}, logits and gradients {_size(memory.working)}"
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -25,10 +25,11 @@ from localdpo.model.load import Base, load_base
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.evaluation import Watched
+from localdpo.train.fit import fit
 from localdpo.train.objectives import Objective, label_arrays, make_objective
 from localdpo.train.plan import Plan, make_plan
 from localdpo.train.reference import Reference, ReferenceScores
-from localdpo.train.rows import Rows, micro_batch, visited
+from localdpo.train.rows import Rows, visited
 from localdpo.train.sources import Tell, open_rows, open_scores
 from localdpo.train.sync import MovingReference, moving_reference
 
@@ -37,8 +38,6 @@ DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
 # Rows scored at once without gradients, at most, and how many times a micro-batch of a step, which keeps its
 # activations. The CPU gains nothing from more rows and loses to padding.
 SCORING_ROWS, SCORING_FACTOR = 16, 4
-# Tokens of a micro-batch on the CPU, where nothing else is said.
-CPU_TOKENS = 256
 
 
 @dataclass
@@ -148,18 +147,20 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
     train, valid = open_rows(recipe, base.tokenizer, tell)
     forward = Forward(
         base.model,
-        checkpoint=recipe.train.gradient_checkpointing,
         split=recipe.loss.splits_responses,
         align=recipe.loss.weighs_pairs,
         compiled=traces(recipe, backend),
     )
     check_paths(forward, train, note)
+    laid_out = fit(recipe, train, base.model, config, backend, shared=forward.shared)
+    forward.checkpoint = laid_out.checkpoint
+    note(laid_out.line)
     for line in unpaired.notes(recipe.loss, train, valid):
         note(line)
     places = np.arange(min(recipe.eval.pairs, len(valid)))
     moving = moving_reference(recipe.loss, forward)
     cached = recipe.loss.spec.needs_reference and moving is None
-    plan, micro = make_plan(recipe.train, train.per_epoch), rows_at_once(recipe, train, backend)
+    plan, micro = make_plan(recipe.train, train.per_epoch), laid_out.micro
     drawn = visited(train, recipe.train.batch_size, recipe.train.seed, plan.total)
     train_scores, valid_scores = (
         open_scores(recipe, base, backend, forward, rows, at, batch=scoring_rows(micro, backend), note=note)
@@ -192,17 +193,6 @@ def traces(recipe: Recipe, backend: Backend) -> bool:
     """Whether steps are traced by MLX. On the CPU its kernels are built by g++ and run no faster."""
     wanted = not backend.is_cpu if recipe.train.compile == "auto" else recipe.train.compile
     return wanted and backend.compiled
-
-
-def rows_at_once(recipe: Recipe, train: Rows, backend: Backend) -> int:
-    """Rows of a micro-batch: the recipe's, or the whole batch, in smaller parts on the CPU.
-
-    Rows of a part are of similar length, so less is padded, and a CPU gains nothing from larger parts.
-    """
-    given, batch = recipe.train.micro_batch_size, recipe.train.batch_size
-    if given is not None or not backend.is_cpu or not recipe.loss.spec.separable:
-        return given or batch
-    return micro_batch(train, batch, CPU_TOKENS)
 
 
 def scoring_rows(micro: int, backend: Backend) -> int:

@@ -33,9 +33,10 @@ from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.recipe.schema import LossSection, Recipe
+from localdpo.train.fit import CPU_TOKENS
 from localdpo.train.objectives import make_objective
-from localdpo.train.rows import Rows
-from localdpo.train.session import rows_at_once, traces
+from localdpo.train.rows import Rows, micro_batch
+from localdpo.train.session import traces
 from localdpo.train.step import TrainStep
 
 PAIRS, PAIRS_A_STEP, VOCABULARY = 64, 4, 16_000
@@ -103,7 +104,8 @@ def trainer_choice() -> tuple[int, bool]:
     recipe = Recipe.model_validate(
         {"model": "none", "data": {"train": "none"}, "train": {"batch_size": PAIRS_A_STEP}}
     )
-    return rows_at_once(recipe, pairs(), backend), traces(recipe, backend)
+    micro = micro_batch(pairs(), PAIRS_A_STEP, CPU_TOKENS) if backend.is_cpu else PAIRS_A_STEP
+    return micro, traces(recipe, backend)
 
 
 def shared_prompt_step(compiled: bool) -> tuple[Step, Callable[[list[Batch]], None]]:

@@ -97,7 +97,7 @@ def test_expectations_are_worded_from_types_and_bounds() -> None:
     wanted = {
         "train.warmup": "a whole number >= 0 or a number >= 0 and < 1",
         "data.valid_fraction": "a number > 0 and <= 0.5",
-        "train.gradient_checkpointing": "true or false",
+        "train.gradient_checkpointing": "auto or true or false",
         "lora.keys": "a list of one or more texts or null",
         "loss.type": "text or a list of one or more texts",
         "loss.weights": "a list of one or more numbers > 0 or null",

@@ -137,7 +137,7 @@ def test_an_unusual_configuration_gets_no_estimate(
     def unknown(*_: object, **__: object) -> None:
         raise KeyError("hidden_size")
 
-    monkeypatch.setattr("localdpo.train.dry_run.estimate", unknown)
+    monkeypatch.setattr("localdpo.train.fit.model_shape", unknown)
     text = shown(tmp_path, recipe_text(tiny_model, write_pairs(tmp_path / "pairs.jsonl", 4)))
     assert "memory: no estimate, since the model's config.json has no 'hidden_size'" in text
 

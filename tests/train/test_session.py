@@ -139,7 +139,7 @@ def test_a_model_that_cannot_share_takes_the_plain_path_and_trains_the_same(
     notes: list[str] = []
     recipe = load_recipe(write_recipe(tmp_path / "plain", text))
     assert not assemble(recipe, EAGER, notes.append).forward.shared
-    assert len(notes) == 1
+    assert len([note for note in notes if not note.startswith("memory:")]) == 1
     plain = train(tmp_path / "plain", text).metrics("step")
     for a, b in zip(shared, plain, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)

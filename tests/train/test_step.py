@@ -15,7 +15,8 @@ from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 from training_runs import session_of, step_of, weights_of
 
 from localdpo.model import lora
-from localdpo.train.session import CPU_TOKENS, Session
+from localdpo.train.fit import CPU_TOKENS
+from localdpo.train.session import Session
 from localdpo.train.step import StepResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")

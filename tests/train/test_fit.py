@@ -1,0 +1,152 @@
+"""Rows at once and checkpointing, from the memory there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_folders import recipe_text, write_pairs
+from training_runs import EAGER, write_recipe
+
+from localdpo.core.errors import UserError
+from localdpo.model.backend import Backend
+from localdpo.model.load import build_model, load_tokenizer
+from localdpo.recipe.load import load_recipe
+from localdpo.train import fit as room
+from localdpo.train.fit import CPU_TOKENS, Fit, Need, fit
+from localdpo.train.rows import Rows, micro_batch
+from localdpo.train.session import assemble, attach_adapter
+from localdpo.train.sources import open_rows
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+GPU = Backend("metal", None, True, ())
+
+
+class Setting:
+    """A recipe of 16 pairs with the tiny model, laid out under a memory of one's choice."""
+
+    def __init__(self, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.model, self.monkeypatch = folder, model, monkeypatch
+        self.pairs = write_pairs(folder / "pairs.jsonl", 16)
+
+    def parts(self, backend: Backend, **changes: Any) -> tuple[Any, ...]:
+        train = {"batch_size": 8, **changes.pop("train", {})}
+        recipe = load_recipe(
+            write_recipe(self.folder, recipe_text(self.model, self.pairs, self.pairs, train=train, **changes))
+        )
+        model, _ = build_model(recipe.model)
+        config = attach_adapter(model, recipe)
+        return recipe, open_rows(recipe, load_tokenizer(recipe.model))[0], model, config, backend
+
+    def fit(self, memory: int, *, backend: Backend = GPU, **changes: Any) -> Fit:
+        self.monkeypatch.setattr(room, "memory_limit", lambda device: memory)
+        return fit(*self.parts(backend, **changes), shared=True)
+
+    def need(self, rows: int, checkpoint: bool, *, backend: Backend = GPU) -> int:
+        """Bytes that `auto` wants for so many rows: the estimate and a margin."""
+        _, train, model, config, _ = self.parts(backend)
+        sizes = room.model_shape(self.model, cpu=backend.is_cpu)
+        need = Need(train, sizes, model, config, backend, shared=True)
+        return int(need(rows, checkpoint).total / room.FILLED) + 1
+
+
+@pytest.fixture
+def setting(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    # A vocabulary's chunk of logits would be larger than all else in so small a model.
+    monkeypatch.setattr(room, "CHUNK_BYTES", {"metal": 1, "cpu": 1})
+    return Setting(tmp_path, tiny_model, monkeypatch)
+
+
+def test_a_gpu_takes_the_rows_that_fit_up_to_the_batch(setting: Setting) -> None:
+    assert setting.fit(10**10).micro == 8
+    for rows in (1, 3, 7):
+        assert setting.fit(setting.need(rows, False)).micro == rows
+        assert not setting.fit(setting.need(rows, False)).checkpoint
+
+
+def test_activations_are_recomputed_where_one_row_does_not_fit_without(setting: Setting) -> None:
+    less = setting.fit(setting.need(1, False) - 2)
+    assert (less.checkpoint, less.micro >= 1) == (True, True)
+    assert "gradient checkpointing is on" in less.line
+    for on in (True, False):
+        assert setting.fit(10**10, train={"gradient_checkpointing": on}).checkpoint is on
+
+
+def test_a_cpu_takes_its_few_tokens_but_never_more_than_fit(setting: Setting) -> None:
+    _, train, *_ = setting.parts(EAGER)
+    usual = micro_batch(train, 8, CPU_TOKENS)
+    assert 1 < usual < 8
+    assert setting.fit(10**10, backend=EAGER).micro == usual
+    assert setting.fit(setting.need(1, False, backend=EAGER), backend=EAGER).micro == 1
+
+
+def test_a_loss_over_the_whole_batch_keeps_it_or_is_refused(setting: Setting) -> None:
+    whole = setting.fit(setting.need(8, True), loss={"type": "aot"})
+    assert (whole.micro, whole.checkpoint) == (8, True)
+    with pytest.raises(UserError) as error:
+        setting.fit(setting.need(1, False) // 2, loss={"type": "aot"})
+    assert "the batch of 8 rows, which the loss compares with each other," in str(error.value)
+    assert "lower train.batch_size" in str(error.value)
+
+
+def test_a_row_that_does_not_fit_is_refused_with_what_to_change(setting: Setting) -> None:
+    with pytest.raises(UserError) as error:
+        setting.fit(1_000_000)
+    (line,) = error.value.lines
+    assert line.startswith("memory: a row of ")
+    assert "but there are 1.0 MB: lower train.max_length (" in line
+    assert line.endswith("or take a quantised (4-bit) or smaller model")
+    with pytest.raises(UserError, match=r"set train\.gradient_checkpointing=true, or take a smaller model"):
+        setting.fit(1_000_000, backend=EAGER, train={"gradient_checkpointing": False})
+
+
+def test_the_recipes_own_number_is_kept_and_told_if_it_is_too_many(setting: Setting) -> None:
+    given = setting.fit(setting.need(1, True), train={"micro_batch_size": 8})
+    assert (given.micro, given.checkpoint) == (8, True)
+    assert given.line.endswith("more than there is: lower train.micro_batch_size")
+
+
+def test_one_row_is_the_worst_row_and_several_are_padded_to_the_longest_of_each(setting: Setting) -> None:
+    _, train, model, config, _ = setting.parts(GPU)
+    sizes = room.model_shape(setting.model, cpu=False)
+    alone = [
+        Need(Rows(train.store, train.indices[[i]], train.pad), sizes, model, config, GPU, shared=True)(
+            1, False
+        )
+        for i in range(len(train))
+    ]
+    need = Need(train, sizes, model, config, GPU, shared=True)
+    assert need(1, False).total == max(one.total for one in alone)
+    assert need(len(train) + 5, False) == need(len(train), False)
+
+
+def test_the_worker_says_the_estimate_and_refuses_what_does_not_fit(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
+    write_recipe(tmp_path / "run", recipe_text(tiny_model, pairs))
+    monkeypatch.setenv("LOCALDPO_MEMORY_GB", "0.001")
+    ended = subprocess.run(
+        [sys.executable, "-m", "localdpo.train", str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "a row of " in line
+    assert "but there are 1.0 MB" in line
+
+
+def test_the_line_says_what_the_cpu_makes_of_a_quantised_base(
+    tmp_path: Path, quantised_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
+    recipe = load_recipe(write_recipe(tmp_path, recipe_text(quantised_model, pairs)))
+    monkeypatch.setenv("LOCALDPO_MEMORY_GB", "4")
+    assemble(recipe, EAGER, lines.append)
+    (line,) = [line for line in lines if line.startswith("memory: about")]
+    assert " of 4.00 GB (weights " in line
+    assert "(float32 on the CPU; " in line
+    assert " on disk), adapter and optimizer" in line
