@@ -10,6 +10,7 @@ follows its last one is tokenised again with each response.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raise it with every change that gives other ids for the same text: it is part of the cache's key.
-ENCODER_VERSION = 2
+ENCODER_VERSION = 3
 _PORTION_CHARACTERS = 2_000_000
 
 NO_SCORED_TOKEN = "the prompt leaves no room for a scored token within max_length"
@@ -40,6 +41,10 @@ NO_CONTENT = "what the chat template writes around the prompt is longer than max
 _SYSTEM = frozenset(("system", "developer"))
 # Control tokens are looked for in this many characters at a prompt's end; so many ends are remembered.
 _TAIL_CHARACTERS, _TAILS = 256, 1000
+# Of a longer text only what the limits may leave is tokenised: so many characters, and so many a token.
+_LONG, _LONG_TOKEN = 100_000, 16
+# Before a space, a new line, or punctuation of languages that are written without spaces.
+_WORD_END = re.compile(r"(?<=[^\W_])(?=[ \n\u3001\u3002\uff01\uff0c\uff1f])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class Encoder:
                 rendered.append((row, example, self.renderer.render(example)))
             except RowDropped as drop:
                 result.dropped[drop.reason].append(row)
-        every = self._ids([text for _, _, text in rendered])
+        every = self._ids([self._shortened(example, text) for _, example, text in rendered])
         for (row, example, text), ids in zip(rendered, every, strict=True):
             try:
                 cut = self._fit(ids, example, text)
@@ -193,12 +198,15 @@ class Encoder:
 
     def _fit(self, ids: _Ids, example: Example, text: Rendered) -> bool:
         """Start an empty prompt, cut to the limits, drop what cannot be trained on. True if cut."""
-        if len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses):
+        alike = len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses)
+        if alike and (len(set(text.responses)) == 1 or max(map(len, text.responses)) <= _LONG):
             lost = sorted(text.left_out.parts & {REASONING, TEXT})
             raise RowDropped(f"{IDENTICAL} once the chat template left out {lost[0]}" if lost else IDENTICAL)
         if not ids.prompt:
             self._make_context(ids)
-        ids.key = prompt_key(_int32(ids.prompt))
+        # Of a long text not all ids are known.
+        is_long = len(text.prompt) > _LONG
+        ids.key = text_key(text.prompt.encode()) if is_long else prompt_key(_int32(ids.prompt))
         cut = self._cut(ids, example, text)
         if any(not response for response in ids.responses):
             raise RowDropped(NO_SCORED_TOKEN)
@@ -245,7 +253,7 @@ class Encoder:
         while low <= high:
             middle = (low + high) // 2
             tried = replace(example, prompt=turns.without(middle, self.limits.truncation))
-            found = self._ids([self.renderer.render(tried)])[0].prompt
+            found = self._ids([self._shortened(tried, self.renderer.render(tried))])[0].prompt
             if len(found) <= length:
                 ids, high = found, middle - 1
             else:
@@ -258,12 +266,13 @@ class Encoder:
 
     def _cut_contents(self, example: Example, length: int) -> list[int]:
         text = self.renderer.render(example)
+        spans = self.renderer.content_spans(example, text.prompt)
+        text, spans = self._shortened_chat(text, spans)
         ids = self._ids([text])[0].prompt
         places = self.tokens.places(text.prompt)
         keep_end = self.limits.truncation == "keep_end"
-        spans = self.renderer.content_spans(example, text.prompt)[:: 1 if keep_end else -1]
         gone: set[int] = set()
-        for _, start, stop in sorted(spans, key=lambda span: span[0] in _SYSTEM):
+        for _, start, stop in sorted(spans[:: 1 if keep_end else -1], key=lambda span: span[0] in _SYSTEM):
             inside = [i for i, (first, last) in enumerate(places) if start <= first < last <= stop]
             more = min(len(inside) - 1, len(ids) - length - len(gone))
             if more > 0:
@@ -271,6 +280,57 @@ class Encoder:
         if len(places) != len(ids) or len(ids) - len(gone) > length:
             raise RowDropped(NO_CONTENT)
         return [one for i, one in enumerate(ids) if i not in gone]
+
+    # --- long texts --------------------------------------------------------------------------------------
+
+    def _shortened(self, example: Example, text: Rendered) -> Rendered:
+        """The row with what the limits cut anyway left out of its long texts, so that nobody tokenises it."""
+        limits = self.limits
+        if any(len(response) > _LONG for response in text.responses):
+            parts = [self._part(response, limits.max_length, keep_end=False) for response in text.responses]
+            text = replace(text, responses=tuple(parts))
+        if len(text.prompt) <= _LONG:
+            return text
+        if limits.max_prompt_length is None:
+            # It has no room for an answer.
+            prompt = self._part(text.prompt, limits.max_length, keep_end=False)
+            return replace(text, prompt=prompt, least=None)
+        if text.start:
+            keep_end = limits.truncation == "keep_end"
+            return replace(text, prompt=self._part(text.prompt, limits.max_prompt_length, keep_end=keep_end))
+        return self._shortened_chat(text, self.renderer.content_spans(example, text.prompt))[0]
+
+    def _shortened_chat(
+        self, text: Rendered, spans: list[tuple[str, int, int]]
+    ) -> tuple[Rendered, list[tuple[str, int, int]]]:
+        """The prompt of a chat with its long contents shortened, and the places of the contents in it."""
+        if len(text.prompt) <= _LONG or self.limits.max_prompt_length is None:
+            return text, spans
+        keep_end = self.limits.truncation == "keep_end"
+        prompt, done, found = "", 0, []
+        for role, start, stop in spans:
+            prompt += text.prompt[done:start]
+            part = self._part(text.prompt[start:stop], self.limits.max_prompt_length, keep_end=keep_end)
+            found.append((role, len(prompt), len(prompt) + len(part)))
+            prompt, done = prompt + part, stop
+        prompt += text.prompt[done:]
+        least = None if text.least is None else text.least - len(text.prompt) + len(prompt)
+        return replace(text, prompt=prompt, least=least), found
+
+    def _part(self, text: str, tokens: int, *, keep_end: bool) -> str:
+        """A long text without its middle: more than so many tokens of its beginning, or with `keep_end` of
+        its end, and some words of the other end, since a token may reach over it. Else the text as it is."""
+        size = _LONG // 2 + _LONG_TOKEN * tokens
+        if len(text) <= 3 * size:
+            return text
+        last = len(text) - size
+        stop = _WORD_END.search(text, 0 if keep_end else size // 2, size)
+        start = _WORD_END.search(text, last if keep_end else last + size // 2)
+        if stop is None or start is None:
+            return text
+        before, after = text[: stop.start()], text[start.start() :]
+        count = len(self.tokens.encode([after if keep_end else before])[0])
+        return before + after if count > tokens else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +367,12 @@ def _turns(messages: Sequence[Message]) -> _Turns:
 
 def prompt_key(ids: NDArray[np.int32]) -> int:
     """A hash of a prompt's ids, 56 bits: different prompts have different ones, as good as surely."""
-    return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=7).digest())
+    return text_key(ids.tobytes())
+
+
+def text_key(text: bytes) -> int:
+    """A hash of 56 bits."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
 
 
 def encode_prompt(

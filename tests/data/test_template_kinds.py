@@ -218,3 +218,31 @@ def test_the_header_of_the_answer_is_never_cut(side: str) -> None:
         inner = prompt.removeprefix("<|user|>").removesuffix("<|end|>\n<|assistant|>")
         assert str(pair.prompt).endswith(inner) if side == "keep_end" else str(pair.prompt).startswith(inner)
     assert cut.rows
+
+
+@pytest.mark.parametrize("side", ["keep_start", "keep_end"])
+@pytest.mark.parametrize("most", [None, 40])
+def test_a_long_text_is_cut_as_if_all_of_it_were_tokenised(
+    side: str, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = " ".join(f"word{i}" for i in range(400))
+    turns = [{"role": role, "content": words} for role in ("user", "assistant")]
+    pairs = [
+        Pair([*SYSTEM[:1], *turns, *turns[:1]], words, words + " more"),
+        Pair([*SYSTEM[:1], *turns, *SYSTEM[1:]], f"no {words}", words),
+        Pair("q", words, f"no {words}"),
+        Pair(words, "yes", "no"),
+    ]
+    found = []
+    for long in (10**9, 100):
+        monkeypatch.setattr("localdpo.data.encode._LONG", long)
+        options = {"max_length": 60, "max_prompt_length": most, "truncation": side}
+        encoded = [
+            encode(name, *pairs, **options) for name in ("last_turn_system", "thought_opened", "two_ends")
+        ]
+        rows = [
+            [row.prompt.tolist(), [r.tolist() for r in row.responses]] for one in encoded for row in one.rows
+        ]
+        found.append((rows, [(one.dropped, one.truncated, one.notes) for one in encoded]))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == (3 if most is None else 9)
