@@ -70,6 +70,8 @@ def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
 
     app = DashboardApp(runs_dir, run, jump=jump)
     frame = render_once(app, (int(match[1]), int(match[2])))
+    if app.return_code:
+        raise typer.Exit(app.return_code)
     if app.feed is not None and app.feed.state.damage is not None:
         say(app.feed.state.damage, error=True)
     say(frame.removesuffix("\n"))

@@ -65,6 +65,23 @@ def test_damaged_lines_of_the_log_are_told_beside_the_frame_and_in_it():
     assert line in done.stdout
 
 
+def test_no_number_in_a_log_ends_the_frame_or_the_table():
+    run = make_run("odd", end=False)
+    lines = (
+        '"type":"step","step":2,"metrics":{"loss":NaN,"kl":-Infinity}',
+        f'"type":"step","step":{"9" * 30},"metrics":{{"loss":1}}',
+        f'"type":"eval","step":3,"metrics":{{"loss":{"9" * 400},"kl":1e999}}',
+        f'"type":"run.started","total_steps":{"9" * 30},"memory_limit_gb":Infinity',
+    )
+    with run.events.open("a") as log:
+        log.writelines(f'{{"v":1,"time":1.0,{line}}}\n' for line in lines)
+    for words in (["watch", "odd", "--once", "--screen", "live"], ["runs"]):
+        done = localdpo(*words)
+        assert done.returncode == 0
+        assert done.stderr == f"{run.events}: 1 damaged line is left out (line 4)\n"
+        assert "odd" in done.stdout
+
+
 def test_one_frame_as_text():
     make_run("early", age=50)
     make_run("late")
