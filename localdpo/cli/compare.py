@@ -37,7 +37,7 @@ def compare(
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option("--prompts", metavar="FILE", help="Data file or name with a field prompt."),
+        typer.Option("--prompts", metavar="FILE", help="File, data set or demo: name of prompts."),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; repeatable.")

@@ -57,7 +57,8 @@ def evaluate(
         Path | None, typer.Option("--checks", metavar="FILE", help="More heuristics, from a YAML file.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="Data file or name with a field prompt.")
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="File, data set or demo: name of prompts."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many prompts.")] = 200,
     with_run: Annotated[

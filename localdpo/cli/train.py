@@ -66,7 +66,7 @@ def train(
         bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory, and stop.")
     ] = False,
 ) -> None:
-    """Train on a recipe: SFT or DPO, whichever its loss says."""
+    """Train on a recipe: SFT, DPO or KTO, whichever its loss says."""
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = make_request(arguments, run, runs_dir, resume, accept_changes)
     if dry_run:

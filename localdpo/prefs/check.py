@@ -101,7 +101,9 @@ def _families(options: Options) -> tuple[list[Family], list[str]]:
     if options.against:
         families.append(Overlap(evaluation_prompts(options.against)))
     else:
-        left_out.append("overlap with evaluation prompts: give --against DATA, or --recipe")
+        left_out.append(
+            "overlap with evaluation prompts: give --against DATA, or --recipe FILE with data.valid"
+        )
     if tokenizer is not None:
         ends = end_ids(tokenizer)
         families.append(Tokens(tokenizer, options.template, options.limits, ends, options.template_kwargs))
@@ -110,7 +112,7 @@ def _families(options: Options) -> tuple[list[Family], list[str]]:
     if options.reference is not None:
         families.append(Reference(*options.reference))
     else:
-        left_out.append("reference accuracy: give --reference N (pairs to score) and --recipe")
+        left_out.append("reference accuracy: give --reference N (pairs to score) with --recipe FILE")
     return families, left_out
 
 

@@ -19,7 +19,7 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.fit import Fit, fit
 from localdpo.train.plan import Plan, make_plan
-from localdpo.train.rows import Rows
+from localdpo.train.rows import NOTHING_HELD_OUT, Rows
 from localdpo.train.session import attach_adapter
 from localdpo.train.sources import open_rows
 
@@ -49,6 +49,8 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         console.print(Text(line))
     for note in unpaired.notes(recipe.loss, train, valid):
         console.print(Text(note))
+    if not len(valid):
+        console.print(Text(NOTHING_HELD_OUT))
     for index in train.store.bounds[:-1]:
         _heading(console, _example(train, index))
         console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))

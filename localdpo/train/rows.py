@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from localdpo.data.batches import (
 from localdpo.data.encode import prompt_key
 from localdpo.data.mixture import Mixture
 from localdpo.data.types import Batch
+
+NOTHING_HELD_OUT: Final = "no rows are held out: nothing is evaluated; give data.valid"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.out import say, say_errors
 from localdpo.train.control import StopRequest, answer_command
+from localdpo.train.rows import NOTHING_HELD_OUT
 
 if TYPE_CHECKING:
     from localdpo.train.session import Session
@@ -137,7 +138,7 @@ def _reading(session: Session) -> list[str]:
     for name, part in named_parts(session.train.store, session.valid.store):
         lines += report_lines(name, part)
     if len(session.valid) == 0:
-        lines.append("no rows are held out: nothing is evaluated; give data.valid")
+        lines.append(NOTHING_HELD_OUT)
     return lines
 
 

@@ -73,6 +73,14 @@ def test_the_example_is_the_first_kept_row_of_each_data_set_even_if_it_is_held_o
     assert set(headings) == {True, False}
 
 
+def test_it_says_that_a_single_prompt_leaves_nothing_to_evaluate_on(tmp_path: Path, tiny_model: Path) -> None:
+    for count, said in ((1, True), (2, False)):
+        data = write_pairs(tmp_path / "pairs.jsonl", count)
+        text = shown(tmp_path, recipe_text(tiny_model, data))
+        assert f"train: {count} row{'' if count == 1 else 's'} read, 0 truncated" in text
+        assert ("no rows are held out: nothing is evaluated" in text) is said
+
+
 def test_text_in_the_data_is_shown_as_it_is(tmp_path: Path, tiny_model: Path) -> None:
     """Square brackets are markup to rich; here they are somebody's text."""
     rows = [{**pair(n), "chosen": "[bold]good[/bold] [/]"} for n in range(3)]

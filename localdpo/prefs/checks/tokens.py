@@ -48,7 +48,7 @@ REFUSED = Check(
     "not-rendered",
     "error",
     "the chat template cannot write the row",
-    "mend the roles and their order, or take the rows out; training drops them",
+    "mend what it cannot write, take a model whose template does, or take the rows out; training drops them",
     drops=True,
 )
 LEFT_OUT = Check(
