@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
 
 _KEPT: Final = LOG_LINES + STEP_LINES
+# Lines above that until the oldest are cut: cutting them one at a time would cost more.
+_SLACK: Final = 500
 _WHEEL: Final = 3
 _SPEED: Final = "tokens_per_second"
 _COLOURS: Final = {"step": "muted", "run.crashed": "critical", "run.failed": "critical"}
@@ -106,7 +108,7 @@ class LogView(Widget, can_focus=True):
         total = state.start.total
         lines = [Line(log_line(event, total), colour_of(event)) for _, event in fresh]
         self._lines += lines
-        if len(self._lines) > 2 * _KEPT:
+        if len(self._lines) > _KEPT + _SLACK:
             del self._lines[:-_KEPT]
             before = len(self._shown)
             self._choose()
