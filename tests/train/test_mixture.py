@@ -108,11 +108,11 @@ def test_each_data_set_has_its_own_limits_and_cache(
     rows = [{**pair(n), "prompt": f"{LONG}{pair(n)['prompt']}"} for n in range(6)]
     long = write_rows(tmp_path / "long.jsonl", rows)
     other = write_rows(tmp_path / "other.jsonl", [{**row, "chosen": "Good."} for row in rows])
-    cut = entry(other, max_prompt_length=8, truncation="keep_end", limit=4)
+    cut = entry(other, max_prompt_length=24, truncation="keep_end", limit=4)
     first = session_of(tmp_path, text(tiny_model, [long, cut], str(long)))
     lengths = first.train.store.prompt_lengths
-    assert (lengths[:6] > 8).all()
-    assert lengths[6:].tolist() == [8] * 4
+    assert (lengths[:6] > 24).all()
+    assert lengths[6:].tolist() == [24] * 4
     files = sorted((own_cache / "tokens").glob("*.arrow"))
     assert len(files) == 2
     changed = {file: file.stat().st_mtime_ns for file in files}
