@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from localdpo.core.errors import UserError
+from localdpo.core.seal import unseal
 from localdpo.dashboard.label_app import LabelApp
 from localdpo.dashboard.once import frame_text
 from localdpo.prefs.label import Labelling
@@ -39,7 +40,8 @@ def opened(data: Path) -> Labelling:
 
 def saved(data: Path) -> list[dict[str, Any]]:
     """The records of the journal, without its header."""
-    return [json.loads(line) for line in data.with_suffix(".labels").read_text().splitlines()][1:]
+    lines = data.with_suffix(".labels").read_bytes().splitlines()
+    return [json.loads(unseal(line)) for line in lines][1:]
 
 
 def pressed(state: Labelling, *keys: str, size: tuple[int, int] = (100, 30), **environment: str) -> str:

@@ -75,16 +75,18 @@ def tiles_of(state: RunState) -> list[Tile]:
     found: list[Tile] = []
     for spec in TILES:
         series = next((state.train[name] for name in spec.metrics if name in state.train), None)
-        tied = spec.metrics == (ACCURACY,) and _last(state, TIES) == 1
-        if series is None or (series.last is None and not tied) or len(found) == _MOST:
+        if len(found) == _MOST:
+            break
+        if spec.metrics == (ACCURACY,) and _last(state, TIES) == 1:
+            found.append(Tile(spec.name, spec.brief, ALL_TIED, "level", ()))
+            continue
+        if series is None or series.last is None:
             continue
         values = series.values
         recent = values[-_RECENT:]
         line = smooth(recent, _WEIGHT if spec.smoothed else 0.0)
         known = line[np.isfinite(line)]
         figure = "-" if not math.isfinite(recent[-1]) else f"{_figure(float(known[-1]))}{spec.unit}"
-        if tied:
-            figure = ALL_TIED
         if spec.name == "memory" and state.start.memory_limit_gb is not None:
             figure = f"{figure.removesuffix(spec.unit)}/{state.start.memory_limit_gb:.3g}{spec.unit}"
         steps = series.steps
