@@ -20,7 +20,14 @@ from localdpo.model.recompute import recomputed
 
 
 def peak_of(compute: Callable[[], object]) -> int:
-    """Bytes that MLX takes on top of what is alive before."""
+    """Bytes that MLX takes on top of what is alive before: the least of five tries.
+
+    MLX evaluates behind Python's back, so how many arrays it holds at once varies with the machine's load.
+    """
+    return min(_peak(compute) for _ in range(5))
+
+
+def _peak(compute: Callable[[], object]) -> int:
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
