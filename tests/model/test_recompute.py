@@ -19,12 +19,12 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.recompute import recomputed
 
 
-def peaks_of(compute: Callable[[], object]) -> list[int]:
-    """Bytes that MLX takes on top of what is alive before, in five tries, from the least to the most.
+def peak_of(compute: Callable[[], object]) -> float:
+    """Bytes that MLX takes on top of what is alive before: the median of five tries.
 
     MLX evaluates behind Python's back, so how many arrays it holds at once varies with the machine's load.
     """
-    return sorted(_peak(compute) for _ in range(5))
+    return float(np.median([_peak(compute) for _ in range(5)]))
 
 
 def _peak(compute: Callable[[], object]) -> int:
@@ -62,9 +62,9 @@ def test_the_arrays_of_a_block_wait_for_the_cotangents(monkeypatch: pytest.Monke
     def gradients() -> object:
         return nn.value_and_grad(model, lambda: forward.logps(arrays, gradient=True).sum())()
 
-    ours = peaks_of(gradients)[0]
+    ours = peak_of(gradients)
     monkeypatch.setattr(shared_prompt, "recomputed", mx.checkpoint)
-    assert ours < 0.9 * peaks_of(gradients)[-1]
+    assert ours < 0.9 * peak_of(gradients)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
@@ -97,9 +97,9 @@ def test_an_adapted_layer_computes_exactly_what_mlx_lms_computes(dtype: mx.Dtype
 
 
 def test_adapted_layers_keep_no_float32_copy_of_a_16_bit_input() -> None:
-    """512 tokens of 256 features are 0.26 MB, or 0.52 MB in float32, and eight layers keep them."""
+    """512 tokens of 256 features are 0.26 MB, or 0.52 MB in float32, and 24 layers keep them."""
     mx.random.seed(0)
-    layers = [LoRALinear(256, 256, r=4) for _ in range(8)]
+    layers = [LoRALinear(256, 256, r=4) for _ in range(24)]
     for layer in layers:
         layer.linear.weight = layer.linear.weight.astype(mx.bfloat16)
         layer.linear.freeze()
@@ -110,8 +110,8 @@ def test_adapted_layers_keep_no_float32_copy_of_a_16_bit_input() -> None:
     def gradients() -> object:
         return nn.value_and_grad(chain, lambda: chain(x).astype(mx.float32).sum())()
 
-    theirs = peaks_of(gradients)[-1]
+    theirs = peak_of(gradients)
     for layer in layers:
         layer.__class__ = lora.LeanLoRALinear
-    ours = peaks_of(gradients)[0]
-    assert ours < theirs - 1_500_000
+    ours = peak_of(gradients)
+    assert ours < theirs - 2_500_000
