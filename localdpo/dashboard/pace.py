@@ -34,14 +34,22 @@ class Pace:
     ) -> None:
         self._clock, self._used = clock, used
         self._looked, self._before = clock(), used()
+        self._drew = self._looked
         self._credit = {ration: ration.burst for ration in (FREE, BESIDE_TRAINING)}
 
     def is_due(self, *, beside_training: bool) -> bool:
-        """Whether a frame may be drawn. `beside_training`: whether a training wants the same cores."""
+        """Whether a frame may be drawn. `beside_training`: whether a training wants the same cores.
+
+        One is due after `longest` seconds whatever was spent: keys held down spend without a frame of ours.
+        """
         now, used = self._clock(), self._used()
         for ration, credit in self._credit.items():
             credit += (now - self._looked) * ration.share - (used - self._before)
-            # Debts are forgotten beyond what `longest` pays: nothing is put off for ever.
+            # Debts are forgotten beyond what `longest` pays.
             self._credit[ration] = min(max(credit, -ration.longest * ration.share), ration.burst)
         self._looked, self._before = now, used
-        return self._credit[BESIDE_TRAINING if beside_training else FREE] >= 0
+        ration = BESIDE_TRAINING if beside_training else FREE
+        is_due = self._credit[ration] >= 0 or now - self._drew >= ration.longest
+        if is_due:
+            self._drew = now
+        return is_due

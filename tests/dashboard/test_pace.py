@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,20 @@ def test_nothing_is_put_off_for_ever(pace: Pace, machine: SimpleNamespace, ratio
     assert not pace.is_due(beside_training=beside)
     machine.now += 0.02
     assert pace.is_due(beside_training=beside)
+
+
+@rations
+def test_what_else_is_spent_puts_no_frame_off_for_ever(
+    pace: Pace, machine: SimpleNamespace, ration: Ration, beside: bool
+):
+    frames = []
+    for _ in range(1000):
+        machine.now += 0.1
+        machine.used += 0.09  # of keys held down, say
+        if pace.is_due(beside_training=beside):
+            frames.append(machine.now)
+    waits = [later - earlier for earlier, later in pairwise(frames)]
+    assert max(waits) <= ration.longest + 0.11
 
 
 def test_rest_is_not_saved_up_beyond_a_burst(pace: Pace, machine: SimpleNamespace):
