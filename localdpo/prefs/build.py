@@ -22,6 +22,7 @@ from typing import Any, Final
 from localdpo.core.answers import AnswerRecord, AnswersWriter
 from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
 from localdpo.core.errors import UserError
+from localdpo.core.wording import counted
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal
 from localdpo.judge.retry import OnWait, Retry
@@ -100,13 +101,13 @@ def run_build(
 
 
 def _write(plan: Plan, answers: Sequence[Mapping[str, AnswerRecord]], outcome: Outcome) -> dict[str, Any]:
-    """Write the two files of pairs and, last, the report."""
+    """Write the two files of pairs and, last, the report. Without a pair an earlier build's files stay."""
     options = plan.options
     built = outcome.built if options.keep is None else outcome.built[: options.keep]
     held = _held_out(plan, built)
     report = report_of(plan, answers, outcome, built, sum(held))
     rows = _rows(plan, answers, built)
-    for name, side in ((TRAIN, False), (VALID, True)):
+    for name, side in ((TRAIN, False), (VALID, True)) if built else ():
         lines = [as_line(row) for row, is_held in zip(rows, held, strict=True) if is_held == side]
         path = options.out / name
         if lines:
@@ -116,7 +117,9 @@ def _write(plan: Plan, answers: Sequence[Mapping[str, AnswerRecord]], outcome: O
     write_text(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     if not built:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in outcome.pairs.most_common())
-        raise UserError(f"{options.out}: no pair was kept of {len(plan.prompts):,} prompts ({reasons})")
+        stays = f"; {TRAIN} in it is of an earlier build" if (options.out / TRAIN).exists() else ""
+        prompts = counted(len(plan.prompts), "prompt")
+        raise UserError(f"{options.out}: no pair was kept of {prompts} ({reasons}){stays}")
     return report
 
 

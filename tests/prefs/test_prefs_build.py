@@ -200,6 +200,18 @@ def test_orders_that_disagree_make_no_pair(
     assert report["pairs"]["dropped"][selection.FLIPPED] == len(judges[0].asked) / 2
 
 
+def test_a_build_without_a_pair_keeps_the_files_of_an_earlier_one(
+    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(options)
+    files = {name: (options.out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
+    (options.out / "verdicts.jsonl").unlink()
+    monkeypatch.setattr(build_plan, "make_judge", maker(judges, choose=lambda one, two: "first"))
+    with pytest.raises(UserError, match=r"no pair was kept .*; train\.jsonl in it is of an earlier build$"):
+        built(options)
+    assert {name: (options.out / name).read_bytes() for name in files} == files
+
+
 def test_scores_beside_the_choice(options: BuildOptions, judges: list[CountingJudge]) -> None:
     report = built(options, scores=True)
     rows = pairs_of(options.out)
