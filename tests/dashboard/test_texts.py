@@ -131,3 +131,10 @@ def luminance(colour: str) -> float:
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_of_a_very_long_text_the_beginning_is_shown_and_the_rest_counted():
+    shown = clean("a\n" * 2_000_000)
+    assert shown.startswith("a\na\n")
+    assert shown.endswith("\n... 3,950,000 characters more")
+    assert len(shown) < 51_000

@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from localdpo.core.worddiff import word_diff
-from localdpo.core.wording import printable
+from localdpo.core.wording import counted, printable
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text
 
+# Laying out a text takes a second or so for 100,000 characters, each time that it is drawn.
+_LONGEST: Final = 50_000
 # Around words that only this side has: (Unicode, ASCII).
 _BRACKETS: Final = {"new": (("«", "»"), ("{+", "+}")), "old": (("⟨", "⟩"), ("[-", "-]"))}
 
 
 def clean(text: str) -> str:
-    """`text` with its line breaks, without other characters that would steer the terminal."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+    """`text` with its line breaks, without other characters that would steer the terminal.
+
+    Of a very long text the first _LONGEST characters are shown, and how many more there are.
+    """
+    shown = "\n".join(printable(line) for line in text[:_LONGEST].split("\n"))
+    rest = len(text) - _LONGEST
+    return shown if rest <= 0 else f"{shown}\n... {counted(rest, 'character')} more"
 
 
 def diff_text(old: str, new: str, side: Literal["old", "new"], palette: Palette, unicode: bool) -> Text:
