@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,12 +81,14 @@ def read_prompt_rows(
     kind: Kind = "prompts",
     format_name: str | None = None,
     rows: int | None = None,
+    only: Container[int] | None = None,
 ) -> list[PromptRow]:
     """The first `limit` prompts of a data source with the other columns of their rows; None: all of them.
 
     The source is whatever data.train may be. With the kind of a run's data its prompts are those that the run
     trains or is evaluated on; "prompts" takes pairs, and rows with nothing but a prompt. Rows that training
-    would leave out are left out. `rows`: how many rows of the source to look at.
+    would leave out are left out. `rows`: how many rows of the source to look at. `only`: the
+    numbers of the rows, from 0, that count.
     Raises UserError(s) with file:row for a source that cannot be read, a row without a prompt, and no rows.
     """
     opened = open_source(source)
@@ -98,6 +100,8 @@ def read_prompt_rows(
     for row in itertools.takewhile(
         lambda _: limit is None or len(found) < limit, read_rows(opened, kind, rows, format_name)
     ):
+        if only is not None and row.rows[0] not in only:
+            continue
         if isinstance(row.result, Problem):
             problems.add(row.rows[0], row.result.message)
         elif isinstance(row.result, Skipped):

@@ -11,6 +11,7 @@ from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row, read_prompt_rows
 from localdpo.data.types import Kind
 from localdpo.recipe.load import load_recipe
+from localdpo.recipe.schema import Recipe
 
 DEMO_PROMPTS: Final = "demo:prompts/heldout"
 GIVEN: Final = "given prompts"
@@ -18,12 +19,16 @@ GIVEN: Final = "given prompts"
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A data set with prompts, and how to read it: as `read_prompt_rows` takes it."""
+    """A data set with prompts, and how to read it: as `read_prompt_rows` takes it.
+
+    `only`: numbers of the rows, from 0, that count; None: all of them.
+    """
 
     source: str
     kind: Kind = "prompts"
     format_name: str | None = None
     rows: int | None = None
+    only: frozenset[int] | None = None
 
 
 def choose_prompts(
@@ -42,7 +47,12 @@ def choose_prompts(
         left = None if limit is None else limit - len(found)
         if left is None or left > 0:
             found += read_prompt_rows(
-                each.source, left, kind=each.kind, format_name=each.format_name, rows=each.rows
+                each.source,
+                left,
+                kind=each.kind,
+                format_name=each.format_name,
+                rows=each.rows,
+                only=each.only,
             )
     source = ", ".join(each.source for each in sources)
     return given + found, f"{GIVEN}, {source}" if given else source
@@ -51,9 +61,10 @@ def choose_prompts(
 def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
     """The data sets with the held-out prompts of a run: what its recipe says, or the demo's own.
 
-    Validation data is read as the run reads it: in the format and the limit that the recipe has for it.
+    Validation data is read as the run reads it: in the format and the limit that the recipe has for it. Rows
+    that were held out of the training data are parted from it again, which needs the run's tokenizer.
 
-    Raises UserError if the recipe names no file of prompts that the run was not trained on.
+    Raises UserError(s) if there is no prompt that the run was not trained on, or the data cannot be read.
     """
     recipe = load_recipe(run.recipe)
     if recipe.eval.prompts is not None:
@@ -61,10 +72,34 @@ def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
     if recipe.data.is_demo:
         return (HeldOut(DEMO_PROMPTS),)
     if not recipe.data.valid_sources:
-        raise UserError(
-            f"{run.path}: its recipe names no held-out prompts; give --prompts FILE or --prompt TEXT"
-        )
+        return _held_out(run, recipe)
     return tuple(
         HeldOut(entry.source, recipe.loss.spec.data, entry.format or recipe.data.format, entry.limit)
         for entry in recipe.data.valid_sources
+    )
+
+
+def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
+    """The rows of a run's training data that it holds out."""
+    # Only this case pays for the import of MLX.
+    from localdpo.model.load import load_tokenizer
+    from localdpo.train.sources import open_rows
+
+    data = recipe.data
+    _, valid = open_rows(recipe, load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code))
+    found: dict[int, set[int]] = {}
+    for index in valid.indices.tolist():
+        found.setdefault(valid.store.part_of(index), set()).add(valid.store[index].row)
+    if not found:
+        raise UserError(f"{run.path}: its recipe holds no prompts out; give --prompts FILE or --prompt TEXT")
+    return tuple(
+        HeldOut(
+            entry.source,
+            recipe.loss.spec.data,
+            entry.format or data.format,
+            entry.limit or data.limit,
+            frozenset(found[part]),
+        )
+        for part, entry in enumerate(data.train_sources)
+        if part in found
     )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import prompt_id, read_prompt_rows
 from localdpo.evals.heldout import HeldOut, choose_prompts, default_sources
+from localdpo.model.load import load_tokenizer
+from localdpo.recipe.load import load_recipe
+from localdpo.train.sources import open_rows
 
 
 def run_of(tmp_path: Path, recipe: str) -> RunDir:
@@ -52,8 +57,40 @@ def test_held_out_prompts_are_found_from_the_recipe(tmp_path: Path) -> None:
         HeldOut("v.jsonl", "pairs", "orca"),
         HeldOut("w.jsonl", "pairs", "orca", 3),
     )
-    with pytest.raises(UserError, match="give --prompts FILE or --prompt TEXT"):
-        default_sources(run_of(tmp_path / "d", "model: m\ndata: {train: t.jsonl}\n"))
+
+
+def test_rows_that_were_held_out_of_the_training_data_are_found_again(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    names = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for name in names:
+        # Every prompt twice: both rows are on one side.
+        prompts = [f"{Path(name).stem}{n // 2}" for n in range(40)]
+        rows = [{"prompt": prompt, "chosen": f"x{n}", "rejected": "y"} for n, prompt in enumerate(prompts)]
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"model: {tiny_model}\ndata: {{train: {json.dumps(names)}, valid_fraction: 0.25, limit: 30}}\n"
+    run = run_of(tmp_path, text)
+    found, source = choose_prompts(run, None, [], None)
+    assert source == ", ".join(names)
+    asked = Counter(row.text for row in found)
+    assert 3 < len(asked) < 15
+    assert set(asked.values()) == {2}
+    recipe = load_recipe(run.recipe)
+    train, valid = open_rows(recipe, load_tokenizer(recipe.model))
+    assert len(found) == len(valid)
+    trained = {train.store.name_rows(np.array([index])) for index in train.indices}
+    for name in names:
+        held = [n for n in range(30) if f"{Path(name).stem}{n // 2}" in asked]
+        assert not trained & {f"row {n + 1} of {name}" for n in held}
+    assert [row.text for row in choose_prompts(run, None, [], 3)[0]] == [row.text for row in found[:3]]
+
+
+def test_a_run_that_holds_nothing_out_asks_for_prompts(tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "chosen": "x", "rejected": "y"}) + "\n")
+    run = run_of(tmp_path, f"model: {tiny_model}\ndata: {{train: {file}}}\n")
+    with pytest.raises(UserError, match="holds no prompts out; give --prompts FILE or --prompt TEXT"):
+        default_sources(run)
 
 
 def test_prompts_of_several_held_out_data_sets_come_one_after_the_other(tmp_path: Path) -> None:
