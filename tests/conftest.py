@@ -13,8 +13,15 @@ import pytest
 from localdpo.core.preload import preload
 
 preload()
+# Expected numbers are those of the CPU backend, to the bit where tests say so; processes that a test starts
+# inherit this. LOCALDPO_DEVICE=gpu runs the tests on a GPU all the same.
+os.environ.setdefault("LOCALDPO_DEVICE", "cpu")
 # Expected numbers are those of exact float32; MLX reads this at its first product.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+from localdpo.model.backend import choose_device  # noqa: E402
+
+choose_device()
 
 
 @pytest.fixture(scope="session")

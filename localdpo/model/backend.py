@@ -22,6 +22,9 @@ TOO_LATE_HINT = (
 )
 # The environment variable that says how many GB training may use.
 MEMORY_SWITCH = "LOCALDPO_MEMORY_GB"
+# The environment variable that says where MLX computes, and what it may say. Child processes inherit it.
+DEVICE_SWITCH = "LOCALDPO_DEVICE"
+DEVICES = ("auto", "cpu", "gpu")
 # Whether GPUs may take float32 products with 10-bit mantissas (TF32): MLX's default where the chip can.
 TF32_SWITCH = "MLX_ENABLE_TF32"
 COMPILER_HINT = "no C++ compiler (g++) found: MLX cannot compile its CPU kernels, so steps run uncompiled"
@@ -49,11 +52,17 @@ class Backend:
 
 
 def prepare() -> Backend:
-    """Look at the device, switch MLX's compilation off where it cannot work, and say what was found.
+    """Choose the device, switch MLX's compilation off where it cannot work, and say what was found.
+
+    Whatever computes with MLX calls this first.
 
     MLX's cache of freed buffers gets a limit (see `cache_limit`): its own is nearly all memory, and batches
     of many lengths fill it, since a buffer is only used again for an array of about its size.
+
+    Raises:
+        UserError: LOCALDPO_DEVICE or LOCALDPO_MEMORY_GB says what cannot be.
     """
+    choose_device()
     device, blas = device_name(), load_openblas()
     mx.set_cache_limit(cache_limit(memory_limit(device)))
     hints = []
@@ -68,6 +77,25 @@ def prepare() -> Backend:
     return Backend(device, blas, compiled, tuple(hints))
 
 
+def choose_device() -> None:
+    """Let MLX compute where the environment variable LOCALDPO_DEVICE says: cpu, gpu or auto (a GPU if any).
+
+    Raises:
+        UserError: it says something else, or gpu where MLX has none.
+    """
+    wanted = os.environ.get(DEVICE_SWITCH, "auto")
+    if wanted not in DEVICES:
+        raise UserError(f"{DEVICE_SWITCH}: expected cpu, gpu or auto, got {wanted!r}")
+    if wanted == "auto":
+        return
+    try:
+        mx.set_default_device(mx.cpu if wanted == "cpu" else mx.gpu)
+    except ValueError as error:
+        raise UserError(
+            f"{DEVICE_SWITCH}=gpu: MLX as it is installed here has no GPU; expected cpu or auto"
+        ) from error
+
+
 def device_name() -> str:
     """ "metal", "cuda" or "cpu": where MLX evaluates by default."""
     if mx.default_device() == mx.Device(mx.cpu):
@@ -76,7 +104,8 @@ def device_name() -> str:
 
 
 def memory_limit(device: str) -> int:
-    """Bytes that training can use: what Metal recommends at most, elsewhere the machine's memory.
+    """Bytes that training can use: what Metal recommends at most; of a CUDA device what is free, and what
+    this process holds; elsewhere the machine's memory.
 
     The environment variable LOCALDPO_MEMORY_GB says otherwise.
     """
@@ -85,6 +114,11 @@ def memory_limit(device: str) -> int:
         return _bytes_of(given)
     if device == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
+    if device == "cuda":
+        # Others may use the device too, so its size alone promises too much.
+        info = mx.device_info()
+        held = mx.get_active_memory() + mx.get_cache_memory()
+        return min(int(info["total_memory"]), int(info["free_memory"]) + held)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

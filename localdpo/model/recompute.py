@@ -20,21 +20,31 @@ _custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, of trees of arrays, with nothing but its arguments kept for the backward pass.
 
-    What it reads besides its arguments gets no gradient.
+    What it reads besides its arguments gets no gradient, and neither do masks and token ids among them: they
+    are constants of the function that is differentiated, since a fused attention kernel refuses a mask that
+    wants a gradient.
     """
     wrapped = _custom_function(function)
 
     @wrapped.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         flow = _leaves(cotangents)
+        leaves = mx.depends(_leaves(primals), flow)
+        varied = [leaf for leaf in leaves if _has_gradient(leaf)]
 
         def flat(*arrays: mx.array) -> list[mx.array]:
-            return _leaves(function(*_like(primals, arrays)))
+            rest = iter(arrays)
+            return _leaves(function(*_like(primals, [next(rest) if _has_gradient(a) else a for a in leaves])))
 
-        _, grads = mx.vjp(flat, mx.depends(_leaves(primals), flow), flow)
-        return _like(primals, grads)
+        _, grads = mx.vjp(flat, varied, flow)
+        rest = iter(grads)
+        return _like(primals, [next(rest) if _has_gradient(a) else mx.zeros_like(a) for a in leaves])
 
     return wrapped
+
+
+def _has_gradient(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
 
 
 def _leaves(tree: Any) -> list[mx.array]:

@@ -16,6 +16,34 @@ from localdpo.train.session import tolerance
 GB = 10**9
 
 
+def test_the_environment_can_choose_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALDPO_DEVICE", "cpu")
+    assert prepare().device == "cpu"
+    for wrong in ("", "CPU", "cuda", "tpu"):
+        monkeypatch.setenv("LOCALDPO_DEVICE", wrong)
+        with pytest.raises(UserError, match=f"LOCALDPO_DEVICE: expected cpu, gpu or auto, got '{wrong}'"):
+            prepare()
+
+
+@pytest.mark.skipif(mx.device_count(mx.gpu) > 0, reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALDPO_DEVICE", "gpu")
+    with pytest.raises(UserError, match="LOCALDPO_DEVICE=gpu: MLX as it is installed here has no GPU"):
+        prepare()
+
+
+def test_the_limit_on_cuda_is_what_the_device_has_free_and_what_we_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = {"total_memory": 80 * GB, "free_memory": 50 * GB}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 3 * GB)
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: 1 * GB)
+    assert memory_limit("cuda") == 54 * GB
+    info["free_memory"] = 79 * GB
+    assert memory_limit("cuda") == 80 * GB
+
+
 @pytest.mark.parametrize(("memory", "cache"), [(8, 1), (16, 1), (24, 1.5), (32, 2), (192, 2)])
 def test_the_cache_may_keep_a_sixteenth_of_the_memory_but_one_or_two_gigabytes(
     memory: int, cache: float

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,9 +14,10 @@ from mlx.utils import tree_flatten
 from model_families import FAMILIES, tiny, with_lora
 from random_batches import full_logps, random_batch, random_rows
 
+import localdpo
 from localdpo.data.batches import collate
 from localdpo.data.types import Batch
-from localdpo.model.forward import Forward, batch_arrays, packed_width
+from localdpo.model.forward import Forward, batch_arrays, packed_width, sum_by_owner
 from localdpo.model.load import to_float32
 from localdpo.model.shared_prompt import can_share
 
@@ -216,6 +219,40 @@ def test_scores_follow_an_exchange_of_adapter_weights_when_compiled() -> None:
     np.testing.assert_allclose(
         np.array(forward.score(batch)), np.array(Forward(model).score(batch)), atol=1e-3
     )
+
+
+def test_sums_by_owner_are_those_of_numpy_and_so_are_their_gradients() -> None:
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(7, dtype=np.int32), rng.integers(1, 400, 7))
+    values = (rng.normal(size=len(owner)) * 10.0 ** rng.integers(-6, 3, len(owner))).astype(np.float32)
+    flow = rng.normal(size=9).astype(np.float32)
+    exact = np.zeros(9)
+    np.add.at(exact, owner, values.astype(np.float64))
+    found = np.array(sum_by_owner(mx.array(values), mx.array(owner), 9))
+    assert found.dtype == np.float32
+    # Half a unit in the last place of the largest partial sum, some times.
+    np.testing.assert_allclose(found, exact, atol=4e-7 * np.abs(values).sum())
+    np.testing.assert_array_equal(found[7:], 0.0)
+    grad = mx.grad(lambda v: (sum_by_owner(v, mx.array(owner), 9) * mx.array(flow)).sum())(mx.array(values))
+    np.testing.assert_array_equal(np.array(grad), flow[owner])
+
+
+def test_nothing_that_computes_adds_by_scatter() -> None:
+    """On a GPU a scatter adds in another order each time."""
+    scatters = re.compile(r"\.at\[|put_along_axis|scatter_add")
+    files = Path(localdpo.__file__).parent.rglob("*.py")
+    found = [str(file) for file in files if scatters.search(file.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+@pytest.mark.parametrize("tokens", range(1, 10))
+def test_no_width_is_below_sixteen_columns(tokens: int) -> None:
+    """Metal's gradient of attention is said to refuse eight queries or fewer."""
+    rows = random_rows(2, seed=0, prompt=(1, 2), response=(tokens, tokens))
+    batch = collate(rows, 0, np.arange(2))
+    shared, plain = batch_arrays(batch, shared=True), batch_arrays(batch, shared=False)
+    widths = [shared["context"].shape[1], shared["response"].shape[1], plain["tokens"].shape[1]]
+    assert min(widths) >= 16
 
 
 def test_packed_widths_are_few_and_waste_little() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
-from model_families import tiny, with_lora
+from model_families import FAMILIES, tiny, with_lora
 from random_batches import random_rows
 
 from localdpo.data.batches import collate
@@ -49,6 +49,41 @@ def test_trees_of_arguments_and_results_have_the_gradients_of_the_plain_function
     found = mx.value_and_grad(loss(recomputed(function)), argnums=(0, 1))(weights, pair)
     for mine, theirs in zip(tree_flatten(found), tree_flatten(expected), strict=True):
         np.testing.assert_array_equal(np.array(mine[1]), np.array(theirs[1]))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_mask_is_differentiated_with_a_checkpointed_block(
+    family: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's attention raises when a gradient of its mask is asked for."""
+    handed: list[mx.array] = []
+    vjp = mx.vjp
+
+    def spy(function: Callable[..., list[mx.array]], primals: list[mx.array], flow: list[mx.array]) -> object:
+        handed.extend(primals)
+        return vjp(function, primals, flow)
+
+    monkeypatch.setattr(mx, "vjp", spy)
+    model = with_lora(tiny(family), keys=["self_attn.o_proj"])
+    rows = random_rows(3, seed=1, prompt=(20, 30), response=(17, 30))
+    arrays = batch_arrays(collate(rows, 0, np.arange(3)), shared=shared)
+    forward = Forward(model, shared=shared, checkpoint=True)
+    mx.eval(nn.value_and_grad(model, lambda: forward.logps(arrays, gradient=True).sum())())
+    assert len(handed) > 4 * len(model.layers)
+    assert {array.dtype for array in handed} == {mx.float32}
+    # Hidden states end in the hidden size, keys and values in the head size; a mask ends in a width.
+    assert {array.shape[-1] for array in handed if array.ndim > 2} <= {64, 16}
+
+
+def test_what_is_no_number_gets_no_gradient_and_reaches_the_function() -> None:
+    @recomputed
+    def picked(x: mx.array, mask: mx.array, ids: mx.array) -> mx.array:
+        return mx.where(mask, mx.square(x), 0.0)[ids]
+
+    x, mask, ids = mx.array([1.0, 2.0, 3.0]), mx.array([True, False, True]), mx.array([2, 0])
+    grad = mx.grad(lambda x: (picked(x, mask, ids) * mx.array([1.0, 10.0])).sum())(x)
+    np.testing.assert_array_equal(np.array(grad), [20.0, 0.0, 6.0])
 
 
 def test_the_arrays_of_a_block_wait_for_the_cotangents(monkeypatch: pytest.MonkeyPatch) -> None:
