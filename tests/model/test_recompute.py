@@ -70,7 +70,7 @@ def test_no_mask_is_differentiated_with_a_checkpointed_block(
     arrays = batch_arrays(collate(rows, 0, np.arange(3)), shared=shared)
     forward = Forward(model, shared=shared, checkpoint=True)
     mx.eval(nn.value_and_grad(model, lambda: forward.logps(arrays, gradient=True).sum())())
-    assert len(handed) > 4 * len(model.layers)
+    assert len(handed) >= 3 * len(model.layers) - 1
     assert {array.dtype for array in handed} == {mx.float32}
     # Hidden states end in the hidden size, keys and values in the head size; a mask ends in a width.
     assert {array.shape[-1] for array in handed if array.ndim > 2} <= {64, 16}
