@@ -1,7 +1,8 @@
 """The `localdpo` command: its verbs, and what becomes of an error.
 
 Exit codes: 0 done; 2 the person can mend it (an `error:` line on stderr for each problem); 3 stopped on
-request; 130 stopped by Ctrl-C; 141 nobody reads the output any more (`| head`); 1 anything else.
+request; 4 the device or memory gave up (an `error:` line with what to do); 130 stopped by Ctrl-C; 141 nobody
+reads the output any more (`| head`); 1 anything else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from localdpo.cli.runs import runs
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
-from localdpo.out import OutputError, guard, say, say_errors
+from localdpo.out import OutputError, guard, say, say_device_error, say_errors
 
 # Without markup typer does not load rich for help and errors: half of the time that --help would take.
 app = typer.Typer(
@@ -73,5 +74,7 @@ def run() -> None:
     except OutputError as error:
         say(f"error: the output cannot be written: {error.strerror}", error=True)
         sys.exit(USER_ERROR_EXIT)
+    except (RuntimeError, MemoryError) as error:
+        sys.exit(say_device_error(error))
     except KeyboardInterrupt:
         sys.exit(130)

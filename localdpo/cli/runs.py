@@ -39,6 +39,9 @@ def runs(
     else:
         for line in text_table([HEADINGS, *rows]):
             say(line)
+    for summary in summaries:
+        if summary.why is not None:
+            say(printable(f"{summary.name}: {summary.why}"), error=True)
 
 
 def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSummary]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
-from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.core.rundir import RunDir, already_running, check_name, find_run, runs_of
 from localdpo.dashboard.recipediff import flatten
 
@@ -242,7 +242,7 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
     from localdpo.cli.plain import print_plain
     from localdpo.core.events import read_events
     from localdpo.core.wording import closing_lines
-    from localdpo.launch import FINISHED_EXIT, explain_death, full_disk
+    from localdpo.launch import FINISHED_EXIT, explain_death, full_disk, is_device_failure
     from localdpo.out.console import Console
 
     run, returncode = worker.run, worker.returncode
@@ -254,8 +254,10 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
     code = exit_code(returncode, by_keyboard)
     if code == CRASHED_EXIT and full_disk(run) is not None:
         code = USER_ERROR_EXIT
+    if code == CRASHED_EXIT and is_device_failure(returncode, run, worker.log_start):
+        code = DEVICE_EXIT
     for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
-        is_error = code == USER_ERROR_EXIT or (code == CRASHED_EXIT and number == 0)
+        is_error = code == USER_ERROR_EXIT or (code in (CRASHED_EXIT, DEVICE_EXIT) and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
     if code == USER_ERROR_EXIT:
         # A mistake that was found before anything began leaves no run behind.

@@ -4,8 +4,9 @@
     ├── UserError      one thing that the person can mend, said in one line
     └── UserErrors     several UserErrors, found in one look
 
-A command prints one `error: ...` line on stderr for each and exits with USER_ERROR_EXIT.
-Pure functions raise ValueError for mistakes of their callers; those are bugs and keep their traceback.
+A command prints one `error: ...` line on stderr for each and exits with USER_ERROR_EXIT; with DEVICE_EXIT
+where the device or memory gave up (see `deaths`). Pure functions raise ValueError for mistakes of their
+callers; those are bugs and keep their traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 USER_ERROR_EXIT = 2
+DEVICE_EXIT = 4
 
 
 class LocalDPOError(Exception):

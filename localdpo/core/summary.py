@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from localdpo.core.deaths import end_lines
 from localdpo.core.eventdata import ACCURACY, all_tied, as_number, metric, metrics_of, recipe_section, text
 from localdpo.core.events import Event, effective
 from localdpo.core.progress import progress_of
-from localdpo.core.rundir import State, state_of
+from localdpo.core.rundir import State, is_end, state_of
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """One run in a table. None where the log does not say.
 
-    Accuracy, margin and KL are those of the last evaluation; times are Unix seconds.
+    Accuracy, margin and KL are those of the last evaluation; times are Unix seconds; `why` is what the log
+    says of a run that failed or crashed.
     """
 
     name: str
@@ -31,6 +33,7 @@ class RunSummary:
     kl: float | None
     started: float | None
     updated: float | None
+    why: str | None = None
 
 
 def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
@@ -40,9 +43,11 @@ def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
     progress = progress_of(kept)
     start = next((event for event in reversed(kept) if event.type == "run.started"), None)
     last = next((event for event in reversed(kept) if event.type == "eval"), None)
+    state = state_of(log, running)
+    end = next((event for event in reversed(log) if is_end(event)), None)
     return RunSummary(
         name=name,
-        state=state_of(log, running),
+        state=state,
         loss=text(start, "loss"),
         beta=as_number(recipe_section(start, "loss").get("beta")),
         model=text(start, "model"),
@@ -54,4 +59,5 @@ def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
         kl=metric(last, "kl"),
         started=log[0].time if log else None,
         updated=log[-1].time if log else None,
+        why="; ".join(end_lines(end)) or None if state in ("failed", "crashed") else None,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from localdpo.core.deaths import end_lines
 from localdpo.core.eventdata import ACCURACY, all_tied, metric, metrics_of
 from localdpo.core.events import Event, EventTail
 from localdpo.core.progress import Progress, advance
@@ -106,7 +107,7 @@ class _Reader:
             win=win_rate(self.run),
             memory=self._memory,
             updated=self._updated,
-            ended=() if running else _said(self._life.ended),
+            ended=() if running else tuple(end_lines(self._life.ended)),
         )
 
 
@@ -146,12 +147,6 @@ class RunIndex:
         self._readers = {name: before.get(name) or _Reader(run) for name, run in runs.items()}
         self._due = list(runs)
         return before.keys() != self._readers.keys()
-
-
-def _said(end: Event | None) -> tuple[str, ...]:
-    """What the event that ended a run says about it in lines."""
-    lines = end.data.get("lines") if end is not None else None
-    return tuple(map(str, lines)) if isinstance(lines, list) else ()
 
 
 def _stamp(run: RunDir) -> tuple[int, int] | None:

@@ -2,8 +2,8 @@
 
 REQUEST is an AnswersRequest as JSON. Prints `answers PATH` as soon as the file is known, so that whoever
 started it can follow the file, `note: ...` lines about damage that was passed over, and `error: ...` lines
-for what a person can mend (exit code 2). Killing it loses nothing that was written: the same request goes on
-from there.
+for what a person can mend (exit code 2) and for a device that gave up (4). Killing it loses nothing that was
+written: the same request goes on from there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from localdpo.core.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.rundir import RunDir
-from localdpo.out import guard, json_text, say, say_errors
+from localdpo.out import guard, json_text, say, say_device_error, say_errors
 
 
 def main(request: AnswersRequest) -> None:
@@ -43,3 +43,5 @@ if __name__ == "__main__":
     except LocalDPOError as error:
         say_errors(error)
         sys.exit(USER_ERROR_EXIT)
+    except (RuntimeError, MemoryError) as error:
+        sys.exit(say_device_error(error))

@@ -77,10 +77,9 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
     summary = summarise(run.name, log, run.is_running())
     start = next((event.data for event in reversed(log) if event.type == "run.started"), {})
     steps = f"{summary.step} of {summary.total}" if summary.total is not None else str(summary.step)
-    failure = next((event.data for event in reversed(log) if event.type == "run.failed"), None)
     found: list[tuple[str, str | None]] = [
         ("state", summary.state),
-        ("why", None if failure is None or summary.state != "failed" else _reason(failure)),
+        ("why", summary.why),
         ("model", summary.model),
         ("loss", summary.loss),
         ("beta", None if summary.beta is None else format_number(summary.beta)),
@@ -162,13 +161,6 @@ def comparison_values(run: RunDir) -> dict[str, Any] | None:
         return None
     values = compare_values(read_answers(files[0]))
     return {**values, "prompts": values["prompts"][:SHOWN_PROMPTS], "total": len(values["prompts"])}
-
-
-def _reason(failure: Mapping[str, Any]) -> str | None:
-    lines = failure.get("lines")
-    if isinstance(lines, list) and lines:
-        return " ".join(str(line) for line in lines)
-    return _text(failure.get("message") or failure.get("error"))
 
 
 def _text(value: object) -> str | None:

@@ -15,6 +15,7 @@ from localdpo.launch.explain import (
     ended_lines,
     explain_death,
     full_disk,
+    is_device_failure,
 )
 from localdpo.launch.jobs import Job
 from localdpo.launch.start import Worker, start_worker
@@ -30,6 +31,7 @@ __all__ = [
     "ended_lines",
     "explain_death",
     "full_disk",
+    "is_device_failure",
     "start_worker",
     "watch",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,8 @@ from typing import Any, Final
 
 from localdpo.core.atomic import LEAST_BYTES, is_full, no_space_error
 from localdpo.core.checkpoints import newest_whole
-from localdpo.core.errors import USER_ERROR_EXIT
+from localdpo.core.deaths import GO_ON, LESS_MEMORY, end_lines, training_hint
+from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.progress import Progress, progress_of
 from localdpo.core.rundir import RunDir, state_of
@@ -29,28 +29,7 @@ STOPPED_AT_ONCE: Final = frozenset(
 )
 _LOG_TAIL_BYTES: Final = 64 * 1024
 _LOG_TAIL_LINES: Final = 10
-_GO_ON: Final = "go on with: "
-_LESS_MEMORY: Final = (
-    "lower train.micro_batch_size or train.max_length, or set train.gradient_checkpointing=true (a new run)"
-)
-# What worker.log shows of an end that Python could not catch, the most telling first.
-_HINTS: Final = (
-    (
-        re.compile(r"kIOGPUCommandBuffer\w*OutOfMemory|Insufficient Memory"),
-        f"the GPU ran out of memory: {_LESS_MEMORY}",
-    ),
-    (
-        re.compile(r"kIOGPUCommandBuffer\w*(Timeout|Hang|ImpactingInteractivity)"),
-        "macOS stopped a GPU command that ran for too long: lower train.micro_batch_size or train.max_length "
-        "(a new run), or keep the display asleep while it trains",
-    ),
-    (re.compile(r"kIOGPUCommandBuffer"), "the GPU gave up on a command; resuming usually works"),
-    (
-        re.compile(r"MemoryError|std::bad_alloc|\[malloc|[Uu]nable to allocate|Cannot allocate memory"),
-        f"memory ran out: {_LESS_MEMORY}",
-    ),
-)
-_KILL_HINT: Final = f"if nobody killed it, the system was out of memory: {_LESS_MEMORY}"
+_KILL_HINT: Final = f"if nobody killed it, the system was out of memory: {LESS_MEMORY}"
 
 
 def explain_death(returncode: int, run: RunDir, log_start: int = 0) -> list[str]:
@@ -72,10 +51,19 @@ def explain_death(returncode: int, run: RunDir, log_start: int = 0) -> list[str]
     if full := full_disk(run):
         return [full]
     if not any(event.type == "run.started" for event in events):
-        return [f"the worker {_how(returncode)} before the run began; its last words:", *_last_lines(log)]
+        words = [f"the worker {_how(returncode)} before the run began; its last words:", *_last_lines(log)]
+        return words + _hints(training_hint(log))
     death = f"the worker {_how(returncode)} {_where(run, progress)}{_last_words(returncode, run, log)}"
-    hint = _hint(returncode, log)
-    return [death, _go_on(run), *([f"hint: {hint}"] if hint else [])]
+    killed = _KILL_HINT if returncode == -signal.SIGKILL else None
+    return [death, _go_on(run), *_hints(training_hint(log) or killed)]
+
+
+def is_device_failure(returncode: int, run: RunDir, log_start: int = 0) -> bool:
+    """Whether a worker that died was brought down by the device or by want of memory, by its own words."""
+    told = {FINISHED_EXIT, USER_ERROR_EXIT, STOPPED_EXIT} | STOPPED_AT_ONCE
+    if returncode == DEVICE_EXIT or returncode in told:
+        return returncode == DEVICE_EXIT
+    return training_hint(_log_text(run, log_start)) is not None
 
 
 def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
@@ -98,13 +86,12 @@ def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
     if state == "stopped":
         return [lines[0] if lines else f"stopped {_where(run, progress)}", _go_on(run)]
     if state == "failed":
-        # Only a mistake that a person can mend has lines of its own.
-        error = f"the worker failed {_where(run, progress)}; {data.get('error')} (more in {run.worker_log})"
-        return lines or [error, _go_on(run)]
+        words = f"the worker failed {_where(run, progress)}; {data.get('error')} (more in {run.worker_log})"
+        return lines or [words, _go_on(run), *end_lines(end)[1:]]
     if not lines:
         return [f"the worker {_how(UNSEEN_EXIT)} {_where(run, progress)}", _go_on(run)]
     # The command is for the folder that this process is in.
-    return [_go_on(run) if line.startswith(_GO_ON) else line for line in lines]
+    return [_go_on(run) if line.startswith(GO_ON) else line for line in lines]
 
 
 def signal_name(number: int) -> str:
@@ -116,7 +103,7 @@ def signal_name(number: int) -> str:
 
 
 def _go_on(run: RunDir) -> str:
-    return f"{_GO_ON}{resume_command(run)}"
+    return f"{GO_ON}{resume_command(run)}"
 
 
 def full_disk(run: RunDir) -> str | None:
@@ -170,11 +157,8 @@ def _last_words(returncode: int, run: RunDir, log: str) -> str:
     return f"; {lines[-1]} (more in {run.worker_log})"
 
 
-def _hint(returncode: int, log: str) -> str | None:
-    for pattern, hint in _HINTS:
-        if pattern.search(log):
-            return hint
-    return _KILL_HINT if returncode == -signal.SIGKILL else None
+def _hints(hint: str | None) -> list[str]:
+    return [] if hint is None else [f"hint: {hint}"]
 
 
 def _log_text(run: RunDir, start: int) -> str:

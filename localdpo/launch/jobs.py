@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from localdpo.core.errors import USER_ERROR_EXIT
+from localdpo.core.deaths import death_in
+from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT
 from localdpo.core.wording import printable
 
 
@@ -47,12 +48,14 @@ class Job:
         if code in (None, 0):
             return None
         lines = self.lines()
-        if code == USER_ERROR_EXIT:
+        if code in (USER_ERROR_EXIT, DEVICE_EXIT):
             said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             return printable("; ".join(said)) if said else f"{self._what} failed; see {self._log}"
         how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
         last = f"; {printable(lines[-1])}" if lines else ""
-        return f"{self._what} {how}{last} (more in {self._log}); {self._again}"
+        death = death_in("\n".join(lines))
+        hint = f"; {death.cause}: {death.elsewhere}" if death is not None else ""
+        return f"{self._what} {how}{last} (more in {self._log}){hint}; {self._again}"
 
     def stop(self, patience: float = 10.0) -> None:
         """End the process: SIGTERM, and SIGKILL after `patience` seconds. Nothing happens if it has ended."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from localdpo.core.atomic import LEAST_BYTES, no_space_error, out_of_space, require_space
-from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.core.deaths import training_hint
+from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.core.events import Event, EventTail
 from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end, state_of
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER, bytes_to_go_on
@@ -136,5 +137,7 @@ def _code_in_log(log: Sequence[Event]) -> int:
     state = state_of(log, running=False)
     if state == "failed":
         end = next(event for event in reversed(log) if is_end(event))
-        return USER_ERROR_EXIT if end.data.get("lines") else 1
+        if end.data.get("lines"):
+            return USER_ERROR_EXIT
+        return 1 if training_hint(str(end.data.get("error"))) is None else DEVICE_EXIT
     return {"finished": FINISHED_EXIT, "stopped": STOPPED_EXIT}.get(state, UNSEEN_EXIT)

@@ -1,13 +1,23 @@
 """The one way out to the terminal: whatever text a line holds, it steers nothing.
 
-`say`, `say_errors` and `print_json` print; `console.Console` and `console.Text` are rich's, for tables and
-bars. `guard` puts both standard streams behind a filter, so that what others print (usage errors, warnings,
-tracebacks) is escaped as well; every process calls it first.
+`say`, `say_errors`, `say_device_error` and `print_json` print; `console.Console` and `console.Text` are
+rich's, for tables and bars. `guard` puts both standard streams behind a filter, so that what others print
+(usage errors, warnings, tracebacks) is escaped as well; every process calls it first.
 """
 
 from __future__ import annotations
 
-from localdpo.out.lines import json_text, print_json, say, say_errors
+from localdpo.out.lines import json_text, print_json, say, say_device_error, say_errors
 from localdpo.out.streams import UNREAD_EXIT, Escaped, OutputError, guard
 
-__all__ = ["UNREAD_EXIT", "Escaped", "OutputError", "guard", "json_text", "print_json", "say", "say_errors"]
+__all__ = [
+    "UNREAD_EXIT",
+    "Escaped",
+    "OutputError",
+    "guard",
+    "json_text",
+    "print_json",
+    "say",
+    "say_device_error",
+    "say_errors",
+]

@@ -6,7 +6,8 @@ import json
 import sys
 from typing import Any
 
-from localdpo.core.errors import LocalDPOError
+from localdpo.core.deaths import error_hint
+from localdpo.core.errors import DEVICE_EXIT, LocalDPOError
 from localdpo.core.wording import escaped, printable
 
 
@@ -19,6 +20,18 @@ def say_errors(error: LocalDPOError) -> None:
     """One `error: ...` line on stderr for each problem."""
     for line in error.lines:
         say(f"error: {printable(line)}", error=True)
+
+
+def say_device_error(error: RuntimeError | MemoryError) -> int:
+    """Say that a device or memory gave up, and what to do, in one `error: ...` line; DEVICE_EXIT.
+
+    Raises `error` again if it is anything else.
+    """
+    hint = error_hint(error)
+    if hint is None:
+        raise error
+    say(f"error: {hint} ({printable(str(error)) or type(error).__name__})", error=True)
+    return DEVICE_EXIT
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -1,8 +1,9 @@
 """The worker process of a run: `python -m localdpo.train RUN_DIR`.
 
 It holds the run's lock for its life, writes every event, and ends with an exit code that tells how:
-0 finished, 2 a mistake that a person can mend (one line on stderr), 3 stopped on request after saving.
-Anything else is a crash, and the traceback is in worker.log.
+0 finished, 2 a mistake that a person can mend (one line on stderr), 3 stopped on request after saving,
+4 a device or memory that gave up where Python could see it; anything else is a crash. The traceback of both
+is in worker.log.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING
 from localdpo import __version__
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.control import take
-from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
+from localdpo.core.deaths import is_device_error
+from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir, RunLock
 from localdpo.data.mixture import named_parts, report_lines
@@ -72,7 +75,10 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
                 error=f"{type(error).__name__}: {error}",
                 detail="the traceback is in worker.log",
             )
-        raise
+        if not is_device_error(error):
+            raise
+        say(traceback.format_exc(), error=True)
+        return DEVICE_EXIT
 
 
 def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from localdpo.cli import main
+
 # pydantic is not among them: typer itself loads it to describe a command with options.
 HEAVY = ("mlx", "numpy", "transformers", "datasets", "yaml", "rich", "textual", "anthropic", "scipy")
 
@@ -78,3 +80,23 @@ def test_no_arguments_show_the_help():
     done = localdpo()
     assert "Usage" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_gave_up_is_one_line_and_a_bug_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(error: Exception) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "guard", lambda: None)
+    monkeypatch.setattr(main, "app", lambda: fail(RuntimeError("cudaMalloc failed: out of memory")))
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == 4
+    assert capsys.readouterr().err == (
+        "error: the GPU ran out of memory: close other programs, lower --max-tokens, or take a smaller model "
+        "(cudaMalloc failed: out of memory)\n"
+    )
+    monkeypatch.setattr(main, "app", lambda: fail(RuntimeError("bad shapes")))
+    with pytest.raises(RuntimeError, match="bad shapes"):
+        main.run()

@@ -74,6 +74,22 @@ def test_no_runs_are_an_empty_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.split() == list(HEADINGS)
 
 
+def test_why_a_run_failed_stands_beside_the_table(two_runs: Path, capsys: pytest.CaptureFixture[str]):
+    with EventWriter(two_runs / "dpo" / "events.jsonl") as writer:
+        writer.write("run.resumed", 60)
+        writer.write("run.failed", error="RuntimeError: [metal::malloc] Unable to allocate\n\x1b[2J")
+    runs(two_runs, as_json=False)
+    shown = capsys.readouterr()
+    assert shown.err.startswith(
+        "dpo: RuntimeError: [metal::malloc] Unable to allocate \\x1b[2J; hint: the GPU ran"
+    )
+    assert shown.err.count("\n") == 1
+    runs(two_runs, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert "hint: the GPU ran out of memory" in found[0]["why"]
+    assert found[1]["why"] is None
+
+
 def test_a_row_shows_when():
     summary = RunSummary("a", "running", None, None, None, 3, None, None, False, None, None, 10.0, 100.0)
     assert row_of(summary, now=160.0) == ("a", "running", "-", "-", "-", "3", "-", "-", "-", "1m ago")

@@ -122,7 +122,8 @@ def test_a_kill_of_the_supervisor_leaves_the_worker_and_the_lock_tells_its_death
 
 
 def test_without_a_supervisor_the_log_tells_the_exit_code(run: RunDir):
-    for fields, code in (({"error": "x", "lines": ["x"]}, 2), ({"error": "KeyError: x"}, 1)):
+    ends = ({"error": "x", "lines": ["x"]}, {"error": "KeyError: x"}, {"error": "RuntimeError: [malloc] x"})
+    for fields, code in zip(ends, (2, 1, 4), strict=True):
         worker = start(run, "wait")
         worker.process.kill()
         worker.process.wait()
@@ -223,6 +224,17 @@ WHERE = "after step 2 of 6; there is no checkpoint yet"
         (
             [event("run.failed", error="KeyError: 'x'", detail="the traceback is in worker.log")],
             [f"the worker failed {WHERE}; KeyError: 'x' (more in runs/dpo/worker.log)", RESUME],
+        ),
+        (
+            [event("run.failed", error="RuntimeError: [METAL] Impacting Interactivity")],
+            [
+                f"the worker failed {WHERE}; RuntimeError: [METAL] Impacting Interactivity "
+                "(more in runs/dpo/worker.log)",
+                RESUME,
+                "hint: macOS stopped a GPU command that held up the display: let the display sleep "
+                "meanwhile, or run it where nothing is drawn (over SSH); a smaller batch alone does not "
+                "help, a lower train.max_length may (a new run)",
+            ],
         ),
         (
             [event("run.crashed", 2, lines=["dead", "go on with: elsewhere", "hint: h"])],

@@ -168,6 +168,13 @@ def test_exit_codes():
     assert [exit_code(code, by_keyboard=False) for code in (2, 1, -signal.SIGKILL)] == [2, 1, 1]
 
 
+def test_a_device_that_gave_up_has_an_exit_code_of_its_own():
+    done = train("metal", "dpo.yaml", "--plain")
+    assert done.returncode == 4
+    assert "error: the worker was killed by SIGABRT after step 4 of 6" in done.stderr
+    assert "hint: the GPU ran out of memory: lower train.micro_batch_size" in done.stderr
+
+
 # --- the whole command, with a fake worker -------------------------------------------------------------
 
 

@@ -69,6 +69,8 @@ def test_a_job_tells_its_file(tmp_path: Path) -> None:
         ("exit(2)", "generation failed; see "),
         ("raise ValueError('out of luck')", "failed (exit code 1); ValueError: out of luck (more in "),
         ("import os; os.kill(os.getpid(), 9)", "was killed by signal 9 (more in "),
+        ("print('error: no room (x)'); raise SystemExit(4)", "no room (x)"),
+        ("import os; print('[METAL] Insufficient Memory', flush=True); os.abort()", "lower --max-tokens"),
     ],
 )
 def test_why_a_job_ended_is_one_line(program: str, problem: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def train(run: RunDir, steps: int, *, end: str | None = None) -> None:
         log.write("notice", steps, level="warning", name="displacement", message=HOSTILE, why="w")
         log.write("eval", steps, metrics={"loss": 0.5, "rewards/accuracies": 0.8, "rewards/ties": 0.0})
         if end is not None:
-            log.write(end, steps, message="out of memory")
+            log.write(end, steps, error="MemoryError: ")
 
 
 def page(run: RunDir) -> str:
@@ -74,7 +74,7 @@ def test_an_unfinished_and_a_failed_run_say_so(tmp_path: Path) -> None:
     failed = new_run(tmp_path / "other")
     train(failed, 4, end="run.failed")
     assert "<dd>failed</dd>" in page(failed)
-    assert "out of memory" in page(failed)
+    assert "hint: memory ran out: lower train.micro_batch_size" in page(failed)
 
 
 def test_damaged_lines_of_the_log_are_told(tmp_path: Path) -> None:

@@ -64,6 +64,26 @@ def changed(folder: Path, original: Path, **config: Any) -> Path:
     return copy
 
 
+def test_a_device_that_gives_up_is_no_mistake_of_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+
+    def fail() -> None:
+        raise RuntimeError("[metal::malloc] Resource limit (499000) exceeded.")
+
+    monkeypatch.setattr(worker, "prepare", fail)
+    run = RunDir(tmp_path / "run")
+    write_recipe(run.path, "model: demo:model\n")
+    assert worker.main([str(run.path)]) == 4
+    said = capfd.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.rstrip().endswith("RuntimeError: [metal::malloc] Resource limit (499000) exceeded.")
+    failed = read_events(run.events)[-1]
+    assert failed.data["error"] == "RuntimeError: [metal::malloc] Resource limit (499000) exceeded."
+    assert "lines" not in failed.data
+
+
 def test_a_run_folder_that_is_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
