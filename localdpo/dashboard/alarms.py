@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from localdpo.core.deaths import end_lines
 from localdpo.core.progress import silent_for
 from localdpo.core.wording import format_seconds
 from localdpo.dashboard.state import Notice, RunState
@@ -56,7 +55,8 @@ def _silence(state: RunState, alive: bool, now: float) -> Notice | None:
 def _death(state: RunState, alive: bool) -> Notice | None:
     if alive or state.state(False) != "crashed" or state.last_time is None:
         return None
-    lines = end_lines(state.ended)
+    said = state.ended.data.get("lines") if state.ended is not None else None
+    lines = [str(line) for line in said] if isinstance(said, list) else []
     return Notice(
         state.last_time,
         state.progress.step,
@@ -64,7 +64,7 @@ def _death(state: RunState, alive: bool) -> Notice | None:
         "crashed",
         lines[0] if lines else f"The worker is gone; its last step was {state.progress.step}",
         "The process ended without a word of its own: a signal, the system short of memory, a failed driver.",
-        "; ".join(["Resume the run: it goes on from its last checkpoint", *lines[1:]]),
+        "; ".join(lines[1:]) or "Resume the run: it goes on from its last checkpoint.",
     )
 
 
