@@ -3,6 +3,9 @@
 The Linux CPU wheel of MLX links a reference BLAS. When OpenBLAS is in the process before MLX is
 imported, its routines are found first, and float32 matrix products run about twenty times faster.
 Every room that imports MLX calls `preload()` in its `__init__`, ahead of that import.
+
+macOS ends a GPU command that holds up the display; its driver reads a switch that makes it patient when the
+first command is sent.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from functools import lru_cache
 from typing import Final
 
 SWITCH: Final = "LOCALDPO_OPENBLAS"
+PATIENCE: Final = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
 
 
 def find_openblas() -> str | None:
@@ -28,8 +32,12 @@ def find_openblas() -> str | None:
 
 
 def preload() -> None:
-    """Load OpenBLAS if there is one, and keep transformers from advising to install PyTorch."""
+    """Load OpenBLAS if there is one, ask macOS for patience with the GPU, keep transformers from advising to
+    install PyTorch. What the environment says already stays.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if sys.platform == "darwin":
+        os.environ.setdefault(PATIENCE, "1")
     load_openblas()
 
 

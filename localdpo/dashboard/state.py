@@ -37,6 +37,7 @@ class Start:
     beta: float | None = None
     device: str = ""
     path: str = ""
+    awake: str = ""
     total: int | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -276,7 +277,7 @@ def _start_of(event: Event) -> Start:
     total = data.get("total_steps")
     limit = data.get("memory_limit_gb")
     return Start(
-        **{key: str(data.get(key, "")) for key in ("model", "loss", "device", "path")},
+        **{key: str(data.get(key, "")) for key in ("model", "loss", "device", "path", "awake")},
         beta=float(beta) if isinstance(beta, int | float) else None,
         total=total if isinstance(total, int) else None,
         rows=rows if isinstance(rows, Mapping) else {},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import shutil
 import sys
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from localdpo.core.awake import keep_awake
 from localdpo.core.errors import UserError
 from localdpo.core.preload import find_openblas, load_openblas
 
@@ -22,6 +24,8 @@ TOO_LATE_HINT = (
 )
 # The environment variable that says how many GB training may use.
 MEMORY_SWITCH = "LOCALDPO_MEMORY_GB"
+# The environment variable that, set to off, lets macOS page the GPU's memory out.
+WIRED_SWITCH = "LOCALDPO_WIRED"
 # The environment variable that says where MLX computes, and what it may say. Child processes inherit it.
 DEVICE_SWITCH = "LOCALDPO_DEVICE"
 DEVICES = ("auto", "cpu", "gpu")
@@ -39,12 +43,14 @@ class Backend:
         blas: file name of the OpenBLAS that was loaded ahead of MLX, None elsewhere.
         compiled: whether `mx.compile` can be used.
         hints: lines that a person should see once.
+        awake: what keeps the machine from falling asleep, or why nothing does; empty where it is no Mac.
     """
 
     device: str
     blas: str | None
     compiled: bool
     hints: tuple[str, ...]
+    awake: str = ""
 
     @property
     def is_cpu(self) -> bool:
@@ -65,6 +71,7 @@ def prepare() -> Backend:
     choose_device()
     device, blas = device_name(), load_openblas()
     mx.set_cache_limit(cache_limit(memory_limit(device)))
+    wire(device)
     hints = []
     compiled = True
     if device == "cpu":
@@ -74,7 +81,7 @@ def prepare() -> Backend:
             compiled = False
             mx.disable_compile()
             hints.append(COMPILER_HINT)
-    return Backend(device, blas, compiled, tuple(hints))
+    return Backend(device, blas, compiled, tuple(hints), keep_awake())
 
 
 def choose_device() -> None:
@@ -135,6 +142,22 @@ def _bytes_of(gigabytes: str) -> int:
 def cache_limit(memory: int) -> int:
     """Bytes of freed buffers that MLX may keep: a sixteenth of the memory, 1 GB at least and 2 GB at most."""
     return min(2 * 10**9, max(10**9, memory // 16))
+
+
+def wire(device: str) -> None:
+    """Keep the GPU's arrays in memory, as far as Metal recommends and training may use (macOS 15 or newer).
+
+    Without it macOS pages out weights that a step has not touched for a moment. More than is recommended has
+    been reported to bring the kernel down. mlx-lm's generator sets the recommended limit while it lives, so
+    this is called again once it has been made. The environment variable LOCALDPO_WIRED=off switches it off.
+    """
+    if device != "metal" or int(platform.mac_ver()[0].partition(".")[0] or 0) < 15:
+        return
+    if os.environ.get(WIRED_SWITCH, "").lower() in {"0", "off"}:
+        mx.set_wired_limit(0)
+        return
+    recommended = int(mx.device_info()["max_recommended_working_set_size"])
+    mx.set_wired_limit(min(recommended, memory_limit(device)))
 
 
 def keep_float32_exact() -> None:

@@ -13,6 +13,7 @@ from mlx_lm.sample_utils import greedy_sampler, make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.model.arrays import random_key, set_random_key
+from localdpo.model.backend import device_name, wire
 
 # As many as mlx-lm's own defaults make, 8 prompts of 2,048 tokens.
 PREFILL_TOKENS = 8 * 2048
@@ -136,6 +137,7 @@ def _finished(
         prefill_batch_size=min(batch, prefill),
         prefill_step_size=max(1, PREFILL_TOKENS // min(batch, prefill)),
     )
+    wire(device_name())
     try:
         ids = [list(prompt) for prompt in prompts]
         uids = generator.insert(ids, [max_tokens] * len(ids), samplers=list(samplers))

@@ -14,7 +14,7 @@ import platform
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localdpo import __version__
 from localdpo.core.atomic import LEAST_BYTES, require_space
@@ -101,6 +101,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     require_space(run.checkpoints, _bytes_to_come(run, session))
     made_of = inputs.counted(made_of, session)
     inputs.keep(run, made_of)
+    awake: dict[str, Any] = {"awake": backend.awake} if backend.awake else {}
     log.write(
         "run.started",
         recipe=recipe.model_dump(mode="json"),
@@ -109,6 +110,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
         versions=_versions(),
         device=_device(backend),
         memory_limit_gb=memory_limit(backend.device) / 1e9,
+        **awake,
         model=recipe.model,
         loss=recipe.loss.spec.name,
         rows={"train": len(session.train), "valid": len(session.valid)},

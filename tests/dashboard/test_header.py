@@ -36,6 +36,15 @@ def test_a_training_run():
     assert text(state, True, 7.0, Abilities(unicode=False)).isascii()
 
 
+def test_a_mac_says_whether_it_may_fall_asleep():
+    state = RunState("demo")
+    for held, word in (("caffeinate", "kept awake"), ("off (LOCALDPO_CAFFEINATE)", "may sleep")):
+        state.feed([event("run.started", loss="sigmoid", total_steps=3000, awake=held)])
+        assert word in text(state, True, 3.0)
+        assert word not in text(state, False, 3.0)
+    assert header_words(state, True, 3.0, Abilities())[-2].weight == 1
+
+
 def test_a_silent_run_has_its_age_in_another_colour():
     words = header_words(state_of(step(1, 2.0)), True, 300.0, Abilities())
     assert words[-1] == Word("4m ago", "critical", True, 9) or words[-1].colour == "critical"

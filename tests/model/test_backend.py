@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
+from types import SimpleNamespace
+from typing import cast
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from model_families import tiny
 
 from localdpo.core.errors import UserError
+from localdpo.core.preload import preload
 from localdpo.model import backend
-from localdpo.model.backend import cache_limit, may_use_tf32, memory_limit, prepare
+from localdpo.model.backend import cache_limit, may_use_tf32, memory_limit, prepare, wire
 from localdpo.model.forward import Forward
+from localdpo.model.generate import generate
 from localdpo.train.session import tolerance
 
 GB = 10**9
@@ -49,6 +59,75 @@ def test_the_cache_may_keep_a_sixteenth_of_the_memory_but_one_or_two_gigabytes(
     memory: int, cache: float
 ) -> None:
     assert cache_limit(memory * GB) == cache * GB
+
+
+@pytest.mark.parametrize(
+    ("version", "environment", "wired"),
+    [
+        ("15.1", {}, [90 * GB]),
+        ("26.5.2", {}, [90 * GB]),
+        ("26.0", {"LOCALDPO_MEMORY_GB": "20"}, [20 * GB]),
+        ("26.0", {"LOCALDPO_MEMORY_GB": "500"}, [90 * GB]),
+        ("26.0", {"LOCALDPO_WIRED": "off"}, [0]),
+        ("14.7.1", {}, []),
+        ("", {}, []),
+    ],
+)
+def test_memory_is_wired_as_far_as_metal_recommends(
+    version: str, environment: dict[str, str], wired: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 90 * GB})
+    monkeypatch.setattr(mx, "set_wired_limit", asked.append)
+    monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    for name in ("LOCALDPO_MEMORY_GB", "LOCALDPO_WIRED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    wire("metal")
+    assert asked == wired
+    wire("cuda")
+    wire("cpu")
+    assert asked == wired
+
+
+def test_what_a_generator_does_to_the_wired_limit_is_undone_at_once_and_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit, seen = [20 * GB], []
+
+    def set_limit(wanted: int) -> int:
+        before, limit[0] = limit[0], wanted
+        return before
+
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 90 * GB})
+    monkeypatch.setattr(mx, "set_wired_limit", set_limit)
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("26.0", ("", "", ""), "arm64"))
+    monkeypatch.setattr("localdpo.model.generate.device_name", lambda: "metal")
+    monkeypatch.setenv("LOCALDPO_MEMORY_GB", "20")
+    next_generated = BatchGenerator.next_generated
+    monkeypatch.setattr(
+        BatchGenerator, "next_generated", lambda self: seen.append(limit[0]) or next_generated(self)
+    )
+    tokenizer = SimpleNamespace(eos_token_ids={0}, decode=lambda ids, **_: "")
+    generate(tiny("qwen3"), cast("TokenizerWrapper", tokenizer), [[1, 2], [3]], max_tokens=2)
+    assert set(seen) == {20 * GB}
+    assert limit == [20 * GB]
+
+
+def test_a_mac_s_gpu_driver_is_asked_for_patience_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    switch = "AGX_RELAX_CDM_CTXSTORE_TIMEOUT"
+    monkeypatch.delenv(switch, raising=False)
+    preload()
+    assert switch not in os.environ
+    monkeypatch.setattr(sys, "platform", "darwin")
+    preload()
+    assert os.environ[switch] == "1"
+    monkeypatch.setenv(switch, "0")
+    preload()
+    assert os.environ[switch] == "0"
 
 
 def test_preparing_limits_the_cache_of_freed_buffers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 from rich.cells import cell_len
 from textual.widget import Widget
 
+from localdpo.core.awake import HELD
 from localdpo.core.progress import Phase, event_age, silent_for
 from localdpo.core.rundir import State
 from localdpo.core.wording import PHASES, age, format_number, format_seconds, printable
@@ -82,6 +83,9 @@ def header_words(
     rate = state.train.get("learning_rate")
     if rate is not None and rate.last is not None and alive:
         words.append(Word(f"lr {rate.last:.3g}", "muted", weight=3))
+    if alive and state.start.awake:
+        held = state.start.awake == HELD
+        words.append(Word("kept awake" if held else "may sleep", "muted", weight=1))
     quiet = event_age(progress, now)
     if quiet is not None:
         is_silent = alive and silent_for(progress, now) is not None
