@@ -38,8 +38,25 @@ class Finding:
     hint: str | None = None
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False) -> None:
-    """Show device, memory, versions, BLAS, keys (present or not) and the demo bundle."""
+def doctor(
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare training on this device with the CPU in float32 (a few minutes); exit code 1 if it "
+            "differs. Copy what it prints into a report of a problem.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array; of --check one object.")] = False,
+) -> None:
+    """Show device, memory, versions, BLAS, keys (present or not) and the demo bundle.
+
+    LOCALDPO_DEVICE says where every command computes: cpu, gpu or auto (a GPU if there is one).
+    """
+    if check:
+        from localdpo.cli.doctor_check import check_device
+
+        raise typer.Exit(check_device(as_json=as_json))
     findings = examine(os.environ)
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -75,9 +92,10 @@ def devices() -> list[Finding]:
 
 def mlx_device() -> Finding:
     """Metal, CUDA or CPU; an MLX that cannot be loaded is a finding, not a failure."""
-    from localdpo.model.backend import device_name
+    from localdpo.model.backend import choose_device, device_name
 
     try:
+        choose_device()
         name = device_name()
     except (ImportError, RuntimeError) as error:
         return Finding("device", "none", "missing", f"MLX cannot be loaded: {' '.join(str(error).split())}")

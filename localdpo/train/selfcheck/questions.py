@@ -1,0 +1,117 @@
+"""What only a device can tell of MLX itself; training does not depend on the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from localdpo.train.selfcheck.report import Finding
+from localdpo.train.selfcheck.tiny import on_cpu
+
+HEADS, KEY_HEADS, SIZE = 4, 2, 64
+QUERIES = (*range(1, 10), 16, 100, 128)
+Function = Callable[..., mx.array]
+
+
+def float32_products() -> Finding:
+    """The error of a float32 product against float64: 1e-3 is TF32, 1e-6 is float32."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(512, 512)).astype(np.float32) for _ in range(2))
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    gap = np.linalg.norm(np.array(mx.array(a) @ mx.array(b)) - exact) / np.linalg.norm(exact)
+    return Finding("info", f"relative error {gap:.1g}: {'float32' if gap < 1e-5 else 'TF32'}")
+
+
+def scatter_add() -> Finding:
+    """Whether adding by scatter gives the same sums each time."""
+    rng = np.random.default_rng(0)
+    owner = mx.array(rng.integers(0, 8, 100_000).astype(np.int32))
+    values = mx.array(rng.normal(size=100_000).astype(np.float32))
+    sums = [np.array(mx.zeros((8,)).at[owner].add(values)) for _ in range(8)]
+    same = all(np.array_equal(sums[0], other) for other in sums)
+    return Finding("info", "the same each time" if same else "another sum each time")
+
+
+def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> Finding:
+    """Gradients of fused attention with 1 to 128 queries against the CPU's in float32."""
+    good: list[int] = []
+    said: list[str] = []
+    for queries in QUERIES:
+        try:
+            gap = _attention_gap(dtype, mask, queries, can_compile)
+        except (RuntimeError, ValueError) as error:
+            said.append(f"{queries}: raises {_first_line(error)}")
+            continue
+        if gap < (1e-4 if dtype == mx.float32 else 0.03):
+            good.append(queries)
+        else:
+            said.append(f"{queries}: {gap:.1g}")
+    worst = f"agree with {len(good)} of {len(QUERIES)} numbers of queries"
+    return Finding("info", f"{worst}; {'; '.join(said)}" if said else worst)
+
+
+def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) -> float:
+    rng = np.random.default_rng(queries)
+    shapes = [(2, HEADS, queries, SIZE), *[(2, KEY_HEADS, queries, SIZE)] * 2]
+    inputs = [mx.array(rng.normal(size=shape).astype(np.float32)).astype(dtype) for shape in shapes]
+    flow = mx.array(rng.normal(size=shapes[0]).astype(np.float32))
+    sinks = mx.array(rng.normal(size=HEADS).astype(np.float32))
+    allowed = np.tril(np.ones((queries, queries), dtype=bool))
+    masks: dict[str, Any] = {
+        "none": None,
+        "causal": "causal",
+        "causal and sinks": "causal",
+        "array": mx.array(np.broadcast_to(allowed, (2, 1, queries, queries)).copy()),
+    }
+
+    def total(arrays: list[mx.array]) -> mx.array:
+        q, k, v = arrays
+        more = sinks.astype(q.dtype) if "sinks" in mask else None
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125, mask=masks[mask], sinks=more)
+        return (out.astype(mx.float32) * flow).sum()
+
+    found = [np.array(g.astype(mx.float32)) for g in mx.grad(total)(inputs)]
+    with on_cpu(compiled=can_compile):
+        exact = [np.array(g) for g in mx.grad(total)([a.astype(mx.float32) for a in inputs])]
+    norm = max(float(np.linalg.norm(e)) for e in exact)
+    return max(float(np.linalg.norm(f - e)) for f, e in zip(found, exact, strict=True)) / max(norm, 1e-3)
+
+
+def mask_in_checkpoint(dtype: mx.Dtype) -> Finding:
+    """What becomes of a boolean mask that is an argument of `mx.checkpoint`."""
+    rng = np.random.default_rng(0)
+    x = mx.array(rng.normal(size=(1, 4, 128, 64)).astype(np.float32)).astype(dtype)
+    mask = mx.array(np.tril(np.ones((128, 128), dtype=bool)))[None, None]
+
+    def attend(x: mx.array, mask: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(x, x, x, scale=0.125, mask=mask)
+
+    checkpointed: Function = mx.checkpoint(attend)
+    return _outcome(lambda: mx.grad(lambda x: checkpointed(x, mask).astype(mx.float32).sum())(x))
+
+
+def cache_after_limit() -> Finding:
+    """What is in the cache of freed buffers before and after its limit is lowered to nothing."""
+    kept = mx.zeros((64 * 2**20,), dtype=mx.uint8) + 1
+    mx.eval(kept)
+    del kept
+    before = mx.get_cache_memory()
+    limit = mx.set_cache_limit(0)
+    lowered = mx.get_cache_memory()
+    mx.set_cache_limit(limit)
+    return Finding("info", f"{before / 1e6:.0f} MB before, {lowered / 1e6:.0f} MB after")
+
+
+def _outcome(compute: Callable[[], mx.array]) -> Finding:
+    try:
+        mx.eval(compute())
+    except (RuntimeError, ValueError) as error:
+        return Finding("info", f"raises {_first_line(error)}")
+    return Finding("info", "works")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
