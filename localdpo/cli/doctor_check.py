@@ -40,7 +40,7 @@ class Line:
 
     @property
     def text(self) -> str:
-        bar = f" (at most {self.bar})" if self.bar else ""
+        bar = f" ({self.bar})" if self.bar else ""
         return f"{self.state:8}{self.seconds:6.1f} s  {self.name}: {self.value}{bar}"
 
 
@@ -124,21 +124,26 @@ def run(report: Report, command: Sequence[str]) -> Iterator[dict[str, Any] | Lin
             )
             assert process.stdout is not None
             watch = _Watch(process)
-            for message in _messages(process.stdout):
-                watch.feed()
-                if "facts" in message:
-                    if not report.facts:
-                        report.facts = _private(message["facts"])
-                        yield report.facts
-                elif "begin" in message:
-                    begun = message["begin"]
-                else:
-                    begun = None
-                    line = Line(**_private(message))
-                    report.lines.append(line)
-                    yield line
-            code = process.wait()
-            watch.end()
+            try:
+                for message in _messages(process.stdout):
+                    watch.feed()
+                    if "facts" in message:
+                        if not report.facts:
+                            report.facts = _private(message["facts"])
+                            yield report.facts
+                    elif "begin" in message:
+                        begun = message["begin"]
+                    else:
+                        begun = None
+                        line = Line(**_private(message))
+                        report.lines.append(line)
+                        yield line
+                code = process.wait()
+            finally:
+                watch.end()
+                process.kill()
+                process.stdout.close()
+                process.wait()
             errors.seek(0)
             said = [line.strip() for line in errors.read().splitlines() if line.strip()]
         if code == 0:

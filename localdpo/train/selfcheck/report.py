@@ -13,7 +13,7 @@ BAD: Final = frozenset({"differs", "error"})
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table: `value` is what was found, `bar` what it may be at most."""
+    """One line of the table: `value` is what was found, `bar` what it may be."""
 
     state: State
     value: str
@@ -30,5 +30,5 @@ def compared(gaps: dict[str, tuple[float, float]]) -> Finding:
     return Finding(
         state,
         ", ".join(f"{name} {gap:.2g}" for name, (gap, _) in gaps.items()),
-        ", ".join(f"{bar:.2g}" for _, bar in gaps.values()),
+        "at most " + ", ".join(f"{bar:.2g}" for _, bar in gaps.values()),
     )

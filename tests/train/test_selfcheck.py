@@ -1,0 +1,105 @@
+"""The self-check: what is right passes it, and what is wrong does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from localdpo.model import shared_prompt
+from localdpo.model.backend import Backend
+from localdpo.train.selfcheck import questions, speed, working
+from localdpo.train.selfcheck.__main__ import facts, outcome
+from localdpo.train.selfcheck.checks import checks
+from localdpo.train.selfcheck.numbers import Numbers
+from localdpo.train.selfcheck.report import Differs, Finding, compared
+
+CPU, GPU = Backend("cpu", None, True, ()), Backend("metal", None, True, ())
+
+
+@pytest.fixture(scope="module")
+def numbers() -> Numbers:
+    return Numbers(compiled=True)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_right_passes(numbers: Numbers, shared: bool) -> None:
+    for kind in ("float32", "4-bit"):
+        assert numbers.compare(kind, shared=shared, checkpoint=True).state == "ok"
+
+
+def test_short_answers_pass_and_say_how_long_they_were(numbers: Numbers) -> None:
+    found = numbers.short("float32", shared=True, checkpoint=False)
+    assert found.state == "ok"
+    assert found.value.startswith("1 to 9 tokens; of 9: log-probability ")
+
+
+def test_a_mask_that_lets_the_padding_through_is_found_out(
+    numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def causal(self: shared_prompt.SharedPrefix, N: int, **options: object) -> mx.array:
+        row, col = mx.arange(self.offset, self.offset + N)[:, None], mx.arange(self.offset + N)[None]
+        return mx.broadcast_to(row >= col, (self.responses * self.pad.size, 1, N, self.offset + N))
+
+    monkeypatch.setattr(shared_prompt.SharedPrefix, "make_mask", causal)
+    found = numbers.compare("float32", shared=True)
+    assert found.state == "differs"
+    assert numbers.compare("float32", shared=False).state == "ok"
+
+
+def test_gradients_that_are_lost_are_found_out(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_prompt, "recomputed", lambda f: lambda *a: f(*map(_without_gradient, a)))
+    assert numbers.compare("float32", shared=True, checkpoint=True).state == "differs"
+
+
+def _without_gradient(tree: object) -> object:
+    return [mx.stop_gradient(a) for a in tree] if isinstance(tree, list) else tree
+
+
+def test_a_step_and_a_checkpoint_pass(tmp_path: Path) -> None:
+    assert working.optimizer_step(compiled=False, can_compile=True).state == "ok"
+    assert working.save_and_load(tmp_path / "run", can_compile=True).state == "ok"
+
+
+def test_the_demo_model_generates_its_likeliest_tokens() -> None:
+    assert working.generation(can_compile=True).state == "ok"
+
+
+def test_measurements_are_made() -> None:
+    assert speed.memory().state == "ok"
+    assert questions.float32_products().value.endswith("float32")
+    assert questions.scatter_add().value == "the same each time"
+    assert "agree with 12 of 12" in questions.attention(mx.float32, "causal", can_compile=True).value
+    assert questions.mask_in_checkpoint(mx.float32).value == "works"
+
+
+def test_whatever_happens_in_a_check_is_its_outcome() -> None:
+    def breaks() -> Finding:
+        raise MemoryError("[metal::malloc] Resource limit")
+
+    def wrong() -> Finding:
+        raise Differs("not whole")
+
+    assert outcome(("a", breaks))["value"] == "MemoryError: [metal::malloc] Resource limit"
+    assert outcome(("a", breaks))["state"] == "error"
+    assert outcome(("b", wrong))["state"] == "differs"
+
+
+def test_a_number_that_is_none_is_above_every_bar() -> None:
+    assert compared({"a": (1.0, 1.0), "b": (0.0, 1e-6)}).state == "ok"
+    assert compared({"a": (float("nan"), 1.0)}).state == "differs"
+    assert compared({"a": (0.0, 1.0), "b": (2.0, 1.0)}) == Finding("differs", "a 0, b 2", "at most 1, 1")
+
+
+def test_checks_have_names_of_their_own_and_a_gpu_has_all_that_the_cpu_has(tmp_path: Path) -> None:
+    cpu, gpu = ([name for name, _ in checks(backend, tmp_path)] for backend in (CPU, GPU))
+    assert len(set(gpu)) == len(gpu)
+    missing = set(cpu) - set(gpu)
+    assert missing == {"gradients twice, float32"}
+
+
+def test_the_facts_name_no_single_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"device_name": "chip", "uuid": "GPU-1234", "pci_bus_id": "0000:01:00.0"}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    assert facts(CPU)["device_info"] == {"device_name": "chip"}
