@@ -79,7 +79,8 @@ def test_a_check_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_differs_is_code_one_also_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    second = 'tell({"name": name, "state": "differs", "value": "gap 2", "bar": "at most 1", "seconds": 1.0}); continue'
+    line = {"name": "two", "state": "differs", "value": "gap 2", "bar": "at most 1", "seconds": 1.0}
+    second = f"tell({line}); continue"
     assert check_device(as_json=True, command=command(tmp_path, second)) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is False
