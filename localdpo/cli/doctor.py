@@ -92,13 +92,16 @@ def devices() -> list[Finding]:
 
 def mlx_device() -> Finding:
     """Metal, CUDA or CPU; an MLX that cannot be loaded is a finding, not a failure."""
-    from localdpo.model.backend import choose_device, device_name
+    from localdpo.model.backend import DEVICE_SWITCH, choose_device, device_name
 
     try:
         choose_device()
         name = device_name()
     except (ImportError, RuntimeError) as error:
         return Finding("device", "none", "missing", f"MLX cannot be loaded: {' '.join(str(error).split())}")
+    chosen = os.environ.get(DEVICE_SWITCH, "auto")
+    if chosen != "auto":
+        return Finding("device", name, "ok", f"by {DEVICE_SWITCH}={chosen}")
     hint = "this Mac's MLX has no Metal; training on the CPU is slow" if _is_mac_on_cpu(name) else None
     return Finding("device", name, "missing" if hint else "ok", hint)
 

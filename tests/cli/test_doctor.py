@@ -88,5 +88,12 @@ def test_a_macos_system_names_its_chip(monkeypatch: pytest.MonkeyPatch):
     assert module.devices()[0].value == "macOS 26.0, Apple M4"
 
 
+def test_a_device_that_was_chosen_says_by_what(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCALDPO_DEVICE", "cpu")
+    assert module.mlx_device() == module.Finding("device", "cpu", "ok", "by LOCALDPO_DEVICE=cpu")
+    monkeypatch.setenv("LOCALDPO_DEVICE", "auto")
+    assert module.mlx_device().hint is None
+
+
 def test_an_unknown_machine_is_not_a_failure():
     assert module.sysctl("no.such.name") is None

@@ -30,6 +30,7 @@ from localdpo.core.events import read_events
 from localdpo.core.names import BUNDLE
 from localdpo.core.rundir import RunDir
 from localdpo.model.backend import device_name, memory_limit, prepare
+from localdpo.train.selfcheck.__main__ import PRIVATE
 
 # Qwen3-0.6B's config.json.
 SHAPE: dict[str, Any] = {
@@ -58,7 +59,7 @@ SMALL = {
 }
 STEPS, BATCH = 20, 8
 WORDS = ("the report says that login is slow in Tokyo", "and email fails", "for many customers", "since noon")
-RUN_SECONDS = 150
+RUN_SECONDS = 100
 # (name, recomputed, traced)
 WAYS = [
     ("eager", False, False),
@@ -152,7 +153,7 @@ def main() -> int:
     given = parser.parse_args()
     backend = prepare()
     print(f"device {device_name()}, MLX {mx.__version__}, limit {memory_limit(backend.device) / 1e9:.1f} GB")
-    print(f"device_info {mx.device_info()}")
+    print(f"device_info { {k: v for k, v in mx.device_info().items() if k not in PRIVATE} }")
     model = make_model(given.folder / "model", small=given.small)
     longest = (8, 4) if given.small else (48, 36)
     pairs = make_pairs(given.folder / "pairs.jsonl", STEPS * BATCH, seed=0, longest=longest)
@@ -199,11 +200,22 @@ def main() -> int:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line for each way."""
-    columns = ("code", "seconds", "first_step_s", "median_step_s", "tokens_per_s", "estimate_gb")
-    memory = sorted({name for found in results.values() for name in found if name.endswith("memory_gb")})
-    lines = [f"{'':22}" + "".join(f"{name:>17}" for name in (*columns, *memory))]
+    columns: tuple[str, ...] = (
+        "code",
+        "seconds",
+        "first_step_s",
+        "median_step_s",
+        "tokens_per_s",
+        "estimate_gb",
+    )
+    for found in results.values():
+        if "estimate_gb" in found and found.get("peak_memory_gb"):
+            found["estimate/peak"] = found["estimate_gb"] / found["peak_memory_gb"]
+    columns += tuple(sorted({name for found in results.values() for name in found if "memory_gb" in name}))
+    columns += ("estimate/peak",)
+    lines = [f"{'':22}" + "".join(f"{name:>17}" for name in columns)]
     for way, found in results.items():
-        cells = [f"{found[name]:17.4g}" if name in found else f"{'-':>17}" for name in (*columns, *memory)]
+        cells = [f"{found[name]:17.4g}" if name in found else f"{'-':>17}" for name in columns]
         lines.append(f"{way:22}" + "".join(cells))
     return "\n".join(lines)
 

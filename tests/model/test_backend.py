@@ -27,8 +27,14 @@ GB = 10**9
 
 
 def test_the_environment_can_choose_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCALDPO_DEVICE", "cpu")
     assert prepare().device == "cpu"
+    chosen: list[object] = []
+    monkeypatch.setattr(mx, "set_default_device", chosen.append)
+    for name, expected in (("cpu", [mx.cpu]), ("gpu", [mx.gpu]), ("auto", [])):
+        monkeypatch.setenv("LOCALDPO_DEVICE", name)
+        chosen.clear()
+        prepare()
+        assert chosen == expected
     for wrong in ("", "CPU", "cuda", "tpu"):
         monkeypatch.setenv("LOCALDPO_DEVICE", wrong)
         with pytest.raises(UserError, match=f"LOCALDPO_DEVICE: expected cpu, gpu or auto, got '{wrong}'"):

@@ -56,6 +56,14 @@ def refused(
 Refused = Callable[[str], list[str]]
 
 
+def test_a_device_that_there_is_not(
+    refused: Refused, tiny_model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALDPO_DEVICE", "tpu")
+    found = refused(recipe_text(tiny_model, pairs))
+    assert found == ["LOCALDPO_DEVICE: expected cpu, gpu or auto, got 'tpu'"]
+
+
 def changed(folder: Path, original: Path, **config: Any) -> Path:
     """A copy of an adapter with another configuration."""
     copy = Path(shutil.copytree(original, folder))
