@@ -102,6 +102,8 @@ def fact_lines(facts: Mapping[str, Any]) -> str:
         )
     else:
         lines.append("The truth is the CPU of this machine, in float32, on the plain path, not traced.")
+    if facts.get("device") == "cuda":
+        lines.append("The first time MLX builds kernels for CUDA, which takes minutes; it keeps them.")
     return "\n".join(lines)
 
 

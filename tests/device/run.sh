@@ -25,9 +25,12 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,mem
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 echo "== doctor --check"
-# A machine that is lent has an end: what hangs must leave time for the steps.
-limit=""; command -v timeout >/dev/null && [ -z "${SMALL:-}" ] && limit="timeout 200"
-$limit "$python" -m localdpo doctor --check 2>&1 | tee "$folder/check.txt"
+# A machine that is lent has an end: what hangs, or builds kernels for long, must leave time for the steps.
+limit=""; command -v timeout >/dev/null && [ -z "${SMALL:-}" ] && limit="timeout ${CHECK_SECONDS:-200}"
+check=(-m localdpo doctor --check)
+# CHECK_AFTER="save and load": only the checks after that one, as lines of JSON.
+[ -n "${CHECK_AFTER:-}" ] && check=(-m localdpo.train.selfcheck --after "$CHECK_AFTER")
+$limit "$python" "${check[@]}" 2>&1 | tee "$folder/check.txt"
 checked=${PIPESTATUS[0]}
 echo "== doctor --check: exit code $checked after $((SECONDS - began)) s"
 echo "== 20 steps of DPO"

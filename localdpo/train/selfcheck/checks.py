@@ -19,59 +19,57 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
 def checks(backend: Backend, folder: Path) -> list[Check]:
-    """Every check of a device. `folder`: an empty one for what they write.
+    """Every check of a device, those that matter most first. `folder`: an empty one for what they write.
 
     On the CPU one way of tracing stands for all, since a trace is built by a C++ compiler there, and 16 bits
     are tried once, since training there is in float32.
     """
-    every, can = numbers(backend), backend.compiled
-    every += [
-        (
-            "optimizer step, float32",
-            partial(working.optimizer_step, compiled=False, can_compile=backend.compiled),
-        )
-    ]
-    if backend.compiled:
-        every.append(
-            (
-                "optimizer step, float32, traced",
-                partial(working.optimizer_step, compiled=True, can_compile=True),
-            )
-        )
-    every += [
-        ("save and load", partial(working.save_and_load, folder / "saved", can_compile=can)),
-        ("DPO run on the demo", partial(working.dpo_run, folder / "run")),
-        ("generation", partial(working.generation, can_compile=can)),
-        ("cache of freed buffers", speed.memory),
-    ]
-    return every + measurements(backend)
-
-
-def numbers(backend: Backend) -> list[Check]:
-    """Log-probabilities and gradients."""
     of = Numbers(compiled=backend.compiled)
-    cpu, every = backend.is_cpu, list[Check]()
+    return [
+        *_numbers(backend, of),
+        *_working(backend, folder),
+        *_shapes(backend, of),
+        *_measurements(backend),
+        *_questions(backend),
+    ]
+
+
+def _numbers(backend: Backend, of: Numbers) -> Iterator[Check]:
+    """Log-probabilities and gradients in every precision, on every way through the model."""
     for kind, shared, checkpoint, compiled in _ways(backend):
         name = f"{kind}, {_path(shared)}" + ", checkpointed" * checkpoint + ", traced" * compiled
-        every.append(
-            (name, partial(of.compare, kind, shared=shared, checkpoint=checkpoint, compiled=compiled))
-        )
-    for kind in KINDS[:1] if cpu else KINDS:
+        yield name, partial(of.compare, kind, shared=shared, checkpoint=checkpoint, compiled=compiled)
+
+
+def _working(backend: Backend, folder: Path) -> Iterator[Check]:
+    """What a run is made of, and a run."""
+    can = backend.compiled
+    yield "optimizer step, float32", partial(working.optimizer_step, compiled=False, can_compile=can)
+    if can:
+        traced = partial(working.optimizer_step, compiled=True, can_compile=True)
+        yield "optimizer step, float32, traced", traced
+    yield "save and load", partial(working.save_and_load, folder / "saved", can_compile=can)
+    yield "DPO run on the demo", partial(working.dpo_run, folder / "run")
+    yield "generation", partial(working.generation, can_compile=can)
+    yield "cache of freed buffers", speed.memory
+
+
+def _shapes(backend: Backend, of: Numbers) -> Iterator[Check]:
+    """Short answers, and families whose attention is of another kind."""
+    for kind in KINDS[:1] if backend.is_cpu else KINDS:
         for shared in (True, False):
             for checkpoint in (False, True):
                 name = f"answers of 1 to 9 tokens, {kind}, {_path(shared)}" + ", checkpointed" * checkpoint
-                every.append((name, partial(of.short, kind, shared=shared, checkpoint=checkpoint)))
+                yield name, partial(of.short, kind, shared=shared, checkpoint=checkpoint)
     for family in FAMILIES:
         for shared in (True, False):
             name = f"{family}, float32, {_path(shared)}, checkpointed"
-            call = partial(of.compare, "float32", shared=shared, checkpoint=True, family=family)
-            every.append((name, call))
-            if not cpu:
+            yield name, partial(of.compare, "float32", shared=shared, checkpoint=True, family=family)
+            if not backend.is_cpu:
                 name = f"{family}, bfloat16, {_path(shared)}, finite"
-                every.append((name, partial(of.runs, "bfloat16", shared=shared, family=family)))
-    kind = "float32" if cpu else "bfloat16"
-    every.append((f"gradients twice, {kind}", partial(of.repeated, kind)))
-    return every
+                yield name, partial(of.runs, "bfloat16", shared=shared, family=family)
+    kind = "float32" if backend.is_cpu else "bfloat16"
+    yield f"gradients twice, {kind}", partial(of.repeated, kind)
 
 
 def _ways(backend: Backend) -> Iterator[tuple[Kind, bool, bool, bool]]:
@@ -86,30 +84,28 @@ def _ways(backend: Backend) -> Iterator[tuple[Kind, bool, bool, bool]]:
                     yield kind, shared, checkpoint, True
 
 
-def measurements(backend: Backend) -> list[Check]:
-    """Speed, and what the device does where nothing of ours depends on it."""
-    can = backend.compiled
-    every: list[Check] = [
-        (f"matrix products, {name}", partial(speed.matmul, dtype)) for name, dtype in DTYPES.items()
-    ]
-    every.append(("gradients of 4 pairs", partial(speed.step_time, compiled=False, can_compile=can)))
-    if can and not backend.is_cpu:
-        every.append(
-            ("gradients of 4 pairs, traced", partial(speed.step_time, compiled=True, can_compile=can))
-        )
-    every += [
-        ("float32 products", questions.float32_products),
-        ("adding by scatter", questions.scatter_add),
-        ("cache when its limit falls", questions.cache_after_limit),
-    ]
-    if backend.is_cpu:
-        return every
+def _measurements(backend: Backend) -> Iterator[Check]:
+    """How fast it is."""
     for name, dtype in DTYPES.items():
-        every.append((f"a mask in mx.checkpoint, {name}", partial(questions.mask_in_checkpoint, dtype)))
-        for mask in ("none", "causal", "array", "causal and sinks"):
-            call = partial(questions.attention, dtype, mask, can_compile=can)
-            every.append((f"attention's gradient, {name}, mask {mask}", call))
-    return every
+        yield f"matrix products, {name}", partial(speed.matmul, dtype)
+    timed = partial(speed.step_time, can_compile=backend.compiled)
+    yield "gradients of 4 pairs", partial(timed, compiled=False)
+    if backend.compiled and not backend.is_cpu:
+        yield "gradients of 4 pairs, traced", partial(timed, compiled=True)
+
+
+def _questions(backend: Backend) -> Iterator[Check]:
+    """What the device does where nothing of ours depends on it."""
+    yield "float32 products", questions.float32_products
+    yield "adding by scatter", questions.scatter_add
+    yield "cache when its limit falls", questions.cache_after_limit
+    if backend.is_cpu:
+        return
+    for name, dtype in DTYPES.items():
+        yield f"a mask in mx.checkpoint, {name}", partial(questions.mask_in_checkpoint, dtype)
+        for mask in questions.MASKS:
+            call = partial(questions.attention, dtype, mask, can_compile=backend.compiled)
+            yield f"attention's gradient, {name}, mask {mask}", call
 
 
 def _path(shared: bool) -> str:

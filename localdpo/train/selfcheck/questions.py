@@ -12,6 +12,7 @@ from localdpo.train.selfcheck.report import Finding
 from localdpo.train.selfcheck.tiny import on_cpu
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 64
+MASKS = ("none", "causal", "array", "causal and sinks")
 QUERIES = (*range(1, 10), 16, 100, 128)
 Function = Callable[..., mx.array]
 
