@@ -37,16 +37,15 @@ from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate_apart
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
+from localdpo.model.room import rows_in_pass
 from localdpo.recipe.load import load_recipe
 
 __all__ = ["AnswerRecord", "Contestant", "PromptRow", "Sampling", "answer_all", "contestants", "plan_answers"]
 
 # Raise it with every change that gives other answers to the same question: it is part of the key.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 GROUP = 64
-# Tokens whose keys and values may be in memory at once: some 5 GB for an 8B model in 16 bits.
-TOKENS_AT_ONCE = 2**15
-# Answers that a model reads at once, of similar length.
+# Answers that a model reads at once, of similar length, at most.
 READ_AT_ONCE = 32
 OnAnswer = Callable[[AnswerRecord], None]
 Logps = dict[int, dict[str, dict[str, float]]]
@@ -157,11 +156,6 @@ def prompt_seeds(prompts: Sequence[PromptRow], seed: int) -> list[int]:
     return seeds
 
 
-def rows_at_once(prompt_tokens: int, max_tokens: int) -> int:
-    """How many answers of a group are generated at once, 1 to GROUP. It changes no answer but by rounding."""
-    return min(GROUP, max(1, TOKENS_AT_ONCE // (prompt_tokens + max_tokens)))
-
-
 class _Answering:
     """One load of the base and what goes on with it."""
 
@@ -209,7 +203,6 @@ class _Answering:
 
     def _answer(self, group: range, name: str) -> None:
         """One contestant's answers to a group; those that are there already are not written again."""
-        longest = max(len(self.ids[i]) for i in group)
         with self.models.use(name):
             finished = generate_apart(
                 self.base.model,
@@ -218,7 +211,7 @@ class _Answering:
                 [self.seeds[i] for i in group],
                 max_tokens=self.sampling.max_tokens,
                 temperature=self.sampling.temperature,
-                batch=rows_at_once(longest, self.sampling.max_tokens),
+                batch=GROUP,
             )
             for place, answer in finished:
                 if (group[place], name) in self.writer.tail.records:
@@ -250,8 +243,11 @@ class _Answering:
         """Mean log-probability per token of each (prompt, ids) under the weights in the model now."""
         forward = Forward(self.base.model, shared=False)
         means: dict[tuple[int, tuple[int, ...]], float] = {}
-        for start in range(0, len(texts), READ_AT_ONCE):
-            part = texts[start : start + READ_AT_ONCE]
+        left = list(texts)
+        while left:
+            longest = max(len(self.ids[i]) + len(ids) for i, ids in left[:READ_AT_ONCE])
+            count = rows_in_pass(longest, READ_AT_ONCE)
+            part, left = left[:count], left[count:]
             rows = [EncodedRow(i, self.ids[i], (np.array(ids, dtype=np.int32),)) for i, ids in part]
             batch = collate(rows, self.pad, np.arange(len(rows)))
             sums = forward.logps(batch_arrays(batch, shared=False), gradient=False)

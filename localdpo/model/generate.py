@@ -14,9 +14,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import device_name, wire
+from localdpo.model.room import PASS_TOKENS, answers_at_once
 
-# As many as mlx-lm's own defaults make, 8 prompts of 2,048 tokens.
-PREFILL_TOKENS = 8 * 2048
+MOST_AT_ONCE = 32
 Sampler = Callable[[mx.array], mx.array]
 # MLX's stubs give what compile returns no call's type.
 _compiled = cast("Callable[[Callable[..., mx.array]], Callable[..., mx.array]]", mx.compile)
@@ -55,15 +55,17 @@ def generate(
     max_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
-    batch: int = 32,
+    batch: int = MOST_AT_ONCE,
 ) -> list[Answer]:
     """Answers to prompts of token ids, in their order.
 
-    The random state is set from `seed` and put back afterwards, so sampling never disturbs training,
-    and the same prompts with the same seed and weights give the same answers.
+    At most `batch` are generated at once, fewer where they do not fit. The random state is set from `seed`
+    and put back afterwards, so sampling never disturbs training, and the same prompts with the same seed and
+    weights give the same answers.
     """
     before = random_key()
     mx.random.seed(seed)
+    batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
     samplers = [make_sampler(temp=temperature)] * len(prompts)
     try:
         answers = dict(_finished(model, tokenizer, prompts, samplers, max_tokens, batch))
@@ -80,15 +82,18 @@ def generate_apart(
     *,
     max_tokens: int,
     temperature: float,
-    batch: int = 32,
+    batch: int,
 ) -> Iterator[tuple[int, Answer]]:
     """(place in `prompts`, answer) as the answers finish, each drawn with a random key of its own.
 
     The noise of token t of a prompt follows from its seed (0 <= seed < 2^64) and t alone: which prompts share
     a batch, and how long their answers are, changes an answer by no more than the rounding of its logits, and
     two models that answer one prompt draw with the same noise. The global random state is not touched.
+
+    At most `batch` are generated at once, fewer where they do not fit.
     """
     greedy = temperature == 0.0
+    batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
     samplers: list[Sampler] = [greedy_sampler if greedy else _Keyed(seed, temperature) for seed in seeds]
     return _finished(model, tokenizer, prompts, samplers, max_tokens, batch, prefill=batch)
 
@@ -127,7 +132,7 @@ def _finished(
 ) -> Iterator[tuple[int, Answer]]:
     """(place in `prompts`, answer) as the answers finish; at most `batch` are generated at once.
 
-    At most `prefill` prompts are read at once, PREFILL_TOKENS of them in one pass.
+    At most `prefill` prompts are read at once, PASS_TOKENS of their tokens in one pass.
     """
     generator = BatchGenerator(
         model,
@@ -135,7 +140,7 @@ def _finished(
         stop_tokens=[[token] for token in sorted(tokenizer.eos_token_ids)],
         completion_batch_size=batch,
         prefill_batch_size=min(batch, prefill),
-        prefill_step_size=max(1, PREFILL_TOKENS // min(batch, prefill)),
+        prefill_step_size=max(1, PASS_TOKENS // min(batch, prefill)),
     )
     wire(device_name())
     try:

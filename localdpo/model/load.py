@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_mlx_tokenizer
@@ -21,6 +22,7 @@ from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import device_name, keep_float32_exact
+from localdpo.model.head import text_model
 from localdpo.model.safetensors_header import check_safetensors
 
 # A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
@@ -54,6 +56,11 @@ SIZES = {
 }
 LARGEST_SIZE = 2**24
 
+RECURRENT_NOTE = (
+    "{count} of {blocks} layers are recurrent: MLX trains them in a loop over tokens, so expect steps many "
+    "times slower than with attention alone, and memory that grows with every token: "
+    "keep train.max_length low"
+)
 FLOAT16_NOTE = "the model is float16: loaded as bfloat16, since training in float16 needs loss scaling"
 
 
@@ -65,7 +72,7 @@ class Base:
         path: the model's folder.
         config: its config.json.
         fingerprint: a hash over configuration and weights; it changes when either does.
-        notes: lines on what loading changed.
+        notes: lines on what loading changed and what training it takes.
     """
 
     model: nn.Module
@@ -91,11 +98,13 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
     if device_name() == "cpu":
         to_float32(model)
         model.freeze()
-    notes = (FLOAT16_NOTE,) if from_float16(model) else ()
+    notes = [FLOAT16_NOTE] if from_float16(model) else []
+    if recurrent := recurrent_layers(model):
+        notes.append(RECURRENT_NOTE.format(count=recurrent, blocks=len(model.layers)))
     if float_types(model) == {mx.float32}:
         keep_float32_exact()
     mx.eval(model.parameters())
-    return Base(model, tokenizer, path, config, fingerprint(path), notes)
+    return Base(model, tokenizer, path, config, fingerprint(path), tuple(notes))
 
 
 def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -234,6 +243,11 @@ def from_float16(model: nn.Module) -> bool:
     found = mx.float16 in float_types(model)
     model.set_dtype(mx.bfloat16, predicate=lambda dtype: dtype == mx.float16)
     return found
+
+
+def recurrent_layers(model: nn.Module) -> int:
+    """Layers that keep a state in the place of keys and values: gated delta nets, Mamba and the like."""
+    return sum(isinstance(cache, ArraysCache) for cache in make_prompt_cache(text_model(model)))
 
 
 def _dense(module: nn.Module) -> nn.Module | None:

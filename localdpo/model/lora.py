@@ -196,6 +196,22 @@ def _quote(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+DORA_NOTE = (
+    "DoRA on a quantised base: every forward pass dequantises each adapted layer for its norm; "
+    "lora.type=lora is faster, or take a 16-bit base"
+)
+
+
+def dequantises(model: nn.Module) -> bool:
+    """Whether a DoRA layer of the model has a quantised base."""
+    bases = (
+        module.get("linear", module.get("embedding"))
+        for module in model.modules()
+        if isinstance(module, DoRALinear | DoRAEmbedding)
+    )
+    return any(isinstance(base, nn.QuantizedLinear | nn.QuantizedEmbedding) for base in bases)
+
+
 def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
     """Put fresh adapters on a frozen model, in place; their output is zero until they are trained.
 

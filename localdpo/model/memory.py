@@ -10,6 +10,7 @@ choice of shapes within 15% with recomputed blocks). On a GPU it was not measure
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ ADAPTER_COPIES = 4
 LIVE_LOGITS = {False: 10, True: 12}
 # Models whose queries and keys are normalised, each by head or as a whole.
 NORMED_HEADS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
+# Arrays of the size of a recurrent layer's state that are kept of each token, since MLX differentiates such a
+# layer as a loop over tokens: 2.4 to 2.6 were measured.
+KEPT_STATES = 2.5
+# Heads, rows and columns of that state.
+STATE_SIZES = ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 # Models with a norm after attention and MLP besides those before.
 POST_NORMED = ("gemma2", "gemma3", "gemma3_text")
 
@@ -58,6 +64,7 @@ class ModelShape:
             computes it in float32.
         inner: intermediate size of the MLP; of a mixture of experts, of those that a token takes together.
         query, keys: columns of the queries and of the keys, over all heads (not always the hidden size).
+        recurrent, state: blocks that keep a recurrent state (gated delta nets), and numbers in it.
     """
 
     stored: int
@@ -73,6 +80,8 @@ class ModelShape:
     keys: int
     normed_heads: bool
     norms: int
+    recurrent: int = 0
+    state: int = 0
 
     @property
     def block_weights(self) -> int:
@@ -128,6 +137,8 @@ def model_shape(folder: Path, *, cpu: bool) -> ModelShape:
         keys=int(config.get("num_key_value_heads") or heads) * size,
         normed_heads=kind in NORMED_HEADS,
         norms=4 if kind in POST_NORMED else 2,
+        recurrent=_recurrent(config),
+        state=math.prod(int(config.get(name) or 0) for name in STATE_SIZES),
     )
 
 
@@ -169,6 +180,13 @@ def estimate(
         # of the last two blocks are done with by then.
         working = max(response.working, prompt.working - 2 * response.kept)
     working += prompt.copies + response.copies
+    # A hybrid takes the plain path: each response with its prompt. What its states take while they are
+    # differentiated was measured.
+    states = int(response.tokens * KEPT_STATES * FLOAT * model.state)
+    if model.recurrent:
+        working += (1.65 if checkpoint else 0.55) * states
+    if not checkpoint:
+        kept += states * min(adapted, model.recurrent)
     tokens = answers * batch.response
     chunk = min(chunk_size(model.vocabulary, chunk_bytes), tokens)
     logits = LIVE_LOGITS[tokens > chunk] * FLOAT * model.vocabulary * chunk
@@ -230,6 +248,17 @@ class _Pass:
             working=(tokens * work + 2.3 * scores) * model.width,
             copies=copies,
         )
+
+
+def _recurrent(config: Mapping[str, Any]) -> int:
+    """Blocks that are gated delta nets."""
+    if not all(config.get(name) for name in STATE_SIZES):
+        return 0
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return sum(kind == "linear_attention" for kind in kinds)
+    blocks = int(config["num_hidden_layers"])
+    return blocks - blocks // int(config.get("full_attention_interval") or 4)
 
 
 def _weight_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, set[str]]:

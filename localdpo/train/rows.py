@@ -21,6 +21,7 @@ from localdpo.data.batches import (
 from localdpo.data.encode import prompt_key
 from localdpo.data.mixture import Mixture
 from localdpo.data.types import Batch
+from localdpo.model.room import rows_in_pass
 
 NOTHING_HELD_OUT: Final = "no rows are held out: nothing is evaluated; give data.valid"
 
@@ -81,8 +82,14 @@ class Rows:
         return [self.batch(part) for part in split_micro(places, self.lengths(places), micro)]
 
     def parts_by_length(self, places: np.ndarray, size: int) -> list[np.ndarray]:
-        """These places cut into parts of similar length, longest first."""
-        return split_micro(places, self.lengths(places), size)
+        """These places cut into parts of similar length, longest first: `size` rows at most, and no more than
+        go through a model together.
+        """
+        parts = []
+        for part in split_micro(places, self.lengths(places), size):
+            rows = rows_in_pass(int(self.lengths(part[:1])[0]), size)
+            parts += [part[start : start + rows] for start in range(0, len(part), rows)]
+        return parts
 
     def by_length(self, places: np.ndarray, size: int) -> Iterator[Batch]:
         """All rows at these places in batches of similar length, longest first."""

@@ -144,6 +144,8 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
     for line in base.notes:
         note(line)
     config = attach_adapter(base.model, recipe)
+    if lora.dequantises(base.model):
+        note(lora.DORA_NOTE)
     train, valid = open_rows(recipe, base.tokenizer, tell)
     forward = Forward(
         base.model,

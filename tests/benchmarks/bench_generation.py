@@ -15,7 +15,7 @@ import numpy as np
 
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
-from localdpo.evals.answers import GROUP, prompt_seeds, rows_at_once
+from localdpo.evals.answers import GROUP, prompt_seeds
 from localdpo.evals.contestants import Contestant, Contestants
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays
@@ -64,7 +64,7 @@ def test_batches_against_one_by_one(tmp_path: Path) -> None:
             seeds[part],
             max_tokens=MAX_TOKENS,
             temperature=TEMPERATURE,
-            batch=rows_at_once(max(map(len, ids)), MAX_TOKENS),
+            batch=GROUP,
         )
 
     together = alone = 0.0

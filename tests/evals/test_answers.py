@@ -184,12 +184,6 @@ def test_nothing_to_ask_is_a_mistake(run: RunDir) -> None:
         plan_answers(run, contestants(run, note=print), [], GREEDY)
 
 
-def test_fewer_long_answers_are_generated_at_once() -> None:
-    assert room.rows_at_once(256, 256) == room.GROUP
-    assert room.rows_at_once(1024, 1024) == 16
-    assert room.rows_at_once(10**6, 1) == 1
-
-
 def test_a_prompt_that_comes_twice_is_drawn_twice() -> None:
     one, other = rows()
     seeds = prompt_seeds([one, other, one], 0)

@@ -221,6 +221,13 @@ def test_a_float16_base_is_loaded_as_bfloat16_with_a_note(
     assert base.model(IDS).dtype == mx.bfloat16
 
 
+def test_a_hybrid_is_loaded_with_a_note_on_what_to_expect() -> None:
+    assert load.recurrent_layers(tiny("qwen3_next")) == 2
+    assert load.recurrent_layers(tiny("qwen3")) == load.recurrent_layers(tiny("gemma3_text")) == 0
+    note = load.RECURRENT_NOTE.format(count=2, blocks=4)
+    assert note.startswith("2 of 4 layers are recurrent: MLX trains them in a loop over tokens")
+
+
 def test_a_float32_base_switches_tf32_off_unless_told_otherwise(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
+from model_families import tiny
 from tiny_folders import make_adapter
 
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
@@ -85,6 +86,16 @@ def test_an_adapter_folder_needs_both_files(tmp_path: Path) -> None:
         lora.adapter_path(str(tmp_path))
     with pytest.raises(UserError, match="no such demo name"):
         lora.adapter_path("demo:stf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "told"), [("dora", 4, True), ("dora", None, False), ("lora", 4, False)]
+)
+def test_dora_on_a_quantised_base_is_told(kind: str, bits: int | None, told: bool) -> None:
+    model = tiny("llama", bits=bits)
+    assert not lora.dequantises(model)
+    lora.attach(model, lora.LoraConfig(kind, -1, 4, 8.0), seed=0)
+    assert lora.dequantises(model) is told
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

@@ -14,7 +14,7 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from model_families import tiny
+from model_families import BASE, HYBRID, tiny
 from random_batches import random_rows
 
 from localdpo.data.batches import bucket, collate
@@ -72,7 +72,9 @@ def saved(folder: Path, model: nn.Module, **config: Any) -> Path:
     return folder
 
 
-def measured(model: nn.Module, rows: int, prompt: int, response: int, *, checkpoint: bool) -> int:
+def measured(
+    model: nn.Module, rows: int, prompt: int, response: int, *, checkpoint: bool, shared: bool = True
+) -> int:
     """Bytes at the peak of a step's last micro-batch and its update, without what other tests hold."""
     batch = collate(
         random_rows(rows, seed=0, prompt=(prompt, prompt), response=(response, response)), 0, np.arange(rows)
@@ -80,7 +82,7 @@ def measured(model: nn.Module, rows: int, prompt: int, response: int, *, checkpo
     forward = Forward(model, checkpoint=checkpoint)
     optimizer = optim.AdamW(1e-4)
     optimizer.init(model.trainable_parameters())
-    arrays = batch_arrays(batch, shared=True)
+    arrays = batch_arrays(batch, shared=shared)
     weights = sum(w.nbytes for _, w in tree_flatten(model.parameters()))
     before = tree_map(mx.zeros_like, model.trainable_parameters())
     mx.eval(model.parameters(), optimizer.state, arrays, before)
@@ -118,6 +120,31 @@ def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: 
     )
     peak = measured(model, case.rows, case.prompt, case.response, checkpoint=case.checkpoint)
     assert found.total == pytest.approx(peak, rel=0.1), f"{found.total / peak:.3f}"
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_recurrent_layer_keeps_a_state_of_every_token(checkpoint: bool, tmp_path: Path) -> None:
+    heads = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
+    model = tiny("qwen3_next", **heads)
+    shape = model_shape(saved(tmp_path, model, model_type="qwen3_next", **BASE, **HYBRID | heads), cpu=False)
+    assert (shape.recurrent, shape.state) == (2, 4 * 64 * 64)
+    model.freeze()
+    lora.attach(model, lora.LoraConfig("lora", -1, 8, 8.0), seed=0)
+    model.train()  # outside of training MLX takes a kernel on Metal
+    found = estimate(
+        replace(shape, norm_width=4),
+        BatchShape(1, bucket(63), bucket(32), 2, shared=False),
+        adapter=sum(w.nbytes for _, w in tree_flatten(model.trainable_parameters())),
+        adapted=shape.blocks,
+        checkpoint=checkpoint,
+        chunk_bytes=CHUNK_BYTES["cpu"],
+    )
+    peak = measured(model, 1, 64, 32, checkpoint=checkpoint, shared=False)
+    assert found.total == pytest.approx(peak, rel=0.15), f"{found.total / peak:.3f}"
+    full = replace(shape, recurrent=0, state=0)
+    batch = BatchShape(1, 64, 32, 2, shared=False)
+    rest = estimate(full, batch, adapter=0, adapted=4, checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES["cpu"])
+    assert found.total > 2 * rest.total
 
 
 def of(

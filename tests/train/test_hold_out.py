@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.data.encode import prompt_key
-from localdpo.train.rows import hold_out
+from localdpo.train.rows import Rows, hold_out
 
 
 class Store(list[Any]):
@@ -87,3 +87,11 @@ def test_finer_keys_change_nothing() -> None:
     finer = hold_out(store_of(prompts, list(range(90))), 0.2, 0, 0)
     for one, other in zip(plain, finer, strict=True):
         np.testing.assert_array_equal(one.indices, other.indices)
+
+
+def test_rows_that_are_measured_together_are_no_more_than_go_through_a_model_together():
+    """A long pass holds up the display; short rows still go together."""
+    lengths = np.array([3000, 10, 1500, 1200, 900, 20, 30, 5000])
+    store: Any = SimpleNamespace(prompt_lengths=lengths - 2, response_lengths=np.ones((8, 2), dtype=np.int64))
+    parts = [part.tolist() for part in Rows(store, np.arange(8), 0).parts_by_length(np.arange(8), 4)]
+    assert parts == [[7], [0], [2], [3], [4, 6, 5, 1]]
