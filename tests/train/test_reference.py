@@ -234,6 +234,8 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_dead_temporaries_go(
 def test_whatever_changes_the_scores_makes_a_new_file(
     tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LOCALDPO_MEMORY_GB", "64")  # no device is asked
+
     def file(model: Path = tiny_model, rows: Path = pairs, **sections: Any) -> Path:
         backend = sections.pop("backend", EAGER)
         return file_of(session_of(tmp_path, recipe_text(model, rows, rows, **sections), backend=backend))
