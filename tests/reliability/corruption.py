@@ -50,6 +50,7 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sft/adapter_config.json": (INSPECT, COMPARE),
     "pairs.jsonl": (INSPECT,),
 }
+COMMANDS = tuple(dict.fromkeys(arguments for group in READERS.values() for arguments in group))
 
 
 def flip_bit(data: bytes, rng: random.Random) -> bytes:
@@ -162,10 +163,9 @@ def corpus(folder: Path) -> Iterator[Path]:
         with mock.patch.dict(os.environ, {"LOCALDPO_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}):
             trained = command(["train", "recipe.yaml", "--plain", "--run", RUN])
             assert trained.code == 0, trained
-            for commands in READERS.values():
-                for arguments in commands:
-                    said = command(arguments)
-                    assert said.code == 0, (arguments, said)
+            for arguments in COMMANDS:
+                said = command(arguments)
+                assert said.code == 0, (arguments, said)
             yield folder
     finally:
         os.chdir(home)
@@ -178,7 +178,7 @@ def corrupt(folder: Path, count: int, seed: int = 0) -> Tally:
     with corpus(folder / "work") as work:
         pristine = folder / "pristine"
         shutil.copytree(work, pristine, symlinks=True)
-        before = {arguments: command(arguments) for group in READERS.values() for arguments in group}
+        before = {arguments: command(arguments) for arguments in COMMANDS}
         kinds = [pattern for pattern in READERS if any(work.glob(pattern))]
         for number in range(count):
             pattern = kinds[number % len(kinds)]

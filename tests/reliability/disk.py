@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kills import differences, kept, make_recipe, new_run, workers
+from kills import Whole, differences
 from tally import Tally
 
 from localdpo.core.atomic import verify_manifest
@@ -44,37 +44,30 @@ def make_room(folder: Path, size: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
-def fill_levels(folder: Path, count: int) -> Tally:
+def fill_levels(whole: Whole, folder: Path, count: int) -> Tally:
     """Train on `count` volumes that have room for less and less of a run."""
     tally = Tally("full disks")
-    text = make_recipe(folder / "files")
     recipe = folder / "recipe.yaml"
-    recipe.write_text(text)
-    with workers() as forks:
-        whole = new_run(folder / "whole", text)
-        assert forks.live(whole, folder / "cache", None) == 0, whole.worker_log.read_text()
-    used = sum(path.stat().st_size for path in whole.path.rglob("*") if path.is_file())
-    expected = kept(whole)
+    recipe.write_text(whole.text)
+    used = sum(path.stat().st_size for path in (whole.folder / "whole").rglob("*") if path.is_file())
     # Half of the levels lie below 128 KiB: there even the explanation has no room.
     low = [4096 * (1 + level) for level in range(count // 2)][:32]
     step = (2 * used) // max(1, count - len(low))
     for size in [*low, *(131_072 + step * level for level in range(count - len(low)))]:
         with volume(folder / "volume", size) as full:
-            tally_one(tally, full, recipe, folder / "cache", expected, size)
+            tally_one(tally, full, recipe, whole, size)
     return tally
 
 
-def tally_one(
-    tally: Tally, full: Path, recipe: Path, cache: Path, expected: dict[str, dict[str, object]], size: int
-) -> None:
+def tally_one(tally: Tally, full: Path, recipe: Path, whole: Whole, size: int) -> None:
     run = RunDir(full / "runs" / "r")
     train = ["train", str(recipe), "--plain", "--run", "r", "--runs-dir", str(run.path.parent)]
-    code, said = command(train, cache)
+    code, said = command(train, whole.cache)
     problems = [line for path in run.checkpoints.glob("step-*") for line in verify_manifest(path)]
     told = code == 0 or (code == 2 and TOLD.search(said) is not None)
     make_room(full, 2**26)
-    again, said_again = command(train, cache)
-    wrong = differences(run, expected) if again == 0 else [f"exit code {again}: {said_again[-300:]}"]
+    again, said_again = command(train, whole.cache)
+    wrong = differences(run, whole.expected) if again == 0 else [f"exit code {again}: {said_again[-300:]}"]
     tally.trial(
         f"{size} bytes: exit code {code}, {said[-300:]!r}; {problems}; {wrong}",
         lost=bool(problems or wrong),

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,37 +105,63 @@ def moments(kind: str, seconds: float, rng: random.Random) -> Iterator[list[Any]
             yield ["save", 1 + number % 60]
 
 
-def kill_runs(folder: Path, kind: str, count: int, seed: int = 0) -> Tally:
-    """Kill runs `count` times in all, a few times each; each is then resumed to its end and compared."""
-    tally = Tally(NAMES[kind])
+@dataclass
+class Whole:
+    """A run that nobody touched, and the process that forks workers.
+
+    Attributes:
+        folder: holds the files of the recipe, the run, and its cache.
+        seconds: how long the run took.
+        expected: every array of every checkpoint that the run kept.
+    """
+
+    forks: Workers
+    folder: Path
+    text: str
+    seconds: float
+    expected: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+
+@contextmanager
+def undisturbed(folder: Path) -> Iterator[Whole]:
+    """What the ends of disturbed runs are compared with."""
     text = make_recipe(folder)
     with workers() as forks:
-        whole = new_run(folder / "whole", text)
+        run = new_run(folder / "whole", text)
         began = time.monotonic()
-        assert forks.live(whole, folder / "cache-whole", None) == 0, whole.worker_log.read_text()
-        when = moments(kind, time.monotonic() - began, random.Random(f"{kind} {seed}"))
-        expected = kept(whole)
-        for number in itertools.count():
-            if tally.tried >= count:
-                return tally
-            run, cache = new_run(folder / f"run-{number}", text), folder / f"cache-{number}"
-            for moment in itertools.islice(when, min(KILLS_IN_A_RUN, count - tally.tried)):
-                code = forks.live(run, cache, moment)
-                if code == -signal.SIGKILL:
-                    tally.trial(f"{moment} in {run.path}")
-                elif code != 0:
-                    tally.trial(f"{moment} in {run.path}: exit code {code}", silent=True)
-            code = forks.live(run, cache, None)
-            log, wrong = run.worker_log.read_text(), differences(run, expected)
-            tally.verdict(
-                f"{run.path}: exit code {code} in the end; {wrong}",
-                lost=bool(wrong),
-                silent=code != 0,
-                traceback="Traceback" in log,
-            )
-            if code == 0 and not wrong:
-                shutil.rmtree(run.path)
-                shutil.rmtree(cache, ignore_errors=True)
+        assert forks.live(run, folder / "cache", None) == 0, run.worker_log.read_text()
+        yield Whole(forks, folder, text, time.monotonic() - began, kept(run))
+
+
+def kill_runs(whole: Whole, folder: Path, kind: str, count: int, seed: int = 0) -> Tally:
+    """Kill runs `count` times in all, a few times each; each is then resumed to its end and compared."""
+    tally, forks = Tally(NAMES[kind]), whole.forks
+    when = moments(kind, whole.seconds, random.Random(f"{kind} {seed}"))
+    for number in itertools.count():
+        if tally.tried >= count:
+            return tally
+        run, cache = new_run(folder / f"run-{number}", whole.text), folder / f"cache-{number}"
+        for moment in itertools.islice(when, min(KILLS_IN_A_RUN, count - tally.tried)):
+            code = forks.live(run, cache, moment)
+            if code == -signal.SIGKILL:
+                tally.trial(f"{moment} in {run.path}")
+            elif code != 0:
+                tally.trial(f"{moment} in {run.path}: exit code {code}", silent=True)
+        code = forks.live(run, cache, None)
+        log, wrong = run.worker_log.read_text(), differences(run, whole.expected)
+        tally.verdict(
+            f"{run.path}: exit code {code} in the end; {wrong}",
+            lost=bool(wrong),
+            silent=code != 0,
+            traceback="Traceback" in log,
+        )
+        if code == 0 and not wrong:
+            shutil.rmtree(run.path)
+            shutil.rmtree(cache, ignore_errors=True)
 
 
 def new_run(path: Path, text: str) -> RunDir:

@@ -29,20 +29,34 @@ import endurance  # noqa: E402
 import fuzz  # noqa: E402
 import kills  # noqa: E402
 import races  # noqa: E402
+import suite  # noqa: E402
 from tally import Tally, table  # noqa: E402
 
+
+def beside(series: Callable[[kills.Whole, Path], Tally]) -> Callable[[Path], Tally]:
+    """The series, whose runs are compared with one that nobody disturbs."""
+
+    def run(folder: Path) -> Tally:
+        with kills.undisturbed(folder / "undisturbed") as whole:
+            return series(whole, folder)
+
+    return run
+
+
 SERIES: dict[str, Callable[[Path], Tally]] = {
-    "kills": lambda folder: kills.kill_runs(folder, "anywhere", 110),
-    "saves": lambda folder: kills.kill_runs(folder, "save", 50),
-    "reference": lambda folder: kills.kill_runs(folder, "reference", 20),
+    "kills": beside(lambda whole, folder: kills.kill_runs(whole, folder, "anywhere", 110)),
+    "saves": beside(lambda whole, folder: kills.kill_runs(whole, folder, "save", 50)),
+    "reference": beside(lambda whole, folder: kills.kill_runs(whole, folder, "reference", 20)),
+    "commands": lambda folder: suite.run_tests(folder, "commands to a run", suite.COMMANDS, trials=100),
     "builds": lambda folder: build_kills.kill_builds(folder, 20),
     "damage": lambda folder: corruption.corrupt(folder, 1300),
     "recipes": lambda folder: fuzz.fuzz(folder, "mutated recipes", ("recipes",), 10_000),
     "rows": lambda folder: fuzz.fuzz(folder, "mutated rows", fuzz.ROWS, 20_000),
     "files": lambda folder: fuzz.fuzz(folder, "mutated adapters, models, tokenizers", fuzz.MODELS, 2_000),
     "others": lambda folder: fuzz.fuzz(folder, "other mutated files", fuzz.OTHERS, 2_000),
-    "disk": lambda folder: disk.fill_levels(folder, 100),
-    "races": lambda folder: races.race_commands(folder, 50),
+    "disk": beside(lambda whole, folder: disk.fill_levels(whole, folder, 100)),
+    "races": beside(lambda whole, folder: races.race_commands(whole, folder, 50)),
+    "recipes-train": lambda folder: suite.run_tests(folder, "demo recipes in full", suite.RECIPES, trials=1),
     "endurance": lambda folder: endurance.endure(folder, 10_000)[0],
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,21 @@ import races  # noqa: E402
 from tally import Tally, require, table  # noqa: E402
 
 
-@pytest.mark.parametrize(("kind", "count"), [("anywhere", 2), ("save", 3), ("reference", 1)])
-def test_a_killed_run_ends_as_one_that_nobody_killed(tmp_path: Path, kind: str, count: int) -> None:
-    require(kills.kill_runs(tmp_path, kind, count))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kills.Whole]:
+    with kills.undisturbed(tmp_path_factory.mktemp("undisturbed")) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("kind", "count"), [("anywhere", 1), ("save", 2), ("reference", 1)])
+def test_a_killed_run_ends_as_one_that_nobody_killed(
+    tmp_path: Path, whole: kills.Whole, kind: str, count: int
+) -> None:
+    require(kills.kill_runs(whole, tmp_path, kind, count))
 
 
 def test_a_killed_build_ends_as_one_that_nobody_killed(tmp_path: Path) -> None:
-    require(build_kills.kill_builds(tmp_path, 4))
+    require(build_kills.kill_builds(tmp_path, 1))
 
 
 def test_a_damaged_file_is_never_used_without_a_word(tmp_path: Path) -> None:
@@ -33,12 +42,12 @@ def test_a_damaged_file_is_never_used_without_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not disk.can_mount(), reason="mounting a small volume needs root on Linux")
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
-    require(disk.fill_levels(tmp_path, 2))
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, whole: kills.Whole) -> None:
+    require(disk.fill_levels(whole, tmp_path, 1))
 
 
-def test_of_two_commands_on_one_folder_one_trains(tmp_path: Path) -> None:
-    require(races.race_commands(tmp_path, 1))
+def test_of_two_commands_on_one_folder_one_trains(tmp_path: Path, whole: kills.Whole) -> None:
+    require(races.race_commands(whole, tmp_path, 1))
 
 
 def test_a_broken_promise_is_counted_and_shown() -> None:
