@@ -22,8 +22,8 @@ from localdpo.core.rundir import RunDir
 ROOT = Path(__file__).parents[2]
 # Small and quick, and long enough to press some keys meanwhile.
 SHORT = (
-    *("train.batch_size=2", "data.limit=64", "train.epochs=5", "save.every=10"),
-    *("eval.every=20", "eval.pairs=4", "eval.samples=1", "eval.max_tokens=8", "eval.kl_every=20"),
+    *("train.batch_size=1", "data.limit=32", "train.epochs=3", "save.every=10"),
+    *("eval.every=40", "eval.pairs=2", "eval.samples=1", "eval.max_tokens=4", "eval.kl_pairs=0"),
 )
 STEP = re.compile(r"step ([\d,]+)/")
 BRAILLE = re.compile("[\u2801-\u28ff]")
@@ -75,7 +75,7 @@ class Tmux:
             if what(screen):
                 return screen
             assert time.monotonic() < deadline, screen
-            time.sleep(0.1)
+            time.sleep(0.2)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
     tmux.press("p")
     paused = tmux.until(lambda screen: "paused" in screen.splitlines()[1])
     count = len(read_events(run.events))
-    time.sleep(1.5)
+    time.sleep(1.0)
     assert step_of(tmux.screen()) == step_of(paused)
     assert len(read_events(run.events)) == count
     tmux.press("p")
@@ -159,7 +159,7 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
 @pytest.mark.timeout(180)
 def test_killing_the_dashboard_leaves_training_alone(tmux: Tmux, tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"
-    options = ("train", "recipes/dpo.yaml", *SHORT, "train.max_steps=12", "--runs-dir", str(runs_dir))
+    options = ("train", "recipes/dpo.yaml", *SHORT, "train.max_steps=8", "--runs-dir", str(runs_dir))
     tmux.start(*options, "--run", "watched")
     watched = RunDir(runs_dir / "watched")
     tmux.until(lambda screen: step_of(screen) >= 1)
