@@ -15,6 +15,8 @@ from training_runs import assert_same_arrays, files_of, write_recipe
 from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.events import Event, effective, read_events
 from localdpo.core.rundir import RunDir, RunLock
+from localdpo.train import worker
+from localdpo.train.control import StopRequest
 
 DYING = str(Path(__file__).with_name("dying_worker.py"))
 WORKER = [sys.executable, "-m", "localdpo.train"]
@@ -161,15 +163,18 @@ def test_a_finished_run_that_is_started_again_changes_nothing(story: Story, tmp_
     assert read_events(story.run.events)[-1].type == "run.finished"
 
 
-def test_a_second_worker_is_refused(tmp_path: Path) -> None:
+def test_a_second_worker_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
     run = RunDir(tmp_path / "run")
     write_recipe(run.path, "model: none\n")
     with RunLock(run):
-        done = live(run, tmp_path / "cache")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert f"the run is running (process {os.getpid()})" in done.stderr
+        assert worker.main([str(run.path)]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert f"the run is running (process {os.getpid()})" in said
     assert not run.events.exists()
 
 
