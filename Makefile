@@ -39,8 +39,9 @@ lint: setup
 	$(BIN)/lint-imports
 
 # Two processes, each file in one of them: more would fight over memory and over what tests of timing need.
+# Long files come first (tests/conftest.py). The programs that tests start find compiled modules.
 pytest: setup
-	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks

@@ -12,6 +12,8 @@ import pytest
 
 from localdpo.core.preload import preload
 
+# Every core runs tests, and their matrices are tiny: threads of OpenBLAS would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 preload()
 # Expected numbers are those of the CPU backend, to the bit where tests say so; processes that a test starts
 # inherit this. LOCALDPO_DEVICE=gpu runs the tests on a GPU all the same.
@@ -22,6 +24,26 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 from localdpo.model.backend import choose_device  # noqa: E402
 
 choose_device()
+
+# Files that take longest, in this order. Each file is run by one process, so a long one that came last would
+# leave the other processes with nothing to do.
+LONG = (
+    "test_terminal",
+    "test_golden",
+    "test_reliability",
+    "test_frames",
+    "test_worker",
+    "test_live_screen",
+    "test_memory",
+    "test_escapes",
+    "test_demo_recipes",
+    "test_commands",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
