@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,6 +19,14 @@ from localdpo.model.load import load_tokenizer
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     return load_tokenizer("demo:model")._tokenizer
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Steps that are not compiled: tracing costs seconds, and one test of it is enough."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
 
 
 def small(steps: int = 4) -> PretrainOptions:
@@ -47,6 +56,7 @@ def test_every_glance_fits_its_width(tokenizer: PreTrainedTokenizerFast) -> None
     assert max(lengths) <= GLANCE_WIDTH + 1
 
 
+@pytest.mark.usefixtures("untraced")
 def test_steps_learn_and_follow_the_seed(tokenizer: PreTrainedTokenizerFast) -> None:
     losses = []
     for _ in range(2):
@@ -67,6 +77,7 @@ def test_the_rate_reaches_the_compiled_step(tokenizer: PreTrainedTokenizerFast) 
         assert np.array_equal(before[name], np.array(weight)), name
 
 
+@pytest.mark.usefixtures("untraced")
 def test_reports_are_read_at_a_falling_rate(tokenizer: PreTrainedTokenizerFast) -> None:
     lines: list[str] = []
     trainer = Pretrainer(tokenizer, small(), lines.append)
@@ -78,6 +89,7 @@ def test_reports_are_read_at_a_falling_rate(tokenizer: PreTrainedTokenizerFast) 
     assert float(trainer.optimizer.learning_rate) == 0.0
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_model_that_never_copies_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="no copying after 4 steps"):
         pretrain.train_base(tokenizer, small(), lambda line: None)

@@ -18,7 +18,7 @@ from localdpo.objective.registry import LOSSES
 
 PAIR_LOSSES = sorted(name for name, spec in LOSSES.items() if spec.data == "pairs")
 SEPARABLE = [name for name in PAIR_LOSSES if LOSSES[name].separable]
-BATCHES, BATCH = 125, 8  # 1,000 cases, each batch with options of its own
+BATCHES, BATCH = 50, 20  # 1,000 cases, each batch with options of its own
 # Beside rtol 1e-5, for values and slopes that cross zero (ipo at its target, exo_pair at its minimum,
 # discopop at its turning points, where slopes of order 10 cancel). aot takes differences of whole
 # log-probabilities, 100 nats and more, which float32 holds to 8e-6.
