@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 from made_runs import BEGAN, drive, make_app, make_evaluation, make_run, press
-from textual.app import App
 from textual.pilot import Pilot
-from textual.widget import Widget
 
 from localdpo.core.rundir import RunDir
 from localdpo.dashboard.app import DashboardApp
@@ -50,34 +48,29 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     time.tzset()
 
 
-def region_text(app: App[None], widget: Widget) -> str:
-    """What the frame shows where the widget is."""
-    lines = [line.ljust(app.size.width) for line in frame_text(app).split("\n")]
-    region = widget.region
-    rows = lines[region.y : region.bottom]
-    return "\n".join(line[region.x : region.right] for line in rows)
-
-
-def check_regions(app: DashboardApp, screen: str) -> None:
+def check_regions(app: DashboardApp, screen: str) -> str:
+    """Nothing of the screen is blank; the frame that was looked at."""
+    frame = frame_text(app)
+    lines = [line.ljust(app.size.width) for line in frame.split("\n")]
     for selector in (*BARS, *REGIONS[screen]):
         shown = [
             widget for widget in app.screen.query(selector) if widget.region.area and widget.is_on_screen
         ]
         assert shown, f"{screen}: {selector} is not on the screen"
-        for widget in shown:
-            assert region_text(app, widget).strip(), f"{screen}: {selector} is blank"
+        for region in (widget.region for widget in shown):
+            text = [line[region.x : region.right] for line in lines[region.y : region.bottom]]
+            assert "".join(text).strip(), f"{screen}: {selector} is blank"
             if selector == "Chart":
-                inner = [line[1:-1] for line in region_text(app, widget).splitlines()[1:-2]]
-                drawn = sum(char not in " │┤└─0123456789.-" for char in "".join(inner))
+                inner = "".join(line[1:-1] for line in text[1:-2])
+                drawn = sum(char not in " │┤└─0123456789.-" for char in inner)
                 assert drawn >= 5, f"{screen}: a chart is empty"
+    return frame
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("screen", SCREEN_TITLES)
 @pytest.mark.parametrize("colours", ["dark", "nocolor"])
-def test_frames(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, size: tuple[int, int], colours: str
-) -> None:
+def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colours: str) -> None:
+    """One terminal that is resized: every size shows what it shows when it is the first."""
     environment = {}
     if colours == "nocolor":
         environment = {"NO_COLOR": "1"}
@@ -91,14 +84,16 @@ def test_frames(
             while "early" not in frame_text(app):
                 await pilot.pause(0.05)
             await press(pilot, "space", "down", "space")
-        await pilot.pause(0.25)
-        check_regions(app, screen)
-        frames.append(frame_text(app))
-        if colours == "nocolor":
-            assert coloured(app) == set()
+        for size in SIZES:
+            await pilot.resize_terminal(*size)
+            await pilot.pause(0.25)
+            frames.append(check_regions(app, screen))
+            if colours == "nocolor":
+                assert coloured(app) == set()
 
-    drive(app, act, size)
-    compare(f"{screen}-{size[0]}x{size[1]}", colours, frames[0])
+    drive(app, act, SIZES[0])
+    for (width, height), frame in zip(SIZES, frames, strict=True):
+        compare(f"{screen}-{width}x{height}", colours, frame)
 
 
 def coloured(app: DashboardApp) -> set[str]:
@@ -126,26 +121,19 @@ def compare(name: str, colours: str, frame: str) -> None:
     assert frame == expected.read_text(), f"{expected.name}: see LOCALDPO_UPDATE_GOLDEN in this file"
 
 
-@pytest.mark.parametrize("screen", SCREEN_TITLES)
-def test_ascii_frames_are_ascii(run: RunDir, screen: str) -> None:
-    app = make_app(run, screen, environment={"LOCALDPO_ASCII": "1"})
+def test_ascii_frames_are_ascii(run: RunDir) -> None:
+    app = make_app(run, "live", environment={"LOCALDPO_ASCII": "1"})
 
     async def act(pilot: Pilot[None]) -> None:
-        text = frame_text(app)
-        assert text.isascii()
-        assert text.count("?") < 10
-        check_regions(app, screen)
-        for key in ("question_mark", "escape", "colon"):
-            await press(pilot, key)
-            assert frame_text(app).isascii()
-
-    drive(app, act)
-
-
-def test_the_dialogs_are_ascii_too(run: RunDir) -> None:
-    app = make_app(run, "runs", environment={"LOCALDPO_ASCII": "1"})
-
-    async def act(pilot: Pilot[None]) -> None:
+        for number, screen in enumerate(SCREEN_TITLES, start=1):
+            await press(pilot, str(number))
+            text = check_regions(app, screen)
+            assert text.isascii(), screen
+            assert text.count("?") < 10, screen
+            for key in ("question_mark", "escape", "colon", "escape"):
+                await press(pilot, key)
+                assert frame_text(app).isascii(), (screen, key)
+        # The last screen is that of the runs, which has a dialog of its own.
         await press(pilot, "D")
         assert "Delete runs/dpo?" in frame_text(app)
         assert frame_text(app).isascii()
@@ -161,15 +149,15 @@ def test_one_frame_is_printed_without_a_terminal(run: RunDir) -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("theme", ["light", "contrast", "16"])
-def test_every_theme_draws_every_screen(run: RunDir, theme: str) -> None:
+def test_every_theme_draws_every_screen(run: RunDir) -> None:
     app = make_app(run, "live")
 
     async def act(pilot: Pilot[None]) -> None:
-        app.set_theme(theme)
-        for number, screen in enumerate(SCREEN_TITLES, start=1):
-            await press(pilot, str(number))
-            check_regions(app, screen)
+        for theme in ("light", "contrast", "16"):
+            app.set_theme(theme)
+            for number, screen in enumerate(SCREEN_TITLES, start=1):
+                await press(pilot, str(number))
+                check_regions(app, screen)
 
     drive(app, act)
 

@@ -506,15 +506,15 @@ def test_poorer_terminals_see_the_same_charts(
     drive(app, act)
 
 
-def test_two_hundred_sizes(run: RunDir):
+def test_any_size_at_any_moment(run: RunDir):
     add(run, notice("warning", "kl", NOW - 10))
     numbers = random.Random(3)
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        for number in range(200):
+        for number in range(40):
             await pilot.resize_terminal(numbers.randint(1, 110), numbers.randint(1, 38))
-            if number % 9 == 0:
+            if number % 3 == 0:
                 await pilot.press(numbers.choice(["m", "l", "left", "right_square_bracket", "plus", "minus"]))
         await pilot.resize_terminal(80, 24)
         await press(pilot, "escape", "escape", "escape", "0")
