@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from localdpo.core.preload import preload
 
@@ -24,6 +25,9 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 from localdpo.model.backend import choose_device  # noqa: E402
 
 choose_device()
+# How long a case takes says how busy the machine is.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 # Files that take longest, in this order. Each file is run by one process, so a long one that came last would
 # leave the other processes with nothing to do.
