@@ -1,6 +1,6 @@
 """Twenty steps of DPO on a random 4-bit model, four ways, by the worker itself; a table, and JSON on demand.
 
-    python tests/device/steps.py FOLDER [--small] [--json FILE]
+    python tests/device/steps.py FOLDER [--questions] [--seconds N] [--small] [--json FILE]
 
 FOLDER gets the model and the runs, and holds the output of `doctor --check` as check.txt if that ran before.
 """
@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from mlx_lm.models import qwen3
 from localdpo.core.events import read_events
 from localdpo.core.names import BUNDLE
 from localdpo.core.rundir import RunDir
-from localdpo.model.backend import device_name, memory_limit, prepare
+from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.train.selfcheck.__main__ import PRIVATE
+from localdpo.train.selfcheck.checks import checks
 
 # Qwen3-0.6B's config.json.
 SHAPE: dict[str, Any] = {
@@ -101,7 +103,7 @@ def make_pairs(file: Path, count: int, *, seed: int, longest: tuple[int, int]) -
     return file
 
 
-def run_one(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+def run_one(folder: Path, recipe: dict[str, Any], seconds: float) -> dict[str, Any]:
     """One run of the worker; what it left in its log."""
     run = RunDir(folder)
     run.path.mkdir()
@@ -113,7 +115,7 @@ def run_one(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=RUN_SECONDS,
+            timeout=seconds,
             env={**os.environ, "LOCALDPO_CACHE": str(folder.parent / "cache")},
         )
         code, said = done.returncode, done.stdout
@@ -149,17 +151,28 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--questions", action="store_true", help="first what only a device can tell of MLX")
+    parser.add_argument("--seconds", type=float, default=400.0, help="end after so many")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    given.folder.mkdir(exist_ok=True)
+    end = time.monotonic() + given.seconds
     backend = prepare()
-    print(f"device {device_name()}, MLX {mx.__version__}, limit {memory_limit(backend.device) / 1e9:.1f} GB")
+    print(f"device {backend.device}, MLX {mx.__version__}, limit {memory_limit(backend.device) / 1e9:.1f} GB")
     print(f"device_info { {k: v for k, v in mx.device_info().items() if k not in PRIVATE} }")
+    check = given.folder / "check.txt"
+    content: dict[str, Any] = {"device": backend.device, "mlx": mx.__version__, "steps": {}}
+    content["check"] = check.read_text().splitlines() if check.exists() else []
+    if given.questions:
+        content["questions"] = ask(backend, min(60.0, end - time.monotonic()))
+    began = time.monotonic()
     model = make_model(given.folder / "model", small=given.small)
     longest = (8, 4) if given.small else (48, 36)
     pairs = make_pairs(given.folder / "pairs.jsonl", STEPS * BATCH, seed=0, longest=longest)
     valid = make_pairs(given.folder / "valid.jsonl", 4, seed=1, longest=longest)
     mx.clear_cache()
-    results = {}
+    print(f"the model is made in {time.monotonic() - began:.1f} s")
+    results = content["steps"]
     for name, checkpoint, traced in WAYS:
         recipe = {
             "model": str(model),
@@ -175,9 +188,14 @@ def main() -> int:
             "eval": {"every": STEPS, "pairs": 4, "samples": 0, "kl_pairs": 0, "kl_samples": 0},
             "save": {"every": STEPS},
         }
+        left = end - time.monotonic()
+        if left < 5:
+            print(f"-- {name}: not run, no time is left")
+            continue
         print(f"-- {name}")
-        found = run_one(given.folder / name.replace(", ", "-"), recipe)
-        results[name] = found
+        found = results[name] = run_one(
+            given.folder / name.replace(", ", "-"), recipe, min(left, RUN_SECONDS)
+        )
         for note in found["notes"]:
             print(f"   {note}")
         if "loss" in found:
@@ -185,17 +203,35 @@ def main() -> int:
             print(f"   seconds {[round(step['step_seconds'], 3) for step in found['steps']]}")
         if found["code"] != 0:
             print(f"   ended with code {found['code']}:\n{found.get('said', '')}")
+        print(table({name: found}))
+        if given.json:
+            given.json.write_text(json.dumps(content, indent=1))
     print(table(results))
-    if given.json:
-        check = given.folder / "check.txt"
-        content = {
-            "device": device_name(),
-            "mlx": mx.__version__,
-            "check": check.read_text().splitlines() if check.exists() else [],
-            "steps": results,
-        }
-        given.json.write_text(json.dumps(content, indent=1))
-    return 0 if all(found["code"] == 0 for found in results.values()) else 1
+    return 0 if len(results) == len(WAYS) and all(found["code"] == 0 for found in results.values()) else 1
+
+
+def ask(backend: Backend, seconds: float) -> list[str]:
+    """The answers to the questions of the self-check, as its lines of JSON, each printed as it comes."""
+    last = [name for name, _ in checks(backend, Path())]
+    before = last[last.index("float32 products") - 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "localdpo.train.selfcheck", "--after", before],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    said = []
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            if '"begin"' not in line:
+                print(f"   {line.rstrip()}")
+                said.append(line.rstrip())
+    process.wait()
+    timer.cancel()
+    return said
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

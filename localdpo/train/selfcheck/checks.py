@@ -21,8 +21,8 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 def checks(backend: Backend, folder: Path) -> list[Check]:
     """Every check of a device, those that matter most first. `folder`: an empty one for what they write.
 
-    On the CPU one way of tracing stands for all, since a trace is built by a C++ compiler there, and 16 bits
-    are tried once, since training there is in float32.
+    Few ways are traced: a trace makes new kernels, which a compiler builds for long on CUDA and on the CPU.
+    On the CPU 16 bits are tried once, since training there is in float32.
     """
     of = Numbers(compiled=backend.compiled)
     return [
@@ -44,10 +44,11 @@ def _numbers(backend: Backend, of: Numbers) -> Iterator[Check]:
 def _working(backend: Backend, folder: Path) -> Iterator[Check]:
     """What a run is made of, and a run."""
     can = backend.compiled
-    yield "optimizer step, float32", partial(working.optimizer_step, compiled=False, can_compile=can)
+    step = partial(working.optimizer_step, can_compile=can)
+    yield "optimizer step, float32", partial(step, "float32", compiled=False)
+    kind: Kind = "float32" if backend.is_cpu else "4-bit"
     if can:
-        traced = partial(working.optimizer_step, compiled=True, can_compile=True)
-        yield "optimizer step, float32, traced", traced
+        yield f"optimizer step, {kind}, traced", partial(step, kind, compiled=True)
     yield "save and load", partial(working.save_and_load, folder / "saved", can_compile=can)
     yield "DPO run on the demo", partial(working.dpo_run, folder / "run")
     yield "generation", partial(working.generation, can_compile=can)
@@ -80,7 +81,9 @@ def _ways(backend: Backend) -> Iterator[tuple[Kind, bool, bool, bool]]:
                 if backend.is_cpu and kind == "bfloat16" and not (shared and checkpoint):
                     continue
                 yield kind, shared, checkpoint, False
-                if backend.compiled and (not backend.is_cpu or (kind == "float32" and shared and checkpoint)):
+                # The traces of a kind and path differ in little, so one of each kind is enough.
+                traced = shared and (checkpoint if backend.is_cpu else checkpoint == (kind == "4-bit"))
+                if backend.compiled and traced and not (backend.is_cpu and kind != "float32"):
                     yield kind, shared, checkpoint, True
 
 
