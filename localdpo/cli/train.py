@@ -12,7 +12,7 @@ import typer
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
-from localdpo.core.rundir import RunDir, already_running, check_name, find_run, runs_of
+from localdpo.core.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
 from localdpo.dashboard.recipediff import flatten
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def open_run(request: Request) -> RunDir:
 def known_run(request: Request) -> RunDir | None:
     """The run that the request goes on with, None for a new one."""
     if request.run is not None:
-        run = RunDir(request.runs_dir / request.run)
+        run = RunDir(spelled(request.runs_dir / request.run))
         if request.resume and not run.exists():
             return find_run(request.runs_dir, request.run)
         return run if run.exists() else None

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from localdpo.core.atomic import no_space_error, out_of_space
+from localdpo.core.atomic import entries, is_unsupported, no_space_error, out_of_space
 from localdpo.core.errors import UserError
 from localdpo.core.seal import seal, unseal
 from localdpo.core.tail import LineTail
@@ -110,7 +110,7 @@ def answers_path(run: Path, key: str) -> Path:
 
 def answers_files(run: Path) -> list[Path]:
     """The answers files of a run's folder, the most recently written first."""
-    found = list((run / FOLDER).glob("*.jsonl"))
+    found = entries(run / FOLDER, "*.jsonl")
     return sorted(found, key=lambda path: (-path.stat().st_mtime, path.name))
 
 
@@ -216,6 +216,13 @@ class AnswersWriter:
             raise UserError(
                 f"{self.tail.path}: another process is making these answers; wait for it, or watch it there"
             ) from None
+        except OSError as error:
+            if not is_unsupported(error):
+                raise
+            raise UserError(
+                f"{self.tail.path}: this disk keeps no locks ({error.strerror}), so two processes could "
+                "write these answers; copy the run to another disk and give its --runs-dir"
+            ) from error
         self.tail.poll()
         os.ftruncate(self._fd, self.tail.offset)
         if self.tail.header is None:

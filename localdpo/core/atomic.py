@@ -34,6 +34,15 @@ MANIFEST_VERSION: Final = 1
 _TEMP: Final = "tmp"
 _ASIDE: Final = "old"
 _LEFTOVER: Final = re.compile(rf"\.(?P<name>.+)\.(?P<kind>{_TEMP}|{_ASIDE})-[0-9a-f]{{12}}")
+# What Finder, macOS on foreign disks (a `._NAME` beside every NAME) and Windows' Explorer leave in folders.
+_LITTER: Final = re.compile(
+    r"\.DS_Store|\._.+|\.localized|\.apdisk|\.fseventsd|\.Spotlight-V100|\.Trashes|\.TemporaryItems|Icon\r"
+    r"|Thumbs\.db|desktop\.ini"
+)
+# What a file system says that has no symbolic links (exFAT, FAT, many network shares) or no locks.
+_UNSUPPORTED: Final = frozenset(
+    {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK}
+)
 # mlx (0.32) says a short write in these words, without the errno.
 _MLX_WRITE_FAILED: Final = "Unable to write"
 # With less free nothing useful can be written, an explanation included.
@@ -111,6 +120,32 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_unsupported(error: OSError) -> bool:
+    """Whether `error`, of making a link or taking a lock, says that the file system knows no such thing."""
+    return error.errno in _UNSUPPORTED
+
+
+# --- what file managers leave ----------------------------------------------------------------------------
+
+
+def is_litter(path: Path) -> bool:
+    """Whether a file manager put this into a folder that is not its own."""
+    return _LITTER.fullmatch(path.name) is not None and not is_leftover(path)
+
+
+def entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """What is in a folder and matches `pattern`, sorted, without the litter of file managers."""
+    return sorted(path for path in folder.glob(pattern) if not is_litter(path))
+
+
+def remove_empty_dir(folder: Path) -> None:
+    """`rmdir` of a folder in which nothing but such litter is. Raises OSError when there is more."""
+    if not entries(folder):
+        for path in folder.iterdir():
+            _remove(path)
+    folder.rmdir()
+
+
 # --- flushing ------------------------------------------------------------------------------------------
 
 
@@ -134,8 +169,12 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Force the names in a folder to the disk."""
-    _fsync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Force the names in a folder to the disk, where the file system can (network shares often cannot)."""
+    try:
+        _fsync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
 
 
 def _fsync_path(path: Path, flags: int) -> None:
@@ -214,7 +253,7 @@ def publish_dir(temp: str | Path, final: str | Path) -> None:
     temp, final = Path(temp), Path(final)
     if temp.parent != final.parent:
         raise ValueError(f"{temp} and {final} must be in one folder")
-    for path in sorted(temp.iterdir()):
+    for path in entries(temp):
         fsync_file(path)
     write_manifest(temp)
     fsync_dir(temp)
@@ -243,7 +282,7 @@ def remove_dir(folder: Path) -> None:
 def write_manifest(folder: Path) -> None:
     """Write `manifest.json`: size and sha256 of every other file of `folder`, forced to the disk."""
     files: dict[str, Any] = {}
-    for path in sorted(folder.iterdir()):
+    for path in entries(folder):
         if not path.is_file() or path.is_symlink():
             raise ValueError(f"{path}: only plain files can be published")
         if path.name != MANIFEST:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.atomic import MANIFEST, replace_symlink, verified_digests
+from localdpo.core.atomic import MANIFEST, is_unsupported, replace_symlink, verified_digests
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 
@@ -123,7 +123,10 @@ def verified_adapter(folder: Path, files: tuple[str, ...], note: Note | None = N
 
 
 def set_latest(checkpoint: Path) -> None:
-    """Point LATEST at a published checkpoint beside it. A folder of that name is set aside, not deleted."""
+    """Point LATEST at a published checkpoint beside it. A folder of that name is set aside, not deleted.
+
+    On a disk without symbolic links there is no LATEST; `adapter_folder` names the checkpoint itself then.
+    """
     if _NAME.fullmatch(checkpoint.name) is None:
         raise ValueError(f"{checkpoint} is no checkpoint")
     link = checkpoint.parent / LATEST
@@ -132,7 +135,17 @@ def set_latest(checkpoint: Path) -> None:
     if link.is_dir() and not link.is_symlink():
         # Copying a run with its links followed makes one.
         os.rename(link, _free_name(link))
-    replace_symlink(link, checkpoint.name)
+    try:
+        replace_symlink(link, checkpoint.name)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+
+
+def adapter_folder(run: RunDir) -> Path:
+    """Where people and mlx-lm find the run's adapter: LATEST, or the newest checkpoint without a link."""
+    newest = None if run.latest.is_symlink() else newest_checkpoint(run)
+    return run.latest if newest is None else newest
 
 
 def _free_name(path: Path) -> Path:

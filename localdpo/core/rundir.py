@@ -29,10 +29,14 @@ from typing import Final, Literal
 
 from localdpo.core.atomic import (
     clean_leftovers,
+    entries,
     fsync_dir,
     is_leftover,
+    is_litter,
+    is_unsupported,
     no_space_error,
     out_of_space,
+    remove_empty_dir,
     write_text,
 )
 from localdpo.core.errors import UserError
@@ -104,7 +108,7 @@ class RunDir:
         a name that is no plain file name and for a folder that holds something else.
         """
         check_name(name)
-        run = cls(Path(runs_dir) / name)
+        run = cls(spelled(Path(runs_dir) / name))
         if run.exists() or not run._make(recipe_text):
             _refuse_other_recipe(run, recipe_text, differences)
         return run
@@ -144,7 +148,7 @@ class RunDir:
         except UserError:
             if is_new:
                 self.lock.unlink()
-                self.path.rmdir()
+                remove_empty_dir(self.path)
             raise
         fsync_dir(self.path.parent)
         self.made_here = True
@@ -163,10 +167,10 @@ class RunDir:
                     return False
                 for folder in _FIRST_FOLDERS:
                     with contextlib.suppress(FileNotFoundError):
-                        (self.path / folder).rmdir()
+                        remove_empty_dir(self.path / folder)
                 for name in _FIRST_FILES:
                     (self.path / name).unlink(missing_ok=True)
-                self.path.rmdir()
+                remove_empty_dir(self.path)
         except (UserError, OSError):
             return False
         return True
@@ -184,8 +188,8 @@ class RunDir:
                 raise
 
     def _is_unbegun(self) -> bool:
-        for path in self.path.iterdir():
-            if path.name in _FIRST_FOLDERS and path.is_dir() and not any(path.iterdir()):
+        for path in entries(self.path):
+            if path.name in _FIRST_FOLDERS and path.is_dir() and not entries(path):
                 continue
             if path.name not in _FIRST_FILES or path.is_dir():
                 return False
@@ -214,6 +218,10 @@ class RunDir:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            # Without locks no worker can have started here; the run was copied to this disk.
+            if not is_unsupported(error):
+                raise
         finally:
             os.close(fd)
         return False
@@ -351,6 +359,11 @@ def _lock_error(run: RunDir, error: OSError) -> UserError:
         return NoFolderError(f"{run.path}: there is no such run")
     if out_of_space(error):
         return no_space_error(run.lock, _LOCK_BYTES)
+    if is_unsupported(error):
+        return UserError(
+            f"{run.lock}: this disk keeps no locks ({error.strerror}), as network shares and some foreign "
+            "disks do not, so two workers could train one run; give a --runs-dir on another disk"
+        )
     return UserError(f"{run.lock}: the run cannot be locked: {error.strerror}; give another --runs-dir")
 
 
@@ -380,6 +393,16 @@ def check_name(name: str) -> None:
             f"{name!r} is no name for a run: expected letters, digits, '.', '_' and '-', at most 100, "
             "the first a letter, digit or '_'"
         )
+
+
+def spelled(path: Path) -> Path:
+    """`path` as its folder is spelled: a disk that takes no two names that differ in case only, as a Mac's
+    mostly is, finds it under any spelling, and it must not be two runs in messages and commands.
+    """
+    if not path.exists() or path.name in (names := os.listdir(path.parent)):
+        return path
+    same = (path.with_name(name) for name in names if name.casefold() == path.name.casefold())
+    return next((other for other in same if os.path.samefile(path, other)), path)
 
 
 def new_run_name(runs_dir: str | Path, prefix: str) -> str:
@@ -434,6 +457,8 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
     for run in runs:
         if run.name == name:
             return run
+    if (found := RunDir(spelled(Path(runs_dir) / name))).exists():
+        return found
     known = ", ".join(run.name for run in runs[:5])
     raise UserError(f"{runs_dir}: no run named {name!r}; the latest are {known}")
 
@@ -465,7 +490,9 @@ def _make_folder(run: RunDir) -> bool:
             run.path.mkdir()
             return True
         foreign = sorted(
-            path.name for path in run.path.iterdir() if path.name != run.lock.name and not is_leftover(path)
+            path.name
+            for path in run.path.iterdir()
+            if path.name != run.lock.name and not is_leftover(path) and not is_litter(path)
         )
     except (FileExistsError, NotADirectoryError):
         if run.path.is_dir():

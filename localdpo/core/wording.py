@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from localdpo.core.checkpoints import adapter_folder
 from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of, number
 from localdpo.core.events import Event
 from localdpo.core.names import is_demo, resolve
@@ -190,7 +191,7 @@ def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
         elif event.type == "run.finished":
             seconds = event.data.get("seconds")
     took = f" in {format_seconds(seconds)}" if isinstance(seconds, int | float) else ""
-    lines = [f"finished{took}", f"adapter: {run.latest}"]
+    lines = [f"finished{took}", f"adapter: {adapter_folder(run)}"]
     if isinstance(model, str):
         lines.append(f"try it: {generate_command(model, run, prompt)}")
     return lines
@@ -199,7 +200,7 @@ def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
 def generate_command(model: str, run: RunDir, prompt: str | None) -> str:
     """The mlx-lm command that answers `prompt` with the trained adapter, ready for a shell."""
     path = str(resolve(model)) if is_demo(model) else model
-    words = ["mlx_lm.generate", "--model", path, "--adapter-path", str(run.latest)]
+    words = ["mlx_lm.generate", "--model", path, "--adapter-path", str(adapter_folder(run))]
     return shlex.join([*words, "--prompt", prompt or "Hello"])
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.core.seal import unseal
@@ -132,7 +133,7 @@ class Evaluation:
 def evaluation_files(run: RunDir) -> list[Path]:
     """The files of a run's evaluations, the newest first."""
     stamps = []
-    for path in (run.path / FOLDER).glob("*.json"):
+    for path in entries(run.path / FOLDER, "*.json"):
         try:
             stamps.append((path.stat().st_mtime_ns, path))
         except FileNotFoundError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localdpo.core.atomic import sha256_of
+from localdpo.core.atomic import entries, sha256_of
 from localdpo.core.errors import UserError
 from localdpo.core.names import is_demo, resolve
 from localdpo.data.jsonfiles import json_array_rows, json_line_rows
@@ -156,7 +156,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
 def _open_folder(path: Path, split: str | None, name: str) -> Source:
     saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json", "state.json"))
     if not saved:
-        files = sorted(entry.name for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        files = sorted(entry.name for entry in entries(path) if entry.suffix in SUFFIXES)
         hint = f"name one of its files ({', '.join(files[:8])})" if files else "it holds no data file"
         raise UserError(f"{name}: a folder that `datasets` did not save; {hint}")
     from datasets import DatasetDict, load_from_disk
@@ -178,7 +178,7 @@ def _open_folder(path: Path, split: str | None, name: str) -> Source:
 
 def _folder_digest(path: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+    for file in (entry for entry in entries(path, "**/*") if entry.is_file()):
         digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
 

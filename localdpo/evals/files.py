@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.atomic import write_bytes, write_text
+from localdpo.core.atomic import entries, write_bytes, write_text
 from localdpo.core.errors import UserError
 from localdpo.core.rundir import RunDir
 from localdpo.core.seal import seal, unseal
@@ -63,7 +63,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def latest_record(run: RunDir) -> dict[str, Any] | None:
     """The evaluation that was written last, None if there is none. Raises UserError when it is damaged."""
-    found = sorted(folder_of(run).glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    found = sorted(entries(folder_of(run), "*.json"), key=lambda path: (path.stat().st_mtime, path.name))
     return read_record(found[-1]) if found else None
 
 

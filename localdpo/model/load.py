@@ -17,6 +17,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_mlx_tokenizer
 from mlx_lm.utils import load_config, load_model
 
+from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
@@ -277,7 +278,7 @@ def _dense(module: nn.Module) -> nn.Module | None:
 def fingerprint(folder: Path) -> str:
     """A hash over config.json and the weight files of a folder (sampled when large), in hex."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
+    for file in entries(folder, "*.safetensors") + entries(folder, "*.json"):
         if file.suffix == ".json" and file.name not in {"config.json", "adapter_config.json"}:
             continue
         digest.update(file.name.encode())
