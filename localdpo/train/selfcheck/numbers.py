@@ -15,7 +15,7 @@ from localdpo.model.arrays import float_types
 from localdpo.model.backend import device_name, may_use_tf32
 from localdpo.model.forward import Forward
 from localdpo.train.selfcheck.report import Finding, compared
-from localdpo.train.selfcheck.tiny import Kind, Measured, Twins, batch, measure, on_cpu, twins
+from localdpo.train.selfcheck.tiny import Kind, Measured, Twins, batch, measurer, on_cpu, twins
 from localdpo.train.session import tolerance
 
 # Distances of gradients, relative to their norm. float32: sums in another order on the CPU stay below 3e-5
@@ -45,7 +45,7 @@ class Numbers:
         """By the plain path, which is the model as mlx-lm runs it, without tracing or checkpoints."""
         exact = self.twins(kind, family).exact
         with on_cpu(compiled=self.compiled):
-            return measure(exact, rows_of(tokens), shared=False)
+            return measurer(exact, shared=False)(rows_of(tokens))
 
     def compare(
         self,
@@ -60,8 +60,8 @@ class Numbers:
         """One way of computing against the truth. `tokens`: answers of so many; None: of spread lengths."""
         model, rows = self.twins(kind, family).model, rows_of(tokens)
         truth = self.truth(kind, family, tokens)
-        again = partial(measure, model, rows, shared=shared, checkpoint=checkpoint, compiled=compiled)
-        found = again()
+        measured = measurer(model, shared=shared, checkpoint=checkpoint, compiled=compiled)
+        found = measured(rows)
         is_float32 = float_types(model) == {mx.float32}
         bars = tolerance(truth.logps, rows.lengths, Forward(model, shared=shared))
         bars *= 1.0 if is_float32 else FROM_EXACT
@@ -73,7 +73,7 @@ class Numbers:
                 "gradient": (gap, gradient_bar(is_float32=is_float32)),
             }
         )
-        return finding if device_name() == "cpu" else _timed(finding, again)
+        return finding if device_name() == "cpu" else _timed(finding, partial(measured, rows))
 
     def short(self, kind: Kind, *, shared: bool, checkpoint: bool) -> Finding:
         """Answers of 1 to 9 tokens: the worst of nine comparisons."""
@@ -94,14 +94,14 @@ class Numbers:
 
     def runs(self, kind: Kind, *, shared: bool, family: str) -> Finding:
         """Whether there are numbers at all, where rounding decides too much to compare them."""
-        found = measure(self.twins(kind, family).model, rows_of(None), shared=shared, checkpoint=True)
+        found = measurer(self.twins(kind, family).model, shared=shared, checkpoint=True)(rows_of(None))
         finite = bool(np.isfinite(found.logps).all() and np.isfinite(found.gradient).all())
         return Finding("ok" if finite else "differs", "finite" if finite else "not finite")
 
     def repeated(self, kind: Kind) -> Finding:
         """Whether the same gradients come out twice, to the bit."""
         model, rows = self.twins(kind, "qwen3").model, rows_of(None)
-        one, other = (measure(model, rows, shared=True) for _ in range(2))
+        one, other = (measurer(model, shared=True)(rows) for _ in range(2))
         gap = float(np.abs(one.gradient - other.gradient).max())
         return Finding("info", "the same to the bit" if gap == 0 else f"up to {gap:.2g} apart")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from localdpo.model.backend import cache_limit, device_name, memory_limit
 from localdpo.train.selfcheck.report import Finding
-from localdpo.train.selfcheck.tiny import batch, measure, on_cpu, twins
+from localdpo.train.selfcheck.tiny import batch, measurer, on_cpu, twins
 
 GB = 1e9
 
@@ -42,8 +42,8 @@ def step_time(*, compiled: bool, can_compile: bool) -> Finding:
     """Gradients of a batch, the first time and the median of the next."""
     with on_cpu(compiled=can_compile):
         model = twins("bfloat16" if device_name() != "cpu" else "float32").model
-    rows = batch(4)
-    times = [_seconds(lambda: measure(model, rows, shared=True, compiled=compiled)) for _ in range(5)]
+    rows, measured = batch(4), measurer(model, shared=True, compiled=compiled)
+    times = [_seconds(lambda: measured(rows)) for _ in range(5)]
     return Finding("info", f"{times[0]:.3f} s the first time, then {np.median(times[1:]):.3f} s")
 
 

@@ -7,7 +7,7 @@ device draws.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -163,21 +163,25 @@ class Measured:
     gradient: np.ndarray
 
 
-def measure(
-    model: nn.Module, rows: Batch, *, shared: bool, checkpoint: bool = False, compiled: bool = False
-) -> Measured:
-    """Both on one path, with the gradients that a step would take."""
+def measurer(
+    model: nn.Module, *, shared: bool, checkpoint: bool = False, compiled: bool = False
+) -> Callable[[Batch], Measured]:
+    """A function of a batch that measures it on one path, with the gradients that a step would take."""
     forward = Forward(model, shared=shared, checkpoint=checkpoint)
-    weights = mx.array(np.random.default_rng(9).normal(size=len(rows.lengths)).astype(np.float32))
 
-    def weighted(arrays: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
+    def weighted(arrays: dict[str, mx.array], weights: mx.array) -> tuple[mx.array, mx.array]:
         logps = forward.logps(arrays, gradient=True)
         return (logps * weights).sum(), logps
 
     function: Any = nn.value_and_grad(model, weighted)
     if compiled:
         function = mx.compile(function, inputs=[model.state], outputs=[model.state])
-    (_, logps), grads = function(batch_arrays(rows, shared=shared))
-    mx.eval(logps, grads)
-    flat = [np.array(g.astype(mx.float32)).ravel() for _, g in sorted(named(grads).items())]
-    return Measured(np.array(logps, dtype=np.float64), np.concatenate(flat).astype(np.float64))
+
+    def measured(rows: Batch) -> Measured:
+        weights = mx.array(np.random.default_rng(9).normal(size=len(rows.lengths)).astype(np.float32))
+        (_, logps), grads = function(batch_arrays(rows, shared=shared), weights)
+        mx.eval(logps, grads)
+        flat = [np.array(g.astype(mx.float32)).ravel() for _, g in sorted(named(grads).items())]
+        return Measured(np.array(logps, dtype=np.float64), np.concatenate(flat).astype(np.float64))
+
+    return measured
