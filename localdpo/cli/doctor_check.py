@@ -21,7 +21,7 @@ from localdpo.out import print_json, say
 
 COMMAND: Final = (sys.executable, "-m", "localdpo.train.selfcheck")
 # No check takes as long on any machine that training is of use on.
-CHECK_SECONDS: Final = 300.0
+CHECK_SECONDS: Final = 600.0
 DIFFERS_EXIT: Final = 1
 BAD: Final = frozenset({"differs", "error"})
 # A path, of which nothing is shown; not a fraction such as 3/4, nor a name such as rewards/margins.

@@ -61,7 +61,7 @@ SMALL = {
 }
 STEPS, BATCH = 20, 8
 WORDS = ("the report says that login is slow in Tokyo", "and email fails", "for many customers", "since noon")
-RUN_SECONDS = 100
+RUN_SECONDS = 150
 # (name, recomputed, traced)
 WAYS = [
     ("eager", False, False),
