@@ -112,6 +112,11 @@ def run(report: Report, command: Sequence[str]) -> Iterator[dict[str, Any] | Lin
 
     A process that dies in a check is followed by another one that goes on after it.
     """
+    with tempfile.TemporaryDirectory(prefix="localdpo-check-") as folder:
+        yield from _run(report, [*command, folder])
+
+
+def _run(report: Report, command: Sequence[str]) -> Iterator[dict[str, Any] | Line]:
     after: list[str] = []
     while True:
         begun: str | None = None
@@ -161,7 +166,7 @@ def run(report: Report, command: Sequence[str]) -> Iterator[dict[str, Any] | Lin
         yield line
         if begun is None:
             return
-        after = ["--after", begun]
+        after = [begun]
 
 
 def _ending(code: int) -> str:
@@ -188,8 +193,7 @@ class _Watch:
     """Kills a process that says nothing for CHECK_SECONDS."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process, self._timer = process, threading.Timer(CHECK_SECONDS, self._kill)
-        self.is_late = False
+        self._process, self.is_late = process, False
         self._start()
 
     def _start(self) -> None:

@@ -17,7 +17,7 @@ PROCESS = """
 import json, os, signal, sys, time
 def tell(value): print(json.dumps(value), flush=True)
 names = ["one", "two", "three"]
-if "--after" in sys.argv: names = names[names.index(sys.argv[-1]) + 1:]
+if len(sys.argv) > 2: names = names[names.index(sys.argv[-1]) + 1:]
 tell({"facts": {"device": "cpu", "mlx": "0.0", "device_info": {"device_name": "chip"}}})
 print("a library's own words")
 for name in names:
@@ -102,6 +102,14 @@ def test_files_users_and_keys_are_not_shown(tmp_path: Path, monkeypatch: pytest.
         "FileNotFoundError: '/home/winston/x/y.json' for winston, sk-canary-4711, ~/x; 3/4 rewards/margins"
     )
     assert found == "FileNotFoundError: '<path>' for <hidden>, <hidden>, <path>; 3/4 rewards/margins"
+
+
+def test_nothing_is_left_of_a_process_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    monkeypatch.setattr(doctor_check.tempfile, "tempdir", str(made))
+    outcome(tmp_path, "open(sys.argv[1] + '/left', 'w').close(); os.kill(os.getpid(), signal.SIGKILL)")
+    assert list(made.iterdir()) == []
 
 
 def test_nothing_found_is_not_good() -> None:

@@ -29,7 +29,7 @@ echo "== doctor --check"
 limit=""; command -v timeout >/dev/null && [ -z "${SMALL:-}" ] && limit="timeout ${CHECK_SECONDS:-200}"
 check=(-m localdpo doctor --check)
 # CHECK_AFTER="save and load": only the checks after that one, as lines of JSON.
-[ -n "${CHECK_AFTER:-}" ] && check=(-m localdpo.train.selfcheck --after "$CHECK_AFTER")
+[ -n "${CHECK_AFTER:-}" ] && check=(-m localdpo.train.selfcheck "$folder" "$CHECK_AFTER")
 $limit "$python" "${check[@]}" 2>&1 | tee "$folder/check.txt"
 checked=${PIPESTATUS[0]}
 echo "== doctor --check: exit code $checked after $((SECONDS - began)) s"

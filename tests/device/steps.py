@@ -164,7 +164,7 @@ def main() -> int:
     content: dict[str, Any] = {"device": backend.device, "mlx": mx.__version__, "steps": {}}
     content["check"] = check.read_text().splitlines() if check.exists() else []
     if given.questions:
-        content["questions"] = ask(backend, min(60.0, end - time.monotonic()))
+        content["questions"] = ask(backend, given.folder, min(60.0, end - time.monotonic()))
     began = time.monotonic()
     model = make_model(given.folder / "model", small=given.small)
     longest = (8, 4) if given.small else (48, 36)
@@ -210,12 +210,12 @@ def main() -> int:
     return 0 if len(results) == len(WAYS) and all(found["code"] == 0 for found in results.values()) else 1
 
 
-def ask(backend: Backend, seconds: float) -> list[str]:
+def ask(backend: Backend, folder: Path, seconds: float) -> list[str]:
     """The answers to the questions of the self-check, as its lines of JSON, each printed as it comes."""
     last = [name for name, _ in checks(backend, Path())]
     before = last[last.index("float32 products") - 1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "localdpo.train.selfcheck", "--after", before],
+        [sys.executable, "-m", "localdpo.train.selfcheck", str(folder), before],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,4 +1,6 @@
-"""`python -m localdpo.train.selfcheck [--after NAME]`: every check (after NAME), between two lines of JSON.
+"""`python -m localdpo.train.selfcheck FOLDER [NAME]`: every check (after NAME), between two lines of JSON.
+
+FOLDER is for what the checks write; whoever names it takes it away, since a check may take the process along.
 
 {"facts": {...}}
 {"begin": NAME}
@@ -34,14 +36,13 @@ def main(arguments: list[str]) -> int:
     keep_float32_exact()
     backend = prepare()
     say(json_text({"facts": facts(backend)}))
-    with tempfile.TemporaryDirectory(prefix="localdpo-check-") as name:
-        every = checks(backend, Path(name))
-        if arguments[:1] == ["--after"]:
-            names = [name for name, _ in every]
-            every = every[names.index(arguments[1]) + 1 :]
-        for check in every:
-            say(json_text({"begin": check[0]}))
-            say(json_text(outcome(check)))
+    folder, *after = arguments
+    # What an earlier process wrote there is not in the way.
+    every = checks(backend, Path(tempfile.mkdtemp(dir=folder)))
+    names = [name for name, _ in every]
+    for check in every[names.index(after[0]) + 1 if after else 0 :]:
+        say(json_text({"begin": check[0]}))
+        say(json_text(outcome(check)))
     return 0
 
 
