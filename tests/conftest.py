@@ -13,6 +13,8 @@ from hypothesis import settings
 
 from localdpo.core.preload import preload
 
+# Nothing of a test comes from the hub; huggingface_hub reads this when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Every core runs tests, and their matrices are tiny: threads of OpenBLAS would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 preload()

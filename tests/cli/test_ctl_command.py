@@ -106,15 +106,9 @@ def test_ctrl_c_in_a_pause_saves_and_stops(run: RunDir, worker: Worker):
     assert newest_checkpoint(run) == run.checkpoint_path(stopped.step or 0)
 
 
-def test_a_shutdown_that_signals_every_process_is_one_request(run: RunDir, worker: Worker):
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGTERM)
-    worker.process.send_signal(signal.SIGTERM)
-    assert worker.wait() == 3
-    assert last(run, "run.stopped").data["saved"]
-
-
-def test_time_stopped_by_a_signal_is_in_no_figure(run: RunDir, worker: Worker):
+def test_time_stopped_by_a_signal_is_in_no_figure_and_a_shutdown_of_every_process_is_one_request(
+    run: RunDir, worker: Worker
+):
     assert worker.pid is not None
     until(lambda: steps(run) > 10)
     before = steps(run)
@@ -125,21 +119,22 @@ def test_time_stopped_by_a_signal_is_in_no_figure(run: RunDir, worker: Worker):
     absent = last(run, "run.continued")
     assert absent.data["reason"] == "SIGSTOP"
     assert absent.data["seconds"] > 2.2
-    ctl("dpo", "stop")
-    worker.wait()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.wait() == 3
+    assert last(run, "run.stopped").data["saved"]
     events = [event for event in read_events(run.events) if event.type == "step"]
     worked = sum(event.data["metrics"]["step_seconds"] for event in events)
     # Other work of the machine may make steps slow, so what they add up to is compared with the wall.
     assert worked < events[-1].time - events[0].time - 2.2 + events[0].data["metrics"]["step_seconds"]
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGABRT", "SIGSEGV"])
-def test_a_killed_worker_is_explained_within_two_seconds(name: str, run: RunDir, worker: Worker):
+def test_a_killed_worker_is_explained_within_two_seconds(run: RunDir, worker: Worker):
     assert worker.pid is not None
-    os.kill(worker.pid, signal.Signals[name])
+    os.kill(worker.pid, signal.SIGKILL)
     until(lambda: any(event.type == "run.crashed" for event in worker.life()), seconds=2.0)
     crashed = last(run, "run.crashed")
-    assert crashed.data["signal"] == name
+    assert crashed.data["signal"] == "SIGKILL"
     assert crashed.data["lines"][1] == "go on with: localdpo train --resume --run dpo"
     assert run.status() == "crashed"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from localdpo.model.backend import Backend
 from localdpo.model.load import build_model, load_tokenizer
 from localdpo.recipe.load import load_recipe
 from localdpo.train import fit as room
+from localdpo.train import worker
+from localdpo.train.control import StopRequest
 from localdpo.train.fit import CPU_TOKENS, Fit, Need, fit
 from localdpo.train.rows import Rows, micro_batch
 from localdpo.train.session import assemble, attach_adapter
@@ -124,16 +124,14 @@ def test_one_row_is_the_worst_row_and_several_are_padded_to_the_longest_of_each(
 
 
 def test_the_worker_says_the_estimate_and_refuses_what_does_not_fit(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl", 8)
     write_recipe(tmp_path / "run", recipe_text(tiny_model, pairs))
     monkeypatch.setenv("LOCALDPO_MEMORY_GB", "0.001")
-    ended = subprocess.run(
-        [sys.executable, "-m", "localdpo.train", str(tmp_path / "run")], capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+    assert worker.main([str(tmp_path / "run")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
     assert "a row of " in line
     assert "but there are 1.0 MB" in line
 

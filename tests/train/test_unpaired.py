@@ -285,7 +285,6 @@ def test_a_resumed_run_takes_the_same_steps(
         loss={} if sync is None else {"sync_every": sync},
         train={"batch_size": 5, "epochs": 2, "micro_batch_size": 2},
         lora={"dropout": 0.2},
-        eval={"every": 2},
         save={"every": 2, "keep": 9},
     )
     whole = train(tmp_path / "whole", recipe, backend=prepare())
@@ -310,7 +309,6 @@ def test_training_learns_the_labels(loss: str, tmp_path: Path, tiny_model: Path)
         held_out=held_out,
         loss={"type": loss},
         train={"epochs": 6, "learning_rate": 3e-3},
-        eval={"every": 10},
     )
     run = train(tmp_path / "run", recipe)
     first, last = run.metrics("eval")[0], run.metrics("eval")[-1]

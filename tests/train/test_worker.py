@@ -20,9 +20,8 @@ from localdpo.train.control import StopRequest
 
 DYING = str(Path(__file__).with_name("dying_worker.py"))
 WORKER = [sys.executable, "-m", "localdpo.train"]
-# Where each life ends, in order, and its exit code. The first two leave no checkpoint.
+# Where each life ends, in order, and its exit code. The first leaves no checkpoint.
 LIVES = (
-    ("reference:15", "SIGKILL", -9),
     ("step:1", "SIGKILL", -9),
     ("save:4", "SIGKILL", -9),
     ("step:5", "SIGTERM", 3),
@@ -54,7 +53,7 @@ class Life:
 
 @dataclass
 class Story:
-    """A run that died five times and finished, beside one that was left alone."""
+    """A run that died four times and finished, beside one that was left alone."""
 
     whole: RunDir
     run: RunDir
@@ -100,7 +99,6 @@ def test_every_life_ends_as_it_should(story: Story) -> None:
     assert [life.code for life in story.lives] == [*(code for _, _, code in LIVES), 0]
     assert [life.latest for life in story.lives] == [
         None,
-        None,
         "step-000002",
         "step-000005",
         "step-000006",
@@ -131,20 +129,20 @@ def test_metrics_and_samples_are_those_of_an_uninterrupted_run(story: Story) -> 
 
 
 def test_a_kill_inside_a_save_leaves_no_checkpoint_and_its_leftovers_go(story: Story) -> None:
-    killed, after = story.lives[2], story.lives[3]
+    killed, after = story.lives[1], story.lives[2]
     assert any(name.startswith(".step-000004.tmp-") for name in killed.hidden)
     assert after.hidden == []
 
 
 def test_a_stop_saves_the_step_and_says_so(story: Story) -> None:
-    stopped = story.lives[3].events
+    stopped = story.lives[2].events
     assert [(event.type, event.step) for event in stopped[-2:]] == [("checkpoint", 5), ("run.stopped", 5)]
     assert stopped[-1].data["reason"] == "SIGTERM"
 
 
 def test_a_second_signal_ends_it_without_another_save(story: Story) -> None:
-    assert story.lives[4].events[-1].type == "step"
-    assert story.lives[4].events[-1].step == 7
+    assert story.lives[3].events[-1].type == "step"
+    assert story.lives[3].events[-1].step == 7
 
 
 def test_resumes_are_recorded_and_no_life_raises_a_traceback(story: Story) -> None:
@@ -156,17 +154,23 @@ def test_resumes_are_recorded_and_no_life_raises_a_traceback(story: Story) -> No
     assert steps == list(range(1, 11))
 
 
-def test_a_finished_run_that_is_started_again_changes_nothing(story: Story, tmp_path: Path) -> None:
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker leaves this process's signals alone, and has a cache of its own."""
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+    monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_finished_run_that_is_started_again_changes_nothing(story: Story) -> None:
     before = files_of(story.run.latest)
-    assert live(story.run, tmp_path / "cache").returncode == 0
+    assert worker.main([str(story.run.path)]) == 0
     assert_same_arrays(files_of(story.run.latest), before)
     assert read_events(story.run.events)[-1].type == "run.finished"
 
 
-def test_a_second_worker_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+@pytest.mark.usefixtures("in_this_process")
+def test_a_second_worker_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = RunDir(tmp_path / "run")
     write_recipe(run.path, "model: none\n")
     with RunLock(run):
@@ -178,13 +182,14 @@ def test_a_second_worker_is_refused(
     assert not run.events.exists()
 
 
-def test_an_offline_hub_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_this_process")
+def test_an_offline_hub_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = RunDir(tmp_path / "run")
     write_recipe(run.path, recipe_text(Path("no-such-org/no-such-model"), Path("pairs.jsonl")))
-    done = live(run, tmp_path / "cache")
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: model ")]
+    assert worker.main([str(run.path)]) == 2
+    said = capfd.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error: model ")]
     assert len(errors) == 1
     assert "no-such-org/no-such-model: no such folder, and the hub cannot be reached" in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
     assert read_events(run.events)[-1].type == "run.failed"
