@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from localdpo.data.types import Batch, EncodedRow
 
-# (up to this width, round up to a multiple of this). A compiled step is traced once per shape, so widths must
-# be few: 8 + 12 + 8 = 28 up to 1,024. The multiples grow with the width to hold the mean waste of a row, half
-# a multiple, near a tenth: 8/96, 16/320, 32/768. Below 48 tokens the share is larger and the cost is nothing.
+# (up to this width, round up to a multiple of this). MLX reuses freed buffers of much the same size, so
+# widths are few: 8 + 12 + 8 = 28 up to 1,024. The multiples grow with the width to hold the mean waste of a
+# row, half a multiple, near a tenth: 8/96, 16/320, 32/768. Below 48 tokens the share is larger and the cost
+# is nothing.
 _BUCKETS = ((128, 16), (512, 32), (1024, 64))
 _LARGEST_MULTIPLE = 128
 
@@ -113,7 +114,7 @@ def bucket(width: int) -> int:
 
 
 def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batch:
-    """Pad `rows` into the arrays of a `Batch`; `indices` are their places in the store, int[P].
+    """Pad `rows` to the longest of them, as a `Batch`; `indices` are their places in the store, int[P].
 
     The pad id never reaches a result: `context_pad` and `lengths` say which columns are real.
     """
@@ -127,7 +128,7 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batc
     starts = [row.prompt[-1:] for row in rows]
     responses = [row.responses[k] for k in range(branches) for row in rows]
     lengths = np.array([len(ids) for ids in responses], dtype=np.int32)
-    response = np.full((len(responses), bucket(int(lengths.max())) + 1), pad_id, dtype=np.int32)
+    response = np.full((len(responses), int(lengths.max()) + 1), pad_id, dtype=np.int32)
     for r, ids in enumerate(responses):
         response[r, :1] = starts[r % len(rows)]
         response[r, 1 : 1 + len(ids)] = ids
@@ -145,7 +146,7 @@ def _labels(rows: Sequence[EncodedRow]) -> NDArray[np.bool_] | None:
 def _left_pad(
     contexts: Sequence[NDArray[np.int32]], pad_id: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    width = bucket(max(len(ids) for ids in contexts))
+    width = max(len(ids) for ids in contexts)
     padded = np.full((len(contexts), width), pad_id, dtype=np.int32)
     pads = np.array([width - len(ids) for ids in contexts], dtype=np.int32)
     for i, ids in enumerate(contexts):

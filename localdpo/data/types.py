@@ -167,9 +167,9 @@ class Batch:
     """P rows with K responses each, as padded arrays (K = 2 for pairs, else 1).
 
     indices     int64[P]       index of each row in its store
-    context     int32[P, C]    prompt without its last token, padded on the LEFT; C >= 1 is a bucketed width
+    context     int32[P, C]    prompt without its last token, padded on the LEFT to the longest
     context_pad int32[P]       pad columns at the left of each context row
-    response    int32[K*P, R+1]  last prompt token, then the response ids, padded on the RIGHT; R is bucketed
+    response    int32[K*P, R+1]  last prompt token, then the response ids, padded on the RIGHT to the longest
     lengths     int32[K*P]     response ids (= scored tokens) of each response row
     desirable   bool[P]        label of each unpaired row; None for rows of other kinds
 

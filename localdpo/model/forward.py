@@ -5,20 +5,20 @@ runs prompt and response of each row as one sequence, for models whose layers ke
 cannot be shared. Both gather the hidden states of scored positions only, packed without padding,
 before the head sees them.
 
-Shape legend: P pairs, K responses a pair, R response width, T scored tokens of the batch, padded
-to a bucket.
+Shape legend: P pairs, K responses a pair, C context width, R response width, L sequence width,
+T scored tokens of the batch. All widths are padded ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from localdpo.data.batches import bucket
+from localdpo.data.shapes import Shape
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
 from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores
@@ -27,8 +27,24 @@ from localdpo.model.shared_prompt import can_share, plain_hidden, shared_hidden
 Arrays = Mapping[str, mx.array]
 
 
-def batch_arrays(batch: Batch, *, shared: bool) -> dict[str, mx.array]:
-    """The arrays a forward pass takes.
+def needed_shape(batch: Batch, *, shared: bool) -> Shape:
+    """The sizes that the arrays of a batch have at least."""
+    context, response = max(1, batch.context.shape[1]), batch.response.shape[1] - 1
+    if not shared:
+        pairs = len(batch.indices)
+        sequences = (context - batch.context_pad)[None] + batch.lengths.reshape(-1, pairs)
+        context, response = 0, int(sequences.max())
+    return Shape(len(batch.indices), context, response, int(batch.lengths.sum()))
+
+
+def bucketed(need: Shape) -> Shape:
+    """The next shape of few widths, for a pass that is not traced."""
+    context = bucket(need.context) if need.context else 0
+    return Shape(need.rows, context, bucket(need.response), packed_width(need.packed))
+
+
+def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> dict[str, mx.array]:
+    """The arrays a forward pass takes, padded to `shape`, or to the next of few widths.
 
     Returns a dict of
         inputs: `context` [P, C], `pad` [P] and `response` [K*P, R] when shared, else `tokens` [K*P, L];
@@ -38,53 +54,53 @@ def batch_arrays(batch: Batch, *, shared: bool) -> dict[str, mx.array]:
         `public` [T] 1.0 for the tokens of a response within the length of its row's shortest one, else 0.0;
         `lengths` [K*P] scored tokens of each response.
     """
-    arrays = _shared_inputs(batch) if shared else _plain_inputs(batch)
-    arrays.update(_packed(batch, arrays.pop("starts"), arrays.pop("width")))
+    if shape is None:
+        shape = bucketed(needed_shape(batch, shared=shared))
+    arrays = _shared_inputs(batch, shape) if shared else _plain_inputs(batch, shape)
+    arrays.update(_packed(batch, arrays.pop("starts"), shape))
     arrays["lengths"] = batch.lengths
     return {name: mx.array(value) for name, value in arrays.items()}
 
 
-def _shared_inputs(batch: Batch) -> dict[str, np.ndarray]:
-    inputs = batch.response[:, :-1]
-    starts = np.zeros(len(batch.lengths), dtype=np.int32)
+def _shared_inputs(batch: Batch, shape: Shape) -> dict[str, np.ndarray]:
+    more = shape.context - batch.context.shape[1]
+    response = batch.response[:, :-1]
     return {
-        "context": batch.context,
-        "pad": batch.context_pad,
-        "response": inputs,
-        "starts": starts,
-        "width": np.array(inputs.shape[1]),
+        "context": np.pad(batch.context, ((0, 0), (more, 0))),
+        "pad": batch.context_pad + np.int32(more),
+        "response": np.pad(response, ((0, 0), (0, shape.response - response.shape[1]))),
+        "starts": np.zeros(len(batch.lengths), dtype=np.int32),
     }
 
 
-def _plain_inputs(batch: Batch) -> dict[str, np.ndarray]:
+def _plain_inputs(batch: Batch, shape: Shape) -> dict[str, np.ndarray]:
     pairs, width = batch.context.shape
     rows = []
     for row, length in enumerate(batch.lengths):
         context = batch.context[row % pairs, batch.context_pad[row % pairs] :]
         rows.append(np.concatenate([context, batch.response[row, :length]]))
-    tokens = np.zeros((len(rows), bucket(max(len(r) for r in rows))), dtype=np.int32)
+    tokens = np.zeros((len(rows), shape.response), dtype=np.int32)
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)] = ids
     starts = np.tile(width - batch.context_pad, len(rows) // pairs)
-    return {"tokens": tokens, "starts": starts, "width": np.array(tokens.shape[1])}
+    return {"tokens": tokens, "starts": starts}
 
 
-def _packed(batch: Batch, starts: np.ndarray, width: np.ndarray) -> dict[str, np.ndarray]:
-    """Where the scored positions lie, packed over the batch and padded to a bucketed T."""
+def _packed(batch: Batch, starts: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
+    """Where the scored positions lie, packed over the batch and padded to T."""
     owner = np.repeat(np.arange(len(batch.lengths), dtype=np.int32), batch.lengths)
     column = np.concatenate([np.arange(n, dtype=np.int32) for n in batch.lengths])
     total, pairs = len(owner), len(batch.indices)
-    size = packed_width(total)
     shortest = batch.lengths.reshape(-1, pairs).min(axis=0)
     arrays = {
-        "gather": owner * int(width) + starts[owner] + column,
+        "gather": owner * shape.response + starts[owner] + column,
         "targets": batch.response[owner, column + 1],
         "owner": owner,
         "valid": np.ones(total, dtype=np.float32),
         "public": (column < np.tile(shortest, len(batch.lengths) // pairs)[owner]).astype(np.float32),
     }
     return {
-        k: np.pad(v, (0, size - total)).astype(np.float32 if k in ("valid", "public") else np.int32)
+        k: np.pad(v, (0, shape.packed - total)).astype(np.float32 if k in ("valid", "public") else np.int32)
         for k, v in arrays.items()
     }
 
@@ -103,7 +119,6 @@ class Forward:
         checkpoint: recompute layers in the backward pass.
         split: whether `scores` gives the sums over the public tokens too.
         align: whether `scores` gives the alignment too.
-        compiled: whether `measure` is traced by MLX (a training step is traced as a whole elsewhere).
         chunk_bytes: of one chunk's logits; the device's default unless given.
     """
 
@@ -115,20 +130,15 @@ class Forward:
         checkpoint: bool = False,
         split: bool = False,
         align: bool = False,
-        compiled: bool = False,
         chunk_bytes: int | None = None,
     ) -> None:
         self.model = model
         self.shared = can_share(model) if shared is None else shared
         self.checkpoint = checkpoint
-        self.split, self.align, self.compiled = split, align, compiled
+        self.split, self.align = split, align
         self.head = Head(model)
         self._chunk_bytes = chunk_bytes or CHUNK_BYTES[device_name()]
         self._vocabulary: int | None = None
-        # The model's arrays are inputs of the trace: adapters may be exchanged between two calls.
-        state = [model.state]
-        traced = partial(mx.compile, inputs=state)
-        self._measure = traced(self._no_gradient) if compiled else self._no_gradient
 
     def hidden(self, arrays: Arrays) -> mx.array:
         """Final hidden states of the scored positions [T, D]."""
@@ -177,17 +187,17 @@ class Forward:
         return {name: sum_by_owner(tokens, arrays["owner"], rows) for name, tokens in weighted.items()}
 
     def measure(self, batch: Batch) -> dict[str, mx.array]:
-        """`scores` of a batch, evaluated, with the weights that are in the model now."""
-        found = self._measure(batch_arrays(batch, shared=self.shared))
+        """`scores` of a batch, evaluated, with the weights that are in the model now.
+
+        Never traced: the batches of evaluations have many shapes, and MLX keeps a trace of each for ever.
+        """
+        found = self.scores(batch_arrays(batch, shared=self.shared), gradient=False)
         mx.eval(found)
         return found
 
     def score(self, batch: Batch) -> mx.array:
         """`logps` of a batch, evaluated, with the weights that are in the model now."""
         return self.measure(batch)["logps"]
-
-    def _no_gradient(self, arrays: Arrays) -> dict[str, mx.array]:
-        return self.scores(arrays, gradient=False)
 
     def chunk(self, hidden: mx.array) -> int:
         """Tokens whose logits may be alive at once."""

@@ -55,12 +55,11 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         _heading(console, _example(train, index))
         console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))
     _heading(console, "run")
-    laid_out = fit(recipe, train, model, shape, backend, shared=can_share(model))
+    laid_out = fit(recipe, train, plan, model, shape, backend, shared=can_share(model))
     console.print(Text(_steps(recipe, plan, laid_out)))
     console.print(Text(_adapter(recipe, shape)))
-    console.print(Text(laid_out.line))
-    for hint in backend.hints:
-        console.print(Text(hint))
+    for line in (*laid_out.lines, *backend.hints):
+        console.print(Text(line))
 
 
 def _stores(train: Rows, valid: Rows) -> list[tuple[str, Rows]]:

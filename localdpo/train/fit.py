@@ -1,27 +1,42 @@
-"""What fits in memory: rows at once, and whether activations are recomputed, from the estimate."""
+"""What fits in memory: rows at once, whether activations are recomputed, and the shapes of a traced step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 import mlx.nn as nn
 import numpy as np
 
 from localdpo.core.errors import UserError
+from localdpo.core.wording import counted
 from localdpo.data.batches import bucket
+from localdpo.data.shapes import ShapeTable
 from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit
 from localdpo.model.head import CHUNK_BYTES
 from localdpo.model.load import model_path
 from localdpo.model.lora import LoraConfig
 from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, model_shape
-from localdpo.recipe.schema import Recipe
-from localdpo.train.rows import Rows, micro_batch
+from localdpo.recipe.schema import Recipe, TrainSection
+from localdpo.train.plan import Plan
+from localdpo.train.rows import Drawn, Rows, micro_batch
+from localdpo.train.step import MAX_SHAPES
 
 # Tokens of a micro-batch on the CPU: it gains nothing from more, and loses to padding.
 CPU_TOKENS = 256
 # What `auto` fills of the memory: the estimate may be a tenth too low.
 FILLED = 0.9
+# What a micro-batch costs a GPU beside its columns, in columns: launching its kernels. An estimate.
+LAUNCH_COLUMNS: Final = 256
+# Steps whose micro-batches the shapes of a traced run are chosen from, to bound the time it takes. A later
+# micro-batch that none of them holds is traced by itself.
+PLANNED_STEPS: Final = 10_000
+
+# The shapes of a traced run, by rows of a micro-batch.
+Tables = Callable[[int], ShapeTable]
 
 
 @dataclass(frozen=True)
@@ -31,23 +46,34 @@ class Fit:
     Attributes:
         micro: rows in memory at once.
         checkpoint: whether activations are recomputed.
-        line: the estimate against the limit, for a person.
+        lines: the estimate against the limit, and the shapes, for a person.
+        shapes: of the micro-batches of a traced run; None where nothing is traced.
     """
 
     micro: int
     checkpoint: bool
-    line: str
+    lines: tuple[str, ...]
+    shapes: ShapeTable | None
 
 
 def fit(
-    recipe: Recipe, train: Rows, model: nn.Module, config: LoraConfig, backend: Backend, *, shared: bool
+    recipe: Recipe,
+    train: Rows,
+    plan: Plan,
+    model: nn.Module,
+    config: LoraConfig,
+    backend: Backend,
+    *,
+    shared: bool,
 ) -> Fit:
     """What the recipe says, and what fits where it says `auto`.
 
-    On a GPU `auto` takes as many rows as fit, up to the batch; on the CPU some 256 tokens. Activations are
+    On a GPU `auto` takes as many rows as fit, up to the batch; on the CPU some 256 tokens. A traced step
+    takes fewer where that pads less: all its micro-batches have one of a few shapes. Activations are
     recomputed where the fewest rows that can be taken do not fit otherwise.
 
     Args:
+        plan: of the run; its steps decide which rows come together.
         model: with adapters of the shape `config`; its arrays are not read.
         shared: whether the prompt is run once for all its responses.
 
@@ -64,13 +90,14 @@ def fit(
         most = micro_batch(train, section.batch_size, CPU_TOKENS)
     else:
         most = section.batch_size
+    tables = _tables(train, plan, section, shared=shared) if traces(recipe, backend) else None
     try:
         sizes = model_shape(model_path(recipe.model), cpu=backend.is_cpu)
     except (KeyError, TypeError) as error:
         # Unknown names in its config.json: on a GPU, where no one can know what fits, as few rows as can be.
         micro = fewest if wanted == "auto" and not backend.is_cpu else most
-        return Fit(micro, section.gradient_checkpointing is True, _unknown(error))
-    need = Need(train, sizes, model, config, backend, shared=shared)
+        return _fit(micro, section.gradient_checkpointing is True, _unknown(error), tables)
+    need = Need(train, sizes, model, config, backend, shared=shared, tables=tables)
     if section.gradient_checkpointing == "auto":
         checkpoint = need(fewest if wanted == "auto" else most, False).total > FILLED * limit
     else:
@@ -79,8 +106,8 @@ def fit(
         raise UserError(_too_much(recipe, train, backend, least, limit, checkpoint))
     micro = most
     if wanted == "auto":
-        while micro > fewest and need(micro, checkpoint).total > FILLED * limit:
-            micro -= 1
+        choices = _choices(most, fewest, tables)
+        micro = next((rows for rows in choices if need(rows, checkpoint).total <= FILLED * limit), fewest)
     found = need(micro, checkpoint)
     line = (
         f"memory: about {size(found.total)} of {size(limit)} ({_parts(found, sizes)}); "
@@ -90,7 +117,42 @@ def fit(
         line += "; gradient checkpointing is on: without it a step would not fit"
     if found.total > limit:
         line += "; more than there is: lower train.micro_batch_size"
-    return Fit(micro, checkpoint, line)
+    return _fit(micro, checkpoint, line, tables)
+
+
+def traces(recipe: Recipe, backend: Backend) -> bool:
+    """Whether steps are traced by MLX. On the CPU its kernels are built by g++ and run no faster."""
+    wanted = not backend.is_cpu if recipe.train.compile == "auto" else recipe.train.compile
+    return wanted and backend.compiled
+
+
+def _tables(train: Rows, plan: Plan, section: TrainSection, *, shared: bool) -> Tables:
+    """The shapes of a traced run by the rows of a micro-batch."""
+    steps = min(plan.total, PLANNED_STEPS)
+    drawn = Drawn(train, batch_size=section.batch_size, seed=section.seed, steps=steps)
+    return lru_cache(maxsize=None)(lambda rows: drawn.shapes(rows, shared=shared, most=MAX_SHAPES))
+
+
+def _choices(most: int, fewest: int, tables: Tables | None) -> Iterable[int]:
+    """Rows at once to try, the best first: of untraced ones the most, of traced ones what computes least."""
+    if tables is None:
+        return range(most, fewest - 1, -1)
+    halves = [most]
+    while halves[-1] > fewest:
+        halves.append(max(fewest, halves[-1] // 2))
+    costs = {rows: (table := tables(rows)).computed + LAUNCH_COLUMNS * table.planned for rows in halves}
+    return sorted(halves, key=lambda rows: costs[rows])
+
+
+def _fit(micro: int, checkpoint: bool, line: str, tables: Tables | None) -> Fit:
+    if tables is None:
+        return Fit(micro, checkpoint, (line,), None)
+    table = tables(micro)
+    shapes = (
+        f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, {counted(micro, 'row')} at most; "
+        f"{table.padding:.0%} of what is computed is padding, {table.least_padding:.0%} if each had its own"
+    )
+    return Fit(micro, checkpoint, (line, shapes), table)
 
 
 class Need:
@@ -105,8 +167,9 @@ class Need:
         backend: Backend,
         *,
         shared: bool,
+        tables: Tables | None = None,
     ) -> None:
-        self._model, self._shared = model, shared
+        self._model, self._shared, self._tables = model, shared, tables
         self._adapter = sum(array.nbytes for array in named(tuned.trainable_parameters()).values())
         self._adapted = model.blocks if config.layers == -1 else config.layers
         self._dora = config.type == "dora"
@@ -121,23 +184,32 @@ class Need:
         self._lengths = {(bucket(int(longest[r]) - 1), bucket(int(r))) for r in np.flatnonzero(longest)}
 
     def __call__(self, rows: int, checkpoint: bool) -> MemoryEstimate:
-        """The largest estimate: rows that come together are padded to the longest prompt and response."""
-        contexts, widths = zip(*self._lengths, strict=True)
-        rows = min(rows, self._rows)
-        lengths = self._lengths if rows == 1 else {(max(contexts), max(widths))}
+        """The largest estimate."""
         found = (
             estimate(
                 self._model,
-                BatchShape(rows, context, width, self._responses, self._shared),
+                BatchShape(*sizes, self._responses, self._shared),
                 adapter=self._adapter,
                 adapted=self._adapted,
                 checkpoint=checkpoint,
                 chunk_bytes=self._chunk,
                 dora=self._dora,
             )
-            for context, width in lengths
+            for sizes in self._sizes(rows)
         )
         return max(found, key=lambda one: one.total)
+
+    def _sizes(self, rows: int) -> set[tuple[int, int, int]]:
+        """(rows, context, response) of micro-batches: those that are traced, or all that may come.
+
+        Untraced rows that come together are padded to the longest prompt and response.
+        """
+        if self._tables is not None:
+            return {(shape.rows, shape.context, shape.response) for shape in self._tables(rows).shapes}
+        if (rows := min(rows, self._rows)) == 1:
+            return {(1, context, width) for context, width in self._lengths}
+        contexts, widths = zip(*self._lengths, strict=True)
+        return {(rows, max(contexts), max(widths))}
 
 
 def _unknown(error: KeyError | TypeError) -> str:

@@ -20,6 +20,7 @@ from localdpo.data.batches import (
 )
 from localdpo.data.encode import prompt_key
 from localdpo.data.mixture import Mixture
+from localdpo.data.shapes import ShapeTable, plan_shapes
 from localdpo.data.types import Batch
 from localdpo.model.room import rows_in_pass
 
@@ -94,6 +95,42 @@ class Rows:
     def by_length(self, places: np.ndarray, size: int) -> Iterator[Batch]:
         """All rows at these places in batches of similar length, longest first."""
         return (self.batch(part) for part in self.parts_by_length(places, size))
+
+
+class Drawn:
+    """The rows of a run's first steps as its micro-batches take them: longest first within each step."""
+
+    def __init__(self, rows: Rows, *, batch_size: int, seed: int, steps: int) -> None:
+        drawn = [rows.drawn(step, batch_size=batch_size, seed=seed) for step in range(steps)]
+        step = np.repeat(np.arange(steps), [len(places) for places in drawn])
+        places = np.concatenate(drawn)
+        # Stable, as in `split_micro`.
+        order = np.lexsort((-rows.lengths(places), step))
+        index, self._step = rows.indices[places[order]], step[order]
+        # Without the last token of the prompt, which heads each response.
+        self._contexts = rows.store.prompt_lengths[index].astype(np.int64) - 1
+        self._responses = rows.store.response_lengths[index].astype(np.int64)
+
+    def shapes(self, micro: int, *, shared: bool, most: int) -> ShapeTable:
+        """At most `most` shapes for micro-batches of at most `micro` rows."""
+        first = np.searchsorted(self._step, self._step)
+        starts = np.flatnonzero((np.arange(len(first)) - first) % micro == 0)
+        scored = self._responses.sum(axis=1)
+        if shared:
+            contexts, sequences = np.maximum(self._contexts, 1), self._responses
+            real = self._contexts.sum() + 2 * scored.sum()
+        else:
+            contexts, sequences = np.zeros_like(self._contexts), self._contexts[:, None] + self._responses
+            real = sequences.sum() + scored.sum()
+        needs = np.column_stack(
+            [
+                np.diff(starts, append=len(first)),
+                np.maximum.reduceat(contexts, starts),
+                np.maximum.reduceat(sequences.max(axis=1), starts),
+                np.add.reduceat(scored, starts),
+            ]
+        )
+        return plan_shapes(needs, self._responses.shape[1], real=int(real), most=most)
 
 
 def micro_batch(rows: Rows, batch_size: int, tokens: int) -> int:

@@ -16,11 +16,12 @@ import numpy as np
 from localdpo.core.errors import UserError
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
+from localdpo.data.shapes import ShapeTable
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, may_use_tf32
-from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.forward import Forward, batch_arrays, needed_shape
 from localdpo.model.load import Base, load_base
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
@@ -48,6 +49,7 @@ class Session:
         base: model and tokenizer; the model carries the adapter that is trained.
         config: the adapter's shape.
         micro: rows in memory at once.
+        shapes: that micro-batches are padded to; None where steps are not traced.
         start: adapter weights that the policy starts from; the frozen reference's too.
         train, valid: rows.
         eval_places: rows of `valid` that an evaluation covers.
@@ -67,6 +69,7 @@ class Session:
     objective: Objective
     plan: Plan
     micro: int
+    shapes: ShapeTable | None
     train: Rows
     valid: Rows
     eval_places: np.ndarray
@@ -88,8 +91,8 @@ class Session:
 
     @property
     def compiled(self) -> bool:
-        """Whether a step is traced: as the recipe says, where the machine can."""
-        return traces(self.recipe, self.backend)
+        """Whether steps are traced."""
+        return self.shapes is not None
 
     @property
     def scoring_batch(self) -> int:
@@ -107,11 +110,17 @@ class Session:
         common |= self.baseline(self.train, np.concatenate([batch.indices for batch in batches]))
         ready = []
         for batch in batches:
-            arrays = batch_arrays(batch, shared=self.forward.shared) | label_arrays(batch) | common
+            arrays = self._padded(batch) | label_arrays(batch) | common
             if self.train_reference is not None:
                 arrays |= self.train_reference.arrays(batch)
             ready.append(arrays)
         return ready
+
+    def _padded(self, batch: Batch) -> dict[str, mx.array]:
+        """What a forward pass takes of a micro-batch, in a shape of the table if one holds it."""
+        shared = self.forward.shared
+        shape = None if self.shapes is None else self.shapes.of(needed_shape(batch, shared=shared))
+        return batch_arrays(batch, shared=shared, shape=shape)
 
     def baseline(self, rows: Rows, indices: np.ndarray) -> dict[str, mx.array]:
         """`baseline`, the KL baseline of these rows of the store, for a loss that reads it; else nothing."""
@@ -151,18 +160,17 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
         base.model,
         split=recipe.loss.splits_responses,
         align=recipe.loss.weighs_pairs,
-        compiled=traces(recipe, backend),
     )
     check_paths(forward, train, note)
-    laid_out = fit(recipe, train, base.model, config, backend, shared=forward.shared)
+    plan = make_plan(recipe.train, train.per_epoch)
+    laid_out = fit(recipe, train, plan, base.model, config, backend, shared=forward.shared)
     forward.checkpoint = laid_out.checkpoint
-    note(laid_out.line)
-    for line in unpaired.notes(recipe.loss, train, valid):
+    for line in (*laid_out.lines, *unpaired.notes(recipe.loss, train, valid)):
         note(line)
     places = np.arange(min(recipe.eval.pairs, len(valid)))
     moving = moving_reference(recipe.loss, forward)
     cached = recipe.loss.spec.needs_reference and moving is None
-    plan, micro = make_plan(recipe.train, train.per_epoch), laid_out.micro
+    micro = laid_out.micro
     drawn = visited(train, recipe.train.batch_size, recipe.train.seed, plan.total)
     train_scores, valid_scores = (
         open_scores(recipe, base, backend, forward, rows, at, batch=scoring_rows(micro, backend), note=note)
@@ -180,6 +188,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
         objective=make_objective(recipe.loss),
         plan=plan,
         micro=micro,
+        shapes=laid_out.shapes,
         train=train,
         valid=valid,
         eval_places=places,
@@ -189,12 +198,6 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
         valid_scores=valid_scores,
         moving=moving,
     )
-
-
-def traces(recipe: Recipe, backend: Backend) -> bool:
-    """Whether steps are traced by MLX. On the CPU its kernels are built by g++ and run no faster."""
-    wanted = not backend.is_cpu if recipe.train.compile == "auto" else recipe.train.compile
-    return wanted and backend.compiled
 
 
 def scoring_rows(micro: int, backend: Backend) -> int:

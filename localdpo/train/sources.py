@@ -113,7 +113,7 @@ def open_scores(
     if recipe.adapter is not None:
         adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.adapter))
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
-    path = f"shared {forward.shared} aligned {forward.align} traced {forward.compiled}"
+    path = f"shared {forward.shared} aligned {forward.align}"
     computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
     return ReferenceScores(
         cache_dir(),

@@ -1,8 +1,11 @@
-"""One optimizer step: forward, backward, clip and update, traced by MLX as one function.
+"""One optimizer step: forward, backward, clip and update, traced by MLX as functions of arrays.
 
-A batch that fits in memory is one call. A larger one is several micro-batches: each call adds its
-gradients to those it is handed, and the last one clips and updates. Shapes are bucketed, so few
-traces are made.
+A batch is one or several micro-batches. Each adds its gradients to those it is handed, zeros at first, so
+that all of them are calls of one function; a second one, which has one shape, clips and updates.
+
+MLX makes a trace for every shape and keeps it as long as the function lives, a megabyte and more for each
+layer of the model. The shapes of a run are chosen so that they are few (see `data.shapes`). Where more come
+all the same, the function is dropped, its traces with it, and made again.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +23,10 @@ from mlx.utils import tree_map
 from localdpo.model.forward import Arrays, Forward
 from localdpo.objective.metrics import BatchSums, Sums
 from localdpo.train.objectives import Objective
+
+# Traces that are alive at a time: one for each shape of micro-batches, and that of the update.
+MAX_TRACES: Final = 16
+MAX_SHAPES: Final = MAX_TRACES - 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,11 @@ class StepResult:
 
 
 class TrainStep:
-    """The compiled step of a model with a forward pass, an objective and an optimizer."""
+    """The step of a model with a forward pass, an objective and an optimizer.
+
+    Attributes:
+        traces: how often MLX traced one of the two functions, over the life of this object.
+    """
 
     def __init__(
         self,
@@ -51,6 +62,9 @@ class TrainStep:
     ) -> None:
         self.model = forward.model
         self.optimizer = optimizer
+        self.traces = 0
+        self._compiled = compiled
+        self._shapes = set[tuple[tuple[int, ...], ...]]()
         optimizer.init(self.model.trainable_parameters())
         self._state = [self.model.state, optimizer.state, mx.random.state]
 
@@ -61,33 +75,45 @@ class TrainStep:
         value_and_grad = nn.value_and_grad(self.model, total)
 
         def gradients(arrays: Arrays, carry: Any) -> tuple[mx.array, BatchSums, Any]:
+            self.traces += compiled
             (loss, sums), grads = value_and_grad(arrays)
-            return loss, sums, grads if carry is None else tree_map(mx.add, carry, grads)
+            return loss, sums, tree_map(mx.add, carry, grads)
 
-        def finish(arrays: Arrays, carry: Any) -> tuple[mx.array, BatchSums, mx.array]:
-            loss, sums, grads = gradients(arrays, carry)
-            clipped, norm = optim.clip_grad_norm(grads, max_grad_norm)
+        def update(carry: Any) -> mx.array:
+            self.traces += compiled
+            clipped, norm = optim.clip_grad_norm(carry, max_grad_norm)
             optimizer.update(self.model, clipped)
-            return loss, sums, norm
+            return norm
 
-        self._gradients: Callable[..., Any] = gradients
-        self._finish: Callable[..., Any] = finish
-        if compiled:
-            traced = partial(mx.compile, inputs=self._state, outputs=self._state)
-            self._gradients, self._finish = traced(gradients), traced(finish)
+        self._untraced = gradients
+        self._gradients, self._update = self._traced(gradients), self._traced(update)
+
+    def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not self._compiled:
+            return function
+        return partial(mx.compile, inputs=self._state, outputs=self._state)(function)
 
     def __call__(self, micro_batches: Sequence[Arrays], learning_rate: float) -> StepResult:
         """Take one step over the micro-batches of a batch; each holds `count`, the batch's denominator."""
         self.optimizer.learning_rate = learning_rate
         self.model.train()
-        totals, loss, carry = Sums(), 0.0, None
-        for arrays in micro_batches[:-1]:
+        totals, loss = Sums(), 0.0
+        carry = tree_map(mx.zeros_like, self.model.trainable_parameters())
+        for arrays in micro_batches:
+            self._make_room(arrays)
             part, sums, carry = self._gradients(arrays, carry)
             mx.eval(part, sums, carry)
             loss += float(part.item())
             totals.add(sums)
-        part, sums, norm = self._finish(micro_batches[-1], carry)
-        mx.eval(part, sums, norm, self._state)
+        norm = self._update(carry)
+        mx.eval(norm, self._state)
         self.model.eval()
-        totals.add(sums)
-        return StepResult(loss + float(part.item()), float(norm.item()), totals.means())
+        return StepResult(loss, float(norm.item()), totals.means())
+
+    def _make_room(self, arrays: Arrays) -> None:
+        """Drop the traces of all shapes where one more would be too many."""
+        shape = tuple(arrays[name].shape for name in sorted(arrays))
+        if shape not in self._shapes and len(self._shapes) == MAX_SHAPES:
+            self._gradients = self._traced(self._untraced)
+            self._shapes.clear()
+        self._shapes.add(shape)

@@ -33,10 +33,9 @@ from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.recipe.schema import LossSection, Recipe
-from localdpo.train.fit import CPU_TOKENS
+from localdpo.train.fit import CPU_TOKENS, traces
 from localdpo.train.objectives import make_objective
 from localdpo.train.rows import Rows, micro_batch
-from localdpo.train.session import traces
 from localdpo.train.step import TrainStep
 
 PAIRS, PAIRS_A_STEP, VOCABULARY = 64, 4, 16_000
@@ -111,7 +110,7 @@ def trainer_choice() -> tuple[int, bool]:
 def shared_prompt_step(compiled: bool) -> tuple[Step, Callable[[list[Batch]], None]]:
     """The trainer's step, and the reference pass over one batch that must come before it."""
     policy = model()
-    forward = Forward(policy, compiled=compiled)
+    forward = Forward(policy)
     step = TrainStep(
         forward,
         make_objective(LossSection()),

@@ -105,18 +105,18 @@ def test_collate_gives_back_every_token_at_its_place(rows: list[tuple[list[int],
             assert length == len(ids)
             assert line[: length + 1] == [prompt[-1], *ids]
             assert set(line[length + 1 :]) <= {pad}
-    assert width == bucket(width) >= 1
-    assert batch.response.shape[1] - 1 == bucket(batch.response.shape[1] - 1)
+    assert width == max(len(prompt) - 1 for prompt, _, _ in rows)
+    assert batch.response.shape[1] - 1 == batch.lengths.max()
     assert batch.indices.tolist() == [3 * i for i in range(len(rows))]
     assert {batch.context.dtype, batch.response.dtype, batch.lengths.dtype, batch.context_pad.dtype} == {
         np.dtype(np.int32)
     }
 
 
-def test_a_prompt_of_one_token_has_a_context_of_pads_only() -> None:
+def test_a_prompt_of_one_token_has_an_empty_context() -> None:
     batch = collate([_row([7], [1, 2])], 0, [0])
-    assert batch.context.shape == (1, 16)
-    assert batch.context_pad.tolist() == [16]
+    assert batch.context.shape == (1, 0)
+    assert batch.context_pad.tolist() == [0]
     assert batch.response[0, :3].tolist() == [7, 1, 2]
 
 

@@ -11,15 +11,18 @@ from training_runs import EAGER, write_recipe
 
 from localdpo.core.errors import UserError
 from localdpo.model.backend import Backend
+from localdpo.model.forward import batch_arrays, needed_shape
 from localdpo.model.load import build_model, load_tokenizer
 from localdpo.recipe.load import load_recipe
 from localdpo.train import fit as room
 from localdpo.train import worker
 from localdpo.train.control import StopRequest
 from localdpo.train.fit import CPU_TOKENS, Fit, Need, fit
-from localdpo.train.rows import Rows, micro_batch
+from localdpo.train.plan import make_plan
+from localdpo.train.rows import Drawn, Rows, micro_batch
 from localdpo.train.session import assemble, attach_adapter
 from localdpo.train.sources import open_rows
+from localdpo.train.step import MAX_SHAPES
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 GPU = Backend("metal", None, True, ())
@@ -33,13 +36,14 @@ class Setting:
         self.pairs = write_pairs(folder / "pairs.jsonl", 16)
 
     def parts(self, backend: Backend, **changes: Any) -> tuple[Any, ...]:
-        train = {"batch_size": 8, **changes.pop("train", {})}
+        train = {"batch_size": 8, "compile": False, **changes.pop("train", {})}
         recipe = load_recipe(
             write_recipe(self.folder, recipe_text(self.model, self.pairs, self.pairs, train=train, **changes))
         )
         model, _ = build_model(recipe.model)
         config = attach_adapter(model, recipe)
-        return recipe, open_rows(recipe, load_tokenizer(recipe.model))[0], model, config, backend
+        train = open_rows(recipe, load_tokenizer(recipe.model))[0]
+        return recipe, train, make_plan(recipe.train, train.per_epoch), model, config, backend
 
     def fit(self, memory: int, *, backend: Backend = GPU, **changes: Any) -> Fit:
         self.monkeypatch.setattr(room, "memory_limit", lambda device: memory)
@@ -47,7 +51,7 @@ class Setting:
 
     def need(self, rows: int, checkpoint: bool, *, backend: Backend = GPU) -> int:
         """Bytes that `auto` wants for so many rows: the estimate and a margin."""
-        _, train, model, config, _ = self.parts(backend)
+        _, train, _, model, config, _ = self.parts(backend)
         sizes = room.model_shape(self.model, cpu=backend.is_cpu)
         need = Need(train, sizes, model, config, backend, shared=True)
         return int(need(rows, checkpoint).total / room.FILLED) + 1
@@ -70,7 +74,7 @@ def test_a_gpu_takes_the_rows_that_fit_up_to_the_batch(setting: Setting) -> None
 def test_activations_are_recomputed_where_one_row_does_not_fit_without(setting: Setting) -> None:
     less = setting.fit(setting.need(1, False) - 2)
     assert (less.checkpoint, less.micro >= 1) == (True, True)
-    assert "gradient checkpointing is on" in less.line
+    assert "gradient checkpointing is on" in less.lines[0]
     for on in (True, False):
         assert setting.fit(10**10, train={"gradient_checkpointing": on}).checkpoint is on
 
@@ -103,14 +107,63 @@ def test_a_row_that_does_not_fit_is_refused_with_what_to_change(setting: Setting
         setting.fit(1_000_000, backend=EAGER, train={"gradient_checkpointing": False})
 
 
+def test_a_traced_step_takes_the_rows_that_compute_least_and_fit(setting: Setting) -> None:
+    """Its memory is that of the shapes; a number in the recipe is kept."""
+    traced = {"train": {"compile": True}}
+    _, train, plan, *_ = setting.parts(GPU, **traced)
+    drawn = Drawn(train, batch_size=8, seed=0, steps=plan.total)
+    tables = {rows: drawn.shapes(rows, shared=True, most=MAX_SHAPES) for rows in (1, 2, 4, 8)}
+    costs = {rows: t.computed + room.LAUNCH_COLUMNS * t.planned for rows, t in tables.items()}
+    most = setting.fit(10**10, **traced)
+    assert most.micro == min(costs, key=lambda rows: costs[rows])
+    assert most.shapes == tables[most.micro]
+    assert setting.fit(10**10, train={"compile": True, "micro_batch_size": 3}).micro == 3
+    little = setting.fit(setting.need(1, False), **traced)
+    assert little.micro < most.micro
+    assert little.shapes == tables[little.micro]
+
+
+def test_the_line_of_a_traced_step_says_how_much_is_padding(setting: Setting) -> None:
+    found = setting.fit(10**10, train={"compile": True, "micro_batch_size": 2})
+    assert found.shapes is not None
+    assert found.lines[1] == (
+        f"compiled: {len(found.shapes.shapes)} shapes of micro-batches, 2 rows at most; "
+        f"{found.shapes.padding:.0%} of what is computed is padding, "
+        f"{found.shapes.least_padding:.0%} if each had its own"
+    )
+    assert setting.fit(10**10).lines[1:] == ()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_every_micro_batch_of_a_run_has_a_shape_and_tokens_are_counted_once(
+    shared: bool, micro: int, setting: Setting
+) -> None:
+    _, train, *_ = setting.parts(GPU)
+    steps = 7  # 16 rows in steps of 5: epochs end with a step of one row
+    table = Drawn(train, batch_size=5, seed=3, steps=steps).shapes(micro, shared=shared, most=4)
+    batches = [b for k in range(steps) for b in train.training_batch(k, batch_size=5, micro=micro, seed=3)]
+    assert table.planned == len(batches)
+    tokens = 0
+    for batch in batches:
+        shape = table.of(needed_shape(batch, shared=shared))
+        assert shape is not None
+        arrays = batch_arrays(batch, shared=shared, shape=shape)
+        assert arrays["gather"].shape == (shape.packed,)
+        contexts = int(batch.context.size - batch.context_pad.sum())
+        tokens += contexts * (1 if shared else 2) + 2 * int(batch.lengths.sum())
+    assert len(table.shapes) <= 4
+    assert table.real == tokens
+
+
 def test_the_recipes_own_number_is_kept_and_told_if_it_is_too_many(setting: Setting) -> None:
     given = setting.fit(setting.need(1, True), train={"micro_batch_size": 8})
     assert (given.micro, given.checkpoint) == (8, True)
-    assert given.line.endswith("more than there is: lower train.micro_batch_size")
+    assert given.lines[0].endswith("more than there is: lower train.micro_batch_size")
 
 
 def test_one_row_is_the_worst_row_and_several_are_padded_to_the_longest_of_each(setting: Setting) -> None:
-    _, train, model, config, _ = setting.parts(GPU)
+    _, train, _, model, config, _ = setting.parts(GPU)
     sizes = room.model_shape(setting.model, cpu=False)
     alone = [
         Need(Rows(train.store, train.indices[[i]], train.pad), sizes, model, config, GPU, shared=True)(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from training_runs import session_of, step_of, weights_of
 
 from localdpo.model import lora
 from localdpo.train.fit import CPU_TOKENS
+from localdpo.train.rows import Drawn
 from localdpo.train.session import Session
-from localdpo.train.step import StepResult
+from localdpo.train.step import StepResult, TrainStep
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 BETA = 0.1
@@ -50,6 +52,13 @@ def sgd_step(session: Session, **options: Any) -> tuple[StepResult, dict[str, np
     return result, {name: (before[name] - after[name]) / RATE for name in before}
 
 
+def make_the_reference_another(session: Session) -> None:
+    """Move its scores away from the policy's, so that rewards and accuracies mean something."""
+    if session.train_scores is not None:
+        noise = np.random.default_rng(3).normal(size=session.train_scores.values.shape) * 3
+        session.train_scores.values += noise.astype(np.float32)
+
+
 def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Relative to each gradient's norm, or to a thousandth of the largest one."""
     assert found.keys() == expected.keys()
@@ -68,14 +77,11 @@ def test_micro_batches_add_up_to_the_batch(
 
     def step(loss: Any, micro: int) -> tuple[StepResult, dict[str, np.ndarray]]:
         options = {"batch_size": 8, "micro_batch_size": micro}
-        # The policy is not the reference here, so that rewards and accuracies mean something.
         session = prepared(
             tmp_path,
             recipe_text(tiny_model, pairs, adapter=str(sft_adapter), train=options, loss=loss),
         )
-        if session.train_scores is not None:
-            noise = np.random.default_rng(3).normal(size=session.train_scores.values.shape) * 3
-            session.train_scores.values += noise.astype(np.float32)
+        make_the_reference_another(session)
         return sgd_step(session)
 
     for loss in (
@@ -207,6 +213,71 @@ def test_compiled_equals_eager_with_micro_batches_and_dropout(
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-4)
     for name, value in found[False][1].items():
         np.testing.assert_allclose(found[True][1][name], value, atol=2e-4)
+
+
+def test_padding_to_the_shapes_of_a_run_changes_no_number(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    text = recipe_text(
+        tiny_model,
+        pairs,
+        adapter=str(sft_adapter),
+        train={"batch_size": 7, "micro_batch_size": 2},
+        loss={"type": ["sigmoid", "sft"], "ld_alpha": 0.5, "use_weighting": True},
+    )
+    session = prepared(tmp_path, text)
+    make_the_reference_another(session)
+    plain, expected = sgd_step(session)
+    drawn = Drawn(session.train, batch_size=7, seed=0, steps=session.plan.total)
+    session = prepared(tmp_path, text)
+    make_the_reference_another(session)
+    session.shapes = drawn.shapes(2, shared=True, most=2)
+    shapes = {arrays["response"].shape for arrays in session.training_arrays(session.training_batch(0))}
+    assert len(shapes) == 2
+    padded, found = sgd_step(session)
+    assert_close(found, expected)
+    assert padded.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert padded.metrics == pytest.approx(plain.metrics, rel=1e-5, abs=2e-6)
+
+
+class _Sums(nn.Module):
+    """Stands for a forward pass and an objective: the loss is the sum of x times one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = mx.ones((1,))
+
+    @property
+    def model(self) -> nn.Module:
+        return self
+
+    def scores(self, arrays: Any, *, gradient: bool) -> dict[str, mx.array]:
+        return {"logps": arrays["x"] * self.weight}
+
+    def sums(self, scores: Any, arrays: Any) -> dict[str, mx.array]:
+        return {"loss": mx.stack([scores["logps"].sum(), mx.array(1.0)])}
+
+
+def test_one_trace_serves_every_place_of_a_micro_batch_and_too_many_are_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First, middle and last micro-batch are one function; a shape over the bound drops the traces."""
+    monkeypatch.setattr("localdpo.train.step.MAX_SHAPES", 2)
+    found = {}
+    for compiled in (False, True):
+        parts: Any = _Sums()
+        step = TrainStep(parts, parts, optim.SGD(1e-2), max_grad_norm=1.0, compiled=compiled)
+        counted = []
+        for widths in ((4, 4, 4), (4,), (6, 4), (4, 6, 6), (8,), (4, 8)):
+            arrays = [{"x": mx.arange(n).astype(mx.float32), "count": mx.array(2.0)} for n in widths]
+            result = step(arrays, 1e-2)
+            counted.append((step.traces, result.loss, result.grad_norm))
+        found[compiled] = counted
+    # The update is the second trace of the first step; 8 is a shape too many, then 4 is traced again.
+    assert [traces for traces, *_ in found[True]] == [2, 2, 3, 3, 4, 5]
+    assert [traces for traces, *_ in found[False]] == [0] * 6
+    for (_, *traced), (_, *eager) in zip(found[True], found[False], strict=True):
+        assert traced == pytest.approx(eager, rel=1e-6)
 
 
 def test_gradients_are_clipped_to_the_norm_and_reported_unclipped(
