@@ -1,19 +1,19 @@
-"""A client that is killed: reads jobs from stdin, forks one child for each, prints how it ended.
+"""A client that is killed: reads jobs from stdin, starts a child for each, prints how it ended.
 
 A job is a JSON line {"folder", "die_after", "concurrency", "batch"}. The child asks all questions with the
 journal in `folder`, kills itself (SIGKILL) after that many verdicts, or writes `table.txt` at the end. Its
-process id is in `pid`. One parent for all of them, so that the anthropic package is imported once.
+process id is in `pid`. One parent for all of them, so that the anthropic package is imported
+once where a child is a fork (see `children`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import anthropic  # noqa: F401
+from children import Job, serve, status_of
 from fake_judges import pairs
 
 from localdpo.judge.anthropic import AnthropicJudge
@@ -51,15 +51,10 @@ def client(folder: Path, die_after: int | None, concurrency: int, batch: bool) -
     (folder / "table.txt").write_text("\n".join([*lines, repr(tally(verdicts))]))
 
 
-def main() -> None:
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            client(Path(job["folder"]), job["die_after"], job["concurrency"], job["batch"])
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def carry_out(job: Job) -> int:
+    client(Path(job["folder"]), job["die_after"], job["concurrency"], job["batch"])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    serve(carry_out, status_of)

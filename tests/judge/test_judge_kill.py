@@ -29,6 +29,9 @@ class Client:
             "ANTHROPIC_BASE_URL": url,
             "ANTHROPIC_API_KEY": "sk-test-key-of-the-tests",
             "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (os.environ.get("PYTHONPATH"), str(CLIENT.parents[1])))
+            ),
         }
         self.process = subprocess.Popen(
             [sys.executable, str(CLIENT)],

@@ -1,9 +1,10 @@
-"""Builds that are killed: reads jobs from stdin, forks a child for each, prints how it ended.
+"""Builds that are killed: reads jobs from stdin, starts a child for each, prints how it ended.
 
 A job is a JSON line {"folder", "prompts", "model", "adapter", "delay", "options"}. The child builds in
 `folder`/build; after `delay` seconds (null: never) it is killed with SIGKILL, wherever it is. Before each
 part is generated a line goes to parts.jsonl, before each question one to asked.jsonl; a child's lines follow
-one that holds what the folder had when it started. One parent for all of them, so that MLX is imported once.
+one that holds what the folder had when it started. One parent for all of them, so that MLX is
+imported once where a child is a fork (see `children`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from building import CountingJudge, append, options_of, rows_in
+from children import Job, serve, status_of
 
 from localdpo.judge.base import Judge
 from localdpo.judge.registry import JudgeOptions
@@ -25,7 +25,7 @@ from localdpo.prefs import build_plan, candidates
 from localdpo.prefs.build import run_build
 
 
-def build(job: dict[str, Any]) -> None:
+def build(job: Job) -> int:
     folder = Path(job["folder"])
     out = folder / "build"
     started = [f"{row['prompt']} {row['contestant']}" for row in lines_of(out / "candidates.jsonl")[1:]]
@@ -48,6 +48,7 @@ def build(job: dict[str, Any]) -> None:
         out, Path(job["prompts"]), Path(job["model"]), Path(job["adapter"]), **job["options"]
     )
     run_build(build_plan.plan_build(options))
+    return 0
 
 
 def lines_of(path: Path) -> list[Any]:
@@ -58,23 +59,9 @@ def lines_of(path: Path) -> list[Any]:
     return rows_in(path)
 
 
-def ends() -> Iterator[int]:
-    """Carries the jobs out; how each ended: the exit status, -9 when it was killed."""
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                build(job)
-                code = 0
-            finally:
-                os._exit(code)
-        yield wait(child, job["delay"])
-
-
-def wait(child: int, delay: float | None) -> int:
-    """The status of a child that is killed after `delay` seconds unless it has ended."""
+def wait(child: int, job: Job) -> int:
+    """The status of a child that is killed after its delay unless it has ended."""
+    delay: float | None = job["delay"]
     end = None if delay is None else time.monotonic() + delay
     while end is not None:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -84,9 +71,8 @@ def wait(child: int, delay: float | None) -> int:
             os.kill(child, signal.SIGKILL)
             break
         time.sleep(0.001)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status_of(child, job)
 
 
 if __name__ == "__main__":
-    for code in ends():
-        print(code, flush=True)
+    serve(build, wait)

@@ -1,26 +1,26 @@
-"""Workers that are killed: reads jobs from stdin, forks a child for each, prints how it ended.
+"""Workers that are killed: reads jobs from stdin, starts a child for each, prints how it ended.
 
 A job is a JSON line {"run", "log", "cache", "kill"}. The child is the worker of the run folder `run`, its
 output appended to `log`. `kill` says when SIGKILL comes:
 
     null            never
-    ["after", S]    S seconds after the fork
+    ["after", S]    S seconds after its start
     ["event", T, N] once an event T with a step, or a `done`, of N or more is written
     ["save", N]     before the N-th call that changes the disk within saves, counted over the child's life
 
-One parent for all of them, so that MLX is imported once; it never computes, so a fork is safe.
+One parent for all of them, so that MLX is imported once where a child is a fork (see `children`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from children import Job, serve, status_of
 
 from localdpo.core.events import Event, EventWriter
 from localdpo.train import checkpoint, worker
@@ -70,8 +70,8 @@ def kill_in_save(number: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def live(job: dict[str, Any]) -> int:
-    """The worker's life in a forked child; its exit code."""
+def live(job: Job) -> int:
+    """The worker's life in a child; its exit code."""
     os.environ["LOCALDPO_CACHE"] = job["cache"]
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -84,25 +84,9 @@ def live(job: dict[str, Any]) -> int:
     return worker.main([job["run"]])
 
 
-def ends() -> Iterator[int]:
-    """Carries the jobs out; how each ended: the exit status, -9 when it was killed."""
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = live(job)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        yield wait(child, job["kill"])
-
-
-def wait(child: int, kill: list[Any] | None) -> int:
+def wait(child: int, job: Job) -> int:
     """The status of a child that is killed in time unless it has ended."""
+    kill: list[Any] | None = job["kill"]
     end = time.monotonic() + kill[1] if kill and kill[0] == "after" else None
     while end is not None:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -112,9 +96,8 @@ def wait(child: int, kill: list[Any] | None) -> int:
             os.kill(child, signal.SIGKILL)
             break
         time.sleep(0.001)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status_of(child, job)
 
 
 if __name__ == "__main__":
-    for code in ends():
-        print(code, flush=True)
+    serve(live, wait)
