@@ -110,7 +110,7 @@ def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str, bi
         assert_close(np.array(forward.score(batch)), expected)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(
     family: str, bits: int | None
@@ -243,9 +243,9 @@ def test_sums_by_owner_are_those_of_numpy_and_so_are_their_gradients() -> None:
 
 
 def test_nothing_that_computes_adds_by_scatter() -> None:
-    """On a GPU a scatter adds in another order each time."""
+    """On a GPU a scatter adds in another order each time; the self-check asks the device whether it does."""
     scatters = re.compile(r"\.at\[|put_along_axis|scatter_add")
-    files = Path(localdpo.__file__).parent.rglob("*.py")
+    files = [file for file in Path(localdpo.__file__).parent.rglob("*.py") if file.parent.name != "selfcheck"]
     found = [str(file) for file in files if scatters.search(file.read_text(encoding="utf-8"))]
     assert found == []
 
