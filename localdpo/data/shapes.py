@@ -4,6 +4,8 @@ A trace serves one shape, and MLX keeps every trace, so their number must be bou
 is known before it begins; so are the sizes that each of its micro-batches needs, and `plan_shapes` chooses
 the table under which they are padded least. A pure function of these sizes: a resumed run has the same table.
 
+A prompt that is longer than the context of its shape ends at the head of its responses, so that what a shape
+holds is bounded by whole sequences and responses; a model whose prompt is not shared has no context at all.
 Two micro-batches with different numbers of rows share no shape: a row that is not there would have to be
 kept out of every loss.
 """
@@ -29,21 +31,26 @@ class Shape:
 
     Attributes:
         rows: P.
-        context: columns of the prompts; 0 where each response runs with its prompt as one sequence.
-        response: columns of the responses, or of these sequences.
+        whole: columns of prompt and response together.
+        response: those of them that run once for every response.
         packed: scored tokens of all responses, padding included.
     """
 
     rows: int
-    context: int
+    whole: int
     response: int
     packed: int
+
+    @property
+    def context(self) -> int:
+        """Columns of the prompts that run once for all responses; 0 where none do."""
+        return self.whole - self.response
 
     def holds(self, need: Shape) -> bool:
         """Whether a micro-batch that needs these sizes can be padded to this shape."""
         return (
             self.rows == need.rows
-            and self.context >= need.context
+            and self.whole >= need.whole
             and self.response >= need.response
             and self.packed >= need.packed
         )
@@ -51,8 +58,8 @@ class Shape:
 
 def columns(shapes: NDArray[np.int64], responses: int) -> NDArray[np.int64]:
     """What is computed for shapes [..., 4] with `responses` a row: tokens and scored tokens, with padding."""
-    rows, context, response, packed = np.moveaxis(shapes, -1, 0)
-    return rows * (context + responses * response) + packed
+    rows, whole, response, packed = np.moveaxis(shapes, -1, 0)
+    return rows * (whole + (responses - 1) * response) + packed
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class ShapeTable:
 
     @property
     def padding(self) -> float:
-        """Share of what is computed that is padding."""
+        """Share of what is computed that is padding, or the end of a prompt once more."""
         return 1.0 - self.real / self.computed
 
     @property
@@ -96,16 +103,18 @@ def plan_shapes(needs: NDArray[np.int64], responses: int, *, real: int, most: in
     changes.
 
     Args:
-        needs: [N, 4], the fields of `Shape` for each micro-batch, N >= 1.
+        needs: [N, 4], the fields of `Shape` for each micro-batch, N >= 1. `whole` is above `response` where
+            the prompt is shared, else the same.
         responses: of a row.
         real: tokens and scored tokens of all micro-batches.
 
     Raises:
         ValueError: micro-batches of more than `most` different numbers of rows.
     """
-    rounded = _round_up(needs, MULTIPLE)
-    rounded[:, 1:] = np.where(needs[:, 1:] > 0, np.maximum(rounded[:, 1:], NARROWEST), 0)
+    rounded = np.maximum(_round_up(needs, MULTIPLE), NARROWEST)
     rounded[:, 0] = needs[:, 0]
+    shared = needs[:, 1] > needs[:, 2]
+    rounded[:, 1] = np.where(shared, np.maximum(rounded[:, 1], rounded[:, 2] + NARROWEST), rounded[:, 2])
     if len(np.unique(rounded[:, 0])) > most:
         raise ValueError(f"plan_shapes: expected at most {most} different numbers of rows")
     kinds, counts = np.unique(rounded, axis=0, return_counts=True)

@@ -29,18 +29,20 @@ Arrays = Mapping[str, mx.array]
 
 def needed_shape(batch: Batch, *, shared: bool) -> Shape:
     """The sizes that the arrays of a batch have at least."""
-    context, response = max(1, batch.context.shape[1]), batch.response.shape[1] - 1
-    if not shared:
-        pairs = len(batch.indices)
-        sequences = (context - batch.context_pad)[None] + batch.lengths.reshape(-1, pairs)
-        context, response = 0, int(sequences.max())
-    return Shape(len(batch.indices), context, response, int(batch.lengths.sum()))
+    rows, response = len(batch.indices), int(batch.lengths.max())
+    contexts = batch.context.shape[1] - batch.context_pad
+    if shared:
+        contexts = np.maximum(contexts, 1)
+    whole = int((contexts + batch.lengths.reshape(-1, rows)).max())
+    return Shape(rows, whole, response if shared else whole, int(batch.lengths.sum()))
 
 
-def bucketed(need: Shape) -> Shape:
-    """The next shape of few widths, for a pass that is not traced."""
-    context = bucket(need.context) if need.context else 0
-    return Shape(need.rows, context, bucket(need.response), packed_width(need.packed))
+def bucketed_shape(batch: Batch, *, shared: bool) -> Shape:
+    """The next shape of few widths, for a pass that is not traced; every prompt fits the context."""
+    need = needed_shape(batch, shared=shared)
+    response = bucket(need.response)
+    context = bucket(batch.context.shape[1]) if shared else 0
+    return Shape(need.rows, context + response, response, packed_width(need.packed))
 
 
 def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> dict[str, mx.array]:
@@ -55,35 +57,31 @@ def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> d
         `lengths` [K*P] scored tokens of each response.
     """
     if shape is None:
-        shape = bucketed(needed_shape(batch, shared=shared))
-    arrays = _shared_inputs(batch, shape) if shared else _plain_inputs(batch, shape)
-    arrays.update(_packed(batch, arrays.pop("starts"), shape))
-    arrays["lengths"] = batch.lengths
+        shape = bucketed_shape(batch, shared=shared)
+    context, pad, response, starts = _inputs(batch, shape)
+    inputs = {"context": context, "pad": pad, "response": response} if shared else {"tokens": response}
+    arrays = {**inputs, **_packed(batch, starts, shape), "lengths": batch.lengths}
     return {name: mx.array(value) for name, value in arrays.items()}
 
 
-def _shared_inputs(batch: Batch, shape: Shape) -> dict[str, np.ndarray]:
-    more = shape.context - batch.context.shape[1]
-    response = batch.response[:, :-1]
-    return {
-        "context": np.pad(batch.context, ((0, 0), (more, 0))),
-        "pad": batch.context_pad + np.int32(more),
-        "response": np.pad(response, ((0, 0), (0, shape.response - response.shape[1]))),
-        "starts": np.zeros(len(batch.lengths), dtype=np.int32),
-    }
+def _inputs(batch: Batch, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(context [P, C], pad [P], response [K*P, R], starts [K*P]), int32, of a shape.
 
-
-def _plain_inputs(batch: Batch, shape: Shape) -> dict[str, np.ndarray]:
-    pairs, width = batch.context.shape
-    rows = []
+    Of a context longer than C the rest is put before the responses, which then begin at `starts`.
+    """
+    pairs, width = len(batch.indices), shape.context
+    context = np.zeros((pairs, width), dtype=np.int32)
+    response = np.zeros((len(batch.lengths), shape.response), dtype=np.int32)
+    lengths = batch.context.shape[1] - batch.context_pad
+    kept = np.minimum(lengths, width)
     for row, length in enumerate(batch.lengths):
-        context = batch.context[row % pairs, batch.context_pad[row % pairs] :]
-        rows.append(np.concatenate([context, batch.response[row, :length]]))
-    tokens = np.zeros((len(rows), shape.response), dtype=np.int32)
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)] = ids
-    starts = np.tile(width - batch.context_pad, len(rows) // pairs)
-    return {"tokens": tokens, "starts": starts}
+        pair = row % pairs
+        ids = batch.context[pair, batch.context_pad[pair] :]
+        context[pair, width - kept[pair] :] = ids[: kept[pair]]
+        sequence = np.concatenate([ids[kept[pair] :], batch.response[row, :length]])
+        response[row, : len(sequence)] = sequence
+    starts = np.tile(lengths - kept, len(batch.lengths) // pairs)
+    return context, (width - kept).astype(np.int32), response, starts
 
 
 def _packed(batch: Batch, starts: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:

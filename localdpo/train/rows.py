@@ -115,22 +115,19 @@ class Drawn:
         """At most `most` shapes for micro-batches of at most `micro` rows."""
         first = np.searchsorted(self._step, self._step)
         starts = np.flatnonzero((np.arange(len(first)) - first) % micro == 0)
-        scored = self._responses.sum(axis=1)
-        if shared:
-            contexts, sequences = np.maximum(self._contexts, 1), self._responses
-            real = self._contexts.sum() + 2 * scored.sum()
-        else:
-            contexts, sequences = np.zeros_like(self._contexts), self._contexts[:, None] + self._responses
-            real = sequences.sum() + scored.sum()
+        scored, longest = self._responses.sum(axis=1), self._responses.max(axis=1)
+        responses = self._responses.shape[1]
+        whole = np.maximum(self._contexts, 1 if shared else 0) + longest
+        real = self._contexts.sum() * (1 if shared else responses) + 2 * scored.sum()
         needs = np.column_stack(
             [
                 np.diff(starts, append=len(first)),
-                np.maximum.reduceat(contexts, starts),
-                np.maximum.reduceat(sequences.max(axis=1), starts),
+                np.maximum.reduceat(whole, starts),
+                np.maximum.reduceat(longest if shared else whole, starts),
                 np.add.reduceat(scored, starts),
             ]
         )
-        return plan_shapes(needs, self._responses.shape[1], real=int(real), most=most)
+        return plan_shapes(needs, responses, real=int(real), most=most)
 
 
 def micro_batch(rows: Rows, batch_size: int, tokens: int) -> int:

@@ -211,19 +211,24 @@ def test_the_first_response_token_is_scored_and_no_other_position() -> None:
     assert_close(np.array(Forward(model).score(collate(rows, 0, np.arange(2)))), full_logps(model, rows))
 
 
-@pytest.mark.parametrize("family", ["qwen3", HYBRID])
-def test_a_larger_shape_changes_neither_scores_nor_gradients(family: str) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", HYBRID])
+@pytest.mark.parametrize("context", [16, 24, 80])
+def test_the_shape_changes_neither_scores_nor_gradients(family: str, context: int) -> None:
+    """Not even where prompts are longer than its context and end at the head of their responses."""
     model = adapted(family)
-    rows = random_rows(3, seed=9)
+    rows = random_rows(3, seed=9, prompt=(3, 60))
     batch = collate(rows, 0, np.arange(3))
     forward = Forward(model, chunk_bytes=CHUNK_BYTES)
     need = needed_shape(batch, shared=forward.shared)
-    wide = Shape(3, need.context + 24 if need.context else 0, need.response + 56, need.packed + 40)
-    arrays = batch_arrays(batch, shared=forward.shared, shape=wide)
-    assert arrays["response" if forward.shared else "tokens"].shape == (6, wide.response)
-    assert arrays["gather"].shape == (wide.packed,)
+    whole = need.whole + 56
+    shape = Shape(3, whole, whole - context if forward.shared else whole, need.packed + 40)
+    arrays = batch_arrays(batch, shared=forward.shared, shape=shape)
+    assert arrays["response" if forward.shared else "tokens"].shape == (6, shape.response)
+    assert arrays["gather"].shape == (shape.packed,)
+    if forward.shared:
+        assert arrays["context"].shape == (3, context)
     assert_close(np.array(forward.logps(arrays, gradient=False)), full_logps(model, rows))
-    assert relative(gradients(model, forward, batch, wide), autodiff_gradients(model, batch)) < 3e-5
+    assert relative(gradients(model, forward, batch, shape), autodiff_gradients(model, batch)) < 3e-5
 
 
 def test_sums_by_owner_are_those_of_numpy_and_so_are_their_gradients() -> None:
