@@ -75,6 +75,8 @@ def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colou
     if colours == "nocolor":
         environment = {"NO_COLOR": "1"}
         monkeypatch.setenv("NO_COLOR", "1")
+    # Colours decide what is drawn on one screen alone, whose charts show their bands as characters.
+    sizes = SIZES if colours == "dark" or screen == "live" else SIZES[1:2]
     app = make_app(run, screen, environment=environment)
     frames = []
 
@@ -84,7 +86,7 @@ def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colou
             while "early" not in frame_text(app):
                 await pilot.pause(0.05)
             await press(pilot, "space", "down", "space")
-        for size in SIZES:
+        for size in sizes:
             await pilot.resize_terminal(*size)
             await pilot.pause(0.25)
             frames.append(check_regions(app, screen))
@@ -92,7 +94,7 @@ def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colou
                 assert coloured(app) == set()
 
     drive(app, act, SIZES[0])
-    for (width, height), frame in zip(SIZES, frames, strict=True):
+    for (width, height), frame in zip(sizes, frames, strict=True):
         compare(f"{screen}-{width}x{height}", colours, frame)
 
 
