@@ -63,14 +63,19 @@ def prepare() -> Backend:
     Whatever computes with MLX calls this first.
 
     MLX's cache of freed buffers gets a limit (see `cache_limit`): its own is nearly all memory, and batches
-    of many lengths fill it, since a buffer is only used again for an array of about its size.
+    of many lengths fill it, since a buffer is only used again for an array of about its size. MLX's limit on
+    memory in use, which makes it wait for work that is under way before it begins more, is what training may
+    use: a GPU is sent work so far ahead that a step took five times what it needs on a large one.
 
     Raises:
         UserError: LOCALDPO_DEVICE or LOCALDPO_MEMORY_GB says what cannot be.
     """
     choose_device()
     device, blas = device_name(), load_openblas()
-    mx.set_cache_limit(cache_limit(memory_limit(device)))
+    memory = memory_limit(device)
+    if device != "cpu":
+        mx.set_memory_limit(memory)
+    mx.set_cache_limit(cache_limit(memory))
     wire(device)
     hints = []
     compiled = True
