@@ -117,7 +117,8 @@ def plan_shapes(needs: NDArray[np.int64], responses: int, *, real: int, most: in
     rounded[:, 1] = np.where(shared, np.maximum(rounded[:, 1], rounded[:, 2] + NARROWEST), rounded[:, 2])
     if len(np.unique(rounded[:, 0])) > most:
         raise ValueError(f"plan_shapes: expected at most {most} different numbers of rows")
-    kinds, counts = np.unique(rounded, axis=0, return_counts=True)
+    kinds, of = _unique(rounded)
+    counts = np.bincount(of)
     found = _fit_closely(kinds, _merged(kinds, counts, responses, most), responses)
     found = found[np.lexsort([*found.T[::-1], columns(found, responses)])]
     taken, cost = _assign(kinds, found, responses)
@@ -165,15 +166,25 @@ def _grouped(
     """At most `_MERGED` shapes that hold the kinds, and the micro-batches of each: by rounding up."""
     multiple, cells = MULTIPLE, kinds
     while True:
-        groups, of = np.unique(cells, axis=0, return_inverse=True)
+        groups, of = _unique(cells)
         if len(groups) <= _MERGED:
             break
         multiple = multiple * 5 // 4
         cells = np.column_stack([kinds[:, 0], _round_up(kinds[:, 1:], multiple)])
     shapes, weights = np.zeros_like(groups), np.zeros(len(groups), dtype=np.int64)
-    np.maximum.at(shapes, of.ravel(), kinds)
-    np.add.at(weights, of.ravel(), counts)
+    np.maximum.at(shapes, of, kinds)
+    np.add.at(weights, of, counts)
     return shapes, weights
+
+
+def _unique(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(the different rows, sorted; the place of each row among them): a faster np.unique."""
+    order = np.lexsort(sizes.T[::-1])
+    ordered = sizes[order]
+    first = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
+    of = np.empty(len(sizes), dtype=np.int64)
+    of[order] = np.cumsum(first) - 1
+    return ordered[first], of
 
 
 def _fit_closely(kinds: NDArray[np.int64], shapes: NDArray[np.int64], responses: int) -> NDArray[np.int64]:

@@ -38,7 +38,8 @@ class TrainSection(Section):
     )
     micro_batch_size: Literal["auto"] | Count = Field(
         "auto",
-        description="pairs in memory at once, gradients are added up; auto: what fits, fewer on a CPU",
+        description="pairs in memory at once, gradients are added up; "
+        "auto: what fits and pads least, fewer on a CPU",
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
     learning_rate: Positive = Field(5e-6, description="highest learning rate of the schedule")
