@@ -52,7 +52,8 @@ def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSumma
 
     # The lock before the log: a run that ends in between is then shown as running, never as crashed.
     looks = [(run, run.is_running()) for run in list_runs(runs_dir)]
-    return [summarise(run.name, read_events(run.events, note), running) for run, running in looks]
+    logs = [read_events(run.events, note, alive=running) for run, running in looks]
+    return [summarise(run.name, log, running) for (run, running), log in zip(looks, logs, strict=True)]
 
 
 def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:

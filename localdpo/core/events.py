@@ -164,15 +164,19 @@ class EventTail:
         """Bytes taken in so far."""
         return self._lines.offset
 
-    @property
-    def damage(self) -> str | None:
-        """One line about the lines so far that were no event, None without any: for whoever shows the log."""
-        if not self.bad_lines:
-            return None
-        where = f"line {self._first_bad:,}"
-        if self.bad_lines == 1:
-            return f"{self.path}: 1 damaged line is left out ({where})"
-        return f"{self.path}: {self.bad_lines:,} damaged lines are left out (first: {where})"
+    def damage(self, *, alive: bool) -> str | None:
+        """One line about the lines so far that were no event, None without any: for whoever shows the log.
+
+        `alive`: whether its writer may still be at work; else a last line that was not ended counts.
+        """
+        found = []
+        if self.bad_lines:
+            which = "1 damaged line is" if self.bad_lines == 1 else f"{self.bad_lines:,} damaged lines are"
+            first = "" if self.bad_lines == 1 else "first: "
+            found.append(f"{which} left out ({first}line {self._first_bad:,})")
+        if self._lines.is_cut and not alive:
+            found.append("its last line is cut off: it was damaged, or its writer was killed")
+        return f"{self.path}: {'; '.join(found)}" if found else None
 
     def skip(self, offset: int | None = None) -> None:
         """Pass over what is in the log now, or its first `offset` bytes: `poll` gives what comes after."""
@@ -195,15 +199,18 @@ class EventTail:
         return events
 
 
-def read_events(path: str | Path, note: Callable[[str], None] | None = None) -> list[Event]:
+def read_events(
+    path: str | Path, note: Callable[[str], None] | None = None, *, alive: bool = False
+) -> list[Event]:
     """Every complete event of a log, in the order of writing; empty when there is no log.
 
-    `note` is told in one line when damaged lines were left out.
+    `note` is told in one line when damaged lines were left out; `alive`: see `EventTail.damage`.
     """
     tail = EventTail(path)
     events = tail.poll()
-    if note is not None and tail.damage is not None:
-        note(tail.damage)
+    damage = tail.damage(alive=alive)
+    if note is not None and damage is not None:
+        note(damage)
     return events
 
 

@@ -15,12 +15,14 @@ class LineTail:
     Attributes:
         offset: bytes taken in so far.
         behind: whether the last poll left lines unread because of `max_bytes`.
+        is_cut: whether the file ended within a line at the last poll.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.offset = 0
         self.behind = False
+        self.is_cut = False
         self._number = 0
 
     def skip(self, offset: int | None = None) -> None:
@@ -50,6 +52,7 @@ class LineTail:
             return []
         complete = block[: block.rfind(b"\n") + 1]
         self.offset += len(complete)
+        self.is_cut = len(complete) < len(block)
         lines = complete.split(b"\n")[:-1]
         first = self._number + 1
         self._number += len(lines)

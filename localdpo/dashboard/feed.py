@@ -52,7 +52,7 @@ class RunFeed:
         deadline = time.monotonic() + budget
         with _collector_off():
             while True:
-                has_changed |= self.state.feed(self._tail.poll(_PIECE), self._tail.damage)
+                has_changed |= self.state.feed(self._tail.poll(_PIECE), self._tail.damage(alive=self.alive))
                 if not self._tail.behind or time.monotonic() >= deadline:
                     return has_changed
 

@@ -74,7 +74,8 @@ def _load(path: Path, changed: int) -> WorstPairs:
         pairs = tuple(_pair(entry) for entry in content["pairs"])
         return WorstPairs(int(content["step"]), float(content["beta"]), pairs)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a file of pairs ({type(error).__name__}: {error})") from error
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: damaged, or not a file of pairs ({why})") from error
 
 
 def _pair(entry: Mapping[str, Any]) -> WorstPair:

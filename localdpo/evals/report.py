@@ -56,7 +56,7 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
 
     Raises UserError when another file of the run is damaged.
     """
-    log = read_events(run.events, note)
+    log = read_events(run.events, note, alive=run.is_running())
     events = effective(log)
     record = latest_record(run)
     return {

@@ -261,7 +261,7 @@ def tell_changes(run: RunDir, recipe: Recipe, what: Collection[str], note: Calla
     """Tell of damaged lines in the run's log, and whether its recipe and which of its inputs `what` are not
     those that it was trained with.
     """
-    read_events(run.events, note)
+    read_events(run.events, note, alive=run.is_running())
     before = recorded(run, note)
     if before is None:
         return

@@ -105,7 +105,7 @@ def test_damaged_lines_are_told_with_the_number_of_the_first(tmp_path: Path):
     ]
 
 
-def test_a_log_cut_at_any_byte_gives_the_events_before_the_cut(tmp_path: Path):
+def test_a_log_cut_at_any_byte_gives_the_events_before_the_cut_and_says_so(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     with EventWriter(path) as writer:
         for step in range(3):
@@ -113,7 +113,17 @@ def test_a_log_cut_at_any_byte_gives_the_events_before_the_cut(tmp_path: Path):
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        assert len(read_events(path)) == whole[:cut].count(b"\n")
+        notes = list[str]()
+        assert len(read_events(path, notes.append)) == whole[:cut].count(b"\n")
+        is_whole = whole[:cut].endswith(b"\n") or not cut
+        assert notes == (
+            []
+            if is_whole
+            else [f"{path}: its last line is cut off: it was damaged, or its writer was killed"]
+        )
+        # A writer that lives may be in the middle of it.
+        read_events(path, notes.append, alive=True)
+        assert len(notes) == (not is_whole)
 
 
 def test_a_tail_gives_each_event_once_while_two_read_and_one_writes(tmp_path: Path):

@@ -129,7 +129,7 @@ def command(arguments: Sequence[str]) -> Said:
 
 def is_same(said: Said, before: Said) -> bool:
     """Whether a command said what it said before; a figure of time in a frame may differ."""
-    clock = re.compile(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? ?(s|min|h) (ago|left)")
+    clock = re.compile(r"\d+:\d\d(:\d\d)?|\d+(\.\d+)? ?(s|m|min|h|d) (ago|left)")
     return said.code == before.code and clock.sub("", said.out) == clock.sub("", before.out)
 
 
