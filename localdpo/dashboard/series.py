@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
+from typing import Final
 
 import numpy as np
+
+# The type code of steps: four bytes, since a series of each metric is kept for all of a run.
+STEPS: Final = "I"
 
 
 class Series:
@@ -20,7 +24,7 @@ class Series:
     __slots__ = ("_steps", "_values", "cuts", "version")
 
     def __init__(self) -> None:
-        self._steps = array("q")
+        self._steps = array(STEPS)
         self._values = array("d")
         self.version = 0
         self.cuts = 0
@@ -35,7 +39,7 @@ class Series:
         self.version += 1
 
     def extend(self, steps: array[int], values: array[float]) -> None:
-        """Add points, as many steps ("q") as values ("d"); far cheaper than a call for each."""
+        """Add points, as many steps (STEPS) as values ("d"); far cheaper than a call for each."""
         self._steps.extend(steps)
         self._values.extend(values)
         self.version += 1

@@ -18,7 +18,7 @@ from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of
 from localdpo.core.events import Event
 from localdpo.core.progress import Progress, advance, advance_steps
 from localdpo.core.rundir import State, state_of
-from localdpo.dashboard.series import Series
+from localdpo.dashboard.series import STEPS, Series
 
 # Lines of the log that are kept for the log view, and step lines of which more would push out all others.
 LOG_LINES: Final = 2000
@@ -252,7 +252,7 @@ _TAKES: Final = {
 def _extend(table: dict[str, Series], events: list[Event]) -> None:
     """Add the metrics of `events` to their series, metric by metric; what is no number is left out."""
     events = [event for event in events if event.step is not None]
-    steps = array("q", [event.step for event in events if event.step is not None])
+    steps = array(STEPS, [event.step for event in events if event.step is not None])
     rows = [metrics_of(event) for event in events]
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name, _MISSING) for row in rows]
@@ -264,7 +264,7 @@ def _extend(table: dict[str, Series], events: list[Event]) -> None:
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
         if points:
             kept = array("d", [math.nan if value is None else value for _, value in points])
-            table.setdefault(name, Series()).extend(array("q", [step for step, _ in points]), kept)
+            table.setdefault(name, Series()).extend(array(STEPS, [step for step, _ in points]), kept)
 
 
 def _start_of(event: Event) -> Start:
