@@ -54,7 +54,7 @@ EVENT_TYPES: Final = frozenset(
 # What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
 REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "pairs", "checkpoint"})
 _LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of that size may not fit a float
-_MOST_STEPS: Final = 2**32  # a larger number is damage, and no column of a chart holds it
+_MOST_STEPS: Final = 2**53  # a larger number is damage, and no column of a chart holds it
 # A line may hold what JSON has no form for, by another program's hand: NaN, infinities, numbers that fit no
 # float, halves of surrogate pairs. Such a line is read as if this writer had written it.
 _NO_JSON: Final = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD][89a-fA-F]")

@@ -6,8 +6,6 @@ resume made void (steps after the checkpoint it went on from) is dropped as it i
 
 from __future__ import annotations
 
-import math
-from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of
 from localdpo.core.events import Event
 from localdpo.core.progress import Progress, advance, advance_steps
 from localdpo.core.rundir import State, state_of
-from localdpo.dashboard.series import STEPS, Series
+from localdpo.dashboard.series import Series
 
 # Lines of the log that are kept for the log view, and step lines of which more would push out all others.
 LOG_LINES: Final = 2000
@@ -252,19 +250,18 @@ _TAKES: Final = {
 def _extend(table: dict[str, Series], events: list[Event]) -> None:
     """Add the metrics of `events` to their series, metric by metric; what is no number is left out."""
     events = [event for event in events if event.step is not None]
-    steps = array(STEPS, [event.step for event in events if event.step is not None])
+    steps = [event.step for event in events if event.step is not None]
     rows = [metrics_of(event) for event in events]
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name, _MISSING) for row in rows]
         if set(map(type, values)) <= _NUMBERS:
-            table.setdefault(name, Series()).extend(steps, array("d", values))
+            table.setdefault(name, Series()).extend(steps, values)
             continue
         if name == ACCURACY:  # nothing was ranked, which is no value that was not finite
             values = [_MISSING if all_tied(row) else v for v, row in zip(values, rows, strict=True)]
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
         if points:
-            kept = array("d", [math.nan if value is None else value for _, value in points])
-            table.setdefault(name, Series()).extend(array(STEPS, [step for step, _ in points]), kept)
+            table.setdefault(name, Series()).extend(*zip(*points, strict=True))
 
 
 def _start_of(event: Event) -> Start:
