@@ -404,10 +404,9 @@ def test_a_death_is_told_with_the_command_to_resume():
         await pilot.pause(0.3)
         assert "● training" in frame_text(app)
         lock.release()
-        while "crashed" not in frame_text(app):
+        while "localdpo train --resume --run alive" not in (text := frame_text(app)):
             await pilot.pause(0.05)
-        text = frame_text(app)
-        assert "localdpo train --resume --run alive" in text
+        assert "crashed" in text
         assert "crashed seen" not in text
         await press(pilot, "s")
         assert "smoothed 0.97" in seen(app)
