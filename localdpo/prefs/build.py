@@ -14,14 +14,16 @@ killed and run again gives the same files, to the byte, as one that was not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.answers import AnswerRecord, AnswersWriter
 from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.wording import counted
 from localdpo.judge.budget import Budget
 from localdpo.judge.journal import Journal
@@ -71,6 +73,8 @@ def run_build(
     options = plan.options
     callbacks = callbacks or Callbacks()
     options.out.mkdir(parents=True, exist_ok=True)
+    if not plan.candidates.exists():
+        _require_own(options.out, {TRAIN: b"", VALID: b""})
     with AnswersWriter(plan.candidates, plan.header) as writer:
         clean_leftovers(options.out)
         if callbacks.on_candidate is not None:
@@ -107,13 +111,19 @@ def _write(plan: Plan, answers: Sequence[Mapping[str, AnswerRecord]], outcome: O
     held = _held_out(plan, built)
     report = report_of(plan, answers, outcome, built, sum(held))
     rows = _rows(plan, answers, built)
-    for name, side in ((TRAIN, False), (VALID, True)) if built else ():
-        lines = [as_line(row) for row, is_held in zip(rows, held, strict=True) if is_held == side]
-        path = options.out / name
-        if lines:
-            write_bytes(path, b"".join(lines))
-        else:
-            path.unlink(missing_ok=True)
+    report["files"] = _written(options.out)
+    if built:
+        contents = {
+            name: b"".join(as_line(row) for row, is_held in zip(rows, held, strict=True) if is_held == side)
+            for name, side in ((TRAIN, False), (VALID, True))
+        }
+        _require_own(options.out, contents)
+        report["files"] = {name: _digest(content) for name, content in contents.items() if content}
+        for name, content in contents.items():
+            if content:
+                write_bytes(options.out / name, content)
+            else:
+                (options.out / name).unlink(missing_ok=True)
     write_text(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     if not built:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in outcome.pairs.most_common())
@@ -121,6 +131,33 @@ def _write(plan: Plan, answers: Sequence[Mapping[str, AnswerRecord]], outcome: O
         prompts = counted(len(plan.prompts), "prompt")
         raise UserError(f"{options.out}: no pair was kept of {prompts} ({reasons}){stays}")
     return report
+
+
+def _require_own(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Raise UserErrors for files of pairs that no build wrote as they are: replacing them would lose work.
+
+    The report has the digests of those that the build before wrote; one that was killed ahead of its report
+    wrote what is written now, unless its options were others.
+    """
+    written, errors = _written(folder), []
+    for name, content in contents.items():
+        path = folder / name
+        if path.exists() and _digest(path.read_bytes()) not in (written.get(name), _digest(content)):
+            errors.append(UserError(f"{path}: not as a build wrote it; move it away, and run this again"))
+    if errors:
+        raise UserErrors(errors)
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """The digests of its files of pairs in the report of the build before; empty where it has none."""
+    try:
+        return dict(json.loads((folder / REPORT).read_bytes())["files"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _held_out(plan: Plan, built: Sequence[Built]) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +15,7 @@ from building import FILES, PRICE, CountingJudge, ending_model, maker, options_o
 from tiny_folders import write_rows
 
 from localdpo.core.answers import AnswerRecord, read_answers
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.encode import Limits
 from localdpo.data.examples import read_examples
 from localdpo.data.prompts import prompt_row
@@ -210,6 +211,41 @@ def test_a_build_without_a_pair_keeps_the_files_of_an_earlier_one(
     with pytest.raises(UserError, match=r"no pair was kept .*; train\.jsonl in it is of an earlier build$"):
         built(options)
     assert {name: (options.out / name).read_bytes() for name in files} == files
+
+
+def test_files_that_no_build_wrote_are_not_replaced(
+    options: BuildOptions, judges: list[CountingJudge]
+) -> None:
+    options.out.mkdir()
+    own = {name: options.out / name for name in ("train.jsonl", "valid.jsonl")}
+    for path in own.values():
+        path.write_text("mine\n")
+    with pytest.raises(UserErrors) as told:
+        built(options)
+    assert [str(error) for error in told.value.errors] == [
+        f"{path}: not as a build wrote it; move it away, and run this again" for path in own.values()
+    ]
+    assert all(path.read_text() == "mine\n" for path in own.values())
+    # Nothing was generated or asked for.
+    assert [path.name for path in sorted(options.out.iterdir())] == list(own)
+    assert not any(judge.asked for judge in judges)
+
+
+def test_pairs_that_were_edited_by_hand_are_not_replaced(options: BuildOptions) -> None:
+    first = built(options)
+    train, valid = (options.out / name for name in ("train.jsonl", "valid.jsonl"))
+    edited = train.read_text() + "\n"
+    train.write_text(edited)
+    before = valid.read_bytes()
+    with pytest.raises(UserErrors, match=r"train\.jsonl: not as a build wrote it; move it away"):
+        built(options, valid_fraction=0.5)
+    assert (train.read_text(), valid.read_bytes()) == (edited, before)
+    train.unlink()
+    again = built(options, valid_fraction=0.5)
+    assert again["files"] != first["files"]
+    assert again["files"] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, valid)
+    }
 
 
 def test_scores_beside_the_choice(options: BuildOptions, judges: list[CountingJudge]) -> None:
