@@ -82,18 +82,21 @@ def read_prompt_rows(
     format_name: str | None = None,
     rows: int | None = None,
     only: Container[int] | None = None,
+    seen: set[str] | None = None,
 ) -> list[PromptRow]:
     """The first `limit` prompts of a data source with the other columns of their rows; None: all of them.
 
     The source is whatever data.train may be. With the kind of a run's data its prompts are those that the run
     trains or is evaluated on; "prompts" takes pairs, and rows with nothing but a prompt. Rows that training
-    would leave out are left out. `rows`: how many rows of the source to look at. `only`: the
-    numbers of the rows, from 0, that count.
+    would leave out are left out. `rows`: how many rows of the source to look at. `only`: the numbers of the
+    rows, from 0, that count. `seen`: ids of prompts that are left out; those that are found are added, so
+    that each comes once. None: as often as there are rows.
     Raises UserError(s) with file:row for a source that cannot be read, a row without a prompt, and no rows.
     """
     opened = open_source(source)
     adapter = source_format(opened, kind, format_name)
     found: list[PromptRow] = []
+    repeated = False
     skipped: Counter[str] = Counter()
     problems = Problems(opened.label)
     # An answer is a pair only with its neighbour, so rows are counted by what they gave.
@@ -118,9 +121,14 @@ def read_prompt_rows(
             }
             one = row.result
             read = prompt_row(one.prompt, facts, one.tools, one.template_kwargs)
+            if seen is not None:
+                if read.id in seen:
+                    repeated = True
+                    continue
+                seen.add(read.id)
             found.append(replace(read, responses=one.responses))
     problems.raise_if_any()
-    if not found:
+    if not found and not repeated:
         reasons = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in skipped.items())
         raise UserError(f"{opened.label}: no prompts in it{': ' + reasons if reasons else ''}")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row, read_prompt_rows
 from localdpo.data.types import Kind
@@ -15,6 +15,7 @@ from localdpo.recipe.schema import Recipe
 
 DEMO_PROMPTS: Final = "demo:prompts/heldout"
 GIVEN: Final = "given prompts"
+_GIVE: Final = "give --prompts FILE or --prompt TEXT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,15 @@ def choose_prompts(
     run: RunDir, file: str | None, texts: Sequence[str], limit: int | None
 ) -> tuple[list[PromptRow], str]:
     """The given texts and the first `limit` prompts of the given file; without either, of `default_sources`.
+    Each prompt is asked once, however many rows have it: several answers to one say little more than one.
 
     The second value says where they come from. Raises UserError(s) for a file without usable prompts.
     """
-    given = [prompt_row(text) for text in texts]
+    given = [prompt_row(text) for text in dict.fromkeys(texts)]
     if file is None and given:
         return given, GIVEN
     found: list[PromptRow] = []
+    seen = {row.id for row in given}
     sources = default_sources(run) if file is None else (HeldOut(file),)
     for each in sources:
         left = None if limit is None else limit - len(found)
@@ -53,6 +56,7 @@ def choose_prompts(
                 format_name=each.format_name,
                 rows=each.rows,
                 only=each.only,
+                seen=seen,
             )
     source = ", ".join(each.source for each in sources)
     return given + found, f"{GIVEN}, {source}" if given else source
@@ -81,17 +85,17 @@ def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
 
 def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
     """The rows of a run's training data that it holds out."""
-    # Only this case pays for the import of MLX.
     from localdpo.model.load import load_tokenizer
     from localdpo.train.sources import open_rows
 
+    _require_same_rows(run, recipe)
     data = recipe.data
     _, valid = open_rows(recipe, load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code))
     found: dict[int, set[int]] = {}
     for index in valid.indices.tolist():
         found.setdefault(valid.store.part_of(index), set()).add(valid.store[index].row)
     if not found:
-        raise UserError(f"{run.path}: its recipe holds no prompts out; give --prompts FILE or --prompt TEXT")
+        raise UserError(f"{run.path}: its recipe holds no prompts out; {_GIVE}")
     return tuple(
         HeldOut(
             entry.source,
@@ -103,3 +107,17 @@ def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
         for part, entry in enumerate(data.train_sources)
         if part in found
     )
+
+
+def _require_same_rows(run: RunDir, recipe: Recipe) -> None:
+    """Raise UserErrors unless the rows that a run holds out are still those that it did not train on."""
+    from localdpo.train import inputs
+
+    # A damaged inputs.json is told where the run's models are looked at.
+    before = inputs.recorded(run, lambda line: None)
+    if before is None:
+        raise UserError(f"{run.path}: nothing says which rows it held out; {_GIVE}")
+    now = [inputs.recipe_input(run), *inputs.inputs_of(recipe, {inputs.TRAIN, inputs.TOKENIZER})]
+    if changed := inputs.changes(recipe, before, now):
+        why = f"since run {run.name} began, so it may have trained on what it would hold out now"
+        raise UserErrors([UserError(f"{line} {why}; put it back, or {_GIVE}") for line in changed])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from localdpo.data.prompts import prompt_id, read_prompt_rows
 from localdpo.evals.heldout import HeldOut, choose_prompts, default_sources
 from localdpo.model.load import load_tokenizer
 from localdpo.recipe.load import load_recipe
+from localdpo.train import inputs
 from localdpo.train.sources import open_rows
 
 
@@ -70,14 +70,14 @@ def test_rows_that_were_held_out_of_the_training_data_are_found_again(
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = f"model: {tiny_model}\ndata: {{train: {json.dumps(names)}, valid_fraction: 0.25, limit: 30}}\n"
     run = run_of(tmp_path, text)
+    recipe = load_recipe(run.recipe)
+    inputs.keep(run, [inputs.recipe_input(run), *inputs.inputs_of(recipe)])
     found, source = choose_prompts(run, None, [], None)
     assert source == ", ".join(names)
-    asked = Counter(row.text for row in found)
-    assert 3 < len(asked) < 15
-    assert set(asked.values()) == {2}
-    recipe = load_recipe(run.recipe)
+    asked = [row.text for row in found]
+    assert 3 < len(asked) == len(set(asked)) < 15
     train, valid = open_rows(recipe, load_tokenizer(recipe.model))
-    assert len(found) == len(valid)
+    assert 2 * len(found) == len(valid)
     trained = {train.store.name_rows(np.array([index])) for index in train.indices}
     for name in names:
         held = [n for n in range(30) if f"{Path(name).stem}{n // 2}" in asked]
@@ -89,8 +89,39 @@ def test_a_run_that_holds_nothing_out_asks_for_prompts(tmp_path: Path, tiny_mode
     file = tmp_path / "one.jsonl"
     file.write_text(json.dumps({"prompt": "a", "chosen": "x", "rejected": "y"}) + "\n")
     run = run_of(tmp_path, f"model: {tiny_model}\ndata: {{train: {file}}}\n")
+    inputs.keep(run, [inputs.recipe_input(run), *inputs.inputs_of(load_recipe(run.recipe))])
     with pytest.raises(UserError, match="holds no prompts out; give --prompts FILE or --prompt TEXT"):
         default_sources(run)
+
+
+def test_rows_that_changed_since_training_are_not_asked_as_held_out(tmp_path: Path, tiny_model: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": f"{n}", "chosen": "x", "rejected": "y"}) + "\n" for n in range(12)]
+    file.write_text("".join(lines))
+    run = run_of(tmp_path, f"model: {tiny_model}\ndata: {{train: {file}, valid_fraction: 0.25}}\n")
+    with pytest.raises(UserError, match="nothing says which rows it held out; give --prompts FILE"):
+        default_sources(run)
+    inputs.keep(run, [inputs.recipe_input(run), *inputs.inputs_of(load_recipe(run.recipe))])
+    (held_out,) = default_sources(run)
+    assert held_out.only
+    file.write_text("".join(lines[1:]))
+    with pytest.raises(UserErrors, match=r"rows.jsonl.* since run dpo began, so it may have trained on"):
+        default_sources(run)
+    file.write_text("".join(lines))
+    assert default_sources(run) == (held_out,)
+
+
+def test_a_prompt_of_several_rows_is_asked_once(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    prompts = ["one", "two", "one", "mine", "three", "two"]
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    run = RunDir(tmp_path)
+    found, _ = choose_prompts(run, str(file), ["mine", "mine"], None)
+    assert [row.text for row in found] == ["mine", "one", "two", "three"]
+    assert [row.text for row in choose_prompts(run, str(file), [], 3)[0]] == ["one", "two", "mine"]
+    # Nothing is left of the file, and that is no error.
+    file.write_text(json.dumps({"prompt": "mine"}) + "\n")
+    assert [row.text for row in choose_prompts(run, str(file), ["mine"], None)[0]] == ["mine"]
 
 
 def test_prompts_of_several_held_out_data_sets_come_one_after_the_other(tmp_path: Path) -> None:
