@@ -72,6 +72,7 @@ def examine(environment: Mapping[str, str]) -> list[Finding]:
     return [
         *devices(),
         memory(),
+        *memory_given(environment),
         Finding("python", platform.python_version(), "ok"),
         *(package(name) for name in PACKAGES),
         blas(),
@@ -114,6 +115,15 @@ def memory(read: Callable[[str], int] = os.sysconf) -> Finding:
     """Physical memory of the machine."""
     total = read("SC_PAGE_SIZE") * read("SC_PHYS_PAGES")
     return Finding("memory", f"{total / 2**30:.1f} GiB", "ok")
+
+
+def memory_given(environment: Mapping[str, str]) -> list[Finding]:
+    """What LOCALDPO_MEMORY_GB says. Raises UserError where it says what cannot be."""
+    from localdpo.model.backend import MEMORY_SWITCH, device_name, memory_limit
+
+    if MEMORY_SWITCH not in environment:
+        return []
+    return [Finding(MEMORY_SWITCH, f"training may use {memory_limit(device_name()) / 1e9:g} GB", "ok")]
 
 
 def package(name: str) -> Finding:
