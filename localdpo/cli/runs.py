@@ -27,6 +27,8 @@ def runs(
 ) -> None:
     """List the runs, the latest first. Accuracy, margin and KL are those of the last evaluation."""
     summaries = read_summaries(runs_dir, lambda line: say(line, error=True))
+    if not summaries:
+        say(f"{printable(str(runs_dir))}: no runs", error=True)
     if as_json:
         print_json([dataclasses.asdict(summary) for summary in summaries])
         return
@@ -46,13 +48,13 @@ def runs(
 
 def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSummary]:
     """The summary of every run in `runs_dir`, the latest first; `note` is told of each damaged log."""
-    from localdpo.core.events import read_events
+    from localdpo.core.checkpoints import read_log
     from localdpo.core.rundir import list_runs
     from localdpo.core.summary import summarise
 
     # The lock before the log: a run that ends in between is then shown as running, never as crashed.
     looks = [(run, run.is_running()) for run in list_runs(runs_dir)]
-    logs = [read_events(run.events, note, alive=running) for run, running in looks]
+    logs = [read_log(run, note, alive=running) for run, running in looks]
     return [summarise(run.name, log, running) for (run, running), log in zip(looks, logs, strict=True)]
 
 

@@ -192,14 +192,15 @@ def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show its events, explain its end; gives the exit code of the command."""
     from localdpo.cli.interrupt import Interrupts
     from localdpo.cli.plain import make_view
-    from localdpo.core.events import effective, read_events
+    from localdpo.core.checkpoints import read_log
+    from localdpo.core.events import effective
     from localdpo.core.progress import progress_of
     from localdpo.launch import start_worker, watch
     from localdpo.out import say
     from localdpo.out.console import Console
 
     console = Console()
-    before = progress_of(effective(read_events(run.events, lambda line: say(line, error=True))))
+    before = progress_of(effective(read_log(run, lambda line: say(line, error=True), alive=False)))
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)

@@ -16,6 +16,7 @@ from typing import Final
 
 from localdpo.core.atomic import MANIFEST, is_unsupported, replace_symlink, verified_digests
 from localdpo.core.errors import UserError
+from localdpo.core.events import Event, EventTail
 from localdpo.core.rundir import RunDir
 
 LATEST: Final = "LATEST"
@@ -75,6 +76,36 @@ def newest_whole(checkpoints: Path, check: Check = _nothing_more) -> tuple[Verif
         else:
             return None, problems
     return None, problems
+
+
+def damage_of(run: RunDir, log: EventTail, *, alive: bool) -> str | None:
+    """One line about what is missing in a run's log, read to its end; None where nothing is.
+
+    `alive`: whether a worker may still write it. A log that was cut at the end of a line looks whole, but
+    checkpoints of later steps than it holds tell.
+    """
+    found = [log.damage(alive=alive), None if alive else lost_lines(run, log.last_step)]
+    return "; ".join(line for line in found if line is not None) or None
+
+
+def lost_lines(run: RunDir, last_step: int) -> str | None:
+    """One line if a run has a checkpoint of a later step than the last one in its log."""
+    folders = checkpoint_folders(run.checkpoints)
+    newest = int(folders[-1].name.removeprefix("step-")) if folders else 0
+    if newest <= last_step:
+        return None
+    found = f"it ends at step {last_step:,}, a checkpoint is of step {newest:,}"
+    return f"{run.events}: lines are lost ({found})"
+
+
+def read_log(run: RunDir, note: Note, *, alive: bool) -> list[Event]:
+    """Every event of a run's log; `note` is told in one line of what is damaged or lost (see `damage_of`)."""
+    log = EventTail(run.events)
+    events = log.poll()
+    damage = damage_of(run, log, alive=alive)
+    if damage is not None:
+        note(damage)
+    return events
 
 
 def newest_checkpoint(run: RunDir) -> Path | None:

@@ -141,12 +141,14 @@ class EventTail:
 
     Attributes:
         bad_lines: lines so far that were no event.
+        last_step: the highest step of an event so far, 0 without any.
     """
 
     def __init__(self, path: str | Path, loads: Callable[[bytes], Any] = json.loads) -> None:
         self._lines = LineTail(path)
         self._loads = loads
         self.bad_lines = 0
+        self.last_step = 0
         self._first_bad = 0
 
     @property
@@ -193,25 +195,20 @@ class EventTail:
             event = decode_event(line, self._loads)
             if event is not None:
                 events.append(event)
+                self.last_step = max(self.last_step, event.step or 0)
                 continue
             self.bad_lines += 1
             self._first_bad = self._first_bad or number
         return events
 
 
-def read_events(
-    path: str | Path, note: Callable[[str], None] | None = None, *, alive: bool = False
-) -> list[Event]:
+def read_events(path: str | Path) -> list[Event]:
     """Every complete event of a log, in the order of writing; empty when there is no log.
 
-    `note` is told in one line when damaged lines were left out; `alive`: see `EventTail.damage`.
+    Damaged lines are left out; whoever shows a run to a person reads its log by `checkpoints.read_log`, which
+    tells of them.
     """
-    tail = EventTail(path)
-    events = tail.poll()
-    damage = tail.damage(alive=alive)
-    if note is not None and damage is not None:
-        note(damage)
-    return events
+    return EventTail(path).poll()
 
 
 def effective(events: Iterable[Event]) -> list[Event]:

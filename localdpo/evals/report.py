@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from localdpo.core.answers import answers_files, read_answers
+from localdpo.core.checkpoints import read_log
 from localdpo.core.eventdata import ACCURACY, metrics_of
-from localdpo.core.events import Event, effective, read_events
+from localdpo.core.events import Event, effective
 from localdpo.core.rundir import RunDir
 from localdpo.core.summary import summarise
 from localdpo.core.wording import format_number, format_seconds, metric_words, notice_text, sorted_metrics
@@ -56,7 +57,7 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
 
     Raises UserError when another file of the run is damaged.
     """
-    log = read_events(run.events, note, alive=run.is_running())
+    log = read_log(run, note, alive=run.is_running())
     events = effective(log)
     record = latest_record(run)
     return {

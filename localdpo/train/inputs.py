@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.atomic import write_text
+from localdpo.core.checkpoints import read_log
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
 from localdpo.core.events import read_events
 from localdpo.core.rundir import RunDir, run_of
@@ -261,7 +262,7 @@ def tell_changes(run: RunDir, recipe: Recipe, what: Collection[str], note: Calla
     """Tell of damaged lines in the run's log, and whether its recipe and which of its inputs `what` are not
     those that it was trained with.
     """
-    read_events(run.events, note, alive=run.is_running())
+    read_log(run, note, alive=run.is_running())
     before = recorded(run, note)
     if before is None:
         return

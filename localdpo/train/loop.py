@@ -15,9 +15,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from localdpo.core.checkpoints import lost_lines
 from localdpo.core.control import Command
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter, read_events
+from localdpo.core.events import EventTail, EventWriter
 from localdpo.core.rundir import RunDir
 from localdpo.data.types import Batch
 from localdpo.model import lora
@@ -94,6 +95,9 @@ class Loop:
     def _restore(self) -> bool:
         """Go on from the newest whole checkpoint, if there is one."""
         found, problems = checkpoint.newest_valid(self.run_dir)
+        before = EventTail(self.run_dir.events)
+        events = before.poll()
+        lost = lost_lines(self.run_dir, before.last_step)
         if found is not None:
             checkpoint.restore(found, self.session.base.model, self.optimizer)
             if self.session.moving is not None:
@@ -103,11 +107,13 @@ class Loop:
             self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{found.path.name}")
         else:
             mx.random.seed(self.recipe.train.seed)
-            if any(event.type == "step" for event in read_events(self.run_dir.events)):
+            if any(event.type == "step" for event in events):
                 # It died before its first checkpoint: readers drop the steps that are taken again.
                 self.log.write("run.resumed", 0)
         for problem in problems:
             self.notice("damaged-checkpoint", f"passed over a damaged checkpoint: {problem}")
+        if lost is not None:
+            self.notice("lost-lines", lost)
         self.watch.replay(self.run_dir.events)
         return found is not None
 

@@ -12,13 +12,16 @@ from localdpo.core import checkpoints
 from localdpo.core.atomic import published_dir
 from localdpo.core.checkpoints import (
     checkpoint_folders,
+    lost_lines,
     newest_checkpoint,
     newest_whole,
+    read_log,
     require_checkpoint,
     set_latest,
     verified_adapter,
 )
 from localdpo.core.errors import UserError
+from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir
 
 FILES = ("adapter_config.json", "adapters.safetensors")
@@ -155,3 +158,24 @@ def test_a_fall_back_that_nobody_is_told_of_is_an_error(run: RunDir) -> None:
     said: list[str] = []
     assert verified_adapter(run.checkpoints / "LATEST", FILES, said.append).path == run.checkpoint_path(20)
     assert len(said) == 1
+
+
+def test_a_log_that_ends_before_a_checkpoint_has_lost_lines(run: RunDir) -> None:
+    with EventWriter(run.events) as log:
+        for step in (0, 20, 119):
+            log.write("step", step)
+    notes = list[str]()
+    assert [event.step for event in read_log(run, notes.append, alive=False)] == [0, 20, 119]
+    lost = f"{run.events}: lines are lost (it ends at step 119, a checkpoint is of step 120)"
+    assert notes == [lost]
+    assert lost_lines(run, 119) == lost
+    # A worker that lives writes its checkpoint before it says so.
+    read_log(run, notes.append, alive=True)
+    assert notes == [lost]
+    with EventWriter(run.events) as log:
+        log.write("checkpoint", 120)
+    read_log(run, notes.append, alive=False)
+    assert notes == [lost]
+    run.events.unlink()
+    assert read_log(run, notes.append, alive=False) == []
+    assert notes[1:] == [lost.replace("step 119", "step 0")]

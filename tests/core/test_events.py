@@ -86,23 +86,25 @@ def test_a_torn_tail_is_ignored_then_ended_by_the_next_writer(tmp_path: Path):
 
 
 def test_damaged_lines_are_told_with_the_number_of_the_first(tmp_path: Path):
-    path, notes = tmp_path / "events.jsonl", list[str]()
+    path = tmp_path / "events.jsonl"
     with EventWriter(path) as writer:
         for step in range(4):
             writer.write("step", step)
-    read_events(path, notes.append)
-    assert notes == []
+    assert damage_in(path) is None
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(b'"step":1', b'"step":7')
     path.write_bytes(b"".join(lines))
-    assert [event.step for event in read_events(path, notes.append)] == [0, 2, 3]
+    assert [event.step for event in read_events(path)] == [0, 2, 3]
+    assert damage_in(path) == f"{path}: 1 damaged line is left out (line 2)"
     lines[3] = b"not JSON\n"
     path.write_bytes(b"".join(lines))
-    read_events(path, notes.append)
-    assert notes == [
-        f"{path}: 1 damaged line is left out (line 2)",
-        f"{path}: 2 damaged lines are left out (first: line 2)",
-    ]
+    assert damage_in(path) == f"{path}: 2 damaged lines are left out (first: line 2)"
+
+
+def damage_in(path: Path, *, alive: bool = False) -> str | None:
+    tail = EventTail(path)
+    tail.poll()
+    return tail.damage(alive=alive)
 
 
 def test_a_log_cut_at_any_byte_gives_the_events_before_the_cut_and_says_so(tmp_path: Path):
@@ -113,17 +115,15 @@ def test_a_log_cut_at_any_byte_gives_the_events_before_the_cut_and_says_so(tmp_p
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        notes = list[str]()
-        assert len(read_events(path, notes.append)) == whole[:cut].count(b"\n")
+        assert len(read_events(path)) == whole[:cut].count(b"\n")
         is_whole = whole[:cut].endswith(b"\n") or not cut
-        assert notes == (
-            []
+        assert damage_in(path) == (
+            None
             if is_whole
-            else [f"{path}: its last line is cut off: it was damaged, or its writer was killed"]
+            else f"{path}: its last line is cut off: it was damaged, or its writer was killed"
         )
         # A writer that lives may be in the middle of it.
-        read_events(path, notes.append, alive=True)
-        assert len(notes) == (not is_whole)
+        assert damage_in(path, alive=True) is None
 
 
 def test_a_tail_gives_each_event_once_while_two_read_and_one_writes(tmp_path: Path):

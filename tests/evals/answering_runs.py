@@ -11,6 +11,7 @@ from tiny_folders import make_adapter, recipe_text, write_pairs
 
 from localdpo.core.atomic import write_manifest
 from localdpo.core.checkpoints import set_latest
+from localdpo.core.events import EventWriter
 from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row
 from localdpo.data.types import Side
@@ -36,6 +37,8 @@ def run_folder(
     make_adapter(run.checkpoint_path(3), model, seed=seed, kind=kind)
     write_manifest(run.checkpoint_path(3))
     set_latest(run.checkpoint_path(3))
+    with EventWriter(run.events) as log:
+        log.write("step", 3)
     return run
 
 

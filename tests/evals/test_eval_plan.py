@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answering_runs import run_folder
 from eval_parts import Told, fair, first
-from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
+from tiny_folders import write_rows
 
 from localdpo.core.answers import Sampling
-from localdpo.core.atomic import write_manifest
-from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.core.rundir import RunDir
 from localdpo.evals import answers as evals_answers
@@ -28,15 +27,7 @@ FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapter: Path) -> RunDir:
     """A run with one checkpoint, whose adapter is a random one."""
-    folder = tmp_path_factory.mktemp("runs")
-    pairs = write_pairs(folder / "pairs.jsonl", 4)
-    run = RunDir(folder / "tiny")
-    run.path.mkdir()
-    run.recipe.write_text(recipe_text(tiny_model, pairs, adapter=str(sft_adapter)))
-    make_adapter(run.checkpoint_path(3), tiny_model, seed=77)
-    write_manifest(run.checkpoint_path(3))
-    set_latest(run.checkpoint_path(3))
-    return run
+    return run_folder(tmp_path_factory.mktemp("runs") / "tiny", tiny_model, sft_adapter)
 
 
 @pytest.fixture(scope="module")
