@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localdpo.core.events import Event
+from localdpo.records.events import Event
 
 RECIPE = {"loss": {"beta": 0.1}, "eval": {"every": 4}, "save": {"every": 5}}
 

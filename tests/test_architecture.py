@@ -51,7 +51,7 @@ def test_the_import_contracts_hold() -> None:
 @pytest.mark.parametrize(
     "imports",
     [
-        "localdpo, localdpo.recipe.load, localdpo.core.events, localdpo.core.rundir",
+        "localdpo, localdpo.recipe.load, localdpo.records.events, localdpo.records.rundir",
         "localdpo.recipe.describe, localdpo.objective.registry",
         "localdpo.cli.main, localdpo.launch",
     ],

@@ -11,10 +11,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from localdpo.core.answers import AnswersTail
-    from localdpo.core.answers_request import AnswersRequest
-    from localdpo.core.rundir import RunDir
     from localdpo.out.console import Console
+    from localdpo.records.answers import AnswersTail
+    from localdpo.records.answers_request import AnswersRequest
+    from localdpo.records.rundir import RunDir
 
 SIDE_BY_SIDE_WIDTH: Final = 100
 # Prompts of a file that are asked unless --limit says otherwise: as many as one reads in a terminal's scroll.
@@ -60,12 +60,12 @@ def compare(
     runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
-    from localdpo.core.answers import Sampling
-    from localdpo.core.answers_request import AnswersRequest
     from localdpo.core.errors import UserError
-    from localdpo.core.rundir import find_run
     from localdpo.out import print_json, say
     from localdpo.out.console import Console
+    from localdpo.records.answers import Sampling
+    from localdpo.records.answers_request import AnswersRequest
+    from localdpo.records.rundir import find_run
 
     if plain + as_json + (html is not None) > 1:
         raise UserError("--plain, --json and --html: choose one")
@@ -108,10 +108,10 @@ def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
 def answers_to(request: AnswersRequest) -> AnswersTail:
     """The answers, generated here as far as they are not on disk. Raises UserError."""
     from localdpo.cli.plain import print_plain
-    from localdpo.core.answers import read_answers
-    from localdpo.core.rundir import RunDir
     from localdpo.model.backend import prepare
     from localdpo.out.console import Console
+    from localdpo.records.answers import read_answers
+    from localdpo.records.rundir import RunDir
 
     errors = Console(stderr=True)
     for hint in prepare().hints:
@@ -132,7 +132,7 @@ def as_object(tail: AnswersTail) -> dict[str, Any]:
     """All answers as JSON values; log-probabilities are means per token in nats, by the model that read."""
     from dataclasses import asdict
 
-    from localdpo.core.answers import rows_of
+    from localdpo.records.answers import rows_of
 
     header = tail.header
     assert header is not None
@@ -161,7 +161,7 @@ def as_object(tail: AnswersTail) -> dict[str, Any]:
 
 def show(console: Console, tail: AnswersTail) -> None:
     """Print the answers: in columns, or one under the other on a narrow screen."""
-    from localdpo.core.answers import rows_of
+    from localdpo.records.answers import rows_of
 
     header = tail.header
     assert header is not None

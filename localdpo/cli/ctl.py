@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.core.control import COMMANDS, Command, send, wait_for
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import find_run
 from localdpo.out import say
+from localdpo.records.control import COMMANDS, Command, send, wait_for
+from localdpo.records.rundir import find_run
 
 if TYPE_CHECKING:
-    from localdpo.core.control import Acknowledgement
-    from localdpo.core.rundir import RunDir
+    from localdpo.records.control import Acknowledgement
+    from localdpo.records.rundir import RunDir
 
 # A worker that is only taking steps answers sooner than that, as a rule.
 _PATIENCE_SECONDS: Final = 2.0
@@ -66,9 +66,10 @@ def _wait(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
 
 def _busy(run: RunDir) -> str:
     """What the worker does instead of answering."""
-    from localdpo.core.events import effective, read_events
-    from localdpo.core.progress import event_age, progress_of
-    from localdpo.core.wording import PHASES, age
+    from localdpo.core.text import age
+    from localdpo.records.events import effective, read_events
+    from localdpo.records.progress import event_age, progress_of
+    from localdpo.records.wording import PHASES
 
     progress = progress_of(effective(read_events(run.events)))
     quiet = event_age(progress, time.time())

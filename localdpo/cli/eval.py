@@ -87,9 +87,9 @@ def evaluate(
     runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
 ) -> None:
     """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
-    from localdpo.core.answers import Sampling
-    from localdpo.core.rundir import find_run
     from localdpo.evals.plan import Options
+    from localdpo.records.answers import Sampling
+    from localdpo.records.rundir import find_run
 
     options = Options(
         run=find_run(runs_dir, run),
@@ -130,7 +130,7 @@ def carried_out(options: Options, html: Path | None) -> dict[str, Any]:
     from localdpo.cli.plain import print_plain
     from localdpo.evals.files import page
     from localdpo.evals.plan import plan_evaluation, run_evaluation, write_page
-    from localdpo.judge.budget import Budget
+    from localdpo.judging.budget import Budget
     from localdpo.model.backend import prepare
     from localdpo.out.console import Console
 
@@ -154,7 +154,7 @@ def carried_out(options: Options, html: Path | None) -> dict[str, Any]:
 def progress(console: Console, plan: Plan) -> Iterator[dict[str, Any]]:
     """What `run_evaluation` calls while it works: bars on a terminal, lines elsewhere."""
     from localdpo.cli.plain import print_plain
-    from localdpo.core.wording import format_seconds
+    from localdpo.core.text import format_seconds
 
     counts = {"answers": len(plan.prompts) * len(plan.contestants)}
     if plan.judge is not None:

@@ -50,10 +50,10 @@ def inspect(
     """Show which tokens a run rewarded; without --pair, the pairs it gets most wrong."""
     from localdpo.cli.plain import print_plain
     from localdpo.core.errors import UserError
-    from localdpo.core.rundir import find_run
     from localdpo.model.backend import prepare
     from localdpo.out import print_json
     from localdpo.out.console import Console
+    from localdpo.records.rundir import find_run
 
     if pair is not None and (worst is not None or limit is not None):
         raise UserError("--pair shows one pair: leave out --worst and --limit")
@@ -131,7 +131,7 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     """One line a pair, lowest margin first, below a line about all that were scored."""
     from localdpo.cli.plain import print_plain
     from localdpo.cli.runs import text_table
-    from localdpo.core.wording import ALL_TIED
+    from localdpo.records.wording import ALL_TIED
 
     accuracy = inspection.accuracy
     ranked = ALL_TIED if accuracy is None else f"accuracy {accuracy:.3f}"
@@ -184,7 +184,7 @@ def _row(pair: PairRewards, name: str) -> tuple[str, ...]:
 
 def beginning(text: str) -> str:
     """The first characters of a response, on one line."""
-    from localdpo.core.wording import printable
+    from localdpo.core.text import printable
 
     line = " ".join(printable(text).split())
     return line if len(line) <= BEGINNING else f"{line[: BEGINNING - 1]}…"
@@ -265,7 +265,7 @@ def _spans(response: ResponseRewards) -> list[tuple[str, float]]:
 
 def _visible(piece: str, behind: str = "") -> str:
     """A token without what would steer the terminal; `behind` comes before the line break that it ends in."""
-    from localdpo.core.wording import printable
+    from localdpo.core.text import printable
 
     body = piece.rstrip("\n")
     breaks = len(piece) - len(body)

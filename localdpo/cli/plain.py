@@ -1,15 +1,16 @@
 """Progress without a dashboard: one text line an event, or a bar with a line per evaluation on a terminal.
 
-What the lines say is worded in core/wording.py.
+What the lines say is worded in records/wording.py.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from localdpo.core.events import Event
-from localdpo.core.progress import Progress, advance
-from localdpo.core.wording import PHASES, format_event, format_headline, format_seconds, printable
+from localdpo.core.text import format_seconds, printable
+from localdpo.records.events import Event
+from localdpo.records.progress import Progress, advance
+from localdpo.records.wording import PHASES, format_event, format_headline
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

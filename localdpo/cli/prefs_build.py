@@ -24,7 +24,7 @@ from localdpo.cli.judging import (
 )
 
 if TYPE_CHECKING:
-    from localdpo.judge.budget import Budget
+    from localdpo.judging.budget import Budget
     from localdpo.out.console import Console
     from localdpo.prefs.build import Callbacks
     from localdpo.prefs.build_plan import BuildOptions, Plan
@@ -175,7 +175,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def carried_out(options: BuildOptions) -> dict[str, Any]:
     """Build with bars on stderr; the report's record."""
     from localdpo.cli.plain import print_plain
-    from localdpo.judge.budget import Budget
+    from localdpo.judging.budget import Budget
     from localdpo.model.backend import prepare
     from localdpo.out.console import Console
     from localdpo.prefs.build import run_build
@@ -202,7 +202,7 @@ def progress(console: Console, plan: Plan, budget: Budget) -> Iterator[Callbacks
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from localdpo.cli.plain import print_plain
-    from localdpo.core.wording import format_seconds
+    from localdpo.core.text import format_seconds
     from localdpo.prefs.build import Callbacks
 
     columns = (

@@ -19,10 +19,10 @@ def report(
 ) -> None:
     """Write a run as one HTML file: charts, recipe, notices, samples, answers and the latest evaluation."""
     from localdpo.core.errors import UserError
-    from localdpo.core.rundir import find_run
     from localdpo.evals.report import report_values
     from localdpo.out import say
     from localdpo.pages import write_page
+    from localdpo.records.rundir import find_run
 
     found = find_run(runs_dir, run)
     path = html or found.path / "report.html"

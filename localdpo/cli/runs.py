@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.core.wording import ALL_TIED, age, printable
+from localdpo.core.text import age, printable
 from localdpo.out import print_json, say
+from localdpo.records.wording import ALL_TIED
 
 if TYPE_CHECKING:
-    from localdpo.core.summary import RunSummary
     from localdpo.out.console import Console
+    from localdpo.records.summary import RunSummary
 
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
 _NUMBERS: Final = frozenset({"beta", "step", "accuracy", "margin", "kl"})
@@ -48,9 +49,9 @@ def runs(
 
 def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSummary]:
     """The summary of every run in `runs_dir`, the latest first; `note` is told of each damaged log."""
-    from localdpo.core.checkpoints import read_log
-    from localdpo.core.rundir import list_runs
-    from localdpo.core.summary import summarise
+    from localdpo.records.checkpoints import read_log
+    from localdpo.records.rundir import list_runs
+    from localdpo.records.summary import summarise
 
     # The lock before the log: a run that ends in between is then shown as running, never as crashed.
     looks = [(run, run.is_running()) for run in list_runs(runs_dir)]

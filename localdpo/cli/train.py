@@ -12,8 +12,8 @@ import typer
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
-from localdpo.core.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
 from localdpo.dashboard.recipediff import flatten
+from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
 
 if TYPE_CHECKING:
     from localdpo.launch import Worker
@@ -178,9 +178,9 @@ def show_dry_run(request: Request) -> None:
 def say_finished(run: RunDir) -> None:
     """Nothing is left to do: say so, and where the result is."""
     from localdpo.cli.plain import print_plain
-    from localdpo.core.events import read_events
-    from localdpo.core.wording import closing_lines
     from localdpo.out.console import Console
+    from localdpo.records.events import read_events
+    from localdpo.records.wording import closing_lines
 
     console = Console()
     print_plain(console, f"{run.path} is finished; for another run of the recipe choose another --run name")
@@ -192,12 +192,12 @@ def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show its events, explain its end; gives the exit code of the command."""
     from localdpo.cli.interrupt import Interrupts
     from localdpo.cli.plain import make_view
-    from localdpo.core.checkpoints import read_log
-    from localdpo.core.events import effective
-    from localdpo.core.progress import progress_of
     from localdpo.launch import start_worker, watch
     from localdpo.out import say
     from localdpo.out.console import Console
+    from localdpo.records.checkpoints import read_log
+    from localdpo.records.events import effective
+    from localdpo.records.progress import progress_of
 
     console = Console()
     before = progress_of(effective(read_log(run, lambda line: say(line, error=True), alive=False)))
@@ -241,10 +241,10 @@ def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
 def report_end(worker: Worker, by_keyboard: bool) -> int:
     """Say how the run of an ended worker ended, and what to do next; gives the exit code of the command."""
     from localdpo.cli.plain import print_plain
-    from localdpo.core.events import read_events
-    from localdpo.core.wording import closing_lines
     from localdpo.launch import FINISHED_EXIT, explain_death, full_disk, is_device_failure
     from localdpo.out.console import Console
+    from localdpo.records.events import read_events
+    from localdpo.records.wording import closing_lines
 
     run, returncode = worker.run, worker.returncode
     assert returncode is not None

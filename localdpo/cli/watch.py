@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir, find_run, list_runs
 from localdpo.out import say
+from localdpo.records.rundir import RunDir, find_run, list_runs
 
 if TYPE_CHECKING:
     from localdpo.launch import Worker

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from localdpo.core.progress import silent_for
-from localdpo.core.wording import format_seconds
+from localdpo.core.text import format_seconds
 from localdpo.dashboard.state import Notice, RunState
+from localdpo.records.progress import silent_for
 
 _MEMORY_SHARE: Final = 0.9
 # The worker's own notice of the same thing; older logs do not have it.

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.answers import FOLDER
-from localdpo.core.answers_request import ANNOUNCEMENT, NOTE, WORKER_MODULE, AnswersRequest
 from localdpo.launch import Job
+from localdpo.records.answers import FOLDER
+from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, WORKER_MODULE, AnswersRequest
 
 LOG: Final = "worker.log"
 

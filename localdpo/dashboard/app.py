@@ -1,6 +1,6 @@
 """The dashboard: one app that tails the files of a run and shows them on six screens.
 
-It never touches the training process but through command files (core/control.py), and a run goes on when the
+It never touches the training process but through command files (records/control.py); a run goes on when the
 dashboard is left, closed or killed.
 """
 
@@ -18,10 +18,8 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from localdpo.core.atomic import write_text
-from localdpo.core.control import Command, send
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.asked import Asked
 from localdpo.dashboard.commands import commands
 from localdpo.dashboard.feed import RunFeed
@@ -32,6 +30,8 @@ from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.terminal import Abilities, abilities_of, line_filters
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
 from localdpo.launch import Worker
+from localdpo.records.control import Command, send
+from localdpo.records.rundir import RunDir
 
 # Seconds between two looks at the log, and between two chunks of a long one (the keys work in between).
 _BEAT: Final = 0.2

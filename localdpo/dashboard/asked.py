@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from localdpo.core.wording import format_seconds
+from localdpo.core.text import format_seconds
 from localdpo.dashboard.state import Acknowledgement
 
 

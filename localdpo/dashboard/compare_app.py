@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from localdpo.core.answers_request import AnswersRequest
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.screens.compare import CompareScreen
+from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.rundir import RunDir
 
 
 class CompareApp(DashboardApp):

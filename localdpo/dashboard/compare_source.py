@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.answers import AnswersTail, Sampling, answers_files
-from localdpo.core.answers_request import AnswersRequest
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
-from localdpo.core.votes import FILE as VOTES_FILE
-from localdpo.core.votes import Votes
 from localdpo.dashboard.answers_job import AnswersJob
 from localdpo.dashboard.compare_state import CompareState, Verdicts
+from localdpo.records.answers import AnswersTail, Sampling, answers_files
+from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.rundir import RunDir
+from localdpo.records.votes import FILE as VOTES_FILE
+from localdpo.records.votes import Votes
 
 # What is asked when nobody said how: drawn, so that another seed gives other answers.
 DEFAULT_SAMPLING: Final = Sampling(temperature=0.7)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from localdpo.core.answers import AnswerRecord, AnswersTail, Header, rows_of
 from localdpo.core.seal import unseal
-from localdpo.core.tail import LineTail
-from localdpo.core.votes import Choice, Subject, Vote, Votes, sides, subject, tally, text_id
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
+from localdpo.records.answers import AnswerRecord, AnswersTail, Header, rows_of
+from localdpo.records.tail import LineTail
+from localdpo.records.votes import Choice, Subject, Vote, Votes, sides, subject, tally, text_id
 
 # A prompt's state: the two answers differ, are the same, or are not both there yet.
 Mark = Literal["differs", "same", "waiting"]

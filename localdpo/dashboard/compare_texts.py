@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from localdpo.core.answers import AnswerRecord
 from localdpo.core.worddiff import count_words, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.dashboard.widgets.difftext import clean, diff_text
 from localdpo.out.console import Text
+from localdpo.records.answers import AnswerRecord
 
 NO_ANSWERS: Final = "no answers yet: g generates them, in a process of its own"
 _SIDES: Final = ("A", "B")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.verdicts import FOLDER
 from localdpo.launch import Job
+from localdpo.records.rundir import RunDir
 
 LOG: Final = "worker.log"
 

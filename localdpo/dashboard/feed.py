@@ -11,10 +11,10 @@ from typing import Final
 # Parses a log line in a third of the time that json.loads takes; a log of 100,000 lines waits for that.
 from pydantic_core import from_json
 
-from localdpo.core.checkpoints import damage_of
-from localdpo.core.events import EventTail
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.state import RunState
+from localdpo.records.checkpoints import damage_of
+from localdpo.records.events import EventTail
+from localdpo.records.rundir import RunDir
 
 # Bytes between two looks at the clock: some 370 lines, 4 ms.
 _PIECE: Final = 1 << 18

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.deaths import end_lines
-from localdpo.core.eventdata import ACCURACY, all_tied, metric, metrics_of
-from localdpo.core.events import Event, EventTail
-from localdpo.core.progress import Progress, advance
-from localdpo.core.rundir import RunDir, State, list_runs
 from localdpo.dashboard.state import RunState, Start
 from localdpo.dashboard.verdicts import win_rate
+from localdpo.records.deaths import end_lines
+from localdpo.records.eventdata import ACCURACY, all_tied, metric, metrics_of
+from localdpo.records.events import Event, EventTail
+from localdpo.records.progress import Progress, advance
+from localdpo.records.rundir import RunDir, State, list_runs
 
 # Seconds that one refresh may take; what is left is read by the next.
 BUDGET: Final = 0.03

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.core.seal import unseal
+from localdpo.records.rundir import RunDir
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from localdpo.core.wording import age, printable
+from localdpo.core.text import age, printable
 from localdpo.dashboard.index import RunLine
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from typing import Any, Final
 
-from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of
-from localdpo.core.events import Event
-from localdpo.core.progress import Progress, advance, advance_steps
-from localdpo.core.rundir import State, state_of
 from localdpo.dashboard.series import Series
+from localdpo.records.eventdata import ACCURACY, all_tied, metrics_of
+from localdpo.records.events import Event
+from localdpo.records.progress import Progress, advance, advance_steps
+from localdpo.records.rundir import State, state_of
 
 # Lines of the log that are kept for the log view, and step lines of which more would push out all others.
 LOG_LINES: Final = 2000

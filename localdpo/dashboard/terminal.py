@@ -10,7 +10,7 @@ from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
 
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 
 # Terminals whose fonts have neither blocks nor braille, whatever the locale says.
 _PLAIN_TERMS: Final = frozenset({"linux", "dumb", "vt100", "vt102", "vt220", "ansi", "cons25"})

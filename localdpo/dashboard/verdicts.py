@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.core.seal import unseal
+from localdpo.records.rundir import RunDir
 
 FOLDER: Final = "eval"
 _VERSION: Final = 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.adapters.named import Answer
 from localdpo.data.adapters.scored import contradicts
 from localdpo.data.columns import PROMPTS, keeps_records

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.errors import UserError
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.examples import name_unread
 from localdpo.data.store import TokenStore, describe_dropped
 from localdpo.data.types import EncodedRow, EncodeReport, Kind

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from localdpo.core.errors import UserError
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.examples import Problem, Problems, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Kind, Side

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from localdpo.core.atomic import clean_dead_leftovers, free_bytes, fsync_dir, fsync_file, out_of_space
 from localdpo.core.errors import UserError
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.examples import ReadingNotes, Skipped, read_examples
 from localdpo.data.sources import open_source

@@ -19,14 +19,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from localdpo.core.answers import (
-    AnswerRecord,
-    AnswersWriter,
-    Header,
-    Sampling,
-    answers_path,
-)
-from localdpo.core.rundir import RunDir
 from localdpo.data.batches import collate
 from localdpo.data.encode import ENCODER_VERSION, encode_prompt
 from localdpo.data.prompts import PromptRow
@@ -39,6 +31,14 @@ from localdpo.model.generate import generate_apart
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.model.room import rows_in_pass
 from localdpo.recipe.load import load_recipe
+from localdpo.records.answers import (
+    AnswerRecord,
+    AnswersWriter,
+    Header,
+    Sampling,
+    answers_path,
+)
+from localdpo.records.rundir import RunDir
 
 __all__ = ["AnswerRecord", "Contestant", "PromptRow", "Sampling", "answer_all", "contestants", "plan_answers"]
 

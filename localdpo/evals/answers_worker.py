@@ -11,10 +11,10 @@ from __future__ import annotations
 import signal
 import sys
 
-from localdpo.core.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
-from localdpo.core.rundir import RunDir
 from localdpo.out import guard, json_text, say, say_device_error, say_errors
+from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
+from localdpo.records.rundir import RunDir
 
 
 def main(request: AnswersRequest) -> None:

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from localdpo.core.answers import AnswerRecord
-from localdpo.core.votes import Votes, subject, text_id
 from localdpo.data.prompts import PromptRow
 from localdpo.evals import bradley_terry
 from localdpo.evals.contestants import Contestant
@@ -25,7 +23,9 @@ from localdpo.evals.statistics import (
     sign_test,
     win_rate,
 )
-from localdpo.judge.pairwise import PairVerdict, tally
+from localdpo.judging.pairwise import PairVerdict, tally
+from localdpo.records.answers import AnswerRecord
+from localdpo.records.votes import Votes, subject, text_id
 
 CATEGORY: Final = "category"
 # A kappa of fewer votes says next to nothing.

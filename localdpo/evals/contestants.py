@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from localdpo.core.answers import Role
-from localdpo.core.checkpoints import Note, Verified, require_checkpoint
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.model import lora
 from localdpo.model.load import Base, fingerprint, model_path
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.records.answers import Role
+from localdpo.records.checkpoints import Note, Verified, require_checkpoint
+from localdpo.records.rundir import RunDir
 from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, tell_changes
 
 NO_ADAPTER = "none"

@@ -28,9 +28,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from localdpo.core.answers import AnswerRecord, Sampling
-from localdpo.core.rundir import RunDir
-from localdpo.core.votes import Votes
 from localdpo.data.prompts import PromptRow
 from localdpo.data.types import Side
 from localdpo.evals.comparisons import CATEGORY, Duel, duel_record, duels_of, strengths_record
@@ -38,9 +35,12 @@ from localdpo.evals.conclusion import conclusion
 from localdpo.evals.contestants import Contestant
 from localdpo.evals.metrics import Measured, measure, metric_record, rounded
 from localdpo.heuristics import Heuristic
-from localdpo.judge.base import Judge, Question, Verdict
-from localdpo.judge.pairwise import Pair, PairVerdict, questions_of
-from localdpo.judge.runner import Asking
+from localdpo.judging.base import Judge, Question, Verdict
+from localdpo.judging.pairwise import Pair, PairVerdict, questions_of
+from localdpo.judging.runner import Asking
+from localdpo.records.answers import AnswerRecord, Sampling
+from localdpo.records.rundir import RunDir
+from localdpo.records.votes import Votes
 
 VERSION = 1
 Answers = Mapping[str, Sequence[AnswerRecord]]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row, read_prompt_rows
 from localdpo.data.types import Kind
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.records.rundir import RunDir
 
 DEMO_PROMPTS: Final = "demo:prompts/heldout"
 GIVEN: Final = "given prompts"

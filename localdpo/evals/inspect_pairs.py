@@ -14,15 +14,15 @@ from typing import Literal
 
 import numpy as np
 
-from localdpo.core.checkpoints import require_checkpoint
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.data.mixture import Part
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base, load_base
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.records.checkpoints import require_checkpoint
+from localdpo.records.rundir import RunDir
 from localdpo.train.checkpoint import moved_reference
 from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, TRAIN, VALID, tell_changes
 from localdpo.train.rows import Rows

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from localdpo.core.answers import AnswerRecord
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.statistics import Estimate, paired_difference
 from localdpo.heuristics import Direction, Heuristic
+from localdpo.records.answers import AnswerRecord
 
 # Finer differences between two computers' arithmetic must not show in a file.
 DIGITS: Final = 6

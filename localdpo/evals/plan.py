@@ -7,12 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.answers import AnswerRecord, Header, Sampling, read_answers, rows_of
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir, check_name
-from localdpo.core.votes import FILE as VOTES_FILE
-from localdpo.core.votes import Votes
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.answers import answer_all, contestants, plan_answers
 from localdpo.evals.comparisons import duels_of
@@ -22,15 +18,19 @@ from localdpo.evals.files import folder_of, write_record
 from localdpo.evals.heldout import choose_prompts
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
-from localdpo.judge.base import Judge, Question, Verdict
-from localdpo.judge.budget import Budget
-from localdpo.judge.constitution import Principles
-from localdpo.judge.journal import Journal, damaged_lines
-from localdpo.judge.registry import JudgeOptions, make_judge
-from localdpo.judge.rubric import rubrics_by_mode
-from localdpo.judge.rules import NAME as RULES
-from localdpo.judge.rules import judges_all, refuse_others
-from localdpo.judge.runner import find_keys, preview
+from localdpo.judging.base import Judge, Question, Verdict
+from localdpo.judging.budget import Budget
+from localdpo.judging.constitution import Principles
+from localdpo.judging.journal import Journal, damaged_lines
+from localdpo.judging.registry import JudgeOptions, make_judge
+from localdpo.judging.rubric import rubrics_by_mode
+from localdpo.judging.rules import NAME as RULES
+from localdpo.judging.rules import judges_all, refuse_others
+from localdpo.judging.runner import find_keys, preview
+from localdpo.records.answers import AnswerRecord, Header, Sampling, read_answers, rows_of
+from localdpo.records.rundir import RunDir, check_name
+from localdpo.records.votes import FILE as VOTES_FILE
+from localdpo.records.votes import Votes
 
 JOURNAL: Final = "verdicts.jsonl"
 NO_JUDGE: Final = "heuristics"

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from localdpo.core.answers import answers_files, read_answers
-from localdpo.core.checkpoints import read_log
-from localdpo.core.eventdata import ACCURACY, metrics_of
-from localdpo.core.events import Event, effective
-from localdpo.core.rundir import RunDir
-from localdpo.core.summary import summarise
-from localdpo.core.wording import format_number, format_seconds, metric_words, notice_text, sorted_metrics
+from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.files import latest_record
 from localdpo.evals.table import heading, tables
 from localdpo.pages.chart import Chart, Look, Series, line_chart
 from localdpo.pages.compare import compare_values
+from localdpo.records.answers import answers_files, read_answers
+from localdpo.records.checkpoints import read_log
+from localdpo.records.eventdata import ACCURACY, metrics_of
+from localdpo.records.events import Event, effective
+from localdpo.records.rundir import RunDir
+from localdpo.records.summary import summarise
+from localdpo.records.wording import metric_words, notice_text, sorted_metrics
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12

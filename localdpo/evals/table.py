@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 
 Tone: TypeAlias = Literal["", "better", "worse", "unsure"]
 Record: TypeAlias = Mapping[str, Any]

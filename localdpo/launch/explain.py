@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from localdpo.core.atomic import LEAST_BYTES, is_full, no_space_error
-from localdpo.core.checkpoints import newest_whole
-from localdpo.core.deaths import GO_ON, LESS_MEMORY, end_lines, training_hint
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT
-from localdpo.core.events import Event, effective, read_events
-from localdpo.core.progress import Progress, progress_of
-from localdpo.core.rundir import RunDir, state_of
-from localdpo.core.wording import closing_lines, resume_command
+from localdpo.records.checkpoints import newest_whole
+from localdpo.records.deaths import GO_ON, LESS_MEMORY, end_lines, training_hint
+from localdpo.records.events import Event, effective, read_events
+from localdpo.records.progress import Progress, progress_of
+from localdpo.records.rundir import RunDir, state_of
+from localdpo.records.wording import closing_lines, resume_command
 
 # The worker of a run; the run folder follows.
 WORKER: Final = (sys.executable, "-m", "localdpo.train")

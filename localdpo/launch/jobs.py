@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from localdpo.core.deaths import death_in
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
+from localdpo.records.deaths import death_in
 
 
 class Job:

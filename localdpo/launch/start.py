@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from localdpo.core.atomic import LEAST_BYTES, no_space_error, out_of_space, require_space
-from localdpo.core.deaths import training_hint
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
-from localdpo.core.events import Event, EventTail
-from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end, state_of
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER, bytes_to_go_on
+from localdpo.records.deaths import training_hint
+from localdpo.records.events import Event, EventTail
+from localdpo.records.rundir import LOCK_FD, RunDir, RunLock, is_end, state_of
 
 # Tells the supervisor to stop the worker at once. A second SIGINT may come while the first still waits for
 # the supervisor, and the kernel makes one of them then.

@@ -19,15 +19,15 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
-from localdpo.core.events import EventTail, EventWriter, effective, read_events
-from localdpo.core.progress import progress_of
-from localdpo.core.rundir import LOCK_FD, RunDir, RunLock, is_end
 from localdpo.core.signals import SignalPipe, StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
 from localdpo.launch.start import AT_ONCE, open_worker_log
 from localdpo.out import guard, say, say_errors
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.events import EventTail, EventWriter, effective, read_events
+from localdpo.records.progress import progress_of
+from localdpo.records.rundir import LOCK_FD, RunDir, RunLock, is_end
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, AT_ONCE, signal.SIGCHLD)
 

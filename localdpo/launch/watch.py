@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from localdpo.core.events import Event, EventTail
-from localdpo.core.rundir import RunDir, is_end
 from localdpo.launch.start import Worker
+from localdpo.records.events import Event, EventTail
+from localdpo.records.rundir import RunDir, is_end
 
 _POLL_SECONDS: Final = 0.1
 # The supervisor of a worker that died writes so within moments of the death.

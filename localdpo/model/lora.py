@@ -26,14 +26,14 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.atomic import sha256_of
-from localdpo.core.checkpoints import Note, Verified, verified_adapter
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
-from localdpo.core.rundir import run_of
 from localdpo.model.arrays import load_arrays, named
 from localdpo.model.load import first_line
 from localdpo.model.recompute import recomputed
+from localdpo.records.checkpoints import Note, Verified, verified_adapter
+from localdpo.records.rundir import run_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"

@@ -11,7 +11,7 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.style import Style
 
-from localdpo.core.wording import escaped
+from localdpo.core.text import escaped
 from localdpo.out.streams import Escaped
 
 

@@ -6,9 +6,9 @@ import json
 import sys
 from typing import Any
 
-from localdpo.core.deaths import error_hint
 from localdpo.core.errors import DEVICE_EXIT, LocalDPOError
-from localdpo.core.wording import escaped, printable
+from localdpo.core.text import escaped, printable
+from localdpo.records.deaths import error_hint
 
 
 def say(text: str, *, error: bool = False) -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Final, NoReturn, TextIO
 
-from localdpo.core.wording import escaped
+from localdpo.core.text import escaped
 
 # As a shell names the end of a program by SIGPIPE.
 UNREAD_EXIT: Final = 141

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from localdpo.core.answers import AnswerRecord, AnswersTail, Header, Sampling, rows_of
 from localdpo.core.worddiff import word_diff
+from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling, rows_of
 
 
 def compare_values(tail: AnswersTail) -> dict[str, Any]:

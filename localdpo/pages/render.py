@@ -14,7 +14,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from localdpo.core.atomic import write_text
-from localdpo.core.wording import format_number
+from localdpo.core.text import format_number
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

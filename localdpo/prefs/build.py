@@ -3,7 +3,7 @@
 What lies in the folder of a build:
 
     candidates.jsonl   every answer that was generated; see candidates.py
-    verdicts.jsonl     every verdict that was given; see judge/journal.py
+    verdicts.jsonl     every verdict that was given; see judging/journal.py
     train.jsonl        the pairs to train on, and valid.jsonl those to evaluate on, split by prompt
     report.json        what was kept and dropped, and why; see build_report.py
 
@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.answers import AnswerRecord, AnswersWriter
 from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.wording import counted
-from localdpo.judge.budget import Budget
-from localdpo.judge.journal import Journal
-from localdpo.judge.retry import OnWait, Retry
-from localdpo.judge.runner import Asking, OnVerdict, find_keys
+from localdpo.core.text import counted
+from localdpo.judging.budget import Budget
+from localdpo.judging.journal import Journal
+from localdpo.judging.retry import OnWait, Retry
+from localdpo.judging.runner import Asking, OnVerdict, find_keys
 from localdpo.prefs.build_plan import Plan
 from localdpo.prefs.build_report import report_of
 from localdpo.prefs.build_rows import HASH_DIGITS, Built, row_of
@@ -36,6 +35,7 @@ from localdpo.prefs.candidates import OnCandidate, by_prompt, make_candidates
 from localdpo.prefs.judging import Outcome, judge_all, questions_of_build
 from localdpo.prefs.output import as_line
 from localdpo.prefs.selection import split_by_prompt
+from localdpo.records.answers import AnswerRecord, AnswersWriter
 
 TRAIN: Final = "train.jsonl"
 VALID: Final = "valid.jsonl"

@@ -10,23 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.core.answers import AnswersTail, Header
-from localdpo.core.checkpoints import LATEST, Note
 from localdpo.core.errors import UserError
 from localdpo.data.columns import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
-from localdpo.judge.base import Judge
-from localdpo.judge.constitution import Constitution, Principles, load_constitution
-from localdpo.judge.journal import damaged_lines
-from localdpo.judge.registry import JUDGES, JudgeOptions, make_judge
-from localdpo.judge.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
-from localdpo.judge.rules import NAME as RULES
-from localdpo.judge.rules import judges_all, refuse_others
+from localdpo.judging.base import Judge
+from localdpo.judging.constitution import Constitution, Principles, load_constitution
+from localdpo.judging.journal import damaged_lines
+from localdpo.judging.registry import JUDGES, JudgeOptions, make_judge
+from localdpo.judging.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
+from localdpo.judging.rules import NAME as RULES
+from localdpo.judging.rules import judges_all, refuse_others
 from localdpo.model import lora
 from localdpo.prefs.build_rows import OWN_COLUMNS, UNSCORED_COLUMNS
 from localdpo.prefs.candidates import GROUP, Drawing, Prints, Source, digest, header_of, prints_of
 from localdpo.prefs.tokenizer import open_tokenizer
+from localdpo.records.answers import AnswersTail, Header
+from localdpo.records.checkpoints import LATEST, Note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

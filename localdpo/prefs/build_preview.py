@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from localdpo.core.answers import AnswerRecord, AnswersTail
-from localdpo.judge.base import Judge, Question
-from localdpo.judge.journal import Journal
-from localdpo.judge.runner import preview
+from localdpo.judging.base import Judge, Question
+from localdpo.judging.journal import Journal
+from localdpo.judging.runner import preview
 from localdpo.prefs.build_plan import Plan
 from localdpo.prefs.candidates import by_prompt
 from localdpo.prefs.judging import questions_of_build
+from localdpo.records.answers import AnswerRecord, AnswersTail
 
 # Characters of a token, for the length of an answer that is not there yet.
 _CHARACTERS: Final = 5

@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.core.answers import AnswerRecord
-from localdpo.core.wording import format_number
+from localdpo.core.text import format_number
 from localdpo.evals.statistics import wilson
-from localdpo.judge.panel import add_usage
+from localdpo.judging.panel import add_usage
 from localdpo.prefs.build_rows import Built, longer_share
 from localdpo.prefs.judging import Outcome
+from localdpo.records.answers import AnswerRecord
 
 if TYPE_CHECKING:
     from localdpo.prefs.build_plan import Plan

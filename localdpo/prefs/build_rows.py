@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from localdpo.core.answers import AnswerRecord
 from localdpo.data.columns import OPTIONS
 from localdpo.data.prompts import PromptRow
-from localdpo.judge.base import Verdict
+from localdpo.judging.base import Verdict
 from localdpo.prefs.selection import Chosen
+from localdpo.records.answers import AnswerRecord
 
 UNSCORED_COLUMNS: Final = ("prompt", "chosen", "rejected", "provenance")
 OWN_COLUMNS: Final = (*UNSCORED_COLUMNS, "score_chosen", "score_rejected", "margin")

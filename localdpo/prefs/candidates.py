@@ -1,6 +1,6 @@
 """Candidates: several answers of one model to each prompt, kept in `candidates.jsonl` as they are made.
 
-The file is an answers file (core/answers.py) in which each candidate is a contestant: "1", "2", ... at their
+The file is an answers file (records/answers.py) where each candidate is a contestant: "1", "2", ... at their
 temperatures; with revision "1", "critique", "revision". Prompts are answered in groups, in their order. A
 part, one candidate of a group, is written at once when all of it is there, and each answer has a random key
 of its own: what the file holds is never generated again, and a build that was killed and continued ends with
@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling
 from localdpo.data.encode import Limits, encode_prompt
 from localdpo.data.prompts import PromptRow
 from localdpo.data.types import Side, TemplateChoice
 from localdpo.evals.answers import GENERATOR_VERSION, prompt_seeds
-from localdpo.judge.constitution import Constitution
+from localdpo.judging.constitution import Constitution
 from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import prepare
 from localdpo.model.generate import generate_apart
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.prefs.revision import CRITIQUE, REVISION, critique_request, principle_of, revision_request
+from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

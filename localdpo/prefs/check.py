@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.encode import Limits
 from localdpo.data.examples import (
     AGAINST_SCORES,

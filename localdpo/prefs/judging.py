@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from localdpo.core.answers import AnswerRecord
 from localdpo.data.encode import IDENTICAL, Encoder
 from localdpo.data.types import Example
 from localdpo.data.types import Pair as TokenPair
 from localdpo.evals.evaluate import conversation_text
-from localdpo.judge.base import Judge, Question, Verdict
-from localdpo.judge.pairwise import Pair, collect, questions_of
-from localdpo.judge.runner import Asking
+from localdpo.judging.base import Judge, Question, Verdict
+from localdpo.judging.pairwise import Pair, collect, questions_of
+from localdpo.judging.runner import Asking
 from localdpo.prefs.build_rows import Asked, Built
 from localdpo.prefs.revision import REVISION
 from localdpo.prefs.selection import (
@@ -29,6 +28,7 @@ from localdpo.prefs.selection import (
     with_scores,
 )
 from localdpo.prefs.tokenizer import end_ids
+from localdpo.records.answers import AnswerRecord
 
 if TYPE_CHECKING:
     from localdpo.prefs.build_plan import Plan

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from localdpo.core.wording import format_seconds, printable
+from localdpo.core.text import format_seconds, printable
 from localdpo.prefs.findings import LEVELS, NOTHING, Check, Level
 
 VERSION: Final = 1

@@ -11,7 +11,7 @@ from typing import Final
 
 from localdpo.data.render import side_messages
 from localdpo.data.types import Message, Side
-from localdpo.judge.constitution import Constitution, Principle
+from localdpo.judging.constitution import Constitution, Principle
 
 CRITIQUE: Final = "critique"
 REVISION: Final = "revision"

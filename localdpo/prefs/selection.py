@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from localdpo.core.answers import AnswerRecord
-from localdpo.judge.base import Verdict
-from localdpo.judge.pairwise import PairVerdict
+from localdpo.judging.base import Verdict
+from localdpo.judging.pairwise import PairVerdict
+from localdpo.records.answers import AnswerRecord
 
 EMPTY: Final = "empty"
 CUT: Final = "cut at the limit of tokens"

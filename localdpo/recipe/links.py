@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 from localdpo.core.names import is_demo
 from localdpo.recipe.schema import Recipe
+from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 
 OPTIONS: Final = ("model", "adapter")
 # As many as Linux follows in one path.

@@ -23,12 +23,12 @@ import mlx.optimizers as optim
 from mlx.utils import tree_unflatten
 
 from localdpo.core.atomic import published_dir, remove_dir
-from localdpo.core.checkpoints import STATE_FILE, checkpoint_folders, newest_whole, set_latest
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import resume_command
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
+from localdpo.records.checkpoints import STATE_FILE, checkpoint_folders, newest_whole, set_latest
+from localdpo.records.rundir import RunDir
+from localdpo.records.wording import resume_command
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 REFERENCE_FILE = "reference.safetensors"

@@ -1,4 +1,4 @@
-"""What may interrupt a run: signals, and the commands of `core/control.py`."""
+"""What may interrupt a run: signals, and the commands of `records/control.py`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Final
 
-from localdpo.core.control import Command, CommandFile, take
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir
 from localdpo.core.signals import StopRequests, handle_once
+from localdpo.records.control import Command, CommandFile, take
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir
 from localdpo.train.clock import Clock
 
 # Does what was asked. It calls its argument with the answer when that is known; a UserError before that is
@@ -171,5 +171,5 @@ class Control:
 
 
 def answer_command(log: EventWriter, file: CommandFile, ok: bool, message: str) -> None:
-    """Write the acknowledgement that `core/control.py` describes."""
+    """Write the acknowledgement that `records/control.py` describes."""
     log.write("control", id=file.id, command=file.command, ok=ok, message=message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from rich.table import Table
 
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import LengthSummary, render_marked, statistics
 from localdpo.data.mixture import Part, named_parts, report_lines

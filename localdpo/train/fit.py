@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from localdpo.core.errors import UserError
-from localdpo.core.wording import counted
+from localdpo.core.text import counted
 from localdpo.data.batches import bucket
 from localdpo.data.shapes import ShapeTable
 from localdpo.model.arrays import named

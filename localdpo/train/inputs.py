@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.atomic import write_text
-from localdpo.core.checkpoints import read_log
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir, run_of
-from localdpo.core.wording import resume_command
 from localdpo.data.mixture import Mixture
 from localdpo.data.sources import open_source
 from localdpo.model import lora
 from localdpo.model.load import fingerprint, model_path, tokenizer_fingerprint
 from localdpo.recipe.schema import Recipe
+from localdpo.records.checkpoints import read_log
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir, run_of
+from localdpo.records.wording import resume_command
 from localdpo.train import checkpoint
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from localdpo.core.checkpoints import lost_lines
-from localdpo.core.control import Command
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventTail, EventWriter
-from localdpo.core.rundir import RunDir
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import random_key
+from localdpo.records.checkpoints import lost_lines
+from localdpo.records.control import Command
+from localdpo.records.events import EventTail, EventWriter
+from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, inputs
 from localdpo.train.control import Act, Control, StopRequest
 from localdpo.train.evaluation import Evaluation, Sampler, evaluate, exact_kl, mean_entropy

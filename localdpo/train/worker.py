@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from localdpo import __version__
 from localdpo.core.atomic import LEAST_BYTES, require_space
-from localdpo.core.control import take
-from localdpo.core.deaths import is_device_error
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, UserError
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.data.mixture import named_parts, report_lines
 from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.out import say, say_errors
+from localdpo.records.control import take
+from localdpo.records.deaths import is_device_error
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train.control import StopRequest, answer_command
 from localdpo.train.rows import NOTHING_HELD_OUT
 

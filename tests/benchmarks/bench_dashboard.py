@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localdpo.core.events import encode_event, read_events
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.events import encode_event, read_events
+from localdpo.records.rundir import RunDir, RunLock
 
 COLUMNS, ROWS = 120, 36
 POINTS = 20_000

@@ -8,10 +8,10 @@ import sys
 import time
 
 from localdpo.core.atomic import published_dir
-from localdpo.core.checkpoints import newest_checkpoint, set_latest
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.checkpoints import newest_checkpoint, set_latest
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir, RunLock
 
 TOTAL = 6
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from localdpo.cli import compare as command
 from localdpo.cli.compare import as_object, render, show
 from localdpo.cli.main import app
-from localdpo.core.answers import AnswerRecord, AnswersTail, Header, Sampling
-from localdpo.core.answers_request import AnswersRequest
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
+from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling
+from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.rundir import RunDir
 
 THREE = [("base", "sky"), ("SFT", "the sky\nis up"), ("DPO", "the sky \x1b[31mtoday")]
 

@@ -15,12 +15,12 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 
 from localdpo.cli.ctl import ctl
-from localdpo.core.checkpoints import newest_checkpoint
-from localdpo.core.control import COMMANDS
 from localdpo.core.errors import UserError
-from localdpo.core.events import Event, EventWriter, read_events
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.launch import Worker, ended_lines, start_worker
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.control import COMMANDS
+from localdpo.records.events import Event, EventWriter, read_events
+from localdpo.records.rundir import RunDir, RunLock
 
 
 def until(happens: Callable[[], object], seconds: float = 60.0) -> None:

@@ -20,13 +20,13 @@ from tiny_folders import make_adapter, recipe_text, write_rows
 from localdpo.cli.main import app, run
 from localdpo.cli.prefs_label import journal_of
 from localdpo.core.atomic import write_manifest
-from localdpo.core.checkpoints import set_latest
-from localdpo.core.events import encode_event
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import escaped
+from localdpo.core.text import escaped
 from localdpo.out import UNREAD_EXIT
 from localdpo.prefs.label_journal import open_labelling
 from localdpo.recipe.load import dump_recipe, load_recipe
+from localdpo.records.checkpoints import set_latest
+from localdpo.records.events import encode_event
+from localdpo.records.rundir import RunDir
 
 # A colour, a copy to the clipboard, a title, C1, cursor keys back, DEL, a reordering, markup of two kinds.
 HOSTILE = "\x1b[38;5;199m\x1b]52;c;SEVZ\x07\x1b]0;t\x1b\\\x9b2J\r\b\x7f\u202e[red][link=x][@click=app.quit]"

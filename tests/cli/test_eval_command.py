@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from localdpo.cli import eval as eval_command
 from localdpo.cli.main import app
 from localdpo.core.atomic import write_manifest
-from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.evals.files import read_record
+from localdpo.records.checkpoints import set_latest
+from localdpo.records.rundir import RunDir
 
 Ask = Callable[..., str]
 

@@ -13,8 +13,8 @@ import pytest
 
 from localdpo.core.atomic import LEAST_BYTES, is_full
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.launch import explain_death, start_worker
+from localdpo.records.rundir import RunDir
 
 KIB = 1024
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.errors import UserError
-from localdpo.core.events import Event, EventWriter
-from localdpo.core.rundir import RunDir, RunLock
-from localdpo.core.wording import resume_command
 from localdpo.launch import Worker, explain_death, is_device_failure, start_worker, watch
+from localdpo.records.events import Event, EventWriter
+from localdpo.records.rundir import RunDir, RunLock
+from localdpo.records.wording import resume_command
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 

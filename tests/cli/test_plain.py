@@ -6,7 +6,7 @@ from logged import EVAL, METRICS, NOTICE, STARTED, event
 from rich.console import Console
 
 from localdpo.cli.plain import bar_state, make_view
-from localdpo.core.progress import Progress, progress_of
+from localdpo.records.progress import Progress, progress_of
 
 
 def test_the_bar_follows_the_phase():

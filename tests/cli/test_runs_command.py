@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from localdpo.cli.runs import HEADINGS, row_of, runs, text_table
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir
-from localdpo.core.summary import RunSummary
-from localdpo.core.wording import age
+from localdpo.core.text import age
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir
+from localdpo.records.summary import RunSummary
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir
 from localdpo.launch import Worker, start_worker
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 
 # Two calls into C that never end: one keeps the interpreter's lock, one gives it away.
 HOLDING = "import itertools; any(itertools.repeat(0))"
 RELEASING = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
 WORKER = """
 import sys
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train.control import StopRequest
 run = RunDir(sys.argv[1])
 StopRequest().install()

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.events import Event, EventWriter, read_events
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.launch import UNSEEN_EXIT, Worker, ended_lines, explain_death, start_worker, watch
 from localdpo.launch.supervise import main
+from localdpo.records.events import Event, EventWriter, read_events
+from localdpo.records.rundir import RunDir, RunLock
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 RESUME = "go on with: localdpo train --resume --run dpo"
 LAUNCHER = f"""
 import sys, time
-from localdpo.core.rundir import RunDir
+from localdpo.records.rundir import RunDir
 from localdpo.launch import start_worker
 print(start_worker(RunDir(sys.argv[1]), command=[sys.executable, {FAKE!r}, "wait"]).pid, flush=True)
 time.sleep(60)
@@ -147,7 +147,7 @@ def test_a_run_that_finished_after_its_supervisor_was_killed_has_finished(run: R
 
 def test_a_crash_after_the_run_finished_is_no_crash(run: RunDir):
     code = (
-        "import os, sys; from localdpo.core.events import EventWriter\n"
+        "import os, sys; from localdpo.records.events import EventWriter\n"
         "EventWriter(f'{sys.argv[1]}/events.jsonl').write('run.finished', 6, seconds=1.0); os.abort()"
     )
     assert start_worker(run, command=[sys.executable, "-c", code]).wait() == 0

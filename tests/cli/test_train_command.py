@@ -14,8 +14,8 @@ import pytest
 from localdpo.cli.train import Request, differing_keys, exit_code, flatten, known_run, make_request, open_run
 from localdpo.core.atomic import published_dir
 from localdpo.core.errors import UserError
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir, RunLock
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.

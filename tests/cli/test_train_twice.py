@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.checkpoints import newest_checkpoint
-from localdpo.core.rundir import RunDir
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.rundir import RunDir
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.

@@ -13,8 +13,8 @@ import pytest
 
 from localdpo.cli.watch import SCREENS, active_run, goes_on
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir, RunLock
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.

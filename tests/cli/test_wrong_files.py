@@ -12,7 +12,7 @@ from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 
 from localdpo.cli.main import run
 from localdpo.core.atomic import write_manifest
-from localdpo.core.rundir import RunDir
+from localdpo.records.rundir import RunDir
 
 JUDGE = ["--judge", "openai:http://127.0.0.1:9/v1#m", "--dry-run"]
 BUILD = ["prefs", "build", "PROMPTS", "--out", "OUT", "--model", "MODEL", *JUDGE]

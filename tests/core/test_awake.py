@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.awake import HELD, keep_awake
-from localdpo.core.rundir import RunDir
 from localdpo.launch import start_worker
+from localdpo.records.rundir import RunDir
 
 # As macOS' own does: it ends with the process of -w. What it was given, and what it holds, is written down.
 CAFFEINATE = """#!/bin/sh
@@ -30,7 +30,7 @@ while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 WORKER = """
 import signal, sys
 from localdpo.core.awake import keep_awake
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.rundir import RunDir, RunLock
 sys.platform = "darwin"
 with RunLock(RunDir(sys.argv[1])):
     print(keep_awake(), keep_awake(), flush=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.answers import answers_files
 from localdpo.core.atomic import entries, publish_dir, verify_manifest
-from localdpo.core.checkpoints import adapter_folder, newest_checkpoint, set_latest
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir, RunLock, find_run, list_runs, spelled
-from localdpo.core.wording import closing_lines, generate_command
+from localdpo.records.answers import answers_files
+from localdpo.records.checkpoints import adapter_folder, newest_checkpoint, set_latest
+from localdpo.records.rundir import RunDir, RunLock, find_run, list_runs, spelled
+from localdpo.records.wording import closing_lines, generate_command
 
 LITTER = (".DS_Store", "._recipe.yaml", "Icon\r", "Thumbs.db")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling, answers_path
+from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling, answers_path
 
 LABELS = {"base": "base", "sft": "SFT", "dpo": "DPO"}
 ROLES = {"base": "base", "sft": "start", "dpo": "trained"}

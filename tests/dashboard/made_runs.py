@@ -11,10 +11,10 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from localdpo.core.events import encode_event
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.pace import Pace
+from localdpo.records.events import encode_event
+from localdpo.records.rundir import RunDir
 
 BEGAN = 1_700_000_000.0
 NOW = BEGAN + 7200.0

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from localdpo.core.events import Event
 from localdpo.dashboard.alarms import alarms
 from localdpo.dashboard.state import RunState
+from localdpo.records.events import Event
 
 
 def event(type: str, step: int | None = None, time: float = 0.0, **data: object) -> Event:

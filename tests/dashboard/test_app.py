@@ -10,9 +10,6 @@ import pytest
 from made_runs import NOW, drive, make_app, make_run, press, settle
 from textual.pilot import Pilot
 
-from localdpo.core.control import CommandFile, take
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.keymap import SCREEN_TITLES
 from localdpo.dashboard.once import frame_text, svg_of
@@ -21,6 +18,9 @@ from localdpo.dashboard.screens.dialogs import Choose
 from localdpo.dashboard.screens.help import HelpScreen
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.widgets.bars import TopBar
+from localdpo.records.control import CommandFile, take
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir, RunLock
 
 
 @pytest.fixture(autouse=True)

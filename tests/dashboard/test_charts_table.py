@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from localdpo.core.events import Event
 from localdpo.dashboard.charts import CHARTS, SMOOTHINGS, Arrays, available
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.state import RunState
+from localdpo.records.events import Event
 
 
 def event(type: str, step: int | None = None, **data: object) -> Event:

@@ -11,10 +11,10 @@ from made_answers import header, record, write_answers
 from made_runs import drive, make_app, make_run, press, settle
 from textual.pilot import Pilot
 
-from localdpo.core.answers import AnswersWriter, answers_path
-from localdpo.core.rundir import RunDir
-from localdpo.core.votes import Votes
 from localdpo.dashboard.once import frame_text
+from localdpo.records.answers import AnswersWriter, answers_path
+from localdpo.records.rundir import RunDir
+from localdpo.records.votes import Votes
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from made_answers import TEXTS, header, record, write_answers, write_verdict
 
-from localdpo.core.answers import AnswersTail, AnswersWriter, answers_path, read_answers
-from localdpo.core.votes import Votes
 from localdpo.dashboard.compare_state import FILTERS, CompareState, Verdicts
 from localdpo.dashboard.compare_texts import CompareTexts, beginnings, logps_text, titles
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
+from localdpo.records.answers import AnswersTail, AnswersWriter, answers_path, read_answers
+from localdpo.records.votes import Votes
 
 
 def state_of(run: Path, path: Path | None = None) -> CompareState:

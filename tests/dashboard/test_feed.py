@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic_core import from_json
 
-from localdpo.core.events import EventTail, EventWriter, read_events
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.dashboard import feed as feed_module
 from localdpo.dashboard.feed import RunFeed
+from localdpo.records.events import EventTail, EventWriter, read_events
+from localdpo.records.rundir import RunDir, RunLock
 
 
 @pytest.fixture

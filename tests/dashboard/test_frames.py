@@ -14,10 +14,10 @@ import pytest
 from made_runs import BEGAN, drive, make_app, make_evaluation, make_run, press
 from textual.pilot import Pilot
 
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.keymap import SCREEN_TITLES
 from localdpo.dashboard.once import frame_text, render_once
+from localdpo.records.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = ((80, 24), (120, 36), (200, 60))

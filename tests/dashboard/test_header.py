@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from localdpo.core.events import Event
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.widgets.header import Word, fit, header_words, phase_of, progress_bar
+from localdpo.records.events import Event
 
 
 def event(type: str, step: int | None = None, time: float = 0.0, **data: object) -> Event:

@@ -8,12 +8,12 @@ import pytest
 from made_runs import BEGAN, make_run
 from rich.text import Text
 
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.dashboard.index import RunIndex, RunLine
 from localdpo.dashboard.runstable import COLUMNS, SORTABLE, arranged, cell, fitting, lead, matches
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir, RunLock
 
 
 def lines(index: RunIndex) -> dict[str, RunLine]:

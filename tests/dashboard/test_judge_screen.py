@@ -10,7 +10,6 @@ from made_runs import drive, make_app, make_evaluation, make_run, press
 from textual.pilot import Pilot
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.once import frame_text
 from localdpo.dashboard.terminal import Abilities
@@ -18,6 +17,7 @@ from localdpo.dashboard.themes import PALETTES
 from localdpo.dashboard.verdicts import FILTERS, Estimate, evaluation_files, load_evaluation, win_rate
 from localdpo.dashboard.widgets import evaluating
 from localdpo.dashboard.widgets.rates import Drawing, interval_bar
+from localdpo.records.rundir import RunDir
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir
 
 WATCH = "from localdpo.cli.watch import open_dashboard; open_dashboard(run.path.parent, run, None)"
 # Without a request for answers, which would take a model.
@@ -67,7 +67,7 @@ class Terminal:
     def __init__(self, folder: Path, code: str) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
-        before = "from localdpo.core.rundir import RunDir; run = RunDir('runs/dpo')\n"
+        before = "from localdpo.records.rundir import RunDir; run = RunDir('runs/dpo')\n"
         (folder / "app.py").write_text(before + code)
         self.process = subprocess.Popen(
             [sys.executable, "app.py"],

@@ -12,8 +12,6 @@ from textual.events import MouseScrollDown, MouseScrollUp
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from localdpo.core.events import EventWriter, encode_event
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.keymap import keys_of
 from localdpo.dashboard.once import frame_text
@@ -21,6 +19,8 @@ from localdpo.dashboard.widgets.chart import Chart
 from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
 from localdpo.dashboard.widgets.log import LogView
 from localdpo.dashboard.widgets.notices import NoticesScreen
+from localdpo.records.events import EventWriter, encode_event
+from localdpo.records.rundir import RunDir, RunLock
 
 SEEN = re.compile(r"charts? [0-9 to]+of \d+.*|\d+ charts.*")
 

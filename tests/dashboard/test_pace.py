@@ -8,11 +8,11 @@ import pytest
 from made_runs import drive, make_app, make_run, press, step_metrics
 from textual.pilot import Pilot
 
-from localdpo.core.control import take
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunLock
 from localdpo.dashboard.once import frame_text
 from localdpo.dashboard.pace import BESIDE_TRAINING, FREE, Pace, Ration
+from localdpo.records.control import take
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunLock
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import pytest
 from made_runs import drive, make_app, make_run, press
 from textual.pilot import Pilot
 
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.once import frame_text
+from localdpo.records.rundir import RunDir
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from made_runs import make_run
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.dashboard.pairsfile import load_pairs
+from localdpo.records.rundir import RunDir
 
 
 @pytest.fixture

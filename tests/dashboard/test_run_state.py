@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.core.events import Event, effective
 from localdpo.dashboard.series import Series
 from localdpo.dashboard.state import RunState
+from localdpo.records.events import Event, effective
 
 
 def event(type: str, step: int | None = None, time: float = 0.0, **data: Any) -> Event:

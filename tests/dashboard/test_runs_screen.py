@@ -7,11 +7,11 @@ import pytest
 from made_runs import BEGAN, drive, make_app, make_run, press
 from textual.pilot import Pilot
 
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.once import frame_text
 from localdpo.dashboard.screens import runs as runs_screen
 from localdpo.dashboard.screens.base import RunScreen
+from localdpo.records.rundir import RunDir, RunLock
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from rich.segment import ControlType, Segment
 from textual.color import Color
 from textual.pilot import Pilot
 
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import escaped
+from localdpo.core.text import escaped
 from localdpo.dashboard.once import frame_text, svg_of
 from localdpo.dashboard.terminal import TextFilter
+from localdpo.records.rundir import RunDir
 
 HOSTILE = "[red][@click=app.quit]x[/][link=y]\x1b]52;c;SEVZ\x07\x9b2J\r\b\x7f\u202e\ud800"
 # What stands for something to the program; every other text of a file may hold anything.

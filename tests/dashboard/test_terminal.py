@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]
 # Small and quick, and long enough to press some keys meanwhile.

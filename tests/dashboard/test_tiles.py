@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localdpo.core.events import Event
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.widgets.tiles import sparkline, tiles_of, trend
+from localdpo.records.events import Event
 
 
 def state_of(rows: list[dict[str, float | None]]) -> RunState:

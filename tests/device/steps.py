@@ -27,10 +27,10 @@ import yaml
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 
-from localdpo.core.events import read_events
 from localdpo.core.names import BUNDLE
-from localdpo.core.rundir import RunDir
 from localdpo.model.backend import Backend, memory_limit, prepare
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train.selfcheck.__main__ import PRIVATE
 from localdpo.train.selfcheck.checks import checks
 

@@ -10,11 +10,11 @@ from mlx_lm import stream_generate
 from tiny_folders import make_adapter, recipe_text, write_pairs
 
 from localdpo.core.atomic import write_manifest
-from localdpo.core.checkpoints import set_latest
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row
 from localdpo.data.types import Side
+from localdpo.records.checkpoints import set_latest
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir
 
 PROMPTS: list[Side] = ["What is question number 7?", [{"role": "user", "content": "The answer is bad."}]]
 

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from localdpo.core.answers import AnswerRecord, Role, Sampling
-from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow, prompt_row
 from localdpo.evals.contestants import Contestant
 from localdpo.evals.evaluate import Asked
-from localdpo.judge.base import JudgeStopped, Question, Usage, Verdict
+from localdpo.judging.base import JudgeStopped, Question, Usage, Verdict
+from localdpo.records.answers import AnswerRecord, Role, Sampling
+from localdpo.records.rundir import RunDir
 
 Say = Callable[[Question], Verdict]
 ROLES: tuple[tuple[str, str, Role], ...] = (

@@ -18,17 +18,17 @@ import pytest
 from answering_runs import mlx_lm_answers, mlx_lm_model, rows, run_folder
 from tiny_folders import make_adapter, make_model_folder, recipe_text
 
-from localdpo.core.answers import AnswerRecord, answers_files, read_answers
-from localdpo.core.answers_request import WORKER_MODULE, AnswersRequest
 from localdpo.core.atomic import write_manifest
-from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import PromptRow
 from localdpo.evals import answers as room
 from localdpo.evals import answers_worker
 from localdpo.evals.answers import Sampling, answer_all, contestants, plan_answers, prompt_seeds
 from localdpo.model.arrays import random_key, set_random_key
+from localdpo.records.answers import AnswerRecord, answers_files, read_answers
+from localdpo.records.answers_request import WORKER_MODULE, AnswersRequest
+from localdpo.records.checkpoints import set_latest
+from localdpo.records.rundir import RunDir
 
 GREEDY = Sampling(max_tokens=10)
 DRAWN = Sampling(max_tokens=12, temperature=1.0, seed=5)

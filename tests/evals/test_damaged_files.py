@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from eval_parts import Told, asked, fair
 
-from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling, read_answers
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.core.seal import seal
-from localdpo.core.votes import Vote, Votes
 from localdpo.dashboard.pairsfile import load_pairs
 from localdpo.evals.evaluate import Judging, evaluate
 from localdpo.evals.files import json_text, read_record
 from localdpo.heuristics import STANDARD
-from localdpo.judge.base import Question, Usage, Verdict
-from localdpo.judge.journal import Journal, damaged_lines
-from localdpo.judge.rules import RulesJudge
+from localdpo.judging.base import Question, Usage, Verdict
+from localdpo.judging.journal import Journal, damaged_lines
+from localdpo.judging.rules import RulesJudge
+from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling, read_answers
+from localdpo.records.events import EventWriter, read_events
+from localdpo.records.rundir import RunDir
+from localdpo.records.votes import Vote, Votes
 
 TRIES = 60
 # What the file says, as a list: damage may leave entries out, and may never change one.

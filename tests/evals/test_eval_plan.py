@@ -10,16 +10,16 @@ from answering_runs import run_folder
 from eval_parts import Told, fair, first
 from tiny_folders import write_rows
 
-from localdpo.core.answers import Sampling
 from localdpo.core.errors import LocalDPOError, UserError
-from localdpo.core.rundir import RunDir
 from localdpo.evals import answers as evals_answers
 from localdpo.evals import plan as evals_plan
 from localdpo.evals.files import read_record
 from localdpo.evals.plan import Options, plan_evaluation, preview_lines, run_evaluation, write_page
 from localdpo.incidents.world import Facts
-from localdpo.judge.base import JudgeStopped, Verdict
-from localdpo.judge.rules import RulesJudge
+from localdpo.judging.base import JudgeStopped, Verdict
+from localdpo.judging.rules import RulesJudge
+from localdpo.records.answers import Sampling
+from localdpo.records.rundir import RunDir
 
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
 

@@ -10,13 +10,13 @@ import pytest
 from eval_parts import Told, asked, fair, first, tie
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.evals.conclusion import conclusion, duel_sentence
 from localdpo.evals.evaluate import Judging, evaluate
 from localdpo.evals.files import SHOWN_ROWS, json_text, latest_record, page, read_record, write_record
 from localdpo.evals.table import markdown, tables, text
 from localdpo.heuristics import STANDARD
-from localdpo.judge.base import Verdict
+from localdpo.judging.base import Verdict
+from localdpo.records.rundir import RunDir
 
 LABELS = {"dpo": "DPO", "sft": "SFT"}
 HOSTILE = "<script>alert(1)</script> | `x` \x1b[31m"

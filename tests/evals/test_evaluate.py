@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from eval_parts import Told, answers, asked, contestants, fair, first, prompts, swapped, tie
 
-from localdpo.core.answers import Sampling
-from localdpo.core.rundir import RunDir
-from localdpo.core.votes import Votes, sides, text_id
 from localdpo.evals.comparisons import duels_of
 from localdpo.evals.evaluate import Asked, Judging, conversation_text, evaluate
 from localdpo.evals.files import json_text
 from localdpo.evals.metrics import measure, metric_record
 from localdpo.heuristics import STANDARD, Heuristic
 from localdpo.heuristics.checks import with_standard
-from localdpo.judge.base import JudgeStopped, Question, Verdict
-from localdpo.judge.journal import Journal
+from localdpo.judging.base import JudgeStopped, Question, Verdict
+from localdpo.judging.journal import Journal
+from localdpo.records.answers import Sampling
+from localdpo.records.rundir import RunDir
+from localdpo.records.votes import Votes, sides, text_id
 
 
 def evaluated(folder: Path, judge: Told | None, count: int = 40, **options: Any) -> dict[str, Any]:

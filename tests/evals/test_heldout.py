@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import prompt_id, read_prompt_rows
 from localdpo.evals.heldout import HeldOut, choose_prompts, default_sources
 from localdpo.model.load import load_tokenizer
 from localdpo.recipe.load import load_recipe
+from localdpo.records.rundir import RunDir
 from localdpo.train import inputs
 from localdpo.train.sources import open_rows
 

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from localdpo.cli.main import app
 from localdpo.cli.main import run as command
-from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.evals.inspect_pairs import Inspection, inspect_run
 from localdpo.model import lora
 from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
+from localdpo.records.checkpoints import set_latest
+from localdpo.records.events import EventWriter, read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train.control import StopRequest
 from localdpo.train.evaluation import evaluate
 from localdpo.train.loop import Loop

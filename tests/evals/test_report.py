@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from eval_parts import Told, asked, fair
 
-from localdpo.core.events import EventWriter, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.evals.evaluate import Judging, evaluate
 from localdpo.evals.files import write_record
 from localdpo.evals.report import CHARTS, points_of, report_values
 from localdpo.heuristics import STANDARD
 from localdpo.pages import render
+from localdpo.records.events import EventWriter, read_events
+from localdpo.records.rundir import RunDir
 
 RECIPE = "model: demo:model\ndata: {train: '<b>.jsonl'}\n"
 HOSTILE = "<script>x</script>"

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 from browser import measure
 
-from localdpo.core.answers import AnswerRecord, Sampling
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir
 from localdpo.data.prompts import prompt_row
 from localdpo.evals.contestants import Contestant
 from localdpo.evals.evaluate import Asked, Judging, evaluate
@@ -18,8 +15,11 @@ from localdpo.evals.files import page, write_record
 from localdpo.evals.report import report_values
 from localdpo.heuristics import STANDARD
 from localdpo.incidents.world import Facts
-from localdpo.judge.rules import RulesJudge
+from localdpo.judging.rules import RulesJudge
 from localdpo.pages import render
+from localdpo.records.answers import AnswerRecord, Sampling
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir
 
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
 

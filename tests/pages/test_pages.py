@@ -11,9 +11,9 @@ import pytest
 from browser import measure
 from jinja2 import UndefinedError
 
-from localdpo.core.answers import AnswerRecord, AnswersTail, Header, Sampling
 from localdpo.pages.compare import compare_values
 from localdpo.pages.render import percent, render, signed, write_page
+from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling
 
 HOSTILE = (
     '</script><script>window.hit=1</script><img src=x onerror="parent.hit=1"> &amp; </p></article>\'"><b>',

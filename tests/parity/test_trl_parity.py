@@ -19,10 +19,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from localdpo.core.events import EventWriter, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
+from localdpo.records.events import EventWriter, read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
 from localdpo.train.session import assemble

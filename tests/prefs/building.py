@@ -11,8 +11,8 @@ from typing import Any
 
 from tiny_folders import write_rows
 
-from localdpo.judge.base import Judge, Question, Usage, Verdict
-from localdpo.judge.registry import JudgeOptions
+from localdpo.judging.base import Judge, Question, Usage, Verdict
+from localdpo.judging.registry import JudgeOptions
 from localdpo.prefs.build_plan import BuildOptions
 from localdpo.prefs.candidates import Source
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.core.answers import AnswerRecord
-from localdpo.judge.base import Verdict
-from localdpo.judge.pairwise import PairVerdict
+from localdpo.judging.base import Verdict
+from localdpo.judging.pairwise import PairVerdict
 from localdpo.prefs import selection
 from localdpo.prefs.selection import Chosen, best_and_low, by_choice, by_scores, split_by_prompt, usable
+from localdpo.records.answers import AnswerRecord
 
 
 def answer(text: str, finished: bool = True) -> AnswerRecord:

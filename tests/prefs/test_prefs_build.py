@@ -14,15 +14,14 @@ import pytest
 from building import FILES, PRICE, CountingJudge, ending_model, maker, options_of, rows_in, write_prompts
 from tiny_folders import write_rows
 
-from localdpo.core.answers import AnswerRecord, read_answers
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.encode import Limits
 from localdpo.data.examples import read_examples
 from localdpo.data.prompts import prompt_row
 from localdpo.data.sources import open_source
-from localdpo.judge.base import JudgeStopped, Question
-from localdpo.judge.budget import Budget
-from localdpo.judge.constitution import ConstitutionJudge, load_constitution
+from localdpo.judging.base import JudgeStopped, Question
+from localdpo.judging.budget import Budget
+from localdpo.judging.constitution import ConstitutionJudge, load_constitution
 from localdpo.prefs import build_plan, candidates, selection
 from localdpo.prefs.build import Callbacks, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
@@ -31,6 +30,7 @@ from localdpo.prefs.build_report import report_lines, winner
 from localdpo.prefs.candidates import Source, candidate_seeds
 from localdpo.prefs.judging import Outcome, screen
 from localdpo.prefs.revision import principle_of
+from localdpo.records.answers import AnswerRecord, read_answers
 
 PROMPTS = 16
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.atomic import published_dir
-from localdpo.core.checkpoints import set_latest
 from localdpo.core.errors import UserError
 from localdpo.recipe.links import follow_links, followed
 from localdpo.recipe.schema import Recipe
+from localdpo.records.checkpoints import set_latest
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from kills import Whole, differences
 from tally import Tally
 
 from localdpo.core.atomic import verify_manifest
-from localdpo.core.rundir import RunDir
+from localdpo.records.rundir import RunDir
 
 MAIN = [sys.executable, "-m", "localdpo"]
 TOLD = re.compile(r"error: .*[\d,]+ bytes needed.*[\d,]+ free")

@@ -18,8 +18,8 @@ from tally import Tally
 from tiny_folders import make_adapter, make_model_folder, recipe_text, write_pairs
 from training_runs import write_recipe
 
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 
 # A megabyte of growth in a thousand steps.
 LIMIT_BYTES = 1e6

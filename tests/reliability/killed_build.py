@@ -19,8 +19,8 @@ from typing import Any
 from building import CountingJudge, append, options_of, rows_in
 from children import Job, serve, status_of
 
-from localdpo.judge.base import Judge
-from localdpo.judge.registry import JudgeOptions
+from localdpo.judging.base import Judge
+from localdpo.judging.registry import JudgeOptions
 from localdpo.prefs import build_plan, candidates
 from localdpo.prefs.build import run_build
 

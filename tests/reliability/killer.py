@@ -22,7 +22,7 @@ from typing import Any
 
 from children import Job, serve, status_of
 
-from localdpo.core.events import Event, EventWriter
+from localdpo.records.events import Event, EventWriter
 from localdpo.train import checkpoint, worker
 
 CALLS = ("open", "write", "fsync", "close", "replace", "rename", "symlink", "mkdir", "unlink", "rmdir")

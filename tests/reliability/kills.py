@@ -26,8 +26,8 @@ from tally import Tally
 from tiny_folders import make_adapter, make_model_folder, recipe_text, write_pairs
 from training_runs import files_of, write_recipe
 
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 
 HERE = Path(__file__).resolve().parent
 PATHS = os.pathsep.join(str(folder) for folder in (HERE, HERE.parent, HERE.parent / "train"))

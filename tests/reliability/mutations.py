@@ -21,8 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
-from localdpo.core.rundir import RunDir
-from localdpo.judge.base import Question, Verdict
+from localdpo.judging.base import Question, Verdict
+from localdpo.records.rundir import RunDir
 
 DEEP = 100_000
 SLOWEST = 5.0  # seconds of one file; a loaded machine takes some, a quadratic reader takes minutes
@@ -182,10 +182,10 @@ def _read_tokenizer(path: Path) -> object:
 
 
 def _read_log(path: Path) -> object:
-    from localdpo.core.events import effective, read_events
-    from localdpo.core.rundir import RunDir
-    from localdpo.core.summary import summarise
-    from localdpo.core.wording import closing_lines, format_event, format_headline
+    from localdpo.records.events import effective, read_events
+    from localdpo.records.rundir import RunDir
+    from localdpo.records.summary import summarise
+    from localdpo.records.wording import closing_lines, format_event, format_headline
 
     events = effective(read_events(path))
     lines = [form(event, 100) or "" for event in events for form in (format_event, format_headline)]
@@ -195,21 +195,21 @@ def _read_log(path: Path) -> object:
 
 
 def _read_verdicts(path: Path) -> object:
-    from localdpo.judge.journal import Journal
+    from localdpo.judging.journal import Journal
 
     with Journal(path, sync=False) as journal:
         return journal.bad_lines
 
 
 def _read_votes(path: Path) -> object:
-    from localdpo.core.votes import Votes
+    from localdpo.records.votes import Votes
 
     return Votes(path)
 
 
 def _read_answers(path: Path) -> object:
-    from localdpo.core.answers import read_answers
     from localdpo.pages.compare import compare_values
+    from localdpo.records.answers import read_answers
 
     return compare_values(read_answers(path))
 
@@ -221,7 +221,7 @@ def _read_checks(path: Path) -> object:
 
 
 def _read_rubric(path: Path) -> object:
-    from localdpo.judge.rubric import load_rubric
+    from localdpo.judging.rubric import load_rubric
 
     return load_rubric(str(path))
 
@@ -264,7 +264,7 @@ def _read_inputs(path: Path) -> object:
 
 
 def _read_batches(path: Path) -> object:
-    from localdpo.judge.anthropic_batch import Ledger
+    from localdpo.judging.anthropic_batch import Ledger
 
     return Ledger(path).batches
 
@@ -292,13 +292,13 @@ def _read_dashboard(path: Path) -> object:
 
 
 def _read_constitution(path: Path) -> object:
-    from localdpo.judge.constitution import load_constitution
+    from localdpo.judging.constitution import load_constitution
 
     return load_constitution(str(path))
 
 
 def _read_prices(path: Path) -> object:
-    from localdpo.judge.prices import load_prices
+    from localdpo.judging.prices import load_prices
 
     return load_prices(path)
 
@@ -361,7 +361,7 @@ def _model_beside(folder: Path) -> None:
 
 
 def _log() -> bytes:
-    from localdpo.core.events import encode_event
+    from localdpo.records.events import encode_event
 
     metrics = {"loss": 0.69, "rewards/accuracies": 0.5, "rewards/ties": 0.0, "kl": 0.1, "grad_norm": 2.0}
     recipe = {"loss": {"type": "sigmoid", "beta": 0.1}, "model": "m"}
@@ -401,7 +401,7 @@ def _written(write: Callable[[Path], None]) -> bytes:
 
 
 def _votes() -> bytes:
-    from localdpo.core.votes import Vote, Votes
+    from localdpo.records.votes import Vote, Votes
 
     def write(path: Path) -> None:
         votes = Votes(path)
@@ -413,7 +413,7 @@ def _votes() -> bytes:
 
 
 def _answers() -> bytes:
-    from localdpo.core.answers import AnswerRecord, AnswersWriter, Header, Sampling
+    from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling
 
     names = [{"name": name, "label": name, "role": role} for name, role in (("a", "base"), ("b", "trained"))]
     prompts = tuple({"id": str(number), "text": f"question {number}"} for number in range(2))
@@ -471,12 +471,12 @@ def _state_beside(folder: Path) -> None:
 
 
 def _evaluation() -> bytes:
-    from localdpo.core.answers import AnswerRecord, Sampling
     from localdpo.data.prompts import prompt_row
     from localdpo.evals.contestants import Contestant
     from localdpo.evals.evaluate import Asked, Judging, evaluate
     from localdpo.evals.files import write_record
     from localdpo.heuristics import STANDARD
+    from localdpo.records.answers import AnswerRecord, Sampling
 
     roles = (("base", "base"), ("sft", "start"), ("dpo", "trained"))
     every = [Contestant(name, name, None, "none", role) for name, role in roles]  # type: ignore[arg-type]
@@ -513,7 +513,7 @@ def _inputs() -> bytes:
 
 
 def _batches() -> bytes:
-    from localdpo.judge.anthropic_batch import Ledger, Sent
+    from localdpo.judging.anthropic_batch import Ledger, Sent
 
     def write(path: Path) -> None:
         ledger = Ledger(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from kills import Whole, differences
 from tally import Tally
 
-from localdpo.core.rundir import RunDir
+from localdpo.records.rundir import RunDir
 
 MAIN = [sys.executable, "-m", "localdpo"]
 LONGEST_DELAY = 3.0

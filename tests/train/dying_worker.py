@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localdpo.core import atomic
-from localdpo.core.events import Event, EventWriter
+from localdpo.records.events import Event, EventWriter
 from localdpo.train.worker import main
 
 

@@ -18,13 +18,13 @@ from mlx_lm import load as mlx_lm_load
 from tiny_folders import recipe_text, write_pairs
 from training_runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of
 
-from localdpo.core.checkpoints import checkpoint_folders, newest_checkpoint
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter
-from localdpo.core.rundir import RunDir
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import prepare
 from localdpo.model.lora import CONFIG_FILE, WEIGHTS_FILE
+from localdpo.records.checkpoints import checkpoint_folders, newest_checkpoint
+from localdpo.records.events import EventWriter
+from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint
 from localdpo.train.checkpoint import TrainState
 from localdpo.train.control import StopRequest

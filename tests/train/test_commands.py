@@ -16,11 +16,11 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 from training_runs import assert_same_arrays, files_of, session_of, write_recipe
 
-from localdpo.core.checkpoints import newest_checkpoint
-from localdpo.core.control import COMMANDS
 from localdpo.core.errors import UserError
-from localdpo.core.events import Event, EventWriter, effective, read_events
-from localdpo.core.rundir import RunDir
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.control import COMMANDS
+from localdpo.records.events import Event, EventWriter, effective, read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, worker
 from localdpo.train.clock import Clock
 from localdpo.train.control import PAUSED_IN_WORK, StopRequest

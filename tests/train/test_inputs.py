@@ -16,12 +16,12 @@ from tiny_folders import make_adapter, make_model_folder, pair, recipe_text, wri
 from training_runs import files_of, write_recipe
 
 from localdpo.core.errors import UserErrors
-from localdpo.core.events import Event, read_events
-from localdpo.core.rundir import RunDir, RunLock
 from localdpo.evals.contestants import contestants
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.recipe.load import load_recipe
+from localdpo.records.events import Event, read_events
+from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train import inputs, worker
 from localdpo.train.control import StopRequest
 

@@ -11,11 +11,11 @@ import pytest
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, train
 
-from localdpo.core.checkpoints import newest_checkpoint
 from localdpo.core.errors import UserError
-from localdpo.core.events import effective, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.model.backend import prepare
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.events import effective, read_events
+from localdpo.records.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 STEP_METRICS = {

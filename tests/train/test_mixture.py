@@ -17,10 +17,10 @@ from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of, write_recipe
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.recipe.load import load_recipe
+from localdpo.records.rundir import RunDir
 from localdpo.train.dry_run import dry_run
 from localdpo.train.session import Session
 from localdpo.train.unpaired import notes

@@ -16,11 +16,11 @@ from tiny_folders import make_model_folder, recipe_text, write_pairs
 from training_runs import EAGER, assert_same_arrays, files_of, session_of, train, write_recipe
 
 from localdpo.core.errors import UserError
-from localdpo.core.events import EventWriter, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.model import lora
 from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
+from localdpo.records.events import EventWriter, read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
 from localdpo.train.reference import ReferenceScores

@@ -13,9 +13,9 @@ from mlx.utils import tree_flatten
 from tiny_folders import recipe_text, write_pairs
 from training_runs import EAGER, Run, assert_same_arrays, files_of, metrics_of, session_of, train, weights_of
 
-from localdpo.core.rundir import RunDir
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
+from localdpo.records.rundir import RunDir
 from localdpo.train.checkpoint import REFERENCE_FILE
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -29,11 +29,11 @@ from training_runs import (
 )
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.model.backend import prepare
 from localdpo.recipe.load import load_recipe
+from localdpo.records.rundir import RunDir
 from localdpo.train.dry_run import dry_run
 from localdpo.train.evaluation import evaluate
 from localdpo.train.session import Session, assemble

@@ -12,9 +12,9 @@ import pytest
 from tiny_folders import recipe_text, write_pairs
 from training_runs import assert_same_arrays, files_of, write_recipe
 
-from localdpo.core.checkpoints import newest_checkpoint
-from localdpo.core.events import Event, effective, read_events
-from localdpo.core.rundir import RunDir, RunLock
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.events import Event, effective, read_events
+from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train import worker
 from localdpo.train.control import StopRequest
 

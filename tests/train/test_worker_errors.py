@@ -13,10 +13,10 @@ import pytest
 from tiny_folders import make_adapter, pair, recipe_text, write_pairs, write_rows
 from training_runs import session_of, write_recipe
 
-from localdpo.core.checkpoints import newest_checkpoint
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir
 from localdpo.model.lora import CONFIG_FILE, WEIGHTS_FILE
+from localdpo.records.checkpoints import newest_checkpoint
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train import worker
 from localdpo.train.control import StopRequest
 

@@ -11,10 +11,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from localdpo.core.events import Event, EventWriter, read_events
-from localdpo.core.rundir import RunDir
 from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
+from localdpo.records.events import Event, EventWriter, read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop, Outcome
 from localdpo.train.session import Session, assemble

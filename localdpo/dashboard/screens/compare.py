@@ -9,8 +9,6 @@ from textual.binding import BindingType
 from textual.containers import Container, Horizontal, Vertical, VerticalScroll
 from textual.widgets import DataTable, Static
 
-from localdpo.core.answers_request import AnswersRequest
-from localdpo.core.votes import Choice
 from localdpo.dashboard.compare_source import AnswersSource
 from localdpo.dashboard.compare_state import CompareState, PromptView
 from localdpo.dashboard.compare_texts import NO_ANSWERS, CompareTexts, titles
@@ -20,6 +18,8 @@ from localdpo.dashboard.widgets.answerpane import AnswerPane
 from localdpo.dashboard.widgets.difftext import clean
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.out.console import Text
+from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.votes import Choice
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

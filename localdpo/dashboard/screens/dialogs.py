@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.out.console import Text
 
 

@@ -12,7 +12,7 @@ from textual.containers import Container, Horizontal, VerticalScroll
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.evaluation_job import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen

@@ -16,7 +16,7 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.keymap import Key
 from localdpo.dashboard.widgets.answerpane import AnswerPane
 from localdpo.dashboard.widgets.difftext import clean

@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.widgets import Input
 
-from localdpo.core.wording import PHASES
 from localdpo.dashboard.alarms import alarms
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
@@ -20,6 +19,7 @@ from localdpo.dashboard.widgets.line import Line
 from localdpo.dashboard.widgets.log import LogView
 from localdpo.dashboard.widgets.notices import Known, NoticeLine, NoticesScreen, known, pressing
 from localdpo.dashboard.widgets.tiles import TileRow
+from localdpo.records.wording import PHASES
 
 _TALL: Final = 30  # rows of the terminal from which tiles have boxes and a notice says why
 _LOG_ROWS: Final = ((48, 10), (32, 5))  # (rows of the terminal from which the log is open, its rows)

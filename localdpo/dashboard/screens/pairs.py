@@ -10,7 +10,7 @@ from textual.containers import Container, VerticalScroll
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.pairsfile import Response, WorstPair, WorstPairs, load_pairs
 from localdpo.dashboard.screens.base import RunScreen

@@ -10,8 +10,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.index import RunIndex, RunLine
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.runstable import LEAD_WIDTH, SORTABLE, Column, arranged, cell, fitting, lead
@@ -22,6 +21,7 @@ from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.launch import start_worker
 from localdpo.out.console import Text
+from localdpo.records.rundir import RunDir
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from textual.widgets import Static
 
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.launch import ended_lines
 from localdpo.out.console import Text
 

@@ -7,11 +7,11 @@ from typing import Final
 
 from textual.widgets import Static
 
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, Choose, TypeLine
 from localdpo.out.console import Text
+from localdpo.records.rundir import RunDir
 
 _DETAIL: Final = (
     "Options of `localdpo eval`; without any `rules` judges the demo's incident reports (format, severity, "

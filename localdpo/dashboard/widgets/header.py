@@ -10,13 +10,14 @@ from rich.cells import cell_len
 from textual.widget import Widget
 
 from localdpo.core.awake import HELD
-from localdpo.core.progress import Phase, event_age, silent_for
-from localdpo.core.rundir import State
-from localdpo.core.wording import PHASES, age, format_number, format_seconds, printable
+from localdpo.core.text import age, format_number, format_seconds, printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
 from localdpo.out.console import Text
+from localdpo.records.progress import Phase, event_age, silent_for
+from localdpo.records.rundir import State
+from localdpo.records.wording import PHASES
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -12,12 +12,13 @@ from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 
-from localdpo.core.eventdata import ACCURACY, all_tied, metrics_of
-from localdpo.core.events import Event
-from localdpo.core.wording import ALL_TIED, HEADLINES, format_event, format_headline, printable
+from localdpo.core.text import printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
+from localdpo.records.eventdata import ACCURACY, all_tied, metrics_of
+from localdpo.records.events import Event
+from localdpo.records.wording import ALL_TIED, HEADLINES, format_event, format_headline
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Static
 
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import Notice
 from localdpo.out.console import Text

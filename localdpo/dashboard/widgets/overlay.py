@@ -11,14 +11,14 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Static
 
-from localdpo.core.rundir import RunDir
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.chartdata import ChartSeries, Kind, Reference
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.recipediff import differing, options_of, words
 from localdpo.dashboard.widgets.chart import Chart
 from localdpo.out.console import Text
+from localdpo.records.rundir import RunDir
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -12,13 +12,13 @@ from rich.segment import Segment
 from textual.strip import Strip
 from textual.widget import Widget
 
-from localdpo.core.eventdata import ACCURACY, TIES
-from localdpo.core.wording import ALL_TIED
 from localdpo.dashboard.picture import Picture, Styles
 from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.window import Axis
+from localdpo.records.eventdata import ACCURACY, TIES
+from localdpo.records.wording import ALL_TIED
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -14,7 +14,7 @@ from typing import Final
 
 from rich.style import Style
 
-from localdpo.core.wording import printable
+from localdpo.core.text import printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text

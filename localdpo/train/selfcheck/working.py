@@ -14,8 +14,6 @@ import mlx.optimizers as optim
 import numpy as np
 import yaml
 
-from localdpo.core.events import read_events
-from localdpo.core.rundir import RunDir
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
 from localdpo.data.types import Batch
@@ -24,6 +22,8 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate
 from localdpo.model.load import build_model, load_base, to_float32
 from localdpo.recipe.loss import LossSection
+from localdpo.records.events import read_events
+from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint
 from localdpo.train.objectives import make_objective
 from localdpo.train.selfcheck.numbers import gradient_bar

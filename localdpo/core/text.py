@@ -1,0 +1,62 @@
+"""Text and numbers for people, the same wherever they are shown. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+# What steers a terminal (C0, DEL, C1), reorders text or hides in it (marks of direction, invisible signs,
+# tags), and lone surrogates. The two joiners stay, since scripts and emoji need them, and line break and tab.
+_STEERING: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def escaped(text: str) -> str:
+    """`text` for a terminal: what would steer it, reorder text or hide in it shows as `\\x1b`, `\\u202e`."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def printable(text: str) -> str:
+    """`text` as one line: escaped, a line break or a tab as a space."""
+    return escaped(text).replace("\n", " ").replace("\t", " ")
+
+
+def format_value(value: Any) -> str:
+    """A number as `format_number` does it, anything else as text without line breaks."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return format_number(value)
+    return " ".join(str(value).split())
+
+
+def format_number(value: float | None) -> str:
+    """At most five significant digits; a value that was not finite (null in the log) is `-`."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.5g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`42s`, `3m 05s`, `2h 07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `1,200 rows`: for a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def age(seconds: float) -> str:
+    """How long ago: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
+    whole = max(0, round(seconds))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit} ago"
+    return f"{whole}s ago"

@@ -1,0 +1,290 @@
+"""Claude asked in Message Batches: half the price, answers within a day instead of seconds.
+
+Batches that were sent are noted in `batches.json` beside the journal, before and after sending, so that a
+killed client picks its batch up again and pays once. A batch whose id was not noted (killed in between) is
+looked for among the server's latest ones. Results come in any order; each finds its question by `custom_id`,
+which is the journal's key.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from localdpo.core import atomic
+from localdpo.core.errors import UserError
+from localdpo.judging.anthropic import AnthropicJudge
+from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, Verdict, Waiter
+from localdpo.judging.secrets import server_text
+
+LEDGER: Final = "batches.json"
+_VERSION: Final = 1
+# The service takes 100,000 requests and 256 MB a batch; smaller ones lose less when one expires.
+_MOST_REQUESTS: Final = 10_000
+_MOST_BYTES: Final = 100_000_000
+_CLOCKS_DIFFER: Final = 120.0  # seconds
+_FIRST_POLL: Final = 10.0
+_LONGEST_POLL: Final = 300.0
+
+
+@dataclass
+class Sent:
+    """A batch in the ledger. `id` is None between "about to send" and "sent"."""
+
+    time: float
+    keys: list[str]
+    id: str | None = None
+
+
+class Ledger:
+    """The batches whose results were not all taken yet, in a file that is replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches = _read_ledger(path)
+
+    def save(self) -> None:
+        """Write it; on the disk when this returns."""
+        record = {"v": _VERSION, "batches": [asdict(batch) for batch in self.batches]}
+        atomic.write_text(self.path, json.dumps(record, indent=1) + "\n")
+
+    def add(self, batch: Sent) -> None:
+        """Note a batch that is about to be sent."""
+        self.batches.append(batch)
+        self.save()
+
+    def remove(self, batch: Sent) -> None:
+        """Forget a batch: its results were taken, or it was never sent."""
+        self.batches.remove(batch)
+        self.save()
+
+
+class AnthropicBatchJudge(AnthropicJudge):
+    """AnthropicJudge, asked everything at once. `poll`: seconds before the second look at a batch."""
+
+    batch = True
+    poll = _FIRST_POLL
+
+    def ask(self, question: Question) -> Verdict:
+        """Not this way: raises ValueError."""
+        raise ValueError(f"{self.name} is asked in batches, with ask_all")
+
+    def ask_all(
+        self,
+        questions: Mapping[str, Question],
+        folder: Path,
+        answered: Callable[[str, Verdict], None],
+        waiter: Waiter,
+    ) -> None:
+        """See BatchJudge. A question whose request failed or expired is answered "unanswered".
+
+        Raises JudgeStopped also when all requests of a batch failed.
+        """
+        ledger = Ledger(folder / LEDGER)
+        rest = dict(questions)
+        for batch in [one for one in ledger.batches if rest.keys() & set(one.keys)]:
+            self._resume(batch, ledger, waiter)
+            if batch.id is not None:
+                self._take(batch, ledger, rest, answered, waiter)
+            ledger.remove(batch)
+        for batch in [self._send(keys, rest, ledger, waiter) for keys in self._chunks(rest)]:
+            failed = self._take(batch, ledger, rest, answered, waiter)
+            ledger.remove(batch)
+            if len(failed) == len(batch.keys):
+                raise JudgeStopped(f"{self.name}: the whole batch failed: {failed[batch.keys[0]].reason}")
+            for key, verdict in failed.items():
+                answered(key, verdict)
+
+    # --- sending -------------------------------------------------------------------------------------
+
+    def _resume(self, batch: Sent, ledger: Ledger, waiter: Waiter) -> None:
+        """Find the id of a batch that an earlier run was about to send, if it was sent at all."""
+        if batch.id is None:
+            batch.id = waiter.insist(lambda: self._look_for(batch, ledger))
+            ledger.save()
+
+    def _send(
+        self, keys: list[str], questions: Mapping[str, Question], ledger: Ledger, waiter: Waiter
+    ) -> Sent:
+        batch = Sent(time.time(), keys)
+        requests = [{"custom_id": key, "params": self.params(questions[key])} for key in keys]
+        ledger.add(batch)
+        unsure = False
+
+        def create() -> str:
+            nonlocal unsure
+            found = self._look_for(batch, ledger) if unsure else None
+            if found is not None:
+                return found
+            try:
+                return self._create(requests)
+            except JudgeBusy as busy:
+                unsure = unsure or busy.billed
+                raise
+
+        batch.id = waiter.insist(create)
+        ledger.save()
+        return batch
+
+    def _create(self, requests: list[dict[str, Any]]) -> str:
+        # The package types requests as TypedDicts; these are plain dictionaries of the same form.
+        sent: Any = requests
+        record = self._record(lambda client: client.messages.batches.with_raw_response.create(requests=sent))
+        return str(record["id"])
+
+    def _look_for(self, batch: Sent, ledger: Ledger) -> str | None:
+        """The id of a batch on the server that could be this one: as many requests, and not older.
+
+        Should it be somebody else's, its results name none of our keys, and everything is asked anew.
+        """
+        record = self._record(lambda client: client.messages.batches.with_raw_response.list(limit=100))
+        noted = {other.id for other in ledger.batches}
+        for entry in record.get("data") or ():
+            counts, created = entry.get("request_counts") or {}, _unix_time(entry.get("created_at"))
+            same_size = sum(count for count in counts.values() if isinstance(count, int)) == len(batch.keys)
+            if entry.get("id") not in noted and same_size and created >= batch.time - _CLOCKS_DIFFER:
+                return str(entry["id"])
+        return None
+
+    def _chunks(self, questions: Mapping[str, Question]) -> Iterator[list[str]]:
+        chunk: list[str] = []
+        size = 0
+        for key, question in questions.items():
+            length = len(json.dumps(self.params(question)))
+            if chunk and (len(chunk) >= _MOST_REQUESTS or size + length > _MOST_BYTES):
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(key)
+            size += length
+        if chunk:
+            yield chunk
+
+    # --- receiving -----------------------------------------------------------------------------------
+
+    def _take(
+        self,
+        batch: Sent,
+        ledger: Ledger,
+        rest: dict[str, Question],
+        answered: Callable[[str, Verdict], None],
+        waiter: Waiter,
+    ) -> dict[str, Verdict]:
+        """Wait for one batch and hand its answers on; what is answered leaves `rest`.
+
+        Returns the others of its questions, each with a verdict "unanswered" that says why.
+        """
+        url = self._wait_for(batch, ledger, waiter)
+        results = waiter.insist(lambda: self._results(url)) if url is not None else {}
+        failed = {}
+        for key in batch.keys:
+            verdict = results.get(key, Verdict("unanswered", reason=f"no result in batch {batch.id}"))
+            if verdict.status == "unanswered":
+                failed[key] = verdict
+            elif rest.pop(key, None) is not None:
+                answered(key, verdict)
+        return failed
+
+    def _wait_for(self, batch: Sent, ledger: Ledger, waiter: Waiter) -> str | None:
+        """The address of the results once the batch has ended; None when the server keeps none any more."""
+        name = str(batch.id)
+        hints = {404: f"if batch {name} is gone for good, delete {ledger.path}"}
+        pause = self.poll
+        while True:
+            record = waiter.insist(
+                lambda: self._record(
+                    lambda client: client.messages.batches.with_raw_response.retrieve(name), hints
+                )
+            )
+            if record.get("processing_status") == "ended":
+                url = record.get("results_url")
+                return self._same_origin(url) if url is not None else None
+            left = (record.get("request_counts") or {}).get("processing", "?")
+            waiter.sleep(pause, f"batch {name}: {left} of {len(batch.keys)} in work")
+            pause = min(pause * 1.5, _LONGEST_POLL)
+
+    def _same_origin(self, url: object) -> str:
+        """`url` if it is on the server that the batch was sent to; another one would be sent the key."""
+        base = str(self.client().base_url)
+        try:
+            same = isinstance(url, str) and _origin(url) == _origin(base)
+        except ValueError:
+            same = False
+        if not same:
+            shown = server_text(str(url), self.secret, 100)
+            raise JudgeStopped(f"{self.name}: the results are said to be at {shown}, not on {base}; refused")
+        return str(url)
+
+    def _results(self, url: str) -> dict[str, Verdict]:
+        """The verdicts of a batch by custom_id. Raises JudgeBusy when the download was cut."""
+        # The package's results() would ask for the address once more, and trust it.
+        options: Any = {"headers": {"Accept": "application/binary", "X-Stainless-Raw-Response": "raw"}}
+        body = self.call(lambda client: client.get(url, cast_to=object, options=options))
+        if isinstance(body, Verdict):
+            raise JudgeStopped(body.reason)
+        try:
+            lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            raise JudgeBusy(f"{self.name}: the results of the batch came incomplete") from None
+        records = [line for line in lines if isinstance(line, dict)]
+        return {str(record.get("custom_id")): self._result(record.get("result")) for record in records}
+
+    def _result(self, result: Any) -> Verdict:
+        kind = result.get("type") if isinstance(result, dict) else None
+        if kind == "succeeded":
+            verdict = self.verdict_of(result.get("message"))
+            return verdict or Verdict("unparseable", raw=json.dumps(result)[:1000])
+        error = result.get("error") if kind == "errored" else None
+        words = server_text(json.dumps(error), self.secret) if error is not None else ""
+        return Verdict("unanswered", reason=f"the request was {kind} {words}".strip())
+
+    def _record(self, send: Callable[[Any], Any], hints: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """The JSON object that the server answers. Raises JudgeStopped and JudgeBusy."""
+        body = self.call(send, hints)
+        if isinstance(body, Verdict):
+            raise JudgeStopped(body.reason)
+        try:
+            record = json.loads(body)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not ("id" in record or isinstance(record.get("data"), list)):
+            words = server_text(body, self.secret, 80)
+            raise JudgeBusy(f"{self.name}: a reply that is no batch ({words})", billed=True)
+        return record
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("an address with a password")
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port
+
+
+def _unix_time(text: object) -> float:
+    """Seconds of an RFC 3339 time; 0 for anything else."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _read_ledger(path: Path) -> list[Sent]:
+    """The batches noted in a ledger; none without a file. Raises UserError for a damaged one."""
+    try:
+        record = json.loads(path.read_bytes())
+        if record["v"] != _VERSION:
+            raise ValueError("another version")
+        return [
+            Sent(float(one["time"]), [str(key) for key in one["keys"]], one["id"])
+            for one in record["batches"]
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise UserError(f"{path}: damaged, so batches under way are not known; mend or delete it") from None

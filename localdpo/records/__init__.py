@@ -1,0 +1,1 @@
+"""What is on disk, typed: one reader and one writer for each kind of record of a run."""

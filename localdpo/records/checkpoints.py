@@ -1,0 +1,186 @@
+"""Which checkpoint of a run is read, and whether it is whole: the one reader for every command.
+
+The newest checkpoint whose every byte is as its manifest says is the one that is used; those that were
+passed over are told, one line each. LATEST is for people and for mlx-lm: nothing is decided by where it
+points, so a link that is gone, broken or no link at all changes no result.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from localdpo.core.atomic import MANIFEST, is_unsupported, replace_symlink, verified_digests
+from localdpo.core.errors import UserError
+from localdpo.records.events import Event, EventTail
+from localdpo.records.rundir import RunDir
+
+LATEST: Final = "LATEST"
+STATE_FILE: Final = "state.json"
+_NAME: Final = re.compile(r"step-[0-9]{6,}")
+# A run that trains may take a checkpoint away while it is read; it has published a newer one by then.
+_LOOKS: Final = 20
+
+Note = Callable[[str], None]
+Check = Callable[[Path], list[str]]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A folder whose files are as its manifest says; one without a manifest has no digests.
+
+    Attributes:
+        digests: the sha256 of each file that was verified, by its name.
+    """
+
+    path: Path
+    digests: Mapping[str, str]
+
+
+def _nothing_more(folder: Path) -> list[str]:
+    return []
+
+
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
+    """The folders of published checkpoints in a run's folder of checkpoints, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [
+        path
+        for path in checkpoints.iterdir()
+        if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def newest_whole(checkpoints: Path, check: Check = _nothing_more) -> tuple[Verified | None, list[str]]:
+    """The newest whole checkpoint in a run's folder of checkpoints, None if there is none; and what is wrong
+    with those that were passed over.
+
+    `check` may find more than a damaged byte wrong with a folder, one line each.
+    """
+    for _ in range(_LOOKS):
+        problems: list[str] = []
+        for path in reversed(checkpoint_folders(checkpoints)):
+            digests, found = verified_digests(path)
+            found = found or check(path)
+            if not found:
+                return Verified(path, digests), problems
+            if not path.is_dir():
+                break
+            problems += found
+        else:
+            return None, problems
+    return None, problems
+
+
+def damage_of(run: RunDir, log: EventTail, *, alive: bool) -> str | None:
+    """One line about what is missing in a run's log, read to its end; None where nothing is.
+
+    `alive`: whether a worker may still write it. A log that was cut at the end of a line looks whole, but
+    checkpoints of later steps than it holds tell.
+    """
+    found = [log.damage(alive=alive), None if alive else lost_lines(run, log.last_step)]
+    return "; ".join(line for line in found if line is not None) or None
+
+
+def lost_lines(run: RunDir, last_step: int) -> str | None:
+    """One line if a run has a checkpoint of a later step than the last one in its log."""
+    folders = checkpoint_folders(run.checkpoints)
+    newest = int(folders[-1].name.removeprefix("step-")) if folders else 0
+    if newest <= last_step:
+        return None
+    found = f"it ends at step {last_step:,}, a checkpoint is of step {newest:,}"
+    return f"{run.events}: lines are lost ({found})"
+
+
+def read_log(run: RunDir, note: Note, *, alive: bool) -> list[Event]:
+    """Every event of a run's log; `note` is told in one line of what is damaged or lost (see `damage_of`)."""
+    log = EventTail(run.events)
+    events = log.poll()
+    damage = damage_of(run, log, alive=alive)
+    if damage is not None:
+        note(damage)
+    return events
+
+
+def newest_checkpoint(run: RunDir) -> Path | None:
+    """The folder of the run's newest whole checkpoint, None if there is none."""
+    found, _ = newest_whole(run.checkpoints)
+    return None if found is None else found.path
+
+
+def require_checkpoint(run: RunDir, purpose: str, note: Note) -> Verified:
+    """The run's newest whole checkpoint; `note` is told in one line when newer ones were passed over.
+
+    Raises UserError when there is none; `purpose` completes "no checkpoint to".
+    """
+    return _required(run.checkpoints, f"{run.path}: no checkpoint to {purpose}", note)
+
+
+def _required(checkpoints: Path, missing: str, note: Note | None) -> Verified:
+    found, problems = newest_whole(checkpoints)
+    told = "; ".join(problems)
+    if found is None:
+        raise UserError(f"{missing}: all are damaged: {told}" if problems else f"{missing} yet")
+    if problems and note is None:
+        raise UserError(f"damaged checkpoint: {told}; the newest whole one is {found.path}")
+    if problems and note is not None:
+        note(f"passed over a damaged checkpoint: {told}; used instead: {found.path}")
+    return found
+
+
+def verified_adapter(folder: Path, files: tuple[str, ...], note: Note | None = None) -> Verified:
+    """The folder of an adapter, after its `files` were compared with the manifest if there is one.
+
+    A run's LATEST stands for the newest whole checkpoint beside it, wherever it points; `note` is told in
+    one line when newer ones were passed over, and without a note that is an error.
+
+    Raises UserError for a damaged file, and for a run's LATEST without a whole checkpoint.
+    """
+    if folder.name == LATEST and checkpoint_folders(folder.parent):
+        return _required(folder.parent, f"{folder}: no checkpoint to use", note)
+    # Every checkpoint has a manifest; an adapter that others made has none.
+    if not (folder / MANIFEST).exists() and not (folder / STATE_FILE).exists():
+        return Verified(folder, {})
+    digests, problems = verified_digests(folder, files)
+    if problems:
+        raise UserError(f"{'; '.join(problems)}; expected the adapter as it was saved: name another one")
+    return Verified(folder, digests)
+
+
+def set_latest(checkpoint: Path) -> None:
+    """Point LATEST at a published checkpoint beside it. A folder of that name is set aside, not deleted.
+
+    On a disk without symbolic links there is no LATEST; `adapter_folder` names the checkpoint itself then.
+    """
+    if _NAME.fullmatch(checkpoint.name) is None:
+        raise ValueError(f"{checkpoint} is no checkpoint")
+    link = checkpoint.parent / LATEST
+    if link.is_symlink() and os.readlink(link) == checkpoint.name:
+        return
+    if link.is_dir() and not link.is_symlink():
+        # Copying a run with its links followed makes one.
+        os.rename(link, _free_name(link))
+    try:
+        replace_symlink(link, checkpoint.name)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+
+
+def adapter_folder(run: RunDir) -> Path:
+    """Where people and mlx-lm find the run's adapter: LATEST, or the newest checkpoint without a link."""
+    newest = None if run.latest.is_symlink() else newest_checkpoint(run)
+    return run.latest if newest is None else newest
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.aside-{number}")):
+        number += 1
+    return aside

@@ -1,0 +1,153 @@
+"""The commands that any process can give to the worker of a run: files in `control/`, answered in the log.
+
+A sender writes `control/ID.json` with {"command": "pause"}; the worker deletes it when it takes it and
+writes a `control` event {id, command, ok, message} once it has obeyed or refused. IDs sort by the time of
+sending. Files of this kind may be written by hand too; `stop` takes a second key, `save` (true unless given).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from localdpo.core.atomic import write_text
+from localdpo.core.errors import UserError
+from localdpo.records.events import decode_event
+from localdpo.records.rundir import RunDir
+
+Command = Literal["pause", "resume", "checkpoint", "evaluate", "stop"]
+
+COMMANDS: Final[dict[Command, str]] = {
+    "pause": "take no further step until resume; the model stays in memory",
+    "resume": "go on after a pause",
+    "checkpoint": "save a checkpoint after this step",
+    "evaluate": "measure held-out pairs and sample answers after this step",
+    "stop": "save and stop; it can be resumed",
+}
+_SUFFIX: Final = ".json"
+_LONGEST_FILE: Final = 4096  # bytes; a command has some 40
+_LOOK_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True)
+class CommandFile:
+    """A command as the worker finds it. `command` is None where `problem` says what is wrong with it."""
+
+    id: str
+    command: Command | None
+    save: bool = True
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """What the worker answered: whether it obeyed, and a line about it."""
+
+    id: str
+    command: str | None
+    ok: bool
+    message: str
+
+
+def send(run: RunDir, command: Command, *, save: bool = True) -> str:
+    """Give the worker of `run` a command; its id, for `wait_for`.
+
+    `save`: whether a stop saves first. Raises UserError when no worker runs or the file cannot be written,
+    ValueError for an unknown command.
+    """
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}")
+    if not run.is_running():
+        raise UserError(f"{run.path}: no worker is running, so there is nothing to {command}")
+    content = {"command": command} if save else {"command": command, "save": False}
+    id = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+    try:
+        run.control.mkdir(exist_ok=True)
+        write_text(run.control / f"{id}{_SUFFIX}", json.dumps(content) + "\n")
+    except OSError as error:
+        raise UserError(f"{run.control}: the command cannot be written: {error.strerror}") from error
+    return id
+
+
+def take(run: RunDir) -> list[CommandFile]:
+    """The commands that wait, oldest first; their files are gone then. For the worker alone.
+
+    What is no command is given with its `problem`. A file that cannot be deleted is passed over, since it
+    would be obeyed again and again.
+    """
+    try:
+        names = sorted(os.listdir(run.control))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    taken = []
+    for name in names:
+        path = run.control / name
+        if name.startswith(".") or path.suffix != _SUFFIX or path.is_symlink() or not path.is_file():
+            continue
+        try:
+            with path.open("rb") as file:
+                content = file.read(_LONGEST_FILE + 1)
+            path.unlink()
+        except OSError:
+            continue
+        taken.append(_parse(path.stem, content))
+    return taken
+
+
+def wait_for(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
+    """The worker's answer to the command `id`; None if there is none within `timeout` seconds.
+
+    A worker that ends without an answer counts as a refusal.
+    """
+    deadline, offset = time.monotonic() + timeout, 0
+    while True:
+        # Looked at before the log is read, so that an answer just before the end is not missed.
+        running = run.is_running()
+        found, offset = _answer(run.events, offset, id)
+        if found is not None:
+            return found
+        if not running:
+            return Acknowledgement(id, None, False, "the worker ended before it saw the command")
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_LOOK_SECONDS)
+
+
+def _parse(id: str, content: bytes) -> CommandFile:
+    try:
+        if len(content) > _LONGEST_FILE:
+            raise ValueError(f"longer than {_LONGEST_FILE} bytes")
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return CommandFile(id, None, problem=f"not a command file: {error}")
+    if not isinstance(record, dict) or record.get("command") not in get_args(Command):
+        return CommandFile(id, None, problem=f"expected a command, one of {', '.join(COMMANDS)}")
+    save: Any = record.get("save", True)
+    if not isinstance(save, bool):
+        return CommandFile(id, None, problem=f"save: expected true or false, got {save!r}")
+    return CommandFile(id, record["command"], save)
+
+
+def _answer(log: Path, offset: int, id: str) -> tuple[Acknowledgement | None, int]:
+    """The answer in the complete lines of `log` from byte `offset` on, and where to look from next time.
+
+    Only lines with the id in them are decoded: a log may be long.
+    """
+    block = b""
+    with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(offset)
+        block = file.read()
+    complete = block[: block.rfind(b"\n") + 1]
+    wanted = id.encode()
+    for line in complete.split(b"\n"):
+        event = decode_event(line) if wanted in line else None
+        if event is not None and event.type == "control" and event.data.get("id") == id:
+            ok, message = event.data.get("ok") is True, str(event.data.get("message"))
+            return Acknowledgement(id, event.data.get("command"), ok, message), 0
+    return None, offset + len(complete)

@@ -1,0 +1,283 @@
+"""The event log of a run: `events.jsonl`, one JSON object a line, only ever appended to.
+
+The worker writes it; the command line, the dashboard and scripts read it while it grows. A line is
+
+    {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61},"crc":"5d0c9e2a"}
+
+`v` is the version of the format, `time` the Unix time in seconds, `step` is left out where it has no meaning;
+every other field belongs to the type, but for `crc` (see `seal`). Numbers that JSON does not have (NaN,
+infinities) are written as null: a reader shows a gap, and the notice that goes with them names the metric. A
+writer that was killed can leave a torn last line. Readers ignore it; the next writer ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from localdpo.core.atomic import no_space_error, out_of_space
+from localdpo.core.seal import seal, unseal
+from localdpo.records.tail import LineTail
+
+FORMAT_VERSION: Final = 1
+
+EVENT_TYPES: Final = frozenset(
+    {
+        "data",
+        "run.started",
+        "reference",
+        "step",
+        "eval",
+        "samples",
+        "pairs",
+        "checkpoint",
+        "notice",
+        "control",
+        "run.resumed",
+        "run.paused",
+        "run.continued",
+        "run.finished",
+        "run.failed",
+        "run.stopped",
+        "run.crashed",
+    }
+)
+# What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
+REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "pairs", "checkpoint"})
+_LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of that size may not fit a float
+_MOST_STEPS: Final = 2**53  # a larger number is damage, and no column of a chart holds it
+# A line may hold what JSON has no form for, by another program's hand: NaN, infinities, numbers that fit no
+# float, halves of surrogate pairs. Such a line is read as if this writer had written it.
+_NO_JSON: Final = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{300}|\\u[dD][89a-fA-F]")
+_OWN_KEYS: Final = frozenset({"v", "time", "type", "step", "crc"})
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log. `data` holds the fields besides v, time, type and step."""
+
+    v: int
+    time: float
+    type: str
+    step: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EventWriter:
+    """Appends events to one log; each is a single os.write on an O_APPEND descriptor.
+
+    Opening it ends a torn last line of an earlier writer, so that the next event stands on its own line.
+    Raises UserError when the disk is full, ValueError for an unknown type or a reserved field name.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._fd: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._fd).st_size
+        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+
+    def write(self, type: str, step: int | None = None, **fields: Any) -> Event:
+        """Write one event and return it as a reader will see it."""
+        if self._fd is None:
+            raise ValueError(f"{self.path}: this event writer is closed")
+        if type not in EVENT_TYPES:
+            raise ValueError(f"unknown event type {type!r}")
+        if _OWN_KEYS & fields.keys():
+            raise ValueError(f"reserved event fields: {sorted(_OWN_KEYS & fields.keys())}")
+        line = encode_event(type, step, time.time(), fields)
+        self._append(line)
+        event = decode_event(line)
+        assert event is not None
+        return event
+
+    def _append(self, line: bytes) -> None:
+        assert self._fd is not None
+        data = b"\n" + line if self._torn else line
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            if out_of_space(error):
+                raise no_space_error(self.path, len(data)) from error
+            raise
+        # A full disk shows itself as a short write first: the line is torn, as after a kill.
+        self._torn = written < len(data) and not (written == 1 and self._torn)
+        if written < len(data):
+            raise no_space_error(self.path, len(data) - written)
+
+    def sync(self) -> None:
+        """Force the log to the disk (before a checkpoint is published)."""
+        if self._fd is not None:
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class EventTail:
+    """Reads a growing log. `poll()` gives the events whose lines were ended since the last poll.
+
+    Any number of tails may read one log while it is written. A log that does not exist yet is empty.
+    `loads` parses the bytes of a line in place of json.loads; it raises ValueError for what is not JSON.
+    Lines with NaN and the like are read without it, with null in their place.
+
+    Attributes:
+        bad_lines: lines so far that were no event.
+        last_step: the highest step of an event so far, 0 without any.
+    """
+
+    def __init__(self, path: str | Path, loads: Callable[[bytes], Any] = json.loads) -> None:
+        self._lines = LineTail(path)
+        self._loads = loads
+        self.bad_lines = 0
+        self.last_step = 0
+        self._first_bad = 0
+
+    @property
+    def path(self) -> Path:
+        """The log's file."""
+        return self._lines.path
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last poll left lines unread because of `max_bytes`."""
+        return self._lines.behind
+
+    @property
+    def offset(self) -> int:
+        """Bytes taken in so far."""
+        return self._lines.offset
+
+    def damage(self, *, alive: bool) -> str | None:
+        """One line about the lines so far that were no event, None without any: for whoever shows the log.
+
+        `alive`: whether its writer may still be at work; else a last line that was not ended counts.
+        """
+        found = []
+        if self.bad_lines:
+            which = "1 damaged line is" if self.bad_lines == 1 else f"{self.bad_lines:,} damaged lines are"
+            first = "" if self.bad_lines == 1 else "first: "
+            found.append(f"{which} left out ({first}line {self._first_bad:,})")
+        if self._lines.is_cut and not alive:
+            found.append("its last line is cut off: it was damaged, or its writer was killed")
+        return f"{self.path}: {'; '.join(found)}" if found else None
+
+    def skip(self, offset: int | None = None) -> None:
+        """Pass over what is in the log now, or its first `offset` bytes: `poll` gives what comes after."""
+        self._lines.skip(offset)
+
+    def poll(self, max_bytes: int | None = None) -> list[Event]:
+        """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`.
+
+        With `max_bytes` it reads that much and on to the end of the line, so that a long log can be taken in
+        pieces; `behind` says whether more is there.
+        """
+        events = []
+        for number, line in self._lines.numbered(max_bytes):
+            event = decode_event(line, self._loads)
+            if event is not None:
+                events.append(event)
+                self.last_step = max(self.last_step, event.step or 0)
+                continue
+            self.bad_lines += 1
+            self._first_bad = self._first_bad or number
+        return events
+
+
+def read_events(path: str | Path) -> list[Event]:
+    """Every complete event of a log, in the order of writing; empty when there is no log.
+
+    Damaged lines are left out; whoever shows a run to a person reads its log by `checkpoints.read_log`, which
+    tells of them.
+    """
+    return EventTail(path).poll()
+
+
+def effective(events: Iterable[Event]) -> list[Event]:
+    """The events without what a resume made void.
+
+    `run.resumed` at step N says that the run goes on from the state after step N: earlier step, eval,
+    samples, pairs and checkpoint events with a step above N are dropped. Everything else stays, in order.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if event.type == "run.resumed" and event.step is not None:
+            kept = [old for old in kept if not _is_void(old, event.step)]
+        kept.append(event)
+    return kept
+
+
+def _is_void(event: Event, resumed_from: int) -> bool:
+    return event.type in REDONE_TYPES and event.step is not None and event.step > resumed_from
+
+
+def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, Any]) -> bytes:
+    """The line of one event, ended by a newline."""
+    record: dict[str, Any] = {"v": FORMAT_VERSION, "time": round(now, 6), "type": type}
+    if step is not None:
+        record["step"] = step
+    record.update(fields)
+    text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return seal(text)
+
+
+def decode_event(line: bytes, loads: Callable[[bytes], Any] = json.loads) -> Event | None:
+    """The event on one line, or None when the line is not an event of a version this reader knows."""
+    try:
+        line = unseal(line)
+        record = _cleaned(json.loads(line)) if _NO_JSON.search(line) else loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    version, when = record.pop("v", None), record.pop("time", None)
+    type_, step = record.pop("type", None), record.pop("step", None)
+    if version != FORMAT_VERSION or not isinstance(type_, str):
+        return None
+    if not isinstance(when, int | float) or not abs(when) < _LATEST_TIME:
+        return None
+    if step is not None and not (type(step) is int and 0 <= step < _MOST_STEPS):
+        return None
+    return Event(v=version, time=float(when), type=type_, step=step, data=record)
+
+
+def _cleaned(value: Any) -> Any:
+    """`finite`, and without numbers that fit no float and halves of surrogate pairs."""
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode()
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return None
+    return finite(value)
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity, at any depth, replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,291 @@
+"""What a run is doing and how long it still takes, as pure functions of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Final, Literal
+
+from localdpo.records.eventdata import metric, number, recipe_section
+from localdpo.records.events import Event
+
+Phase = Literal[
+    "starting",
+    "loading",
+    "reference",
+    "evaluating",
+    "training",
+    "paused",
+    "finished",
+    "failed",
+    "stopped",
+    "crashed",
+]
+
+# Steps differ in length with their batch; the median of this many is steady and still follows a change.
+_WINDOW: Final = 32
+_ENDS: Final[dict[str, Phase]] = {
+    "run.finished": "finished",
+    "run.failed": "failed",
+    "run.stopped": "stopped",
+    "run.crashed": "crashed",
+}
+_WORKING: Final = frozenset({"reference", "evaluating", "training"})
+_SILENT_SECONDS: Final = 30.0
+_SILENT_STEPS: Final = 5
+# An evaluation writes nothing until it is done.
+_SILENT_EVALUATIONS: Final = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. Times in seconds.
+
+    `done` and `of` count rows of the reference pass, `later` those of the passes after it; while it loads,
+    `done` counts rows that were tokenised; `step` of `total`
+    are training steps (None before the run has said how many). `eval_seconds`, `save_seconds` and
+    `kl_seconds` are those of the latest one. `paused_in` is what a paused run was doing; it stays set while
+    a paused run evaluates on command. `updated` is the Unix time of the last event.
+    """
+
+    phase: Phase = "starting"
+    step: int = 0
+    total: int | None = None
+    done: int = 0
+    of: int = 0
+    later: int = 0
+    reference_began: tuple[float, int] | None = None
+    reference_time: float = 0.0
+    step_seconds: tuple[float, ...] = ()
+    log_every: int = 1
+    eval_every: int | None = None
+    eval_seconds: float = 0.0
+    save_every: int | None = None
+    save_seconds: float = 0.0
+    kl_every: int | None = None
+    kl_seconds: float = 0.0
+    paused_in: Phase | None = None
+    updated: float | None = None
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until the run ends, if nobody pauses it.
+
+        Steps, KL measurements, evaluations, checkpoints and what is left of the reference pass are counted.
+        None while it is paused, and before the first step is measured: nothing honest can be said then.
+        """
+        if self.phase in ("training", "evaluating"):
+            return self.work_left
+        if self.phase != "reference" or self.work_left is None or self.reference_eta is None:
+            return None
+        return self.reference_eta + self.work_left
+
+    @property
+    def work_left(self) -> float | None:
+        """Seconds of work after the reference pass, also of a run that is paused or stopped."""
+        if self.total is None or not self.step_seconds:
+            return None
+        evaluations = _still_to_come(self.step, self.total, self.eval_every) + (self.phase == "evaluating")
+        saves = _still_to_come(self.step, self.total, self.save_every)
+        measurements = (
+            0 if self.kl_every is None else self.total // self.kl_every - self.step // self.kl_every
+        )
+        return (
+            (self.total - self.step) * median(self.step_seconds)
+            + evaluations * self.eval_seconds
+            + saves * self.save_seconds
+            + measurements * self.kl_seconds
+        )
+
+    @property
+    def reference_eta(self) -> float | None:
+        """Seconds until all reference passes end, None if none is going on or it has no pace yet."""
+        if self.phase != "reference" or self.reference_began is None:
+            return None
+        began, first = self.reference_began
+        if self.done <= first or self.reference_time <= began:
+            return None
+        left = self.of - self.done + self.later
+        return left * (self.reference_time - began) / (self.done - first)
+
+
+def event_age(progress: Progress, now: float) -> float | None:
+    """Seconds since the last event at the Unix time `now`, never negative; None before the first."""
+    return None if progress.updated is None else max(0.0, now - progress.updated)
+
+
+def silent_for(progress: Progress, now: float) -> float | None:
+    """Seconds without an event, if that is longer than the run's work explains; else None.
+
+    That is 30 s, or five times what passes between two logged steps (median), or twice the last evaluation
+    while one is going on. A run that is paused, has ended, or still loads its model is never silent.
+    """
+    quiet = event_age(progress, now)
+    if quiet is None or progress.phase not in _WORKING:
+        return None
+    limit = _SILENT_SECONDS
+    if progress.step_seconds:
+        limit = max(limit, _SILENT_STEPS * progress.log_every * median(progress.step_seconds))
+    if progress.phase == "evaluating":
+        limit = max(limit, _SILENT_EVALUATIONS * progress.eval_seconds)
+    return quiet if quiet > limit else None
+
+
+def advance(progress: Progress, event: Event) -> Progress:
+    """`progress` after one more event."""
+    progress = replace(progress, updated=event.time)
+    if event.type in _ENDS:
+        return replace(progress, phase=_ENDS[event.type], step=_step(progress, event), paused_in=None)
+    update = _UPDATES.get(event.type)
+    return update(progress, event) if update is not None else progress
+
+
+def advance_steps(progress: Progress, events: Sequence[Event]) -> Progress:
+    """`advance` over a stretch of step events in one go: a long log is little else. At least one event."""
+    measured: list[float] = []
+    for event in reversed(events):
+        seconds = metric(event, "step_seconds")
+        if seconds is not None:
+            measured.append(seconds)
+            if len(measured) == _WINDOW:
+                break
+    step = next((event.step for event in reversed(events) if event.step is not None), progress.step)
+    kl_seconds = next((found for event in reversed(events) if (found := number(event, "kl_seconds"))), None)
+    due = progress.eval_every is not None and (step % progress.eval_every == 0 or step == progress.total)
+    return replace(
+        progress,
+        phase="evaluating" if due else "training",
+        step=step,
+        step_seconds=(*progress.step_seconds, *reversed(measured))[-_WINDOW:],
+        kl_seconds=progress.kl_seconds if kl_seconds is None else kl_seconds,
+        paused_in=None,
+        updated=events[-1].time,
+    )
+
+
+def progress_of(events: Iterable[Event]) -> Progress:
+    """The progress after all of `events`."""
+    progress = Progress()
+    for event in events:
+        progress = advance(progress, event)
+    return progress
+
+
+def _started(progress: Progress, event: Event) -> Progress:
+    total = event.data.get("total_steps")
+    return replace(
+        progress,
+        phase="loading",
+        done=0,
+        total=total if isinstance(total, int) else progress.total,
+        eval_every=_option(event, "eval", "every"),
+        save_every=_option(event, "save", "every"),
+        kl_every=_option(event, "eval", "kl_every"),
+        log_every=_option(event, "train", "log_every") or 1,
+        paused_in=None,
+    )
+
+
+def _tokenised(progress: Progress, event: Event) -> Progress:
+    rows = event.data.get("rows")
+    return replace(progress, phase="loading", done=rows) if isinstance(rows, int) else progress
+
+
+def _resumed(progress: Progress, event: Event) -> Progress:
+    return replace(
+        progress, phase="loading", done=0, step=_step(progress, event), reference_began=None, paused_in=None
+    )
+
+
+def _paused(progress: Progress, event: Event) -> Progress:
+    return replace(progress, phase="paused", paused_in=progress.paused_in or progress.phase)
+
+
+def _continued(progress: Progress, event: Event) -> Progress:
+    """After a pause, or after a time in which the process was stopped or the machine slept."""
+    began, away = progress.reference_began, number(event, "seconds") or 0.0
+    return replace(
+        progress,
+        phase=progress.phase if progress.phase != "paused" else progress.paused_in or "training",
+        paused_in=None,
+        reference_began=None if began is None else (began[0] + away, began[1]),
+    )
+
+
+def _answered(progress: Progress, event: Event) -> Progress:
+    """An evaluation that was asked for begins when it is acknowledged."""
+    begins = event.data.get("command") == "evaluate" and event.data.get("ok") is True
+    return replace(progress, phase="evaluating") if begins else progress
+
+
+def _reference(progress: Progress, event: Event) -> Progress:
+    done, of, later = (event.data.get(key) for key in ("done", "total", "later"))
+    if not isinstance(done, int) or not isinstance(of, int):
+        return progress
+    # Training and held-out rows are scored in turn; each pass has its own count.
+    began = progress.reference_began if done >= progress.done else None
+    after: Phase = "evaluating" if progress.step == 0 else "training"
+    return replace(
+        progress,
+        phase="reference" if done < of else after,
+        done=done,
+        of=of,
+        later=later if isinstance(later, int) else 0,
+        reference_began=began or (event.time, done),
+        reference_time=event.time,
+    )
+
+
+def _stepped(progress: Progress, event: Event) -> Progress:
+    return advance_steps(progress, [event])
+
+
+def _evaluated(progress: Progress, event: Event) -> Progress:
+    seconds = number(event, "seconds")
+    return replace(
+        _after_evaluation(progress, event),
+        step=_step(progress, event),
+        eval_seconds=progress.eval_seconds if seconds is None else seconds,
+    )
+
+
+def _after_evaluation(progress: Progress, event: Event) -> Progress:
+    """The samples come last; without held-out rows they are all that an evaluation writes."""
+    return replace(progress, phase="training" if progress.paused_in is None else "paused")
+
+
+def _saved(progress: Progress, event: Event) -> Progress:
+    seconds = number(event, "seconds")
+    return progress if seconds is None else replace(progress, save_seconds=seconds)
+
+
+_UPDATES: Final = {
+    "data": _tokenised,
+    "run.started": _started,
+    "run.resumed": _resumed,
+    "run.paused": _paused,
+    "run.continued": _continued,
+    "control": _answered,
+    "reference": _reference,
+    "step": _stepped,
+    "eval": _evaluated,
+    "samples": _after_evaluation,
+    "checkpoint": _saved,
+}
+
+
+def _step(progress: Progress, event: Event) -> int:
+    return progress.step if event.step is None else event.step
+
+
+def _still_to_come(step: int, total: int, every: int | None) -> int:
+    """How many multiples of `every`, the end included, lie after `step`."""
+    if every is None or step >= total:
+        return 0
+    return (total - 1) // every - step // every + 1
+
+
+def _option(start: Event, section: str, name: str) -> int | None:
+    value = recipe_section(start, section).get(name)
+    return value if isinstance(value, int) and value > 0 else None

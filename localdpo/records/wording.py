@@ -1,0 +1,176 @@
+"""How events are worded, the same in every place that shows them. Pure functions.
+
+A line is a word for the kind of event, the step, and then `key value` pairs in a fixed order, the same in
+every run, for people and for grep alike.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from localdpo.core.names import is_demo, resolve
+from localdpo.core.text import format_seconds, format_value
+from localdpo.records.checkpoints import adapter_folder
+from localdpo.records.eventdata import ACCURACY, all_tied, metrics_of, number
+from localdpo.records.events import Event
+from localdpo.records.progress import Phase
+from localdpo.records.rundir import RunDir
+
+DEFAULT_RUNS_DIR: Final = Path("runs")
+# The order of metrics in a line; others follow by name.
+METRIC_ORDER: Final = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/chosen",
+    "rewards/rejected",
+    "kl",
+    "kl_sampled",
+    "kl_sampled_se",
+    "entropy",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "step_seconds",
+    "memory_gb",
+    "peak_memory_gb",
+    "cache_memory_gb",
+    "epoch",
+)
+
+ALL_TIED: Final = "all tied"
+# Fields of events that a line leaves out: shown otherwise, or too long.
+NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
+
+# The four that tell whether it works, with short names, for a line under the bar.
+HEADLINES: Final = (
+    ("loss", "loss"),
+    ("rewards/accuracies", "accuracy"),
+    ("rewards/margins", "margin"),
+    ("kl", "KL"),
+)
+
+PHASES: Final[dict[Phase, str]] = {
+    "starting": "starting",
+    "loading": "loading model and data",
+    "reference": "reference scores",
+    "evaluating": "evaluating",
+    "training": "training",
+    "paused": "paused",
+    "finished": "finished",
+    "failed": "failed",
+    "stopped": "stopped",
+    "crashed": "crashed",
+}
+
+
+def format_event(event: Event, total: int | None) -> str | None:
+    """The text line of an event, or None for one that is only for programs (samples)."""
+    if event.type == "samples":
+        return None
+    words = [event.type]
+    if event.step is not None:
+        words += ["step", f"{event.step}/{total}" if total is not None else str(event.step)]
+    if event.type in ("step", "eval"):
+        words = [event.type, *words[2:]]
+    metrics = metrics_of(event)
+    words += [word for name in sorted_metrics(metrics) for word in (name, metric_words(name, metrics))]
+    own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
+    if event.type == "notice":
+        return " ".join([*words, notice_text(own)])
+    return " ".join(words + _pairs(own))
+
+
+def format_headline(event: Event, total: int | None) -> str | None:
+    """The line above the bar, or None for an event that only moves the bar."""
+    if event.type == "eval":
+        of = f"/{total}" if total is not None else ""
+        metrics = metrics_of(event)
+        values = [f"{label} {_short(key, metrics)}" for key, label in HEADLINES if key in metrics]
+        return f"evaluation at step {event.step}{of}: {'  '.join(values)}"
+    if event.type == "notice":
+        return notice_text(event.data)
+    if event.type == "run.started":
+        words = _pairs({key: event.data[key] for key in ("model", "loss", "device") if key in event.data})
+        return " ".join(["run started:", *words])
+    if event.type == "data":
+        return f"{event.data.get('source', 'data')}: {number(event, 'rows') or 0:,.0f} rows tokenised"
+    if event.type == "run.resumed":
+        return f"resumed from step {event.step}"
+    if event.type == "control":
+        return f"{event.data.get('command') or 'command'}: {event.data.get('message')}"
+    if event.type == "run.continued" and event.data.get("reason") != "resume":
+        return f"{event.data.get('reason')}: {format_seconds(number(event, 'seconds') or 0)} not counted"
+    return None
+
+
+def notice_text(data: Mapping[str, Any]) -> str:
+    """`warning displacement: message. why. try`: all that a notice says, in one line."""
+    said = " | ".join(str(data[key]) for key in ("message", "why", "try") if data.get(key))
+    return f"{data.get('level', 'info')} {data.get('name', '')}: {said}"
+
+
+def sorted_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics in the order of METRIC_ORDER, then by name."""
+    rank = {name: place for place, name in enumerate(METRIC_ORDER)}
+    names = sorted(metrics, key=lambda name: (rank.get(name, len(rank)), name))
+    return {name: metrics[name] for name in names}
+
+
+def _pairs(values: Mapping[str, Any]) -> list[str]:
+    return [word for key, value in values.items() for word in (key, format_value(value))]
+
+
+def _short(key: str, metrics: Mapping[str, Any]) -> str:
+    """A metric in three digits, so that the line fits 80 columns."""
+    value = metrics[key]
+    return f"{value:.3g}" if isinstance(value, float) else metric_words(key, metrics)
+
+
+def metric_words(name: str, metrics: Mapping[str, Any]) -> str:
+    """One of `metrics`; the accuracy is no 0 where all pairs are tied."""
+    return ALL_TIED if name == ACCURACY and all_tied(metrics) else format_value(metrics[name])
+
+
+def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
+    """What to do with a finished run: how long it took, where the adapter is, how to try it."""
+    model, prompt, seconds = None, None, None
+    for event in events:
+        if event.type == "run.started":
+            model = event.data.get("model")
+        elif event.type == "samples":
+            prompt = _first_prompt(event) or prompt
+        elif event.type == "run.finished":
+            seconds = event.data.get("seconds")
+    took = f" in {format_seconds(seconds)}" if isinstance(seconds, int | float) else ""
+    lines = [f"finished{took}", f"adapter: {adapter_folder(run)}"]
+    if isinstance(model, str):
+        lines.append(f"try it: {generate_command(model, run, prompt)}")
+    return lines
+
+
+def generate_command(model: str, run: RunDir, prompt: str | None) -> str:
+    """The mlx-lm command that answers `prompt` with the trained adapter, ready for a shell."""
+    path = str(resolve(model)) if is_demo(model) else model
+    words = ["mlx_lm.generate", "--model", path, "--adapter-path", str(adapter_folder(run))]
+    return shlex.join([*words, "--prompt", prompt or "Hello"])
+
+
+def _first_prompt(event: Event) -> str | None:
+    samples = event.data.get("samples")
+    first = samples[0] if isinstance(samples, list) and samples else None
+    prompt = first.get("prompt") if isinstance(first, Mapping) else None
+    return prompt if isinstance(prompt, str) else None
+
+
+def resume_command(run: RunDir) -> str:
+    """The command that goes on with `run`, ready for a shell in the current directory."""
+    words = ["localdpo", "train", "--resume", "--run", run.name]
+    if run.path.parent != DEFAULT_RUNS_DIR:
+        words += ["--runs-dir", str(run.path.parent)]
+    return shlex.join(words)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.judging.anthropic_batch import AnthropicBatchJudge
+from localdpo.judging.constitution import ConstitutionJudge
+from localdpo.judging.jury import Jury
+from localdpo.judging.openai import OpenAIJudge
+from localdpo.judging.prices import Tokens, load_prices
+from localdpo.judging.registry import JudgeOptions, make_judge
+
+
+def test_judges_are_made_from_their_names():
+    one = make_judge("anthropic:claude-haiku-4-5", JudgeOptions(concurrency=16, timeout=9.0))
+    assert (one.name, one.concurrency) == ("anthropic claude-haiku-4-5", 16)
+    assert isinstance(make_judge("anthropic:m", JudgeOptions(batch=True)), AnthropicBatchJudge)
+    two = make_judge("openai:http://localhost:1234/v1#org/model:4bit")
+    assert isinstance(two, OpenAIJudge)
+    assert (two.model, two.url) == ("org/model:4bit", "http://localhost:1234/v1/chat/completions")
+    both = make_judge("jury:anthropic:m+openai:http://localhost:1/v1#x")
+    assert isinstance(both, Jury)
+    assert both.name == "jury of anthropic m + openai x"
+    assert make_judge("rules").name == "rules"
+
+
+def test_identities_tell_all_that_matters_apart():
+    made = [
+        make_judge("anthropic:m"),
+        make_judge("anthropic:n"),
+        make_judge("anthropic:m", JudgeOptions(rubric="triage")),
+        make_judge("anthropic:m", JudgeOptions(mode="score")),
+        make_judge("openai:http://localhost:1/v1#m"),
+        make_judge("openai:http://localhost:2/v1#m"),
+    ]
+    assert len({tuple(sorted(judge.identity.items())) for judge in made}) == len(made)
+    # How many are asked at a time, or in batches, does not change a verdict.
+    same = make_judge("anthropic:m", JudgeOptions(batch=True, concurrency=3))
+    assert same.identity == made[0].identity
+
+
+def test_a_constitution_takes_the_place_of_the_rubric():
+    judge = make_judge("anthropic:m", JudgeOptions(constitution="assistant", principles="all"))
+    assert isinstance(judge, ConstitutionJudge)
+    assert len({tuple(sorted(member.identity.items())) for member in judge.members}) == 6
+    assert judge.name == "anthropic m under assistant (all)"
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "said"),
+    [
+        ("claude", {}, "no such judge; expected one of rules, mlx:MODEL, anthropic"),
+        ("openai:gpt", {}, "expected openai:URL#MODEL"),
+        ("mlx", {}, "expected mlx:MODEL"),
+        ("rules:x", {}, "expected rules alone"),
+        ("rules", {"rubric": "helpful"}, "reads no rubric"),
+        ("human", {}, "vote"),
+        ("jury:anthropic", {}, "two judges or more"),
+        ("jury:a+b", {}, "a: no such judge"),
+        ("jury:rules+jury:a+b", {}, "cannot sit in a jury"),
+        ("rules", {"batch": True}, "only anthropic"),
+        ("anthropic:m", {"rubric": "quality"}, "for mode score"),
+        ("anthropic:m", {"rubric": "helpful", "constitution": "assistant"}, "not both"),
+        ("anthropic:m", {"prices": Path("/none.yaml")}, "/none.yaml: cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_said(spec: str, options: dict[str, object], said: str):
+    with pytest.raises(UserError) as error:
+        make_judge(spec, JudgeOptions(**options))  # type: ignore[arg-type]
+    assert said in str(error.value)
+
+
+def test_members_of_a_jury_get_what_they_read():
+    jury = make_judge("jury:rules+anthropic:m", JudgeOptions(rubric="triage", batch=True))
+    assert isinstance(jury, Jury)
+    assert isinstance(jury.members[1], AnthropicBatchJudge)
+    assert jury.members[1].rubric.name == "triage"
+
+
+def test_naming_judges_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom localdpo.judging import pairwise, registry\n"
+        "registry.make_judge('openai:http://localhost:1/v1#m')\n"
+        "from localdpo.judging import anthropic, anthropic_batch\n"
+        "heavy = ('anthropic', 'httpx2', 'mlx', 'transformers', 'numpy')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # mlx comes with the package itself, which names its losses at the top.
+    assert done.stdout.strip() in ("[]", "['mlx']"), done.stdout + done.stderr
+
+
+# --- prices ------------------------------------------------------------------------------------------------
+
+
+def test_prices_by_kind_of_token_and_length():
+    table = load_prices()
+    opus, haiku = table.of("claude-opus-5-5"), table.of("claude-haiku-5-5")
+    assert opus is not None
+    assert haiku is not None
+    assert opus.usd(Tokens(1_000_000, 1_000_000, 1_000_000, 1_000_000)) == pytest.approx(4 + 20 + 5 + 0.2)
+    assert opus.usd(Tokens(1000, 100), batch=True) == opus.usd(Tokens(1000, 100)) / 2
+    assert haiku.usd(Tokens(100_000, 0)) == pytest.approx(0.01)
+    assert haiku.usd(Tokens(60_000, 0, 40_001)) == pytest.approx((60_000 * 0.5 + 40_001 * 0.625) / 1e6)
+    assert table.of("claude-haiku-4-5-20251001") == table.of("claude-haiku-4-5")
+    assert table.of("claude-unheard-of") is None
+    for price in table.models.values():
+        for tokens in (Tokens(10, 5), Tokens(90_000, 5, 9_000, 2_000), Tokens(0, 1, 0, 500_000)):
+            assert price.usd(tokens) <= price.worst(tokens.all_input, tokens.output)
+
+
+def test_a_file_of_ones_own_overrules_entry_by_entry(tmp_path: Path):
+    path = tmp_path / "prices.yaml"
+    path.write_text(
+        "date: 2030-01-01\nmodels:\n  mine: {input: 1, output: 2, cache_write: 0, cache_read: 0}\n"
+    )
+    table = load_prices(path)
+    assert table.date == "2030-01-01"
+    assert table.of("mine") is not None
+    assert table.of("claude-opus-5-5") == load_prices().of("claude-opus-5-5")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: {}", "expected `date:`"),
+        ("date: x\nmodels:\n  m: {input: 1}", ":3 models.m: expected numbers"),
+        ("date: x\nmodels:\n  m: {input: -1, output: 1, cache_write: 1, cache_read: 1}", ":3 "),
+        ("date: x\nmodels:\n  m: {input: 1, output: 1, cache_write: 1, cache_read: 1, above: 3}", ":3 "),
+        ("date: x\nmodels:\n  m: {input: 1e999, output: 1, cache_write: 1, cache_read: 1}", ":3 "),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_prices_is_said(tmp_path: Path, text: str, said: str):
+    path = tmp_path / "prices.yaml"
+    path.write_text(text)
+    with pytest.raises((UserError, UserErrors)) as error:
+        load_prices(path)
+    assert said in str(error.value)
