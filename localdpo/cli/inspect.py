@@ -131,7 +131,7 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     """One line a pair, lowest margin first, below a line about all that were scored."""
     from localdpo.cli.plain import print_plain
     from localdpo.cli.runs import text_table
-    from localdpo.records.wording import ALL_TIED
+    from localdpo.records.metrics import ALL_TIED
 
     accuracy = inspection.accuracy
     ranked = ALL_TIED if accuracy is None else f"accuracy {accuracy:.3f}"

@@ -12,7 +12,7 @@ import typer
 
 from localdpo.core.text import age, printable
 from localdpo.out import print_json, say
-from localdpo.records.wording import ALL_TIED
+from localdpo.records.metrics import ALL_TIED
 
 if TYPE_CHECKING:
     from localdpo.out.console import Console

@@ -9,6 +9,7 @@ from typing import Final
 
 from localdpo.core.text import format_seconds
 from localdpo.dashboard.state import Notice, RunState
+from localdpo.records.metrics import measured
 from localdpo.records.progress import silent_for
 
 _MEMORY_SHARE: Final = 0.9
@@ -69,8 +70,7 @@ def _death(state: RunState, alive: bool) -> Notice | None:
 
 
 def _memory(state: RunState) -> Notice | None:
-    # Runs of before there was a figure with the cache have the peak alone.
-    held = state.train.get("memory_gb", state.train.get("peak_memory_gb"))
+    held = measured(state.train, "memory_gb")
     limit = state.start.memory_limit_gb
     if held is None or limit is None or held.last is None or state.last_time is None:
         return None

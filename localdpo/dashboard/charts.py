@@ -1,9 +1,9 @@
-"""Which charts there are, of which metrics, and the arrays behind them: one table, an entry a chart."""
+"""How the charts of the metrics are drawn, and the arrays behind them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,6 +13,8 @@ from localdpo.dashboard.chartdata import ChartSeries, Kind, Reference
 from localdpo.dashboard.plot import smooth_on
 from localdpo.dashboard.series import Series
 from localdpo.dashboard.state import RunState
+from localdpo.records.metrics import CHARTS as METRIC_CHARTS
+from localdpo.records.metrics import Metric
 
 # The weights that the smoothing key goes through; the first is the one at the start, 0 is none.
 SMOOTHINGS: Final = (0.9, 0.97, 0.99, 0.0, 0.6)
@@ -77,107 +79,53 @@ class ChartSpec:
     references: Callable[[RunState], tuple[Reference, ...]] = _nothing
 
 
-def _measured(metric: str) -> tuple[Part, ...]:
-    """A metric of the evaluations alone: marks, and a thin line from one to the next."""
-    return (
-        Part("evals", metric, "eval", "chosen", "points"),
-        Part("evals", metric, "", "chosen", "dotted", smoothed=False),
-    )
+# How the series of a chart of several metrics are told apart: (colour, line). A metric alone in its chart
+# has a plain line in blue.
+_LOOKS: Final[dict[str, tuple[str, Kind]]] = {
+    "rewards/margins": ("ink", "line"),
+    "rewards/chosen": ("chosen", "dashed"),
+    "rewards/rejected": ("rejected", "dotted"),
+    "logratio_per_token/chosen": ("chosen", "line"),
+    "logratio_per_token/rejected": ("rejected", "dashed"),
+    "memory_gb": ("chosen", "line"),
+    "peak_memory_gb": ("ink", "dashed"),
+    "cache_memory_gb": ("rejected", "dotted"),
+}
+# Bare lines, without range and evaluations: the margin between them shows both.
+_BARE: Final = frozenset({"rewards/chosen", "rewards/rejected"})
+_REFERENCES: Final[dict[str, Callable[[RunState], tuple[Reference, ...]]]] = {
+    "margin": _zero,
+    "accuracy": _half,
+    "loss": _before_training,
+    "logp": _zero,
+    "grad": _clipping,
+    "kl_sampled": _zero,
+    "memory": _memory_limit,
+}
 
 
-def _logged(metric: str, *, smoothed: bool = True) -> tuple[Part, ...]:
-    return (Part("train", metric, "train", "chosen", band=smoothed, smoothed=smoothed),)
+def _parts(metrics: Sequence[Metric]) -> tuple[Part, ...]:
+    """The lines of the training steps, then the marks of the evaluations."""
+    alone = len(metrics) == 1
+    lines, marks = [], []
+    for metric in metrics:
+        colour, kind = _LOOKS.get(metric.name, ("chosen", "line"))
+        if metric.measured == "evals":
+            marks.append(Part("evals", metric.name, "eval", colour, "points"))
+            marks.append(Part("evals", metric.name, "", colour, "dotted", smoothed=False))
+            continue
+        name = "train" if alone else metric.label
+        has_range = metric.noisy and metric.name not in _BARE
+        lines.append(Part("train", metric.name, name, colour, kind, has_range, metric.noisy))
+        if metric.measured == "both" and metric.name not in _BARE:
+            marks.append(Part("evals", metric.name, "eval", "ink" if alone else colour, "points"))
+    return (*lines, *marks)
 
 
-CHARTS: Final = (
-    ChartSpec(
-        "margin",
-        ("reward margin (nats)", "reward margin", "margin"),
-        (
-            Part("train", "rewards/margins", "margin", "ink", band=True),
-            Part("train", "rewards/chosen", "chosen", "chosen", "dashed"),
-            Part("train", "rewards/rejected", "rejected", "rejected", "dotted"),
-            Part("evals", "rewards/margins", "eval", "ink", "points"),
-        ),
-        _zero,
-    ),
-    ChartSpec(
-        "accuracy",
-        ("reward accuracy (pairs ranked right)", "reward accuracy", "accuracy"),
-        (*_logged("rewards/accuracies"), Part("evals", "rewards/accuracies", "eval", "ink", "points")),
-        _half,
-    ),
-    ChartSpec(
-        "kl",
-        (
-            "KL to reference, exact on held-out prefixes (nats/token)",
-            "KL exact, held-out prefixes, nats/tok",
-            "KL exact, nats/tok",
-            "KL exact",
-        ),
-        (*_logged("kl", smoothed=False), Part("evals", "kl", "eval", "ink", "points")),
-    ),
-    ChartSpec(
-        "loss",
-        ("loss",),
-        (*_logged("loss"), Part("evals", "loss", "eval", "ink", "points")),
-        _before_training,
-    ),
-    ChartSpec(
-        "logp",
-        (
-            "log-prob change from reference (nats/token)",
-            "log-prob change per token",
-            "logp change per token",
-            "logp change/tok",
-        ),
-        (
-            Part("train", "logratio_per_token/chosen", "chosen", "chosen", band=True),
-            Part("train", "logratio_per_token/rejected", "rejected", "rejected", "dashed", band=True),
-            Part("evals", "logratio_per_token/chosen", "eval", "chosen", "points"),
-            Part("evals", "logratio_per_token/rejected", "eval", "rejected", "points"),
-        ),
-        _zero,
-    ),
-    ChartSpec("grad", ("gradient norm", "grad norm"), _logged("grad_norm"), _clipping),
-    ChartSpec(
-        "kl_sampled",
-        (
-            "KL to reference, sampled, whole answers (nats/answer)",
-            "KL sampled, nats/answer",
-            "KL sampled",
-        ),
-        _measured("kl_sampled"),
-        _zero,
-    ),
-    ChartSpec(
-        "displacement",
-        ("displacement (share of chosen less likely)", "chosen less likely (share)", "displacement"),
-        (*_logged("displacement"), Part("evals", "displacement", "eval", "ink", "points")),
-    ),
-    ChartSpec(
-        "length",
-        ("response length of samples (tokens)", "length of samples (tokens)", "length"),
-        _measured("samples/response_tokens"),
-    ),
-    ChartSpec(
-        "entropy",
-        ("entropy of the policy (nats/token)", "entropy (nats/token)", "entropy"),
-        _measured("entropy"),
-    ),
-    ChartSpec("speed", ("tokens per second", "tokens/s"), _logged("tokens_per_second")),
-    ChartSpec(
-        "memory",
-        ("memory with cache (GB)", "memory (GB)"),
-        (
-            Part("train", "memory_gb", "held", "chosen", smoothed=False),
-            Part("train", "peak_memory_gb", "peak of arrays", "ink", "dashed", smoothed=False),
-            Part("train", "cache_memory_gb", "cache", "rejected", "dotted", smoothed=False),
-        ),
-        _memory_limit,
-    ),
-    ChartSpec("lr", ("learning rate",), _logged("learning_rate", smoothed=False)),
-    ChartSpec("epoch", ("epoch (passes over the data)", "epoch"), _logged("epoch", smoothed=False)),
+CHARTS: Final = tuple(
+    ChartSpec(chart.name, chart.titles, _parts(metrics), _REFERENCES.get(chart.name, _nothing))
+    for chart, metrics in METRIC_CHARTS.items()
+    if chart.on_screen
 )
 
 

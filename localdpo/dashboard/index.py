@@ -13,8 +13,8 @@ from typing import Final
 from localdpo.dashboard.state import RunState, Start
 from localdpo.dashboard.verdicts import win_rate
 from localdpo.records.deaths import end_lines
-from localdpo.records.eventdata import ACCURACY, all_tied, metric, metrics_of
 from localdpo.records.events import Event, EventTail
+from localdpo.records.metrics import ACCURACY, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Progress, advance
 from localdpo.records.rundir import RunDir, State, list_runs
 
@@ -83,8 +83,7 @@ class _Reader:
         self._updated = event.time
         self._progress = advance(self._progress, event)
         if event.type == "step":
-            memory = metric(event, "memory_gb")
-            memory = metric(event, "peak_memory_gb") if memory is None else memory
+            memory = metric_of(event, "memory_gb")
             self._memory = self._memory if memory is None else memory
         elif event.type == "eval":
             self._last_eval = event
@@ -100,10 +99,10 @@ class _Reader:
             start=self._life.start,
             step=self._progress.step,
             total=self._progress.total,
-            accuracy=metric(last, ACCURACY),
+            accuracy=metric_of(last, ACCURACY),
             all_tied=all_tied(metrics_of(last)),
-            margin=metric(last, "rewards/margins"),
-            kl=metric(last, "kl"),
+            margin=metric_of(last, "rewards/margins"),
+            kl=metric_of(last, "kl"),
             win=win_rate(self.run),
             memory=self._memory,
             updated=self._updated,

@@ -13,8 +13,8 @@ from itertools import chain, takewhile
 from typing import Any, Final
 
 from localdpo.dashboard.series import Series
-from localdpo.records.eventdata import ACCURACY, all_tied, metrics_of
 from localdpo.records.events import Event
+from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
 from localdpo.records.rundir import State, state_of
 

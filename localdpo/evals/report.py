@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,43 +13,17 @@ from localdpo.pages.chart import Chart, Look, Series, line_chart
 from localdpo.pages.compare import compare_values
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
-from localdpo.records.eventdata import ACCURACY, metrics_of
-from localdpo.records.events import Event, effective
+from localdpo.records.events import Event, as_number, effective
+from localdpo.records.metrics import CHARTS, Metric, in_order, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.summary import summarise
-from localdpo.records.wording import metric_words, notice_text, sorted_metrics
+from localdpo.records.wording import metric_words, notice_text
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12
 # Looks by place: training is a line, evaluations are marks joined by dashes.
-TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin")
+TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin", "broken")
 EVAL_LOOKS: Final[tuple[Look, ...]] = ("circles", "diamonds", "squares")
-
-
-@dataclass(frozen=True, slots=True)
-class ChartSpec:
-    """A chart: which metrics, what they are called in it, and the unit of its y axis."""
-
-    title: str
-    unit: str
-    metrics: tuple[tuple[str, str], ...]
-    bounds: tuple[float, float] | None = None
-
-
-CHARTS: Final = (
-    ChartSpec("Loss", "loss", (("loss", "loss"),)),
-    ChartSpec("Pairs ranked right", "share", ((ACCURACY, "accuracy"),), (0.0, 1.0)),
-    ChartSpec("Reward margin", "reward", (("rewards/margins", "margin"),)),
-    ChartSpec("Rewards", "reward", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
-    ChartSpec("Log-probabilities", "nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
-    ChartSpec("KL to the reference, per token", "nats", (("kl", "exact KL"),)),
-    ChartSpec("KL of whole answers, sampled", "nats", (("kl_sampled", "sampled KL"),)),
-    ChartSpec("Chosen answers less likely than before", "share", (("displacement", "share"),), (0.0, 1.0)),
-    ChartSpec("Entropy", "nats", (("entropy", "entropy"),)),
-    ChartSpec("Gradient norm", "norm", (("grad_norm", "gradient norm"),)),
-    ChartSpec("Learning rate", "rate", (("learning_rate", "learning rate"),)),
-    ChartSpec("Seconds a step", "seconds", (("step_seconds", "seconds"),)),
-)
 
 
 def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
@@ -100,24 +73,30 @@ def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
     """The metrics of the last evaluation, in words; empty before the first."""
     last = next((event for event in reversed(events) if event.type == "eval"), None)
     metrics = metrics_of(last)
-    return [(name, metric_words(name, metrics)) for name in sorted_metrics(metrics)]
+    return [(name, metric_words(name, metrics)) for name in in_order(metrics)]
 
 
 def charts_of(events: Sequence[Event]) -> list[Chart]:
     """The charts that have something to show."""
-    found = (
-        line_chart(spec.title, spec.unit, series_of(spec, events), bounds=spec.bounds) for spec in CHARTS
+    charts = (
+        line_chart(
+            chart.titles[0][:1].upper() + chart.titles[0][1:],
+            metrics[0].unit or metrics[0].label,
+            series_of(metrics, events),
+            bounds=chart.bounds,
+        )
+        for chart, metrics in CHARTS.items()
     )
-    return [chart for chart in found if chart is not None]
+    return [chart for chart in charts if chart is not None]
 
 
-def series_of(spec: ChartSpec, events: Sequence[Event]) -> list[Series]:
-    """Each metric of a chart while training and at evaluations."""
-    found = []
-    for kind, where, looks in (("step", "training", TRAIN_LOOKS), ("eval", "held out", EVAL_LOOKS)):
-        for (metric, label), look in zip(spec.metrics, looks, strict=False):
-            found.append(Series(f"{label}, {where}", look, points_of(events, kind, metric)))
-    return found
+def series_of(metrics: Sequence[Metric], events: Sequence[Event]) -> list[Series]:
+    """The metrics of a chart, each while training and at evaluations."""
+    return [
+        Series(f"{metric.label}, {where}", look, points_of(events, kind, metric.name))
+        for kind, where, looks in (("step", "training", TRAIN_LOOKS), ("eval", "held-out", EVAL_LOOKS))
+        for metric, look in zip(metrics, looks, strict=False)
+    ]
 
 
 def points_of(events: Sequence[Event], kind: str, metric: str) -> tuple[tuple[float, float | None], ...]:
@@ -125,14 +104,11 @@ def points_of(events: Sequence[Event], kind: str, metric: str) -> tuple[tuple[fl
 
     An accuracy of nothing but ties (before the first update) is no 0, but a gap.
     """
-    found = []
-    for event in events:
-        metrics = metrics_of(event) if event.type == kind else {}
-        if metric in metrics and event.step is not None:
-            value = metrics[metric]
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            found.append((float(event.step), float(value) if is_number else None))
-    return tuple(found)
+    return tuple(
+        (float(event.step), as_number(metrics_of(event)[metric]))
+        for event in events
+        if event.type == kind and event.step is not None and metric in metrics_of(event)
+    )
 
 
 def samples_of(events: Sequence[Event]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Look = Literal["line", "thin", "circles", "diamonds", "squares"]
+Look = Literal["line", "thin", "broken", "circles", "diamonds", "squares"]
 
 WIDTH: Final = 560
 HEIGHT: Final = 260
@@ -23,6 +23,7 @@ MOST_POINTS: Final = 400
 COLOURS: Final[dict[Look, str]] = {
     "line": "var(--blue)",
     "thin": "var(--vermillion)",
+    "broken": "var(--orange)",
     "circles": "var(--blue)",
     "diamonds": "var(--vermillion)",
     "squares": "var(--orange)",

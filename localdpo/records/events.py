@@ -71,6 +71,21 @@ class Event:
     step: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
 
+    def number(self, key: str) -> float | None:
+        """The number under `key`, None where there is none."""
+        return as_number(self.data.get(key))
+
+    def text(self, key: str) -> str | None:
+        """The text under `key`, None where there is none."""
+        value = self.data.get(key)
+        return value if isinstance(value, str) else None
+
+    def recipe_section(self, name: str) -> Mapping[str, Any]:
+        """A section of the recipe in a run.started event, empty where there is none."""
+        recipe = self.data.get("recipe")
+        section = recipe.get(name) if isinstance(recipe, Mapping) else None
+        return section if isinstance(section, Mapping) else {}
+
 
 class EventWriter:
     """Appends events to one log; each is a single os.write on an O_APPEND descriptor.
@@ -270,6 +285,11 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         return None
     return finite(value)
+
+
+def as_number(value: Any) -> float | None:
+    """`value` if it is a number, true and false aside."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def finite(value: Any) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final, Literal
 
-from localdpo.records.eventdata import metric, number, recipe_section
 from localdpo.records.events import Event
+from localdpo.records.metrics import metric_of
 
 Phase = Literal[
     "starting",
@@ -145,13 +145,13 @@ def advance_steps(progress: Progress, events: Sequence[Event]) -> Progress:
     """`advance` over a stretch of step events in one go: a long log is little else. At least one event."""
     measured: list[float] = []
     for event in reversed(events):
-        seconds = metric(event, "step_seconds")
+        seconds = metric_of(event, "step_seconds")
         if seconds is not None:
             measured.append(seconds)
             if len(measured) == _WINDOW:
                 break
     step = next((event.step for event in reversed(events) if event.step is not None), progress.step)
-    kl_seconds = next((found for event in reversed(events) if (found := number(event, "kl_seconds"))), None)
+    kl_seconds = next((found for event in reversed(events) if (found := event.number("kl_seconds"))), None)
     due = progress.eval_every is not None and (step % progress.eval_every == 0 or step == progress.total)
     return replace(
         progress,
@@ -204,7 +204,7 @@ def _paused(progress: Progress, event: Event) -> Progress:
 
 def _continued(progress: Progress, event: Event) -> Progress:
     """After a pause, or after a time in which the process was stopped or the machine slept."""
-    began, away = progress.reference_began, number(event, "seconds") or 0.0
+    began, away = progress.reference_began, event.number("seconds") or 0.0
     return replace(
         progress,
         phase=progress.phase if progress.phase != "paused" else progress.paused_in or "training",
@@ -242,7 +242,7 @@ def _stepped(progress: Progress, event: Event) -> Progress:
 
 
 def _evaluated(progress: Progress, event: Event) -> Progress:
-    seconds = number(event, "seconds")
+    seconds = event.number("seconds")
     return replace(
         _after_evaluation(progress, event),
         step=_step(progress, event),
@@ -256,7 +256,7 @@ def _after_evaluation(progress: Progress, event: Event) -> Progress:
 
 
 def _saved(progress: Progress, event: Event) -> Progress:
-    seconds = number(event, "seconds")
+    seconds = event.number("seconds")
     return progress if seconds is None else replace(progress, save_seconds=seconds)
 
 
@@ -287,5 +287,5 @@ def _still_to_come(step: int, total: int, every: int | None) -> int:
 
 
 def _option(start: Event, section: str, name: str) -> int | None:
-    value = recipe_section(start, section).get(name)
+    value = start.recipe_section(section).get(name)
     return value if isinstance(value, int) and value > 0 else None

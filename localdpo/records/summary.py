@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from localdpo.records.deaths import end_lines
-from localdpo.records.eventdata import ACCURACY, all_tied, as_number, metric, metrics_of, recipe_section, text
-from localdpo.records.events import Event, effective
+from localdpo.records.events import Event, as_number, effective
+from localdpo.records.metrics import ACCURACY, all_tied, metric_of, metrics_of
 from localdpo.records.progress import progress_of
 from localdpo.records.rundir import State, is_end, state_of
 
@@ -48,15 +48,15 @@ def summarise(name: str, events: Iterable[Event], running: bool) -> RunSummary:
     return RunSummary(
         name=name,
         state=state,
-        loss=text(start, "loss"),
-        beta=as_number(recipe_section(start, "loss").get("beta")),
-        model=text(start, "model"),
+        loss=start.text("loss") if start else None,
+        beta=as_number(start.recipe_section("loss").get("beta")) if start else None,
+        model=start.text("model") if start else None,
         step=progress.step,
         total=progress.total,
-        accuracy=metric(last, ACCURACY),
+        accuracy=metric_of(last, ACCURACY),
         all_tied=all_tied(metrics_of(last)),
-        margin=metric(last, "rewards/margins"),
-        kl=metric(last, "kl"),
+        margin=metric_of(last, "rewards/margins"),
+        kl=metric_of(last, "kl"),
         started=log[0].time if log else None,
         updated=log[-1].time if log else None,
         why="; ".join(end_lines(end)) or None if state in ("failed", "crashed") else None,

@@ -14,46 +14,14 @@ from typing import Any, Final
 from localdpo.core.names import is_demo, resolve
 from localdpo.core.text import format_seconds, format_value
 from localdpo.records.checkpoints import adapter_folder
-from localdpo.records.eventdata import ACCURACY, all_tied, metrics_of, number
 from localdpo.records.events import Event
+from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, in_order, metrics_of
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 
 DEFAULT_RUNS_DIR: Final = Path("runs")
-# The order of metrics in a line; others follow by name.
-METRIC_ORDER: Final = (
-    "loss",
-    "rewards/accuracies",
-    "rewards/margins",
-    "rewards/chosen",
-    "rewards/rejected",
-    "kl",
-    "kl_sampled",
-    "kl_sampled_se",
-    "entropy",
-    "logps/chosen",
-    "logps/rejected",
-    "grad_norm",
-    "learning_rate",
-    "tokens_per_second",
-    "step_seconds",
-    "memory_gb",
-    "peak_memory_gb",
-    "cache_memory_gb",
-    "epoch",
-)
-
-ALL_TIED: Final = "all tied"
 # Fields of events that a line leaves out: shown otherwise, or too long.
 NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
-
-# The four that tell whether it works, with short names, for a line under the bar.
-HEADLINES: Final = (
-    ("loss", "loss"),
-    ("rewards/accuracies", "accuracy"),
-    ("rewards/margins", "margin"),
-    ("kl", "KL"),
-)
 
 PHASES: Final[dict[Phase, str]] = {
     "starting": "starting",
@@ -79,7 +47,7 @@ def format_event(event: Event, total: int | None) -> str | None:
     if event.type in ("step", "eval"):
         words = [event.type, *words[2:]]
     metrics = metrics_of(event)
-    words += [word for name in sorted_metrics(metrics) for word in (name, metric_words(name, metrics))]
+    words += [word for name in in_order(metrics) for word in (name, metric_words(name, metrics))]
     own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     if event.type == "notice":
         return " ".join([*words, notice_text(own)])
@@ -91,7 +59,7 @@ def format_headline(event: Event, total: int | None) -> str | None:
     if event.type == "eval":
         of = f"/{total}" if total is not None else ""
         metrics = metrics_of(event)
-        values = [f"{label} {_short(key, metrics)}" for key, label in HEADLINES if key in metrics]
+        values = [f"{it.label} {_short(it.name, metrics)}" for it in HEADLINES if it.name in metrics]
         return f"evaluation at step {event.step}{of}: {'  '.join(values)}"
     if event.type == "notice":
         return notice_text(event.data)
@@ -99,13 +67,13 @@ def format_headline(event: Event, total: int | None) -> str | None:
         words = _pairs({key: event.data[key] for key in ("model", "loss", "device") if key in event.data})
         return " ".join(["run started:", *words])
     if event.type == "data":
-        return f"{event.data.get('source', 'data')}: {number(event, 'rows') or 0:,.0f} rows tokenised"
+        return f"{event.data.get('source', 'data')}: {event.number('rows') or 0:,.0f} rows tokenised"
     if event.type == "run.resumed":
         return f"resumed from step {event.step}"
     if event.type == "control":
         return f"{event.data.get('command') or 'command'}: {event.data.get('message')}"
     if event.type == "run.continued" and event.data.get("reason") != "resume":
-        return f"{event.data.get('reason')}: {format_seconds(number(event, 'seconds') or 0)} not counted"
+        return f"{event.data.get('reason')}: {format_seconds(event.number('seconds') or 0)} not counted"
     return None
 
 
@@ -113,13 +81,6 @@ def notice_text(data: Mapping[str, Any]) -> str:
     """`warning displacement: message. why. try`: all that a notice says, in one line."""
     said = " | ".join(str(data[key]) for key in ("message", "why", "try") if data.get(key))
     return f"{data.get('level', 'info')} {data.get('name', '')}: {said}"
-
-
-def sorted_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics in the order of METRIC_ORDER, then by name."""
-    rank = {name: place for place, name in enumerate(METRIC_ORDER)}
-    names = sorted(metrics, key=lambda name: (rank.get(name, len(rank)), name))
-    return {name: metrics[name] for name in names}
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:

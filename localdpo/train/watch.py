@@ -7,8 +7,8 @@ from pathlib import Path
 from localdpo.model.backend import memory_limit
 from localdpo.objective.notices import RULES_FOR, Record, RunFacts, new_notices
 from localdpo.objective.notices.history import LOOK_BACK
-from localdpo.records.eventdata import metrics_of
 from localdpo.records.events import effective, read_events
+from localdpo.records.metrics import metrics_of
 from localdpo.train.session import Session
 
 

@@ -170,7 +170,7 @@ def test_choosing_and_maximising_charts(run: RunDir):
         assert charts(app) == ["margin"]
         await press(pilot, "down")
         assert charts(app) == ["accuracy"]
-        assert "reward accuracy (pairs ranked right)" in frame_text(app)
+        assert "reward accuracy (share of pairs)" in frame_text(app)
         await press(pilot, "right_square_bracket")
         assert charts(app) == ["kl"]
         await press(pilot, "escape")

@@ -9,8 +9,8 @@ from logged import EVAL, METRICS, NOTICE, STARTED, TIED, event
 
 from localdpo.core.names import BUNDLE
 from localdpo.core.text import escaped, format_number, format_seconds, printable
-from localdpo.records.eventdata import metrics_of
 from localdpo.records.events import Event
+from localdpo.records.metrics import metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.summary import summarise
 from localdpo.records.wording import closing_lines, format_event, format_headline, generate_command

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
 from localdpo.records.events import Event, EventWriter, read_events
+from localdpo.records.metrics import BY_NAME
 from localdpo.records.rundir import RunDir
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop, Outcome
@@ -62,7 +63,9 @@ def train(folder: Path, text: str, *, backend: Backend = EAGER) -> Run:
 
 def metrics_of(run: RunDir, kind: str) -> list[dict[str, Any]]:
     """The metrics of the events of a kind ("step" or "eval"), as they were written."""
-    return [event.data["metrics"] for event in read_events(run.events) if event.type == kind]
+    rows = [event.data["metrics"] for event in read_events(run.events) if event.type == kind]
+    assert set().union(*rows) <= set(BY_NAME), "a metric is missing in METRICS"
+    return rows
 
 
 def step_of(session: Session, optimizer: Any, *, compiled: bool = False, clip: float = 1e9) -> TrainStep:

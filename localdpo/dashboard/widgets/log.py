@@ -16,9 +16,9 @@ from localdpo.core.text import printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
-from localdpo.records.eventdata import ACCURACY, all_tied, metrics_of
 from localdpo.records.events import Event
-from localdpo.records.wording import ALL_TIED, HEADLINES, format_event, format_headline
+from localdpo.records.metrics import ACCURACY, ALL_TIED, BY_NAME, HEADLINES, all_tied, metrics_of
+from localdpo.records.wording import format_event, format_headline
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
@@ -27,7 +27,7 @@ _KEPT: Final = LOG_LINES + STEP_LINES
 # Lines above that until the oldest are cut: cutting them one at a time would cost more.
 _SLACK: Final = 500
 _WHEEL: Final = 3
-_SPEED: Final = "tokens_per_second"
+_SPEED: Final = BY_NAME["tokens_per_second"]
 _COLOURS: Final = {"step": "muted", "run.crashed": "critical", "run.failed": "critical"}
 _LEVEL_COLOURS: Final = {"warning": "rejected", "critical": "critical"}
 
@@ -40,12 +40,12 @@ def log_line(event: Event, total: int | None) -> str:
         words = format_headline(event, total) or format_event(event, total) or event.type
         return f"{when} {'notice ' if event.type == 'notice' else ''}{printable(words)}"
     parts = [event.type, *([f"{event.step:,}"] if event.step is not None else [])]
-    for key, label in HEADLINES:
-        if key in metrics:
-            tied = key == ACCURACY and all_tied(metrics)
-            parts += [label, ALL_TIED if tied else _value(metrics[key])]
-    if _SPEED in metrics:
-        parts += [_value(metrics[_SPEED]), "tokens/s"]
+    for metric in HEADLINES:
+        if metric.name in metrics:
+            tied = metric.name == ACCURACY and all_tied(metrics)
+            parts += [metric.label, ALL_TIED if tied else _value(metrics[metric.name])]
+    if _SPEED.name in metrics:
+        parts += [_value(metrics[_SPEED.name]), _SPEED.unit]
     return f"{when} {' '.join(parts)}"
 
 

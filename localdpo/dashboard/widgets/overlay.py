@@ -18,6 +18,7 @@ from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.recipediff import differing, options_of, words
 from localdpo.dashboard.widgets.chart import Chart
 from localdpo.out.console import Text
+from localdpo.records.metrics import ACCURACY, BY_NAME
 from localdpo.records.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ MOST_RUNS: Final = len(_LOOKS)
 _SMOOTH: Final = 0.9
 # Of an option, so that its values keep half of the panel.
 _KEY_WIDTH: Final = 20
-# Metric, titles from long to short, value to compare with; the later ones need a wider screen.
+# The metrics with a chart and the value to compare with; the later ones need a wider screen.
 _CHARTS: Final = (
-    ("rewards/margins", ("reward margin", "margin"), Reference(0.0)),
-    ("rewards/accuracies", ("reward accuracy", "accuracy", "acc"), Reference(0.5, "0.5")),
-    ("loss", ("loss",), None),
+    (BY_NAME["rewards/margins"], Reference(0.0)),
+    (BY_NAME[ACCURACY], Reference(0.5, "0.5")),
+    (BY_NAME["loss"], None),
 )
 # Columns of the screen from which on so many charts are shown.
 _WIDTHS: Final = (0, 110, 170)
@@ -56,8 +57,9 @@ class Overlay(Horizontal):
         self._drawn: object = None
 
     def compose(self) -> ComposeResult:
-        for metric, titles, _ in _CHARTS:
-            yield Chart(titles, name=metric)
+        for metric, _ in _CHARTS:
+            assert metric.chart is not None
+            yield Chart(metric.chart.titles, name=metric.name)
         with VerticalScroll(classes="panel", id="options", can_focus=False):
             yield Static(id="options-text")
 
@@ -84,11 +86,11 @@ class Overlay(Horizontal):
         if key == self._drawn:
             return
         self._drawn = key
-        for chart, (metric, _, reference) in zip(self.query(Chart), _CHARTS, strict=True):
+        for chart, (metric, reference) in zip(self.query(Chart), _CHARTS, strict=True):
             series = [
                 one
                 for place, feed in enumerate(self._shown)
-                if (one := self._series(place, feed, metric)) is not None
+                if (one := self._series(place, feed, metric.name)) is not None
             ]
             chart.show(series, () if reference is None else (reference,), version=key)
 

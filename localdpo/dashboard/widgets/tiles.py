@@ -17,8 +17,7 @@ from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.window import Axis
-from localdpo.records.eventdata import ACCURACY, TIES
-from localdpo.records.wording import ALL_TIED
+from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
@@ -31,32 +30,6 @@ _TREND_ERRORS: Final = 2.0
 _COURSE_COLUMNS: Final = 64
 _NARROWEST: Final = 12
 _MOST: Final = 6
-
-
-@dataclass(frozen=True)
-class TileSpec:
-    """A tile: its name in full and in brief, the metrics to take it from (the first there is), its unit.
-
-    `smoothed`: whether the figure is a moving average over the steps.
-    """
-
-    name: str
-    brief: str
-    metrics: tuple[str, ...]
-    unit: str = ""
-    smoothed: bool = True
-
-
-TILES: Final = (
-    TileSpec("margin", "margin", ("rewards/margins",)),
-    TileSpec("accuracy", "acc", (ACCURACY,)),
-    TileSpec("KL exact", "KL", ("kl",), smoothed=False),
-    TileSpec("loss", "loss", ("loss",)),
-    TileSpec("tokens/s", "tok/s", ("tokens_per_second",)),
-    TileSpec("memory", "mem", ("memory_gb", "peak_memory_gb"), " GB", smoothed=False),
-    TileSpec("grad norm", "grad", ("grad_norm",)),
-    TileSpec("logp", "logp", ("logps/chosen",)),
-)
 
 
 @dataclass(frozen=True)
@@ -73,29 +46,30 @@ class Tile:
 def tiles_of(state: RunState) -> list[Tile]:
     """The tiles of a run: those of whose metric it has a value, at most six."""
     found: list[Tile] = []
-    for spec in TILES:
-        series = next((state.train[name] for name in spec.metrics if name in state.train), None)
+    for metric, tile in TILES.items():
         if len(found) == _MOST:
             break
-        if spec.metrics == (ACCURACY,) and _last(state, TIES) == 1:
-            found.append(Tile(spec.name, spec.brief, ALL_TIED, "level", ()))
+        series = measured(state.train, metric.name)
+        if metric.name == ACCURACY and _last(state, TIES) == 1:
+            found.append(Tile(tile.name, tile.brief, ALL_TIED, "level", ()))
             continue
         if series is None or series.last is None:
             continue
         values = series.values
         recent = values[-_RECENT:]
-        line = smooth(recent, _WEIGHT if spec.smoothed else 0.0)
+        line = smooth(recent, _WEIGHT if metric.noisy else 0.0)
         known = line[np.isfinite(line)]
-        figure = "-" if not math.isfinite(recent[-1]) else f"{_figure(float(known[-1]))}{spec.unit}"
-        if spec.name == "memory" and state.start.memory_limit_gb is not None:
-            figure = f"{figure.removesuffix(spec.unit)}/{state.start.memory_limit_gb:.3g}{spec.unit}"
+        figure = "-" if not math.isfinite(recent[-1]) else _figure(float(known[-1]))
+        if metric.unit == "GB":
+            limit = state.start.memory_limit_gb
+            figure += " GB" if limit is None else f"/{limit:.3g} GB"
         steps = series.steps
         axis = Axis(
             float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1), min(_COURSE_COLUMNS, len(steps))
         )
         course = means(np.where(np.isfinite(values), values, np.nan), axis.places(steps))
         found.append(
-            Tile(spec.name, spec.brief, figure, trend(recent), tuple(course[np.isfinite(course)].tolist()))
+            Tile(tile.name, tile.brief, figure, trend(recent), tuple(course[np.isfinite(course)].tolist()))
         )
     return found
 
