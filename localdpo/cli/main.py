@@ -1,14 +1,16 @@
-"""The `localdpo` command: its verbs, and what becomes of an error.
+"""The `localdpo` command: its subcommands, and how every error ends.
 
-Exit codes: 0 done; 2 the person can mend it (an `error:` line on stderr for each problem); 3 stopped on
-request; 4 the device or memory gave up (an `error:` line with what to do); 130 stopped by Ctrl-C; 141 nobody
-reads the output any more (`| head`); 1 anything else.
+Exit codes: 0 done; 2 a mistake that the user can fix (one `error:` line on stderr for each problem);
+3 stopped on request; 4 the device failed or memory ran out (an `error:` line that says what to do); 130
+stopped by Ctrl-C; 141 the reader of the output has gone (`| head`); 1 anything else.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -23,7 +25,13 @@ from localdpo.cli.runs import runs
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+from localdpo.core.text import printable
 from localdpo.out import OutputError, guard, say, say_device_error, say_errors
+
+# The class of every mistake in the command line, which typer does not export by its own name.
+USAGE_ERROR: Final[type[Any]] = typer.BadParameter.__bases__[0]
+# How typer and pydantic open the message about a bad value.
+_BAD_VALUE: Final = re.compile(r"Invalid value for '(?P<name>.+?)': (Value error, )?")
 
 # Without markup typer does not load rich for help and errors: half of the time that --help would take.
 app = typer.Typer(
@@ -63,11 +71,21 @@ def localdpo(
     """Train language models on human preferences (DPO) with MLX, on your own machine."""
 
 
+@cache
+def command_tree() -> Any:
+    """The command with its subcommands, as typer builds it from `app`."""
+    return typer.main.get_command(app)
+
+
 def run() -> None:
-    """Entry of the console script: run the command that sys.argv asks for and exit."""
+    """Entry of the console script: run the command that sys.argv names and exit."""
     guard()
     try:
-        app()
+        # Not standalone: typer would print usage errors in four lines, and end the process itself.
+        sys.exit(command_tree()(prog_name="localdpo", standalone_mode=False) or 0)
+    except USAGE_ERROR as error:
+        say(usage_text(error), error=True)
+        sys.exit(USER_ERROR_EXIT)
     except LocalDPOError as error:
         say_errors(error)
         sys.exit(USER_ERROR_EXIT)
@@ -78,3 +96,41 @@ def run() -> None:
         sys.exit(say_device_error(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def usage_text(error: Any) -> str:
+    """The `error:` line of a mistake in the command line: the mistake, what was expected, which help to read.
+
+    The help itself where a group of commands was called without one.
+    """
+    message = error.format_message()
+    if error.ctx is not None and message == error.ctx.get_help():
+        return str(message)
+    if bad_value := _BAD_VALUE.match(message):
+        message = f"{bad_value['name']}: {message[bad_value.end() :]}".replace(
+            "Input should be", "the value should be"
+        )
+    else:
+        message = (message[0].lower() + message[1:]).replace(". Did you mean", "; did you mean").rstrip(".?")
+        if error.ctx is not None:
+            message = f"{message}; {_expected(error.ctx)}"
+    return f"error: {printable(message).rstrip('.')}; see `{_command_words()} --help`"
+
+
+def _expected(context: typer.Context) -> str:
+    """The commands of a group, or the arguments of a command."""
+    commands = getattr(context.command, "commands", None)
+    if commands:
+        return f"expected one of {', '.join(commands)}"
+    return f"expected `{context.get_usage().removeprefix('Usage: ')}`"
+
+
+def _command_words() -> str:
+    """`localdpo`, followed by the commands that sys.argv names. A parser error does not know its command."""
+    words, command = ["localdpo"], command_tree()
+    for argument in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(argument)
+        if command is None:
+            break
+        words.append(argument)
+    return " ".join(words)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,24 +14,14 @@ from localdpo.cli import main
 HEAVY = ("mlx", "numpy", "transformers", "datasets", "yaml", "rich", "textual", "anthropic", "scipy")
 
 
-def localdpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "localdpo", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_loads_nothing_heavy(arguments: list[str]):
+def test_help_loads_nothing_heavy():
     code = (
         "import sys, json\n"
         "from localdpo.cli.main import run\n"
-        f"sys.argv = ['localdpo', *{arguments!r}]\n"
-        "try: run()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
+        "for arguments in (['--help'], ['train', '--help'], ['--version']):\n"
+        "    sys.argv = ['localdpo', *arguments]\n"
+        "    try: run()\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))\n"
     )
     done = subprocess.run(
@@ -39,9 +31,19 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     assert set(HEAVY) & set(loaded) == set()
 
 
+def run_in_process(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """The exit code of the command."""
+    monkeypatch.setattr(main, "guard", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["localdpo", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    return end.value.code
+
+
 def test_help_names_every_command():
-    done = localdpo("--help")
-    assert done.returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "localdpo", "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
     for command in ("train", "runs", "compare", "inspect", "doctor"):
         assert f"\n  {command} " in done.stdout
 
@@ -60,26 +62,94 @@ def test_help_names_every_command():
         (["compare", "--runs-dir", "/nonexistent"], "error: /nonexistent: no runs here"),
     ],
 )
-def test_a_mistake_is_a_line_and_exit_code_2(arguments: list[str], said: str):
-    done = localdpo(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(said)
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_a_mistake_is_a_line_and_exit_code_2(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run_in_process(*arguments, monkeypatch=monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(said)
+    assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["train", "--nope"], ["compare", "--limit", "0"]])
-def test_wrong_usage_exits_2_too(arguments: list[str]):
-    done = localdpo(*arguments)
-    assert done.returncode == 2
-    assert "Error" in done.stderr
-    assert "Traceback" not in done.stderr
+def commands() -> dict[str, Any]:
+    """Every command by its words, such as `prefs check`."""
+    found: dict[str, Any] = {}
+    for name, command in main.command_tree().commands.items():
+        inner = getattr(command, "commands", None) or {"": command}
+        found |= {f"{name} {inner_name}".strip(): leaf for inner_name, leaf in inner.items()}
+    return found
 
 
-def test_no_arguments_show_the_help():
-    done = localdpo()
-    assert "Usage" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+def usage_mistakes(command: Any) -> Iterator[list[str]]:
+    """An option that does not exist, options without a value, a missing argument, one argument too many."""
+    yield ["--nope"]
+    yield from (
+        [parameter.opts[0]]
+        for parameter in command.params
+        if parameter.param_type_name == "option" and not parameter.is_flag
+    )
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    if any(parameter.required for parameter in arguments):
+        yield []
+    if all(parameter.nargs == 1 for parameter in arguments):
+        yield ["x"] * (len(arguments) + 1)
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_usage_mistake_is_one_error_line(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for arguments in usage_mistakes(commands()[words]):
+        assert run_in_process(*words.split(), *arguments, monkeypatch=monkeypatch) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.endswith(f"; see `localdpo {words} --help`\n")
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["trian"],
+            "error: no such command 'trian'; did you mean 'train'; expected one of train, ctl, watch, runs, "
+            "compare, eval, inspect, report, doctor, prefs; see `localdpo --help`",
+        ),
+        (
+            ["prefs", "nope"],
+            "error: no such command 'nope'; expected one of build, label, check, clean, convert; "
+            "see `localdpo prefs --help`",
+        ),
+        (
+            ["train", "--nope"],
+            "error: no such option: --nope; expected `localdpo train [OPTIONS] [RECIPE] [KEY=VALUE]...`; "
+            "see `localdpo train --help`",
+        ),
+        (
+            ["compare", "--limit", "0"],
+            "error: --limit: the value should be greater than or equal to 1; see `localdpo compare --help`",
+        ),
+        (
+            ["inspect", "--split", "x"],
+            "error: --split: 'x' is not one of 'valid', 'train'; see `localdpo inspect --help`",
+        ),
+    ],
+)
+def test_a_usage_error_names_what_was_expected_and_the_help_to_read(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run_in_process(*arguments, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["prefs"]])
+def test_a_group_of_commands_without_one_shows_its_help(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert run_in_process(*arguments, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(" ".join(["Usage: localdpo", *arguments, "[OPTIONS] COMMAND"]))
 
 
 def test_a_device_that_gave_up_is_one_line_and_a_bug_keeps_its_traceback(
@@ -89,7 +159,9 @@ def test_a_device_that_gave_up_is_one_line_and_a_bug_keeps_its_traceback(
         raise error
 
     monkeypatch.setattr(main, "guard", lambda: None)
-    monkeypatch.setattr(main, "app", lambda: fail(RuntimeError("cudaMalloc failed: out of memory")))
+    monkeypatch.setattr(
+        main, "command_tree", lambda: lambda **options: fail(RuntimeError("cudaMalloc failed: out of memory"))
+    )
     with pytest.raises(SystemExit) as end:
         main.run()
     assert end.value.code == 4
@@ -97,6 +169,6 @@ def test_a_device_that_gave_up_is_one_line_and_a_bug_keeps_its_traceback(
         "error: the GPU ran out of memory: close other programs, lower --max-tokens, or take a smaller model "
         "(cudaMalloc failed: out of memory)\n"
     )
-    monkeypatch.setattr(main, "app", lambda: fail(RuntimeError("bad shapes")))
+    monkeypatch.setattr(main, "command_tree", lambda: lambda **options: fail(RuntimeError("bad shapes")))
     with pytest.raises(RuntimeError, match="bad shapes"):
         main.run()
