@@ -69,6 +69,8 @@ def compare(
 
     if plain + as_json + (html is not None) > 1:
         raise UserError("--plain, --json and --html: choose one")
+    if any(not text.strip() for text in prompt or ()):
+        raise UserError("--prompt: the text is empty; expected a prompt to answer")
     found = find_run(runs_dir, run)
     console = Console()
     browses = not (plain or as_json or html) and console.is_terminal

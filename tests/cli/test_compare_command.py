@@ -164,6 +164,14 @@ def test_two_outputs_at_once_are_refused(runs: Path):
     assert "choose one" in str(done.exception)
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_prompt_is_refused(runs: Path, asked: list[AnswersRequest], text: str):
+    done = invoke("a", "--runs-dir", str(runs), "--plain", "--prompt", "Hi", "--prompt", text)
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception) == "--prompt: the text is empty; expected a prompt to answer"
+    assert asked == []
+
+
 def test_on_a_terminal_the_screen_opens(
     runs: Path, monkeypatch: pytest.MonkeyPatch, asked: list[AnswersRequest]
 ):
