@@ -29,7 +29,7 @@ from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate_apart
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
-from localdpo.model.room import rows_in_pass
+from localdpo.model.memory import rows_in_pass
 from localdpo.recipe.load import load_recipe
 from localdpo.records.answers import (
     AnswerRecord,

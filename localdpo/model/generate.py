@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import device_name, wire
-from localdpo.model.room import PASS_TOKENS, answers_at_once
+from localdpo.model.memory import PASS_TOKENS, answers_at_once
 
 MOST_AT_ONCE = 32
 Sampler = Callable[[mx.array], mx.array]
@@ -23,7 +23,7 @@ _compiled = cast("Callable[[Callable[..., mx.array]], Callable[..., mx.array]]",
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampledAnswer:
     """A sampled answer.
 
     Attributes:
@@ -56,7 +56,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     batch: int = MOST_AT_ONCE,
-) -> list[Answer]:
+) -> list[SampledAnswer]:
     """Answers to prompts of token ids, in their order.
 
     At most `batch` are generated at once, fewer where they do not fit. The random state is set from `seed`
@@ -83,7 +83,7 @@ def generate_apart(
     max_tokens: int,
     temperature: float,
     batch: int,
-) -> Iterator[tuple[int, Answer]]:
+) -> Iterator[tuple[int, SampledAnswer]]:
     """(place in `prompts`, answer) as the answers finish, each drawn with a random key of its own.
 
     The noise of token t of a prompt follows from its seed (0 <= seed < 2^64) and t alone: which prompts share
@@ -129,7 +129,7 @@ def _finished(
     max_tokens: int,
     batch: int,
     prefill: int = 8,
-) -> Iterator[tuple[int, Answer]]:
+) -> Iterator[tuple[int, SampledAnswer]]:
     """(place in `prompts`, answer) as the answers finish; at most `batch` are generated at once.
 
     At most `prefill` prompts are read at once, PASS_TOKENS of their tokens in one pass.
@@ -156,6 +156,6 @@ def _finished(
                 if response.finish_reason is not None:
                     end = response.token if response.finish_reason == "stop" else None
                     text = tokenizer.decode(drawn, skip_special_tokens=True)
-                    yield places[response.uid], Answer(text, tuple(drawn), end)
+                    yield places[response.uid], SampledAnswer(text, tuple(drawn), end)
     finally:
         generator.close()

@@ -21,10 +21,9 @@ from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
-from localdpo.model.arrays import float_types
+from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, keep_float32_exact
 from localdpo.model.head import text_model
-from localdpo.model.safetensors_header import check_safetensors
 
 # A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
 WHOLE_FILE = 64 * 2**20
@@ -117,7 +116,7 @@ def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Modul
     path = model_path(name)
     _check_config(path)
     for shard in sorted(path.glob("model*.safetensors")):
-        check_safetensors(shard)
+        read_header(shard)
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
     except Exception as error:

@@ -29,9 +29,8 @@ from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
-from localdpo.model.arrays import load_arrays, named
+from localdpo.model.arrays import load_arrays, named, recomputed
 from localdpo.model.load import first_line
-from localdpo.model.recompute import recomputed
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
 from localdpo.records.rundir import run_of
 
@@ -95,7 +94,7 @@ def adapter_path(name: str, note: Note | None = None) -> Path:
 def open_adapter(name: str, note: Note | None = None) -> Verified:
     """An adapter given as a `demo:` name or a path, after its files were compared with its manifest.
 
-    A run's LATEST stands for its newest whole checkpoint; `note` is told when newer ones were passed over.
+    A run's LATEST stands for its newest complete checkpoint; `note` gets a line where newer ones are skipped.
 
     Raises:
         UserError: it does not exist, one of its two files is missing or damaged.
@@ -136,42 +135,37 @@ def read_config(folder: Path) -> LoraConfig:
     """The adapter's shape from its adapter_config.json.
 
     Raises:
-        UserErrors: everything that is wrong with it: unreadable, incomplete, or a full fine-tune.
+        UserError, UserErrors: everything that is wrong with it: unreadable, incomplete, or a full fine-tune.
     """
     file = folder / CONFIG_FILE
     raw = read_json_object(file)
     kind, parameters = raw.get("fine_tune_type", "lora"), raw.get("lora_parameters")
-    problems = []
     if kind not in TYPES:
-        problems.append(
-            f"fine_tune_type: expected lora or dora, got {_quote(kind)}; "
+        raise UserError(
+            f"{file} fine_tune_type: expected lora or dora, got {_quote(kind)}; "
             "fuse it into the model first (mlx_lm.fuse)"
         )
-    elif not isinstance(parameters, dict):
-        problems.append(
-            f"lora_parameters: expected an object with rank and scale, got {_quote(parameters)}; "
+    if not isinstance(parameters, dict):
+        raise UserError(
+            f"{file} lora_parameters: expected an object with rank and scale, got {_quote(parameters)}; "
             "this is not an adapter configuration of mlx-lm"
         )
-    if problems:
-        raise UserErrors([UserError(f"{file} {problem}") for problem in problems])
-    assert isinstance(parameters, dict)
     given: dict[str, Any] = {"rank": None, "scale": None, "dropout": 0.0, "keys": None, **parameters}
     rank, scale, dropout, keys = (given[name] for name in ("rank", "scale", "dropout", "keys"))
     layers: Any = raw.get("num_layers")
-    if not _is_whole(rank) or not 1 <= rank <= MOST_RANK:
-        problems.append(f"rank: expected a whole number, 1 or more, got {_quote(rank)}")
-    if not _is_number(scale):
-        problems.append(f"scale: expected a number, got {_quote(scale)}")
-    if not _is_number(dropout) or not 0 <= dropout < 1:
-        problems.append(f"dropout: expected a number from 0 to below 1, got {_quote(dropout)}")
-    if not _is_whole(layers):
-        problems.append(f"num_layers: expected a whole number, got {_quote(layers)}")
-    if keys is not None and not (
-        isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)
-    ):
-        problems.append(f"keys: expected a list of layer names, got {_quote(keys)}")
-    if problems:
-        raise UserErrors([UserError(f"{file} {problem}") for problem in problems])
+    expected = {
+        "rank": ("a whole number, 1 or more", rank, _is_whole(rank) and 1 <= rank <= MOST_RANK),
+        "scale": ("a number", scale, _is_number(scale)),
+        "dropout": ("a number from 0 to below 1", dropout, _is_number(dropout) and 0 <= dropout < 1),
+        "num_layers": ("a whole number", layers, _is_whole(layers)),
+        "keys": ("a list of layer names", keys, keys is None or _are_texts(keys)),
+    }
+    if problems := [
+        UserError(f"{file} {name}: expected {what}, got {_quote(value)}")
+        for name, (what, value, fits) in expected.items()
+        if not fits
+    ]:
+        raise UserErrors(problems)
     return LoraConfig(
         type=kind,
         # mlx-lm takes 0, like -1, as all blocks.
@@ -185,6 +179,10 @@ def read_config(folder: Path) -> LoraConfig:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _is_number(value: Any) -> bool:
@@ -242,7 +240,7 @@ class LeanLoRALinear(LoRALinear):
     """mlx-lm's layer with the same numbers, but without its float32 copy of a 16-bit input.
 
     The adapter is float32, so the product with it casts the input; the gradient of `lora_a` needs that copy,
-    which every adapted layer kept until the backward pass. Here it is made again there.
+    which every adapted layer kept until the backward pass. Here it is rebuilt there.
     """
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -1,10 +1,15 @@
-"""How much memory training takes, estimated from a model's files and the shape of a micro-batch.
+"""How much fits in memory: how many rows a pass takes, and what a training step takes.
 
-What is kept from the forward pass is counted array by array, as MLX's gradients of a transformer block
-need them. What comes on top at the peak is less exact: MLX queues up to a hundred small operations ahead on
-the CPU and ten command buffers on a GPU, so that more arrays are alive than the computation needs. The
-figures for it are of the CPU backend, where steps of small models took within 10% of the estimate (a random
-choice of shapes within 15% with recomputed blocks). On a GPU it was not measured.
+Where no gradient is taken, a pass over many tokens has two bounds. Memory is one. The other is time: on a
+Mac whose display is on, the system ends a GPU command that runs for long, and a command is a few layers'
+products over all tokens of the pass. Some thousand tokens keep a GPU busy; more only make the command longer.
+
+What training takes is estimated from a model's files and the shape of a micro-batch. What the forward pass
+leaves for the backward pass is counted array by array, as MLX's gradients of a transformer block need them.
+What comes on top at the peak is less exact: MLX queues up to a hundred small operations ahead on the CPU and
+ten command buffers on a GPU, so that more arrays are alive than the computation needs. The figures for it
+are of the CPU backend, where steps of small models took within 10% of the estimate (a random choice of shapes
+within 15% with recomputed blocks). On a GPU it was not measured.
 """
 
 from __future__ import annotations
@@ -14,9 +19,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from localdpo.model.head import chunk_size
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+from localdpo.model.arrays import BITS, float_types, read_header
+from localdpo.model.backend import device_name, memory_limit
+from localdpo.model.head import chunk_size, text_model
+
+# Tokens of one pass without gradients, padding included.
+PASS_TOKENS: Final = 2**12
+# Of the memory that is free, what keys and values may take; the rest is for the pass itself.
+SHARE: Final = 0.5
+# Keys and values of a token in a model that does not say its sizes: those of an 8B model in 16 bits.
+UNKNOWN_BYTES: Final = 2 * 36 * 1024 * 2
 
 # Bytes of a float32 number.
 FLOAT = 4
@@ -33,6 +51,38 @@ KEPT_STATES = 2.5
 STATE_SIZES = ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
 # Models with a norm after attention and MLP besides those before.
 POST_NORMED = ("gemma2", "gemma3", "gemma3_text")
+
+
+def rows_in_pass(tokens: int, most: int) -> int:
+    """Rows of `tokens` tokens, padding included, that go through a model together: 1 to `most`."""
+    return min(most, max(1, PASS_TOKENS // max(1, tokens)))
+
+
+def answers_at_once(model: nn.Module, tokens: int, most: int) -> int:
+    """Answers of `tokens` tokens, with their prompts, whose keys and values fit together: 1 to `most`.
+
+    It changes no answer but by rounding.
+    """
+    free = memory_limit(device_name()) - mx.get_active_memory()
+    return min(most, max(1, int(SHARE * free) // (max(1, tokens) * cache_bytes(model))))
+
+
+def cache_bytes(model: nn.Module) -> int:
+    """Bytes of a token's keys and values over all layers that keep some, 1 at least."""
+    text = text_model(model)
+    args = getattr(text, "args", None)
+    heads = getattr(args, "num_attention_heads", None)
+    hidden = getattr(args, "hidden_size", None)
+    size = getattr(args, "head_dim", None) or (hidden // heads if hidden and heads else None)
+    kept = getattr(args, "num_key_value_heads", None) or heads
+    if not (isinstance(size, int) and isinstance(kept, int)):
+        return UNKNOWN_BYTES
+    layers = sum(isinstance(cache, KVCache | RotatingKVCache) for cache in make_prompt_cache(text))
+    width = 4 if float_types(model) == {mx.float32} else 2
+    return max(1, 2 * layers * kept * size * width)
+
+
+# --- training -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -265,28 +315,14 @@ def _weight_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, se
     """Bytes of the weights as stored and with every parameter as float32, and the floating-point types."""
     stored = dense = 0
     floats = set()
-    quantised = config.get("quantization") or {}
+    packed_bits = int((config.get("quantization") or {}).get("bits", 4))
     for file in folder.glob("model*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
+        for name, entry in read_header(file).items():
             start, end = entry["data_offsets"]
             stored += end - start
-            count = _product(entry["shape"])
-            if entry["dtype"] == "U32":
-                count = count * 32 // int(quantised.get("bits", 4))
-            elif entry["dtype"] in ("F32", "F16", "BF16"):
+            if entry["dtype"] in ("F32", "F16", "BF16"):
                 floats.add(entry["dtype"])
-            if name.endswith((".scales", ".biases")):
-                count = 0
-            dense += FLOAT * count
+            if not name.endswith((".scales", ".biases")):
+                bits = packed_bits if entry["dtype"] == "U32" else BITS[entry["dtype"]]
+                dense += FLOAT * ((end - start) * 8 // bits)
     return stored, dense, floats
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -27,8 +27,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from localdpo.model.arrays import recomputed
 from localdpo.model.head import text_model
-from localdpo.model.recompute import recomputed
 
 
 class PromptRecorder:

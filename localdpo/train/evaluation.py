@@ -15,7 +15,7 @@ from localdpo.data.batches import collate
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
-from localdpo.model.generate import Answer, generate
+from localdpo.model.generate import SampledAnswer, generate
 from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
 from localdpo.train.objectives import Objective, label_arrays
@@ -102,7 +102,11 @@ class Watched:
 
 
 def sampled_kl(
-    forward: Forward, prompts: Sequence[Watched], answers: Sequence[Answer], reference: lora.Weights, pad: int
+    forward: Forward,
+    prompts: Sequence[Watched],
+    answers: Sequence[SampledAnswer],
+    reference: lora.Weights,
+    pad: int,
 ) -> dict[str, float]:
     """`kl_sampled`: KL(policy || reference) of whole responses, nats, and its standard error `kl_sampled_se`.
 
@@ -140,7 +144,7 @@ class Sampler:
     ) -> None:
         self._model, self._tokenizer, self._prompts = model, tokenizer, prompts
         self._settings: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        self._reference: list[Answer] | None = None
+        self._reference: list[SampledAnswer] | None = None
         self.mean_tokens = 0.0
 
     def __call__(self, reference: lora.Weights) -> list[dict[str, str]]:
@@ -161,6 +165,6 @@ class Sampler:
         """`sampled_kl` of the policy's answers to `prompts`, drawn anew at temperature 1."""
         return sampled_kl(forward, prompts, self._answers(prompts, temperature=1.0), reference, pad)
 
-    def _answers(self, prompts: Sequence[Watched], **settings: float) -> list[Answer]:
+    def _answers(self, prompts: Sequence[Watched], **settings: float) -> list[SampledAnswer]:
         ids = [prompt.tokens for prompt in prompts]
         return generate(self._model, self._tokenizer, ids, **self._settings | settings)

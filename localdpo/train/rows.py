@@ -22,7 +22,7 @@ from localdpo.data.encode import prompt_key
 from localdpo.data.mixture import Mixture
 from localdpo.data.shapes import ShapeTable, plan_shapes
 from localdpo.data.types import Batch
-from localdpo.model.room import rows_in_pass
+from localdpo.model.memory import rows_in_pass
 
 NOTHING_HELD_OUT: Final = "no rows are held out: nothing is evaluated; give data.valid"
 

@@ -20,7 +20,7 @@ from localdpo.evals.contestants import Contestant, Contestants
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays
 from localdpo.model.backend import prepare
-from localdpo.model.generate import Answer, generate_apart
+from localdpo.model.generate import SampledAnswer, generate_apart
 from localdpo.model.load import load_base
 
 PROMPTS = 200
@@ -40,7 +40,7 @@ def trained(folder: Path) -> Path:
     return folder
 
 
-def seconds(call: Callable[[], Iterator[tuple[int, Answer]]]) -> tuple[float, int]:
+def seconds(call: Callable[[], Iterator[tuple[int, SampledAnswer]]]) -> tuple[float, int]:
     """Time taken, and tokens of the answers."""
     began = time.perf_counter()
     tokens = sum(len(answer.drawn) for _, answer in call())
@@ -56,7 +56,7 @@ def test_batches_against_one_by_one(tmp_path: Path) -> None:
     folders = {"base": None, "sft": lora.adapter_path("demo:sft"), "dpo": trained(tmp_path / "dpo")}
     models = Contestants(base, [Contestant(name, name, folder, "") for name, folder in folders.items()])
 
-    def answers(part: slice) -> Iterator[tuple[int, Answer]]:
+    def answers(part: slice) -> Iterator[tuple[int, SampledAnswer]]:
         return generate_apart(
             base.model,
             base.tokenizer,

@@ -13,7 +13,7 @@ from mlx_lm import stream_generate
 from tiny_folders import make_model_folder
 
 from localdpo.model.arrays import random_key, set_random_key
-from localdpo.model.generate import Answer, generate, generate_apart
+from localdpo.model.generate import SampledAnswer, generate, generate_apart
 from localdpo.model.load import Base, load_base
 
 TEXTS = ["What is the answer?", "7", "The answer to question number 7 is bad. " * 3, "question", "good good"]
@@ -44,7 +44,7 @@ def test_greedy_answers_are_those_of_mlx_lm_whatever_the_batch(batch: int, base:
 
 
 def test_the_stop_token_is_no_part_of_an_answer(base: Base) -> None:
-    def sampled(**options: Any) -> list[Answer]:
+    def sampled(**options: Any) -> list[SampledAnswer]:
         many = prompts(base) * 8
         return generate(base.model, base.tokenizer, many, max_tokens=60, temperature=3.0, **options)
 
@@ -101,7 +101,7 @@ def test_a_limit_of_one_token(base: Base) -> None:
 
 def apart(
     base: Base, texts: list[str], seeds: list[int], batch: int = 32, **options: Any
-) -> dict[str, Answer]:
+) -> dict[str, SampledAnswer]:
     """Answers by text, drawn with a key each."""
     settings = {"max_tokens": 24, "temperature": 1.0, **options}
     ids = [base.tokenizer.encode(text) for text in texts]
@@ -130,13 +130,13 @@ def test_keys_decide_the_answer_and_the_global_state_does_not(base: Base) -> Non
 
 
 def test_keyed_draws_have_the_probabilities_of_the_model(base: Base) -> None:
-    draws = 4000
+    draws = 2000
     text = TEXTS[0]
     ids = base.tokenizer.encode(text)
     logits = base.model(mx.array([ids]))[0, -1].astype(mx.float32)
     expected = np.array(mx.softmax(logits / 0.7))
     found = generate_apart(
-        base.model, base.tokenizer, [ids] * draws, range(draws), max_tokens=1, temperature=0.7, batch=200
+        base.model, base.tokenizer, [ids] * draws, range(draws), max_tokens=1, temperature=0.7, batch=250
     )
     counts = np.bincount([answer.drawn[0] for _, answer in found], minlength=len(expected))
     error = np.sqrt(expected * (1 - expected) / draws) + 1e-9

@@ -46,7 +46,7 @@ class Gaps:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_log_probabilities_agree_to_the_rounding_of_16_bits(family: str) -> None:
     gaps = Gaps([], [], [])
-    for seed in range(4):
+    for seed in range(2):
         model, rows = half(family, seed), random_rows(4, seed=seed)
         batch = collate(rows, 0, np.arange(4))
         wider = np.pad(batch.context, ((0, 0), (16, 0)))

@@ -6,8 +6,8 @@ import mlx.core as mx
 import pytest
 from model_families import BASE, tiny
 
-from localdpo.model import room
-from localdpo.model.room import UNKNOWN_BYTES, answers_at_once, cache_bytes, rows_in_pass
+from localdpo.model import memory
+from localdpo.model.memory import UNKNOWN_BYTES, answers_at_once, cache_bytes, rows_in_pass
 
 # Keys and values of four layers, two heads of 16 columns, float32.
 TOKEN_BYTES = 2 * 4 * 2 * 16 * 4
@@ -35,9 +35,9 @@ def test_a_model_that_does_not_say_its_sizes_counts_as_a_large_one(monkeypatch: 
 
 def test_as_many_answers_as_fit_are_generated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, free = tiny("qwen3"), 8_000_000
-    monkeypatch.setattr(room, "memory_limit", lambda device: mx.get_active_memory() + free)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: mx.get_active_memory() + free)
     assert answers_at_once(model, 100, 32) == 32
     assert answers_at_once(model, 1000, 32) == free // 2 // (1000 * TOKEN_BYTES) == 3
     assert answers_at_once(model, 100_000, 32) == 1
-    monkeypatch.setattr(room, "memory_limit", lambda device: 0)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 0)
     assert answers_at_once(model, 100, 32) == 1

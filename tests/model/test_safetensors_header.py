@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from localdpo.core.errors import UserError
-from localdpo.model.arrays import load_arrays
-from localdpo.model.safetensors_header import check_safetensors
+from localdpo.model.arrays import load_arrays, read_header
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 TWO = {"dtype": "F16", "shape": [2, 2], "data_offsets": [8, 16]}
@@ -27,9 +26,9 @@ def written(path: Path, header: object, data: int = 16, length: int | None = Non
 def test_what_mlx_writes_is_whole(tmp_path: Path) -> None:
     arrays = {"a": mx.ones((2, 3)), "b": mx.zeros((0, 4)), "c": mx.array(True), "d": mx.ones(3, mx.bfloat16)}
     mx.save_safetensors(str(tmp_path / "a.safetensors"), arrays, {"made": "here"})
-    check_safetensors(tmp_path / "a.safetensors")
-    check_safetensors(written(tmp_path / "b", {"one": ONE, "two": TWO}))
-    check_safetensors(written(tmp_path / "c", {}, data=0))
+    read_header(tmp_path / "a.safetensors")
+    read_header(written(tmp_path / "b", {"one": ONE, "two": TWO}))
+    read_header(written(tmp_path / "c", {}, data=0))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_a_header_that_does_not_describe_its_file_is_refused(
     header: object, what: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path / "x.safetensors", header)
-    for read in (check_safetensors, load_arrays):
+    for read in (read_header, load_arrays):
         with pytest.raises(UserError) as caught:
             read(path)
         assert what in str(caught.value)
@@ -75,7 +74,7 @@ def test_a_header_that_does_not_describe_its_file_is_refused(
 def test_a_header_longer_than_its_file_is_refused(length: int, tmp_path: Path) -> None:
     path = written(tmp_path / "x.safetensors", {"one": ONE, "two": TWO}, length=length)
     with pytest.raises(UserError, match="header cannot be"):
-        check_safetensors(path)
+        read_header(path)
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:

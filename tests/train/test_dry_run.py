@@ -116,7 +116,7 @@ def test_an_incomplete_model_is_found(tmp_path: Path, tiny_model: Path) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[:-1])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         shown(tmp_path, recipe_text(model, write_pairs(tmp_path / "pairs.jsonl", 4)))
 
 

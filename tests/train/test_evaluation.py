@@ -15,7 +15,7 @@ from training_runs import EAGER, assert_same_arrays, files_of, session_of, train
 from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.forward import Forward
-from localdpo.model.generate import Answer, generate
+from localdpo.model.generate import SampledAnswer, generate
 from localdpo.train import evaluation
 from localdpo.train.evaluation import Sampler, Watched, evaluate, exact_kl, mean_entropy
 from localdpo.train.session import Session
@@ -256,9 +256,9 @@ def test_sampled_kl_counts_every_drawn_token(
 ) -> None:
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, eval={"kl_samples": 3}))
     moved(session, 0.3)
-    drawn: list[Answer] = []
+    drawn: list[SampledAnswer] = []
 
-    def kept(*arguments: Any, **settings: Any) -> list[Answer]:
+    def kept(*arguments: Any, **settings: Any) -> list[SampledAnswer]:
         drawn.extend(generate(*arguments, **settings))
         return drawn
 
