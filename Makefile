@@ -3,15 +3,17 @@
 # make test    lint, types, import contracts and tests
 # make lint    all of that but the tests
 # make bench   speed and memory, measured in tests/benchmarks
+# make docs    the pages of docs/ as a site, in build/site
 # make soak    kills, full disks, damage, races and long runs in full: about an hour, one table
 # make clean   remove .venv and caches; runs/ stays
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.docs-installed
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test lint pytest bench soak clean
+.PHONY: setup demo test lint pytest bench docs soak clean
 
 setup: $(STAMP)
 
@@ -45,6 +47,15 @@ pytest: setup
 
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks
+
+# Writes the generated parts of the pages anew, then builds the site; a link that leads nowhere is an error.
+docs: $(DOCS_STAMP)
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(DOCS_STAMP): requirements-docs.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $(DOCS_STAMP)
 
 soak: setup
 	$(OFFLINE) $(BIN)/python tests/reliability/soak.py $(SERIES)

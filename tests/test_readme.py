@@ -1,49 +1,113 @@
-"""The README tells the truth: its table of options and its commands."""
+"""README and docs tell the truth: what they name exists, and what is made from the code is current."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+import yaml
 from typer.main import get_command
 
 from localdpo.cli.main import app
-from localdpo.data.formats import FORMATS
-from localdpo.recipe.describe import options_table
+from localdpo.records.events import EVENT_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 
 
-def test_the_table_of_options_is_the_schema() -> None:
-    wanted = [f"| `{o.key}` | {o.type} | {o.default} | {o.description} |" for o in options_table()]
-    table = README[README.index("## Every option") :]
-    assert [line for line in table.splitlines() if line.startswith("| `")] == wanted
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
-def test_every_command_is_described() -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    section = README[README.index("## Commands") : README.index("## A run's folder")]
-    assert set(re.findall(r"^\| `localdpo (\w+)", section, re.MULTILINE)) == set(commands)
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-def test_recipes_that_are_named_exist() -> None:
-    named = set(re.findall(r"recipes/([\w.-]+\.yaml)", README))
-    assert named
-    assert all((ROOT / "recipes" / name).is_file() for name in named)
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them of plain words."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_what_is_made_from_the_code_is_current() -> None:
+    for page, text in generator().pages().items():
+        assert text_of(page) == text, f"{name_of(page)}: run `python docs/generate.py`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(text_of(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        # A page of the site may link to pages of the site only.
+        assert page.parent != DOCS or target.parent == DOCS, link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    nav = yaml.safe_load(text_of(ROOT / "mkdocs.yml"))["nav"]
+    assert sorted(path for entry in nav for path in entry.values()) == sorted(
+        p.name for p in DOCS.glob("*.md")
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_options_that_are_named_exist(page: Path) -> None:
+    root = get_command(app)
+    # A command is named behind a prompt, in backticks, or with its folder.
+    for line in re.findall(r"(?:\$ |`|\.venv/bin/)localdpo ([a-z][^\n`]*)", text_of(page)):
+        command, words = root, line.split(" #")[0].split()
+        while hasattr(command, "commands"):
+            if not words:  # the whole group is meant
+                break
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {
+            "--help"
+        }
+        named = {word for word in words if re.fullmatch(r"--[a-z-]+", word)}
+        assert named <= known, f"{line}: no {', '.join(sorted(named - known))}"
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", text_of(page), re.MULTILINE))
+        assert named <= targets, name_of(page)
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`((?:recipes|tests|localdpo|docs)/[\w./-]+)`", text_of(page)):
+            assert (ROOT / name).exists(), f"{name_of(page)}: {name}"
 
 
 def test_pictures_are_there_and_load_nothing() -> None:
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
-    assert pictures
-    for picture in pictures:
-        text = (ROOT / picture).read_text(encoding="utf-8")
-        assert not re.search(r"url\(['\"]?http|href=['\"]http|@import|<script", text)
+    for page in PAGES:
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text_of(page)):
+            text = (page.parent / picture).read_text(encoding="utf-8")
+            assert not re.search(r"url\(['\"]?http|href=['\"]http|@import|<script", text)
 
 
-def test_every_data_format_is_named() -> None:
-    section = README[README.index("Formats of pairs, told") : README.index("## Commands")]
-    named = set(re.findall(r"[\w-]+", section)) | {
-        f"argilla{end}" for end in ("-prompt", "-question", "-input")
-    }
-    assert {entry.name for entry in FORMATS if entry.kind != "prompts"} <= named
+def test_every_event_is_described() -> None:
+    named = set(re.findall(r"`([a-z.]+)`", text_of(DOCS / "run-folder.md")))
+    assert named >= EVENT_TYPES

@@ -1,0 +1,176 @@
+"""Writes the parts of the pages that come from the code: `python docs/generate.py`.
+
+A generated part stands between two comments of its page, `<!-- generated: NAME -->` and `<!-- end -->`; PARTS
+names the function that writes it. A test compares the pages with what this would write, so an option, a loss,
+a format, a check or a command is described once, in the code.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from localdpo.cli.main import app
+from localdpo.data.columns import COMMON
+from localdpo.data.formats import FORMATS
+from localdpo.data.types import Kind
+from localdpo.objective.losses import loss_function
+from localdpo.objective.registry import LOSSES
+from localdpo.prefs.checks import CHECKS
+from localdpo.recipe.describe import options_table, section_of
+from localdpo.records.metrics import METRICS
+
+DOCS: Final = Path(__file__).parent
+PART: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+HELP_COLUMNS: Final = 100
+KINDS: Final[dict[Kind, str]] = {
+    "pairs": "Pairs",
+    "unpaired": "Single answers with a label",
+    "demonstrations": "Demonstrations, for `loss: sft`",
+    "prompts": "Prompts alone, for `compare`, `eval`, `prefs build` and `eval.prompts`",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+
+
+def code(text: str) -> str:
+    """`text` in the font of code; HTML, because a | within backticks ends a cell of a table."""
+    return f"<code>{html.escape(text, quote=False)}</code>"
+
+
+def options() -> str:
+    """Every option of a recipe, a table for each section."""
+    text, sections = "", dict[str, list[Sequence[str]]]()
+    for option in options_table():
+        section, _, _ = (
+            option.key.rpartition(".") if option.key.count(".") == 1 else (option.key.split(".")[0], "", "")
+        )
+        row = (f"`{option.key}`", option.type, f"`{option.default}`", option.description)
+        sections.setdefault(section if section_of(section) else "", []).append(row)
+    for section, rows in sections.items():
+        model = section_of(section)
+        text += f"\n## {section or 'The top level'}\n\n"
+        text += f"{(model.__doc__ or '').splitlines()[0]}\n\n" if model else ""
+        text += table(("option", "type", "default", "meaning"), rows)
+    return text
+
+
+def losses() -> str:
+    """Every loss with its formula, from the first line of its function's docstring, and its source.
+
+    Such a line reads `FORMULA, [B] UNITS; VALUE where policy = reference.`
+    """
+    rows = []
+    for spec in LOSSES.values():
+        first = (loss_function(spec).__doc__ or "").splitlines()[0].removesuffix(".")
+        formula, _, start = first.partition("; ")
+        formula = formula.partition(", [B]")[0]
+        for suffix in (" where policy = reference", " at policy = reference"):
+            start = start.removesuffix(suffix)
+        rows.append((f"`{spec.name}`", spec.summary, code(formula), start, spec.source))
+    head = ("`loss.type`", "what it is", "loss of one row", "where policy = reference", "source")
+    return table(head, rows)
+
+
+def loss_options() -> str:
+    """Which options each loss reads, with their defaults."""
+    rows = [
+        (
+            f"`{spec.name}`",
+            {"pairs": "pairs", "unpaired": "single answers", "demonstrations": "demonstrations"}[spec.data],
+            "yes" if spec.needs_reference else "no",
+            ", ".join(f"`{name}` ({option.default})" for name, option in spec.options.items()),
+        )
+        for spec in LOSSES.values()
+    ]
+    return table(("`loss.type`", "trains on", "reference", "options (default)"), rows)
+
+
+def formats() -> str:
+    """Every data format with its columns, a table for each kind."""
+    text = ""
+    for kind, title in KINDS.items():
+        rows = []
+        for entry in FORMATS:
+            if entry.kind != kind:
+                continue
+            optional = sorted(entry.reads - entry.columns - COMMON)
+            columns = ", ".join(f"`{column}`" for column in sorted(entry.columns))
+            columns += f"; optional {', '.join(f'`{column}`' for column in optional)}" if optional else ""
+            written = "yes" if entry.write is not None else ""
+            rows.append((f"`{entry.name}`", columns, "yes" if entry.detected else "no", written))
+        text += f"\n### {title}\n\n" + table(
+            ("format", "columns", "auto-detected", "written by `convert`"), rows
+        )
+    return text
+
+
+def metrics() -> str:
+    """Every metric of a run."""
+    when = {"steps": "steps", "evals": "evaluations", "both": "steps, evaluations"}
+    rows = (
+        (f"`{m.name}`", m.chart.titles[0] if m.chart else m.label, m.unit, when[m.measured], m.better)
+        for m in METRICS
+    )
+    return table(("metric", "chart", "unit", "measured at", "better"), rows)
+
+
+def checks() -> str:
+    """Every check of `prefs check`."""
+    rows = ((f"`{c.name}`", c.level, c.what, c.advice, "yes" if c.drops else "") for c in CHECKS)
+    return table(("check", "level", "what it finds", "what to do", "dropped by `clean`"), rows)
+
+
+def commands() -> str:
+    """The help of every command."""
+    runner, main = CliRunner(), get_command(app)
+    paths = [(name,) for name in main.commands if name != "prefs"]  # type: ignore[attr-defined]
+    paths += [("prefs", name) for name in main.commands["prefs"].commands]  # type: ignore[attr-defined]
+    text = ""
+    for path in paths:
+        told = runner.invoke(
+            app, [*path, "--help"], prog_name="localdpo", terminal_width=100, max_content_width=100
+        )
+        text += f"\n## {' '.join(path)}\n\n```\n{told.output.strip()}\n```\n"
+    return text
+
+
+PARTS: Final[dict[str, Callable[[], str]]] = {
+    "options": options,
+    "losses": losses,
+    "loss-options": loss_options,
+    "formats": formats,
+    "metrics": metrics,
+    "checks": checks,
+    "commands": commands,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every page of docs/ with its generated parts as the code has them now."""
+    return {page: PART.sub(_part, page.read_text(encoding="utf-8")) for page in sorted(DOCS.glob("*.md"))}
+
+
+def _part(found: re.Match[str]) -> str:
+    return f"{found[1]}\n{PARTS[found[2]]().strip()}\n\n{found[3]}"
+
+
+def main() -> None:
+    """Write the pages that changed."""
+    for page, text in pages().items():
+        if text != page.read_text(encoding="utf-8"):
+            page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
