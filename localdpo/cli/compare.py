@@ -113,21 +113,13 @@ def answers_to(request: AnswersRequest) -> AnswersTail:
     from localdpo.model.backend import prepare
     from localdpo.out.console import Console
     from localdpo.records.answers import read_answers
-    from localdpo.records.rundir import RunDir
 
     errors = Console(stderr=True)
     for hint in prepare().hints:
         print_plain(errors, hint)
-    from localdpo.evals.answers import answer_all, contestants, plan_answers
-    from localdpo.evals.heldout import choose_prompts
+    from localdpo.answering.generator import answer_request
 
-    run = RunDir(request.run)
-    rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
-    others = [RunDir(path) for path in request.with_runs]
-    every = contestants(run, others, note=lambda line: print_plain(errors, line))
-    answer_all(run, every, rows, request.sampling, source=source)
-    path, _ = plan_answers(run, every, rows, request.sampling)
-    return read_answers(path)
+    return read_answers(answer_request(request, note=lambda line: print_plain(errors, line)))
 
 
 def as_object(tail: AnswersTail) -> dict[str, Any]:

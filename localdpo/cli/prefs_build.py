@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from localdpo.out.console import Console
     from localdpo.prefs.build import Callbacks
     from localdpo.prefs.build_plan import BuildOptions, Plan
-    from localdpo.prefs.candidates import Source
+    from localdpo.prefs.candidates import CandidateSource
 
 
 def build(
@@ -135,11 +135,11 @@ def build(
 
 def source_from(
     recipe: Path | None, model: str | None, adapter: str | None, max_length: int | None
-) -> Source:
+) -> CandidateSource:
     """The model that a recipe or the options name. Raises UserError(s)."""
     from localdpo.core.errors import UserError
     from localdpo.data.encode import Limits
-    from localdpo.prefs.candidates import Source
+    from localdpo.prefs.candidates import CandidateSource
 
     if recipe is not None:
         if model is not None or adapter is not None or max_length is not None:
@@ -149,7 +149,7 @@ def source_from(
         found = load_recipe(recipe)
         train = found.train
         limits = Limits(train.max_length, train.max_prompt_length, train.truncation)
-        return Source(
+        return CandidateSource(
             found.model,
             found.adapter,
             found.data.template,
@@ -159,7 +159,7 @@ def source_from(
         )
     if model is None:
         raise UserError("no model: give --recipe, or --model and --adapter")
-    return Source(model, adapter, limits=None if max_length is None else Limits(max_length))
+    return CandidateSource(model, adapter, limits=None if max_length is None else Limits(max_length))
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -13,9 +13,10 @@ from typing import Final
 
 from localdpo.launch import Job
 from localdpo.records.answers import FOLDER
-from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, WORKER_MODULE, AnswersRequest
+from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
 
 LOG: Final = "worker.log"
+WORKER: Final = (sys.executable, "-m", "localdpo.answering.worker")
 
 
 class AnswersJob(Job):
@@ -28,7 +29,7 @@ class AnswersJob(Job):
     def __init__(self, request: AnswersRequest, command: Sequence[str] = ()) -> None:
         self.path: Path | None = None
         super().__init__(
-            [*(command or (sys.executable, "-m", WORKER_MODULE)), request.to_json()],
+            [*(command or WORKER), request.to_json()],
             request.run / FOLDER / LOG,
             "generation",
             "g goes on",

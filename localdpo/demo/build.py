@@ -138,7 +138,7 @@ def make_preferences(out: Path, incidents: dict[str, list[Incident]], seed: int,
     """
     from localdpo.prefs.build import TRAIN, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build
-    from localdpo.prefs.candidates import Source
+    from localdpo.prefs.candidates import CandidateSource
 
     for number, (name, kept) in enumerate(dataset.KEPT.items()):
         with tempfile.TemporaryDirectory(prefix="localdpo-demo-") as temp:
@@ -147,7 +147,7 @@ def make_preferences(out: Path, incidents: dict[str, list[Incident]], seed: int,
             options = BuildOptions(
                 prompts=str(prompts),
                 out=Path(temp) / "pairs",
-                source=Source(str(out / "model"), str(out / "sft")),
+                source=CandidateSource(str(out / "model"), str(out / "sft")),
                 temperatures=(TEMPERATURE,),
                 max_tokens=MAX_ANSWER_TOKENS,
                 seed=seed + number,

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import PromptRow
 from localdpo.evals import bradley_terry
-from localdpo.evals.contestants import Contestant
 from localdpo.evals.length_control import length_controlled
 from localdpo.evals.metrics import estimate_record, rounded
 from localdpo.evals.statistics import (

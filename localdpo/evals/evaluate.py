@@ -28,11 +28,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import PromptRow
 from localdpo.data.types import Side
 from localdpo.evals.comparisons import CATEGORY, Duel, duel_record, duels_of, strengths_record
 from localdpo.evals.conclusion import conclusion
-from localdpo.evals.contestants import Contestant
 from localdpo.evals.metrics import Measured, measure, metric_record, rounded
 from localdpo.heuristics import Heuristic
 from localdpo.judging.base import Judge, Question, Verdict

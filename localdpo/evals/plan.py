@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from localdpo.answering.contestants import Contestant, contestants
+from localdpo.answering.generator import answer_all, plan_answers
+from localdpo.answering.prompts import choose_prompts
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
-from localdpo.evals.answers import answer_all, contestants, plan_answers
 from localdpo.evals.comparisons import duels_of
-from localdpo.evals.contestants import Contestant
 from localdpo.evals.evaluate import Asked, Judging, evaluate, pair_questions, score_questions
 from localdpo.evals.files import folder_of, write_record
-from localdpo.evals.heldout import choose_prompts
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
 from localdpo.judging.base import Judge, Question, Verdict

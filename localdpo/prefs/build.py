@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from localdpo.answering.generator import OnAnswer
 from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
@@ -31,7 +32,7 @@ from localdpo.judging.runner import Asking, OnVerdict, find_keys
 from localdpo.prefs.build_plan import Plan
 from localdpo.prefs.build_report import report_of
 from localdpo.prefs.build_rows import HASH_DIGITS, Built, row_of
-from localdpo.prefs.candidates import OnCandidate, by_prompt, make_candidates
+from localdpo.prefs.candidates import by_prompt, make_candidates
 from localdpo.prefs.judging import Outcome, judge_all, questions_of_build
 from localdpo.prefs.output import as_line
 from localdpo.prefs.selection import split_by_prompt
@@ -51,7 +52,7 @@ class Callbacks:
     seconds and reason before each wait, from any thread.
     """
 
-    on_candidate: OnCandidate | None = None
+    on_candidate: OnAnswer | None = None
     on_judging: Callable[[int], None] | None = None
     on_verdict: OnVerdict | None = None
     on_wait: OnWait | None = None

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from localdpo.answering.generator import digest
 from localdpo.core.errors import UserError
 from localdpo.data.columns import PROMPTS
 from localdpo.data.formats import detect
@@ -23,7 +24,14 @@ from localdpo.judging.rules import NAME as RULES
 from localdpo.judging.rules import judges_all, refuse_others
 from localdpo.model import lora
 from localdpo.prefs.build_rows import OWN_COLUMNS, UNSCORED_COLUMNS
-from localdpo.prefs.candidates import GROUP, Drawing, Prints, Source, digest, header_of, prints_of
+from localdpo.prefs.candidates import (
+    GROUP,
+    CandidateHashes,
+    CandidateSampling,
+    CandidateSource,
+    hashes_of,
+    header_of,
+)
 from localdpo.prefs.tokenizer import open_tokenizer
 from localdpo.records.answers import AnswersTail, Header
 from localdpo.records.checkpoints import LATEST, Note
@@ -47,7 +55,7 @@ class BuildOptions:
 
     prompts: str
     out: Path
-    source: Source
+    source: CandidateSource
     n: int | None = None
     temperatures: tuple[float, ...] = (1.0,)
     max_tokens: int = 256
@@ -97,10 +105,10 @@ class Plan:
     """
 
     options: BuildOptions
-    drawing: Drawing
+    drawing: CandidateSampling
     prompts: list[PromptRow]
     tokenizer: PreTrainedTokenizerBase
-    prints: Prints
+    prints: CandidateHashes
     judges: Judges
     notes: tuple[str, ...] = ()
 
@@ -153,13 +161,15 @@ def plan_build(options: BuildOptions) -> Plan:
         if source.template == "raw" or not tokenizer.chat_template:
             raise UserError("--revise: it takes a chat template, to ask for the critique")
     count = options.n or (1 if options.revise else 2)
-    drawing = Drawing(count, options.temperatures, options.max_tokens, options.seed, revise, options.group)
+    drawing = CandidateSampling(
+        count, options.temperatures, options.max_tokens, options.seed, revise, options.group
+    )
     plan = Plan(
         options,
         drawing,
         rows,
         tokenizer,
-        prints_of(source, tokenizer),
+        hashes_of(source, tokenizer),
         _judges(options, rows, revise, count),
         tuple(notes),
     )
@@ -167,7 +177,7 @@ def plan_build(options: BuildOptions) -> Plan:
     return plan
 
 
-def _pinned(source: Source, note: Note) -> Source:
+def _pinned(source: CandidateSource, note: Note) -> CandidateSource:
     """The source with the checkpoint that a run's LATEST stands for now: a run that trains moves it."""
     if source.adapter is None or Path(source.adapter).name != LATEST:
         return source

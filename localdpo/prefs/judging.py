@@ -16,7 +16,7 @@ from localdpo.judging.base import Judge, Question, Verdict
 from localdpo.judging.pairwise import Pair, collect, questions_of
 from localdpo.judging.runner import Asking
 from localdpo.prefs.build_rows import Asked, Built
-from localdpo.prefs.revision import REVISION
+from localdpo.prefs.candidates import REVISION
 from localdpo.prefs.selection import (
     NOT_REVISED,
     SAME_WHEN_CUT,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from localdpo.records.answers import Sampling
 
-# The module of that process, for `python -m`. It prints `answers PATH` as soon as it knows the file.
-WORKER_MODULE = "localdpo.evals.answers_worker"
+# The process prints `answers PATH` as soon as it knows the file, and a line of this kind for each warning.
 ANNOUNCEMENT = "answers "
 NOTE = "note: "
 

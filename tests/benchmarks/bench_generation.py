@@ -13,10 +13,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from localdpo.answering.contestants import Contestant, Contestants
+from localdpo.answering.generator import GROUP, prompt_seeds
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
-from localdpo.evals.answers import GROUP, prompt_seeds
-from localdpo.evals.contestants import Contestant, Contestants
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays
 from localdpo.model.backend import prepare

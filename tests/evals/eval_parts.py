@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import PromptRow, prompt_row
-from localdpo.evals.contestants import Contestant
 from localdpo.evals.evaluate import Asked
 from localdpo.judging.base import JudgeStopped, Question, Usage, Verdict
 from localdpo.records.answers import AnswerRecord, Role, Sampling

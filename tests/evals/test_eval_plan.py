@@ -10,8 +10,8 @@ from answering_runs import run_folder
 from eval_parts import Told, fair, first
 from tiny_folders import write_rows
 
+from localdpo.answering import generator
 from localdpo.core.errors import LocalDPOError, UserError
-from localdpo.evals import answers as evals_answers
 from localdpo.evals import plan as evals_plan
 from localdpo.evals.files import read_record
 from localdpo.evals.plan import Options, plan_evaluation, preview_lines, run_evaluation, write_page
@@ -159,7 +159,7 @@ def test_a_second_time_loads_and_asks_nothing_and_writes_the_same(
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(evals_answers, "load_base", never)
+    monkeypatch.setattr(generator, "load_base", never)
     run_evaluation(plan_evaluation(Options(**{**vars(wanted), "concurrency": 16})))
     assert path.read_bytes() == before
     assert judge.count == count

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from browser import measure
 
+from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import prompt_row
-from localdpo.evals.contestants import Contestant
 from localdpo.evals.evaluate import Asked, Judging, evaluate
 from localdpo.evals.files import page, write_record
 from localdpo.evals.report import report_values

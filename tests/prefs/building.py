@@ -14,7 +14,7 @@ from tiny_folders import write_rows
 from localdpo.judging.base import Judge, Question, Usage, Verdict
 from localdpo.judging.registry import JudgeOptions
 from localdpo.prefs.build_plan import BuildOptions
-from localdpo.prefs.candidates import Source
+from localdpo.prefs.candidates import CandidateSource
 
 PRICE = 0.01
 FILES = ("candidates.jsonl", "train.jsonl", "valid.jsonl", "report.json")
@@ -79,7 +79,9 @@ def write_prompts(file: Path, count: int) -> Path:
 
 def options_of(out: Path, prompts: Path, model: Path, adapter: Path | None, **others: Any) -> BuildOptions:
     """A small build: answers of at most 12 tokens, cut ones of which are many, in groups of 4."""
-    source = others.pop("source", None) or Source(str(model), None if adapter is None else str(adapter))
+    source = others.pop("source", None) or CandidateSource(
+        str(model), None if adapter is None else str(adapter)
+    )
     defaults = {"max_tokens": 12, "judge": "counting", "group": 4, "valid_fraction": 0.25}
     return BuildOptions(str(prompts), out, source, **{**defaults, **others})
 

@@ -27,9 +27,8 @@ from localdpo.prefs.build import Callbacks, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
 from localdpo.prefs.build_preview import preview_lines
 from localdpo.prefs.build_report import report_lines, winner
-from localdpo.prefs.candidates import Source, candidate_seeds
+from localdpo.prefs.candidates import CandidateSource, candidate_seeds, principle_of
 from localdpo.prefs.judging import Outcome, screen
-from localdpo.prefs.revision import principle_of
 from localdpo.records.answers import AnswerRecord, read_answers
 
 PROMPTS = 16
@@ -427,7 +426,7 @@ def test_the_principle_is_the_one_that_the_judge_is_asked_about() -> None:
         ({"n": 3, "rubrics": ("helpful",)}, r"--rubric helpful: nothing is asked in its mode, pairwise"),
         ({"judge": None}, r"no judge: name one"),
         ({"judge": "rules"}, r"--judge rules: rules checks the demo's incident reports"),
-        ({"source": Source("nowhere/at/all")}, r"model nowhere/at/all: no such folder"),
+        ({"source": CandidateSource("nowhere/at/all")}, r"model nowhere/at/all: no such folder"),
         ({"prompts": "nothing.jsonl"}, r"nothing.jsonl: no such file"),
     ],
 )

@@ -471,8 +471,8 @@ def _state_beside(folder: Path) -> None:
 
 
 def _evaluation() -> bytes:
+    from localdpo.answering.contestants import Contestant
     from localdpo.data.prompts import prompt_row
-    from localdpo.evals.contestants import Contestant
     from localdpo.evals.evaluate import Asked, Judging, evaluate
     from localdpo.evals.files import write_record
     from localdpo.heuristics import STANDARD

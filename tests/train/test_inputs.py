@@ -15,8 +15,8 @@ import pytest
 from tiny_folders import make_adapter, make_model_folder, pair, recipe_text, write_pairs, write_rows
 from training_runs import files_of, write_recipe
 
+from localdpo.answering.contestants import contestants
 from localdpo.core.errors import UserErrors
-from localdpo.evals.contestants import contestants
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.recipe.load import load_recipe

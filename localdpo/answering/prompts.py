@@ -1,4 +1,4 @@
-"""Which prompts a run is asked: those that a person gives, or those it was not trained on."""
+"""Which prompts a run's models answer: those that a person gives, or held-out ones."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ def choose_prompts(
     run: RunDir, file: str | None, texts: Sequence[str], limit: int | None
 ) -> tuple[list[PromptRow], str]:
     """The given texts and the first `limit` prompts of the given file; without either, of `default_sources`.
-    Each prompt is asked once, however many rows have it: several answers to one say little more than one.
+    Each prompt comes once, however many rows have it: several answers to one say little more than one.
 
     The second value says where they come from. Raises UserError(s) for a file without usable prompts.
     """
     given = [prompt_row(text) for text in dict.fromkeys(texts)]
     if file is None and given:
         return given, GIVEN
-    found: list[PromptRow] = []
+    rows: list[PromptRow] = []
     seen = {row.id for row in given}
     sources = default_sources(run) if file is None else (HeldOut(file),)
-    for each in sources:
-        left = None if limit is None else limit - len(found)
+    for held_out in sources:
+        left = None if limit is None else limit - len(rows)
         if left is None or left > 0:
-            found += read_prompt_rows(
-                each.source,
+            rows += read_prompt_rows(
+                held_out.source,
                 left,
-                kind=each.kind,
-                format_name=each.format_name,
-                rows=each.rows,
-                only=each.only,
+                kind=held_out.kind,
+                format_name=held_out.format_name,
+                rows=held_out.rows,
+                only=held_out.only,
                 seen=seen,
             )
-    source = ", ".join(each.source for each in sources)
-    return given + found, f"{GIVEN}, {source}" if given else source
+    source = ", ".join(held_out.source for held_out in sources)
+    return given + rows, f"{GIVEN}, {source}" if given else source
 
 
 def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
     """The data sets with the held-out prompts of a run: what its recipe says, or the demo's own.
 
     Validation data is read as the run reads it: in the format and the limit that the recipe has for it. Rows
-    that were held out of the training data are parted from it again, which needs the run's tokenizer.
+    that were held out of the training data are split off again, which needs the run's tokenizer.
 
     Raises UserError(s) if there is no prompt that the run was not trained on, or the data cannot be read.
     """
@@ -91,10 +91,10 @@ def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
     _require_same_rows(run, recipe)
     data = recipe.data
     _, valid = open_rows(recipe, load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code))
-    found: dict[int, set[int]] = {}
+    rows: dict[int, set[int]] = {}
     for index in valid.indices.tolist():
-        found.setdefault(valid.store.part_of(index), set()).add(valid.store[index].row)
-    if not found:
+        rows.setdefault(valid.store.part_of(index), set()).add(valid.store[index].row)
+    if not rows:
         raise UserError(f"{run.path}: its recipe holds no prompts out; {_GIVE}")
     return tuple(
         HeldOut(
@@ -102,10 +102,10 @@ def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
             recipe.loss.spec.data,
             entry.format or data.format,
             entry.limit or data.limit,
-            frozenset(found[part]),
+            frozenset(rows[part]),
         )
         for part, entry in enumerate(data.train_sources)
-        if part in found
+        if part in rows
     )
 
 

@@ -18,15 +18,16 @@ import pytest
 from answering_runs import mlx_lm_answers, mlx_lm_model, rows, run_folder
 from tiny_folders import make_adapter, make_model_folder, recipe_text
 
+from localdpo.answering import generator as room
+from localdpo.answering import worker as answers_worker
+from localdpo.answering.contestants import contestants
+from localdpo.answering.generator import answer_all, plan_answers, prompt_seeds
 from localdpo.core.atomic import write_manifest
 from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
-from localdpo.evals import answers as room
-from localdpo.evals import answers_worker
-from localdpo.evals.answers import Sampling, answer_all, contestants, plan_answers, prompt_seeds
 from localdpo.model.arrays import random_key, set_random_key
-from localdpo.records.answers import AnswerRecord, answers_files, read_answers
-from localdpo.records.answers_request import WORKER_MODULE, AnswersRequest
+from localdpo.records.answers import AnswerRecord, Sampling, answers_files, read_answers
+from localdpo.records.answers_request import AnswersRequest
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir
 
@@ -255,7 +256,7 @@ def test_killed_generation_goes_on_to_the_same_file(run: RunDir, tmp_path: Path)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": row.prompt, "n": 1}) + "\n" for row in rows(40)))
     request = AnswersRequest(run.path, str(prompts), sampling=Sampling(60, 1.0, 2))
-    command = [sys.executable, "-m", WORKER_MODULE, request.to_json()]
+    command = [sys.executable, "-m", answers_worker.__name__, request.to_json()]
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -287,7 +288,10 @@ def test_killed_generation_goes_on_to_the_same_file(run: RunDir, tmp_path: Path)
 def test_the_worker_says_what_a_person_can_mend(run: RunDir, tmp_path: Path) -> None:
     request = AnswersRequest(run.path, str(tmp_path / "nothing.jsonl"))
     done = subprocess.run(
-        [sys.executable, "-m", WORKER_MODULE, request.to_json()], capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", answers_worker.__name__, request.to_json()],
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localdpo.answering.prompts import HeldOut, choose_prompts, default_sources
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.prompts import prompt_id, read_prompt_rows
-from localdpo.evals.heldout import HeldOut, choose_prompts, default_sources
 from localdpo.model.load import load_tokenizer
 from localdpo.recipe.load import load_recipe
 from localdpo.records.rundir import RunDir

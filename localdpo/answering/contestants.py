@@ -46,31 +46,31 @@ class Contestant:
 def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) -> list[Contestant]:
     """Base, start adapter (if the run had one), trained adapter, then the trained adapters of `with_runs`.
 
-    `note` is told in one line when damaged checkpoints were passed over, and of inputs that changed since
-    a run began.
+    `note` is called with one line for each damaged checkpoint that is skipped and for inputs that changed
+    since a run began.
 
     Raises:
-        UserError: a run without a whole checkpoint, an adapter that is not there, another run with another
+        UserError: a run without a valid checkpoint, an adapter that is not there, another run with another
             base, or one that is named twice.
     """
     recipe = load_recipe(run.recipe)
     trained = trained_name(run)
     tell_changes(run, recipe, {MODEL, TOKENIZER, ADAPTER}, note)
-    found = [Contestant("base", "base", None, NO_ADAPTER, "base")]
+    models = [Contestant("base", "base", None, NO_ADAPTER, "base")]
     if recipe.adapter is not None:
         label = "start" if trained == "SFT" else "SFT"
-        found.append(_adapted(label.lower(), label, lora.open_adapter(recipe.adapter, note), "start"))
-    found.append(_adapted(trained.lower(), trained, require_checkpoint(run, "compare", note), "trained"))
+        models.append(_adapted(label.lower(), label, lora.open_adapter(recipe.adapter, note), "start"))
+    models.append(_adapted(trained.lower(), trained, require_checkpoint(run, "compare", note), "trained"))
     for other in with_runs:
         _refuse_other_base(run, recipe, other)
         tell_changes(other, load_recipe(other.recipe), {MODEL, TOKENIZER}, note)
-        found.append(
+        models.append(
             _adapted(f"run:{other.name}", other.name, require_checkpoint(other, "compare", note), "other")
         )
-    taken = [one.name for one in found] + [f"run:{run.name}"]
-    if twice := [one.label for one in found[-len(with_runs) :] if with_runs and taken.count(one.name) > 1]:
+    names = [model.name for model in models] + [f"run:{run.name}"]
+    if twice := [model.label for model in models if model.role == "other" and names.count(model.name) > 1]:
         raise UserError(f"--with {twice[0]}: this run is compared already; name each run once")
-    return found
+    return models
 
 
 def trained_name(run: RunDir) -> str:
@@ -109,13 +109,13 @@ class Contestants:
     def __init__(self, base: Base, every: Sequence[Contestant]) -> None:
         self.base = base
         self._adapters: dict[str, tuple[lora.LoraConfig, lora.Weights]] = {}
-        # All weights are read before the first answer: a training run may take old checkpoints away.
-        for one in every:
-            if one.adapter is not None:
-                shape = lora.read_config(one.adapter)
+        # All weights are read before the first answer: a training run may delete old checkpoints.
+        for contestant in every:
+            if contestant.adapter is not None:
+                shape = lora.read_config(contestant.adapter)
                 with self._attached(shape):
-                    lora.load_weights(base.model, one.adapter)
-                    self._adapters[one.name] = (shape, lora.adapter_weights(base.model))
+                    lora.load_weights(base.model, contestant.adapter)
+                    self._adapters[contestant.name] = (shape, lora.adapter_weights(base.model))
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:

@@ -1,9 +1,9 @@
-"""The process that generates answers for a screen: `python -m localdpo.evals.answers_worker REQUEST`.
+"""The process that generates answers for a screen: `python -m localdpo.answering.worker REQUEST`.
 
 REQUEST is an AnswersRequest as JSON. Prints `answers PATH` as soon as the file is known, so that whoever
 started it can follow the file, `note: ...` lines about damage that was passed over, and `error: ...` lines
 for what a person can mend (exit code 2) and for a device that gave up (4). Killing it loses nothing that was
-written: the same request goes on from there.
+written: run it again with the same request to resume.
 """
 
 from __future__ import annotations
@@ -14,24 +14,17 @@ import sys
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.out import guard, json_text, say, say_device_error, say_errors
 from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
-from localdpo.records.rundir import RunDir
 
 
 def main(request: AnswersRequest) -> None:
-    """Generate what is asked for. Raises UserError."""
-    from localdpo.evals.answers import answer_all, contestants, plan_answers
-    from localdpo.evals.heldout import choose_prompts
+    """Generate the request's answers. Raises UserError."""
+    from localdpo.answering.generator import answer_request
 
-    run = RunDir(request.run)
-    rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
-    every = contestants(run, [RunDir(path) for path in request.with_runs], note=_tell)
-    path, _ = plan_answers(run, every, rows, request.sampling)
-    say(f"{ANNOUNCEMENT}{json_text(str(path))}")
-    answer_all(run, every, rows, request.sampling, source=source)
-
-
-def _tell(line: str) -> None:
-    say(f"{NOTE}{line}")
+    answer_request(
+        request,
+        note=lambda line: say(f"{NOTE}{line}"),
+        announce=lambda path: say(f"{ANNOUNCEMENT}{json_text(str(path))}"),
+    )
 
 
 if __name__ == "__main__":

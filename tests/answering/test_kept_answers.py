@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from localdpo.answering import generator
+from localdpo.answering.contestants import Contestant
+from localdpo.answering.generator import plan_answers, prompt_seeds
 from localdpo.data.prompts import prompt_row
-from localdpo.evals import answers
-from localdpo.evals.answers import plan_answers, prompt_seeds
-from localdpo.evals.contestants import Contestant
 from localdpo.judging.constitution import load_constitution
-from localdpo.prefs.candidates import Drawing, Prints, candidate_seeds, header_of
+from localdpo.prefs.candidates import CandidateHashes, CandidateSampling, candidate_seeds, header_of
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Sampling
 from localdpo.records.rundir import RunDir
 
@@ -29,8 +29,8 @@ CANDIDATES = """\
 
 
 def test_the_answers_of_a_run_keep_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "fingerprint", lambda folder: "f")
-    monkeypatch.setattr(answers, "tokenizer_fingerprint", lambda folder: "t")
+    monkeypatch.setattr(generator, "fingerprint", lambda folder: "f")
+    monkeypatch.setattr(generator, "tokenizer_fingerprint", lambda folder: "t")
     run = RunDir(tmp_path / "tiny")
     run.path.mkdir()
     run.recipe.write_text("model: demo:model\ndata:\n  train: demo:pairs/train\n")
@@ -45,17 +45,19 @@ def test_the_answers_of_a_run_keep_their_file(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_candidates_of_a_build_keep_their_key_and_their_seeds() -> None:
-    prints = Prints("m", "a", "t", "k")
-    assert header_of("x", PROMPTS, Drawing(3, (0.7, 1.0), 64, 5), prints).key == "3e9b7c66f546e07f"
-    revised = Drawing(1, (1.0,), 64, 5, load_constitution("assistant"))
-    assert header_of("x", PROMPTS, revised, Prints("m", None, "t", "k")).key == "5781902891b27d3f"
+    hashes = CandidateHashes("m", "a", "t", "k")
+    assert header_of("x", PROMPTS, CandidateSampling(3, (0.7, 1.0), 64, 5), hashes).key == "3e9b7c66f546e07f"
+    revised = CandidateSampling(1, (1.0,), 64, 5, load_constitution("assistant"))
+    assert header_of("x", PROMPTS, revised, CandidateHashes("m", None, "t", "k")).key == "5781902891b27d3f"
     seeds = [15136586944409150255, 7125365842287750829, 6070317769869867922]
     assert candidate_seeds(PROMPTS, 5, "critique") == seeds
 
 
 def test_candidates_are_written_and_read_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "candidates.jsonl"
-    header = header_of("x", PROMPTS[:1], Drawing(2, (0.7, 1.0), 64, 5), Prints("m", "a", "t", "k"))
+    header = header_of(
+        "x", PROMPTS[:1], CandidateSampling(2, (0.7, 1.0), 64, 5), CandidateHashes("m", "a", "t", "k")
+    )
     records = [AnswerRecord(0, "1", "so", 2, True), AnswerRecord(0, "2", "not", 2, True)]
     with AnswersWriter(path, header) as writer:
         writer.answers(records)

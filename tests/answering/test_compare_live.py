@@ -64,7 +64,7 @@ def test_the_command_answers_prints_and_keeps(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("localdpo.evals.answers.load_base", refuse)
+    monkeypatch.setattr("localdpo.answering.generator.load_base", refuse)
     again = CliRunner().invoke(app, [*words, "--plain"])
     assert again.exit_code == 0, again.output
     lines = again.stdout.splitlines()

@@ -1,0 +1,5 @@
+"""The answering room: prompts, who answers them, and the one generator that keeps answers on disk."""
+
+from localdpo.core.preload import preload
+
+preload()

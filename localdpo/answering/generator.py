@@ -1,0 +1,363 @@
+"""Answers of models to prompts, generated in batches and kept in an answers file (records/answers.py).
+
+Prompts are answered in fixed groups, in their order, by every column of the file in turn. A group is
+generated as a whole or not at all, and each answer has a random key of its own (`generate_apart`), so the
+answers of a process that was killed and started again are bit for bit those of one that was not, and the file
+is the same too. What is lost to a kill is at most the part of a group that one column was generating.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from localdpo.answering.contestants import Contestant, Contestants, contestants
+from localdpo.answering.prompts import choose_prompts
+from localdpo.data.batches import collate
+from localdpo.data.encode import ENCODER_VERSION, encode_prompt
+from localdpo.data.prompts import PromptRow
+from localdpo.data.types import EncodedRow
+from localdpo.model.arrays import random_key, set_random_key
+from localdpo.model.backend import prepare
+from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.generate import generate_apart
+from localdpo.model.load import Base, fingerprint, load_base, model_path, tokenizer_fingerprint
+from localdpo.model.memory import rows_in_pass
+from localdpo.recipe.load import load_recipe
+from localdpo.records.answers import AnswerRecord, AnswersTail, AnswersWriter, Header, Sampling, answers_path
+from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.checkpoints import Note
+from localdpo.records.rundir import RunDir
+
+# Raise it with every change that gives other answers to the same question: it is part of the key.
+GENERATOR_VERSION = 2
+GROUP = 64
+# Answers that a model reads at once, of similar length, at most.
+READ_AT_ONCE = 32
+# Characters of a token, for the length of an answer that is not there yet.
+_CHARACTERS = 5
+OnAnswer = Callable[[AnswerRecord], None]
+AnswersByName = Mapping[str, Sequence[AnswerRecord]]
+
+
+def digest(value: object) -> str:
+    """The sha256 of a JSON value, in hexadecimal."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
+
+
+def prompt_seeds(prompts: Sequence[PromptRow], seed: int) -> list[int]:
+    """The seed of each prompt's random key: of its id, the run's seed, and how often it came before."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for row in prompts:
+        seeds.append(int(digest([seed, row.id, seen[row.id]])[:16], 16))
+        seen[row.id] += 1
+    return seeds
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Put the global random state back afterwards: loading models and adapters draws fresh weights."""
+    before = random_key()
+    try:
+        yield
+    finally:
+        set_random_key(before)
+
+
+# --- any answers file ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerColumn:
+    """One column of an answers file, and how it is filled.
+
+    Attributes:
+        name: of the contestant in the file's header.
+        temperature: of its answers.
+        seeds: of each prompt's random key.
+        prompt_ids: from a prompt's index to the token ids to answer to. Called when the prompt's group is
+            due, so that they may hold answers of earlier columns.
+        active: while this context holds, the model has the column's weights.
+    """
+
+    name: str
+    temperature: float
+    seeds: Sequence[int]
+    prompt_ids: Callable[[int], list[int]]
+    active: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def fill_groups(
+    writer: AnswersWriter,
+    base: Base,
+    columns: Sequence[AnswerColumn],
+    group: int,
+    on_answer: OnAnswer | None = None,
+    *,
+    live: bool = True,
+) -> Iterator[range]:
+    """Generate what the file lacks; yields each group of prompt indices once every column has answered it.
+
+    Args:
+        on_answer: called with every new answer as it finishes.
+        live: write each answer, with its token ids, as it finishes, for readers that follow the file. Else a
+            column's answers to a group are written at once, in the order of the prompts and without ids.
+    """
+    assert writer.tail.header is not None
+    count, known = len(writer.tail.header.prompts), writer.tail.records
+    for start in range(0, count, group):
+        indices = range(start, min(start + group, count))
+        for column in columns:
+            if all((i, column.name) in known for i in indices):
+                continue
+            records: dict[int, AnswerRecord] = {}
+            with column.active():
+                for place, answer in generate_apart(
+                    base.model,
+                    base.tokenizer,
+                    [column.prompt_ids(i) for i in indices],
+                    [column.seeds[i] for i in indices],
+                    max_tokens=writer.tail.header.sampling.max_tokens,
+                    temperature=column.temperature,
+                    batch=group,
+                ):
+                    i, drawn = indices[place], answer.drawn if live else ()
+                    record = AnswerRecord(
+                        i, column.name, answer.text, len(answer.tokens), answer.finished, ids=drawn
+                    )
+                    is_new = (i, column.name) not in known
+                    if live:
+                        writer.answer(record)
+                    records[i] = record
+                    if on_answer is not None and is_new:
+                        on_answer(record)
+            if not live:
+                writer.answers([records[i] for i in indices])
+        yield indices
+
+
+def read_partial(path: Path) -> AnswersTail:
+    """What an answers file holds so far; empty where there is none yet."""
+    tail = AnswersTail(path)
+    tail.poll()
+    return tail
+
+
+def missing_answers(path: Path, header: Header) -> int:
+    """How many answers of the header's columns are still to be generated."""
+    return len(header.prompts) * len(header.contestants) - len(read_partial(path).records)
+
+
+def longest_answers(header: Header) -> dict[tuple[int, str], AnswerRecord]:
+    """Answers at the limit of length, no two alike, in the place of those that are not generated yet."""
+    tokens = header.sampling.max_tokens
+    return {
+        (i, name): AnswerRecord(i, name, f"{name} ".ljust(tokens * _CHARACTERS, "x"), tokens, True)
+        for i in range(len(header.prompts))
+        for name in header.names
+    }
+
+
+# --- the answers of a run's models ---------------------------------------------------------------------
+
+
+def plan_answers(
+    run: RunDir,
+    contestants: Sequence[Contestant],
+    prompts: Sequence[PromptRow],
+    sampling: Sampling,
+    *,
+    source: str = "",
+) -> tuple[Path, Header]:
+    """The file that these answers belong in, and its first line. Loads no model.
+
+    Raises:
+        UserError: the run's base cannot be found.
+        ValueError: no prompts, or no contestants.
+    """
+    if not prompts or not contestants:
+        raise ValueError("answers need at least one prompt and one contestant")
+    recipe = load_recipe(run.recipe)
+    folder = model_path(recipe.model)
+    depends = {
+        "generator": GENERATOR_VERSION,
+        "group": GROUP,
+        "base": fingerprint(folder),
+        "tokenizer": tokenizer_fingerprint(folder),
+        "template": recipe.data.template,
+        "template_kwargs": recipe.data.chat_template_kwargs,
+        "encoder": ENCODER_VERSION,
+        "prompts": digest([[row.asked, row.responses] for row in prompts]),
+    }
+    names = [[contestant.name, contestant.fingerprint] for contestant in contestants]
+    header = Header(
+        key=digest([depends, names, asdict(sampling)])[:16],
+        run=run.name,
+        sampling=sampling,
+        contestants=tuple(
+            {
+                "name": contestant.name,
+                "label": contestant.label,
+                "role": contestant.role,
+                "adapter": "" if contestant.adapter is None else contestant.adapter.name,
+                "fingerprint": contestant.fingerprint,
+            }
+            for contestant in contestants
+        ),
+        prompts=tuple({"id": row.id, "text": row.text} for row in prompts),
+        source=source,
+        depends=depends,
+    )
+    return answers_path(run.path, header.key), header
+
+
+def answer_all(
+    run: RunDir,
+    contestants: Sequence[Contestant],
+    prompts: Sequence[PromptRow],
+    sampling: Sampling,
+    *,
+    scores: bool = True,
+    source: str = "",
+    on_answer: OnAnswer | None = None,
+) -> dict[str, list[AnswerRecord]]:
+    """Every contestant's answers to every prompt, in the order of `prompts`, by the contestant's name.
+
+    Answers in `runs/NAME/answers/KEY.jsonl` are not generated again; with none missing, no model is loaded.
+
+    Args:
+        scores: whether each model reads each answer, for `AnswerRecord.logps`.
+        source: where the prompts came from, for people who look at the file.
+        on_answer: called with every answer as it finishes, first those that were there already; `logps` may
+            still be empty then, the result's are complete.
+
+    Raises:
+        UserError: a model or adapter that cannot be loaded, a prompt that the template refuses, another
+            process that generates the same answers, or a full disk.
+    """
+    path, header = plan_answers(run, contestants, prompts, sampling, source=source)
+    with AnswersWriter(path, header) as writer:
+        if on_answer is not None:
+            for record in list(writer.tail.records.values()):
+                on_answer(record)
+        if writer.tail.missing or (scores and not writer.tail.complete):
+            with same_random_state():
+                _Answering(run, contestants, prompts, writer).run(scores, on_answer)
+        records = writer.tail.records
+        return {name: [records[i, name] for i in range(len(prompts))] for name in header.names}
+
+
+def answer_request(
+    request: AnswersRequest, note: Note, announce: Callable[[Path], None] = lambda path: None
+) -> Path:
+    """The answers file of a request, complete; `announce` is called with it before anything is generated.
+
+    Raises UserError as `contestants`, `choose_prompts` and `answer_all` do.
+    """
+    run = RunDir(request.run)
+    rows, source = choose_prompts(run, request.prompts, request.texts, request.limit)
+    models = contestants(run, [RunDir(path) for path in request.with_runs], note=note)
+    path, _ = plan_answers(run, models, rows, request.sampling)
+    announce(path)
+    answer_all(run, models, rows, request.sampling, source=source)
+    return path
+
+
+# A prompt's index and the ids of an answer to it.
+_Text = tuple[int, tuple[int, ...]]
+
+
+class _Answering:
+    """One load of a run's base, and everything that is generated and read with it."""
+
+    def __init__(
+        self, run: RunDir, every: Sequence[Contestant], prompts: Sequence[PromptRow], writer: AnswersWriter
+    ) -> None:
+        prepare()
+        recipe = load_recipe(run.recipe)
+        self.base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
+        tokenizer = self.base.tokenizer._tokenizer
+        self.models = Contestants(self.base, every)
+        self.names = [contestant.name for contestant in every]
+        self.ids = [
+            encode_prompt(
+                tokenizer,
+                row.prompt,
+                recipe.data.template,
+                tools=row.tools,
+                template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
+                responses=row.responses,
+            )
+            for row in prompts
+        ]
+        self.prompts, self.writer = prompts, writer
+        ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self.pad = next((int(token) for token in ends if token is not None), 0)
+
+    def run(self, scores: bool, on_answer: OnAnswer | None) -> None:
+        """Answer and read what is missing, group by group."""
+        assert self.writer.tail.header is not None
+        sampling = self.writer.tail.header.sampling
+        seeds = prompt_seeds(self.prompts, sampling.seed)
+        columns = [
+            AnswerColumn(
+                name,
+                sampling.temperature,
+                seeds,
+                lambda i: self.ids[i].tolist(),
+                lambda name=name: self.models.use(name),  # type: ignore[misc]
+            )
+            for name in self.names
+        ]
+        for indices in fill_groups(self.writer, self.base, columns, GROUP, on_answer):
+            if scores and not self.writer.tail.scored.issuperset(indices):
+                self._read(indices)
+
+    def _read(self, indices: range) -> None:
+        """Write the mean log-probabilities of a group's answers: answer of -> under the model."""
+        records = self.writer.tail.records
+        # Models often agree on an answer: each text is read once. Longest first, so that memory that does not
+        # suffice shows at once; then a fixed order.
+        texts = sorted(
+            {(i, records[i, name].ids) for i in indices for name in self.names},
+            key=lambda text: (-len(text[1]), *text),
+        )
+        means: dict[str, dict[_Text, float]] = {}
+        for model in self.names:
+            with self.models.use(model):
+                means[model] = self._means(texts)
+        for i in indices:
+            self.writer.scores(
+                i,
+                {
+                    name: {model: means[model][i, records[i, name].ids] for model in self.names}
+                    for name in self.names
+                },
+            )
+
+    def _means(self, texts: Sequence[_Text]) -> dict[_Text, float]:
+        """Mean log-probability per token of each text under the weights in the model now."""
+        forward = Forward(self.base.model, shared=False)
+        means: dict[_Text, float] = {}
+        left = list(texts)
+        while left:
+            longest = max(len(self.ids[i]) + len(ids) for i, ids in left[:READ_AT_ONCE])
+            count = rows_in_pass(longest, READ_AT_ONCE)
+            part, left = left[:count], left[count:]
+            rows = [EncodedRow(i, self.ids[i], (np.array(ids, dtype=np.int32),)) for i, ids in part]
+            batch = collate(rows, self.pad, np.arange(len(rows)))
+            sums = forward.logps(batch_arrays(batch, shared=False), gradient=False)
+            mx.eval(sums)
+            values = np.array(sums, dtype=np.float64) / batch.lengths
+            means.update(zip(part, values.tolist(), strict=True))
+        return means
