@@ -21,15 +21,15 @@ class DataSource(Section):
 
     source: Text = Field(description="file, hub data set or demo: name, as in data.train")
     format: Text | None = Field(None, description="format of its rows; null: data.format")
-    limit: Count | None = Field(None, description="use only its first rows, this many; null: data.limit")
+    limit: Count | None = Field(None, description="use only its first N rows; null: data.limit")
     max_length: Annotated[int, Ge(2)] | None = Field(
-        None, description="tokens of prompt and response together; null: train.max_length, also the most"
+        None, description="tokens of prompt and response together, at most train.max_length; null: that"
     )
     max_prompt_length: Count | None = Field(
         None, description="tokens of the prompt; null: train.max_prompt_length"
     )
     truncation: Literal["keep_start", "keep_end"] | None = Field(
-        None, description="which end of a prompt that is too long survives; null: train.truncation"
+        None, description="which end of a prompt that is too long is kept; null: train.truncation"
     )
 
     @model_validator(mode="before")
@@ -43,8 +43,8 @@ class WeightedSource(DataSource):
 
     weight: Annotated[float, Gt(0), Le(100)] = Field(
         1.0,
-        description="how often an epoch passes over its rows: 2 takes each twice, 0.5 a half of them, by the "
-        "seed, and the other half in the next epoch",
+        description="how often an epoch passes over its rows: 2 takes each row twice, 0.5 half of them, "
+        "drawn by the seed, and the other half in the next epoch",
     )
 
 
@@ -79,7 +79,7 @@ class DataSection(Section):
         0.05, description="share of data.train held out when data.valid is null"
     )
     format: Text | None = Field(
-        None, description="format of the rows, by its name in the README; null: told from their columns"
+        None, description="format of the rows, by its name in docs/data.md; null: auto-detected"
     )
     template: Literal["auto", "chat", "raw"] = Field(
         "auto",
@@ -88,10 +88,10 @@ class DataSection(Section):
     chat_template_kwargs: dict[Text, Any] = Field(
         default_factory=dict,
         description="options of the chat template for every row, such as {enable_thinking: false}; "
-        "a row's own go before them",
+        "a row's own override them",
     )
     limit: Count | None = Field(
-        None, description="use only the first rows of data.train, this many (of each data set of a list)"
+        None, description="use only the first N rows of data.train (of each data set of a list)"
     )
 
     @field_validator("valid_fraction", mode="before")

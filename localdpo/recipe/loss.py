@@ -74,10 +74,10 @@ class LossSection(Section):
     undesirable_weight: float = _option("undesirable_weight")
     # TRL's defaults are 512 steps and 0.6; how many steps fit depends on the length of the run.
     sync_every: Count | None = Field(
-        None, description="steps after which the reference moves towards the policy (TR-DPO); null: it stays"
+        None, description="the reference moves towards the policy every N steps (TR-DPO); null: it is frozen"
     )
     sync_alpha: Annotated[float, Gt(0), Le(1)] = Field(
-        0.6, description="how far: reference = sync_alpha * policy + (1 - sync_alpha) * reference"
+        0.6, description="how far it moves: reference = sync_alpha * policy + (1 - sync_alpha) * reference"
     )
 
     @field_validator("type")

@@ -30,7 +30,9 @@ class TrainSection(Section):
     """Steps, batches, optimizer and lengths."""
 
     epochs: Count = Field(1, description="passes over the training data")
-    max_steps: Count | None = Field(None, description="stop after this many steps, or after the epochs")
+    max_steps: Count | None = Field(
+        None, description="stop after this many steps, if the epochs do not end first"
+    )
     batch_size: Count = Field(8, description="pairs in one step")
     compile: Literal["auto"] | bool = Field(
         "auto",
@@ -38,14 +40,14 @@ class TrainSection(Section):
     )
     micro_batch_size: Literal["auto"] | Count = Field(
         "auto",
-        description="pairs in memory at once, gradients are added up; "
-        "auto: what fits and pads least, fewer on a CPU",
+        description="pairs in memory at once, with gradients accumulated over the batch; "
+        "auto: as many as fit with the least padding, fewer on a CPU",
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
-    learning_rate: Positive = Field(5e-6, description="highest learning rate of the schedule")
+    learning_rate: Positive = Field(5e-6, description="peak learning rate of the schedule")
     # Linear decay after 10% warm-up is Tulu 3's schedule for DPO; TRL decays linearly without warm-up.
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="course after warm-up: constant, or linear or cosine decay to 0"
+        "linear", description="after warm-up: constant, or linear or cosine decay to 0"
     )
     warmup: CountOrZero | Fraction = Field(
         0.1, description="linear warm-up: a share of all steps (0.1) or a number of steps (10)"
@@ -54,22 +56,23 @@ class TrainSection(Section):
         "adamw", description="update rule; Adam and AdamW are bias-corrected"
     )
     weight_decay: NotNegative = Field(0.0, description="decoupled weight decay (adamw, sgd, lion)")
-    max_grad_norm: Positive = Field(1.0, description="gradients are scaled down to this norm")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
     max_length: Annotated[int, Ge(2)] = Field(1024, description="tokens of prompt and response together")
     max_prompt_length: Count | None = Field(
         None, description="tokens of the prompt; null: no limit of its own"
     )
     truncation: Literal["keep_start", "keep_end"] = Field(
-        "keep_start", description="which end of a prompt that is too long survives"
+        "keep_start", description="which end of a prompt that is too long is kept"
     )
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = Field(
-        0, description="of the data's order, LoRA weights and dropout"
+        0, description="seed of the data's order, LoRA weights and dropout"
     )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto",
-        description="recompute activations: less memory, more time; auto: if a pair does not fit without",
+        description="recompute activations: less memory, more time; "
+        "auto: only if a pair does not fit otherwise",
     )
-    log_every: Count = Field(1, description="steps between two logged steps")
+    log_every: Count = Field(1, description="log every N steps")
 
     @field_validator("micro_batch_size", mode="before")
     @classmethod
@@ -143,7 +146,7 @@ class EvalSection(Section):
         8, description="held-out prompts that the policy answers for kl_sampled at each evaluation; 0: none"
     )
     worst_pairs: CountOrZero = Field(
-        8, description="pairs of lowest margin kept token by token at each evaluation; 0: none"
+        8, description="pairs of lowest margin saved token by token at each evaluation; 0: none"
     )
 
 
@@ -151,7 +154,7 @@ class SaveSection(Section):
     """Checkpoints; the last step is always saved."""
 
     every: Count = Field(100, description="steps between two checkpoints")
-    keep: Count = Field(2, description="newest checkpoints that are kept")
+    keep: Count = Field(2, description="number of checkpoints kept, the newest")
 
 
 class Recipe(Section):
