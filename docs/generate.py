@@ -52,10 +52,9 @@ def options() -> str:
     """Every option of a recipe, a table for each section."""
     text, sections = "", dict[str, list[Sequence[str]]]()
     for option in options_table():
-        section, _, _ = (
-            option.key.rpartition(".") if option.key.count(".") == 1 else (option.key.split(".")[0], "", "")
-        )
-        row = (f"`{option.key}`", option.type, f"`{option.default}`", option.description)
+        section = option.key.split(".")[0]
+        default = "required" if option.default == "required" else f"`{option.default}`"
+        row = (f"`{option.key}`", option.type, default, option.description)
         sections.setdefault(section if section_of(section) else "", []).append(row)
     for section, rows in sections.items():
         model = section_of(section)
@@ -119,10 +118,10 @@ def metrics() -> str:
     """Every metric of a run."""
     when = {"steps": "steps", "evals": "evaluations", "both": "steps, evaluations"}
     rows = (
-        (f"`{m.name}`", m.chart.titles[0] if m.chart else m.label, m.unit, when[m.measured], m.better)
+        (f"`{m.name}`", m.unit, when[m.measured], m.better, m.chart.titles[0] if m.chart else "")
         for m in METRICS
     )
-    return table(("metric", "chart", "unit", "measured at", "better"), rows)
+    return table(("metric", "unit", "measured at", "better", "chart"), rows)
 
 
 def checks() -> str:
