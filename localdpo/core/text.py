@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 # What steers a terminal (C0, DEL, C1), reorders text or hides in it (marks of direction, invisible signs,
@@ -60,3 +61,11 @@ def age(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit} ago"
     return f"{whole}s ago"
+
+
+def common_prefix(texts: Sequence[str]) -> str:
+    """The longest beginning that all texts share, by character; "" for no texts."""
+    # The least and the greatest differ where any two do.
+    low, high = min(texts, default=""), max(texts, default="")
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[:length]

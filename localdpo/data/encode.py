@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.errors import UserError
-from localdpo.data.forms import REASONING, TEXT
-from localdpo.data.render import Rendered, Renderer, RowDropped, side_messages
+from localdpo.data.chat_template import REASONING, TEXT
+from localdpo.data.fields import RowSkip
+from localdpo.data.messages import side_messages
+from localdpo.data.render import Rendered, Renderer
 from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoice, Truncation
 
 if TYPE_CHECKING:
@@ -115,13 +117,13 @@ class Encoder:
         for row, example in examples:
             try:
                 rendered.append((row, example, self.renderer.render(example)))
-            except RowDropped as drop:
+            except RowSkip as drop:
                 result.dropped[drop.reason].append(row)
         every = self._ids([self._shortened(example, text) for _, example, text in rendered])
         for (row, example, text), ids in zip(rendered, every, strict=True):
             try:
                 cut = self._fit(ids, example, text)
-            except RowDropped as drop:
+            except RowSkip as drop:
                 result.dropped[drop.reason].append(row)
                 continue
             result.truncated += cut
@@ -201,7 +203,7 @@ class Encoder:
         alike = len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses)
         if alike and (len(set(text.responses)) == 1 or max(map(len, text.responses)) <= _LONG):
             lost = sorted(text.left_out.parts & {REASONING, TEXT})
-            raise RowDropped(f"{IDENTICAL} once the chat template left out {lost[0]}" if lost else IDENTICAL)
+            raise RowSkip(f"{IDENTICAL} once the chat template left out {lost[0]}" if lost else IDENTICAL)
         if not ids.prompt:
             self._make_context(ids)
         # Of a long text not all ids are known.
@@ -209,9 +211,9 @@ class Encoder:
         ids.key = text_key(text.prompt.encode()) if is_long else prompt_key(_int32(ids.prompt))
         cut = self._cut(ids, example, text)
         if any(not response for response in ids.responses):
-            raise RowDropped(NO_SCORED_TOKEN)
+            raise RowSkip(NO_SCORED_TOKEN)
         if len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses):
-            raise RowDropped(IDENTICAL_WHEN_CUT)
+            raise RowSkip(IDENTICAL_WHEN_CUT)
         return cut
 
     def _make_context(self, ids: _Ids) -> None:
@@ -222,7 +224,7 @@ class Encoder:
             ids.prompt = ids.responses[0][:1]
             ids.responses = [response[1:] for response in ids.responses]
         else:
-            raise RowDropped(NO_CONTEXT)
+            raise RowSkip(NO_CONTEXT)
 
     def _cut(self, ids: _Ids, example: Example, text: Rendered) -> bool:
         limits, before = self.limits, (len(ids.prompt), [len(r) for r in ids.responses])
@@ -246,7 +248,7 @@ class Encoder:
         oldest for keep_end and the newest for keep_start, then tokens of the contents, at that end. System
         text is the last to be cut. What the template writes around them stays.
 
-        Raises RowDropped where that alone is too long.
+        Raises RowSkip where that alone is too long.
         """
         turns = _turns(side_messages(example.prompt, "user"))
         low, high, ids = 1, len(turns.earlier), None
@@ -278,7 +280,7 @@ class Encoder:
             if more > 0:
                 gone.update(inside[:more] if keep_end else inside[-more:])
         if len(places) != len(ids) or len(ids) - len(gone) > length:
-            raise RowDropped(NO_CONTENT)
+            raise RowSkip(NO_CONTENT)
         return [one for i, one in enumerate(ids) if i not in gone]
 
     # --- long texts --------------------------------------------------------------------------------------
@@ -394,7 +396,7 @@ def encode_prompt(
     tokens = _Tokens(tokenizer)
     try:
         rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs, responses)
-    except RowDropped as drop:
+    except RowSkip as drop:
         raise UserError(f"prompt: {drop.reason}") from drop
     ids = tokens.encode([rendered.prompt])[0]
     if rendered.start and ids[: len(tokens.leading)] != tokens.leading:

@@ -1,51 +1,53 @@
-"""Reading one field of a row: text, messages, tools. What is wrong is said with the field's name.
-
-Arrow fills objects of one column up with nulls until all have the same members, and many writers store
-objects as JSON text instead. Both are undone here, once and at any depth of messages and tools: members that
-are null go, and JSON text becomes what it says. A null within JSON text was written by somebody and stays:
-Arrow does not reach into a text. The words of a message are never decoded.
-"""
+"""The columns of a row: what they are for, and reading one of them. What is wrong is said with its name."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-from localdpo.data.columns import MEDIA
-from localdpo.data.types import Message, Side
 
-# Half of a surrogate pair is legal in JSON and in no text: no tokenizer takes it.
-_SURROGATE = re.compile("[\ud800-\udfff]")
-# Beyond this an integer is no float any more; infinity and NaN are not below it either.
-_LARGEST = 1e300
-# What data sets call the members of a message, and who speaks; other roles stay as they are.
-_ROLE_KEYS = ("role", "from")
-_CONTENT_KEYS = ("content", "value", "text")
-_ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "ai", "model"), "assistant"),
-    **dict.fromkeys(("observation", "function", "function_response", "tool_response", "tool"), "tool"),
-    "system": "system",
+def _names(words: str) -> list[str]:
+    return words.split()
+
+
+OPTIONS: Final = ("tools", "chat_template_kwargs")
+SYSTEM: Final = ("system", "system_prompt")
+MEDIA: Final = {
+    **dict.fromkeys(_names("image images img image_url image_urls image_path image_paths"), "pictures"),
+    **dict.fromkeys(_names("video videos video_url"), "videos"),
+    **dict.fromkeys(_names("audio audios audio_url"), "sound"),
 }
-_USUAL = frozenset(_ROLES.values())
-# ShareGPT's turn that holds the JSON text of a call. `function` is one too where its text says so.
-_CALLS = ("function_call", "tool_call")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
-_RESERVED = frozenset(
-    (
-        *("conversation", "messages", "documents", "tools", "chat_template", "tokenize", "tokenizer_kwargs"),
-        *(
-            "add_generation_prompt",
-            "continue_final_message",
-            "sanitize_control_tokens",
-            "padding",
-            "truncation",
-        ),
-        *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
-    )
+COMMON: Final = frozenset((*OPTIONS, *SYSTEM, *MEDIA))
+"""Columns that every format with a prompt reads besides its own."""
+PROMPTS: Final = frozenset(
+    _names("prompt instruction question query input user history context messages conversation conversations")
 )
+"""Columns that look like a prompt; two of them must not say different things."""
+
+_RECORDS: Final = frozenset(
+    _names("""
+    id qid idx index row uuid guid hash key prompt_id rank turns
+    source sources dataset data_source origin subset split config url license
+    category categories topic topics tag tags domain task type difficulty
+    lang language date time timestamp created created_at updated_at created_utc
+    author annotator annotators worker model models generator judge
+    score scores rating ratings margin label labels votes agreement strength
+    helpfulness correctness coherence complexity verbosity honesty truthfulness
+    instruction_following preference preference_strength overall_preference
+    facts provenance meta metadata extra_info tokens
+    """)
+)
+_RECORD_LIKE: Final = re.compile(
+    r"_.*|(score|rating|num|n|is|has)[_-].*"
+    r"|.*[_-](ids?|hash|scores?|ratings?|models?|policy|tokens|length|source|url|date|index|count|rank|at)"
+)
+# Half of a surrogate pair is legal in JSON and in no text: no tokenizer takes it.
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+# Beyond this an integer is no float any more; infinity and NaN are not below it either.
+_LARGEST: Final = 1e300
+_LABELS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 class RowProblem(Exception):
@@ -63,49 +65,48 @@ class RowSkip(Exception):
         self.reason = reason
 
 
+def keeps_records(name: str) -> bool:
+    """Whether a column is a record of where a row comes from or how it was judged: an id, a score, a date."""
+    return name in _RECORDS or bool(_RECORD_LIKE.fullmatch(name))
+
+
+def read_field(record: Mapping[str, Any], name: str) -> Any:
+    """The field as it is. Raises RowProblem where the row has none of this name."""
+    if name not in record:
+        present = ", ".join(list(record)[:20]) or "no fields"
+        raise RowProblem(name, f"missing; the row has {present}")
+    return record[name]
+
+
 def read_text(record: Mapping[str, Any], name: str) -> str:
     """The field as text. Raises RowProblem."""
-    return _text(_field(record, name), name)
-
-
-def read_side(record: Mapping[str, Any], name: str) -> Side:
-    """The field as text or as messages; JSON text of messages is read as messages. Raises RowProblem."""
-    value = _field(record, name)
-    if isinstance(value, str):
-        messages = _message_text(value)
-        return _text(value, name) if messages is None else _messages(messages, name)
-    if isinstance(value, list | dict):
-        return _messages(value, name)
-    raise RowProblem(name, f"expected text or a list of messages, got {describe(value)}")
-
-
-def read_answer(record: Mapping[str, Any], name: str) -> Side:
-    """The field as text or as one assistant message. Raises RowProblem."""
-    side = read_side(record, name)
-    if isinstance(side, list) and (len(side) != 1 or side[0]["role"] != "assistant"):
-        raise RowProblem(name, f"expected text or one assistant message, got {len(side)} message(s)")
-    return side
-
-
-def read_messages(record: Mapping[str, Any], name: str) -> list[Message]:
-    """The field as messages, at least one. Raises RowProblem."""
-    side = read_side(record, name)
-    if isinstance(side, str):
-        raise RowProblem(name, "expected a list of messages, got text")
-    return side
+    return text(read_field(record, name), name)
 
 
 def read_number(record: Mapping[str, Any], name: str) -> float:
     """The field as a finite number. Raises RowProblem."""
-    return number(_field(record, name), name)
+    return number(read_field(record, name), name)
 
 
 def read_list(record: Mapping[str, Any], name: str) -> list[Any]:
     """The field as a list, of any length. Raises RowProblem."""
-    value = _field(record, name)
+    value = read_field(record, name)
     if not isinstance(value, list):
         raise RowProblem(name, f"expected a list, got {describe(value)}")
     return value
+
+
+def read_label(record: Mapping[str, Any], name: str) -> bool:
+    """The field as true or false, also where it is written 1 or 0, or as text. Raises RowProblem."""
+    value = read_field(record, name)
+    if isinstance(value, bool):
+        return value
+    # As text, so that 1, 1.0, "1" and "true" are one case.
+    label = f"{value:g}" if isinstance(value, int | float) and abs(value) <= 1 else value
+    meaning = _LABELS.get(label.strip().lower()) if isinstance(label, str) else None
+    if meaning is None:
+        raise RowProblem(name, f"expected true or false, got {describe(value)}")
+    return meaning
 
 
 def number(value: Any, name: str) -> float:
@@ -117,46 +118,33 @@ def number(value: Any, name: str) -> float:
 
 def text(value: Any, name: str) -> str:
     """A value as text; `name` is what to call it. Raises RowProblem."""
-    return _text(value, name)
+    if not isinstance(value, str):
+        raise RowProblem(name, f"expected text, got {describe(value)}")
+    if broken := _SURROGATE.search(value):
+        raise RowProblem(name, f"character {broken.start() + 1} is half of a surrogate pair")
+    return value
 
 
-def read_label(record: Mapping[str, Any], name: str) -> bool:
-    """The field as true or false, also where it is written 1 or 0, or as text. Raises RowProblem."""
-    value = _field(record, name)
-    if isinstance(value, bool):
+def from_json(value: Any, name: str) -> Any:
+    """A value, or what it is the JSON text of; blank text is None. Raises RowProblem."""
+    if not isinstance(value, str):
         return value
-    # As text, so that 1, 1.0, "1" and "true" are one case.
-    label = f"{value:g}" if isinstance(value, int | float) and abs(value) <= 1 else value
-    found = _LABELS.get(label.strip().lower()) if isinstance(label, str) else None
-    if found is None:
-        raise RowProblem(name, f"expected true or false, got {describe(value)}")
-    return found
-
-
-def read_options(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`tools` and `template_kwargs` of a row, from the optional columns. Raises RowProblem."""
-    tools = _from_json(_unpadded(record.get("tools")), "tools")
-    if tools is not None and not isinstance(tools, list):
-        raise RowProblem("tools", f"expected a list, got {describe(tools)}")
-    tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools or [])]
-    kwargs = _from_json(_unpadded(record.get("chat_template_kwargs")), "chat_template_kwargs")
-    if kwargs is not None and not isinstance(kwargs, dict):
-        raise RowProblem("chat_template_kwargs", f"expected an object, got {describe(kwargs)}")
-    kept = {key: value for key, value in (kwargs or {}).items() if value is not None}
-    if taken := sorted(_RESERVED & kept.keys()):
-        raise RowProblem(f"chat_template_kwargs.{taken[0]}", "data may not set this one")
-    _check_texts(kept, "chat_template_kwargs")
-    return {"tools": tools or None, "template_kwargs": kept}
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise RowProblem(name, f"not valid JSON: {error}") from error
 
 
 def has_content(value: Any) -> bool:
     """Whether a value says anything: no null, no blank text, nothing that holds only such."""
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, list | dict):
-            waiting += one.values() if isinstance(one, dict) else one
-        elif one is not None and not (isinstance(one, str) and not one.strip()):
+        part = waiting.pop()
+        if isinstance(part, list | dict):
+            waiting += part.values() if isinstance(part, dict) else part
+        elif part is not None and not (isinstance(part, str) and not part.strip()):
             return True
     return False
 
@@ -171,213 +159,3 @@ def describe(value: Any) -> str:
         return f"the number {value}" if len(repr(value)) < 30 else "a number"
     names: dict[type, str] = {str: "text", list: "a list", dict: "an object", bytes: "bytes"}
     return names.get(type(value), type(value).__name__)
-
-
-def _field(record: Mapping[str, Any], name: str) -> Any:
-    if name not in record:
-        present = ", ".join(list(record)[:20]) or "no fields"
-        raise RowProblem(name, f"missing; the row has {present}")
-    return record[name]
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise RowProblem(name, f"expected text, got {describe(value)}")
-    if broken := _SURROGATE.search(value):
-        raise RowProblem(name, f"character {broken.start() + 1} is half of a surrogate pair")
-    return value
-
-
-def _messages(value: Any, name: str) -> list[Message]:
-    if isinstance(value, dict):
-        value = (
-            [value] if any(isinstance(value.get(key), str) for key in _ROLE_KEYS) else _turned(value, name)
-        )
-    if not value:
-        raise RowProblem(name, "expected messages, got an empty list")
-    return [_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
-
-
-def _message_text(value: str) -> Any:
-    """The messages that a text is the JSON of; None for any other text."""
-    if not value.lstrip().startswith(("[", "{")) or not any(f'"{key}"' in value for key in _ROLE_KEYS):
-        return None
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    every = found if isinstance(found, list) else [found]
-    return found if every and all(_is_message(one) for one in every) else None
-
-
-def _is_message(value: Any) -> bool:
-    if not isinstance(value, dict) or not any(isinstance(value.get(key), str) for key in _ROLE_KEYS):
-        return False
-    return any(key in value for key in (*_CONTENT_KEYS, "tool_calls"))
-
-
-def _turned(value: dict[str, Any], name: str) -> list[Any]:
-    """Data sets of older writers store a list of messages as one object of lists: turn it round."""
-    columns = [column for column in value.values() if column is not None]
-    lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
-    if len(lengths) != 1 or -1 in lengths or not any(key in value for key in _ROLE_KEYS):
-        raise RowProblem(name, "expected text or a list of messages, got an object")
-    names = [key for key, column in value.items() if column is not None]
-    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
-
-
-def _message(value: Any, name: str) -> Message:
-    if isinstance(value, str):
-        value = _message_text(value) or value
-    if not isinstance(value, dict):
-        raise RowProblem(name, f"expected a message (role and content), got {describe(value)}")
-    message = {key: _unpadded(item) for key, item in value.items() if item is not None}
-    for key in MEDIA.keys() & message.keys():
-        if has_content(message[key]):
-            raise RowProblem(
-                f"{name}.{key}", f"{MEDIA[key]} cannot be trained on; take them out of the message"
-            )
-    _rename(message, _ROLE_KEYS)
-    _rename(message, _CONTENT_KEYS)
-    if not _text(message.get("role"), f"{name}.role"):
-        raise RowProblem(f"{name}.role", "expected a role such as user or assistant, got empty text")
-    _speak(message, name)
-    calls = _listed(message.pop("tool_calls", None), f"{name}.tool_calls", _call)
-    if "content" in message or not calls:
-        message["content"] = _content(message.get("content"), f"{name}.content")
-    if calls:
-        message["tool_calls"] = calls
-    if len(message) > 2:
-        _check_texts({key: message[key] for key in message.keys() - {"role", "content"}}, name)
-    return message
-
-
-def _rename(message: Message, names: tuple[str, ...]) -> None:
-    """Call a member by the first of its names."""
-    if names[0] not in message:
-        for other in names[1:]:
-            if other in message:
-                message[names[0]] = message.pop(other)
-                return
-
-
-def _speak(message: Message, name: str) -> None:
-    """Give the role its usual name; turn a call that is a turn of its own into an assistant's tool call."""
-    if message["role"] in _USUAL and "function_call" not in message:
-        return
-    role = message["role"].strip().lower().replace("-", "_")
-    if role in _CALLS or (role == "function" and _call_text(message.get("content"))):
-        message["role"] = "assistant"
-        message["tool_calls"] = _from_json(message.pop("content", None), f"{name}.content")
-        return
-    message["role"] = _ROLES.get(role, message["role"])
-    if isinstance(message.get("function_call"), str | dict):
-        # OpenAI's call before a message could hold several.
-        message["tool_calls"] = [{"type": "function", "function": message.pop("function_call")}]
-
-
-def _call_text(content: Any) -> bool:
-    """Whether a text is the JSON of a call: an object with name and arguments."""
-    try:
-        found = json.loads(content) if isinstance(content, str) else None
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and {"name", "arguments"} <= found.keys()
-
-
-def _content(value: Any, name: str) -> str:
-    """A message's content; a list of text parts becomes one text, since most templates want that."""
-    if not isinstance(value, list):
-        return _text(value, name)
-    parts = []
-    for i, part in enumerate(value):
-        if isinstance(part, dict) and part.get("type") not in (None, "text"):
-            raise RowProblem(f"{name}[{i}]", f"only text can be trained on, got type {part.get('type')!r}")
-        parts.append(_text(part.get("text") if isinstance(part, dict) else part, f"{name}[{i}]"))
-    return "".join(parts)
-
-
-def _listed(value: Any, name: str, read: Callable[[Any, str], Any]) -> list[Any]:
-    """The list that a field holds or is the JSON text of, each entry read; one object is a list of one."""
-    found = _from_json(value, name)
-    if found is None:
-        return []
-    every = [found] if isinstance(found, dict) and found else found
-    if not isinstance(every, list | dict):
-        raise RowProblem(name, f"expected a list, got {describe(found)}")
-    return [read(one, f"{name}[{i}]") for i, one in enumerate(every)]
-
-
-def _call(value: Any, name: str) -> dict[str, Any]:
-    """A tool call, its arguments as an object. `{name, arguments}` alone is put where templates look."""
-    call = _object(value, name)
-    if "function" not in call and isinstance(call.get("name"), str):
-        call = {"type": "function", "function": call}
-    inner = call.get("function")
-    if inner is not None:
-        call["function"] = inner = _object(inner, f"{name}.function")
-        if "arguments" in inner:
-            inner["arguments"] = _arguments(inner["arguments"])
-    return call
-
-
-def _arguments(value: Any) -> Any:
-    """The arguments of a call as an object. A text that is none, as a model may write it, stays as it is."""
-    found = value
-    while isinstance(found, str):
-        try:
-            found = json.loads(found) if found.strip() else {}
-        except (ValueError, RecursionError):
-            return value
-    return found if isinstance(found, dict) else value
-
-
-def _tool(value: Any, name: str) -> Any:
-    """A tool's schema, with what is JSON text in it as what it says."""
-    tool = _from_json(value, name)
-    if isinstance(tool, dict):
-        tool = dict(tool)
-        if isinstance(tool.get("function"), str | dict):
-            tool["function"] = _tool(tool["function"], f"{name}.function")
-        if isinstance(tool.get("parameters"), str):
-            tool["parameters"] = _from_json(tool["parameters"], f"{name}.parameters")
-    _check_texts(tool, name)
-    return tool
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    found = _from_json(value, name)
-    if not isinstance(found, dict):
-        raise RowProblem(name, f"expected an object, got {describe(found)}")
-    return dict(found)
-
-
-def _unpadded(value: Any) -> Any:
-    """The value without the members that are null, at any depth. Entries of lists stay: Arrow adds none."""
-    if isinstance(value, dict):
-        return {key: _unpadded(inner) for key, inner in value.items() if inner is not None}
-    return [_unpadded(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _check_texts(value: Any, name: str) -> None:
-    """Raise RowProblem for a text at any depth that no tokenizer takes."""
-    if isinstance(value, str):
-        _text(value, name)
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            _text(key, name)
-            _check_texts(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_texts(inner, name)
-
-
-def _from_json(value: Any, name: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    if not value.strip():
-        return None
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RowProblem(name, f"not valid JSON: {error}") from error

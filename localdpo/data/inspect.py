@@ -1,4 +1,4 @@
-"""What a dry run shows of a token store: one row with its scored tokens marked, and the token statistics."""
+"""What is shown of token stores: what became of the rows, statistics, one row with its tokens marked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from localdpo.data.mixture import Mixture
-from localdpo.data.store import TokenStore
+from localdpo.core.text import counted
+from localdpo.data.rows import describe_dropped, name_unread
+from localdpo.data.store import Mixture, MixturePart, TokenStore
 from localdpo.data.types import EncodedRow
 
 if TYPE_CHECKING:
@@ -67,6 +68,30 @@ def statistics(store: TokenStore | Mixture) -> Statistics:
         dropped={reason: len(rows) for reason, rows in report.dropped.items()},
         desirable=None if store.desirable is None else int(store.desirable.sum()),
     )
+
+
+def named_parts(train: Mixture, valid: Mixture) -> list[tuple[str, MixturePart]]:
+    """The data sets of a run with the option that each is of: `data.train`, or `data.train b.jsonl` where it
+    lists several. `valid` adds nothing where it is held out of `train`."""
+    options = {"data.train": train} | ({} if valid is train else {"data.valid": valid})
+    return [
+        (option if len(found.parts) == 1 else f"{option} {part.source}", part)
+        for option, found in options.items()
+        for part in found.parts
+    ]
+
+
+def report_lines(name: str, part: MixturePart) -> list[str]:
+    """What a person should know of the reading of a data set: rows that were dropped, columns that nobody
+    reads, and notes on the rows that were kept. A line each; none where there is nothing to say."""
+    report = part.store.report
+    lines = []
+    if report.dropped_total:
+        reasons = describe_dropped(dict(report.dropped))
+        lines.append(f"{name}: {report.dropped_total:,} of {report.read:,} rows were dropped: {reasons}")
+    if report.unread:
+        lines.append(f"{name}: {name_unread(report.unread)}")
+    return lines + [f"{name}: {counted(rows, 'row')}: {note}" for note, rows in report.notes.items()]
 
 
 def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:

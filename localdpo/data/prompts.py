@@ -12,7 +12,7 @@ from typing import Any
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.data.examples import Problem, Problems, Skipped, read_rows, source_format
+from localdpo.data.rows import InvalidRow, Problems, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Kind, Side
 
@@ -105,7 +105,7 @@ def read_prompt_rows(
     ):
         if only is not None and row.rows[0] not in only:
             continue
-        if isinstance(row.result, Problem):
+        if isinstance(row.result, InvalidRow):
             problems.add(row.rows[0], row.result.message)
         elif isinstance(row.result, Skipped):
             skipped[row.result.reason] += 1

@@ -17,18 +17,21 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.data.chat_template import TemplateLimit, run_template
-from localdpo.data.forms import (
+from localdpo.core.text import common_prefix
+from localdpo.data.chat_template import (
     CALL,
     FORMED,
     REASONING,
     Form,
     LeftOut,
+    TemplateLimit,
     forms_of,
     garbled,
     left_out,
+    run_template,
 )
-from localdpo.data.texts import common_prefix, transcript_messages
+from localdpo.data.fields import RowSkip
+from localdpo.data.messages import as_conversation, side_messages
 from localdpo.data.types import Example, Message, Side, TemplateChoice
 
 if TYPE_CHECKING:
@@ -48,14 +51,6 @@ _OPENING_OPTIONS: Final = tuple(
 )
 # No control token is longer.
 _WINDOW: Final = 200
-
-
-class RowDropped(Exception):
-    """This row cannot be trained on. The reason is counted in the report; it is no error."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +147,7 @@ class Renderer:
         self._limits = 0
 
     def render(self, example: Example) -> Rendered:
-        """The text of one row. Raises RowDropped with the reason when the template cannot write it."""
+        """The text of one row. Raises RowSkip with the reason when the template cannot write it."""
         if self.chat and not example.as_is:
             return self._render_chat(example)
         prompt, *responses = (self._plain(side) for side in (example.prompt, *example.responses))
@@ -170,7 +165,7 @@ class Renderer:
         """The text of a prompt to answer: what it is in training, with these responses or with plain ones."""
         if not self.chat:
             return Rendered(self._plain(prompt), (), (), start=True)
-        messages, answers = _conversation(prompt, responses)
+        messages, answers = as_conversation(prompt, responses)
         context = self._context(tools, template_kwargs)
         opened, _, _ = self._in_best_form(messages, answers, context)
         return Rendered(opened.prompt, (), (), start=False, least=opened.least, sent=opened.sent)
@@ -228,24 +223,24 @@ class Renderer:
         return _Context(str(source), tools or [], {**self.template_kwargs, **(kwargs or {})})
 
     def _render_chat(self, example: Example) -> Rendered:
-        prompt, answers = _conversation(example.prompt, example.responses)
+        prompt, answers = as_conversation(example.prompt, example.responses)
         answers = [self._unended(answer) for answer in answers]
         context = self._context(example.tools, example.template_kwargs)
         opened, lost, context = self._in_best_form(prompt, answers, context)
         if CALL in lost.parts:
-            raise RowDropped(f"the chat template leaves out {CALL}")
+            raise RowSkip(f"the chat template leaves out {CALL}")
         texts, close = [], []
         ending = self._ending_of(prompt, context)
         for answer, rest in zip(answers, opened.rests, strict=True):
             text, done = self._end_turn(rest, ending)
             first = self._end.search(text)
             if first is not None and text[first.end() :].strip():
-                raise RowDropped(ENDS_EARLY)
+                raise RowSkip(ENDS_EARLY)
             texts.append(text)
             close.append(not done)
             bare = self.control_tokens.sub("", text).strip()
             if not bare and (str(answer.get("content") or "").strip() or REASONING in lost.parts):
-                raise RowDropped(NO_ANSWER)
+                raise RowSkip(NO_ANSWER)
         return Rendered(
             opened.prompt,
             tuple(texts),
@@ -262,12 +257,12 @@ class Renderer:
         """The row opened in the first form of messages that loses nothing a form can bring back, else in that
         which loses least."""
         best: tuple[int, _Opened, LeftOut, _Context] | None = None
-        refused: RowDropped | None = None
+        refused: RowSkip | None = None
         for form in forms_of([*prompt, *answers], context.source):
             formed = replace(context, form=form)
             try:
                 opened = self._open(prompt, answers, formed)
-            except RowDropped as drop:
+            except RowSkip as drop:
                 refused = refused or drop
                 continue
             lost = left_out(prompt, answers, context.tools, opened.prompt, opened.rests)
@@ -278,7 +273,7 @@ class Renderer:
             if not faults:
                 break
         if best is None:
-            raise refused or RowDropped(HIDDEN_ANSWER)
+            raise refused or RowSkip(HIDDEN_ANSWER)
         return best[1:]
 
     def _apply(self, messages: list[Message], context: _Context, opening: bool = False) -> str:
@@ -294,14 +289,14 @@ class Renderer:
             self._limits += 1
             if self._limits >= LIMIT_ROWS:
                 raise UserError(f"the chat template {limit}; give the tokenizer one that ends") from limit
-            raise RowDropped(f"the chat template {limit}") from limit
+            raise RowSkip(f"the chat template {limit}") from limit
         # A template is a program of others: it divides by zero, recurses or asks for memory as it likes.
         except Exception as error:
             words = " ".join(str(error).split())[:200]
             told = (
                 words if type(error).__name__.startswith("Template") else f"{type(error).__name__}: {words}"
             )
-            raise RowDropped(f"the chat template refuses the row: {told}") from error
+            raise RowSkip(f"the chat template refuses the row: {told}") from error
 
     # --- where the answer starts -------------------------------------------------------------------------
 
@@ -316,7 +311,7 @@ class Renderer:
             return _Opened(sent, (), sent)
         asked, followed, header, written = self._parted(prompt, sent, before, context)
         if not all(whole.startswith(followed) for whole in wholes):
-            raise RowDropped(HIDDEN_ANSWER)
+            raise RowSkip(HIDDEN_ANSWER)
         rests = [whole[len(followed) :] for whole in wholes]
         if header is not None and all(rest.startswith(header) for rest in rests or [written]):
             least, opening = None, header
@@ -333,7 +328,7 @@ class Renderer:
         text = self._apply([*prompt, {"role": "assistant", "content": PROBE}], context)
         before, found, after = text.rpartition(PROBE)
         if not found:
-            raise RowDropped(HIDDEN_ANSWER)
+            raise RowSkip(HIDDEN_ANSWER)
         return before, after
 
     def _parted(
@@ -378,7 +373,7 @@ class Renderer:
             kwargs = {**example.template_kwargs, **option}
             try:
                 tried = self._render_chat(replace(example, template_kwargs=kwargs))
-            except RowDropped:
+            except RowSkip:
                 continue
             if tried.prompt == tried.sent:
                 value = str(option[name]).lower()
@@ -436,30 +431,6 @@ class Renderer:
         if found and not text[found[-1].end() :].strip():
             return text[: found[-1].end()], True
         return body, False
-
-
-def side_messages(side: Side, role: str) -> list[Message]:
-    """A side as messages; plain text becomes one message of `role`, a Human/Assistant transcript several."""
-    if not isinstance(side, str):
-        return list(side)
-    return transcript_messages(side) or [{"role": role, "content": side}]
-
-
-def conversation(example: Example) -> tuple[list[Message], list[Message]]:
-    """The prompt's messages and one assistant message per response; plain text is wrapped."""
-    return _conversation(example.prompt, example.responses)
-
-
-def _conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Message], list[Message]]:
-    is_transcript = isinstance(prompt, str) and transcript_messages(prompt) is not None
-    answers: list[Message] = []
-    for response in responses:
-        if isinstance(response, str):
-            text = response.removeprefix(" ") if is_transcript else response
-            answers.append({"role": "assistant", "content": text})
-        else:
-            answers.extend(response)
-    return side_messages(prompt, "user"), answers
 
 
 def _with_mark(message: Message) -> Message:

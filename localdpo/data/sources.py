@@ -1,14 +1,16 @@
-"""Where rows come from: a `demo:` name, a JSONL, JSON or parquet file, a folder saved by `datasets`, the hub.
+"""Opening the data that a name stands for: a `demo:` name, a JSONL, JSON or parquet file, a folder, the hub.
 
 A hub name is `org/name`, with an optional configuration and split: `org/name[config]:split`; the split is
-`train` if none is given, and may be a slice in datasets' own words (`org/name:train[:1000]`). A saved folder
-takes a split the same way (`folder:split`). Rows are read as they are asked for; no code of a data set runs.
+`train` if none is given, and may be a slice in datasets' own words (`org/name:train[:1000]`). A folder is one
+that `datasets` saved, and takes a split the same way (`folder:split`). Rows are read as they are asked for;
+no code of a data set runs.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from localdpo.core.atomic import entries, sha256_of
 from localdpo.core.errors import UserError
 from localdpo.core.names import is_demo, resolve
-from localdpo.data.jsonfiles import json_array_rows, json_line_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +32,7 @@ _FILE_LIKE = (*SUFFIXES, ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst", ".arrow"
 _NAME = re.compile(r"(?P<id>[^:\[\]]+?)(\[(?P<config>[^\[\]]+)\])?(:(?P<split>.+))?")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _READ_ROWS = 1000
+_BOM = b"\xef\xbb\xbf"
 # What pyarrow raises for a value without a form in Python: text that is no UTF-8, a date of the year 10,000.
 _NO_FORM = (ValueError, OverflowError)
 
@@ -45,7 +47,7 @@ class SourceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RowSource:
     """Rows to be read any number of times. `digest` changes with the content, `label` names it to people."""
 
     label: str
@@ -53,7 +55,7 @@ class Source:
     rows: Callable[[], Iterator[SourceRow]]
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str) -> RowSource:
     """Find the data that `name` stands for. Raises UserError when there is none or it cannot be read."""
     if is_demo(name):
         return _open_file(resolve(name), name)
@@ -63,7 +65,7 @@ def open_source(name: str) -> Source:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
-def _find(name: str) -> Source:
+def _find(name: str) -> RowSource:
     path = Path(name).expanduser()
     if path.is_file():
         return _open_file(path, name)
@@ -105,7 +107,7 @@ def _convert(path: Path) -> str:
     return f"; in Python, datasets.Dataset.from_csv({str(path)!r}{options}).to_json({new!r}) makes one"
 
 
-def _open_file(path: Path, name: str) -> Source:
+def _open_file(path: Path, name: str) -> RowSource:
     readers = {".parquet": _parquet_rows, ".json": _json_rows}
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -119,8 +121,8 @@ def _open_file(path: Path, name: str) -> Source:
             raise UserError(f"{name}: the file is empty")
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    read = readers.get(suffix, _jsonl_rows)
-    return Source(name, f"file:{digest}", lambda: _guarded(read(path, name), name))
+    read = readers.get(suffix, _json_line_rows)
+    return RowSource(name, f"file:{digest}", lambda: _guarded(read(path, name), name))
 
 
 def _guarded(rows: Iterator[SourceRow], name: str) -> Iterator[SourceRow]:
@@ -130,16 +132,70 @@ def _guarded(rows: Iterator[SourceRow], name: str) -> Iterator[SourceRow]:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
-def _jsonl_rows(path: Path, name: str) -> Iterator[SourceRow]:
-    return (SourceRow(*row) for row in json_line_rows(path))
-
-
 def _json_rows(path: Path, name: str) -> Iterator[SourceRow]:
     """A .json file is one array of rows; many are JSON lines under that name."""
     with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    rows = json_array_rows(path, name) if start == b"[" else json_line_rows(path)
-    return (SourceRow(*row) for row in rows)
+        start = file.read(4096).removeprefix(_BOM).lstrip()[:1]
+    return _json_array_rows(path, name) if start == b"[" else _json_line_rows(path, name)
+
+
+def _json_line_rows(path: Path, name: str) -> Iterator[SourceRow]:
+    """One row per line; blank lines are passed over and keep their number. Memory: one line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            content = line.removeprefix(_BOM) if number == 0 else line
+            if content.strip():
+                yield _parse_line(number, content)
+
+
+def _json_array_rows(path: Path, name: str) -> Iterator[SourceRow]:
+    """One row per element of the file's array. Memory: the file's text and one row.
+
+    Raises UserError where the text stops being JSON: nothing after that place can be told apart.
+    """
+    try:
+        text = path.read_bytes().removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+    decoder = json.JSONDecoder()
+    place, number = _skip_space(text, text.index("[") + 1), 0
+    while text[place : place + 1] != "]":
+        try:
+            value, place = decoder.raw_decode(text, place)
+            place = _skip_space(text, place)
+            if text[place : place + 1] == ",":
+                place = _skip_space(text, place + 1)
+            elif text[place : place + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{name}:{number + 1}: not valid JSON: {error}") from error
+        yield _checked(number, value)
+        number += 1
+
+
+def _parse_line(number: int, content: bytes) -> SourceRow:
+    try:
+        return _checked(number, json.loads(content.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        return SourceRow(number, None, f"byte {error.start + 1} is not UTF-8; save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return SourceRow(number, None, f"not valid JSON at column {error.colno}: {error.msg}")
+    except ValueError as error:
+        return SourceRow(number, None, f"not valid JSON: {error}")
+    except RecursionError:
+        return SourceRow(number, None, "not usable JSON: nested too deep")
+
+
+def _checked(number: int, value: Any) -> SourceRow:
+    if not isinstance(value, dict):
+        return SourceRow(number, None, "expected an object with named fields")
+    return SourceRow(number, value)
+
+
+def _skip_space(text: str, place: int) -> int:
+    while text[place : place + 1] in (" ", "\n", "\r", "\t"):
+        place += 1
+    return place
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
@@ -153,7 +209,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[SourceRow]:
         raise UserError(f"{name}: not a readable parquet file: {_brief(error)}") from error
 
 
-def _open_folder(path: Path, split: str | None, name: str) -> Source:
+def _open_folder(path: Path, split: str | None, name: str) -> RowSource:
     saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json", "state.json"))
     if not saved:
         files = sorted(entry.name for entry in entries(path) if entry.suffix in SUFFIXES)
@@ -173,7 +229,7 @@ def _open_folder(path: Path, split: str | None, name: str) -> Source:
         loaded = loaded[wanted]
     elif split is not None:
         raise UserError(f"{name}: this folder has no splits; leave :{split} away")
-    return Source(name, f"folder:{_folder_digest(path)}:{split}", lambda: _dataset_rows(loaded))
+    return RowSource(name, f"folder:{_folder_digest(path)}:{split}", lambda: _dataset_rows(loaded))
 
 
 def _folder_digest(path: Path) -> str:
@@ -183,7 +239,7 @@ def _folder_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _open_hub(repository: str, config: str | None, split: str, name: str) -> Source:
+def _open_hub(repository: str, config: str | None, split: str, name: str) -> RowSource:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -191,7 +247,7 @@ def _open_hub(repository: str, config: str | None, split: str, name: str) -> Sou
         dataset = load_dataset(repository, config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{name}: cannot load this from the hub ({_brief(error)}){_offline()}") from error
-    return Source(name, f"hub:{dataset._fingerprint}", lambda: _dataset_rows(dataset))
+    return RowSource(name, f"hub:{dataset._fingerprint}", lambda: _dataset_rows(dataset))
 
 
 def _brief(error: Exception) -> str:

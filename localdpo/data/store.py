@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 
 from localdpo.core.atomic import clean_dead_leftovers, free_bytes, fsync_dir, fsync_file, out_of_space
 from localdpo.core.errors import UserError
-from localdpo.core.text import counted
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
-from localdpo.data.examples import ReadingNotes, Skipped, read_examples
+from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, Rated, TemplateChoice, Truncation
 
@@ -40,7 +39,6 @@ STORE_VERSION = 5
 _META = b"localdpo"
 _CHECKSUM_BYTES = 4
 _CHUNK_BYTES = 2**24
-_SHOWN_REASONS = 5
 REASONING_LOST = "the chat template leaves the reasoning out of the answers"
 _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "pairs": ("r0", "r1"),
@@ -223,19 +221,6 @@ def _chunks(
         yield chunk
 
 
-def describe_dropped(dropped: dict[str, list[int]]) -> str:
-    """The reasons with their counts and first rows, in one line."""
-    reasons = sorted(dropped.items(), key=lambda item: -len(item[1]))
-    parts = []
-    for reason, rows in reasons[:_SHOWN_REASONS]:
-        first = ", ".join(str(row + 1) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
-        parts.append(f"{reason} ({counted(len(rows), 'row')}: {first})")
-    if others := reasons[_SHOWN_REASONS:]:
-        left = sum(len(rows) for _, rows in others)
-        parts.append(f"{counted(len(others), 'other reason')} ({counted(left, 'row')})")
-    return "; ".join(parts) or "nothing dropped"
-
-
 class _Writer:
     """Encodes chunks of examples and writes the kept rows in blocks; the report goes into the last block."""
 
@@ -380,3 +365,111 @@ def _block(batch: pa.RecordBatch) -> _Block:
     )
     marks = None if labels is None else labels.to_numpy(zero_copy_only=True)
     return _Block(rows.to_numpy(zero_copy_only=True), keys.to_numpy(zero_copy_only=True), lists, marks)
+
+
+# --- several stores as one --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MixturePart:
+    """A store, what the recipe calls its data set, and how often an epoch passes over its rows."""
+
+    store: TokenStore
+    source: str
+    weight: float = 1.0
+
+
+class Mixture(Sequence[EncodedRow]):
+    """The rows of one or more stores of one kind; a mixture of one store is as good as that store.
+
+    parts, weights    the stores with their names, and float[P]
+    bounds            int64[P + 1]: the rows of part p are bounds[p] to bounds[p + 1]
+    fingerprint       hash over the stores' own and their order
+    kind, prompt_lengths, response_lengths, desirable, prompt_keys   as of a TokenStore
+    """
+
+    def __init__(self, parts: Sequence[MixturePart]) -> None:
+        if not parts or len({part.store.kind for part in parts}) != 1:
+            raise ValueError("a mixture needs stores, all of one kind")
+        stores = [part.store for part in parts]
+        self.parts = tuple(parts)
+        self.weights = tuple(part.weight for part in parts)
+        self.bounds = np.cumsum([0, *(len(store) for store in stores)])
+        self.kind: Kind = stores[0].kind
+        self.fingerprint = _joined([store.fingerprint for store in stores])
+        self.prompt_lengths: NDArray[np.int32] = np.concatenate([s.prompt_lengths for s in stores])
+        self.response_lengths: NDArray[np.int32] = np.concatenate([s.response_lengths for s in stores])
+        self.prompt_keys: NDArray[np.int64] = np.concatenate([s.prompt_keys for s in stores])
+        labels = [store.desirable for store in stores if store.desirable is not None]
+        self.desirable: NDArray[np.bool_] | None = np.concatenate(labels) if labels else None
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """The row at `index` (a slice gives a list), as its store has it."""
+        places = range(len(self))[index]
+        return self._row(places) if isinstance(places, int) else [self._row(i) for i in places]
+
+    def _row(self, index: int) -> EncodedRow:
+        number = self.part_of(index)
+        row: EncodedRow = self.parts[number].store[index - int(self.bounds[number])]
+        return row
+
+    def part_of(self, index: int) -> int:
+        """The number of the part that the row at `index` is of."""
+        return int(np.searchsorted(self.bounds, index, side="right")) - 1
+
+    def source_of(self, index: int) -> str:
+        """What the recipe calls the data set that the row at `index` is of."""
+        return self.parts[self.part_of(index)].source
+
+    @property
+    def source(self) -> str:
+        """What the recipe calls them all."""
+        return ", ".join(part.source for part in self.parts)
+
+    @property
+    def report(self) -> EncodeReport:
+        """The sum of the stores' reports. Row numbers in `dropped` are those in their own data sets."""
+        reports = [part.store.report for part in self.parts]
+        dropped: dict[str, list[int]] = {}
+        unread: Counter[str] = Counter()
+        notes: Counter[str] = Counter()
+        for report in reports:
+            for reason, rows in report.dropped.items():
+                dropped.setdefault(reason, []).extend(rows)
+            unread.update(report.unread)
+            notes.update(report.notes)
+        sums = {
+            name: sum(getattr(report, name) for report in reports)
+            for name in ("read", "kept", "truncated", "merged", "split")
+        }
+        return EncodeReport(dropped=dropped, unread=dict(unread), notes=dict(notes), **sums)
+
+    def name_rows(self, indices: NDArray[np.int64]) -> str:
+        """Rows in words, counted from 1 in their own data sets: `rows 3, 7 of a.jsonl and 12 of b.jsonl`."""
+        found: dict[str, list[int]] = {}
+        for index in np.unique(indices).tolist():
+            found.setdefault(self.source_of(index), []).append(self[index].row + 1)
+        named = [f"{', '.join(map(str, rows))} of {source}" for source, rows in found.items()]
+        return f"row{'s' if len(indices) > 1 else ''} {' and '.join(named)}"
+
+
+def require_different(option: str, parts: Sequence[MixturePart]) -> None:
+    """Raise UserError where two parts are the same rows cut the same way: a weight says that."""
+    first: dict[str, str] = {}
+    for part in parts:
+        earlier = first.get(part.store.fingerprint)
+        if earlier is not None:
+            raise UserError(
+                f"{option}: {part.source} has the same rows as {earlier}; leave one out, "
+                "and give the other a weight of 2 to take every row twice"
+            )
+        first[part.store.fingerprint] = part.source
+
+
+def _joined(fingerprints: Sequence[str]) -> str:
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()[:40]

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from localdpo.core.errors import UserError
-from localdpo.data.mixture import Part
+from localdpo.data.store import MixturePart
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base, load_base
@@ -136,7 +136,7 @@ def _of_source(rows: Rows, split: Split, source: str | None) -> Rows:
     return replace(rows, indices=rows.indices[(rows.indices >= low) & (rows.indices < high)])
 
 
-def _parts(rows: Rows) -> list[Part]:
+def _parts(rows: Rows) -> list[MixturePart]:
     """The data sets that the rows are of; all of the mixture's where there are no rows."""
     parts = rows.store.parts
     return [part for part, count in zip(parts, rows.counts, strict=True) if count] or list(parts)

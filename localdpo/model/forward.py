@@ -17,8 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from localdpo.data.batches import bucket
-from localdpo.data.shapes import Shape
+from localdpo.data.batches import Shape, bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
 from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores

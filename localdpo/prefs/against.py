@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from localdpo.core.errors import UserError
-from localdpo.data.examples import Problem, Skipped, read_rows
-from localdpo.data.sources import Source, open_source
+from localdpo.data.rows import InvalidRow, Skipped, read_rows
+from localdpo.data.sources import RowSource, open_source
 from localdpo.prefs.checks.overlap import EvaluationPrompt
 from localdpo.prefs.rows import prompt_texts
 
@@ -26,7 +26,7 @@ def evaluation_prompts(sources: Sequence[str]) -> list[EvaluationPrompt]:
     return found
 
 
-def _prompts(source: Source) -> Iterator[EvaluationPrompt]:
+def _prompts(source: RowSource) -> Iterator[EvaluationPrompt]:
     for row in read_rows(source, "prompts"):
-        if not isinstance(row.result, Problem | Skipped):
+        if not isinstance(row.result, InvalidRow | Skipped):
             yield EvaluationPrompt(prompt_texts(row.result.prompt)[1], f"{source.label}:{row.rows[0] + 1}")

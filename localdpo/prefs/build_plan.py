@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.answering.generator import digest
 from localdpo.core.errors import UserError
-from localdpo.data.columns import PROMPTS
+from localdpo.data.fields import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
 from localdpo.judging.base import Judge

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from localdpo.data.columns import OPTIONS
+from localdpo.data.fields import OPTIONS
 from localdpo.data.prompts import PromptRow
 from localdpo.judging.base import Verdict
 from localdpo.prefs.selection import Chosen

@@ -27,8 +27,8 @@ from localdpo.answering.generator import (
     same_random_state,
 )
 from localdpo.data.encode import Limits, encode_prompt
+from localdpo.data.messages import side_messages
 from localdpo.data.prompts import PromptRow
-from localdpo.data.render import side_messages
 from localdpo.data.types import Message, Side, TemplateChoice
 from localdpo.judging.constitution import Constitution, Principle
 from localdpo.model import lora

@@ -11,10 +11,10 @@ import numpy as np
 
 from localdpo.core.text import counted
 from localdpo.data.encode import Limits
-from localdpo.data.examples import (
+from localdpo.data.rows import (
     AGAINST_SCORES,
     SHARED_WORDS,
-    Problem,
+    InvalidRow,
     ReadingNotes,
     Skipped,
     name_unread,
@@ -133,7 +133,7 @@ class _Reading:
         chunk = Chunk(0)
         for row in rows:
             self.rows = max(self.rows, row.rows[-1] + 1)
-            if isinstance(row.result, Problem):
+            if isinstance(row.result, InvalidRow):
                 self._unreadable[row.rows[0]] = row.result.message
             elif isinstance(row.result, Skipped):
                 self._unusable[row.rows[0]] = row.result.reason

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from localdpo.core.errors import UserError
-from localdpo.data.adapters.scored import RATINGS
-from localdpo.data.adapters.write import SCORES, Written
-from localdpo.data.examples import Problem, Problems, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, Format, named_format
+from localdpo.data.formats.pairs import RATINGS
+from localdpo.data.formats.write import SCORES, Written
+from localdpo.data.rows import InvalidRow, Problems, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.output import check_output, json_lines
@@ -86,7 +86,7 @@ def convert(
 def _write(
     row: ReadRow, adapter: Format | None, target: Format, report: Conversion, problems: Problems
 ) -> tuple[dict[str, Any], ...]:
-    if isinstance(row.result, Problem):
+    if isinstance(row.result, InvalidRow):
         problems.add(row.rows[0], row.result.message)
         return ()
     if isinstance(row.result, Skipped):

@@ -19,7 +19,7 @@ from typing import Any, Final
 from localdpo.core.atomic import fsync_fd, no_space_error, out_of_space
 from localdpo.core.errors import UserError
 from localdpo.core.seal import seal, unseal
-from localdpo.data.examples import Problem, Skipped, read_rows
+from localdpo.data.rows import InvalidRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.label import Item, Labelling, Record
@@ -36,7 +36,7 @@ def read_items(source: str, format_name: str | None = None) -> tuple[list[Item],
     opened = open_source(source)
     items = []
     for row in read_rows(opened, "pairs", None, format_name):
-        if isinstance(row.result, Problem | Skipped):
+        if isinstance(row.result, InvalidRow | Skipped):
             continue
         assert isinstance(row.result, Pair)
         prompt, _ = prompt_texts(row.result.prompt)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from localdpo.data.adapters.write import explicit
-from localdpo.data.examples import read_rows
+from localdpo.data.formats.write import explicit
+from localdpo.data.rows import read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.label import Labelling

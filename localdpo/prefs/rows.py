@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from localdpo.data.texts import HUMAN, transcript_messages
+from localdpo.data.messages import HUMAN, transcript_messages
 from localdpo.data.types import Message, Pair, Side
 from localdpo.prefs.shingles import Words
 

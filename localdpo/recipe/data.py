@@ -12,8 +12,15 @@ from localdpo.recipe.base import Count, Section, Text
 
 # pydantic puts the tag of the branch that it took into the place of an error, behind the option.
 AS_TEXT, AS_LIST = "text", "list"
-# What rendering itself gives to a template.
-NOT_OPTIONS: Final = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+# What rendering passes to a template or a tokenizer by itself: no option, in a recipe as in a row.
+RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
+    (
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "tokenizer_kwargs", "sanitize_control_tokens"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    )
+)
 
 
 class DataSource(Section):
@@ -104,7 +111,7 @@ class DataSection(Section):
     @field_validator("chat_template_kwargs")
     @classmethod
     def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(NOT_OPTIONS & value.keys()):
+        if taken := sorted(RESERVED_TEMPLATE_OPTIONS & value.keys()):
             raise ValueError(f"{taken[0]} is no option of a template")
         return value
 

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from localdpo.core.text import counted
 from localdpo.data.batches import rows_per_epoch
-from localdpo.data.inspect import LengthSummary, render_marked, statistics
-from localdpo.data.mixture import Part, named_parts, report_lines
+from localdpo.data.inspect import LengthSummary, named_parts, render_marked, report_lines, statistics
+from localdpo.data.store import MixturePart
 from localdpo.model.backend import prepare
 from localdpo.model.load import build_model, load_tokenizer
 from localdpo.model.lora import LoraConfig
@@ -67,7 +67,7 @@ def _stores(train: Rows, valid: Rows) -> list[tuple[str, Rows]]:
     return [("train", train)] if valid.store is train.store else [("train", train), ("valid", valid)]
 
 
-def _read(name: str, part: Part) -> str:
+def _read(name: str, part: MixturePart) -> str:
     """What became of the rows of a data set."""
     report = part.store.report
     return (
@@ -76,7 +76,7 @@ def _read(name: str, part: Part) -> str:
     )
 
 
-def _labels(part: Part) -> str:
+def _labels(part: MixturePart) -> str:
     """How many unpaired rows of a data set have which label."""
     desirable, rows = statistics(part.store).desirable, len(part.store)
     return "" if desirable is None else f", {desirable:,} desirable, {rows - desirable:,} undesirable"

@@ -12,8 +12,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.data.batches import bucket
-from localdpo.data.shapes import ShapeTable
+from localdpo.data.batches import ShapeTable, bucket
 from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit
 from localdpo.model.head import CHUNK_BYTES

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
-from localdpo.data.mixture import Mixture
 from localdpo.data.sources import open_source
+from localdpo.data.store import Mixture
 from localdpo.model import lora
 from localdpo.model.load import fingerprint, model_path, tokenizer_fingerprint
 from localdpo.recipe.schema import Recipe

@@ -11,16 +11,17 @@ from typing import Final
 import numpy as np
 
 from localdpo.data.batches import (
+    ShapeTable,
     batch_rows,
     collate,
     epoch_places,
+    plan_shapes,
     rows_per_epoch,
     split_micro,
     steps_per_epoch,
 )
 from localdpo.data.encode import prompt_key
-from localdpo.data.mixture import Mixture
-from localdpo.data.shapes import ShapeTable, plan_shapes
+from localdpo.data.store import Mixture
 from localdpo.data.types import Batch
 from localdpo.model.memory import rows_in_pass
 

@@ -14,9 +14,9 @@ import mlx.nn as nn
 import numpy as np
 
 from localdpo.core.errors import UserError
+from localdpo.data.batches import ShapeTable
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
-from localdpo.data.shapes import ShapeTable
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types

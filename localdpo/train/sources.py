@@ -12,8 +12,7 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.names import cache_dir
-from localdpo.data.mixture import Mixture, Part, require_different
-from localdpo.data.store import open_store
+from localdpo.data.store import Mixture, MixturePart, open_store, require_different
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend
@@ -75,7 +74,7 @@ def _open(
             progress=partial(tell, entry.source),
         )
         weight = entry.weight if isinstance(entry, WeightedSource) else 1.0
-        parts.append(Part(store, entry.source, weight))
+        parts.append(MixturePart(store, entry.source, weight))
     require_different(option, parts)
     return Mixture(parts)
 

@@ -17,7 +17,7 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.data.inspect import token_spans
-from localdpo.data.mixture import Mixture
+from localdpo.data.store import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays

@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from localdpo.data.batches import collate, split_micro
-from localdpo.data.mixture import named_parts
+from localdpo.data.inspect import named_parts
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward

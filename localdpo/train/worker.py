@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from localdpo import __version__
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, UserError
-from localdpo.data.mixture import named_parts, report_lines
+from localdpo.data.inspect import named_parts, report_lines
 from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.out import say, say_errors

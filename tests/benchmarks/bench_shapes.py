@@ -21,7 +21,7 @@ from bench_step import Store
 from mlx_lm.models import qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from localdpo.data.mixture import Mixture
+from localdpo.data.store import Mixture
 from localdpo.data.types import EncodedRow
 from localdpo.model.forward import Forward, batch_arrays, needed_shape
 from localdpo.recipe.schema import LossSection

@@ -28,7 +28,7 @@ import numpy as np
 from mlx_lm.models import qwen3
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from localdpo.data.mixture import Mixture
+from localdpo.data.store import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.data.adapters.asked import NO_ANSWER
-from localdpo.data.adapters.named import Answer
-from localdpo.data.adapters.paired import NO_SHARED_PROMPT, PARTED
-from localdpo.data.examples import Skipped, read_examples
 from localdpo.data.fields import RowProblem, RowSkip
 from localdpo.data.formats import FORMATS, detect
+from localdpo.data.formats.pairs import NO_SHARED_PROMPT, PARTED, ScoredAnswer
+from localdpo.data.formats.single import NO_ANSWER
+from localdpo.data.rows import Skipped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.types import Demonstration, Example, Kind, Pair, Rated
 
@@ -247,4 +246,4 @@ def test_no_row_makes_an_adapter_fail_otherwise(entry: Any, record: dict[str, An
     with contextlib.suppress(RowProblem, RowSkip):
         found = entry.read(record)
         examples = found if isinstance(found, list) else [found]
-        assert all(isinstance(one, Pair | Demonstration | Rated | Answer) for one in examples)
+        assert all(isinstance(one, Pair | Demonstration | Rated | ScoredAnswer) for one in examples)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from published_rows import ROWS, line_of, mutate
 
-from localdpo.data.examples import Problem, Skipped, read_rows
+from localdpo.data.rows import InvalidRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 
@@ -34,11 +34,11 @@ def test_no_mutated_row_is_lost(name: str, tmp_path: Path) -> None:
     for row in read_rows(open_source(str(path)), "pairs", None, name):
         seen.update(row.rows)
         kinds.add(type(row.result))
-        if isinstance(row.result, Problem):
+        if isinstance(row.result, InvalidRow):
             assert NAMED.fullmatch(row.result.message), row.result.message
         elif isinstance(row.result, Skipped):
             assert row.result.reason
         else:
             assert isinstance(row.result, Pair)
     assert seen == set(range(len(lines)))
-    assert {Pair, Problem} <= kinds
+    assert {Pair, InvalidRow} <= kinds

@@ -11,10 +11,10 @@ from published_rows import BOTH, ROWS, SHP, assistant, user
 from tiny_tokenizers import chat_tokenizer
 
 from localdpo.core.errors import UserError
-from localdpo.data.adapters.scored import CLOSE, EQUAL, FEW
-from localdpo.data.examples import UNMATCHED, Problem, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.formats import FORMATS, named_format
-from localdpo.data.render import conversation
+from localdpo.data.formats.pairs import CLOSE, EQUAL, FEW
+from localdpo.data.messages import conversation
+from localdpo.data.rows import UNMATCHED, InvalidRow, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.store import open_store
 from localdpo.data.types import Pair
@@ -146,7 +146,7 @@ def test_rows_without_a_preference_are_skipped(record: dict[str, Any], reason: s
     ],
 )
 def test_a_wrong_field_is_named(record: dict[str, Any], message: str, tmp_path: Path) -> None:
-    assert results(tmp_path, record, format_name=kto_of(record)) == [Problem(message)]
+    assert results(tmp_path, record, format_name=kto_of(record)) == [InvalidRow(message)]
 
 
 def test_a_score_that_is_null_says_nothing(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localdpo.data.adapters.scored import RATINGS
-from localdpo.data.adapters.write import SCORES, WHITE_SPACE, Written
-from localdpo.data.examples import read_rows
 from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, named_format
-from localdpo.data.render import conversation
-from localdpo.data.sources import Source, SourceRow
+from localdpo.data.formats.pairs import RATINGS
+from localdpo.data.formats.write import SCORES, WHITE_SPACE, Written
+from localdpo.data.messages import conversation
+from localdpo.data.rows import read_rows
+from localdpo.data.sources import RowSource, SourceRow
 from localdpo.data.types import Message, Pair
 
 WRITABLE = [entry.name for entry in FORMATS if entry.write is not None]
@@ -50,7 +50,7 @@ OTHERS = st.fixed_dictionaries({SCORES[0]: st.floats(1, 5), SCORES[1]: st.floats
 
 def read_back(name: str, records: tuple[dict[str, Any], ...]) -> list[Any]:
     lines = [json.loads(json.dumps(record)) for record in records]
-    source = Source("rows", "", lambda: (SourceRow(i, line) for i, line in enumerate(lines)))
+    source = RowSource("rows", "", lambda: (SourceRow(i, line) for i, line in enumerate(lines)))
     return [row.result for row in read_rows(source, "pairs", None, name)]
 
 

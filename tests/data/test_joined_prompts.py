@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published_rows import assistant, user
 
-from localdpo.data.adapters.paired import DISAGREE, PARTED, join
 from localdpo.data.fields import RowSkip
 from localdpo.data.formats import detect, named_format
+from localdpo.data.formats.pairs import DISAGREE, PARTED, join
 
 SYSTEM = {"role": "system", "content": "One word."}
 SEA = user("Name a sea.")

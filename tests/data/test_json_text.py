@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from published_rows import assistant, user
 
-from localdpo.data.examples import Problem, read_rows
 from localdpo.data.fields import RowProblem
 from localdpo.data.formats import named_format
+from localdpo.data.rows import InvalidRow, read_rows
 from localdpo.data.sources import open_source
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -147,7 +147,7 @@ def test_what_is_nested_too_deep_is_said(tmp_path: Path) -> None:
     deep = "[" * 900 + "]" * 900
     path.write_text(f'{{"prompt": "q", "chosen": "a", "rejected": "b", "tools": {deep}, "hint": {deep}}}\n')
     (row,) = read_rows(open_source(str(path)), "pairs")
-    assert not isinstance(row.result, Problem) or "nested too deep" in row.result.message
+    assert not isinstance(row.result, InvalidRow) or "nested too deep" in row.result.message
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 from published_rows import PROMPTS, ROWS, SINGLE, assistant, user
 from tiny_tokenizers import chat_tokenizer
 
-from localdpo.data.adapters.asked import CONTINUED, SYSTEMS
-from localdpo.data.columns import COMMON, keeps_records
-from localdpo.data.examples import AGAINST_SCORES, SHARED_WORDS, Problem, ReadingNotes, Skipped, read_rows
+from localdpo.data.fields import COMMON, keeps_records
 from localdpo.data.formats import FORMATS
-from localdpo.data.mixture import Part, report_lines
+from localdpo.data.formats.single import CONTINUED, SYSTEMS
+from localdpo.data.inspect import report_lines
+from localdpo.data.rows import AGAINST_SCORES, SHARED_WORDS, InvalidRow, ReadingNotes, Skipped, read_rows
 from localdpo.data.sources import open_source
-from localdpo.data.store import open_store
+from localdpo.data.store import MixturePart, open_store
 from localdpo.data.types import Demonstration, Kind, Pair, Rated
 from localdpo.prefs.check import check
 from localdpo.prefs.report import as_object
@@ -121,7 +121,7 @@ def test_two_system_messages_are_not_chosen_between(tmp_path: Path) -> None:
     both = {**PAIR, "system": "Be brief.", "system_prompt": "Be verbose."}
     (skipped, problem), _ = read(tmp_path, other, both)
     assert skipped == Skipped(SYSTEMS)
-    assert problem == Problem("system_prompt: says other than system; expected one of them")
+    assert problem == InvalidRow("system_prompt: says other than system; expected one of them")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_two_system_messages_are_not_chosen_between(tmp_path: Path) -> None:
 )
 def test_a_row_with_pictures_is_refused(name: str, value: Any, tmp_path: Path) -> None:
     (problem,), _ = read(tmp_path, {**PAIR, name: value})
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, InvalidRow)
     assert problem.message.startswith(f"{name}: ")
     assert "cannot be trained on" in problem.message
 
@@ -190,7 +190,7 @@ def test_the_demo_has_no_notes() -> None:
 )
 def test_two_prompts_that_differ_are_refused(record: dict[str, Any], problem: str, tmp_path: Path) -> None:
     (found,), _ = read(tmp_path, record)
-    assert isinstance(found, Problem)
+    assert isinstance(found, InvalidRow)
     assert found.message.startswith(problem)
 
 
@@ -251,7 +251,7 @@ def test_notes_stand_in_the_report_and_in_check(tmp_path: Path) -> None:
             truncation="keep_start",
             cache_dir=tmp_path,
         )
-        assert report_lines("data.train", Part(store, "rows")) == [
+        assert report_lines("data.train", MixturePart(store, "rows")) == [
             "data.train: columns that are not read: hint, b, a (3 rows); seen (2 rows); first (1 row)",
             f"data.train: 3 rows: {AGAINST_SCORES}",
         ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localdpo.data.shapes import MULTIPLE, NARROWEST, Shape, columns, plan_shapes
+from localdpo.data.batches import MULTIPLE, NARROWEST, Shape, columns, plan_shapes
 
 RESPONSES = 2
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 700), st.integers(1, 700), st.integers(2, 1400))

@@ -19,8 +19,8 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.data import store as store_module
 from localdpo.data.batches import collate
 from localdpo.data.encode import IDENTICAL, Encoder, Limits
-from localdpo.data.examples import read_examples
 from localdpo.data.inspect import render_marked, statistics
+from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.store import TokenStore, open_store
 from localdpo.data.types import EncodedRow, EncodeReport

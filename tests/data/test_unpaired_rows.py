@@ -12,12 +12,12 @@ from tiny_tokenizers import chat_tokenizer
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data import store as store_module
-from localdpo.data.adapters.paired import NO_SHARED_PROMPT
 from localdpo.data.batches import collate
 from localdpo.data.encode import IDENTICAL
-from localdpo.data.examples import Skipped, read_examples
 from localdpo.data.formats import detect
+from localdpo.data.formats.pairs import NO_SHARED_PROMPT
 from localdpo.data.inspect import render_marked, statistics
+from localdpo.data.rows import Skipped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.store import TokenStore, open_store
 from localdpo.data.types import EncodedRow, Example, Kind, Rated

@@ -15,8 +15,7 @@ from model_families import FAMILIES, tiny, with_lora
 from random_batches import full_logps, random_batch, random_rows
 
 import localdpo
-from localdpo.data.batches import collate
-from localdpo.data.shapes import Shape
+from localdpo.data.batches import Shape, collate
 from localdpo.data.types import Batch
 from localdpo.model.forward import Forward, batch_arrays, needed_shape, packed_width, sum_by_owner
 from localdpo.model.load import to_float32

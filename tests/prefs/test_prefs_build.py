@@ -16,8 +16,8 @@ from tiny_folders import write_rows
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.encode import Limits
-from localdpo.data.examples import read_examples
 from localdpo.data.prompts import prompt_row
+from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.budget import Budget

@@ -11,8 +11,8 @@ import pytest
 from clean_pairs import clean_rows, write
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.data.examples import read_examples
-from localdpo.data.render import conversation
+from localdpo.data.messages import conversation
+from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
 from localdpo.prefs.convert import convert, writable
 

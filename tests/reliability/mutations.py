@@ -142,7 +142,7 @@ def _read_recipe(path: Path) -> object:
 
 
 def _read_rows(path: Path) -> object:
-    from localdpo.data.examples import source_format
+    from localdpo.data.rows import source_format
     from localdpo.data.sources import open_source
 
     source = open_source(str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from localdpo.data.texts import ASSISTANT, HUMAN
+from localdpo.data.messages import ASSISTANT, HUMAN
 from localdpo.prefs.findings import Check, Finding, at_rows
 from localdpo.prefs.rows import Chunk
 

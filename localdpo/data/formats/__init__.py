@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError
-from localdpo.data.adapters import asked, named, paired, scored, write
-from localdpo.data.adapters.asked import ALPACA, alpaca, opening
-from localdpo.data.adapters.paired import column, explicit
-from localdpo.data.adapters.write import Writer
-from localdpo.data.columns import COMMON
-from localdpo.data.fields import has_content, read_text
+from localdpo.data.fields import COMMON, has_content, read_text
+from localdpo.data.formats import pairs, single, write
+from localdpo.data.formats.pairs import ScoredAnswer, column, explicit
+from localdpo.data.formats.single import ALPACA, alpaca, opening
+from localdpo.data.formats.write import Writer
 from localdpo.data.types import Demonstration, Example, Kind, Pair
 
 Record = Mapping[str, Any]
-Read: TypeAlias = "Callable[[Record], Example | Sequence[Pair] | named.Answer]"
+Read: TypeAlias = "Callable[[Record], Example | Sequence[Pair] | ScoredAnswer]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +67,11 @@ def _format(
     """The entry of a format with a prompt; `own`: what it reads besides its columns."""
     must = frozenset(columns.split())
     reads = must | COMMON | frozenset(own)
-    return Format(name, kind, must, reads, asked.completed(read), write, usual, detected, shares)
+    return Format(name, kind, must, reads, single.completed(read), write, usual, detected, shares)
 
 
 def _pairs(name: str, columns: str, read: Read, write: Writer | None = None, **options: Any) -> Format:
-    return _format(name, "pairs", columns, scored.unequal(read), write, **options)
+    return _format(name, "pairs", columns, pairs.unequal(read), write, **options)
 
 
 def _text(record: Record) -> Demonstration:
@@ -93,7 +92,7 @@ FORMATS: tuple[Format, ...] = (
     _pairs(
         "argilla",
         "chosen rejected chosen_rating rejected_rating",
-        paired.either,
+        pairs.either,
         write.argilla,
         own=("prompt",),
         shares=True,
@@ -112,30 +111,30 @@ FORMATS: tuple[Format, ...] = (
         )
         for name in ("prompt", "question", "input")
     ),
-    _pairs("openai", "input preferred_output non_preferred_output", named.openai, write.openai),
-    _pairs("shp", "history human_ref_A human_ref_B labels score_ratio", scored.shp),
-    _pairs("ultrafeedback-ratings", "instruction completions", scored.completions),
-    _pairs("distilabel", "instruction generations ratings", scored.generations("instruction", "ratings")),
-    _pairs("distilabel-input", "input generations rating", scored.generations("input", "rating")),
+    _pairs("openai", "input preferred_output non_preferred_output", pairs.openai, write.openai),
+    _pairs("shp", "history human_ref_A human_ref_B labels score_ratio", pairs.shp),
+    _pairs("ultrafeedback-ratings", "instruction completions", pairs.completions),
+    _pairs("distilabel", "instruction generations ratings", pairs.generations("instruction", "ratings")),
+    _pairs("distilabel-input", "input generations rating", pairs.generations("input", "rating")),
     _pairs(
         "helpsteer3",
         "context response1 response2 overall_preference",
-        scored.signed("context", "response1", "response2", "overall_preference"),
+        pairs.signed("context", "response1", "response2", "overall_preference"),
     ),
     _pairs(
         "helpsteer2-preference",
         "prompt response_1 response_2 preference_strength",
-        scored.signed("prompt", "response_1", "response_2", "preference_strength"),
+        pairs.signed("prompt", "response_1", "response_2", "preference_strength"),
     ),
-    _pairs("helpsteer", "prompt response helpfulness", named.helpsteer),
+    _pairs("helpsteer", "prompt response helpfulness", pairs.helpsteer),
     _pairs(
         "stackexchange",
         "question response_j response_k",
         explicit(column("question"), "response_j", "response_k"),
         write.stackexchange,
     ),
-    _pairs("responses", "prompt responses pairs", scored.responses, write.responses, own=("sft_target",)),
-    _pairs("kto", "prompt completion label", named.labelled, write.labelled, detected=False),
+    _pairs("responses", "prompt responses pairs", pairs.responses, write.responses, own=("sft_target",)),
+    _pairs("kto", "prompt completion label", pairs.labelled, write.labelled, detected=False),
     _pairs("preference", "prompt chosen rejected", explicit(column("prompt")), write.explicit, usual=True),
     _pairs("alpaca-preference", "instruction chosen rejected", explicit(alpaca), own=ALPACA),
     _pairs("orca", "question chosen rejected", explicit(column("question"))),
@@ -144,71 +143,72 @@ FORMATS: tuple[Format, ...] = (
         _pairs(f"{name}-preference", f"{given} chosen rejected", explicit(column(given)))
         for given, name in (*_CHAT.items(), *((name, name) for name in ("query", "user", "context")))
     ),
-    _pairs(
-        "preference-implicit", "chosen rejected", paired.implicit, write.implicit, usual=True, shares=True
-    ),
-    _pairs("hh", "chosen rejected", paired.implicit, write.transcripts, detected=False, shares=True),
+    _pairs("preference-implicit", "chosen rejected", pairs.implicit, write.implicit, usual=True, shares=True),
+    _pairs("hh", "chosen rejected", pairs.implicit, write.transcripts, detected=False, shares=True),
     _format(
         "unpaired",
         "unpaired",
         "prompt completion label",
-        asked.rated(column("prompt"), "completion", "label"),
+        single.rated(column("prompt"), "completion", "label"),
         usual=True,
     ),
     _format(
         "alpaca-unpaired",
         "unpaired",
         "instruction output kto_tag",
-        asked.rated(alpaca, "output", "kto_tag"),
+        single.rated(alpaca, "output", "kto_tag"),
         own=ALPACA,
     ),
     *(
         _format(
-            f"{_CHAT[given]}-unpaired", "unpaired", f"{given} {label}", asked.rated_conversation(given, label)
+            f"{_CHAT[given]}-unpaired",
+            "unpaired",
+            f"{given} {label}",
+            single.rated_conversation(given, label),
         )
         for given, label in (("messages", "label"), ("conversations", "kto_tag"))
     ),
-    _format("conversation", "demonstrations", "messages", asked.conversation("messages"), usual=True),
-    _format("sharegpt", "demonstrations", "conversations", asked.conversation("conversations")),
+    _format("conversation", "demonstrations", "messages", single.conversation("messages"), usual=True),
+    _format("sharegpt", "demonstrations", "conversations", single.conversation("conversations")),
     *(
         _format(
             f"prompt-{answer}",
             "demonstrations",
             f"prompt {answer}",
-            asked.answered(column("prompt"), answer),
+            single.answered(column("prompt"), answer),
             usual=True,
         )
         for answer in ("completion", "response")
     ),
-    _format("alpaca", "demonstrations", "instruction output", asked.answered(alpaca, "output"), own=ALPACA),
+    _format("alpaca", "demonstrations", "instruction output", single.answered(alpaca, "output"), own=ALPACA),
     _format(
-        "dolly", "demonstrations", "instruction response", asked.answered(alpaca, "response"), own=ALPACA
+        "dolly", "demonstrations", "instruction response", single.answered(alpaca, "response"), own=ALPACA
     ),
     *(
         _format(
             f"question-{answer}",
             "demonstrations",
             f"question {answer}",
-            asked.answered(column("question"), answer),
+            single.answered(column("question"), answer),
         )
         for answer in ("response", "answer")
     ),
     *(
         _format(
-            f"{given}-{answer}", "demonstrations", f"{given} {answer}", asked.answered(column(given), answer)
+            f"{given}-{answer}", "demonstrations", f"{given} {answer}", single.answered(column(given), answer)
         )
         for given, answer in (("prompt", "output"), ("input", "output"), ("user", "assistant"))
     ),
-    _format("chat", "demonstrations", "conversation", asked.conversation("conversation")),
+    _format("chat", "demonstrations", "conversation", single.conversation("conversation")),
     Format("text", "demonstrations", frozenset(["text"]), frozenset(["text"]), _text),
-    _format("prompts", "prompts", "prompt", asked.asked(column("prompt")), usual=True),
+    _format("prompts", "prompts", "prompt", single.asked(column("prompt")), usual=True),
     *(
-        _format(f"{name}-prompts", "prompts", given, asked.asked(opening(given)))
+        _format(f"{name}-prompts", "prompts", given, single.asked(opening(given)))
         for given, name in _CHAT.items()
     ),
-    _format("alpaca-prompts", "prompts", "instruction", asked.asked(alpaca), own=ALPACA),
+    _format("alpaca-prompts", "prompts", "instruction", single.asked(alpaca), own=ALPACA),
     *(
-        _format(f"{name}-prompts", "prompts", name, asked.asked(column(name)))
+        _format(f"{name}-prompts", "prompts", name, single.asked(column(name)))
         for name in ("question", "query", "input", "user", "context")
     ),
 )
@@ -284,6 +284,6 @@ def words_are_shared(entry: Format, record: Record) -> bool:
     """Whether the prompt of a row was made of the words that both answers happen to open with."""
     return (
         entry.shares
-        and paired.splits_words(record)
+        and pairs.splits_words(record)
         and not ("prompt" in entry.reads and has_content(record.get("prompt")))
     )

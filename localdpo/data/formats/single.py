@@ -1,4 +1,4 @@
-"""Prompts and single answers: Alpaca's columns, conversations, and what may stand beside any prompt."""
+"""Rows of a prompt with one answer or none, and what may stand beside any prompt."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from localdpo.data.adapters.named import Answer
-from localdpo.data.columns import MEDIA, SYSTEM
 from localdpo.data.fields import (
+    MEDIA,
+    SYSTEM,
     RowProblem,
     RowSkip,
     describe,
     has_content,
-    read_answer,
     read_label,
-    read_messages,
-    read_options,
-    read_side,
     read_text,
     text,
 )
-from localdpo.data.texts import transcript_messages
+from localdpo.data.formats.pairs import ScoredAnswer
+from localdpo.data.messages import read_answer, read_messages, read_options, read_side, transcript_messages
 from localdpo.data.types import Demonstration, Message, Pair, Prompt, Rated, Side
 
 Record = Mapping[str, Any]
@@ -135,7 +132,7 @@ def opening(name: str) -> ReadPrompt:
 
 # --- beside any prompt ---------------------------------------------------------------------------------
 
-Asking = TypeVar("Asking", Pair, Demonstration, Rated, Prompt, Answer)
+Asking = TypeVar("Asking", Pair, Demonstration, Rated, Prompt, ScoredAnswer)
 
 
 def completed(read: Callable[[Record], Any]) -> Callable[[Record], Any]:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from localdpo.data.adapters.scored import RATINGS
-from localdpo.data.columns import OPTIONS
-from localdpo.data.fields import RowProblem
-from localdpo.data.render import conversation
-from localdpo.data.texts import ASSISTANT, HUMAN, MARK, transcript_messages
+from localdpo.data.fields import OPTIONS, RowProblem
+from localdpo.data.formats.pairs import RATINGS
+from localdpo.data.messages import ASSISTANT, HUMAN, MARK, conversation, transcript_messages
 from localdpo.data.types import Message, Pair
 
 Columns = Mapping[str, Any]

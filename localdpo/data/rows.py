@@ -13,18 +13,17 @@ from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
-from localdpo.data.adapters.named import Answer
-from localdpo.data.adapters.scored import contradicts
-from localdpo.data.columns import PROMPTS, keeps_records
 from localdpo.data.encode import IDENTICAL
-from localdpo.data.fields import RowProblem, RowSkip, has_content
+from localdpo.data.fields import PROMPTS, RowProblem, RowSkip, has_content, keeps_records
 from localdpo.data.formats import Format, detect, named_format, words_are_shared
-from localdpo.data.sources import Source, SourceRow
+from localdpo.data.formats.pairs import ScoredAnswer, contradicts
+from localdpo.data.sources import RowSource, SourceRow
 from localdpo.data.types import Example, Kind, Pair, Rated
 
 # Columns are gathered over this many rows, so that one row that lacks a field does not change the format.
 _SAMPLE_ROWS = 100
 _SHOWN_PROBLEMS = 20
+_SHOWN_REASONS = 5
 UNMATCHED = "no neighbouring row answers the same prompt with another score"
 SHARED_WORDS = "the prompt is the words that both answers open with, since no column holds one"
 AGAINST_SCORES = "the scores say that the rejected answer is the better one"
@@ -40,7 +39,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class InvalidRow:
     """What is wrong with a row that cannot be read: the field and what was expected."""
 
     message: str
@@ -52,7 +51,7 @@ class ReadRow:
 
     rows: tuple[int, ...]
     records: tuple[Record, ...]
-    result: Example | Skipped | Problem
+    result: Example | Skipped | InvalidRow
 
 
 @dataclass
@@ -77,7 +76,7 @@ class ReadingNotes:
 
     def add(self, row: ReadRow, adapter: Format) -> None:
         """What is to be said of one row. One that is skipped or wrong is said to be so elsewhere."""
-        if isinstance(row.result, Skipped | Problem):
+        if isinstance(row.result, Skipped | InvalidRow):
             return
         for record in row.records:
             unread = [name for name in _unread(record, adapter) if not keeps_records(name)]
@@ -91,8 +90,31 @@ class ReadingNotes:
                 self.against_scores.append(row.rows[0])
 
 
+def name_unread(unread: Mapping[str, int]) -> str:
+    """`columns that are not read: hint, notes (30 rows); link (2 rows)`, in the order of the first row."""
+    names: dict[int, list[str]] = {}
+    for name, rows in unread.items():
+        names.setdefault(rows, []).append(name)
+    return "columns that are not read: " + "; ".join(
+        f"{', '.join(names[rows])} ({counted(rows, 'row')})" for rows in sorted(names, reverse=True)
+    )
+
+
+def describe_dropped(dropped: dict[str, list[int]]) -> str:
+    """The reasons with their counts and first rows, in one line."""
+    reasons = sorted(dropped.items(), key=lambda item: -len(item[1]))
+    parts = []
+    for reason, rows in reasons[:_SHOWN_REASONS]:
+        first = ", ".join(str(row + 1) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+        parts.append(f"{reason} ({counted(len(rows), 'row')}: {first})")
+    if others := reasons[_SHOWN_REASONS:]:
+        left = sum(len(rows) for _, rows in others)
+        parts.append(f"{counted(len(others), 'other reason')} ({counted(left, 'row')})")
+    return "; ".join(parts) or "nothing dropped"
+
+
 def read_examples(
-    source: Source,
+    source: RowSource,
     kind: Kind,
     limit: int | None = None,
     format_name: str | None = None,
@@ -107,7 +129,7 @@ def read_examples(
     """
     problems = Problems(source.label)
     for row in read_rows(source, kind, limit, format_name, notes):
-        if isinstance(row.result, Problem):
+        if isinstance(row.result, InvalidRow):
             problems.add(row.rows[0], row.result.message)
         elif not problems:
             pair = row.result if kind == "unpaired" and isinstance(row.result, Pair) else None
@@ -117,7 +139,7 @@ def read_examples(
 
 
 def read_rows(
-    source: Source,
+    source: RowSource,
     kind: Kind,
     limit: int | None = None,
     format_name: str | None = None,
@@ -156,7 +178,7 @@ def format_of(sample: list[SourceRow], kind: Kind, label: str, format_name: str 
     return detect(columns, kind, label, columns - filled) if columns else None
 
 
-def source_format(source: Source, kind: Kind, format_name: str | None = None) -> Format | None:
+def source_format(source: RowSource, kind: Kind, format_name: str | None = None) -> Format | None:
     """The format in which `read_rows` reads a source."""
     return format_of(list(itertools.islice(source.rows(), _SAMPLE_ROWS)), kind, source.label, format_name)
 
@@ -175,34 +197,24 @@ def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:
     )
 
 
-_Result: TypeAlias = "Example | Answer | Skipped | Problem"
+_Result: TypeAlias = "Example | ScoredAnswer | Skipped | InvalidRow"
 
 
 def _read_row(row: SourceRow, adapter: Format | None, *, named: bool) -> list[_Result]:
     if row.record is None or adapter is None:
-        return [Problem(row.problem or "expected named fields, found none")]
+        return [InvalidRow(row.problem or "expected named fields, found none")]
     try:
         read = adapter.read(row.record)
         found: list[_Result] = list(read) if isinstance(read, Sequence) else [read]
         if not named:
             _check_prompts(row.record, adapter, found)
     except RowProblem as problem:
-        return [Problem(str(problem))]
+        return [InvalidRow(str(problem))]
     except RowSkip as skip:
         return [Skipped(skip.reason)]
     except RecursionError:
-        return [Problem("not usable JSON: nested too deep")]
+        return [InvalidRow("not usable JSON: nested too deep")]
     return found
-
-
-def name_unread(unread: Mapping[str, int]) -> str:
-    """`columns that are not read: hint, notes (30 rows); link (2 rows)`, in the order of the first row."""
-    names: dict[int, list[str]] = {}
-    for name, rows in unread.items():
-        names.setdefault(rows, []).append(name)
-    return "columns that are not read: " + "; ".join(
-        f"{', '.join(names[rows])} ({counted(rows, 'row')})" for rows in sorted(names, reverse=True)
-    )
 
 
 def _unread(record: Record, adapter: Format) -> list[str]:
@@ -236,9 +248,9 @@ def _check_prompts(record: Record, adapter: Format, found: Sequence[_Result]) ->
 
 
 def _sides(result: _Result) -> list[Any]:
-    if isinstance(result, Answer):
+    if isinstance(result, ScoredAnswer):
         return [result.prompt, result.response]
-    return [] if isinstance(result, Skipped | Problem) else [result.prompt, *result.responses]
+    return [] if isinstance(result, Skipped | InvalidRow) else [result.prompt, *result.responses]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -256,13 +268,13 @@ def _texts(value: Any) -> Iterator[str]:
 
 @dataclass
 class _Neighbours:
-    """Makes pairs of Answers: each with the first waiting one of its prompt that has another score."""
+    """Makes pairs of ScoredAnswers: each with the first waiting one of its prompt that has another score."""
 
-    waiting: list[tuple[SourceRow, Answer]] = field(default_factory=list)
+    waiting: list[tuple[SourceRow, ScoredAnswer]] = field(default_factory=list)
 
     def add(self, row: SourceRow, results: list[_Result]) -> Iterator[ReadRow]:
         for result in results:
-            if not isinstance(result, Answer):
+            if not isinstance(result, ScoredAnswer):
                 yield ReadRow((row.number,), (row.record or {},), result)
                 continue
             if self.waiting and self.waiting[0][1].prompt != result.prompt:

@@ -1,1 +1,0 @@
-"""Row adapters of published data sets, one family a file; formats.py lists them."""
