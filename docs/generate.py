@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from localdpo.data.columns import COMMON
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from localdpo.cli.main import app
+from localdpo.data.fields import COMMON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
 from localdpo.objective.losses import loss_function
