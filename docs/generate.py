@@ -132,9 +132,10 @@ def checks() -> str:
 
 def commands() -> str:
     """The help of every command."""
-    runner, main = CliRunner(), get_command(app)
-    paths = [(name,) for name in main.commands if name != "prefs"]  # type: ignore[attr-defined]
-    paths += [("prefs", name) for name in main.commands["prefs"].commands]  # type: ignore[attr-defined]
+    runner = CliRunner()
+    paths: list[tuple[str, ...]] = []
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        paths += [(name, inner) for inner in command.commands] if hasattr(command, "commands") else [(name,)]
     text = ""
     for path in paths:
         told = runner.invoke(
