@@ -111,3 +111,13 @@ def test_pictures_are_there_and_load_nothing() -> None:
 def test_every_event_is_described() -> None:
     named = set(re.findall(r"`([a-z.]+)`", text_of(DOCS / "run-folder.md")))
     assert named >= EVENT_TYPES
+
+
+def test_python_that_is_shown_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # without the run that is named: its log is empty
+    blocks = [
+        block for page in PAGES for block in re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
+    ]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs", "exec"), {})
