@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from localdpo.core.seal import unseal
 from localdpo.core.text import printable
 from localdpo.records.answers import AnswerRecord, AnswersTail, Header, rows_of
-from localdpo.records.tail import LineTail
-from localdpo.records.votes import Choice, Subject, Vote, Votes, sides, subject, tally, text_id
+from localdpo.records.verdicts import Choice, VerdictTail
+from localdpo.records.votes import Subject, Vote, Votes, sides, subject, tally, text_id
 
 # A prompt's state: the two answers differ, are the same, or are not both there yet.
 Mark = Literal["differs", "same", "waiting"]
@@ -49,27 +47,19 @@ class Verdicts:
     """What judges said about two texts: `eval/verdicts.jsonl`, read as it grows."""
 
     def __init__(self, path: Path) -> None:
-        self._lines = LineTail(path)
+        self._tail = VerdictTail(path)
         # (judge, prompt, text shown first, text shown second) -> choice
-        self._said: dict[tuple[str, str, str, str], str] = {}
+        self._said: dict[tuple[str, str, str, str], Choice] = {}
 
     def poll(self) -> bool:
-        """Take in the lines that were ended since the last poll; whether there was a verdict in them."""
-        return any([self._take(line) for line in self._lines.poll()])
-
-    def _take(self, line: bytes) -> bool:
-        """Whether the line is a choice between two answers (scores, failures and damage are not)."""
-        try:
-            entry = json.loads(unseal(line))
-            question, choice = entry["question"], entry["verdict"]["choice"]
-            one, other = (text_id(answer) for answer in question["answers"])
-            key = (str(entry["judge"]), str(question["id"]), one, other)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
-        if choice is None:
-            return False
-        self._said[key] = choice
-        return True
+        """Read the new verdicts; whether there was a choice between two answers in them."""
+        choices = [
+            ((record.judge, record.id, *map(text_id, record.answers)), record.verdict.choice)
+            for record in self._tail.poll()
+            if record.verdict.choice is not None and len(record.answers) == 2
+        ]
+        self._said.update(choices)  # type: ignore[arg-type]
+        return bool(choices)
 
     def lost(self, prompt: str, trained: str, other: str) -> bool:
         """Whether a judge preferred the text `other` in both orders."""

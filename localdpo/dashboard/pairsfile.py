@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from localdpo.core.errors import UserError
-from localdpo.core.seal import unseal
+from localdpo.records.log import unseal
 from localdpo.records.rundir import RunDir
 
 

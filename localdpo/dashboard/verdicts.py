@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError
-from localdpo.core.seal import unseal
+from localdpo.records.log import unseal
 from localdpo.records.rundir import RunDir
 
 FOLDER: Final = "eval"

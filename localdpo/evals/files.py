@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from localdpo.core.atomic import entries, write_bytes, write_text
 from localdpo.core.errors import UserError
-from localdpo.core.seal import seal, unseal
 from localdpo.evals.table import heading, labels_of, markdown, tables
 from localdpo.pages import render
+from localdpo.records.log import seal, unseal
 from localdpo.records.rundir import RunDir
 
 FOLDER: Final = "eval"

@@ -18,10 +18,10 @@ from localdpo.evals.evaluate import Asked, Judging, evaluate, pair_questions, sc
 from localdpo.evals.files import folder_of, write_record
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
-from localdpo.judging.base import Judge, Question, Verdict
+from localdpo.judging.base import Judge, Question
 from localdpo.judging.budget import Budget
 from localdpo.judging.constitution import Principles
-from localdpo.judging.journal import Journal, damaged_lines
+from localdpo.judging.journal import Journal
 from localdpo.judging.registry import JudgeOptions, make_judge
 from localdpo.judging.rubric import rubrics_by_mode
 from localdpo.judging.rules import NAME as RULES
@@ -29,6 +29,7 @@ from localdpo.judging.rules import judges_all, refuse_others
 from localdpo.judging.runner import find_keys, preview
 from localdpo.records.answers import AnswerRecord, Header, Sampling, read_answers, rows_of
 from localdpo.records.rundir import RunDir, check_name
+from localdpo.records.verdicts import Verdict, damaged_verdicts
 from localdpo.records.votes import FILE as VOTES_FILE
 from localdpo.records.votes import Votes
 
@@ -109,7 +110,7 @@ def plan_evaluation(options: Options) -> Plan:
     judge, scorer = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
-    notes += damaged_lines(folder_of(options.run) / JOURNAL)
+    notes += damaged_verdicts(folder_of(options.run) / JOURNAL)
     notes += [NO_JUDGE_HINT] if spec is None else []
     return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, tuple(notes))
 

@@ -12,17 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from localdpo.core.errors import UserError
+from localdpo.records.verdicts import CHOICES, STATUSES, Choice, Status, Usage, Verdict  # noqa: F401 - what a judge says
 
 T = TypeVar("T")
-Choice = Literal["first", "second", "tie"]
-# Only "ok" carries a choice or a score. The others are counted and shown, never scored.
-# "unanswered": asked as often as it makes sense, and the server never gave a reply to read.
-Status = Literal["ok", "refused", "truncated", "unparseable", "unanswered"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +35,6 @@ class Question:
     prompt: str
     answers: tuple[str, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one verdict cost. `usd` is 0 for a local judge, and where the price is not known.
-
-    `input_tokens` are all tokens of the request; `cached_tokens` of them came from the server's cache.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    usd: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a judge said to one question.
-
-    Attributes:
-        choice: for two answers, in the order they were asked in; None unless status is "ok".
-        score: for one answer, 1 to 5; None unless status is "ok".
-        reason: the judge's own words, for people.
-        principle: id of the constitution's principle that was asked about.
-        raw: the reply as it came, for those that could not be read.
-    """
-
-    status: Status
-    choice: Choice | None = None
-    score: float | None = None
-    reason: str = ""
-    principle: str | None = None
-    usage: Usage = Usage()
-    raw: str = ""
 
 
 class JudgeStopped(UserError):

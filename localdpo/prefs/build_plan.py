@@ -17,7 +17,6 @@ from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
 from localdpo.judging.base import Judge
 from localdpo.judging.constitution import Constitution, Principles, load_constitution
-from localdpo.judging.journal import damaged_lines
 from localdpo.judging.registry import JUDGES, JudgeOptions, make_judge
 from localdpo.judging.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
 from localdpo.judging.rules import NAME as RULES
@@ -35,6 +34,7 @@ from localdpo.prefs.candidates import (
 from localdpo.prefs.tokenizer import open_tokenizer
 from localdpo.records.answers import AnswersTail, Header
 from localdpo.records.checkpoints import LATEST, Note
+from localdpo.records.verdicts import damaged_verdicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -153,7 +153,7 @@ def plan_build(options: BuildOptions) -> Plan:
     notes: list[str] = []
     source = _pinned(options.source, notes.append)
     options = replace(options, source=source)
-    notes += damaged_lines(options.out / VERDICTS)
+    notes += damaged_verdicts(options.out / VERDICTS)
     tokenizer = open_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     revise = None
     if options.revise:

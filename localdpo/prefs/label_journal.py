@@ -1,5 +1,5 @@
-"""The journal of labels: JSON lines, one for every key, on the disk before the next pair is shown. Each ends
-with its checksum, see `seal`.
+"""The journal of labels: a log (see records/log.py), one line for every key, on the disk before the next pair
+is shown.
 
 {"v": 1, "source": "pairs.jsonl", "digest": "file:...", "seed": 0, "again": 0.1, "pairs": 200}
 {"place": 0, "row": 17, "choice": "1", "swapped": true, "time": 1700000000.0}
@@ -10,20 +10,17 @@ with its checksum, see `seal`.
 
 from __future__ import annotations
 
-import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.atomic import fsync_fd, no_space_error, out_of_space
 from localdpo.core.errors import UserError
-from localdpo.core.seal import seal, unseal
 from localdpo.data.rows import InvalidRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.label import Item, Labelling, Record
 from localdpo.prefs.rows import answer_text, prompt_texts
+from localdpo.records.log import LogTail, LogWriter, decode, encode
 
 VERSION: Final = 1
 
@@ -52,11 +49,11 @@ def open_labelling(
 ) -> Labelling:
     """Begin to label a source, or go on where the journal ends.
 
-    A journal keeps the seed and the share that it began with. A last line that was cut off is taken away.
+    A journal keeps the seed and the share that it began with.
     Raises UserError for a source without pairs, and for a journal that is broken or of other data.
     """
     items, digest = read_items(source, format_name)
-    records = _records(journal) if journal.exists() else []
+    records = _records(journal)
     if not records:
         header = {"v": VERSION, "source": source, "digest": digest, "seed": seed, "again": again}
         append(journal, {**header, "pairs": len(items)})
@@ -82,30 +79,18 @@ def _is_share(value: object) -> bool:
 
 def append(journal: Path, record: Record) -> None:
     """One line at the end of the journal, on the disk when this returns. Raises UserError for no space."""
-    line = seal(json.dumps(record, ensure_ascii=False))
     try:
-        fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(fd, line)
-            fsync_fd(fd)
-        finally:
-            os.close(fd)
+        with LogWriter(journal, durable=True) as log:
+            log.append(encode(record))
     except OSError as error:
-        if out_of_space(error):
-            raise no_space_error(journal, len(line)) from error
         raise UserError(f"{journal}: cannot be written ({error.strerror})") from error
 
 
 def _records(journal: Path) -> list[dict[str, Any]]:
-    """The records of a journal. The torn line of a killed process, which nobody saw answered, goes."""
-    content = journal.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(journal, len(whole))
     records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in LogTail(journal).poll():
         try:
-            record = json.loads(unseal(line))
+            record = decode(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{journal}:{number}: not a line of JSON: {error}; take the line out to go on"

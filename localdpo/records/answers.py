@@ -6,27 +6,21 @@
 
 The first line says what the answers are to and from; then come answers as they finish, and for each prompt
 the log-probabilities: of the answer of the outer name, under the model of the inner name, in nats a token.
-Each line ends with its checksum, see `seal`. KEY is a hash of all that the answers depend on, so a file
-belongs to one question for good. A writer that was killed can leave a torn last line: readers do not see it,
-the next writer takes it away. Since the order of the lines is fixed too, a file that was killed and continued
-is the same to the byte as one that was not.
+KEY is a hash of all that the answers depend on, so a file belongs to one question for good. Since the order
+of the lines is fixed too, a file whose writer was killed and resumed is the same to the byte as one that was
+written in one go. For torn lines, locks and checksums see records/log.py.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal
 
-from localdpo.core.atomic import entries, is_unsupported, no_space_error, out_of_space
+from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError
-from localdpo.core.seal import seal, unseal
-from localdpo.records.tail import LineTail
+from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "answers"
@@ -123,27 +117,21 @@ class AnswersTail:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._lines = LineTail(path)
+        self._lines = LogTail(path)
         self.header: Header | None = None
         self.records: dict[tuple[int, str], AnswerRecord] = {}
         self.scored: set[int] = set()
-        self._line = 0
 
     @property
     def path(self) -> Path:
         """The answers file."""
         return self._lines.path
 
-    @property
-    def offset(self) -> int:
-        """Bytes of the whole lines that were taken in."""
-        return self._lines.offset
-
     def poll(self) -> bool:
         """Take in the lines that were ended since the last poll; whether there were any."""
         lines = self._lines.poll()
-        for line in lines:
-            self._take(line)
+        for number, line in lines:
+            self._take(number, line)
         return bool(lines)
 
     @property
@@ -158,10 +146,9 @@ class AnswersTail:
             return 0
         return len(self.header.prompts) * len(self.header.contestants) - len(self.records)
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, number: int, line: bytes) -> None:
         try:
-            self._line += 1
-            entry = json.loads(unseal(line))
+            entry = decode(line)
             if self.header is None:
                 self.header = header_from(entry)
             elif "logps" in entry:
@@ -169,11 +156,11 @@ class AnswersTail:
             else:
                 record = _record_from(entry)
                 self.records[record.prompt_index, record.contestant] = record
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except DAMAGE as error:
             what = "the file" if self.header is None else "this line"
             raise UserError(
-                f"{self.path}:{self._line}: damaged ({type(error).__name__}: {error}); "
-                f"remove {what}, and what is missing then is made again"
+                f"{self.path}:{number}: damaged ({type(error).__name__}: {error}); "
+                f"remove {what}, and what is missing then is generated again"
             ) from error
 
     def _take_scores(self, prompt: int, logps: Mapping[str, Mapping[str, float]]) -> None:
@@ -189,11 +176,11 @@ class AnswersTail:
             self.scored.add(prompt)
 
 
-class AnswersWriter:
+class AnswersWriter(LogWriter):
     """The one writer of an answers file, for as long as it lives; it holds the file's lock.
 
-    Opening it writes the header if the file is new, and takes away the torn last line of an earlier writer.
-    `tail` knows what the file holds, what was written here included.
+    Opening it writes the header if the file is new. `tail` knows what the file holds, what was written here
+    included.
 
     Raises:
         UserError: another process writes the file, it is damaged, or the disk is full.
@@ -201,34 +188,17 @@ class AnswersWriter:
 
     def __init__(self, path: Path, header: Header) -> None:
         path.parent.mkdir(exist_ok=True)
+        super().__init__(path, exclusive=True)
         self.tail = AnswersTail(path)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            self._start(header)
+            self.tail.poll()
+            if self.tail.header is None:
+                self._write({"v": FORMAT_VERSION, **asdict(header)})
+            elif self.tail.header.key != header.key:
+                raise UserError(f"{path}: holds other answers than its name says; remove the file")
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
-
-    def _start(self, header: Header) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.tail.path}: another process is making these answers; wait for it, or watch it there"
-            ) from None
-        except OSError as error:
-            if not is_unsupported(error):
-                raise
-            raise UserError(
-                f"{self.tail.path}: this disk keeps no locks ({error.strerror}), so two processes could "
-                "write these answers; copy the run to another disk and give its --runs-dir"
-            ) from error
-        self.tail.poll()
-        os.ftruncate(self._fd, self.tail.offset)
-        if self.tail.header is None:
-            self._append({"v": FORMAT_VERSION, **asdict(header)})
-        elif self.tail.header.key != header.key:
-            raise UserError(f"{self.tail.path}: holds other answers than its name says; remove the file")
 
     def answer(self, record: AnswerRecord) -> None:
         """Add an answer. Nothing is written for one that is there already."""
@@ -236,7 +206,7 @@ class AnswersWriter:
 
     def answers(self, records: Sequence[AnswerRecord]) -> None:
         """Add several answers in one write: a kill leaves all of them or none."""
-        self._append(
+        self._write(
             *(
                 {
                     "prompt": record.prompt_index,
@@ -254,28 +224,11 @@ class AnswersWriter:
     def scores(self, prompt: int, logps: Mapping[str, Mapping[str, float]]) -> None:
         """Add the log-probabilities of a prompt's answers: answer -> model -> mean nats a token."""
         if prompt not in self.tail.scored:
-            self._append({"prompt": prompt, "logps": logps})
+            self._write({"prompt": prompt, "logps": logps})
 
-    def _append(self, *entries: Mapping[str, Any]) -> None:
-        texts = [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in entries]
-        lines = b"".join(map(seal, texts))
-        try:
-            written = os.write(self._fd, lines)
-        except OSError as error:
-            if out_of_space(error):
-                raise no_space_error(self.tail.path, len(lines)) from error
-            raise
-        if written < len(lines):
-            raise no_space_error(self.tail.path, len(lines) - written)
+    def _write(self, *entries: Mapping[str, Any]) -> None:
+        self.append(*map(encode, entries))
         self.tail.poll()
-
-    def __enter__(self) -> AnswersWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._fd)
 
 
 def read_answers(path: str | Path) -> AnswersTail:

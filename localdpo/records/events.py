@@ -5,28 +5,24 @@ The worker writes it; the command line, the dashboard and scripts read it while 
     {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61},"crc":"5d0c9e2a"}
 
 `v` is the version of the format, `time` the Unix time in seconds, `step` is left out where it has no meaning;
-every other field belongs to the type, but for `crc` (see `seal`). Numbers that JSON does not have (NaN,
-infinities) are written as null: a reader shows a gap, and the notice that goes with them names the metric. A
-writer that was killed can leave a torn last line. Readers ignore it; the next writer ends it.
+every other field belongs to the type, but for `crc` (see records/log.py). Numbers that JSON does not have
+(NaN, infinities) are written as null: a reader shows a gap, and the notice that goes with them names the
+metric.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
-from localdpo.core.atomic import no_space_error, out_of_space
-from localdpo.core.seal import seal, unseal
-from localdpo.records.tail import LineTail
+from localdpo.records.log import LogTail, LogWriter, encode, unseal
 
 FORMAT_VERSION: Final = 1
 
@@ -87,70 +83,28 @@ class Event:
         return section if isinstance(section, Mapping) else {}
 
 
-class EventWriter:
-    """Appends events to one log; each is a single os.write on an O_APPEND descriptor.
+class EventWriter(LogWriter):
+    """Appends events to one log.
 
-    Opening it ends a torn last line of an earlier writer, so that the next event stands on its own line.
     Raises UserError when the disk is full, ValueError for an unknown type or a reserved field name.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._fd: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._fd).st_size
-        self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
-
     def write(self, type: str, step: int | None = None, **fields: Any) -> Event:
         """Write one event and return it as a reader will see it."""
-        if self._fd is None:
-            raise ValueError(f"{self.path}: this event writer is closed")
         if type not in EVENT_TYPES:
             raise ValueError(f"unknown event type {type!r}")
         if _OWN_KEYS & fields.keys():
             raise ValueError(f"reserved event fields: {sorted(_OWN_KEYS & fields.keys())}")
         line = encode_event(type, step, time.time(), fields)
-        self._append(line)
+        self.append(line)
         event = decode_event(line)
         assert event is not None
         return event
 
-    def _append(self, line: bytes) -> None:
-        assert self._fd is not None
-        data = b"\n" + line if self._torn else line
-        try:
-            written = os.write(self._fd, data)
-        except OSError as error:
-            if out_of_space(error):
-                raise no_space_error(self.path, len(data)) from error
-            raise
-        # A full disk shows itself as a short write first: the line is torn, as after a kill.
-        self._torn = written < len(data) and not (written == 1 and self._torn)
-        if written < len(data):
-            raise no_space_error(self.path, len(data) - written)
-
-    def sync(self) -> None:
-        """Force the log to the disk (before a checkpoint is published)."""
-        if self._fd is not None:
-            os.fsync(self._fd)
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def __enter__(self) -> EventWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class EventTail:
-    """Reads a growing log. `poll()` gives the events whose lines were ended since the last poll.
+    """Reads a growing log of events, as `LogTail` does.
 
-    Any number of tails may read one log while it is written. A log that does not exist yet is empty.
     `loads` parses the bytes of a line in place of json.loads; it raises ValueError for what is not JSON.
     Lines with NaN and the like are read without it, with null in their place.
 
@@ -160,7 +114,7 @@ class EventTail:
     """
 
     def __init__(self, path: str | Path, loads: Callable[[bytes], Any] = json.loads) -> None:
-        self._lines = LineTail(path)
+        self._lines = LogTail(path)
         self._loads = loads
         self.bad_lines = 0
         self.last_step = 0
@@ -178,35 +132,31 @@ class EventTail:
 
     @property
     def offset(self) -> int:
-        """Bytes taken in so far."""
+        """Bytes read so far."""
         return self._lines.offset
 
     def damage(self, *, alive: bool) -> str | None:
-        """One line about the lines so far that were no event, None without any: for whoever shows the log.
+        """One line about the damaged lines so far, None without any: for whoever shows the log.
 
-        `alive`: whether its writer may still be at work; else a last line that was not ended counts.
+        `alive`: whether its writer may still be at work; else a last line without its end counts.
         """
-        found = []
+        problems = []
         if self.bad_lines:
             which = "1 damaged line is" if self.bad_lines == 1 else f"{self.bad_lines:,} damaged lines are"
             first = "" if self.bad_lines == 1 else "first: "
-            found.append(f"{which} left out ({first}line {self._first_bad:,})")
+            problems.append(f"{which} skipped ({first}line {self._first_bad:,})")
         if self._lines.is_cut and not alive:
-            found.append("its last line is cut off: it was damaged, or its writer was killed")
-        return f"{self.path}: {'; '.join(found)}" if found else None
+            problems.append("its last line is cut off: it was damaged, or its writer was killed")
+        return f"{self.path}: {'; '.join(problems)}" if problems else None
 
     def skip(self, offset: int | None = None) -> None:
-        """Pass over what is in the log now, or its first `offset` bytes: `poll` gives what comes after."""
+        """Pass over what is in the log now, or its first `offset` bytes: `poll` reads what comes after."""
         self._lines.skip(offset)
 
     def poll(self, max_bytes: int | None = None) -> list[Event]:
-        """The new events, in order. Lines that are no event are skipped and counted in `bad_lines`.
-
-        With `max_bytes` it reads that much and on to the end of the line, so that a long log can be taken in
-        pieces; `behind` says whether more is there.
-        """
+        """The new events, in order; `max_bytes` as in `LogTail.poll`."""
         events = []
-        for number, line in self._lines.numbered(max_bytes):
+        for number, line in self._lines.poll(max_bytes):
             event = decode_event(line, self._loads)
             if event is not None:
                 events.append(event)
@@ -220,8 +170,8 @@ class EventTail:
 def read_events(path: str | Path) -> list[Event]:
     """Every complete event of a log, in the order of writing; empty when there is no log.
 
-    Damaged lines are left out; whoever shows a run to a person reads its log by `checkpoints.read_log`, which
-    tells of them.
+    Damaged lines are skipped; whoever shows a run to a person reads its log by `checkpoints.read_log`, which
+    reports them.
     """
     return EventTail(path).poll()
 
@@ -250,8 +200,7 @@ def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, A
     if step is not None:
         record["step"] = step
     record.update(fields)
-    text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return seal(text)
+    return encode(finite(record))
 
 
 def decode_event(line: bytes, loads: Callable[[bytes], Any] = json.loads) -> Event | None:

@@ -6,28 +6,25 @@
 
 `first` and `second` are the contestants in the order in which they were shown, `answers` the ids of the two
 texts (`text_id`), so that a vote counts only for the very answers that were read, whoever gave them. The
-latest vote on two texts counts; `undo` takes it back, and with it the one before counts again. Each line
-ends with its checksum, see `seal`.
+latest vote on two texts counts; `undo` takes it back, and with it the one before counts again. See
+records/log.py for how lines are written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from localdpo.core.atomic import no_space_error, out_of_space
 from localdpo.core.errors import UserError
-from localdpo.core.seal import seal, unseal
+from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
+from localdpo.records.verdicts import CHOICES, Choice
 
 FILE: Final = "votes.jsonl"
-Choice = Literal["first", "second", "tie"]
-CHOICES: Final = ("first", "second", "tie")
 _ID_DIGITS: Final = 16
 # (id of the prompt, ids of both texts in a fixed order): what a vote is about.
 Subject = tuple[str, str, str]
@@ -91,7 +88,7 @@ class Votes:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._stacks: dict[Subject, list[Vote]] = {}
-        for number, line in enumerate(_complete_lines(self.path), start=1):
+        for number, line in LogTail(path).poll():
             self._take(line, f"{self.path}:{number}")
 
     def of(self, about: Subject) -> Vote | None:
@@ -105,19 +102,23 @@ class Votes:
 
     def add(self, vote: Vote) -> None:
         """Count a vote and append it to the file."""
-        _append(self.path, asdict(vote))
+        self._append(asdict(vote))
         self._stacks.setdefault(vote.subject, []).append(vote)
 
     def undo(self, about: Subject) -> Vote | None:
         """Take back the latest vote on two texts, and say so in the file; None if there was none."""
         if self.of(about) is None:
             return None
-        _append(self.path, {"time": time.time(), "undo": about[0], "answers": about[1:]})
+        self._append({"time": time.time(), "undo": about[0], "answers": about[1:]})
         return self._stacks[about].pop()
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with LogWriter(self.path, durable=True) as log:
+            log.append(encode(entry))
 
     def _take(self, line: bytes, where: str) -> None:
         try:
-            entry = json.loads(unseal(line))
+            entry = decode(line)
             one, other = (str(each) for each in entry["answers"])
             if "undo" in entry:
                 stack = self._stacks.get(subject(str(entry["undo"]), one, other))
@@ -125,7 +126,7 @@ class Votes:
                     stack.pop()
                 return
             vote = _vote_from(entry, (one, other))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except DAMAGE as error:
             raise UserError(
                 f"{where}: not a vote ({type(error).__name__}: {error}); take the line out to go on"
             ) from error
@@ -152,29 +153,3 @@ def _vote_from(entry: dict[str, Any], answers: tuple[str, str]) -> Vote:
         seed=int(entry["seed"]),
         answers=answers,
     )
-
-
-def _complete_lines(path: Path) -> list[bytes]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [line for line in data[: data.rfind(b"\n") + 1].split(b"\n") if line.strip()]
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    """One line in one write; the torn line of a writer that was killed is taken away first."""
-    line = seal(json.dumps(entry, ensure_ascii=False, separators=(",", ":")))
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        kept = path.read_bytes()
-        if kept and not kept.endswith(b"\n"):
-            os.ftruncate(fd, kept.rfind(b"\n") + 1)
-        if os.write(fd, line) < len(line):
-            raise no_space_error(path, len(line))
-    except OSError as error:
-        if out_of_space(error):
-            raise no_space_error(path, len(line)) from error
-        raise
-    finally:
-        os.close(fd)

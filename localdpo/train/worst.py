@@ -20,10 +20,10 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.atomic import write_bytes
-from localdpo.core.seal import seal
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.records.events import finite
+from localdpo.records.log import seal
 from localdpo.records.rundir import RunDir
 from localdpo.train.rows import Rows
 from localdpo.train.token_rewards import PairRewards, ResponseRewards, as_text, score_pairs

@@ -54,7 +54,7 @@ def test_damaged_lines_of_a_log_are_told_once_beside_the_table(
     for as_json in (False, True):
         runs(two_runs, as_json=as_json)
         shown = capsys.readouterr()
-        assert shown.err == f"{log}: 1 damaged line is left out (line 2)\n"
+        assert shown.err == f"{log}: 1 damaged line is skipped (line 2)\n"
         assert "0.91" not in shown.out
 
 

@@ -60,7 +60,7 @@ def test_damaged_lines_of_the_log_are_told_beside_the_frame_and_in_it():
         log.write(b"damage\n")
     done = localdpo("watch", "--once", "--screen", "live")
     assert done.returncode == 0
-    line = f"{run.events}: 1 damaged line is left out (line 4)"
+    line = f"{run.events}: 1 damaged line is skipped (line 4)"
     assert done.stderr == f"{line}\n"
     assert line in done.stdout
 
@@ -78,7 +78,7 @@ def test_no_number_in_a_log_ends_the_frame_or_the_table():
     for words in (["watch", "odd", "--once", "--screen", "live"], ["runs"]):
         done = localdpo(*words)
         assert done.returncode == 0
-        assert done.stderr == f"{run.events}: 1 damaged line is left out (line 4)\n"
+        assert done.stderr == f"{run.events}: 1 damaged line is skipped (line 4)\n"
         assert "odd" in done.stdout
 
 

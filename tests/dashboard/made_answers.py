@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling, answers_path
+from localdpo.records.verdicts import Choice, Verdict, VerdictRecord, encode_verdict
 
 LABELS = {"base": "base", "sft": "SFT", "dpo": "DPO"}
 ROLES = {"base": "base", "sft": "start", "dpo": "trained"}
@@ -66,12 +66,11 @@ def write_answers(
 
 
 def write_verdict(
-    run: Path, prompt: str, answers: tuple[str, str], choice: str | None, judge: str = "rules"
+    run: Path, prompt: str, answers: tuple[str, str], choice: Choice | None, judge: str = "rules"
 ) -> None:
     """A line of the verdict journal."""
     path = run / "eval" / "verdicts.jsonl"
     path.parent.mkdir(exist_ok=True)
-    question = {"id": prompt, "prompt": "?", "answers": list(answers)}
-    entry = {"v": 1, "judge": judge, "question": question, "verdict": {"status": "ok", "choice": choice}}
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    verdict = Verdict("unparseable") if choice is None else Verdict("ok", choice)
+    with path.open("ab") as file:
+        file.write(encode_verdict(VerdictRecord("key", verdict, judge, {}, prompt, "?", answers)))

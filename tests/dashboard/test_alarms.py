@@ -34,10 +34,10 @@ def test_a_healthy_run_raises_none():
 def test_a_damaged_log_is_told_in_the_words_of_its_reader():
     state = running()
     assert not state.feed([])
-    assert state.feed([], "events.jsonl: 1 damaged line is left out (line 3)")
+    assert state.feed([], "events.jsonl: 1 damaged line is skipped (line 3)")
     (alarm,) = alarms(state, True, 12.0)
     assert (alarm.name, alarm.level) == ("damaged-log", "warning")
-    assert alarm.message == "events.jsonl: 1 damaged line is left out (line 3)"
+    assert alarm.message == "events.jsonl: 1 damaged line is skipped (line 3)"
 
 
 def test_silence_of_a_living_worker_is_told_with_its_length():

@@ -13,11 +13,11 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from localdpo.core.errors import UserError
-from localdpo.core.seal import unseal
 from localdpo.dashboard.label_app import LabelApp
 from localdpo.dashboard.once import frame_text
 from localdpo.prefs.label import Labelling
 from localdpo.prefs.label_journal import open_labelling
+from localdpo.records.log import unseal
 
 PAIRS = 4
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "en_US.UTF-8"}

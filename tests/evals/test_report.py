@@ -83,7 +83,7 @@ def test_damaged_lines_of_the_log_are_told(tmp_path: Path) -> None:
     run.events.write_bytes(b"damage\n")
     notes: list[str] = []
     report_values(run, notes.append)
-    assert notes == [f"{run.events}: 1 damaged line is left out (line 1)"]
+    assert notes == [f"{run.events}: 1 damaged line is skipped (line 1)"]
 
 
 def test_points_have_gaps_where_nothing_was_measured(tmp_path: Path) -> None:

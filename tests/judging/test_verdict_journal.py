@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from fake_judges import FakeJudge, always
 
-from localdpo.core.seal import seal, unseal
-from localdpo.judging.base import Question, Usage, Verdict
-from localdpo.judging.journal import Journal, damaged_lines, decode_line, key_of
+from localdpo.judging.base import Question
+from localdpo.judging.journal import Journal, key_of
+from localdpo.records.log import seal, unseal
+from localdpo.records.verdicts import Usage, Verdict, damaged_verdicts, decode_verdict
 
 JUDGE = FakeJudge(always("first"))
 QUESTION = Question("7", "why?", ("because", "\udc80 damaged"))
@@ -27,7 +28,6 @@ def test_a_verdict_is_found_again_by_a_later_reader(path: Path):
     with Journal(path) as journal:
         assert journal.get("k") == OK
         assert journal.get("other") is None
-        assert journal.bad_lines == 0
     record = json.loads(path.read_text())
     assert record["judge"] == "fake"
     assert record["question"] == {"id": "7", "prompt": "why?", "answers": ["because", "? damaged"]}
@@ -53,18 +53,18 @@ def test_a_verdict_that_was_changed_since_is_asked_again_and_told(path: Path):
     with Journal(path) as journal:
         journal.add("a", JUDGE, QUESTION, OK)
         journal.add("b", JUDGE, QUESTION, OK)
-    assert damaged_lines(path) == []
+    assert damaged_verdicts(path) == []
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"choice":"first"', b'"choice":"secon"').replace(b"why", b"whz"))
     with Journal(path) as journal:
         assert journal.get("a") == OK
         assert journal.get("b") is None
-    (line,) = damaged_lines(path)
+    (line,) = damaged_verdicts(path)
     assert line.startswith(f"{path}:2: ")
-    assert damaged_lines(path.with_name("none")) == []
+    assert damaged_verdicts(path.with_name("none")) == []
 
 
-def test_every_torn_tail_is_passed_over_and_ended(path: Path):
+def test_every_torn_tail_is_skipped_and_taken_away(path: Path):
     with Journal(path) as journal:
         journal.add("a", JUDGE, QUESTION, OK)
         whole = path.read_bytes()
@@ -73,20 +73,20 @@ def test_every_torn_tail_is_passed_over_and_ended(path: Path):
         path.write_bytes(whole + other[:cut])
         with Journal(path) as journal:
             assert journal.get("a") == OK
-            # Only the newline may be missing for a torn line to count.
-            assert (journal.get("b") is not None) == (cut == len(whole) - 1)
+            assert journal.get("b") is None
             journal.add("c", JUDGE, QUESTION, OK)
         with Journal(path) as journal:
             assert journal.get("a") == journal.get("c") == OK
+        assert damaged_verdicts(path) == []
 
 
 def test_one_write_and_one_flush_a_verdict(path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
     write = __import__("os").write
     monkeypatch.setattr(
-        "localdpo.judging.journal.os.write", lambda fd, data: calls.append("write") or write(fd, data)
+        "localdpo.records.log.os.write", lambda fd, data: calls.append("write") or write(fd, data)
     )
-    monkeypatch.setattr("localdpo.judging.journal.fsync_fd", lambda fd: calls.append("flush"))
+    monkeypatch.setattr("localdpo.records.log.fsync_fd", lambda fd: calls.append("flush"))
     with Journal(path) as journal:
         journal.add("a", JUDGE, QUESTION, OK)
         journal.add("b", JUDGE, QUESTION, OK)
@@ -118,17 +118,19 @@ def test_a_line_that_no_judge_could_have_said_is_not_believed(path: Path, change
         journal.add("k", JUDGE, QUESTION, OK)
     record = json.loads(path.read_text())
     del record["crc"]  # as a line that is written by hand
-    assert decode_line(json.dumps(record).encode()) == ("k", OK)
+    read = decode_verdict(json.dumps(record).encode())
+    assert read is not None
+    assert (read.key, read.verdict) == ("k", OK)
     record["verdict"] |= change
     path.write_text(json.dumps(record) + "\n")
     with Journal(path) as journal:
         assert journal.get("k") is None
-        assert journal.bad_lines == 1
+    assert len(damaged_verdicts(path)) == 1
 
 
 @pytest.mark.parametrize("line", [b"", b"null", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"v":2,"key":"k"}'])
 def test_other_lines_are_no_verdicts(line: bytes):
-    assert decode_line(line) is None
+    assert decode_verdict(line) is None
 
 
 def test_the_key_holds_all_that_a_verdict_depends_on():

@@ -94,7 +94,7 @@ def test_a_torn_end_is_taken_away_and_nothing_is_written_twice(cut: int, tmp_pat
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
     path = answers_path(tmp_path, "k1")
-    with AnswersWriter(path, HEADER), pytest.raises(UserError, match="another process is making these"):
+    with AnswersWriter(path, HEADER), pytest.raises(UserError, match="another process writes this file"):
         AnswersWriter(path, HEADER)
     AnswersWriter(path, HEADER).__exit__(None, None, None)
 

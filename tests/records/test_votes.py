@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError
-from localdpo.records.votes import Choice, Vote, Votes, sides, subject, tally, text_id
+from localdpo.records.verdicts import Choice
+from localdpo.records.votes import Vote, Votes, sides, subject, tally, text_id
 
 
 def vote(prompt: str = "p", choice: Choice = "first", time: float = 1.0, texts: str = "xy") -> Vote:

@@ -21,8 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
-from localdpo.judging.base import Question, Verdict
+from localdpo.judging.base import Question
 from localdpo.records.rundir import RunDir
+from localdpo.records.verdicts import Verdict
 
 DEEP = 100_000
 SLOWEST = 5.0  # seconds of one file; a loaded machine takes some, a quadratic reader takes minutes
@@ -198,7 +199,7 @@ def _read_verdicts(path: Path) -> object:
     from localdpo.judging.journal import Journal
 
     with Journal(path, sync=False) as journal:
-        return journal.bad_lines
+        return journal.get("")
 
 
 def _read_votes(path: Path) -> object:

@@ -286,4 +286,4 @@ def test_damaged_lines_of_the_log_are_told_by_who_looks_at_the_run(made: Made) -
     contestants(made.run, note=notes.append)
     inspect_run(made.run.path, note=notes.append)
     lines = made.run.events.read_bytes().count(b"\n")
-    assert notes == [f"{made.run.events}: 1 damaged line is left out (line {lines})"] * 2
+    assert notes == [f"{made.run.events}: 1 damaged line is skipped (line {lines})"] * 2

@@ -19,7 +19,7 @@ from localdpo.dashboard.widgets.difftext import clean
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.out.console import Text
 from localdpo.records.answers_request import AnswersRequest
-from localdpo.records.votes import Choice
+from localdpo.records.verdicts import Choice
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from localdpo.core.seal import seal, unseal
+from localdpo.records.log import seal, unseal
 
 RECORDS = [{"a": 1}, {"text": 'a "quoted" } brace', "ids": [1, 2]}, {"é": "😀", "n": None}]
 

@@ -1,0 +1,193 @@
+"""The verdicts of judges: a log (see records/log.py) with every verdict before it is used, so that nothing is
+asked twice. `runs/NAME/eval/verdicts.jsonl`, and `verdicts.jsonl` beside the candidates of a build:
+
+    {"v":1,"time":1700000000.0,"key":"<sha256>","judge":"anthropic claude-...","identity":{...},
+     "question":{"id":"12","prompt":"...","answers":["...","..."]},
+     "verdict":{"status":"ok","choice":"first","score":null,"reason":"...","principle":null,
+                "usage":{"input_tokens":812,"output_tokens":95,"cached_tokens":0,"usd":0.005},"raw":"..."}}
+
+Damaged lines are skipped; their questions are asked again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from localdpo.records.log import LogTail, decode, encode
+
+FORMAT_VERSION: Final = 1
+FILE: Final = "verdicts.jsonl"
+Choice = Literal["first", "second", "tie"]
+# Only "ok" carries a choice or a score. The others are counted and shown, never scored.
+# "unanswered": asked as often as it makes sense, and the server never gave a reply to read.
+Status = Literal["ok", "refused", "truncated", "unparseable", "unanswered"]
+CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one verdict cost. `usd` is 0 for a local judge, and where the price is not known.
+
+    `input_tokens` are all tokens of the request; `cached_tokens` of them came from the server's cache.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said to one question.
+
+    Attributes:
+        choice: for two answers, in the order they were asked in; None unless status is "ok".
+        score: for one answer, 1 to 5; None unless status is "ok".
+        reason: the judge's own words, for people.
+        principle: id of the constitution's principle that was asked about.
+        raw: the reply as it came, for those that could not be read.
+    """
+
+    status: Status
+    choice: Choice | None = None
+    score: float | None = None
+    reason: str = ""
+    principle: str | None = None
+    usage: Usage = Usage()
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """A verdict with what was asked.
+
+    Attributes:
+        key: a hash of all that the verdict depends on.
+        judge: the judge's name; `identity` all that its verdicts depend on besides the question.
+        id: of the prompt.
+        answers: the texts in the order they were asked in, one to be scored or two to be compared.
+    """
+
+    key: str
+    verdict: Verdict
+    judge: str = ""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    id: str = ""
+    prompt: str = ""
+    answers: tuple[str, ...] = ()
+
+
+def encode_verdict(record: VerdictRecord) -> bytes:
+    """The line of a record, with the time."""
+    question = {"id": record.id, "prompt": record.prompt, "answers": list(record.answers)}
+    return encode(
+        {
+            "v": FORMAT_VERSION,
+            "time": round(time.time(), 3),
+            "key": record.key,
+            "judge": record.judge,
+            "identity": dict(record.identity),
+            "question": question,
+            "verdict": asdict(record.verdict),
+        }
+    )
+
+
+def decode_verdict(line: bytes) -> VerdictRecord | None:
+    """The record on one line, or None when it is damaged or of another version."""
+    try:
+        record = decode(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or record.get("v") != FORMAT_VERSION:
+        return None
+    key, verdict = record.get("key"), _verdict(record.get("verdict"))
+    if not isinstance(key, str) or verdict is None:
+        return None
+    question, identity = record.get("question"), record.get("identity")
+    question = question if isinstance(question, dict) else {}
+    answers = question.get("answers")
+    return VerdictRecord(
+        key=key,
+        verdict=verdict,
+        judge=str(record.get("judge", "")),
+        identity=identity if isinstance(identity, dict) else {},
+        id=str(question.get("id", "")),
+        prompt=str(question.get("prompt", "")),
+        answers=tuple(map(str, answers)) if isinstance(answers, list) else (),
+    )
+
+
+class VerdictTail:
+    """Reads a log of verdicts, as `LogTail` does.
+
+    Attributes:
+        damaged: numbers of the lines so far that were no verdict.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._lines = LogTail(path)
+        self.damaged: list[int] = []
+
+    def poll(self) -> list[VerdictRecord]:
+        """The new verdicts, in order."""
+        records = []
+        for number, line in self._lines.poll():
+            record = decode_verdict(line)
+            if record is None:
+                self.damaged.append(number)
+            else:
+                records.append(record)
+        return records
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the log ended within a line at the last poll."""
+        return self._lines.is_cut
+
+
+def damaged_verdicts(path: Path) -> list[str]:
+    """A line for a person about each damaged line of a log of verdicts; empty when there is no log."""
+    tail = VerdictTail(path)
+    tail.poll()
+    again = "its question is asked again"
+    lines = [f"{path}:{number}: a damaged verdict is skipped; {again}" for number in tail.damaged]
+    return [*lines, f"{path}: its last line is cut off; {again}"] if tail.is_cut else lines
+
+
+def _verdict(record: Any) -> Verdict | None:
+    """The verdict of a line. Nothing in it is believed that a judge could not have said."""
+    if not isinstance(record, dict) or not isinstance(record.get("usage"), dict):
+        return None
+    status, choice, score = record.get("status"), record.get("choice"), record.get("score")
+    if status not in STATUSES or (choice is not None and choice not in CHOICES):
+        return None
+    if score is not None and not (_is_number(score) and 1 <= score <= 5):
+        return None
+    if (status == "ok") != ((choice is None) != (score is None)):
+        return None
+    reason, raw, principle = (record.get(name) for name in ("reason", "raw", "principle"))
+    usage = _usage(record["usage"])
+    if not (isinstance(reason, str) and isinstance(raw, str)) or usage is None:
+        return None
+    if principle is not None and not isinstance(principle, str):
+        return None
+    return Verdict(status, choice, score, reason, principle, usage, raw)
+
+
+def _usage(record: dict[str, Any]) -> Usage | None:
+    names = {"input_tokens", "output_tokens", "cached_tokens", "usd"}
+    if record.keys() != names or not all(_is_number(value) and value >= 0 for value in record.values()):
+        return None
+    return Usage(**record)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
