@@ -581,10 +581,10 @@ READERS: Mapping[str, Reader] = {
     "evaluations": Reader("it.json", _evaluation, _read_evaluation, is_json=True),
     "ledgers of batches": Reader("batches.json", _batches, _read_batches, is_json=True),
     "constitutions": Reader(
-        "own.yaml", _shipped("judge", "constitutions", "assistant.yaml"), _read_constitution
+        "own.yaml", _shipped("judging", "constitutions", "assistant.yaml"), _read_constitution
     ),
     "verdicts": Reader("verdicts.jsonl", _journal, _read_verdicts, is_json=True),
     "checks": Reader("checks.yaml", lambda: CHECKS, _read_checks),
-    "rubrics": Reader("rubric.md", _shipped("judge", "rubrics", "triage.md"), _read_rubric),
-    "prices": Reader("prices.yaml", _shipped("judge", "prices.yaml"), _read_prices),
+    "rubrics": Reader("rubric.md", _shipped("judging", "rubrics", "triage.md"), _read_rubric),
+    "prices": Reader("prices.yaml", _shipped("judging", "prices.yaml"), _read_prices),
 }
