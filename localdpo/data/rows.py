@@ -192,7 +192,14 @@ def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:
     if pair.chosen == pair.rejected:
         return (Skipped(IDENTICAL),)
     return tuple(
-        Rated(pair.prompt, response, desirable, pair.tools, pair.template_kwargs, of_pair=True)
+        Rated(
+            pair.prompt,
+            response,
+            desirable,
+            of_pair=True,
+            tools=pair.tools,
+            template_kwargs=pair.template_kwargs,
+        )
         for response, desirable in ((pair.chosen, True), (pair.rejected, False))
     )
 

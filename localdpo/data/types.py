@@ -18,105 +18,78 @@ Side: TypeAlias = "str | list[Message]"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A prompt with a preferred and a dispreferred response.
+class Example:
+    """What one row of data says: a prompt, and the responses that its kind of data has.
 
     `tools` and `template_kwargs` go to the chat template and count for nothing in raw rendering.
     """
 
     prompt: Side
+    tools: list[Any] | None = field(default=None, kw_only=True)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def responses(self) -> tuple[Side, ...]:
+        """The responses, the preferred one first."""
+        return ()
+
+    @property
+    def desirable(self) -> bool | None:
+        """The label of a rated response; None for examples of other kinds."""
+        return None
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the text is never put into a chat template, whatever the recipe says."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt(Example):
+    """A prompt to answer, without a response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Example):
+    """A prompt with a preferred and a dispreferred response."""
+
     chosen: Side
     rejected: Side
-    tools: list[Any] | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def responses(self) -> tuple[Side, ...]:
         """(chosen, rejected)."""
         return (self.chosen, self.rejected)
 
-    @property
-    def desirable(self) -> None:
-        """A pair has no label of its own."""
-        return None
-
-    @property
-    def as_is(self) -> bool:
-        """Whether the text is kept without a chat template whatever the recipe says."""
-        return False
-
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
-    """A prompt with one response to imitate. `as_is` text is never put into a chat template."""
+class Demonstration(Example):
+    """A prompt with one response to imitate."""
 
-    prompt: Side
     response: Side
-    tools: list[Any] | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    as_is: bool = False
+    as_is: bool = field(default=False, kw_only=True)
 
     @property
     def responses(self) -> tuple[Side, ...]:
         """(response,)."""
         return (self.response,)
 
-    @property
-    def desirable(self) -> None:
-        """A demonstration has no label: it is there to be imitated."""
-        return None
-
 
 @dataclass(frozen=True, slots=True)
-class Rated:
+class Rated(Example):
     """A prompt with one response that was found desirable, or undesirable.
 
     `of_pair`: it is one half of a preference pair, the chosen (desirable) or the rejected one (not).
     """
 
-    prompt: Side
     response: Side
     desirable: bool
-    tools: list[Any] | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    of_pair: bool = False
+    of_pair: bool = field(default=False, kw_only=True)
 
     @property
     def responses(self) -> tuple[Side, ...]:
         """(response,)."""
         return (self.response,)
-
-    @property
-    def as_is(self) -> bool:
-        """Whether the text is kept without a chat template whatever the recipe says."""
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt to answer, without a response."""
-
-    prompt: Side
-    tools: list[Any] | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def responses(self) -> tuple[Side, ...]:
-        """None."""
-        return ()
-
-    @property
-    def desirable(self) -> None:
-        """A prompt has no label."""
-        return None
-
-    @property
-    def as_is(self) -> bool:
-        """Whether the text is kept without a chat template whatever the recipe says."""
-        return False
-
-
-Example: TypeAlias = "Pair | Demonstration | Rated | Prompt"
 
 
 @dataclass(frozen=True, slots=True)

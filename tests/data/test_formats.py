@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.data import formats
 from localdpo.data.fields import RowProblem, RowSkip
-from localdpo.data.formats import FORMATS, detect
+from localdpo.data.formats import FORMATS, detect, named_format
 from localdpo.data.formats.pairs import NO_SHARED_PROMPT, PARTED, ScoredAnswer
 from localdpo.data.formats.single import NO_ANSWER
 from localdpo.data.rows import Skipped, read_examples
@@ -247,3 +248,17 @@ def test_no_row_makes_an_adapter_fail_otherwise(entry: Any, record: dict[str, An
         found = entry.read(record)
         examples = found if isinstance(found, list) else [found]
         assert all(isinstance(one, Pair | Demonstration | Rated | ScoredAnswer) for one in examples)
+
+
+def test_a_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detection, the name in a recipe, reading and the message that lists the formats follow from it."""
+    entry = formats._two_answers("duel", "ask", "winner", "loser", usual=True)
+    monkeypatch.setattr(formats, "FORMATS", (*FORMATS, entry))
+    data = tmp_path / "duels.jsonl"
+    data.write_text(json.dumps({"ask": "q", "winner": "a", "loser": "b", "system": "Be kind."}) + "\n")
+    pair = Pair([{"role": "system", "content": "Be kind."}, user("q")], "a", "b")
+    for name in (None, "duel"):
+        assert list(read_examples(open_source(str(data)), "pairs", format_name=name)) == [(0, pair)]
+    assert named_format("duel", "pairs") is entry
+    with pytest.raises(UserError, match="or ask, loser, winner"):
+        detect(["other"], "pairs", "data")

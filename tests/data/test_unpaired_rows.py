@@ -121,8 +121,8 @@ def test_a_pair_becomes_a_desirable_and_an_undesirable_row(tmp_path: Path) -> No
     ]
     first, second = examples_of(tmp_path, rows[0]), examples_of(tmp_path, rows[1])
     assert first == [
-        (0, Rated("q", "a", True, None, {"k": 1}, of_pair=True)),
-        (0, Rated("q", "b", False, None, {"k": 1}, of_pair=True)),
+        (0, Rated("q", "a", True, template_kwargs={"k": 1}, of_pair=True)),
+        (0, Rated("q", "b", False, template_kwargs={"k": 1}, of_pair=True)),
     ]
     assert second == [
         (0, Rated("x", " yes", True, of_pair=True)),

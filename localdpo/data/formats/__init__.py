@@ -1,10 +1,11 @@
-"""One table of data formats: their columns, how a row becomes an example, and how a Pair is written.
+"""One table of data formats: what each is called, its columns, how a row is read, how a pair is written.
 
-A new format is one entry in FORMATS. The first entry of the wanted kind whose columns are all there and not
-empty is taken, so those with more columns stand first. Columns that any format with a prompt may have
-besides: `system` or `system_prompt`, `tools` (list, or JSON text of one) and `chat_template_kwargs`. Adapters
-are in adapters/. Where labelled completions are wanted, pairs are read too: each is split into its two
-responses afterwards. Where prompts are wanted, so are they: a prompt is read as training would read it.
+A new format is one entry in FORMATS; how its rows are read is a function in `pairs` or `single`, most often
+one that is there already. The first entry of the wanted kind whose columns are all there and not empty is
+taken, so those with more columns come first. Columns that any format with a prompt may have besides: `system`
+or `system_prompt`, `tools` (list, or JSON text of one) and `chat_template_kwargs`. Where labelled completions
+are wanted, pairs are read too: each is split into its two responses afterwards. Where prompts are wanted, so
+are pairs: a prompt is read as training would read it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from localdpo.core.errors import UserError
 from localdpo.data.fields import COMMON, has_content, read_text
 from localdpo.data.formats import pairs, single, write
-from localdpo.data.formats.pairs import ScoredAnswer, column, explicit
-from localdpo.data.formats.single import ALPACA, alpaca, opening
+from localdpo.data.formats.pairs import ReadPrompt, ScoredAnswer, column, explicit
 from localdpo.data.formats.write import Writer
 from localdpo.data.types import Demonstration, Example, Kind, Pair
 
@@ -33,11 +33,11 @@ class Format:
     Attributes:
         name: what data.format and `prefs convert --to` call it.
         columns: those that a row must have; `reads`: all that `read` makes use of.
-        read: gives an example, several pairs, or one Answer that its neighbour completes.
-        write: the way back; None where scores or labels would have to be made up.
-        usual: named in full when no format fits.
+        read: a row as an example, several pairs, or one ScoredAnswer that its neighbour completes.
+        write: the way back; None where scores or labels would have to be invented.
+        usual: its columns are listed when no format fits.
         detected: False for one that must be named: HH has the columns of another entry, and a file of single
-            answers is not paired up unasked.
+            answers is paired up only on request.
         shares: the prompt may have to be what both answers open with.
     """
 
@@ -52,6 +52,9 @@ class Format:
     shares: bool = False
 
 
+# --- entries of the table --------------------------------------------------------------------------------
+
+
 def _format(
     name: str,
     kind: Kind,
@@ -59,14 +62,14 @@ def _format(
     read: Read,
     write: Writer | None = None,
     *,
-    own: Iterable[str] = (),
+    own: str = "",
     usual: bool = False,
     detected: bool = True,
     shares: bool = False,
 ) -> Format:
-    """The entry of a format with a prompt; `own`: what it reads besides its columns."""
+    """A format with a prompt; `own`: the columns that it reads besides those that it must have."""
     must = frozenset(columns.split())
-    reads = must | COMMON | frozenset(own)
+    reads = must | COMMON | frozenset(own.split())
     return Format(name, kind, must, reads, single.completed(read), write, usual, detected, shares)
 
 
@@ -74,43 +77,68 @@ def _pairs(name: str, columns: str, read: Read, write: Writer | None = None, **o
     return _format(name, "pairs", columns, pairs.unequal(read), write, **options)
 
 
+def _prompt(name: str) -> tuple[ReadPrompt, str]:
+    """How the prompt in this column is read, and the columns that are read with it: Alpaca's, or it alone."""
+    return (single.alpaca, " ".join(single.ALPACA)) if name == "instruction" else (column(name), "")
+
+
+def _two_answers(
+    name: str, prompt: str, chosen: str, rejected: str, write: Writer | None = None, usual: bool = False
+) -> Format:
+    read, own = _prompt(prompt)
+    columns = f"{prompt} {chosen} {rejected}"
+    return _pairs(name, columns, explicit(read, chosen, rejected), write, own=own, usual=usual)
+
+
+def _labelled(name: str, prompt: str, answer: str, label: str, usual: bool = False) -> Format:
+    read, own = _prompt(prompt)
+    adapter = single.rated(read, answer, label)
+    return _format(name, "unpaired", f"{prompt} {answer} {label}", adapter, own=own, usual=usual)
+
+
+def _one_answer(name: str, prompt: str, answer: str, usual: bool = False) -> Format:
+    read, own = _prompt(prompt)
+    adapter = single.answered(read, answer)
+    return _format(name, "demonstrations", f"{prompt} {answer}", adapter, own=own, usual=usual)
+
+
+def _conversation(name: str, messages: str, usual: bool = False) -> Format:
+    return _format(name, "demonstrations", messages, single.conversation(messages), usual=usual)
+
+
+def _question(name: str, prompt: str, usual: bool = False) -> Format:
+    read, own = _prompt(prompt)
+    return _format(name, "prompts", prompt, single.asked(read), own=own, usual=usual)
+
+
+def _opening(name: str, messages: str) -> Format:
+    return _format(name, "prompts", messages, single.asked(single.opening(messages)))
+
+
 def _text(record: Record) -> Demonstration:
     return Demonstration("", read_text(record, "text"), as_is=True)
 
 
-_CHAT = {"messages": "messages", "conversations": "sharegpt", "conversation": "conversation"}
-"""Columns of messages, and what their formats are called."""
-
-FORMATS: tuple[Format, ...] = (
+FORMATS: Final[tuple[Format, ...]] = (
     _pairs(
         "ultrafeedback",
         "prompt chosen rejected score_chosen score_rejected",
         explicit(column("prompt")),
         write.ultrafeedback,
-        own=("prompt_id", "messages"),
+        own="prompt_id messages",
     ),
     _pairs(
         "argilla",
         "chosen rejected chosen_rating rejected_rating",
         pairs.either,
         write.argilla,
-        own=("prompt",),
+        own="prompt",
         shares=True,
     ),
-    _pairs(
-        "argilla-instruction",
-        "instruction chosen_response rejected_response",
-        explicit(alpaca, "chosen_response", "rejected_response"),
-        own=ALPACA,
-    ),
-    *(
-        _pairs(
-            f"argilla-{name}",
-            f"{name} chosen_response rejected_response",
-            explicit(column(name), "chosen_response", "rejected_response"),
-        )
-        for name in ("prompt", "question", "input")
-    ),
+    _two_answers("argilla-instruction", "instruction", "chosen_response", "rejected_response"),
+    _two_answers("argilla-prompt", "prompt", "chosen_response", "rejected_response"),
+    _two_answers("argilla-question", "question", "chosen_response", "rejected_response"),
+    _two_answers("argilla-input", "input", "chosen_response", "rejected_response"),
     _pairs("openai", "input preferred_output non_preferred_output", pairs.openai, write.openai),
     _pairs("shp", "history human_ref_A human_ref_B labels score_ratio", pairs.shp),
     _pairs("ultrafeedback-ratings", "instruction completions", pairs.completions),
@@ -127,90 +155,55 @@ FORMATS: tuple[Format, ...] = (
         pairs.signed("prompt", "response_1", "response_2", "preference_strength"),
     ),
     _pairs("helpsteer", "prompt response helpfulness", pairs.helpsteer),
-    _pairs(
-        "stackexchange",
-        "question response_j response_k",
-        explicit(column("question"), "response_j", "response_k"),
-        write.stackexchange,
-    ),
-    _pairs("responses", "prompt responses pairs", pairs.responses, write.responses, own=("sft_target",)),
+    _two_answers("stackexchange", "question", "response_j", "response_k", write.stackexchange),
+    _pairs("responses", "prompt responses pairs", pairs.responses, write.responses, own="sft_target"),
     _pairs("kto", "prompt completion label", pairs.labelled, write.labelled, detected=False),
-    _pairs("preference", "prompt chosen rejected", explicit(column("prompt")), write.explicit, usual=True),
-    _pairs("alpaca-preference", "instruction chosen rejected", explicit(alpaca), own=ALPACA),
-    _pairs("orca", "question chosen rejected", explicit(column("question"))),
-    _pairs("orca-input", "input chosen rejected", explicit(column("input"))),
-    *(
-        _pairs(f"{name}-preference", f"{given} chosen rejected", explicit(column(given)))
-        for given, name in (*_CHAT.items(), *((name, name) for name in ("query", "user", "context")))
-    ),
+    _two_answers("preference", "prompt", "chosen", "rejected", write.explicit, usual=True),
+    _two_answers("alpaca-preference", "instruction", "chosen", "rejected"),
+    _two_answers("orca", "question", "chosen", "rejected"),
+    _two_answers("orca-input", "input", "chosen", "rejected"),
+    _two_answers("messages-preference", "messages", "chosen", "rejected"),
+    _two_answers("sharegpt-preference", "conversations", "chosen", "rejected"),
+    _two_answers("conversation-preference", "conversation", "chosen", "rejected"),
+    _two_answers("query-preference", "query", "chosen", "rejected"),
+    _two_answers("user-preference", "user", "chosen", "rejected"),
+    _two_answers("context-preference", "context", "chosen", "rejected"),
     _pairs("preference-implicit", "chosen rejected", pairs.implicit, write.implicit, usual=True, shares=True),
     _pairs("hh", "chosen rejected", pairs.implicit, write.transcripts, detected=False, shares=True),
+    _labelled("unpaired", "prompt", "completion", "label", usual=True),
+    _labelled("alpaca-unpaired", "instruction", "output", "kto_tag"),
     _format(
-        "unpaired",
-        "unpaired",
-        "prompt completion label",
-        single.rated(column("prompt"), "completion", "label"),
-        usual=True,
+        "messages-unpaired", "unpaired", "messages label", single.rated_conversation("messages", "label")
     ),
     _format(
-        "alpaca-unpaired",
+        "sharegpt-unpaired",
         "unpaired",
-        "instruction output kto_tag",
-        single.rated(alpaca, "output", "kto_tag"),
-        own=ALPACA,
+        "conversations kto_tag",
+        single.rated_conversation("conversations", "kto_tag"),
     ),
-    *(
-        _format(
-            f"{_CHAT[given]}-unpaired",
-            "unpaired",
-            f"{given} {label}",
-            single.rated_conversation(given, label),
-        )
-        for given, label in (("messages", "label"), ("conversations", "kto_tag"))
-    ),
-    _format("conversation", "demonstrations", "messages", single.conversation("messages"), usual=True),
-    _format("sharegpt", "demonstrations", "conversations", single.conversation("conversations")),
-    *(
-        _format(
-            f"prompt-{answer}",
-            "demonstrations",
-            f"prompt {answer}",
-            single.answered(column("prompt"), answer),
-            usual=True,
-        )
-        for answer in ("completion", "response")
-    ),
-    _format("alpaca", "demonstrations", "instruction output", single.answered(alpaca, "output"), own=ALPACA),
-    _format(
-        "dolly", "demonstrations", "instruction response", single.answered(alpaca, "response"), own=ALPACA
-    ),
-    *(
-        _format(
-            f"question-{answer}",
-            "demonstrations",
-            f"question {answer}",
-            single.answered(column("question"), answer),
-        )
-        for answer in ("response", "answer")
-    ),
-    *(
-        _format(
-            f"{given}-{answer}", "demonstrations", f"{given} {answer}", single.answered(column(given), answer)
-        )
-        for given, answer in (("prompt", "output"), ("input", "output"), ("user", "assistant"))
-    ),
-    _format("chat", "demonstrations", "conversation", single.conversation("conversation")),
+    _conversation("conversation", "messages", usual=True),
+    _conversation("sharegpt", "conversations"),
+    _one_answer("prompt-completion", "prompt", "completion", usual=True),
+    _one_answer("prompt-response", "prompt", "response", usual=True),
+    _one_answer("alpaca", "instruction", "output"),
+    _one_answer("dolly", "instruction", "response"),
+    _one_answer("question-response", "question", "response"),
+    _one_answer("question-answer", "question", "answer"),
+    _one_answer("prompt-output", "prompt", "output"),
+    _one_answer("input-output", "input", "output"),
+    _one_answer("user-assistant", "user", "assistant"),
+    _conversation("chat", "conversation"),
     Format("text", "demonstrations", frozenset(["text"]), frozenset(["text"]), _text),
-    _format("prompts", "prompts", "prompt", single.asked(column("prompt")), usual=True),
-    *(
-        _format(f"{name}-prompts", "prompts", given, single.asked(opening(given)))
-        for given, name in _CHAT.items()
-    ),
-    _format("alpaca-prompts", "prompts", "instruction", single.asked(alpaca), own=ALPACA),
-    *(
-        _format(f"{name}-prompts", "prompts", name, single.asked(column(name)))
-        for name in ("question", "query", "input", "user", "context")
-    ),
+    _question("prompts", "prompt", usual=True),
+    _opening("messages-prompts", "messages"),
+    _opening("sharegpt-prompts", "conversations"),
+    _opening("conversation-prompts", "conversation"),
+    _question("alpaca-prompts", "instruction"),
+    _question("question-prompts", "question"),
+    _question("query-prompts", "query"),
+    _question("input-prompts", "input"),
+    _question("user-prompts", "user"),
+    _question("context-prompts", "context"),
 )
 _NAMES: dict[Kind, str] = {
     "pairs": "preference pairs",
