@@ -142,8 +142,7 @@ def known_run(request: Request) -> RunDir | None:
 def resolve_recipe(request: Request, known: RunDir | None) -> Recipe:
     """The recipe of the request; without one, that of the run itself. Its links are followed."""
     from localdpo.out import say
-    from localdpo.recipe.links import follow_links
-    from localdpo.recipe.load import load_recipe
+    from localdpo.recipe.load import follow_links, load_recipe
 
     path = request.recipe
     if path is None:

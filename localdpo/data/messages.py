@@ -15,7 +15,7 @@ from typing import Any
 
 from localdpo.data.fields import MEDIA, RowProblem, describe, from_json, has_content, read_field, text
 from localdpo.data.types import Example, Message, Side
-from localdpo.recipe.data import RESERVED_TEMPLATE_OPTIONS
+from localdpo.recipe.schema import RESERVED_TEMPLATE_OPTIONS
 
 # What data sets call the members of a message, and who speaks; other roles stay as they are.
 _ROLE_KEYS = ("role", "from")

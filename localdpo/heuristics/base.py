@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from localdpo.recipe.marks import Path
+from localdpo.recipe.strict_yaml import Path
 
 Direction = Literal["higher", "lower", "neutral"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

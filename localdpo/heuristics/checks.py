@@ -24,7 +24,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.heuristics import GENERAL, HEURISTICS, STANDARD
 from localdpo.heuristics.base import Heuristic, OptionProblem, Options
 from localdpo.heuristics.incident import incident_facts
-from localdpo.recipe import marks
+from localdpo.recipe import strict_yaml
 
 
 def load_checks(file: str | Path) -> list[Heuristic]:
@@ -36,7 +36,7 @@ def load_checks(file: str | Path) -> list[Heuristic]:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
-    document = marks.read_yaml(text)
+    document = strict_yaml.read_yaml(text)
     problems = list(document.problems)
     found = [] if problems else _read(document, problems)
     if problems:
@@ -54,10 +54,10 @@ def with_standard(checks: Sequence[Heuristic], rows: Iterable[Mapping[str, Any]]
     return [*(heuristic for heuristic in standard if heuristic.name not in own), *checks]
 
 
-def _read(document: marks.Document, problems: list[marks.Problem]) -> list[Heuristic]:
-    def problem(path: marks.Path, message: str) -> None:
+def _read(document: strict_yaml.Document, problems: list[strict_yaml.YamlProblem]) -> list[Heuristic]:
+    def problem(path: strict_yaml.Path, message: str) -> None:
         near = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in document.lines), ())
-        problems.append(marks.Problem(document.lines.get(near, 1), path, message))
+        problems.append(strict_yaml.YamlProblem(document.lines.get(near, 1), path, message))
 
     value = document.value
     if not isinstance(value, dict) or not isinstance(value.get("checks"), list) or not value["checks"]:
@@ -69,7 +69,7 @@ def _read(document: marks.Document, problems: list[marks.Problem]) -> list[Heuri
     found: list[Heuristic] = []
     taken: set[str] = set()
     for place, check in enumerate(value["checks"]):
-        path: marks.Path = ("checks", place)
+        path: strict_yaml.Path = ("checks", place)
         try:
             made = _check(check, taken)
         except OptionProblem as wrong:
@@ -99,7 +99,7 @@ def _kinds() -> str:
     return ", ".join(HEURISTICS)
 
 
-def _key(path: marks.Path) -> str:
+def _key(path: strict_yaml.Path) -> str:
     key = ""
     for part in path:
         key += f"[{part}]" if isinstance(part, int) else f"{'.' if key else ''}{part}"

@@ -21,7 +21,7 @@ from localdpo.judging.base import Judge, Question, Verdict
 from localdpo.judging.jury import agree
 from localdpo.judging.panel import Panel
 from localdpo.judging.rubric import Mode, Rubric, find_text, read_text, sha256_of_text
-from localdpo.recipe.marks import read_yaml
+from localdpo.recipe.strict_yaml import read_yaml
 
 Principles = Literal["sample", "all"]
 SHIPPED: Final = Path(__file__).parent / "constitutions"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.judging.rubric import read_text
-from localdpo.recipe.marks import read_yaml
+from localdpo.recipe.strict_yaml import read_yaml
 
 SHIPPED: Final = Path(__file__).parent / "prices.yaml"
 _RATES: Final = ("input", "output", "cache_write", "cache_read")

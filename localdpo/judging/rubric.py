@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from localdpo.core.errors import UserError
-from localdpo.recipe.marks import read_yaml
+from localdpo.recipe.strict_yaml import read_yaml
 
 Mode = Literal["pairwise", "score"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)

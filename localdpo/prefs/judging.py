@@ -98,8 +98,8 @@ def _same_when_cut(plan: Plan, answers: Answers, names: Sequence[Sequence[str]])
                 plan.prompts[i].prompt,
                 answers[i][one].text,
                 answers[i][other].text,
-                plan.prompts[i].tools,
-                plan.prompts[i].template_kwargs,
+                tools=plan.prompts[i].tools,
+                template_kwargs=plan.prompts[i].template_kwargs,
             ),
         )
         for number, (i, (one, other)) in enumerate(keys)

@@ -11,9 +11,8 @@ from localdpo.data.encode import Limits
 from localdpo.data.formats import named_format
 from localdpo.prefs.check import Options
 from localdpo.prefs.tokenizer import open_tokenizer
-from localdpo.recipe.data import DataSource
 from localdpo.recipe.load import load_recipe
-from localdpo.recipe.schema import Recipe
+from localdpo.recipe.schema import DataSource, Recipe
 
 # Has no options of its own.
 UNLISTED: Final = DataSource(source="unlisted")

@@ -1,17 +1,17 @@
-"""The schema in words: what a value has to be, which keys exist, and the table of all options."""
+"""The schema in words: what a value has to be, the table of options, what an unknown key may have meant."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import types
-from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from localdpo.recipe.data import DataSource, WeightedSource
-from localdpo.recipe.schema import Recipe
+from localdpo.recipe.schema import DataSource, Recipe, WeightedSource
 
 SIMPLE_TYPES: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 # The options of an entry, for each option that may be a list of them.
@@ -125,3 +125,60 @@ def _default_text(field: FieldInfo) -> str:
         return "required"
     default = field.get_default(call_default_factory=True, validated_data={})
     return json.dumps(list(default) if isinstance(default, tuple) else default)
+
+
+# --- unknown keys ----------------------------------------------------------------------------------------
+
+
+def unknown_key(section: str, name: str, dotted: bool) -> str:
+    """One line about the unknown key `name` of `section` (empty: the top level).
+
+    `dotted` says whether keys are written with dots where the person wrote it (overrides) or in sections.
+    """
+    if "[" in section:
+        return _unknown_in_entry(section.partition("[")[0], name, dotted)
+    if not dotted and "." in name and field_at(name):
+        above, _, below = name.rpartition(".")
+        return f"unknown key; write `{above}:` on one line and `{below}:` indented below it"
+    if meant := names_elsewhere().get(name):
+        return f"unknown key; did you mean {meant}?"
+    siblings = list(fields_of(section)) if not section or section_of(section) else []
+    if near := difflib.get_close_matches(name.lower(), siblings, n=1):
+        return f"unknown key; did you mean {f'{section}.{near[0]}' if dotted and section else near[0]}?"
+    if meant := _in_other_sections(name):
+        return f"unknown key; did you mean {meant}?"
+    if siblings:
+        return f"unknown key; {section or 'a recipe'} has {', '.join(siblings)}"
+    return f"unknown key; the sections are {', '.join(name for name in fields_of('') if section_of(name))}"
+
+
+def names_elsewhere() -> dict[str, str]:
+    """What other libraries call an option (`also` in its declaration), with the option to name instead."""
+    meant = {}
+    for key in all_keys():
+        field = field_at(key)
+        extra = field.json_schema_extra if field else None
+        if isinstance(extra, dict):
+            hint = f"{key} ({extra['note']})" if extra["note"] else key
+            meant.update(dict.fromkeys(cast("list[str]", extra["also"]), hint))
+    return meant
+
+
+def _unknown_in_entry(key: str, name: str, dotted: bool) -> str:
+    """About the unknown key `name` of an entry of the list at `key`."""
+    if dotted:
+        return f"a list is given as a whole: {key}=[...]"
+    options = list(entry_fields(key))
+    if near := difflib.get_close_matches(name.lower(), options, n=1):
+        return f"unknown key; did you mean {near[0]}?"
+    return f"unknown key; an entry of {key} has {', '.join(options)}"
+
+
+def _in_other_sections(name: str) -> str | None:
+    keys = all_keys()
+    for key in keys:
+        if key.rpartition(".")[2] == name:
+            return key
+    names = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
+    return names[near[0]] if near else None

@@ -1,4 +1,4 @@
-"""From a YAML file and `KEY=VALUE` overrides to a Recipe, and back to YAML.
+"""From a YAML file and `KEY=VALUE` overrides to a Recipe, its links followed, and back to YAML.
 
 Every problem is found in one look and said in one line:
 
@@ -22,15 +22,26 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.recipe import marks
-from localdpo.recipe.data import AS_LIST
-from localdpo.recipe.describe import ENTRIES, entry_fields, expected, field_at, fields_of, section_of
-from localdpo.recipe.hints import unknown_key
+from localdpo.core.names import is_demo
+from localdpo.recipe import strict_yaml
+from localdpo.recipe.describe import (
+    ENTRIES,
+    entry_fields,
+    expected,
+    field_at,
+    fields_of,
+    section_of,
+    unknown_key,
+)
 from localdpo.recipe.loss import SYNC_OPTIONS
-from localdpo.recipe.schema import ACROSS_SECTIONS, SHORTHANDS, Recipe, expand_shorthands
+from localdpo.recipe.schema import ACROSS_SECTIONS, AS_LIST, SHORTHANDS, Recipe, expand_shorthands
+from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 
 MAX_BYTES: Final = 256 * 1024
 LONGEST_QUOTE: Final = 80
+# Options whose path may be a link, and as many links as Linux follows in one path.
+LINKED: Final = ("model", "adapter")
+_MOST_LINKS: Final = 40
 # Follows from another problem and says nothing of its own.
 ECHOES: Final = frozenset({"default_factory_not_called"})
 
@@ -72,16 +83,16 @@ class _Source:
     def __init__(self, name: str) -> None:
         self.name = name
         self.readable = True
-        self.lines: dict[marks.Path, int] = {}
+        self.lines: dict[strict_yaml.Path, int] = {}
         # By key: the override's place in the list, and its text.
-        self.given: dict[marks.Path, tuple[int, str]] = {}
+        self.given: dict[strict_yaml.Path, tuple[int, str]] = {}
         self.overrides = 0
         # What to sort by (0 and the line, or 1 and the override's place), the key, the message.
-        self.found: list[tuple[tuple[int, int], marks.Path, str]] = []
+        self.found: list[tuple[tuple[int, int], strict_yaml.Path, str]] = []
 
     def read(self, text: str) -> dict[str, Any]:
         """The values of the file, shorthands expanded; what is not a section where one is due is left out."""
-        document = marks.read_yaml(text)
+        document = strict_yaml.read_yaml(text)
         self.lines = document.lines
         for problem in document.problems:
             self.add(problem.path, problem.message, problem.line)
@@ -117,7 +128,9 @@ class _Source:
         path = tuple(key.split("."))
         # Only lists and quoted text need YAML; anything else is taken as it is, `#` and `: ` included.
         is_yaml = value.startswith(("[", "{", '"', "'"))
-        document = marks.read_yaml(value) if is_yaml else marks.Document(marks.scalar(value))
+        document = (
+            strict_yaml.read_yaml(value) if is_yaml else strict_yaml.Document(strict_yaml.scalar(value))
+        )
         if document.problems:
             self.add_override(text, document.problems[0].message)
             return
@@ -153,7 +166,7 @@ class _Source:
             else:
                 self.add(path, _message(item, path))
 
-    def add(self, path: marks.Path, message: str, line: int | None = None) -> None:
+    def add(self, path: strict_yaml.Path, message: str, line: int | None = None) -> None:
         """Notes a problem of the file; without a line, at the nearest one that the file has for the key."""
         if line is None:
             above = [path[:end] for end in range(len(path), 0, -1)]
@@ -191,9 +204,9 @@ def _read_text(path: str | os.PathLike[str], name: str) -> str:
         raise UserError(f"{name}:{line}: {byte} is not UTF-8; save the file as UTF-8") from None
 
 
-def _key_path(item: Any) -> marks.Path:
+def _key_path(item: Any) -> strict_yaml.Path:
     """pydantic's location without the union branches that it puts behind a key."""
-    location: marks.Path = item["loc"]
+    location: strict_yaml.Path = item["loc"]
     if item["type"] == ACROSS_SECTIONS:
         context = item["ctx"]
         return context["path"] if "path" in context else (*location, context["key"])
@@ -204,13 +217,13 @@ def _key_path(item: Any) -> marks.Path:
     return location[:length]
 
 
-def _key_text(path: marks.Path) -> str:
+def _key_text(path: strict_yaml.Path) -> str:
     """The path as it is written in messages: `data.train[1].weight`, places from 0."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
 
-def _message(item: Any, path: marks.Path) -> str:
+def _message(item: Any, path: strict_yaml.Path) -> str:
     if item["type"] == "extra_forbidden":
         return unknown_key(_key_text(path[:-1]), str(path[-1]), dotted=False)
     if item["type"] == "value_error":
@@ -228,7 +241,7 @@ def _message(item: Any, path: marks.Path) -> str:
     return f"expected {wanted}, got {_quote(got)}{quotes}"
 
 
-def _field(path: marks.Path) -> FieldInfo | None:
+def _field(path: strict_yaml.Path) -> FieldInfo | None:
     """The field at a path, also of an entry of a list."""
     if len(path) > 2:
         return entry_fields(".".join(map(str, path[:2]))).get(str(path[-1]))
@@ -255,15 +268,73 @@ def _printable(text: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that `marks.scalar` would read as something else; PyYAML knows only YAML 1.1's rules."""
+    """Quotes text that `scalar` would read as something else; PyYAML knows only YAML 1.1's rules."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    plain = isinstance(marks.scalar(text), str)
+    plain = isinstance(strict_yaml.scalar(text), str)
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
 
 
 _Dumper.add_representer(str, _represent_text)
+
+
+# --- symbolic links --------------------------------------------------------------------------------------
+
+
+def follow_links(recipe: Recipe, kept: Recipe | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe with the links in `model` and `adapter` followed; other paths stay as they were written.
+
+    `adapter: runs/sft/checkpoints/LATEST` becomes `runs/sft/checkpoints/step-000120` in the run's recipe. Its
+    reference is that checkpoint for good, whatever the other run saves later.
+
+    `kept` is the recipe of the run that is resumed: where a link led to a neighbour of what it leads to now
+    (as LATEST does), the run keeps what it has, and a line says so.
+
+    Raises UserError for the LATEST of a run without a complete checkpoint.
+    """
+    changed: dict[str, str] = {}
+    lines: list[str] = []
+    for option in LINKED:
+        name = getattr(recipe, option)
+        was = None if kept is None else getattr(kept, option)
+        if name is None or is_demo(name) or name == was:
+            continue
+        target = _checkpoint(name, lines.append) or followed(name)
+        if target != name and was is not None and was != target and Path(was).parent == Path(target).parent:
+            lines.append(f"{option} {name} leads to {target} now; this run keeps {was}")
+            target = was
+        changed[option] = target
+    return recipe.model_copy(update=changed), lines
+
+
+def _checkpoint(name: str, note: Note) -> str | None:
+    """The newest whole checkpoint of the run whose LATEST `name` is, wherever it points; None for others."""
+    path = Path(name).expanduser()
+    folder = Path(followed(str(path.parent)))
+    if path.name != LATEST or not checkpoint_folders(folder):
+        return None
+    return str(verified_adapter(folder / LATEST, (), note).path)
+
+
+def followed(name: str) -> str:
+    """The path `name` without links; as it is where there are none. What does not exist stays as it is.
+
+    Links in the root folder are the system's own (/tmp on macOS) and are left alone.
+    """
+    path = Path(name).expanduser()
+    found, rest, links = Path(path.anchor), [*path.relative_to(path.anchor).parts], 0
+    while rest:
+        step = found / rest.pop(0)
+        if found != Path("/") and step.is_symlink() and links < _MOST_LINKS:
+            links += 1
+            target = Path(os.readlink(step))
+            found = Path(target.anchor) if target.is_absolute() else found
+            rest = [*target.relative_to(target.anchor).parts, *rest]
+        else:
+            found = step
+    # No link is left, so that `x/..` can go.
+    return os.path.normpath(found) if links else name

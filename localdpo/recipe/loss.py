@@ -6,12 +6,12 @@ import difflib
 from typing import Annotated, Any, Final, Literal
 
 from annotated_types import Gt, Le
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from localdpo.objective.mixture import LossSum, loss_sum
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LOSSES
-from localdpo.recipe.base import Count, Losses, Section, Text, Weights
+from localdpo.recipe.base import Count, Losses, Section, Text, Weights, option
 
 # What people call a loss elsewhere, where the nearest spelling would lead them astray.
 LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
@@ -20,7 +20,7 @@ LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "n
 SYNC_OPTIONS: Final = ("sync_every", "sync_alpha")
 
 
-def _option(name: str) -> Any:
+def _option(name: str, also: str = "") -> Any:
     """The field of a loss option: bounds and meaning from the registry, the default from the chosen loss."""
     specs = {loss: spec.options[name] for loss, spec in LOSSES.items() if name in spec.options}
     first = next(iter(specs.values()))
@@ -30,13 +30,14 @@ def _option(name: str) -> Any:
         chosen = (specs[loss] for loss in _listed(values.get("type", ())) if loss in specs)
         return next(chosen, first).default
 
-    return Field(
-        default_factory=default,
+    return option(
+        default,
+        first.description + readers,
+        also=also,
         gt=first.low if first.open_low else None,
         ge=None if first.open_low else first.low,
         lt=first.high if first.open_high else None,
         le=None if first.open_high else first.high,
-        description=first.description + readers,
     )
 
 
@@ -52,18 +53,21 @@ def _equal_weights(values: dict[str, Any]) -> tuple[float, ...] | None:
 class LossSection(Section):
     """The objective. Which options a loss reads, and their bounds, stand in `localdpo.objective.registry`."""
 
-    type: Text | Losses = Field(
-        "sigmoid", description="the loss, or a list of losses to add up: " + ", ".join(LOSSES)
+    type: Text | Losses = option(
+        "sigmoid", "the loss, or a list of losses to add up: " + ", ".join(LOSSES), also="loss_type"
     )
-    weights: Weights | None = Field(
-        default_factory=_equal_weights,
-        description="weight of each loss of a list in loss.type; 1 each unless given",
+    weights: Weights | None = option(
+        _equal_weights,
+        "weight of each loss of a list in loss.type; 1 each unless given",
+        also="loss_weights",
     )
     beta: float = _option("beta")
     label_smoothing: float = _option("label_smoothing")
     reference_free: bool = _option("reference_free")
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option("f_divergence")
-    f_alpha: float = _option("f_alpha")
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option(
+        "f_divergence", also="f_divergence_type"
+    )
+    f_alpha: float = _option("f_alpha", also="f_alpha_divergence_coef")
     ld_alpha: float = _option("ld_alpha")
     use_weighting: bool = _option("use_weighting")
     discopop_tau: float = _option("discopop_tau")
@@ -73,11 +77,15 @@ class LossSection(Section):
     desirable_weight: float = _option("desirable_weight")
     undesirable_weight: float = _option("undesirable_weight")
     # TRL's defaults are 512 steps and 0.6; how many steps fit depends on the length of the run.
-    sync_every: Count | None = Field(
-        None, description="the reference moves towards the policy every N steps (TR-DPO); null: it is frozen"
+    sync_every: Count | None = option(
+        None,
+        "the reference moves towards the policy every N steps (TR-DPO); null: it is frozen",
+        also="ref_model_sync_steps sync_ref_model",
     )
-    sync_alpha: Annotated[float, Gt(0), Le(1)] = Field(
-        0.6, description="how far it moves: reference = sync_alpha * policy + (1 - sync_alpha) * reference"
+    sync_alpha: Annotated[float, Gt(0), Le(1)] = option(
+        0.6,
+        "how far it moves: reference = sync_alpha * policy + (1 - sync_alpha) * reference",
+        also="ref_model_mixup_alpha",
     )
 
     @field_validator("type")

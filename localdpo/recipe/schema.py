@@ -10,12 +10,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from annotated_types import Ge, Le
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from annotated_types import Ge, Gt, Le
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from localdpo.recipe.base import Count, CountOrZero, Fraction, NotNegative, Positive, Section, Text, Words
-from localdpo.recipe.data import DataSection, length_problem
+from localdpo.core.names import is_demo
+from localdpo.recipe.base import (
+    Count,
+    CountOrZero,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+    Text,
+    Words,
+    option,
+)
 from localdpo.recipe.loss import LossSection
 
 # A section given as one value means this option of it: `loss: ipo`, `loss: [sigmoid, sft]`.
@@ -26,53 +36,176 @@ ACROSS_SECTIONS: Final = "across_sections"
 DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
 
 
+# pydantic puts the tag of the branch that it took into the place of an error, behind the option.
+AS_TEXT, AS_LIST = "text", "list"
+# What rendering passes to a template or a tokenizer by itself: no option, in a recipe as in a row.
+RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
+    (
+        *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "tokenizer_kwargs", "sanitize_control_tokens"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        "return_assistant_tokens_mask",
+    )
+)
+
+
+class DataSource(Section):
+    """One data set of a list. null means the recipe's own option: data.format, train.max_length, ..."""
+
+    source: Text = option(..., "file, hub data set or demo: name, as in data.train")
+    format: Text | None = option(None, "format of its rows; null: data.format")
+    limit: Count | None = option(None, "use only its first N rows; null: data.limit")
+    max_length: Annotated[int, Ge(2)] | None = option(
+        None, "tokens of prompt and response together, at most train.max_length; null: that"
+    )
+    max_prompt_length: Count | None = option(None, "tokens of the prompt; null: train.max_prompt_length")
+    truncation: Literal["keep_start", "keep_end"] | None = option(
+        None, "which end of a prompt that is too long is kept; null: train.truncation"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class WeightedSource(DataSource):
+    """One data set of a mixture to train on."""
+
+    weight: Annotated[float, Gt(0), Le(100)] = option(
+        1.0,
+        "how often an epoch passes over its rows: 2 takes each row twice, 0.5 half of them, "
+        "drawn by the seed, and the other half in the next epoch",
+    )
+
+
+def _tag(value: Any) -> str:
+    return AS_LIST if isinstance(value, list | tuple) else AS_TEXT
+
+
+# Told by the type of the value, so that a mistake in a list is reported in the list and nowhere else.
+_BY_TYPE: Final = Discriminator(_tag)
+_Name = Annotated[Text, Tag(AS_TEXT)]
+Mixed = Annotated[
+    _Name | Annotated[tuple[WeightedSource, ...], Field(strict=False, min_length=1), Tag(AS_LIST)],
+    _BY_TYPE,
+]
+Several = Annotated[
+    _Name | Annotated[tuple[DataSource, ...], Field(strict=False, min_length=1), Tag(AS_LIST)],
+    _BY_TYPE,
+]
+
+
+class DataSection(Section):
+    """Where the pairs (or demonstrations) come from and how they become text."""
+
+    train: Mixed = option(
+        ...,
+        "file (JSONL, JSON, parquet), hub data set or demo: name to train on, or a list of them "
+        "with the options below",
+        also="data_dir dataset dataset_name",
+    )
+    valid: Several | None = option(
+        None, "the same to evaluate on (a list has no weights); null: a part of data.train"
+    )
+    valid_fraction: Annotated[float, Gt(0), Le(0.5)] = option(
+        0.05, "share of data.train held out when data.valid is null"
+    )
+    format: Text | None = option(None, "format of the rows, by its name in docs/data.md; null: auto-detected")
+    template: Literal["auto", "chat", "raw"] = option(
+        "auto", "chat: the chat template; raw: plain text and EOS; auto: chat if there is a template"
+    )
+    chat_template_kwargs: dict[Text, Any] = option(
+        dict,
+        "options of the chat template for every row, such as {enable_thinking: false}; "
+        "a row's own override them",
+    )
+    limit: Count | None = option(None, "use only the first N rows of data.train (of each data set of a list)")
+
+    @field_validator("valid_fraction", mode="before")
+    @classmethod
+    def _held_out_only(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("valid") is not None:
+            raise ValueError("nothing is held out when data.valid is given; remove one of the two")
+        return value
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(RESERVED_TEMPLATE_OPTIONS & value.keys()):
+            raise ValueError(f"{taken[0]} is no option of a template")
+        return value
+
+    @property
+    def train_sources(self) -> tuple[WeightedSource, ...]:
+        """What data.train lists; one entry where it is text."""
+        if isinstance(self.train, str):
+            return (WeightedSource(source=self.train),)
+        return self.train
+
+    @property
+    def valid_sources(self) -> tuple[DataSource, ...]:
+        """What data.valid lists: one entry where it is text, none where it is null."""
+        if self.valid is None:
+            return ()
+        return (DataSource(source=self.valid),) if isinstance(self.valid, str) else self.valid
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether all that is trained on is the demo's own."""
+        return all(is_demo(each.source) for each in self.train_sources)
+
+
 class TrainSection(Section):
     """Steps, batches, optimizer and lengths."""
 
-    epochs: Count = Field(1, description="passes over the training data")
-    max_steps: Count | None = Field(
-        None, description="stop after this many steps, if the epochs do not end first"
+    epochs: Count = option(1, "passes over the training data", also="num_train_epochs")
+    max_steps: Count | None = option(
+        None, "stop after this many steps, if the epochs do not end first", also="iters"
     )
-    batch_size: Count = Field(8, description="pairs in one step")
-    compile: Literal["auto"] | bool = Field(
-        "auto",
-        description="trace a step as one function; auto: not on a CPU, where it is no faster",
+    batch_size: Count = option(8, "pairs in one step", also="per_device_train_batch_size")
+    compile: Literal["auto"] | bool = option(
+        "auto", "trace a step as one function; auto: not on a CPU, where it is no faster"
     )
-    micro_batch_size: Literal["auto"] | Count = Field(
+    micro_batch_size: Literal["auto"] | Count = option(
         "auto",
-        description="pairs in memory at once, with gradients accumulated over the batch; "
+        "pairs in memory at once, with gradients accumulated over the batch; "
         "auto: as many as fit with the least padding, fewer on a CPU",
+        also="gradient_accumulation_steps",
+        note="batch_size / steps",
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
-    learning_rate: Positive = Field(5e-6, description="peak learning rate of the schedule")
+    learning_rate: Positive = option(5e-6, "peak learning rate of the schedule", also="lr")
     # Linear decay after 10% warm-up is Tulu 3's schedule for DPO; TRL decays linearly without warm-up.
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="after warm-up: constant, or linear or cosine decay to 0"
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "linear", "after warm-up: constant, or linear or cosine decay to 0", also="lr_scheduler_type"
     )
-    warmup: CountOrZero | Fraction = Field(
-        0.1, description="linear warm-up: a share of all steps (0.1) or a number of steps (10)"
+    warmup: CountOrZero | Fraction = option(
+        0.1,
+        "linear warm-up: a share of all steps (0.1) or a number of steps (10)",
+        also="warmup_ratio warmup_steps",
     )
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lion"] = Field(
-        "adamw", description="update rule; Adam and AdamW are bias-corrected"
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lion"] = option(
+        "adamw", "update rule; Adam and AdamW are bias-corrected"
     )
-    weight_decay: NotNegative = Field(0.0, description="decoupled weight decay (adamw, sgd, lion)")
-    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm")
-    max_length: Annotated[int, Ge(2)] = Field(1024, description="tokens of prompt and response together")
-    max_prompt_length: Count | None = Field(
-        None, description="tokens of the prompt; null: no limit of its own"
+    weight_decay: NotNegative = option(0.0, "decoupled weight decay (adamw, sgd, lion)")
+    max_grad_norm: Positive = option(1.0, "gradients are clipped to this norm")
+    max_length: Annotated[int, Ge(2)] = option(
+        1024, "tokens of prompt and response together", also="max_seq_length"
     )
-    truncation: Literal["keep_start", "keep_end"] = Field(
-        "keep_start", description="which end of a prompt that is too long is kept"
+    max_prompt_length: Count | None = option(None, "tokens of the prompt; null: no limit of its own")
+    truncation: Literal["keep_start", "keep_end"] = option(
+        "keep_start", "which end of a prompt that is too long is kept", also="truncation_mode"
     )
-    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = Field(
-        0, description="seed of the data's order, LoRA weights and dropout"
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = option(
+        0, "seed of the data's order, LoRA weights and dropout"
     )
-    gradient_checkpointing: Literal["auto"] | bool = Field(
+    gradient_checkpointing: Literal["auto"] | bool = option(
         "auto",
-        description="recompute activations: less memory, more time; "
-        "auto: only if a pair does not fit otherwise",
+        "recompute activations: less memory, more time; auto: only if a pair does not fit otherwise",
+        also="grad_checkpoint",
     )
-    log_every: Count = Field(1, description="log every N steps")
+    log_every: Count = option(1, "log every N steps", also="logging_steps")
 
     @field_validator("micro_batch_size", mode="before")
     @classmethod
@@ -110,70 +243,75 @@ class LoraSection(Section):
     """The adapter that is trained."""
 
     # null follows the start adapter, whose shape cannot be changed; without one it is the value in brackets.
-    rank: Count | None = Field(
-        None, description="inner size of the adapter; null: the start adapter's (else 8)"
+    rank: Count | None = option(
+        None, "inner size of the adapter; null: the start adapter's (else 8)", also="lora_r lora_rank r"
     )
-    scale: Positive | None = Field(
-        None, description="multiplier as in mlx-lm (not alpha); null: the start adapter's (else 20)"
+    scale: Positive | None = option(
+        None,
+        "multiplier as in mlx-lm (not alpha); null: the start adapter's (else 20)",
+        also="lora_alpha alpha",
+        note="alpha / rank",
     )
-    dropout: Fraction = Field(0.0, description="dropout on the adapter's input while training")
+    dropout: Fraction = option(0.0, "dropout on the adapter's input while training", also="lora_dropout")
     # No 0: mlx-lm takes the last `layers` blocks with a slice, and [-0:] is all of them.
-    layers: Literal[-1] | Count | None = Field(
-        None, description="adapt this many of the last blocks, -1 all; null: the start adapter's (else all)"
+    layers: Literal[-1] | Count | None = option(
+        None,
+        "adapt this many of the last blocks, -1 all; null: the start adapter's (else all)",
+        also="num_layers",
     )
-    keys: Words | None = Field(
-        None, description="linear layers to adapt: [self_attn.q_proj]; null: the start adapter's (else all)"
+    keys: Words | None = option(
+        None,
+        "linear layers to adapt: [self_attn.q_proj]; null: the start adapter's (else all)",
+        also="target_modules",
     )
-    type: Literal["lora", "dora"] | None = Field(
-        None, description="lora, or dora (weight-decomposed); null: the start adapter's (else lora)"
+    type: Literal["lora", "dora"] | None = option(
+        None,
+        "lora, or dora (weight-decomposed); null: the start adapter's (else lora)",
+        also="fine_tune_type",
     )
 
 
 class EvalSection(Section):
     """Evaluation while training; it also runs before the first step and after the last."""
 
-    every: Count = Field(50, description="steps between two evaluations")
-    pairs: Count = Field(64, description="held-out pairs in an evaluation, at most")
-    samples: CountOrZero = Field(2, description="prompts that policy and reference answer at each evaluation")
-    prompts: Text | None = Field(
-        None, description="file or demo: name of those prompts; null: held-out pairs"
+    every: Count = option(50, "steps between two evaluations", also="eval_steps steps_per_eval")
+    pairs: Count = option(64, "held-out pairs in an evaluation, at most")
+    samples: CountOrZero = option(2, "prompts that policy and reference answer at each evaluation")
+    prompts: Text | None = option(None, "file or demo: name of those prompts; null: held-out pairs")
+    max_tokens: Count = option(128, "longest sampled answer in tokens")
+    temperature: NotNegative = option(0.0, "sampling temperature; 0 takes the likeliest token")
+    kl_every: Count = option(10, "steps between two exact KL measurements")
+    kl_pairs: CountOrZero = option(2, "pairs in a measurement of KL and entropy; 0: none")
+    kl_samples: CountOrZero = option(
+        8, "held-out prompts that the policy answers for kl_sampled at each evaluation; 0: none"
     )
-    max_tokens: Count = Field(128, description="longest sampled answer in tokens")
-    temperature: NotNegative = Field(0.0, description="sampling temperature; 0 takes the likeliest token")
-    kl_every: Count = Field(10, description="steps between two exact KL measurements")
-    kl_pairs: CountOrZero = Field(2, description="pairs in a measurement of KL and entropy; 0: none")
-    kl_samples: CountOrZero = Field(
-        8, description="held-out prompts that the policy answers for kl_sampled at each evaluation; 0: none"
-    )
-    worst_pairs: CountOrZero = Field(
-        8, description="pairs of lowest margin saved token by token at each evaluation; 0: none"
+    worst_pairs: CountOrZero = option(
+        8, "pairs of lowest margin saved token by token at each evaluation; 0: none"
     )
 
 
 class SaveSection(Section):
     """Checkpoints; the last step is always saved."""
 
-    every: Count = Field(100, description="steps between two checkpoints")
-    keep: Count = Field(2, description="number of checkpoints kept, the newest")
+    every: Count = option(100, "steps between two checkpoints", also="save_steps")
+    keep: Count = option(2, "number of checkpoints kept, the newest", also="save_total_limit")
 
 
 class Recipe(Section):
     """Everything that decides a run. Paths are relative to the current directory, as in mlx-lm."""
 
-    model: Text = Field(description="folder, hub id or demo: name of the model")
-    adapter: Text | None = Field(
-        None, description="adapter to start from, often from SFT; it is part of the reference too"
+    model: Text = option(..., "folder, hub id or demo: name of the model", also="model_name_or_path")
+    adapter: Text | None = option(
+        None, "adapter to start from, often from SFT; it is part of the reference too"
     )
-    trust_remote_code: bool = Field(False, description="let the model's folder run its own Python code")
-    data: DataSection = Field(description="the data")
-    loss: LossSection = Field(LossSection(), description="the objective")
+    trust_remote_code: bool = option(False, "let the model's folder run its own Python code")
+    data: DataSection = option(..., "the data")
+    loss: LossSection = option(LossSection(), "the objective")
     # The defaults are checked too: the limits of a data set may not fit them.
-    train: TrainSection = Field(
-        TrainSection(), validate_default=True, description="steps, batches and optimizer"
-    )
-    lora: LoraSection = Field(LoraSection(), description="the adapter")
-    eval: EvalSection = Field(EvalSection(), description="evaluation while training")
-    save: SaveSection = Field(SaveSection(), description="checkpoints")
+    train: TrainSection = option(TrainSection(), "steps, batches and optimizer", validate_default=True)
+    lora: LoraSection = option(LoraSection(), "the adapter")
+    eval: EvalSection = option(EvalSection(), "evaluation while training")
+    save: SaveSection = option(SaveSection(), "checkpoints")
 
     @model_validator(mode="before")
     @classmethod
@@ -213,10 +351,10 @@ class Recipe(Section):
         data = info.data.get("data")
         if data is None:
             return value
-        for option in ("train", "valid"):
-            for place, entry in enumerate(getattr(data, f"{option}_sources")):
-                if problem := length_problem(entry, value.max_length, value.max_prompt_length):
-                    path = ("data", option, place, problem[0])
+        for key in ("train", "valid"):
+            for place, entry in enumerate(getattr(data, f"{key}_sources")):
+                if problem := _length_problem(entry, value.max_length, value.max_prompt_length):
+                    path = ("data", key, place, problem[0])
                     raise PydanticCustomError(
                         ACROSS_SECTIONS, "{problem}", {"path": path, "problem": problem[1]}
                     )
@@ -231,3 +369,18 @@ def expand_shorthands(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with `loss: ipo` turned into `loss: {type: ipo}`, and a list of losses likewise."""
     short = [key for key in SHORTHANDS if isinstance(values.get(key), str | list)]
     return {**values, **{key: {SHORTHANDS[key]: values[key]} for key in short}}
+
+
+def _length_problem(
+    entry: DataSource, max_length: int, max_prompt_length: int | None
+) -> tuple[str, str] | None:
+    """(option, message) where the limits of `entry` do not go with the recipe's own; None where they do."""
+    if entry.max_length is not None and entry.max_length > max_length:
+        return "max_length", f"expected at most train.max_length ({max_length}), got {entry.max_length}"
+    whole = max_length if entry.max_length is None else entry.max_length
+    prompt = max_prompt_length if entry.max_prompt_length is None else entry.max_prompt_length
+    if prompt is None or prompt < whole:
+        return None
+    if entry.max_prompt_length is not None:
+        return "max_prompt_length", f"expected less than its max_length ({whole}), got {prompt}"
+    return "max_length", f"expected more than train.max_prompt_length ({prompt}), got {whole}"

@@ -18,8 +18,7 @@ from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base
-from localdpo.recipe.data import DataSource, WeightedSource
-from localdpo.recipe.schema import Recipe
+from localdpo.recipe.schema import DataSource, Recipe, WeightedSource
 from localdpo.train.reference import ReferenceScores
 from localdpo.train.rows import Rows, every_row, hold_out
 

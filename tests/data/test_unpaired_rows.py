@@ -77,7 +77,7 @@ def open_rows(path: Path, cache: Path, kind: Kind = "unpaired") -> TokenStore:
                 "tools": "[1]",
                 "chat_template_kwargs": {"k": 1},
             },
-            Rated("q", "a", False, [1], {"k": 1}),
+            Rated("q", "a", False, tools=[1], template_kwargs={"k": 1}),
         ),
     ],
 )

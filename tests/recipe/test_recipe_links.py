@@ -8,7 +8,7 @@ import pytest
 
 from localdpo.core.atomic import published_dir
 from localdpo.core.errors import UserError
-from localdpo.recipe.links import follow_links, followed
+from localdpo.recipe.load import follow_links, followed
 from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import set_latest
 

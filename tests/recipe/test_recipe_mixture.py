@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe_files import SMALLEST, problems, write
 
-from localdpo.recipe.data import DataSource, WeightedSource
 from localdpo.recipe.describe import options_table
 from localdpo.recipe.load import dump_recipe, load_recipe
+from localdpo.recipe.schema import DataSource, WeightedSource
 
 MIXED = """model: demo:model
 data:

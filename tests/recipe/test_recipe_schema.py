@@ -7,8 +7,7 @@ from pydantic import ValidationError
 from recipe_files import RECIPES
 
 from localdpo.objective.registry import LOSSES
-from localdpo.recipe.describe import all_keys, expected, field_at, options_table
-from localdpo.recipe.hints import ELSEWHERE, unknown_key
+from localdpo.recipe.describe import all_keys, expected, field_at, names_elsewhere, options_table, unknown_key
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.loss import LOSS_SYNONYMS, LossSection
 from localdpo.recipe.schema import Recipe
@@ -72,7 +71,7 @@ def test_numbers_are_not_made_of_text_or_truth_values() -> None:
 
 def test_hints_name_what_exists() -> None:
     assert set(LOSS_SYNONYMS.values()) <= set(LOSSES)
-    for name, meant in ELSEWHERE.items():
+    for name, meant in names_elsewhere().items():
         assert field_at(meant.split(" ")[0]), meant
         assert field_at(name) is None, f"{name} is an option, not only a name used elsewhere"
 

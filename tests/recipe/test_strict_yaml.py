@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from localdpo.recipe.marks import MAX_DEPTH, MAX_NODES, read_yaml, scalar
+from localdpo.recipe.strict_yaml import MAX_DEPTH, MAX_NODES, read_yaml, scalar
 
 
 @pytest.mark.parametrize(

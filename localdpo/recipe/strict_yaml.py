@@ -33,7 +33,7 @@ CONSTANTS: Final = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class YamlProblem:
     """Something wrong at a line (1-based); `path` is the key it belongs to, empty for the whole file."""
 
     line: int
@@ -47,7 +47,7 @@ class Document:
 
     value: object = None
     lines: dict[Path, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[YamlProblem] = field(default_factory=list)
 
 
 class _SyntaxProblem(Exception):
@@ -55,7 +55,7 @@ class _SyntaxProblem(Exception):
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
-        self.problem = Problem(line, (), message)
+        self.problem = YamlProblem(line, (), message)
 
 
 def read_yaml(text: str) -> Document:
@@ -166,7 +166,7 @@ class _Reader:
             raise _SyntaxProblem(_line(event), f"more than {MAX_NODES} values; a recipe has fewer")
 
     def problem(self, event: yaml.Event, path: Path, message: str) -> None:
-        self.document.problems.append(Problem(_line(event), path, message))
+        self.document.problems.append(YamlProblem(_line(event), path, message))
 
 
 def _line(event: yaml.Event) -> int:
