@@ -209,7 +209,6 @@ def lines(console: Console, counts: Mapping[str, int]) -> Iterator[Callable[[str
 
 def show(record: dict[str, Any], options: Options, as_json: bool) -> None:
     """Print the record, as a table or as JSON, and where its files are."""
-    from localdpo.evals.files import folder_of
     from localdpo.evals.table import text
     from localdpo.out import print_json, say
 
@@ -217,4 +216,4 @@ def show(record: dict[str, Any], options: Options, as_json: bool) -> None:
         print_json(record)
         return
     say(text(record))
-    say(f"written: {folder_of(options.run) / record['name']}.json, .md and .html")
+    say(f"written: {options.run.evaluations / record['name']}.json, .md and .html")

@@ -12,7 +12,6 @@ from localdpo.dashboard.compare_state import CompareState, Verdicts
 from localdpo.records.answers import AnswersTail, Sampling, answers_files
 from localdpo.records.answers_request import AnswersRequest
 from localdpo.records.rundir import RunDir
-from localdpo.records.votes import FILE as VOTES_FILE
 from localdpo.records.votes import Votes
 
 # What is asked when nobody said how: drawn, so that another seed gives other answers.
@@ -107,10 +106,10 @@ class AnswersSource:
         path = self._path()
         if path is None or (self.state is not None and self.state.tail.path == path):
             return False
-        tail, verdicts = AnswersTail(path), Verdicts(self.run.path / "eval" / "verdicts.jsonl")
+        tail, verdicts = AnswersTail(path), Verdicts(self.run.verdicts)
         try:
             tail.poll()
-            votes = Votes(self.run.path / VOTES_FILE)
+            votes = Votes(self.run.votes)
         except UserError as error:
             self.problem = str(error)
             return True

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from localdpo.dashboard.verdicts import FOLDER
 from localdpo.launch import Job
 from localdpo.records.rundir import RunDir
 
@@ -29,7 +28,7 @@ class EvaluationJob(Job):
 
     def __init__(self, run: RunDir, options: Sequence[str], command: Sequence[str] = ()) -> None:
         words = [*(command or (sys.executable, "-m", "localdpo")), *_arguments(run, options)]
-        super().__init__(words, run.path / FOLDER / LOG, "the evaluation", "r goes on")
+        super().__init__(words, run.evaluations / LOG, "the evaluation", "r goes on")
 
     def status(self) -> str:
         """How far it is, in its own words; empty before it has said anything."""

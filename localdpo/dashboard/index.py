@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from localdpo.dashboard.state import RunState, Start
-from localdpo.dashboard.verdicts import win_rate
 from localdpo.records.deaths import end_lines
+from localdpo.records.evaluations import win_rate
 from localdpo.records.events import Event, EventTail
 from localdpo.records.metrics import ACCURACY, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Progress, advance

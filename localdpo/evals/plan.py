@@ -15,7 +15,7 @@ from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.comparisons import duels_of
 from localdpo.evals.evaluate import Asked, Judging, evaluate, pair_questions, score_questions
-from localdpo.evals.files import folder_of, write_record
+from localdpo.evals.files import write_record
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
 from localdpo.judging.base import Judge, Question
@@ -30,10 +30,8 @@ from localdpo.judging.runner import find_keys, preview
 from localdpo.records.answers import AnswerRecord, Header, Sampling, read_answers, rows_of
 from localdpo.records.rundir import RunDir, check_name
 from localdpo.records.verdicts import Verdict, damaged_verdicts
-from localdpo.records.votes import FILE as VOTES_FILE
 from localdpo.records.votes import Votes
 
-JOURNAL: Final = "verdicts.jsonl"
 NO_JUDGE: Final = "heuristics"
 NO_JUDGE_HINT: Final = (
     "no judge: these are no incident reports of the demo, which rules could check; name one, such as "
@@ -83,7 +81,7 @@ class Plan:
     @property
     def journal(self) -> Path:
         """The file of the run that keeps every verdict."""
-        return folder_of(self.options.run) / JOURNAL
+        return self.options.run.verdicts
 
     @property
     def questions(self) -> int:
@@ -110,7 +108,7 @@ def plan_evaluation(options: Options) -> Plan:
     judge, scorer = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
-    notes += damaged_verdicts(folder_of(options.run) / JOURNAL)
+    notes += damaged_verdicts(options.run.verdicts)
     notes += [NO_JUDGE_HINT] if spec is None else []
     return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, tuple(notes))
 
@@ -129,7 +127,7 @@ def _judges(options: Options, spec: str | None) -> tuple[Judge | None, Judge | N
         concurrency=options.concurrency,
         max_tokens=options.judge_tokens,
         prices=options.prices,
-        votes=options.run.path / VOTES_FILE,
+        votes=options.run.votes,
     )
     judge = make_judge(spec, replace(judge_options, mode="pairwise", rubric=rubrics.get("pairwise")))
     if not scores:
@@ -175,7 +173,7 @@ def run_evaluation(
         on_answer=on_answer,
     )
     asked = plan.asked(answers)
-    folder_of(options.run).mkdir(exist_ok=True)
+    options.run.evaluations.mkdir(exist_ok=True)
     judging = Judging(
         judge=plan.judge,
         scorer=plan.scorer,
@@ -196,7 +194,7 @@ def run_evaluation(
 
 def _votes(plan: Plan) -> Votes | None:
     """The votes of people, to compare a judge with; None for people themselves."""
-    path = plan.options.run.path / VOTES_FILE
+    path = plan.options.run.votes
     is_human = plan.options.judge is not None and plan.options.judge.startswith("human")
     return Votes(path) if plan.judge is not None and path.is_file() and not is_human else None
 

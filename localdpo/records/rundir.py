@@ -6,6 +6,9 @@ runs/NAME/
     events.jsonl         the event log
     checkpoints/         step-000120/, ... and LATEST, a symbolic link to the newest
     control/             commands for the worker, a file each
+    pairs/               the pairs of lowest margin at each evaluation
+    answers/             answers of its models, votes.jsonl: what people said of them
+    eval/                evaluations, and verdicts.jsonl: what judges said
     worker.log           stdout and stderr of the worker
     lock                 held (flock) while a worker lives, with its process id in it
 
@@ -80,6 +83,11 @@ class RunDir:
         self.control = self.path / "control"
         self.worker_log = self.path / "worker.log"
         self.lock = self.path / "lock"
+        self.answers = self.path / "answers"
+        self.votes = self.path / "votes.jsonl"
+        self.evaluations = self.path / "eval"
+        self.verdicts = self.evaluations / "verdicts.jsonl"
+        self.pairs = self.path / "pairs"
 
     @property
     def name(self) -> str:

@@ -21,7 +21,6 @@ from typing import Any, Final, Literal, get_args
 from localdpo.records.log import LogTail, decode, encode
 
 FORMAT_VERSION: Final = 1
-FILE: Final = "verdicts.jsonl"
 Choice = Literal["first", "second", "tie"]
 # Only "ok" carries a choice or a score. The others are counted and shown, never scored.
 # "unanswered": asked as often as it makes sense, and the server never gave a reply to read.

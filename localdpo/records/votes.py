@@ -24,7 +24,6 @@ from localdpo.core.errors import UserError
 from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
 from localdpo.records.verdicts import CHOICES, Choice
 
-FILE: Final = "votes.jsonl"
 _ID_DIGITS: Final = 16
 # (id of the prompt, ids of both texts in a fixed order): what a vote is about.
 Subject = tuple[str, str, str]

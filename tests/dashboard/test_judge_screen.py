@@ -12,11 +12,12 @@ from textual.pilot import Pilot
 from localdpo.core.errors import UserError
 from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
 from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.screens.judge import FILTERS, passes
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
-from localdpo.dashboard.verdicts import FILTERS, Estimate, evaluation_files, load_evaluation, win_rate
 from localdpo.dashboard.widgets import evaluating
 from localdpo.dashboard.widgets.rates import Drawing, interval_bar
+from localdpo.records.evaluations import RateEstimate, evaluation_files, read_evaluation, win_rate
 from localdpo.records.rundir import RunDir
 
 
@@ -33,14 +34,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 def test_an_evaluation_is_read(run: RunDir):
     (path,) = evaluation_files(run)
-    found = load_evaluation(path)
+    found = read_evaluation(path)
     assert (found.name, found.judge, found.prompts, found.versus) == ("rules", "rules", 4, ("sft", "dpo"))
     duel = found.duels[0]
-    assert duel.rate == Estimate(0.5, 0.2, 0.8)
+    assert duel.rate == RateEstimate(0.5, 0.2, 0.8)
     assert [category.name for category in duel.categories] == ["outage", "slow"]
     judged = found.judged(duel)
     assert [one.outcome for one in judged] == ["won", "lost", "tied", "none"]
-    counts = {name: sum(one.passes(name) for one in judged) for name in FILTERS}
+    counts = {name: sum(passes(one, name) for one in judged) for name in FILTERS}
     assert counts == {"all": 4, "lost": 1, "tied": 1, "flipped": 1, "won": 1, "none": 1}
 
 
@@ -61,16 +62,16 @@ def test_a_damaged_evaluation_is_named(run: RunDir, text: str):
     path = run.path / "eval" / "bad.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.json: not an evaluation"):
-        load_evaluation(path)
+        read_evaluation(path)
 
 
 def test_bars_show_value_interval_and_middle():
     drawing = Drawing(PALETTES["dark"], Abilities(), 40)
-    assert interval_bar(Estimate(0.7, 0.6, 0.8), 21, drawing).plain == "          ┊ ├─●─┤    "
-    assert interval_bar(Estimate(0.5, 0.0, 1.0), 11, drawing).plain == "├────●────┤"
-    assert interval_bar(Estimate(0.0, None, None), 11, drawing).plain == "●    ┊     "
+    assert interval_bar(RateEstimate(0.7, 0.6, 0.8), 21, drawing).plain == "          ┊ ├─●─┤    "
+    assert interval_bar(RateEstimate(0.5, 0.0, 1.0), 11, drawing).plain == "├────●────┤"
+    assert interval_bar(RateEstimate(0.0, None, None), 11, drawing).plain == "●    ┊     "
     plain = Drawing(PALETTES["dark"], Abilities(unicode=False), 40)
-    assert interval_bar(Estimate(0.7, 0.6, 0.8), 21, plain).plain == "          : [-O-]    "
+    assert interval_bar(RateEstimate(0.7, 0.6, 0.8), 21, plain).plain == "          : [-O-]    "
 
 
 # --- the screen ----------------------------------------------------------------------------------------

@@ -12,16 +12,17 @@ import pytest
 from eval_parts import Told, asked, fair
 
 from localdpo.core.errors import UserError
-from localdpo.dashboard.pairsfile import load_pairs
 from localdpo.evals.evaluate import Judging, evaluate
-from localdpo.evals.files import json_text, read_record
+from localdpo.evals.files import read_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.base import Question
 from localdpo.judging.journal import Journal
 from localdpo.judging.rules import RulesJudge
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling, read_answers
+from localdpo.records.evaluations import evaluation_text
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.log import seal
+from localdpo.records.pairs import read_pairs
 from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Usage, Verdict, damaged_verdicts
 from localdpo.records.votes import Vote, Votes
@@ -84,12 +85,12 @@ def pairs(path: Path) -> Read:
     side = {"text": "yes", "reward": 0.25, "tokens": [["yes", 0.25]]}
     one = {"row": 1, "source": "a", "prompt": "p", "margin": 0.5, "chosen": side, "rejected": side}
     path.write_bytes(seal(json.dumps({"step": 20, "beta": 0.1, "pairs": [one]})))
-    return lambda path: [load_pairs(RunDir(path.parent), path.name)]
+    return lambda path: [read_pairs(RunDir(path.parent), path.name)]
 
 
 def evaluation(path: Path) -> Read:
     record = evaluate("it", asked(path.parent, 4), STANDARD, Judging(judge=Told(fair)))
-    path.write_bytes(seal(json_text(record)))
+    path.write_bytes(seal(evaluation_text(record)))
     return lambda path: [{name: value for name, value in read_record(path).items() if len(name) != 3}]
 
 

@@ -12,10 +12,11 @@ from eval_parts import Told, asked, fair, first, tie
 from localdpo.core.errors import UserError
 from localdpo.evals.conclusion import conclusion, duel_sentence
 from localdpo.evals.evaluate import Judging, evaluate
-from localdpo.evals.files import SHOWN_ROWS, json_text, latest_record, page, read_record, write_record
+from localdpo.evals.files import SHOWN_ROWS, latest_record, page, read_record, write_record
 from localdpo.evals.table import markdown, tables, text
 from localdpo.heuristics import STANDARD
 from localdpo.judging.base import Verdict
+from localdpo.records.evaluations import evaluation_text
 from localdpo.records.rundir import RunDir
 
 LABELS = {"dpo": "DPO", "sft": "SFT"}
@@ -172,8 +173,8 @@ def test_files_are_written_and_read_back(record: dict[str, Any], tmp_path: Path)
     assert latest_record(run) is None
     path = write_record(run, record)
     assert sorted(file.name for file in path.parent.iterdir()) == ["it.html", "it.json", "it.md"]
-    assert json_text(read_record(path)) == json_text(record)
+    assert evaluation_text(read_record(path)) == evaluation_text(record)
     assert latest_record(run) == read_record(path)
     path.write_text("{")
-    with pytest.raises(UserError, match=r"it\.json: no evaluation .*make it again"):
+    with pytest.raises(UserError, match=r"it\.json: not an evaluation .*run `localdpo eval` again"):
         latest_record(run)

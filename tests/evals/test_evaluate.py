@@ -11,13 +11,13 @@ from eval_parts import Told, answers, asked, contestants, fair, first, prompts, 
 
 from localdpo.evals.comparisons import duels_of
 from localdpo.evals.evaluate import Asked, Judging, conversation_text, evaluate
-from localdpo.evals.files import json_text
 from localdpo.evals.metrics import measure, metric_record
 from localdpo.heuristics import STANDARD, Heuristic
 from localdpo.heuristics.checks import with_standard
 from localdpo.judging.base import JudgeStopped, Question, Verdict
 from localdpo.judging.journal import Journal
 from localdpo.records.answers import Sampling
+from localdpo.records.evaluations import evaluation_text
 from localdpo.records.rundir import RunDir
 from localdpo.records.votes import Votes, sides, text_id
 
@@ -140,7 +140,7 @@ def test_categories_have_a_rate_of_their_own(tmp_path: Path) -> None:
 
 def test_one_and_sixteen_at_a_time_give_the_same_bytes(tmp_path: Path) -> None:
     texts = {
-        json_text(
+        evaluation_text(
             evaluated(
                 tmp_path, Told(fair), judging={"scorer": Told(fair, name="s"), "concurrency": concurrency}
             )
@@ -154,14 +154,14 @@ def test_one_and_sixteen_at_a_time_give_the_same_bytes(tmp_path: Path) -> None:
 def test_stopped_and_started_again_gives_the_same_bytes_and_asks_nothing_twice(
     stop_after: int, tmp_path: Path
 ) -> None:
-    whole = json_text(evaluated(tmp_path, Told(fair)))
+    whole = evaluation_text(evaluated(tmp_path, Told(fair)))
     judge = Told(fair)
     judge.stop_after = stop_after
     with Journal(tmp_path / "v.jsonl") as journal, pytest.raises(JudgeStopped):
         evaluated(tmp_path, judge, judging={"journal": journal})
     judge.stop_after = None
     with Journal(tmp_path / "v.jsonl") as journal:
-        assert json_text(evaluated(tmp_path, judge, judging={"journal": journal})) == whole
+        assert evaluation_text(evaluated(tmp_path, judge, judging={"journal": journal})) == whole
     refused = 3 * 2 * 4  # asked again: they have no verdict to keep
     assert judge.count <= 3 * 2 * 40 + refused
 

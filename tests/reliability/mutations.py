@@ -250,11 +250,11 @@ def _read_manifest(path: Path) -> object:
 
 def _read_evaluation(path: Path) -> object:
     """As the report and the judge screen do."""
-    from localdpo.dashboard.verdicts import load_evaluation
     from localdpo.evals.files import read_record
     from localdpo.evals.table import text
+    from localdpo.records.evaluations import read_evaluation
 
-    load_evaluation(path)
+    read_evaluation(path)
     return text(read_record(path))
 
 

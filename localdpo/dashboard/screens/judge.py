@@ -16,12 +16,18 @@ from localdpo.core.text import printable
 from localdpo.dashboard.evaluation_job import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.verdicts import FILTERS, Duel, Evaluation, Judged, evaluation_files, load_evaluation
 from localdpo.dashboard.widgets.difftext import clean, diff_text
 from localdpo.dashboard.widgets.evaluating import Evaluating
 from localdpo.dashboard.widgets.rates import Drawing, categories_text, metrics_text, rates_text
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.out.console import Text
+from localdpo.records.evaluations import (
+    Evaluation,
+    JudgedDuel,
+    JudgedPrompt,
+    evaluation_files,
+    read_evaluation,
+)
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
@@ -34,7 +40,14 @@ _EVERY: Final = 1.0
 # Columns of the list before the reason, with their padding, and those of the category.
 _FIXED: Final = 36
 _KIND: Final = 10
+# What the list of verdicts can be narrowed to, in the order of the key.
+FILTERS: Final = ("all", "lost", "tied", "flipped", "won", "none")
 _OUTCOMES: Final = {"won": "up", "lost": "down", "tied": "tied", "none": "unknown"}
+
+
+def passes(judged: JudgedPrompt, name: str) -> bool:
+    """Whether a verdict belongs to the filter `name` of FILTERS."""
+    return name == "all" or name == judged.outcome or (name == "flipped" and judged.flipped)
 
 
 class JudgeScreen(RunScreen):
@@ -50,7 +63,7 @@ class JudgeScreen(RunScreen):
         self._found: Evaluation | None = None
         self._duel = 0
         self._filter = 0
-        self._listed: list[Judged] = []
+        self._listed: list[JudgedPrompt] = []
         self._row = 0
         self._drawn: object = None
         self._looked = 0.0
@@ -170,7 +183,7 @@ class JudgeScreen(RunScreen):
         self._found, problem = None, ""
         if self._files:
             try:
-                self._found = load_evaluation(self._files[self._place])
+                self._found = read_evaluation(self._files[self._place])
             except UserError as error:
                 problem = str(error)
         else:
@@ -196,7 +209,7 @@ class JudgeScreen(RunScreen):
         self.query_one("#conclusion", Static).update(Text(printable(" ".join(found.conclusion))))
         self._list(found, duel)
 
-    def _draw_figures(self, found: Evaluation, duel: Duel | None) -> None:
+    def _draw_figures(self, found: Evaluation, duel: JudgedDuel | None) -> None:
         """The panels of figures, all as high as the highest needs, within limits."""
         panels = 1 + (self.size.width >= _WIDE) + (duel is not None and bool(duel.categories))
         drawing = Drawing(self.palette, self.abilities, self.size.width // panels - 4)
@@ -225,15 +238,17 @@ class JudgeScreen(RunScreen):
             text.append(f"   {found.name}: {self._place + 1} of {len(self._files)}", self.palette.muted)
         return text
 
-    def _list(self, found: Evaluation, duel: Duel | None) -> None:
+    def _list(self, found: Evaluation, duel: JudgedDuel | None) -> None:
         """The verdicts of the duel that pass the filter."""
         table = self.query_one(ListTable)
         every = found.judged(duel) if duel is not None else []
-        self._listed = [one for one in every if one.passes(FILTERS[self._filter])]
+        self._listed = [judged for judged in every if passes(judged, FILTERS[self._filter])]
         said = self.query_one("#verdict-filter", Static)
         if duel is not None:
             first, second = found.labels[duel.first], found.labels[duel.second]
-            counts = ", ".join(f"{name} {sum(one.passes(name) for one in every)}" for name in FILTERS[1:-1])
+            counts = ", ".join(
+                f"{name} {sum(passes(judged, name) for judged in every)}" for name in FILTERS[1:-1]
+            )
             said.update(
                 Text(f"{first} vs {second}: {FILTERS[self._filter]} ({len(self._listed)})   {counts}")
             )
@@ -253,7 +268,7 @@ class JudgeScreen(RunScreen):
         self._row = row
         self._draw_transcript()
 
-    def _cells(self, one: Judged, width: int) -> dict[str, Text]:
+    def _cells(self, one: JudgedPrompt, width: int) -> dict[str, Text]:
         """The cells of a verdict by their headings."""
         tones = {"won": self.palette.chosen, "lost": self.palette.rejected}
         orders = "same text" if one.identical else "flipped" if one.flipped else "both"

@@ -12,13 +12,13 @@ from textual.widgets import Static
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.pairsfile import Response, WorstPair, WorstPairs, load_pairs
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.difftext import clean
 from localdpo.dashboard.widgets.slider import StepSlider, Walk
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.dashboard.widgets.tokens import View, legend, scale_of, signed, tokens_text
 from localdpo.out.console import Text
+from localdpo.records.pairs import PairsRecord, RewardedResponse, WorstPair, read_pairs
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
@@ -39,7 +39,7 @@ class PairsScreen(RunScreen):
         super().__init__()
         self._walk = Walk()
         self._numbers = False
-        self._found: WorstPairs | None = None
+        self._found: PairsRecord | None = None
         self._listed: object = None
         self._selected: str | None = None
 
@@ -136,7 +136,7 @@ class PairsScreen(RunScreen):
         index, self._found, problem = self._walk.index, None, ""
         if index is not None and self.feed is not None:
             try:
-                self._found = load_pairs(self.feed.run, self.feed.state.pairs[index].path)
+                self._found = read_pairs(self.feed.run, self.feed.state.pairs[index].path)
             except UserError as error:
                 problem = str(error)
         # The list's numbers are of one data set, as a rule; the pair's own is above its prompt.
@@ -196,7 +196,7 @@ class PairsScreen(RunScreen):
             self._draw_response(name, response, view)
         self.query_one("#legend", Static).update(legend(view))
 
-    def _draw_response(self, name: str, response: Response, view: View) -> None:
+    def _draw_response(self, name: str, response: RewardedResponse, view: View) -> None:
         panel = self.query_one(f"#{name}")
         panel.border_title = name
         panel.border_subtitle = f"reward {signed(response.reward)}, {len(response.tokens)} tokens"

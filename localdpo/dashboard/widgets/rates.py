@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from localdpo.core.text import printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
-from localdpo.dashboard.verdicts import Duel, Estimate, Evaluation
 from localdpo.out.console import Text
+from localdpo.records.evaluations import Evaluation, JudgedDuel, RateEstimate
 
 _EVEN = 0.5
 
@@ -22,7 +22,7 @@ class Drawing:
     width: int
 
 
-def interval_bar(rate: Estimate, width: int, drawing: Drawing) -> Text:
+def interval_bar(rate: RateEstimate, width: int, drawing: Drawing) -> Text:
     """The interval on a scale from 0 to 100% of `width` cells; the middle is marked."""
     signs = "├─●┤┊" if drawing.abilities.unicode else "[-O]:"
     cells = [" "] * width
@@ -56,7 +56,7 @@ def rates_text(found: Evaluation, selected: int, drawing: Drawing) -> Text:
     return text
 
 
-def _details(duel: Duel) -> Text:
+def _details(duel: JudgedDuel) -> Text:
     lines = [f"won {duel.wins}, tied {duel.ties}, lost {duel.losses}; same text {duel.identical}"]
     lines.append(f"changed with the order: {duel.flips} of {duel.valid - duel.identical}")
     if duel.controlled is not None:
@@ -71,7 +71,7 @@ def _details(duel: Duel) -> Text:
     return Text("\n".join(lines))
 
 
-def categories_text(duel: Duel | None, drawing: Drawing) -> Text:
+def categories_text(duel: JudgedDuel | None, drawing: Drawing) -> Text:
     """A bar for each category of the prompts."""
     if duel is None or not duel.categories:
         return Text("the prompts have no field `category`", drawing.palette.muted)
@@ -107,13 +107,13 @@ def _cell(share: float, width: int) -> int:
     return min(width - 1, max(0, round(share * (width - 1))))
 
 
-def _tone(rate: Estimate, palette: Palette) -> str:
+def _tone(rate: RateEstimate, palette: Palette) -> str:
     if rate.low is None or rate.high is None or rate.low <= _EVEN <= rate.high:
         return palette.muted
     return palette.chosen if rate.low > _EVEN else palette.rejected
 
 
-def _range(rate: Estimate) -> str:
+def _range(rate: RateEstimate) -> str:
     if rate.low is None or rate.high is None:
         return ""
     return f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"

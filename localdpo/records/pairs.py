@@ -1,22 +1,31 @@
-"""The files of a run that hold its pairs of lowest margin (`pairs/step-000120.json`), read for the screen."""
+"""The pairs of lowest margin at an evaluation, token by token: `runs/NAME/pairs/step-000120.json`.
+
+    {"step": 120, "beta": 0.1, "pairs": [{"row": 7, "source": "demo:preferences/valid", "prompt": "...",
+      "margin": -0.8, "chosen": {"text": "...", "reward": 0.1, "tokens": [["Sev", 0.02], ...]},
+      "rejected": {...}}, ...]}
+
+A token's number is its reward; one whose text is empty is a part of the character that a later one completes.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from localdpo.core.atomic import write_bytes
 from localdpo.core.errors import UserError
-from localdpo.records.log import unseal
+from localdpo.records.events import finite
+from localdpo.records.log import DAMAGE, decode, seal
 from localdpo.records.rundir import RunDir
 
 
 @dataclass(frozen=True)
-class Response:
+class RewardedResponse:
     """A response: its text, its reward, and (text, reward) of each token. Rewards: beta times nats; NaN where
     they were not finite."""
 
@@ -33,8 +42,8 @@ class WorstPair:
     source: str
     prompt: str
     margin: float
-    chosen: Response
-    rejected: Response
+    chosen: RewardedResponse
+    rejected: RewardedResponse
 
     @property
     def key(self) -> str:
@@ -43,7 +52,7 @@ class WorstPair:
 
 
 @dataclass(frozen=True)
-class WorstPairs:
+class PairsRecord:
     """The pairs of lowest margin at `step`, the lowest first."""
 
     step: int
@@ -51,7 +60,15 @@ class WorstPairs:
     pairs: tuple[WorstPair, ...]
 
 
-def load_pairs(run: RunDir, path: str) -> WorstPairs:
+def write_pairs(run: RunDir, record: PairsRecord) -> str:
+    """Write the file of a step; its path, relative to the run's folder."""
+    path = run.pairs / f"step-{record.step:06d}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_bytes(path, seal(json.dumps(finite(asdict(record)), ensure_ascii=False)))
+    return str(path.relative_to(run.path))
+
+
+def read_pairs(run: RunDir, path: str) -> PairsRecord:
     """The pairs in the file at `path`, relative to the run's folder, as its event names it.
 
     Raises UserError if it cannot be read, is not such a file, or leads out of the run's folder.
@@ -68,12 +85,12 @@ def load_pairs(run: RunDir, path: str) -> WorstPairs:
 
 
 @lru_cache(maxsize=16)
-def _load(path: Path, changed: int) -> WorstPairs:
+def _load(path: Path, changed: int) -> PairsRecord:
     try:
-        content = json.loads(unseal(path.read_bytes()))
+        content = decode(path.read_bytes())
         pairs = tuple(_pair(entry) for entry in content["pairs"])
-        return WorstPairs(int(content["step"]), float(content["beta"]), pairs)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return PairsRecord(int(content["step"]), float(content["beta"]), pairs)
+    except DAMAGE as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: damaged, or not a file of pairs ({why})") from error
 
@@ -89,9 +106,9 @@ def _pair(entry: Mapping[str, Any]) -> WorstPair:
     )
 
 
-def _response(entry: Mapping[str, Any]) -> Response:
+def _response(entry: Mapping[str, Any]) -> RewardedResponse:
     tokens = tuple((str(text), _number(reward)) for text, reward in entry["tokens"])
-    return Response(str(entry["text"]), _number(entry["reward"]), tokens)
+    return RewardedResponse(str(entry["text"]), _number(entry["reward"]), tokens)
 
 
 def _number(value: Any) -> float:

@@ -5,34 +5,43 @@ import os
 from pathlib import Path
 
 import pytest
-from made_runs import make_run
 
 from localdpo.core.errors import UserError
-from localdpo.dashboard.pairsfile import load_pairs
+from localdpo.records.pairs import PairsRecord, RewardedResponse, WorstPair, read_pairs, write_pairs
 from localdpo.records.rundir import RunDir
+
+
+def side(text: str, reward: float) -> RewardedResponse:
+    return RewardedResponse(text, reward, ((text[:3], reward / 2), (text[3:], reward / 2)))
+
+
+RECORD = PairsRecord(
+    40,
+    0.1,
+    (
+        WorstPair(7, "demo:preferences/valid", "Triage.", -0.24, side("SEV: 2", 0.16), side("SEV: 4", 0.4)),
+        WorstPair(9, "demo:preferences/valid", "Again.", 0.1, side("é\n", 0.2), side("no", 0.1)),
+    ),
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    return make_run(tmp_path, "dpo")
+    run = RunDir.create(tmp_path, "dpo", "model: m\n")
+    assert write_pairs(run, RECORD) == "pairs/step-000040.json"
+    return run
 
 
-def test_the_pairs_of_a_step(run: RunDir):
-    found = load_pairs(run, "pairs/step-000040.json")
-    assert (found.step, found.beta) == (40, 0.1)
-    first = found.pairs[0]
-    assert (first.row, first.source, first.prompt) == (7, "demo:preferences/valid", "Triage report 7.")
-    assert first.margin == pytest.approx(-0.24)
-    assert first.chosen.tokens[1] == (": SEV2", 0.08)
-    assert first.rejected.text == "Severity: SEV4\nNext: leave it."
+def test_what_is_written_is_read(run: RunDir):
+    assert read_pairs(run, "pairs/step-000040.json") == RECORD
 
 
 def test_a_file_that_changed_is_read_again(run: RunDir):
     path = run.path / "pairs" / "step-000040.json"
-    assert load_pairs(run, "pairs/step-000040.json").pairs
+    assert read_pairs(run, "pairs/step-000040.json").pairs
     path.write_text('{"step": 40, "beta": 0.2, "pairs": []}')
     os.utime(path, (1, 1))
-    assert load_pairs(run, "pairs/step-000040.json").beta == 0.2
+    assert read_pairs(run, "pairs/step-000040.json").beta == 0.2
 
 
 def test_what_was_not_finite_is_no_number(run: RunDir):
@@ -42,7 +51,7 @@ def test_what_was_not_finite_is_no_number(run: RunDir):
         f'{{"step": 1, "beta": 0.1, "pairs": [{{"row": 1, "source": "s", "prompt": "p", "margin": null,'
         f' "chosen": {side}, "rejected": {side}}}]}}'
     )
-    (pair,) = load_pairs(run, "pairs/odd.json").pairs
+    (pair,) = read_pairs(run, "pairs/odd.json").pairs
     assert math.isnan(pair.margin)
     assert math.isnan(pair.chosen.tokens[0][1])
 
@@ -54,12 +63,12 @@ def test_what_was_not_finite_is_no_number(run: RunDir):
 def test_a_damaged_file_is_named(run: RunDir, text: str, problem: str):
     (run.path / "pairs" / "bad.json").write_text(text)
     with pytest.raises(UserError, match=problem):
-        load_pairs(run, "pairs/bad.json")
+        read_pairs(run, "pairs/bad.json")
 
 
 def test_a_file_that_is_gone_or_elsewhere_is_refused(run: RunDir, tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
-        load_pairs(run, "pairs/none.json")
+        read_pairs(run, "pairs/none.json")
     for path in ("../other/pairs.json", str(tmp_path / "x.json")):
         with pytest.raises(UserError, match="not in the run's folder"):
-            load_pairs(run, path)
+            read_pairs(run, path)

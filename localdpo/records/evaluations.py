@@ -1,4 +1,21 @@
-"""Evaluations of a run (`eval/NAME.json`, see evals/evaluate.py) as the screens show them."""
+"""The evaluations of a run: `runs/NAME/eval/NAME.json`, each written at once, with a checksum (see `seal`).
+
+v, name, run        1; of the evaluation; of the run
+source, prompts     where the prompts came from; how many
+sampling            of every answer
+contestants         [{name, label, role, fingerprint}], in the order of columns
+versus              [before, after]: what `difference` is of, after less before
+judge               {name, identity} or null
+metrics             [{name, direction, digits, means, counts, difference, reading}]
+duels               two models compared by the judge; the first answers "did it help?"
+strengths           Bradley-Terry: [{name, value, low, high}], in logits, the base 0
+conclusion          sentences
+rows                for each prompt {id, prompt, category, answers: {contestant: {text, tokens, finished,
+                    metrics: {name: value}}}, verdicts: [{first, second, score, flipped, identical,
+                    orders: [{status, choice, score, reason, principle, raw}, ...]}],
+                    scores: {contestant: the same as one of orders}}; orders are (first, second), then
+                    (second, first), and a choice is in the order it was asked in
+"""
 
 from __future__ import annotations
 
@@ -9,21 +26,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from localdpo.core.atomic import entries
+from localdpo.core.atomic import entries, write_bytes
 from localdpo.core.errors import UserError
-from localdpo.records.log import unseal
+from localdpo.records.log import DAMAGE, decode, seal
 from localdpo.records.rundir import RunDir
 
-FOLDER: Final = "eval"
 _VERSION: Final = 1
 
 Outcome = Literal["won", "lost", "tied", "none"]
-# What the list of verdicts can be narrowed to, in the order of the key.
-FILTERS: Final = ("all", "lost", "tied", "flipped", "won", "none")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RateEstimate:
     """A value with its 95% interval; None where there is none."""
 
     value: float
@@ -32,16 +46,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Category:
+class CategoryRate:
     """The win rate in one category of prompts; `valid` is how many have a verdict."""
 
     name: str
     valid: int
-    rate: Estimate
+    rate: RateEstimate
 
 
 @dataclass(frozen=True)
-class Duel:
+class JudgedDuel:
     """Two models compared; every figure is of the first. `statuses`: verdicts that say nothing, by why."""
 
     first: str
@@ -54,14 +68,14 @@ class Duel:
     flips: int
     identical: int
     statuses: Mapping[str, int]
-    rate: Estimate | None
-    controlled: Estimate | None
-    categories: tuple[Category, ...]
+    rate: RateEstimate | None
+    controlled: RateEstimate | None
+    categories: tuple[CategoryRate, ...]
     people: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
-class Metric:
+class AnswerMetric:
     """A measured row: its means by contestant, what the difference means (better, worse, ..., or "")."""
 
     name: str
@@ -80,7 +94,7 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPrompt:
     """The verdict on one prompt. `score` is 1 if the first won, 0 if the second, None without verdict."""
 
     id: str
@@ -99,14 +113,17 @@ class Judged:
             return "none"
         return "tied" if self.score == 0.5 else "won" if self.score > 0.5 else "lost"
 
-    def passes(self, name: str) -> bool:
-        """Whether it belongs to the filter `name` of FILTERS."""
-        return name == "all" or name == self.outcome or (name == "flipped" and self.flipped)
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation. `labels`: names of contestants for people; `versus`: (before, after)."""
+    """One evaluation.
+
+    Attributes:
+        labels: contestant -> what to call it.
+        versus: (before, after).
+        rows: one a prompt, see the module.
+        record: the object in the file.
+    """
 
     name: str
     judge: str | None
@@ -115,25 +132,39 @@ class Evaluation:
     sampling: Mapping[str, Any]
     labels: Mapping[str, str]
     versus: tuple[str, str]
-    duels: tuple[Duel, ...]
-    metrics: tuple[Metric, ...]
+    duels: tuple[JudgedDuel, ...]
+    metrics: tuple[AnswerMetric, ...]
     conclusion: tuple[str, ...]
     rows: tuple[Mapping[str, Any], ...]
+    record: Mapping[str, Any]
 
-    def judged(self, duel: Duel) -> list[Judged]:
+    def judged(self, duel: JudgedDuel) -> list[JudgedPrompt]:
         """The verdicts of a duel, in the order of the prompts."""
-        found = []
-        for row in self.rows:
-            for verdict in row["verdicts"]:
-                if (verdict["first"], verdict["second"]) == (duel.first, duel.second):
-                    found.append(_judged(row, verdict))
-        return found
+        return [
+            _judged(row, verdict)
+            for row in self.rows
+            for verdict in row["verdicts"]
+            if (verdict["first"], verdict["second"]) == (duel.first, duel.second)
+        ]
+
+
+def write_evaluation(run: RunDir, record: Mapping[str, Any]) -> Path:
+    """Write a record; its path. Raises UserError for a full disk."""
+    path = run.evaluations / f"{record['name']}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_bytes(path, seal(evaluation_text(record)))
+    return path
+
+
+def evaluation_text(record: Mapping[str, Any]) -> str:
+    """The JSON text of a record, without the checksum of its file."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
 def evaluation_files(run: RunDir) -> list[Path]:
     """The files of a run's evaluations, the newest first."""
     stamps = []
-    for path in entries(run.path / FOLDER, "*.json"):
+    for path in entries(run.evaluations, "*.json"):
         try:
             stamps.append((path.stat().st_mtime_ns, path))
         except FileNotFoundError:
@@ -141,7 +172,7 @@ def evaluation_files(run: RunDir) -> list[Path]:
     return [path for _, path in sorted(stamps, reverse=True)]
 
 
-def load_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> Evaluation:
     """An evaluation from its file. Raises UserError when it cannot be read or is none."""
     try:
         return _load(path, path.stat().st_mtime_ns)
@@ -156,26 +187,27 @@ def win_rate(run: RunDir) -> float | None:
     """
     for path in evaluation_files(run):
         try:
-            found = load_evaluation(path)
+            duels = read_evaluation(path).duels
         except UserError:
             continue
-        if found.duels and found.duels[0].rate is not None:
-            return found.duels[0].rate.value
+        if duels and duels[0].rate is not None:
+            return duels[0].rate.value
     return None
 
 
 @lru_cache(maxsize=256)
 def _load(path: Path, changed: int) -> Evaluation:
     try:
-        record = json.loads(unseal(path.read_bytes()))
+        record = decode(path.read_bytes())
         if record["v"] != _VERSION:
             raise ValueError(f"version {record['v']}, expected {_VERSION}")
-        found = _evaluation(record)
-        for duel in found.duels:
-            found.judged(duel)
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: not an evaluation ({type(error).__name__}: {error})") from error
+        evaluation = _evaluation(record)
+        for duel in evaluation.duels:
+            evaluation.judged(duel)
+        return evaluation
+    except DAMAGE as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not an evaluation ({why}); run `localdpo eval` again") from error
 
 
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:
@@ -187,18 +219,19 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation:
         source=str(record["source"]),
         prompts=int(record["prompts"]),
         sampling=record["sampling"],
-        labels={str(one["name"]): str(one["label"]) for one in record["contestants"]},
+        labels={str(who["name"]): str(who["label"]) for who in record["contestants"]},
         versus=(str(before), str(after)),
         duels=tuple(_duel(entry) for entry in record["duels"]),
         metrics=tuple(_metric(entry) for entry in record["metrics"]),
         conclusion=tuple(map(str, record["conclusion"])),
         rows=tuple(record["rows"]),
+        record=record,
     )
 
 
-def _duel(entry: Mapping[str, Any]) -> Duel:
+def _duel(entry: Mapping[str, Any]) -> JudgedDuel:
     controlled = entry["length_controlled"]
-    return Duel(
+    return JudgedDuel(
         first=str(entry["first"]),
         second=str(entry["second"]),
         **{
@@ -208,45 +241,45 @@ def _duel(entry: Mapping[str, Any]) -> Duel:
         statuses=dict(entry["statuses"]),
         rate=_estimate(entry["win_rate"]),
         controlled=None if controlled is None else _estimate(controlled["rate"]),
-        categories=tuple(_category(each) for each in entry["categories"]),
+        categories=tuple(_category(category) for category in entry["categories"]),
         people=entry["people"],
     )
 
 
-def _category(entry: Mapping[str, Any]) -> Category:
+def _category(entry: Mapping[str, Any]) -> CategoryRate:
     rate = _estimate(entry["win_rate"])
     if rate is None:
         raise ValueError("a category without a win rate")
-    return Category(str(entry["name"]), int(entry["valid"]), rate)
+    return CategoryRate(str(entry["name"]), int(entry["valid"]), rate)
 
 
-def _estimate(entry: Mapping[str, Any] | None) -> Estimate | None:
+def _estimate(entry: Mapping[str, Any] | None) -> RateEstimate | None:
     if entry is None or entry["value"] is None:
         return None
     low, high = entry["low"], entry["high"]
-    return Estimate(
+    return RateEstimate(
         float(entry["value"]), None if low is None else float(low), None if high is None else float(high)
     )
 
 
-def _metric(entry: Mapping[str, Any]) -> Metric:
-    return Metric(str(entry["name"]), int(entry["digits"]), dict(entry["means"]), str(entry["reading"]))
+def _metric(entry: Mapping[str, Any]) -> AnswerMetric:
+    return AnswerMetric(str(entry["name"]), int(entry["digits"]), dict(entry["means"]), str(entry["reading"]))
 
 
-def _judged(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> Judged:
+def _judged(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> JudgedPrompt:
     names = (verdict["first"], verdict["second"])
-    one, other = (str(row["answers"][name]["text"]) for name in names)
+    first, second = (str(row["answers"][name]["text"]) for name in names)
     score = verdict["score"]
-    return Judged(
+    return JudgedPrompt(
         id=str(row["id"]),
         category=str(row["category"] or ""),
         prompt=str(row["prompt"]),
-        answers=(one, other),
+        answers=(first, second),
         score=None if score is None else float(score),
         flipped=bool(verdict["flipped"]),
         identical=bool(verdict["identical"]),
         orders=tuple(
-            Opinion(str(each["status"]), str(each["choice"] or ""), str(each["reason"] or ""))
-            for each in verdict["orders"]
+            Opinion(str(order["status"]), str(order["choice"] or ""), str(order["reason"] or ""))
+            for order in verdict["orders"]
         ),
     )
