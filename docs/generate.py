@@ -23,7 +23,7 @@ from localdpo.data.types import Kind
 from localdpo.objective.losses import loss_function
 from localdpo.objective.registry import LOSSES
 from localdpo.prefs.checks import CHECKS
-from localdpo.recipe.describe import options_table, section_of
+from localdpo.recipe.describe import names_elsewhere, options_table, section_of
 from localdpo.records.metrics import METRICS
 
 DOCS: Final = Path(__file__).parent
@@ -41,6 +41,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+
+
+def other_names() -> str:
+    """What TRL, mlx-lm and PEFT call an option."""
+    rows = ((f"`{name}`", f"`{here}`") for name, here in names_elsewhere().items())
+    return table(("in TRL, mlx-lm or PEFT", "here"), rows)
 
 
 def code(text: str) -> str:
@@ -147,6 +153,7 @@ def commands() -> str:
 
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "options": options,
+    "names-elsewhere": other_names,
     "losses": losses,
     "loss-options": loss_options,
     "formats": formats,
