@@ -37,18 +37,14 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 @lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    order = generator.permutation(n).astype(np.int64)
-    order.setflags(write=False)
-    return order
-
-
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """A permutation int64[n] of range(n), pure in its arguments (seed and epoch >= 0). Read-only."""
     if n < 1 or seed < 0 or epoch < 0:
         raise ValueError(f"epoch_order needs n >= 1, seed >= 0, epoch >= 0, got {n}, {seed}, {epoch}")
-    return _order(n, seed, epoch)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    order = generator.permutation(n).astype(np.int64)
+    order.setflags(write=False)
+    return order
 
 
 def rows_per_epoch(counts: Sequence[int], weights: Sequence[float]) -> int:
@@ -65,24 +61,23 @@ def _taken(n: int, weight: float) -> int:
 def epoch_places(
     counts: tuple[int, ...], weights: tuple[float, ...], seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """Places int64[rows_per_epoch] of the rows that an epoch takes, sorted; those of the first data set come
-    first.
+    """Indices int64[rows_per_epoch] of the rows that an epoch takes, sorted: the first data set's come first.
 
     A data set's rows stand in a circle, in an order that the seed decides once, and every epoch takes the
     next `weight` of a turn: each row floor(weight) or ceil(weight) times, and all rows equally often in the
     long run. Weights of 1 take every row once. Pure in its arguments. Read-only.
     """
-    places, before = [], 0
+    indices, before = [], 0
     for number, (n, weight) in enumerate(zip(counts, weights, strict=True)):
         taken = _taken(n, weight)
         # The last 1 keeps this seed apart from those of `epoch_order`.
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, 1])))
         turn = (epoch * taken + np.arange(taken, dtype=np.int64)) % max(1, n)
-        places.append(before + np.sort(generator.permutation(n)[turn]))
+        indices.append(before + np.sort(generator.permutation(n)[turn]))
         before += n
-    found = np.concatenate(places).astype(np.int64)
-    found.setflags(write=False)
-    return found
+    taken_rows = np.concatenate(indices).astype(np.int64)
+    taken_rows.setflags(write=False)
+    return taken_rows
 
 
 def batch_rows(n: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -122,7 +117,7 @@ def bucket(width: int) -> int:
 
 
 def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batch:
-    """Pad `rows` to the longest of them, as a `Batch`; `indices` are their places in the store, int[P].
+    """Pad `rows` to the longest of them, as a `Batch`; `indices` are their indices in the store, int[P].
 
     The pad id never reaches a result: `context_pad` and `lengths` say which columns are real.
     """
@@ -140,15 +135,11 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batc
     for r, ids in enumerate(responses):
         response[r, :1] = starts[r % len(rows)]
         response[r, 1 : 1 + len(ids)] = ids
-    return Batch(index_array, context, context_pad, response, lengths, _labels(rows))
-
-
-def _labels(rows: Sequence[EncodedRow]) -> NDArray[np.bool_] | None:
-    """The labels of unpaired rows, bool[P]; None for rows of other kinds."""
     labels = [row.desirable for row in rows]
     if len({label is None for label in labels}) != 1:
         raise ValueError("collate needs rows of one kind: all of them with a label, or none")
-    return None if labels[0] is None else np.array(labels, dtype=np.bool_)
+    desirable = None if labels[0] is None else np.array(labels, dtype=np.bool_)
+    return Batch(index_array, context, context_pad, response, lengths, desirable)
 
 
 def _left_pad(
@@ -268,11 +259,11 @@ def plan_shapes(needs: NDArray[np.int64], responses: int, *, real: int, most: in
         raise ValueError(f"plan_shapes: expected at most {most} different numbers of rows")
     kinds, of = _unique(rounded)
     counts = np.bincount(of)
-    found = _fit_closely(kinds, _merged(kinds, counts, responses, most), responses)
-    found = found[np.lexsort([*found.T[::-1], columns(found, responses)])]
-    taken, cost = _assign(kinds, found, responses)
+    shapes = _fit_closely(kinds, _merged(kinds, counts, responses, most), responses)
+    shapes = shapes[np.lexsort([*shapes.T[::-1], columns(shapes, responses)])]
+    taken, cost = _assign(kinds, shapes, responses)
     return ShapeTable(
-        shapes=tuple(Shape(*(int(size) for size in found[i])) for i in np.unique(taken)),
+        shapes=tuple(Shape(*(int(size) for size in shapes[i])) for i in np.unique(taken)),
         computed=int((cost * counts).sum()),
         needed=int((columns(kinds, responses) * counts).sum()),
         real=real,
@@ -327,7 +318,7 @@ def _grouped(
 
 
 def _unique(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(the different rows, sorted; the place of each row among them): a faster np.unique."""
+    """(the different rows, sorted; the index of each row among them): a faster np.unique."""
     order = np.lexsort(sizes.T[::-1])
     ordered = sizes[order]
     first = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))

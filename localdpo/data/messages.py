@@ -8,12 +8,20 @@ Arrow does not reach into a text. The words of a message are never decoded.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from localdpo.data.fields import MEDIA, RowProblem, describe, from_json, has_content, read_field, text
+from localdpo.data.fields import (
+    MEDIA,
+    RowProblem,
+    describe,
+    from_json,
+    has_content,
+    json_or_none,
+    read_field,
+    text,
+)
 from localdpo.data.types import Example, Message, Side
 from localdpo.recipe.schema import RESERVED_TEMPLATE_OPTIONS
 
@@ -96,18 +104,15 @@ def _message_text(value: str) -> Any:
     """The messages that a text is the JSON of; None for any other text."""
     if not value.lstrip().startswith(("[", "{")) or not any(f'"{key}"' in value for key in _ROLE_KEYS):
         return None
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    every = found if isinstance(found, list) else [found]
-    return found if every and all(_is_message(one) for one in every) else None
-
-
-def _is_message(value: Any) -> bool:
-    if not isinstance(value, dict) or not any(isinstance(value.get(key), str) for key in _ROLE_KEYS):
-        return False
-    return any(key in value for key in (*_CONTENT_KEYS, "tool_calls"))
+    decoded = json_or_none(value)
+    messages = decoded if isinstance(decoded, list) else [decoded]
+    are_messages = all(
+        isinstance(message, dict)
+        and any(isinstance(message.get(key), str) for key in _ROLE_KEYS)
+        and any(key in message for key in (*_CONTENT_KEYS, "tool_calls"))
+        for message in messages
+    )
+    return decoded if messages and are_messages else None
 
 
 def _turned(value: dict[str, Any], name: str) -> list[Any]:
@@ -172,11 +177,8 @@ def _speak(message: Message, name: str) -> None:
 
 def _call_text(content: Any) -> bool:
     """Whether a text is the JSON of a call: an object with name and arguments."""
-    try:
-        found = json.loads(content) if isinstance(content, str) else None
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and {"name", "arguments"} <= found.keys()
+    call = json_or_none(content)
+    return isinstance(call, dict) and {"name", "arguments"} <= call.keys()
 
 
 def _content(value: Any, name: str) -> str:
@@ -193,13 +195,14 @@ def _content(value: Any, name: str) -> str:
 
 def _listed(value: Any, name: str, read: Callable[[Any, str], Any]) -> list[Any]:
     """The list that a field holds or is the JSON text of, each entry read; one object is a list of one."""
-    found = from_json(value, name)
-    if found is None:
+    entries = from_json(value, name)
+    if entries is None:
         return []
-    every = [found] if isinstance(found, dict) and found else found
-    if not isinstance(every, list | dict):
-        raise RowProblem(name, f"expected a list, got {describe(found)}")
-    return [read(one, f"{name}[{i}]") for i, one in enumerate(every)]
+    if isinstance(entries, dict) and entries:
+        entries = [entries]
+    if not isinstance(entries, list | dict):
+        raise RowProblem(name, f"expected a list, got {describe(entries)}")
+    return [read(entry, f"{name}[{i}]") for i, entry in enumerate(entries)]
 
 
 def _call(value: Any, name: str) -> dict[str, Any]:
@@ -217,13 +220,10 @@ def _call(value: Any, name: str) -> dict[str, Any]:
 
 def _arguments(value: Any) -> Any:
     """The arguments of a call as an object. A text that is none, as a model may write it, stays as it is."""
-    found = value
-    while isinstance(found, str):
-        try:
-            found = json.loads(found) if found.strip() else {}
-        except (ValueError, RecursionError):
-            return value
-    return found if isinstance(found, dict) else value
+    decoded = value
+    while isinstance(decoded, str):
+        decoded = json_or_none(decoded) if decoded.strip() else {}
+    return decoded if isinstance(decoded, dict) else value
 
 
 def _tool(value: Any, name: str) -> Any:
@@ -240,10 +240,10 @@ def _tool(value: Any, name: str) -> Any:
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
-    found = from_json(value, name)
-    if not isinstance(found, dict):
-        raise RowProblem(name, f"expected an object, got {describe(found)}")
-    return dict(found)
+    decoded = from_json(value, name)
+    if not isinstance(decoded, dict):
+        raise RowProblem(name, f"expected an object, got {describe(decoded)}")
+    return dict(decoded)
 
 
 def _unpadded(value: Any) -> Any:
@@ -320,13 +320,8 @@ def as_conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Messa
 
 def as_object(arguments: Any) -> Any:
     """The arguments of a tool call; JSON text of an object is read."""
-    if isinstance(arguments, str):
-        try:
-            read = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return arguments
-        return read if isinstance(read, dict) else arguments
-    return arguments
+    decoded = json_or_none(arguments)
+    return decoded if isinstance(decoded, dict) else arguments
 
 
 def functions(message: Message) -> Iterator[tuple[str, Any]]:
@@ -343,5 +338,5 @@ def split_thought(message: Message) -> tuple[str, str]:
     text = content if isinstance(content, str) else ""
     fields = (message.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
     reasoning = next((value for value in fields if isinstance(value, str) and value.strip()), "")
-    found = _THOUGHT.match(text)
-    return (reasoning or found[1], found[2]) if found else (reasoning, text)
+    thought = _THOUGHT.match(text)
+    return (reasoning or thought[1], thought[2]) if thought else (reasoning, text)

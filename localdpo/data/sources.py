@@ -57,8 +57,6 @@ class RowSource:
 
 def open_source(name: str) -> RowSource:
     """Find the data that `name` stands for. Raises UserError when there is none or it cannot be read."""
-    if is_demo(name):
-        return _open_file(resolve(name), name)
     try:
         return _find(name)
     except OSError as error:
@@ -66,16 +64,17 @@ def open_source(name: str) -> RowSource:
 
 
 def _find(name: str) -> RowSource:
-    path = Path(name).expanduser()
+    path = resolve(name) if is_demo(name) else Path(name).expanduser()
     if path.is_file():
         return _open_file(path, name)
-    match = _NAME.fullmatch(name)
     if path.is_dir():
         return _open_folder(path, None, name)
-    if match and match["split"] and not match["config"] and Path(match["id"]).expanduser().is_dir():
-        return _open_folder(Path(match["id"]).expanduser(), match["split"], name)
-    if match and _is_hub_id(match["id"]):
-        return _open_hub(match["id"], match["config"], match["split"] or "train", name)
+    if match := _NAME.fullmatch(name):
+        folder = Path(match["id"]).expanduser()
+        if match["split"] and not match["config"] and folder.is_dir():
+            return _open_folder(folder, match["split"], name)
+        if _is_hub_id(match["id"]):
+            return _open_hub(match["id"], match["config"], match["split"] or "train", name)
     raise UserError(f"{name}: no such file{_near(path)}")
 
 
@@ -95,7 +94,7 @@ def _near(path: Path) -> str:
     except OSError as error:
         return f"; the folder {folder} cannot be read ({error.strerror})"
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(str(folder / each) for each in near)}?" if near else ""
+    return f"; did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
 
 
 def _convert(path: Path) -> str:
@@ -108,20 +107,16 @@ def _convert(path: Path) -> str:
 
 
 def _open_file(path: Path, name: str) -> RowSource:
-    readers = {".parquet": _parquet_rows, ".json": _json_rows}
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(
             f"{name}: cannot read a {suffix or 'nameless'} file; expected {', '.join(SUFFIXES)}"
             + _convert(path)
         )
-    try:
-        digest = sha256_of(path)
-        if path.stat().st_size == 0:
-            raise UserError(f"{name}: the file is empty")
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-    read = readers.get(suffix, _json_line_rows)
+    if path.stat().st_size == 0:
+        raise UserError(f"{name}: the file is empty")
+    digest = sha256_of(path)
+    read = {".parquet": _parquet_rows, ".json": _json_rows}.get(suffix, _json_line_rows)
     return RowSource(name, f"file:{digest}", lambda: _guarded(read(path, name), name))
 
 

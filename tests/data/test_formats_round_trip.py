@@ -44,7 +44,7 @@ def dialogues(draw: st.DrawFn) -> list[Message]:
 
 PROMPTS = TEXT | dialogues()
 ANSWERS = TEXT | message("assistant").map(lambda one: [one])
-PAIRS = st.builds(Pair, PROMPTS, ANSWERS, ANSWERS, TOOLS, KWARGS)
+PAIRS = st.builds(Pair, PROMPTS, ANSWERS, ANSWERS, tools=TOOLS, template_kwargs=KWARGS)
 OTHERS = st.fixed_dictionaries({SCORES[0]: st.floats(1, 5), SCORES[1]: st.floats(6, 9)})
 
 

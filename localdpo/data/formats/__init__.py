@@ -92,18 +92,24 @@ def _two_answers(
 
 def _labelled(name: str, prompt: str, answer: str, label: str, usual: bool = False) -> Format:
     read, own = _prompt(prompt)
-    adapter = single.rated(read, answer, label)
+    adapter = single.rated(single.answered(read, answer), label)
     return _format(name, "unpaired", f"{prompt} {answer} {label}", adapter, own=own, usual=usual)
 
 
 def _one_answer(name: str, prompt: str, answer: str, usual: bool = False) -> Format:
     read, own = _prompt(prompt)
-    adapter = single.answered(read, answer)
+    adapter = single.demonstration(single.answered(read, answer))
     return _format(name, "demonstrations", f"{prompt} {answer}", adapter, own=own, usual=usual)
 
 
 def _conversation(name: str, messages: str, usual: bool = False) -> Format:
-    return _format(name, "demonstrations", messages, single.conversation(messages), usual=usual)
+    read = single.demonstration(single.conversation(messages))
+    return _format(name, "demonstrations", messages, read, usual=usual)
+
+
+def _labelled_conversation(name: str, messages: str, label: str) -> Format:
+    read = single.rated(single.conversation(messages), label)
+    return _format(name, "unpaired", f"{messages} {label}", read)
 
 
 def _question(name: str, prompt: str, usual: bool = False) -> Format:
@@ -172,15 +178,8 @@ FORMATS: Final[tuple[Format, ...]] = (
     _pairs("hh", "chosen rejected", pairs.implicit, write.transcripts, detected=False, shares=True),
     _labelled("unpaired", "prompt", "completion", "label", usual=True),
     _labelled("alpaca-unpaired", "instruction", "output", "kto_tag"),
-    _format(
-        "messages-unpaired", "unpaired", "messages label", single.rated_conversation("messages", "label")
-    ),
-    _format(
-        "sharegpt-unpaired",
-        "unpaired",
-        "conversations kto_tag",
-        single.rated_conversation("conversations", "kto_tag"),
-    ),
+    _labelled_conversation("messages-unpaired", "messages", "label"),
+    _labelled_conversation("sharegpt-unpaired", "conversations", "kto_tag"),
     _conversation("conversation", "messages", usual=True),
     _conversation("sharegpt", "conversations"),
     _one_answer("prompt-completion", "prompt", "completion", usual=True),

@@ -23,6 +23,8 @@ from localdpo.data.types import Demonstration, Message, Pair, Prompt, Rated, Sid
 
 Record = Mapping[str, Any]
 ReadPrompt = Callable[[Record], Side]
+ReadAnswered = Callable[[Record], tuple[Side, Side]]
+"""A row as its prompt and its one answer."""
 NO_ANSWER = "the conversation does not end with an assistant message"
 NO_PROMPT = "the conversation has nothing before the assistant's message"
 CONTINUED = "the prompt ends with an assistant's turn, and no template can continue it"
@@ -65,50 +67,36 @@ def _history(record: Record) -> list[Message]:
     return found
 
 
-def conversation(name: str) -> Callable[[Record], Demonstration]:
-    """Messages that end with the answer."""
+def conversation(name: str) -> ReadAnswered:
+    """Messages that end with the answer, parted before it."""
 
-    def read(record: Record) -> Demonstration:
-        prompt, answer = _parted(record, name)
-        return Demonstration(prompt, answer, **read_options(record))
-
-    return read
-
-
-def rated_conversation(name: str, label: str) -> Callable[[Record], Rated]:
-    """Messages that end with the answer, and whether it was desirable."""
-
-    def read(record: Record) -> Rated:
-        prompt, answer = _parted(record, name)
-        return Rated(prompt, answer, read_label(record, label), **read_options(record))
+    def read(record: Record) -> tuple[Side, Side]:
+        messages = read_messages(record, name)
+        if messages[-1]["role"] != "assistant":
+            raise RowSkip(NO_ANSWER)
+        return messages[:-1], messages[-1:]
 
     return read
 
 
-def _parted(record: Record, name: str) -> tuple[list[Message], list[Message]]:
-    messages = read_messages(record, name)
-    if messages[-1]["role"] != "assistant":
-        raise RowSkip(NO_ANSWER)
-    return messages[:-1], messages[-1:]
+def answered(prompt: ReadPrompt, answer: str) -> ReadAnswered:
+    """A prompt, and the answer in a column of its own."""
 
-
-def answered(prompt: ReadPrompt, answer: str) -> Callable[[Record], Demonstration]:
-    """A prompt and one answer."""
-
-    def read(record: Record) -> Demonstration:
-        return Demonstration(prompt(record), read_answer(record, answer), **read_options(record))
-
-    return read
-
-
-def rated(prompt: ReadPrompt, answer: str, label: str) -> Callable[[Record], Rated]:
-    """A prompt, one answer, and whether it was desirable."""
-
-    def read(record: Record) -> Rated:
+    def read(record: Record) -> tuple[Side, Side]:
         response = read_answer(record, answer)
-        return Rated(prompt(record), response, read_label(record, label), **read_options(record))
+        return prompt(record), response
 
     return read
+
+
+def demonstration(read: ReadAnswered) -> Callable[[Record], Demonstration]:
+    """A prompt and one answer to imitate."""
+    return lambda record: Demonstration(*read(record), **read_options(record))
+
+
+def rated(read: ReadAnswered, label: str) -> Callable[[Record], Rated]:
+    """A prompt, one answer, and whether it was desirable."""
+    return lambda record: Rated(*read(record), read_label(record, label), **read_options(record))
 
 
 def asked(prompt: ReadPrompt) -> Callable[[Record], Prompt]:
