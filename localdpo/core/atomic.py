@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from localdpo.core.errors import UserError
 
@@ -202,6 +202,26 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         _write_through(temp, data)
         os.replace(temp, path)
         fsync_dir(path.parent)
+
+
+@contextlib.contextmanager
+def published_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to and to read from, which takes the place of `path` when the block ends.
+
+    When the block raises, the file is removed and `path` stays as it was. Raises OSError, also for a full
+    disk: only the caller knows how to say it.
+    """
+    temp = _beside(path, _TEMP)
+    try:
+        with temp.open("x+b") as file:
+            yield file
+            file.flush()
+            fsync_fd(file.fileno())
+        os.replace(temp, path)
+        fsync_dir(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from localdpo.core.atomic import clean_dead_leftovers, free_bytes, fsync_dir, fsync_file, out_of_space
+from localdpo.core.atomic import clean_dead_leftovers, free_bytes, out_of_space, published_file
 from localdpo.core.errors import UserError
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
@@ -180,14 +178,15 @@ def _build(
     encoder: Encoder,
     progress: Progress | None,
 ) -> None:
-    temp = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+    written = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clean_dead_leftovers(path.parent)
-        with temp.open("xb") as file:
+        with published_file(path) as file:
             writer = _Writer(file, kind)
             for examples in _chunks(rows):
                 writer.add(examples, encoder)
+                written = file.tell()
                 if progress is not None:
                     progress(writer.read)
             if not writer.kept:
@@ -195,17 +194,10 @@ def _build(
                 raise UserError(f"{label}: no row is left to train on: {reasons}")
             writer.require_reasoning(label)
             writer.close(notes)
-        with temp.open("r+b") as file:
-            checksum = _checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key)
-            file.write(checksum)
-        fsync_file(temp)
-        os.replace(temp, path)
-        fsync_dir(path.parent)
+            file.seek(0)
+            file.write(_checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key))
     except OSError as error:
-        raise _disk_error(path, temp, error) from error
-    finally:
-        if path.parent.is_dir():
-            temp.unlink(missing_ok=True)
+        raise _disk_error(path, written, error) from error
 
 
 def _chunks(
@@ -314,9 +306,8 @@ class _Writer:
         self._writer.write_batch(batch)
 
 
-def _disk_error(path: Path, temp: Path, error: OSError) -> UserError:
+def _disk_error(path: Path, written: int, error: OSError) -> UserError:
     if out_of_space(error):
-        written = temp.stat().st_size if temp.exists() else 0
         return UserError(
             f"{path.parent}: no space left on the disk for the token cache: {written:,} bytes written and "
             f"more needed, {free_bytes(path):,} free; make room, or set LOCALDPO_CACHE to another disk"

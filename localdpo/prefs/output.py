@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from localdpo.core.atomic import fsync_dir, fsync_file, no_space_error, out_of_space
+from localdpo.core.atomic import no_space_error, out_of_space, published_file
 from localdpo.core.errors import UserError
 
 SUFFIXES = (".jsonl", ".ndjson")
@@ -33,26 +31,19 @@ def json_lines(path: Path) -> Iterator[Put]:
 
     Memory: one row. Raises UserError when the disk is full, or the folder cannot be written.
     """
-    temp = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
     written = 0
     try:
-        with temp.open("xb") as file:
+        with published_file(path) as file:
 
             def put(row: Mapping[str, Any]) -> None:
                 nonlocal written
                 written += file.write(as_line(row))
 
             yield put
-        fsync_file(temp)
-        os.replace(temp, path)
-        fsync_dir(path.parent)
     except OSError as error:
         if out_of_space(error):
             raise no_space_error(path, written) from error
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temp.unlink(missing_ok=True)
 
 
 def as_line(row: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import chat_tokenizer, plain_tokenizer
 
+from localdpo.core import atomic
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data import store as store_module
 from localdpo.data.batches import collate
@@ -173,7 +174,7 @@ def test_every_damaged_byte_is_found_before_the_file_is_parsed(
         path.write_bytes(damaged)
         return store_module._read_store(path, key, "pairs") is None
 
-    monkeypatch.setattr(store_module, "fsync_file", lambda path: None)
+    monkeypatch.setattr(atomic, "fsync_fd", lambda fd: None)
     assert not refused(content)
     with monkeypatch.context() as patch:
         patch.setattr(store_module.pa.ipc, "open_file", lambda *_: pytest.fail("a damaged file was parsed"))
@@ -194,7 +195,7 @@ def test_a_build_that_dies_leaves_nothing(
 
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.os, "replace", dies)
+        patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
             open_pairs(pairs, cache)
     assert list((cache / "tokens").iterdir()) == []
@@ -282,7 +283,7 @@ def test_a_full_disk_is_said_in_one_line(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module, "fsync_file", full)
+    monkeypatch.setattr(atomic, "fsync_fd", full)
     with pytest.raises(UserError, match="no space left on the disk"):
         open_pairs(pairs, tmp_path / "cache")
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
