@@ -1,10 +1,10 @@
-"""What a heuristic is, and how a kind of it is made from the options of a file."""
+"""What a heuristic is, and the options of a check in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from localdpo.recipe.strict_yaml import Path
 
@@ -33,7 +33,7 @@ class Heuristic:
 
 
 class OptionProblem(Exception):
-    """An option of a check is missing or wrong; `path` leads to it, from the check."""
+    """An option of a check is missing or wrong; `path` leads to it from the check."""
 
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(message)
@@ -41,12 +41,12 @@ class OptionProblem(Exception):
         self.message = message
 
 
-class Options:
-    """The options of one check, each to be asked for by name. What nobody asked for is unknown."""
+class CheckOptions:
+    """The options of one check, read by name. An option that no kind has read is unknown to `finish`."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
-        self.asked: set[str] = set()
+        self._known: set[str] = set()
 
     def text(self, name: str, default: str | None = None) -> str:
         """A text that is not empty. Raises OptionProblem when it is missing and has no default."""
@@ -57,10 +57,10 @@ class Options:
 
     def optional(self, name: str) -> str | None:
         """A text, or None when it is not there."""
-        self.asked.add(name)
+        self._known.add(name)
         return self.text(name) if name in self.values else None
 
-    def whole(self, name: str, default: int) -> int:
+    def positive(self, name: str, default: int) -> int:
         """A whole number of at least 1."""
         value = self._value(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -68,7 +68,7 @@ class Options:
         return value
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of a few words."""
+        """One of `choices`."""
         value = self._value(name, default)
         if value not in choices:
             raise OptionProblem((name,), f"expected one of {', '.join(choices)}, got {value!r}")
@@ -86,43 +86,33 @@ class Options:
         value = self._value(name, default)
         if not isinstance(value, list | tuple) or not value:
             raise OptionProblem((name,), f"expected a list of texts, got {value!r}")
-        for place, item in enumerate(value):
+        for index, item in enumerate(value):
             if not isinstance(item, str) or not item.strip():
-                raise OptionProblem((name, place), f"expected text, got {item!r}; put it in quotes")
+                raise OptionProblem((name, index), f"expected text, got {item!r}; put it in quotes")
         return tuple(value)
 
     def mapping(self, name: str) -> Mapping[str, Any] | None:
         """A mapping, or None when it is not there."""
-        self.asked.add(name)
+        self._known.add(name)
         value = self.values.get(name)
         if value is not None and not isinstance(value, dict):
             raise OptionProblem((name,), f"expected a mapping, got {value!r}")
         return value
 
     def better(self, default: Direction) -> Direction:
-        """The option `better`: which way is better, where the kind's own answer does not fit the task."""
-        self.asked.add("better")
-        given = self.choice("better", DIRECTIONS, default)
-        return next(direction for direction in DIRECTIONS if direction == given)
+        """The option `better`: which direction is better, where the kind's default does not fit the task."""
+        return cast(Direction, self.choice("better", DIRECTIONS, default))
 
     def finish(self) -> None:
         """Raises OptionProblem for an option that the kind does not have."""
-        unknown = [name for name in self.values if name not in self.asked]
+        unknown = [name for name in self.values if name not in self._known]
         if unknown:
-            known = ", ".join(sorted(self.asked))
+            known = ", ".join(sorted(self._known))
             raise OptionProblem((unknown[0],), f"no such option of this kind; it has {known}")
 
     def _value(self, name: str, default: Any) -> Any:
-        self.asked.add(name)
+        self._known.add(name)
         value = self.values.get(name, default)
         if value is None:
             raise OptionProblem((name,), "missing" if name not in self.values else "expected a value")
         return value
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of check, as a file names it. `build(name, options)` makes one, and raises OptionProblem."""
-
-    name: str
-    build: Callable[[str, Options], Heuristic]

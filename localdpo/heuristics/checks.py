@@ -9,9 +9,8 @@
         column: answer
         pattern: 'Answer: (\\w+)'
 
-`name` is the row's name in the table (default: the kind); a check with the name of a standard one takes its
-place.
-Paths in it are relative to the folder you are in.
+`name` is the name of the row in the table (default: the kind); a check with the name of a standard one
+replaces it. Paths in the file are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.heuristics import GENERAL, HEURISTICS, STANDARD
-from localdpo.heuristics.base import Heuristic, OptionProblem, Options
-from localdpo.heuristics.incident import incident_facts
+from localdpo.heuristics.base import CheckOptions, Heuristic, OptionProblem
+from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD
+from localdpo.incidents.rules import incident_facts
 from localdpo.recipe import strict_yaml
 
 
@@ -38,10 +37,10 @@ def load_checks(file: str | Path) -> list[Heuristic]:
         raise UserError(f"{file}: cannot be read ({error})") from error
     document = strict_yaml.read_yaml(text)
     problems = list(document.problems)
-    found = [] if problems else _read(document, problems)
+    checks = [] if problems else _read(document, problems)
     if problems:
         raise UserErrors([UserError(f"{file}:{p.line} {_key(p.path)}{p.message}") for p in problems])
-    return found
+    return checks
 
 
 def with_standard(checks: Sequence[Heuristic], rows: Iterable[Mapping[str, Any]] = ()) -> list[Heuristic]:
@@ -49,9 +48,9 @@ def with_standard(checks: Sequence[Heuristic], rows: Iterable[Mapping[str, Any]]
 
     The demo's are among them only if one of the `rows` (the columns beside the prompts) is an incident's.
     """
-    own = {check.name for check in checks}
+    replaced = {check.name for check in checks}
     standard = STANDARD if any(incident_facts(row) for row in rows) else GENERAL
-    return [*(heuristic for heuristic in standard if heuristic.name not in own), *checks]
+    return [*(heuristic for heuristic in standard if heuristic.name not in replaced), *checks]
 
 
 def _read(document: strict_yaml.Document, problems: list[strict_yaml.YamlProblem]) -> list[Heuristic]:
@@ -61,42 +60,34 @@ def _read(document: strict_yaml.Document, problems: list[strict_yaml.YamlProblem
 
     value = document.value
     if not isinstance(value, dict) or not isinstance(value.get("checks"), list) or not value["checks"]:
-        problem(("checks",), f"expected a list of checks, each with a kind: {_kinds()}")
+        problem(("checks",), f"expected a list of checks, each with a kind: {', '.join(HEURISTICS)}")
         return []
     for name in value:
         if name != "checks":
             problem((name,), "unknown key; a file of checks has only `checks`")
-    found: list[Heuristic] = []
-    taken: set[str] = set()
-    for place, check in enumerate(value["checks"]):
-        path: strict_yaml.Path = ("checks", place)
+    checks: list[Heuristic] = []
+    for index, entry in enumerate(value["checks"]):
         try:
-            made = _check(check, taken)
-        except OptionProblem as wrong:
-            problem((*path, *wrong.path), wrong.message)
-            continue
-        taken.add(made.name)
-        found.append(made)
-    return found
+            checks.append(_check(entry, [check.name for check in checks]))
+        except OptionProblem as error:
+            problem(("checks", index, *error.path), error.message)
+    return checks
 
 
-def _check(check: Any, taken: Collection[str]) -> Heuristic:
-    if not isinstance(check, dict):
-        raise OptionProblem((), f"expected a mapping with a kind: {_kinds()}")
-    options = Options(check)
-    kind = HEURISTICS.get(options.text("kind"))
-    if kind is None:
-        raise OptionProblem(("kind",), f"no such kind; the kinds are {_kinds()}")
-    name = options.text("name", kind.name)
+def _check(entry: Any, taken: Collection[str]) -> Heuristic:
+    """The heuristic of one entry. `taken`: names of the checks before it. Raises OptionProblem."""
+    if not isinstance(entry, dict):
+        raise OptionProblem((), f"expected a mapping with a kind: {', '.join(HEURISTICS)}")
+    options = CheckOptions(entry)
+    kind = options.text("kind")
+    if kind not in HEURISTICS:
+        raise OptionProblem(("kind",), f"no such kind; the kinds are {', '.join(HEURISTICS)}")
+    name = options.text("name", kind)
     if name in taken:
         raise OptionProblem(("name",), f"there is a check named {name!r} already; give another name")
-    made = kind.build(name, options)
+    heuristic = HEURISTICS[kind](name, options)
     options.finish()
-    return made
-
-
-def _kinds() -> str:
-    return ", ".join(HEURISTICS)
+    return heuristic
 
 
 def _key(path: strict_yaml.Path) -> str:

@@ -1,13 +1,18 @@
-"""What an answer is worth, computed from the facts kept beside its report. Standard library only."""
+"""What an answer is worth, computed from the facts stored beside its report. Standard library only."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
 
 from localdpo.incidents import world
 from localdpo.incidents.world import Facts
 
+# The column of a row that holds an incident's facts.
+COLUMN: Final = "facts"
 KEY_FACTS = ("service", "symptom", "percent", "region", "minutes", "customers")
 _FORMAT = re.compile(r"Severity: (SEV[1-4])\nSummary: (\S[^\n]*)\nNext: (\S[^\n]*)")
 _NUMBER = re.compile(r"(?<!\w)(\d+)(?: ?(%|\w+))?")
@@ -25,11 +30,13 @@ _PHRASES = {
     "symptom": tuple(world.SYMPTOMS),
     "cause": world.CAUSES,
 }
+_NUMBERS = ("percent", "minutes", "customers")
+_WORDS = {name: values for name, values in _PHRASES.items() if name != "cause"}
 _ACTIONS = tuple(symptom.action for symptom in world.SYMPTOMS.values())
 
 
 @dataclass(frozen=True)
-class Answer:
+class TriageAnswer:
     """The three parts of an answer in the fixed format."""
 
     severity: str
@@ -38,10 +45,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class IncidentVerdict:
     """What the rules found in one answer.
 
-    conforms: the three lines and nothing else. severity, action: the right one. missing: key facts left out.
+    conforms: the three lines and nothing else. severity, action: the right one. missing: key facts not in it.
     invented: "kind: value" of each mention that the facts do not hold.
     """
 
@@ -72,7 +79,7 @@ class Verdict:
         facts = max(0.0, 1.0 - 0.25 * (len(self.missing) + len(self.invented)))
         return 1.0 + self.severity + 0.5 * self.action + facts
 
-    def beats(self, other: Verdict) -> bool:
+    def beats(self, other: IncidentVerdict) -> bool:
         """Whether this answer is clearly the better one.
 
         One in the format beats one outside it. Of two in the format, one beats the other when it is better in
@@ -87,10 +94,27 @@ class Verdict:
         return (self.severity, self.action, -len(self.missing), -len(self.invented))
 
 
-def parse(text: str) -> Answer | None:
+def incident_facts(row: Mapping[str, Any]) -> Facts | None:
+    """The incident that a row's column `facts` describes, None when it describes none.
+
+    A data set of another kind may have a column of that name too: values that no incident has mean that the
+    row is not the demo's, and are no error.
+    """
+    values = row.get(COLUMN)
+    if not isinstance(values, Mapping):
+        return None
+    try:
+        facts = Facts.from_dict(values)
+    except ValueError:
+        return None
+    numbers = all(type(values[name]) is int for name in _NUMBERS)
+    return facts if numbers and all(values[name] in known for name, known in _WORDS.items()) else None
+
+
+def parse(text: str) -> TriageAnswer | None:
     """The parts of an answer, or None when it is not in the format. White space around it does not count."""
     match = _FORMAT.fullmatch(text.strip())
-    return Answer(*match.groups()) if match else None
+    return TriageAnswer(*match.groups()) if match else None
 
 
 def mentions(text: str) -> set[tuple[str, str]]:
@@ -98,13 +122,13 @@ def mentions(text: str) -> set[tuple[str, str]]:
 
     Kinds are the key facts, "cause", and "number" for a number without a known unit.
     """
-    found = {(_UNITS.get(unit, "number"), str(int(digits))) for digits, unit in _NUMBER.findall(text)}
+    claims = {(_UNITS.get(unit, "number"), str(int(digits))) for digits, unit in _NUMBER.findall(text)}
     for kind, phrases in _PHRASES.items():
-        found |= {(kind, phrase) for phrase in phrases if _holds(text, phrase)}
-    return found
+        claims |= {(kind, phrase) for phrase in phrases if _holds(text, phrase)}
+    return claims
 
 
-def judge(text: str, facts: Facts) -> Verdict:
+def judge(text: str, facts: Facts) -> IncidentVerdict:
     """Judge an answer to the report of these facts.
 
     Outside the format the whole text is searched for level, facts and action, so that an answer in free
@@ -113,15 +137,21 @@ def judge(text: str, facts: Facts) -> Verdict:
     parsed = parse(text)
     levels = [parsed.severity] if parsed else sorted(set(_LEVEL.findall(text)))
     claimed = mentions(parsed.summary if parsed else text)
-    told = {(name, str(value)) for name, value in facts.to_dict().items()}
+    true = {(name, str(value)) for name, value in facts.to_dict().items()}
     advised = parsed.action.rstrip(".") if parsed else text
-    return Verdict(
+    return IncidentVerdict(
         conforms=parsed is not None,
         severity=levels == [world.severity(facts)],
         action=_advises(advised, whole=parsed is not None) == [world.next_action(facts)],
         missing=tuple(name for name in KEY_FACTS if (name, str(getattr(facts, name))) not in claimed),
-        invented=tuple(sorted(f"{kind}: {value}" for kind, value in claimed - told)),
+        invented=tuple(sorted(f"{kind}: {value}" for kind, value in claimed - true)),
     )
+
+
+@lru_cache(maxsize=4096)
+def judge_once(answer: str, facts: Facts) -> IncidentVerdict:
+    """`judge`, cached: several rows of a table need the verdict on the same answer."""
+    return judge(answer, facts)
 
 
 def _advises(text: str, *, whole: bool) -> list[str]:

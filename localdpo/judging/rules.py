@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.heuristics.incident import incident_facts, judged
-from localdpo.incidents.rules import Verdict as Finding
+from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
 from localdpo.incidents.world import Facts
 from localdpo.judging.base import JudgeStopped, Question, Verdict
 
@@ -65,7 +64,7 @@ class RulesJudge:
             )
         if len(question.answers) == 1:
             return _scored(question.answers[0], facts)
-        one, other = (judged(answer, facts) for answer in question.answers)
+        one, other = (judge_once(answer, facts) for answer in question.answers)
         if one.beats(other):
             return Verdict("ok", choice="first", reason=_comparison(one, other))
         if other.beats(one):
@@ -78,15 +77,15 @@ class RulesJudge:
 
 
 def _scored(answer: str, facts: Facts) -> Verdict:
-    found = judged(answer, facts)
+    found = judge_once(answer, facts)
     return Verdict("ok", score=1 + 4 * found.total / BEST_TOTAL, reason=finding_text(found))
 
 
-def _comparison(one: Finding, other: Finding) -> str:
+def _comparison(one: IncidentVerdict, other: IncidentVerdict) -> str:
     return f"first {finding_text(one)}; second {finding_text(other)}"
 
 
-def finding_text(finding: Finding) -> str:
+def finding_text(finding: IncidentVerdict) -> str:
     """What the rules object to in one answer, in words."""
     faults = [] if finding.conforms else ["not in the format"]
     faults += [] if finding.severity else ["wrong severity"]

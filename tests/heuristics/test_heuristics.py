@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.heuristics import HEURISTICS, STANDARD, Heuristic
-from localdpo.heuristics.base import OptionProblem, Options
-from localdpo.heuristics.incident import incident_facts
-from localdpo.heuristics.repetition import repetition
-from localdpo.heuristics.template import template_pattern
+from localdpo.heuristics.base import CheckOptions, OptionProblem
+from localdpo.heuristics.kinds import repeated_share, template_pattern
 from localdpo.incidents import world
+from localdpo.incidents.rules import incident_facts
 from localdpo.incidents.world import Facts
 
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600)
@@ -23,7 +22,7 @@ SCHEMA = {"type": "object", "required": ["level"], "properties": {"level": {"enu
 
 
 def made(kind: str, **options: Any) -> Heuristic:
-    return HEURISTICS[kind].build("it", Options(options))
+    return HEURISTICS[kind]("it", CheckOptions(options))
 
 
 def score(heuristic: Heuristic, answer: str, **facts: Any) -> float | None:
@@ -34,8 +33,7 @@ def standard(name: str) -> Heuristic:
     return next(heuristic for heuristic in STANDARD if heuristic.name == name)
 
 
-def test_names_in_the_tables_are_unique_and_match() -> None:
-    assert [kind.name for kind in HEURISTICS.values()] == list(HEURISTICS)
+def test_names_of_the_standard_heuristics_are_unique() -> None:
     assert len({heuristic.name for heuristic in STANDARD}) == len(STANDARD)
 
 
@@ -118,15 +116,15 @@ def test_length_counts_words_or_characters() -> None:
 
 
 def test_repetition_is_the_share_of_repeated_grams() -> None:
-    assert repetition("a b c d e f", 4) == 0
-    assert repetition("a b A b a B", 2) == pytest.approx(1 - 2 / 5)
-    assert repetition("three words only", 4) is None
+    assert repeated_share("a b c d e f", 4) == 0
+    assert repeated_share("a b A b a B", 2) == pytest.approx(1 - 2 / 5)
+    assert repeated_share("three words only", 4) is None
     assert score(made("repetition", n=1), "no no no no") == 0.75
 
 
 @given(st.text(), st.integers(1, 6))
 def test_repetition_is_a_share(text: str, n: int) -> None:
-    value = repetition(text, n)
+    value = repeated_share(text, n)
     assert value is None or 0 <= value < 1
 
 
@@ -179,6 +177,6 @@ def test_every_kind_takes_a_direction_of_ones_own(kind: str) -> None:
         "template": {"template": "{x}"},
         "label": {"column": "x"},
     }
-    options = Options({**needed.get(kind, {}), "better": "neutral"})
-    assert HEURISTICS[kind].build("it", options).direction == "neutral"
-    assert "better" in options.asked
+    options = CheckOptions({**needed.get(kind, {}), "better": "neutral"})
+    assert HEURISTICS[kind]("it", options).direction == "neutral"
+    options.finish()
