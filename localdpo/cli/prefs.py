@@ -15,7 +15,7 @@ from localdpo.out import print_json, say
 if TYPE_CHECKING:
     from localdpo.out.console import Console
     from localdpo.prefs.check import Progress
-    from localdpo.prefs.report import Report
+    from localdpo.prefs.report import CheckReport
 
 FINDING_EXIT: Final = 1
 STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold"}
@@ -71,10 +71,10 @@ def check(
     """Report on pairs. Exit code 1 when a finding is an error."""
     from localdpo.prefs.check import check as run_check
     from localdpo.prefs.report import as_object
-    from localdpo.prefs.settings import options_from
+    from localdpo.prefs.settings import settings_from
 
-    options, source = options_from(recipe, model, max_length, format_name, against or (), reference, data)
-    report = with_progress(lambda tell: run_check(source, options, tell))
+    settings, source = settings_from(recipe, model, max_length, format_name, against or (), reference, data)
+    report = with_progress(lambda tell: run_check(source, settings, tell))
     if html is not None:
         from localdpo.pages import write_page
 
@@ -103,13 +103,13 @@ def clean(
     force: Force = False,
 ) -> None:
     """Copy the rows that no check flags, and count the reasons of the others."""
-    from localdpo.prefs.clean import clean as run_clean
-    from localdpo.prefs.settings import options_from
+    from localdpo.prefs.rewrite import clean as run_clean
+    from localdpo.prefs.settings import settings_from
 
-    options, _ = options_from(recipe, model, max_length, format_name, against or (), None, data)
+    settings, _ = settings_from(recipe, model, max_length, format_name, against or (), None, data)
     names = None if drop is None else [name.strip() for name in drop.split(",") if name.strip()]
     done = with_progress(
-        lambda tell: run_clean(data, out, drop=names, options=options, force=force, progress=tell)
+        lambda tell: run_clean(data, out, drop=names, settings=settings, force=force, progress=tell)
     )
     say(f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped")
     _print_counts(done.reasons, "rows")
@@ -124,7 +124,7 @@ def convert(
     force: Force = False,
 ) -> None:
     """Write pairs in another format, and name what it has no place for."""
-    from localdpo.prefs.convert import convert as run_convert
+    from localdpo.prefs.rewrite import convert as run_convert
 
     done = with_progress(
         lambda tell: run_convert(data, out, to, format_name=format_name, force=force, progress=tell)
@@ -145,7 +145,7 @@ def with_progress(work: Callable[[Progress | None], Any]) -> Any:
         return work(lambda rows: status.update(f"{rows:,} rows"))
 
 
-def show(report: Report) -> None:
+def show(report: CheckReport) -> None:
     """Print the report; levels in colour on a terminal, and as words everywhere."""
     from localdpo.out.console import Console
     from localdpo.prefs.report import closing_lines, finding_lines, summary_lines

@@ -39,7 +39,7 @@ def label(
 
     path = journal or journal_of(data)
     if out is not None:
-        from localdpo.prefs.output import check_output
+        from localdpo.prefs.rewrite import check_output
 
         check_output(out, force=force)  # before the work, not after it
     if not plain and not Console().is_terminal:

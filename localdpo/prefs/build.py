@@ -34,7 +34,7 @@ from localdpo.prefs.build_report import report_of
 from localdpo.prefs.build_rows import HASH_DIGITS, Built, row_of
 from localdpo.prefs.candidates import by_prompt, make_candidates
 from localdpo.prefs.judging import Outcome, judge_all, questions_of_build
-from localdpo.prefs.output import as_line
+from localdpo.prefs.rewrite import as_line
 from localdpo.prefs.selection import split_by_prompt
 from localdpo.records.answers import AnswerRecord, AnswersWriter
 

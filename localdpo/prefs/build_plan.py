@@ -31,7 +31,7 @@ from localdpo.prefs.candidates import (
     hashes_of,
     header_of,
 )
-from localdpo.prefs.tokenizer import open_tokenizer
+from localdpo.prefs.settings import open_tokenizer
 from localdpo.records.answers import AnswersTail, Header
 from localdpo.records.checkpoints import LATEST, Note
 from localdpo.records.verdicts import damaged_verdicts

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from localdpo.core.text import counted
-from localdpo.data.encode import Limits
 from localdpo.data.rows import (
     AGAINST_SCORES,
     SHARED_WORDS,
@@ -22,57 +20,44 @@ from localdpo.data.rows import (
     source_format,
 )
 from localdpo.data.sources import open_source
-from localdpo.data.types import Pair, TemplateChoice
-from localdpo.prefs.against import evaluation_prompts
-from localdpo.prefs.checks import Duplicates, Labels, Markers, Overlap, Reference, Sizes, Skew, Tokens
-from localdpo.prefs.checks.reading import SCORES, SHARED, UNREAD, UNREADABLE, UNUSABLE
-from localdpo.prefs.checks.reference import Score
-from localdpo.prefs.columns import Column
-from localdpo.prefs.findings import EXAMPLES, LEVELS, Family, Finding
-from localdpo.prefs.report import Example, Report, Result
-from localdpo.prefs.rows import CHUNK_ROWS, Chunk
-from localdpo.prefs.tokenizer import end_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from localdpo.data.types import Pair
+from localdpo.prefs.checks import FAMILIES, SCORES, SHARED, UNREAD, UNREADABLE, UNUSABLE
+from localdpo.prefs.checks.base import (
+    CHUNK_ROWS,
+    EXAMPLES,
+    LEVELS,
+    CheckSettings,
+    Chunk,
+    Family,
+    PairColumn,
+    PairFinding,
+)
+from localdpo.prefs.report import CheckReport, Example, Result
 
 Progress = Callable[[int], None]
 """Called with the number of rows read so far."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the checks have to go by, besides the data.
-
-    Attributes:
-        format_name: as in data.format; None: told from the columns.
-        tokenizer: None leaves out all that counts tokens. limits: None leaves out what they cut.
-        against: data sets whose prompts must not be in the data.
-        reference: what scores pairs, and how many of them.
-    """
-
-    format_name: str | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    template: TemplateChoice = "auto"
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    limits: Limits | None = None
-    against: Sequence[str] = ()
-    reference: tuple[Score, int] | None = None
-
-
-def check(source: str, options: Options | None = None, progress: Progress | None = None) -> Report:
+def check(
+    source: str, settings: CheckSettings | None = None, progress: Progress | None = None
+) -> CheckReport:
     """The report on a data set of pairs.
 
     Raises UserError for data that is missing, empty or of another kind, and for a format, a tokenizer or a
-    data set to compare with that is not there. Rows that cannot be read are a finding.
+    data set to compare with that does not exist. Rows that cannot be read are a finding.
     """
-    options = options or Options()
+    settings = settings or CheckSettings()
     began = time.monotonic()
     opened = open_source(source)
-    adapter = source_format(opened, "pairs", options.format_name)
-    families, left_out = _families(options)
+    adapter = source_format(opened, "pairs", settings.format_name)
+    not_checked: list[str] = []
+    families: list[Family] = []
+    for family_class in FAMILIES:
+        family = family_class.from_settings(settings, not_checked)
+        if family is not None:
+            families.append(family)
     reading = _Reading()
-    rows = read_rows(opened, "pairs", None, options.format_name, reading.notes)
+    rows = read_rows(opened, "pairs", None, settings.format_name, reading.notes)
     for chunk in reading.chunks(rows, progress):
         for family in families:
             family.add(chunk)
@@ -83,48 +68,25 @@ def check(source: str, options: Options | None = None, progress: Progress | None
             results += [reading.resolve(finding) for finding in family.finish()]
             facts |= family.facts()
     results.sort(key=lambda result: LEVELS.index(result.check.level))
-    return Report(
+    return CheckReport(
         source=opened.label,
         read_as=adapter.name if adapter else "unknown",
         facts=facts,
         results=tuple(results),
-        not_checked=tuple(left_out),
+        not_checked=tuple(not_checked),
         seconds=time.monotonic() - began,
     )
 
 
-def _families(options: Options) -> tuple[list[Family], list[str]]:
-    """The families that can look at the data, and what is left out, with what it would need."""
-    tokenizer, left_out = options.tokenizer, []
-    special = list(tokenizer.get_added_vocab()) if tokenizer is not None else []
-    families: list[Family] = [Sizes(), Labels(), Duplicates(), Markers(special), Skew()]
-    if options.against:
-        families.append(Overlap(evaluation_prompts(options.against)))
-    else:
-        left_out.append(
-            "overlap with evaluation prompts: give --against DATA, or --recipe FILE with data.valid"
-        )
-    if tokenizer is not None:
-        ends = end_ids(tokenizer)
-        families.append(Tokens(tokenizer, options.template, options.limits, ends, options.template_kwargs))
-    if tokenizer is None or options.limits is None:
-        left_out.append("tokens and truncation: give --recipe FILE, or --model NAME and --max-length N")
-    if options.reference is not None:
-        families.append(Reference(*options.reference))
-    else:
-        left_out.append("reference accuracy: give --reference N (pairs to score) with --recipe FILE")
-    return families, left_out
-
-
 @dataclass
 class _Reading:
-    """From rows to chunks of pairs, with the rows of every pair and the rows that are none."""
+    """From rows to chunks of pairs, with the rows of every pair and the rows that make none."""
 
     rows: int = 0
     pairs: int = 0
     notes: ReadingNotes = field(default_factory=ReadingNotes)
-    _first: Column = field(default_factory=Column)
-    _last: Column = field(default_factory=Column)
+    _first: PairColumn = field(default_factory=PairColumn)
+    _last: PairColumn = field(default_factory=PairColumn)
     _unreadable: dict[int, str] = field(default_factory=dict)
     _unusable: dict[int, str] = field(default_factory=dict)
 
@@ -152,19 +114,14 @@ class _Reading:
             yield chunk
 
     def results(self) -> Iterator[Result]:
-        """What is to say about rows that are no pair, and about how the others were read."""
-        for check_, found in ((UNREADABLE, self._unreadable), (UNUSABLE, self._unusable)):
-            if found:
-                examples = tuple(Example((row + 1,), note) for row, note in list(found.items())[:EXAMPLES])
-                numbers = np.fromiter(found, np.int64)
-                words = _reasons(found.values()) if check_ is UNUSABLE else check_.what
-                yield Result(
-                    check_, len(found), self.rows, f"{counted(len(found), 'row')}: {words}", examples, numbers
-                )
-
-        yield from self._noted()
-
-    def _noted(self) -> Iterator[Result]:
+        """Findings about the rows that make no pair, and about how the others were read."""
+        for check_, notes in ((UNREADABLE, self._unreadable), (UNUSABLE, self._unusable)):
+            if notes:
+                examples = tuple(Example((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
+                numbers = np.fromiter(notes, np.int64)
+                words = _reasons(notes.values()) if check_ is UNUSABLE else check_.what
+                message = f"{counted(len(notes), 'row')}: {words}"
+                yield Result(check_, len(notes), self.rows, message, examples, numbers)
         if self.notes.unread:
             yield Result(UNREAD, max(self.notes.unread.values()), self.rows, name_unread(self.notes.unread))
         if shared := self.notes.shared_words:
@@ -175,21 +132,18 @@ class _Reading:
             message = f"{len(against):,} pairs: {AGAINST_SCORES}"
             yield Result(SCORES, len(against), self.pairs, message, examples, numbers)
 
-    def resolve(self, finding: Finding) -> Result:
-        """A finding with places turned into row numbers."""
+    def resolve(self, finding: PairFinding) -> Result:
+        """A finding with the numbers of pairs replaced by the numbers of their rows."""
+        first, last = self._first.values, self._last.values
         examples = tuple(
             Example(
-                tuple(dict.fromkeys(n + 1 for place in sample.places for n in self._of(place))), sample.note
+                tuple(dict.fromkeys(int(row[pair]) + 1 for pair in example.pairs for row in (first, last))),
+                example.note,
             )
-            for sample in finding.samples
+            for example in finding.examples
         )
-        rows = np.unique(
-            np.concatenate([column.values[finding.places] for column in (self._first, self._last)])
-        )
+        rows = np.unique(np.concatenate([first[finding.pairs], last[finding.pairs]]))
         return Result(finding.check, finding.count, finding.total, finding.message, examples, rows)
-
-    def _of(self, place: int) -> tuple[int, int]:
-        return int(self._first.values[place]), int(self._last.values[place])
 
 
 def _reasons(reasons: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ from localdpo.prefs.selection import (
     usable,
     with_scores,
 )
-from localdpo.prefs.tokenizer import end_ids
+from localdpo.prefs.settings import end_ids
 from localdpo.records.answers import AnswerRecord
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from localdpo.core.errors import UserError
 from localdpo.data.rows import InvalidRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
+from localdpo.prefs.checks.base import answer_text, prompt_texts
 from localdpo.prefs.label import Item, Labelling, Record
-from localdpo.prefs.rows import answer_text, prompt_texts
 from localdpo.records.log import LogTail, LogWriter, decode, encode
 
 VERSION: Final = 1

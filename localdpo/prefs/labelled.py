@@ -11,7 +11,7 @@ from localdpo.data.rows import read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.label import Labelling
-from localdpo.prefs.output import check_output, json_lines
+from localdpo.prefs.rewrite import check_output, json_lines
 
 
 def write_labelled(

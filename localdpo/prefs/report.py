@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.text import format_seconds, printable
-from localdpo.prefs.findings import LEVELS, NOTHING, Check, Level
+from localdpo.prefs.checks.base import LEVELS, NOTHING, Check, Level
 
 VERSION: Final = 1
 BAR: Final = 30
@@ -38,12 +38,12 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """All that `prefs check` has to say.
+class CheckReport:
+    """All that `prefs check` reports.
 
     Attributes:
         read_as: name of the format. facts: figures as JSON values.
-        results: errors first. not_checked: what was left out, and what it would need.
+        results: errors first. not_checked: the checks that were skipped, and what each would need.
     """
 
     source: str
@@ -55,7 +55,7 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether an error-level finding stands."""
+        """Whether any error-level check failed."""
         return any(result.check.level == "error" for result in self.results)
 
     def count(self, level: Level) -> int:
@@ -68,7 +68,7 @@ class Report:
         return ", ".join(f"{n} {level}{'s' if level != 'info' and n != 1 else ''}" for level, n in counts)
 
 
-def as_object(report: Report) -> dict[str, Any]:
+def as_object(report: CheckReport) -> dict[str, Any]:
     """The report as JSON values."""
     return {
         "v": VERSION,
@@ -84,7 +84,9 @@ def as_object(report: Report) -> dict[str, Any]:
                 "total": result.total,
                 "message": result.message,
                 "advice": result.check.advice,
-                "examples": [{"rows": list(one.rows), "note": one.note} for one in result.examples],
+                "examples": [
+                    {"rows": list(example.rows), "note": example.note} for example in result.examples
+                ],
             }
             for result in report.results
         ],
@@ -93,7 +95,7 @@ def as_object(report: Report) -> dict[str, Any]:
     }
 
 
-def summary_lines(report: Report) -> list[str]:
+def summary_lines(report: CheckReport) -> list[str]:
     """Sizes, lengths and the histogram, for a terminal."""
     facts = report.facts
     rows, pairs, prompts = (f"{facts.get(name, 0):,}" for name in ("rows", "pairs", "prompts"))
@@ -122,8 +124,8 @@ def summary_lines(report: Report) -> list[str]:
     return lines
 
 
-def finding_lines(report: Report, result: Result) -> list[str]:
-    """One finding: what, where (file:row of the first), what to do. The first line opens with its level."""
+def finding_lines(report: CheckReport, result: Result) -> list[str]:
+    """One finding: what, where (file:row of the first), what to do. The first line begins with its level."""
     check = result.check
     lines = [f"{check.level}: {check.name} ({result.count:,} of {result.total:,}): {result.message}"]
     for example in result.examples:
@@ -132,18 +134,18 @@ def finding_lines(report: Report, result: Result) -> list[str]:
     return [*lines, f"    what to do: {check.advice}"]
 
 
-def closing_lines(report: Report) -> list[str]:
+def closing_lines(report: CheckReport) -> list[str]:
     """What was not checked, and the verdict."""
-    left_out = [f"not checked: {words}" for words in report.not_checked]
-    return [*left_out, f"{report.verdict()}; {format_seconds(report.seconds)}"]
+    skipped = [f"not checked: {words}" for words in report.not_checked]
+    return [*skipped, f"{report.verdict()}; {format_seconds(report.seconds)}"]
 
 
 def _length_table(unit: str, lengths: Mapping[str, Mapping[str, float]]) -> list[str]:
     lines = [f"{unit:<12}{'mean':>10}{'median':>10}{'95%':>10}{'longest':>10}"]
     for part in _PARTS:
         if part in lengths:
-            one = lengths[part]
-            cells = (one["mean"], one["median"], one["p95"], one["max"])
+            figures = lengths[part]
+            cells = (figures["mean"], figures["median"], figures["p95"], figures["max"])
             lines.append(f"{part:<12}" + "".join(f"{round(cell):>10,}" for cell in cells))
     return lines
 
@@ -155,10 +157,10 @@ def _histogram(bias: Mapping[str, Any]) -> list[str]:
         f"{bias['mean_difference']:+,.0f} {bias['unit']} on average"
     ]
     bins = bias["histogram"]
-    most = max((one["count"] for one in bins), default=0) or 1
-    for i, one in enumerate(bins):
-        low = "below" if i == 0 else f"{one['from']:+,}"
-        high = "above" if i == len(bins) - 1 else f"{one['to']:+,}"
-        words = f"{low} .. {high}"
-        lines.append(f"  {words:>20} {'#' * round(BAR * one['count'] / most):<{BAR}} {one['count']:,}")
+    largest = max((bin["count"] for bin in bins), default=0) or 1
+    for i, bin in enumerate(bins):
+        low = "below" if i == 0 else f"{bin['from']:+,}"
+        high = "above" if i == len(bins) - 1 else f"{bin['to']:+,}"
+        bar = "#" * round(BAR * bin["count"] / largest)
+        lines.append(f"  {f'{low} .. {high}':>20} {bar:<{BAR}} {bin['count']:,}")
     return lines

@@ -1,72 +1,26 @@
-"""From a recipe, or from a model's name and a length, to what the checks go by."""
+"""The settings of the checks, from a recipe or from a model's name and a length; tokenizers without MLX."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
 from localdpo.core.errors import UserError
+from localdpo.core.names import is_demo, resolve
+from localdpo.core.preload import preload
 from localdpo.data.encode import Limits
 from localdpo.data.formats import named_format
-from localdpo.prefs.check import Options
-from localdpo.prefs.tokenizer import open_tokenizer
+from localdpo.prefs.checks.base import CheckSettings
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import DataSource, Recipe
 
-# Has no options of its own.
-UNLISTED: Final = DataSource(source="unlisted")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def from_recipe(
-    recipe: Recipe,
-    *,
-    source: str,
-    format_name: str | None,
-    against: Sequence[str],
-    reference: int | None,
-) -> Options:
-    """The checks of a recipe's own data: its limits, and the prompts of its validation and evaluation data.
-
-    `source` is the data to check; what the recipe's list says of it goes before the recipe's own options.
-    Raises UserError for a model that does not load.
-    """
-    train, data = recipe.train, recipe.data
-    entries = [*data.train_sources, *data.valid_sources]
-    entry = next((each for each in entries if each.source == source), UNLISTED)
-    limits = Limits(
-        entry.max_length or train.max_length,
-        entry.max_prompt_length or train.max_prompt_length,
-        entry.truncation or train.truncation,
-    )
-    own = [each.source for each in data.valid_sources]
-    own += [recipe.eval.prompts] if recipe.eval.prompts is not None else []
-    score = None
-    if reference is not None:
-        # Only here is MLX loaded.
-        from localdpo.prefs.scoring import scorer
-
-        trust = recipe.trust_remote_code
-        score = scorer(
-            recipe.model,
-            recipe.adapter,
-            data.template,
-            limits,
-            template_kwargs=data.chat_template_kwargs,
-            trust_remote_code=trust,
-        )
-    return Options(
-        format_name=format_name or entry.format or data.format,
-        tokenizer=open_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code),
-        template=data.template,
-        template_kwargs=data.chat_template_kwargs,
-        limits=limits,
-        against=tuple(dict.fromkeys([*own, *against])),
-        reference=None if score is None or reference is None else (score, reference),
-    )
-
-
-def options_from(
+def settings_from(
     recipe: Path | None,
     model: str | None,
     max_length: int | None,
@@ -74,13 +28,13 @@ def options_from(
     against: Sequence[str],
     reference: int | None,
     data: str | None,
-) -> tuple[Options, str]:
-    """The checks that the options of a command ask for, and what to check: `data`, or the recipe's own.
+) -> tuple[CheckSettings, str]:
+    """The checks that the options of a command name, and the data to check: `data`, or the recipe's own.
 
     Raises UserError(s) for options that do not go together, for the recipe, and for the model.
     """
     if recipe is not None and (model is not None or max_length is not None):
-        raise UserError("--recipe names the model and its limits: leave out --model and --max-length")
+        raise UserError("--recipe names the model and its limits: remove --model and --max-length")
     if max_length is not None and model is None:
         raise UserError("--max-length counts tokens: give --model too, or --recipe")
     if max_length is not None and max_length < 2:
@@ -90,22 +44,52 @@ def options_from(
     if format_name is not None:
         named_format(format_name, "pairs", "--format")
     if recipe is not None:
-        found = load_recipe(recipe)
-        source = source_of(data, found)
-        return from_recipe(
-            found, source=source, format_name=format_name, against=against, reference=reference
-        ), source
-    source = source_of(data, None)
-    options = Options(
+        loaded = load_recipe(recipe)
+        source = _source(data, loaded)
+        return _from_recipe(loaded, source, format_name, against, reference), source
+    settings = CheckSettings(
         format_name=format_name,
         tokenizer=None if model is None else open_tokenizer(model),
         limits=None if max_length is None else Limits(max_length),
         against=tuple(against),
     )
-    return options, source
+    return settings, _source(data, None)
 
 
-def source_of(data: str | None, recipe: Recipe | None) -> str:
+def _from_recipe(
+    recipe: Recipe, source: str, format_name: str | None, against: Sequence[str], reference: int | None
+) -> CheckSettings:
+    """The checks of a recipe's own data: its limits, and the prompts of its validation and evaluation data.
+
+    What the recipe's list says about `source` goes before the recipe's own options.
+    """
+    train, data = recipe.train, recipe.data
+    entries = [*data.train_sources, *data.valid_sources]
+    entry = next((entry for entry in entries if entry.source == source), DataSource(source=source))
+    limits = Limits(
+        entry.max_length or train.max_length,
+        entry.max_prompt_length or train.max_prompt_length,
+        entry.truncation or train.truncation,
+    )
+    held_out = [entry.source for entry in data.valid_sources]
+    held_out += [recipe.eval.prompts] if recipe.eval.prompts is not None else []
+    scoring = None
+    if reference is not None:
+        from localdpo.prefs.checks.reference import load_scorer
+
+        scoring = (load_scorer(recipe, limits), reference)
+    return CheckSettings(
+        format_name=format_name or entry.format or data.format,
+        tokenizer=open_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code),
+        template=data.template,
+        template_kwargs=data.chat_template_kwargs,
+        limits=limits,
+        against=tuple(dict.fromkeys([*held_out, *against])),
+        reference=scoring,
+    )
+
+
+def _source(data: str | None, recipe: Recipe | None) -> str:
     """The data to check: what is named, or the recipe's. Raises UserError for neither, and for several."""
     if data is not None:
         return data
@@ -115,3 +99,43 @@ def source_of(data: str | None, recipe: Recipe | None) -> str:
     if len(names) > 1:
         raise UserError(f"the recipe trains on {len(names)} data sets: name one of {', '.join(names)}")
     return names[0]
+
+
+def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model given as a folder, a hub id or a `demo:` name.
+
+    Raises UserError when transformers cannot read it.
+    """
+    preload()
+    from transformers import AutoTokenizer
+
+    path = resolve(model) if is_demo(model) else Path(model).expanduser()
+    looks_local = is_demo(model) or model.count("/") != 1 or model.startswith((".", "/", "~"))
+    if looks_local and not path.is_dir():
+        raise UserError(f"model {model}: no such folder; expected a model folder, a hub id or demo:model")
+    name = str(path) if path.is_dir() else model
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        # `tokenizers` raises bare Exceptions, and transformers whatever a value of the wrong type leads to.
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"model {model}: its tokenizer cannot be read: {words}") from error
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids at which answers of the tokenizer's model end: those of its generation_config.json, else of its
+    config.json, as mlx-lm reads them."""
+    from transformers.utils import cached_file
+
+    found: object = None
+    for name in ("config.json", "generation_config.json"):
+        file = cached_file(
+            tokenizer.name_or_path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        try:
+            read = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        except (OSError, ValueError):
+            continue
+        found = (read.get("eos_token_id") if isinstance(read, dict) else None) or found
+    listed = found if isinstance(found, list) else [found]
+    return frozenset(number for number in listed if type(number) is int)

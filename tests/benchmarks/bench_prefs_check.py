@@ -37,12 +37,13 @@ def make_file(path: Path, rows: int) -> None:
 def measure(path: str, with_tokenizer: bool) -> None:
     """Check a file and print rows, seconds, peak resident memory in GB, and the verdict."""
     from localdpo.data.encode import Limits
-    from localdpo.prefs.check import Options, check
-    from localdpo.prefs.tokenizer import open_tokenizer
+    from localdpo.prefs.check import check
+    from localdpo.prefs.checks.base import CheckSettings
+    from localdpo.prefs.settings import open_tokenizer
 
-    options = Options()
+    options = CheckSettings()
     if with_tokenizer:
-        options = Options(tokenizer=open_tokenizer("demo:model"), limits=Limits(1024))
+        options = CheckSettings(tokenizer=open_tokenizer("demo:model"), limits=Limits(1024))
     began = time.perf_counter()
     report = check(path, options)
     seconds = time.perf_counter() - began

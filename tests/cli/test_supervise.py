@@ -201,7 +201,7 @@ def test_the_supervisor_is_the_standard_library_and_the_rooms_on_it_alone():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     foreign = {name for name in loaded.split() if name.split(".")[0] not in sys.stdlib_module_names}
     rooms = {name.split(".")[1] for name in foreign if name.startswith("localdpo.")}
-    assert rooms == {"core", "launch", "out"}
+    assert rooms == {"core", "launch", "out", "records"}
     assert {name for name in foreign if not name.startswith("localdpo")} == set()
 
 

@@ -12,11 +12,11 @@ from published_rows import ROWS, line_of, mutate
 
 from localdpo.core.errors import LocalDPOError
 from localdpo.data.encode import Limits
-from localdpo.prefs.check import Options, check
-from localdpo.prefs.clean import clean
-from localdpo.prefs.convert import convert, writable
+from localdpo.prefs.check import check
+from localdpo.prefs.checks.base import CheckSettings
 from localdpo.prefs.report import as_object, finding_lines, summary_lines
-from localdpo.prefs.tokenizer import open_tokenizer
+from localdpo.prefs.rewrite import clean, convert, writable
+from localdpo.prefs.settings import open_tokenizer
 
 COUNT = 100
 
@@ -32,18 +32,18 @@ def test_broken_rows_are_reported_and_cleaned(name: str, tokenizer: Any, tmp_pat
     lines = [line_of(mutate(row, rng), rng) for _ in range(COUNT // len(ROWS[name])) for row in ROWS[name]]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
-    options = Options(
+    settings = CheckSettings(
         format_name=name, tokenizer=tokenizer, limits=Limits(64), against=["demo:prompts/heldout"]
     )
-    report = check(str(path), options)
+    report = check(str(path), settings)
     json.dumps(as_object(report))
     text = [*summary_lines(report), *(line for one in report.results for line in finding_lines(report, one))]
     assert all("\n" not in line for line in text)
-    done = clean(str(path), tmp_path / "clean.jsonl", options=options)
+    done = clean(str(path), tmp_path / "clean.jsonl", settings=settings)
     assert done.read == len(lines)
     assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == done.kept
     if done.kept:
-        again = check(str(tmp_path / "clean.jsonl"), options)
+        again = check(str(tmp_path / "clean.jsonl"), settings)
         assert [one.check.name for one in again.results if one.check.level == "error"] == []
         for to in writable():
             _convert(tmp_path / "clean.jsonl", tmp_path / "out.jsonl", to, name)

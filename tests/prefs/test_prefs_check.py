@@ -16,11 +16,11 @@ from clean_pairs import Row, clean_rows, text, write
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits
-from localdpo.prefs.check import Options, check
+from localdpo.prefs.check import check
 from localdpo.prefs.checks import CHECKS, FAMILIES
-from localdpo.prefs.findings import LEVELS
-from localdpo.prefs.report import Report, Result, as_object, closing_lines, finding_lines, summary_lines
-from localdpo.prefs.tokenizer import open_tokenizer
+from localdpo.prefs.checks.base import LEVELS, CheckSettings
+from localdpo.prefs.report import CheckReport, Result, as_object, closing_lines, finding_lines, summary_lines
+from localdpo.prefs.settings import open_tokenizer
 
 REAL_PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "alpaca_eval_pairs.jsonl"
 ROWS = 1000
@@ -38,18 +38,18 @@ def valid_rows() -> list[Row]:
 
 
 @pytest.fixture
-def options(tokenizer: Any, valid_rows: list[Row], tmp_path: Path) -> Options:
+def settings(tokenizer: Any, valid_rows: list[Row], tmp_path: Path) -> CheckSettings:
     """Everything that needs no model is checked."""
     valid = write(tmp_path / "valid.jsonl", [{"prompt": row["prompt"]} for row in valid_rows])
-    return Options(tokenizer=tokenizer, limits=Limits(2000), against=[valid])
+    return CheckSettings(tokenizer=tokenizer, limits=Limits(2000), against=[valid])
 
 
-def named(report: Report) -> dict[str, Result]:
+def named(report: CheckReport) -> dict[str, Result]:
     return {result.check.name: result for result in report.results}
 
 
-def test_nothing_is_invented_on_clean_data(options: Options, tmp_path: Path) -> None:
-    report = check(write(tmp_path / "pairs.jsonl", clean_rows(ROWS)), options)
+def test_nothing_is_invented_on_clean_data(settings: CheckSettings, tmp_path: Path) -> None:
+    report = check(write(tmp_path / "pairs.jsonl", clean_rows(ROWS)), settings)
     assert [(result.check.name, result.message) for result in report.results] == []
     assert not report.failed
     assert (report.facts["rows"], report.facts["pairs"], report.facts["prompts"]) == (ROWS, ROWS, ROWS)
@@ -153,14 +153,14 @@ def test_every_check_that_flags_rows_has_a_plant() -> None:
 
 @pytest.mark.parametrize("name", [name for name in FLAGGING if name not in ELSEWHERE])
 def test_a_planted_defect_is_found_at_its_row(
-    name: str, options: Options, valid_rows: list[Row], tmp_path: Path
+    name: str, settings: CheckSettings, valid_rows: list[Row], tmp_path: Path
 ) -> None:
     rows: list[Any] = clean_rows(ROWS)
-    assert options.tokenizer is not None
-    planted = plants(valid_rows, options.tokenizer.eos_token)[name](rows)
+    assert settings.tokenizer is not None
+    planted = plants(valid_rows, settings.tokenizer.eos_token)[name](rows)
     if name not in ("special-tokens", "lost-when-cut"):
-        options = replace(options, tokenizer=None)
-    report = check(write(tmp_path / "pairs.jsonl", rows), options)
+        settings = replace(settings, tokenizer=None)
+    report = check(write(tmp_path / "pairs.jsonl", rows), settings)
     found = named(report)
     assert sorted(found[name].rows.tolist()) == sorted(planted)
     shown = {row for example in found[name].examples for row in example.rows}
@@ -175,12 +175,14 @@ def test_a_planted_defect_is_found_at_its_row(
     assert report.failed == (found[name].check.level == "error")
 
 
-def test_all_defects_are_found_in_one_file(options: Options, valid_rows: list[Row], tmp_path: Path) -> None:
+def test_all_defects_are_found_in_one_file(
+    settings: CheckSettings, valid_rows: list[Row], tmp_path: Path
+) -> None:
     rows: list[Any] = clean_rows(ROWS)
-    assert options.tokenizer is not None
-    make = plants(valid_rows, options.tokenizer.eos_token)
+    assert settings.tokenizer is not None
+    make = plants(valid_rows, settings.tokenizer.eos_token)
     planted = {name: plant(rows) for name, plant in make.items() if name not in ELSEWHERE}
-    found = named(check(write(tmp_path / "pairs.jsonl", rows), options))
+    found = named(check(write(tmp_path / "pairs.jsonl", rows), settings))
     for name, places in planted.items():
         assert set(places) <= set(found[name].rows.tolist()), name
     extra = {name: len(set(found[name].rows.tolist()) - set(planted[name])) for name in planted}
@@ -224,12 +226,12 @@ def test_rows_cut_at_the_limit_are_counted(tokenizer: Any, tmp_path: Path) -> No
     for row in rows[:7]:
         row["chosen"] += " and so on" * 900
     path = write(tmp_path / "pairs.jsonl", rows)
-    report = check(path, Options(tokenizer=tokenizer, limits=Limits(2500)))
+    report = check(path, CheckSettings(tokenizer=tokenizer, limits=Limits(2500)))
     assert named(report)["truncated"].rows.tolist() == list(range(7))
     assert report.facts["truncated"] == 7
     # A few long rows are what a limit is for.
     write(tmp_path / "pairs.jsonl", rows[3:])
-    report = check(path, Options(tokenizer=tokenizer, limits=Limits(2500)))
+    report = check(path, CheckSettings(tokenizer=tokenizer, limits=Limits(2500)))
     assert report.facts["truncated"] == 4
     assert "truncated" not in named(report)
 
@@ -240,7 +242,7 @@ def test_rows_that_the_template_refuses_are_errors(tmp_path: Path) -> None:
     strict.chat_template = refusal + str(strict.chat_template)
     rows = clean_rows(3)
     rows[1]["prompt"] = [{"role": "system", "content": "s"}, {"role": "user", "content": rows[1]["prompt"]}]
-    report = check(write(tmp_path / "p.jsonl", rows), Options(tokenizer=strict))
+    report = check(write(tmp_path / "p.jsonl", rows), CheckSettings(tokenizer=strict))
     assert named(report)["not-rendered"].rows.tolist() == [1]
     assert "No system role" in named(report)["not-rendered"].examples[0].note
 
@@ -253,7 +255,7 @@ def test_what_the_template_leaves_out_is_named(tmp_path: Path) -> None:
     )
     rows = clean_rows(3)
     rows[1]["prompt"] = [{"role": "system", "content": "Zz top"}, {"role": "user", "content": "Why?"}]
-    report = check(write(tmp_path / "p.jsonl", rows), Options(tokenizer=silent))
+    report = check(write(tmp_path / "p.jsonl", rows), CheckSettings(tokenizer=silent))
     assert named(report)["left-out"].rows.tolist() == [1]
     assert named(report)["left-out"].examples[0].note == "the chat template leaves out system text"
 
@@ -264,7 +266,7 @@ def test_merged_boundaries_are_named(tokenizer: Any, tmp_path: Path) -> None:
     rows[:2] = [
         {**row, "chosen": f"\n{row['chosen']}", "rejected": f"\n{row['rejected']}"} for row in rows[:2]
     ]
-    report = check(write(tmp_path / "p.jsonl", rows), Options(tokenizer=tokenizer, template="raw"))
+    report = check(write(tmp_path / "p.jsonl", rows), CheckSettings(tokenizer=tokenizer, template="raw"))
     assert named(report)["boundary-merges"].rows.tolist() == [2]
 
 
@@ -277,11 +279,11 @@ def test_a_reference_that_ranks_nearly_all_right_is_named(tmp_path: Path) -> Non
         right = round(sure * len(pairs))
         return [(-1.0, -2.0, 4, 4)] * right + [(-2.0, -1.0, 4, 4)] * (len(pairs) - right)
 
-    report = check(path, Options(reference=(lambda pairs: score(pairs, 0.95), 60)))
+    report = check(path, CheckSettings(reference=(lambda pairs: score(pairs, 0.95), 60)))
     assert seen == [60]
     assert report.facts["reference"] == {"scored": 60, "accuracy": 0.95, "accuracy_per_token": 0.95}
     assert list(named(report)) == ["reference-accuracy"]
-    report = check(path, Options(reference=(lambda pairs: score(pairs, 0.6), 60)))
+    report = check(path, CheckSettings(reference=(lambda pairs: score(pairs, 0.6), 60)))
     assert report.results == ()
 
 
@@ -291,7 +293,7 @@ def test_both_rows_of_a_pair_are_named(tmp_path: Path) -> None:
         rows += [{"prompt": row["prompt"], "completion": row["chosen"], "label": True}]
         rows += [{"prompt": row["prompt"], "completion": row["rejected"], "label": False}]
     rows[3]["completion"] = ""
-    report = check(write(tmp_path / "kto.jsonl", rows), Options(format_name="kto"))
+    report = check(write(tmp_path / "kto.jsonl", rows), CheckSettings(format_name="kto"))
     assert named(report)["empty-answers"].rows.tolist() == [2, 3]
     assert named(report)["empty-answers"].examples[0].rows == (3, 4)
 
@@ -310,7 +312,7 @@ def test_a_template_of_the_evaluation_is_no_overlap(tmp_path: Path) -> None:
     for row in train + valid:
         row["prompt"] = f"{template} {row['prompt']}"
     against = [write(tmp_path / "valid.jsonl", valid)]
-    report = check(write(tmp_path / "train.jsonl", train), Options(against=against))
+    report = check(write(tmp_path / "train.jsonl", train), CheckSettings(against=against))
     assert report.results == ()
 
 
@@ -318,7 +320,7 @@ def test_other_numbers_make_another_question(tmp_path: Path) -> None:
     question = "What is the total price of {} apples, each of which costs {} cents at the market today?"
     rows = [{**row, "prompt": question.format(i, 3)} for i, row in enumerate(clean_rows(5))]
     against = [write(tmp_path / "valid.jsonl", [{"prompt": question.format(77, 3)}])]
-    report = check(write(tmp_path / "train.jsonl", rows), Options(against=against))
+    report = check(write(tmp_path / "train.jsonl", rows), CheckSettings(against=against))
     assert "overlap-fuzzy" not in named(report)
 
 
@@ -329,7 +331,7 @@ def test_the_same_prompt_as_text_and_as_messages_is_the_same(tmp_path: Path) -> 
         write(tmp_path / "valid.jsonl", [{"messages": [*message, {"role": "assistant", "content": "a"}]}])
     ]
     report = check(
-        write(tmp_path / "train.jsonl", [row, {**row, "prompt": message}]), Options(against=against)
+        write(tmp_path / "train.jsonl", [row, {**row, "prompt": message}]), CheckSettings(against=against)
     )
     assert named(report)["overlap-exact"].rows.tolist() == [0, 1]
     assert named(report)["duplicate-pairs"].rows.tolist() == [1]
@@ -338,7 +340,7 @@ def test_the_same_prompt_as_text_and_as_messages_is_the_same(tmp_path: Path) -> 
 def test_data_to_compare_with_must_have_prompts(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", clean_rows(2))
     with pytest.raises(UserError, match=r"facts.jsonl: found no prompts"):
-        check(path, Options(against=[write(tmp_path / "facts.jsonl", [{"fact": "x"}])]))
+        check(path, CheckSettings(against=[write(tmp_path / "facts.jsonl", [{"fact": "x"}])]))
 
 
 def test_a_file_of_broken_rows_is_an_error_not_a_crash(tmp_path: Path) -> None:
@@ -378,7 +380,7 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.skipif(not REAL_PAIRS.is_file(), reason="the real pairs are not beside the repository")
 def test_real_pairs_have_the_known_bias(tokenizer: Any) -> None:
-    report = check(str(REAL_PAIRS), Options(tokenizer=tokenizer, limits=Limits(1024)))
+    report = check(str(REAL_PAIRS), CheckSettings(tokenizer=tokenizer, limits=Limits(1024)))
     assert report.facts["pairs"] == 793
     assert report.facts["chosen_longer"]["share"] == pytest.approx(0.86, abs=0.005)
     assert {"length-bias", "markdown-skew"} <= set(named(report))
@@ -389,10 +391,10 @@ def test_checking_loads_no_mlx(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", clean_rows(5))
     code = (
         "import sys\n"
-        "from localdpo.prefs.settings import options_from\n"
+        "from localdpo.prefs.settings import settings_from\n"
         "from localdpo.prefs.check import check\n"
-        f"options, _ = options_from(None, 'demo:model', 512, None, [{path!r}], None, {path!r})\n"
-        f"check({path!r}, options)\n"
+        f"settings, _ = settings_from(None, 'demo:model', 512, None, [{path!r}], None, {path!r})\n"
+        f"check({path!r}, settings)\n"
         "print(*[name for name in sys.modules if name.split('.')[0] in ('mlx', 'mlx_lm')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -400,17 +402,17 @@ def test_checking_loads_no_mlx(tmp_path: Path) -> None:
     assert done.stdout.split() == []
 
 
-def test_the_report_is_json(tmp_path: Path, options: Options) -> None:
+def test_the_report_is_json(tmp_path: Path, settings: CheckSettings) -> None:
     rows = clean_rows(60)
     rows[3]["chosen"] = rows[3]["rejected"]
-    record = json.loads(json.dumps(as_object(check(write(tmp_path / "p.jsonl", rows), options))))
+    record = json.loads(json.dumps(as_object(check(write(tmp_path / "p.jsonl", rows), settings))))
     assert record["failed"] is True
     assert [one["name"] for one in record["findings"]] == ["identical-answers"]
     assert record["findings"][0]["examples"] == [{"rows": [4], "note": ""}]
 
 
 def test_a_recipe_with_several_data_sets_is_asked_for_one(tmp_path: Path) -> None:
-    from localdpo.prefs.settings import options_from
+    from localdpo.prefs.settings import settings_from
 
     one, two = (write(tmp_path / f"{name}.jsonl", clean_rows(5)) for name in ("one", "two"))
     recipe = tmp_path / "recipe.yaml"
@@ -418,10 +420,10 @@ def test_a_recipe_with_several_data_sets_is_asked_for_one(tmp_path: Path) -> Non
     data = {"train": [one, {**entry, "format": "preference"}], "valid": [one]}
     recipe.write_text(json.dumps({"model": "demo:model", "data": data}))
 
-    def asked(data: str | None) -> Options:
-        options, source = options_from(recipe, None, None, None, [], None, data)
+    def asked(data: str | None) -> CheckSettings:
+        settings, source = settings_from(recipe, None, None, None, [], None, data)
         assert source == data
-        return options
+        return settings
 
     with pytest.raises(UserError, match=r"trains on 2 data sets: name one of .*one\.jsonl, .*two\.jsonl"):
         asked(None)

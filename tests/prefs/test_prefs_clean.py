@@ -10,8 +10,9 @@ import pytest
 from clean_pairs import clean_rows, write
 
 from localdpo.core.errors import UserError
-from localdpo.prefs.check import Options, check
-from localdpo.prefs.clean import clean
+from localdpo.prefs.check import check
+from localdpo.prefs.checks.base import CheckSettings
+from localdpo.prefs.rewrite import clean
 
 
 def rows_in(path: Path) -> list[Any]:
@@ -60,7 +61,7 @@ def test_overlap_goes_when_there_is_what_to_compare_with(tmp_path: Path) -> None
     rows = clean_rows(5)
     valid = write(tmp_path / "valid.jsonl", [{"prompt": rows[1]["prompt"]}])
     path = write(tmp_path / "pairs.jsonl", rows)
-    done = clean(path, tmp_path / "clean.jsonl", options=Options(against=[valid]))
+    done = clean(path, tmp_path / "clean.jsonl", settings=CheckSettings(against=[valid]))
     assert done.reasons == {"overlap-exact": 1}
     assert done.kept == 4
 
@@ -71,8 +72,8 @@ def test_both_rows_of_a_flagged_pair_go(tmp_path: Path) -> None:
         rows += [{"prompt": row["prompt"], "completion": row["chosen"], "label": True}]
         rows += [{"prompt": row["prompt"], "completion": row["rejected"], "label": False}]
     rows[3]["completion"] = " "
-    path, options = write(tmp_path / "kto.jsonl", rows), Options(format_name="kto")
-    done = clean(path, tmp_path / "clean.jsonl", options=options)
+    path, settings = write(tmp_path / "kto.jsonl", rows), CheckSettings(format_name="kto")
+    done = clean(path, tmp_path / "clean.jsonl", settings=settings)
     assert done.reasons == {"empty-answers": 2}
     assert rows_in(tmp_path / "clean.jsonl") == [*rows[:2], *rows[4:]]
 

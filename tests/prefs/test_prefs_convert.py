@@ -14,7 +14,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.messages import conversation
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
-from localdpo.prefs.convert import convert, writable
+from localdpo.prefs.rewrite import convert, writable
 
 SCORED = [{**row, "score_chosen": 5, "score_rejected": 3.5} for row in clean_rows(40)]
 

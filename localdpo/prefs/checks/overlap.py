@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from localdpo.prefs.findings import EXAMPLES, Check, Finding, at_rows, excerpt
-from localdpo.prefs.rows import Chunk
+from localdpo.core.errors import UserError
+from localdpo.data.rows import InvalidRow, Skipped, read_rows
+from localdpo.data.sources import open_source
+from localdpo.prefs.checks.base import (
+    EXAMPLES,
+    Check,
+    CheckSettings,
+    Chunk,
+    Family,
+    PairFinding,
+    excerpt,
+    flagged_pairs,
+    prompt_texts,
+)
 from localdpo.prefs.shingles import BANDS, Hashes, Words, band_keys, mix, signatures
 
 # GPT-3's contamination study looks for runs of 13 words in common (arXiv 2005.14165, appendix C).
@@ -23,7 +35,7 @@ SAME_RATIO = 90.0
 # Prompts of the evaluation that one prompt is compared with, at most.
 CANDIDATES = 8
 _NUMBERS = re.compile(r"\d+")
-_ADVICE = "take these rows out, or evaluate on other prompts: figures on prompts seen in training flatter"
+_ADVICE = "remove these rows, or evaluate on other prompts: figures on prompts seen in training flatter"
 
 EXACT = Check("overlap-exact", "error", "a prompt of the evaluation, word for word", _ADVICE, drops=True)
 NORMALISED = Check(
@@ -41,16 +53,44 @@ FUZZY = Check("overlap-fuzzy", "warning", "nearly a prompt of the evaluation", _
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPrompt:
-    """A prompt to look for, and where it stands: `file:row`."""
+    """A prompt to look for, and where it is: `file:row`."""
 
     text: str
     where: str
 
 
-class Overlap:
+def evaluation_prompts(sources: Sequence[str]) -> list[EvaluationPrompt]:
+    """The prompts of validation and evaluation sets of any format; rows that cannot be read are skipped.
+
+    Raises UserError for a source that does not exist, or without a prompt.
+    """
+    prompts: list[EvaluationPrompt] = []
+    for name in sources:
+        source = open_source(name)
+        own = [
+            EvaluationPrompt(prompt_texts(row.result.prompt)[1], f"{source.label}:{row.rows[0] + 1}")
+            for row in read_rows(source, "prompts")
+            if not isinstance(row.result, InvalidRow | Skipped)
+        ]
+        if not own:
+            raise UserError(f"{name}: no prompts in it to compare with; expected a column prompt")
+        prompts += own
+    return prompts
+
+
+class Overlap(Family):
     """The prompts to look for, indexed in four ways."""
 
     checks: ClassVar[tuple[Check, ...]] = (EXACT, NORMALISED, NGRAM, FUZZY)
+
+    @classmethod
+    def from_settings(cls, settings: CheckSettings, not_checked: list[str]) -> Self | None:
+        if settings.against:
+            return cls(evaluation_prompts(settings.against))
+        not_checked.append(
+            "overlap with evaluation prompts: give --against DATA, or --recipe FILE with data.valid"
+        )
+        return None
 
     def __init__(self, prompts: Iterable[EvaluationPrompt]) -> None:
         self.prompts = list({prompt.text: prompt for prompt in reversed(list(prompts))}.values())[::-1]
@@ -59,7 +99,7 @@ class Overlap:
         self._normalised = {key: i for i, key in enumerate(_text_keys(words)) if key}
         self._runs, self._run_prompts = _unshared_runs(words)
         self._bands = _bands(words)
-        self._found: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
+        self._notes: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
         self._total = 0
 
     def add(self, chunk: Chunk) -> None:
@@ -71,21 +111,20 @@ class Overlap:
         for i, key in enumerate(keys):
             exact = self._exact.get(chunk.prompts[i], self._exact.get(chunk.subjects[i]))
             ways = (exact, self._normalised.get(key) if key else None, runs.get(i), near.get(i))
-            for check, found in zip(self.checks, ways, strict=True):
-                if found is not None:
-                    prompt = self.prompts[found]
-                    self._found[check.name][chunk.start + i] = f"{prompt.where}: {excerpt(prompt.text)}"
+            for check, index in zip(self.checks, ways, strict=True):
+                if index is not None:
+                    prompt = self.prompts[index]
+                    self._notes[check.name][chunk.start + i] = f"{prompt.where}: {excerpt(prompt.text)}"
                     break
 
-    def finish(self) -> Iterator[Finding]:
+    def finish(self) -> Iterator[PairFinding]:
         """One finding for each kind of overlap."""
         for check in self.checks:
-            found = self._found[check.name]
-            message = f"{len(found):,} pairs: {check.what}"
-            yield from at_rows(check, self._total, found, message, list(found.values())[:EXAMPLES])
+            notes = self._notes[check.name]
+            message = f"{len(notes):,} pairs: {check.what}"
+            yield from flagged_pairs(check, self._total, notes, message, list(notes.values())[:EXAMPLES])
 
     def facts(self) -> dict[str, Any]:
-        """How many prompts were looked for."""
         return {"evaluation_prompts": len(self.prompts)}
 
     def _runs_in(self, words: Words) -> dict[int, int]:
@@ -93,9 +132,9 @@ class Overlap:
         hashes, starts = words.runs(RUN_WORDS)
         if not len(self._runs) or not len(hashes):
             return {}
-        places = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
-        hits = np.flatnonzero(self._runs[places] == hashes)[::-1]
-        return {int(words.owner[starts[hit]]): int(self._run_prompts[places[hit]]) for hit in hits}
+        indices = np.minimum(np.searchsorted(self._runs, hashes), len(self._runs) - 1)
+        hits = np.flatnonzero(self._runs[indices] == hashes)[::-1]
+        return {int(words.owner[starts[hit]]): int(self._run_prompts[indices[hit]]) for hit in hits}
 
     def _near(self, chunk: Chunk) -> dict[int, int]:
         """Text -> the evaluation prompt that it nearly is: candidates by MinHash, decided by rapidfuzz."""
@@ -134,9 +173,9 @@ def _text_keys(words: Words) -> list[int]:
 
 
 def _unshared_runs(words: Words) -> tuple[Hashes, np.ndarray]:
-    """Sorted runs of words that one prompt alone holds, with the prompt: what more hold is a template's.
+    """Sorted runs of words that a single prompt holds, with the prompt: a run in several is a template's.
 
-    A run of which more than half belongs to a template is left out too: the end of a template and the first
+    A run of which more than half belongs to a template is dropped too: the end of a template and the first
     word after it say little about the question.
     """
     hashes, starts = words.runs(RUN_WORDS)
@@ -151,7 +190,7 @@ def _unshared_runs(words: Words) -> tuple[Hashes, np.ndarray]:
 
 
 def _template_words(words: Words) -> np.ndarray:
-    """bool[W]: whether a word stands in a run of TEMPLATE_WORDS that another prompt has as well."""
+    """bool[W]: whether a word is part of a run of TEMPLATE_WORDS that another prompt has as well."""
     hashes, starts = words.runs(TEMPLATE_WORDS)
     owner = words.owner[starts]
     order = np.lexsort((owner, hashes))

@@ -1,18 +1,101 @@
-"""Whether chosen and rejected answers differ in language, script or markdown: the model learns that first."""
+"""What the texts look like: marks left in them, and sides that differ in markdown, language or script.
+
+What differs between chosen and rejected answers is what the model learns first.
+"""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from localdpo.prefs.columns import share
-from localdpo.prefs.findings import EXAMPLES, Check, Finding, at_rows
-from localdpo.prefs.rows import Chunk
+from localdpo.data.messages import ASSISTANT, HUMAN
+from localdpo.prefs.checks.base import (
+    EXAMPLES,
+    Check,
+    CheckSettings,
+    Chunk,
+    Family,
+    PairFinding,
+    flagged_pairs,
+    share,
+)
+
+# As the templates of well-known models write them.
+MARKERS = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|end|>"),
+    *("<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"),
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "</s>", "<eos>", "<bos>", "<extra_id_1>"),
+    *("### Instruction:", "### Response:", HUMAN, ASSISTANT),
+)
+# Each of MARKERS holds one of these.
+_SIGNS = ("<", "[", "### ", "\n\nHuman", "\n\nAssistant")
+
+TEMPLATE = Check(
+    "template-markers",
+    "warning",
+    "a mark of a chat template within the text",
+    "cut the text at the mark, or remove the row: the model would learn to write it",
+)
+SPECIAL = Check(
+    "special-tokens",
+    "error",
+    "a special token of this tokenizer within the text",
+    "cut the text there, or remove the row: it becomes a control token in the middle of an answer",
+    drops=True,
+)
+
+
+class Markers(Family):
+    """Looks for marks in prompts and answers; `special` are the tokenizer's own tokens, if there is one."""
+
+    checks: ClassVar[tuple[Check, ...]] = (SPECIAL, TEMPLATE)
+
+    @classmethod
+    def from_settings(cls, settings: CheckSettings, not_checked: list[str]) -> Self:
+        return cls(list(settings.tokenizer.get_added_vocab()) if settings.tokenizer is not None else ())
+
+    def __init__(self, special: Sequence[str] = ()) -> None:
+        own = [token for token in dict.fromkeys(special) if len(token.strip()) > 1]
+        marks = [(mark, SPECIAL) for mark in own] + [(mark, TEMPLATE) for mark in MARKERS if mark not in own]
+        self._marked = [(mark, check) for mark, check in marks if any(sign in mark for sign in _SIGNS)]
+        self._unmarked = [(mark, check) for mark, check in marks if (mark, check) not in self._marked]
+        self._notes: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
+        self._total = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Find the first mark of each pair, special tokens before the others."""
+        self._total += len(chunk)
+        sides = zip(chunk.chosen, chunk.rejected, chunk.prompts, strict=True)
+        for number, texts in enumerate(sides, chunk.start):
+            hits = [
+                (mark, check, name)
+                for name, text in zip(("chosen", "rejected", "prompt"), texts, strict=True)
+                for mark, check in self._in(text)
+            ]
+            if hits:
+                mark, check, name = min(hits, key=lambda hit: hit[1] is not SPECIAL)
+                self._notes[check.name][number] = f"{mark.strip()} in {name}"
+
+    def _in(self, text: str) -> list[tuple[str, Check]]:
+        # Nearly every mark holds one of a few signs, and most texts hold none of them.
+        marks = self._unmarked + (self._marked if any(sign in text for sign in _SIGNS) else [])
+        return [(mark, check) for mark, check in marks if mark in text]
+
+    def finish(self) -> Iterator[PairFinding]:
+        """Special tokens, then other marks."""
+        for check in self.checks:
+            notes = self._notes[check.name]
+            message = f"{len(notes):,} pairs: {check.what}"
+            yield from flagged_pairs(check, self._total, notes, message, notes.values())
+
+
+# --- skew ------------------------------------------------------------------------------------------------
 
 # Points of share, and standard errors of a difference of two shares, that a skew must reach.
 SKEW = 0.15
@@ -35,7 +118,7 @@ LANGUAGE = Check(
     "language-mismatch",
     "warning",
     "chosen and rejected are in different languages or scripts",
-    "take them out, unless the language is what the preference is about",
+    "remove them, unless the language is what the preference is about",
 )
 
 _FEATURES: dict[str, tuple[str, ...]] = {
@@ -63,7 +146,7 @@ _LANGUAGE_OF = {
 }
 
 
-class Skew:
+class Skew(Family):
     """Features of the answers, side by side."""
 
     checks: ClassVar[tuple[Check, ...]] = (MARKDOWN, LANGUAGE)
@@ -77,17 +160,17 @@ class Skew:
     def add(self, chunk: Chunk) -> None:
         """Features and languages of every answer."""
         self._total += len(chunk)
-        for place, texts in enumerate(zip(chunk.chosen, chunk.rejected, strict=True), chunk.start):
-            named = []
+        for number, texts in enumerate(zip(chunk.chosen, chunk.rejected, strict=True), chunk.start):
+            languages = []
             for side, text in enumerate(texts):
                 self._markdown[side].update(markdown_of(text))
-                named.append(language_of(text))
-                self._languages[side][named[-1] or "unknown"] += 1
-            chosen, rejected = named
+                languages.append(language_of(text))
+                self._languages[side][languages[-1] or "unknown"] += 1
+            chosen, rejected = languages
             if differ(chosen, rejected):
-                self._mismatches[place] = f"chosen {chosen}, rejected {rejected}"
+                self._mismatches[number] = f"chosen {chosen}, rejected {rejected}"
 
-    def finish(self) -> Iterator[Finding]:
+    def finish(self) -> Iterator[PairFinding]:
         """Markdown that one side has more of, and pairs in two languages."""
         skewed = [name for name in ("any", *_FEATURES) if self._is_skewed(name)]
         if skewed:
@@ -96,13 +179,12 @@ class Skew:
                 for name in skewed
             )
             count = max(abs(self._markdown[0][name] - self._markdown[1][name]) for name in skewed)
-            yield Finding(MARKDOWN, count, self._total, words)
-        found = self._mismatches
-        message = f"{len(found):,} pairs have answers in two languages or scripts"
-        yield from at_rows(LANGUAGE, self._total, found, message, list(found.values())[:EXAMPLES])
+            yield PairFinding(MARKDOWN, count, self._total, words)
+        notes = self._mismatches
+        message = f"{len(notes):,} pairs have answers in two languages or scripts"
+        yield from flagged_pairs(LANGUAGE, self._total, notes, message, list(notes.values())[:EXAMPLES])
 
     def facts(self) -> dict[str, Any]:
-        """Shares of markdown, and counts of languages, of chosen and rejected answers."""
         return {
             "markdown": {
                 name: [round(self._share(side, name), 4) for side in (0, 1)] for name in ("any", *_FEATURES)

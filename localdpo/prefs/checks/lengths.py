@@ -1,0 +1,281 @@
+"""Lengths in characters and tokens, the bias towards longer answers, and what the recipe's limits cut."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from localdpo.data.encode import (
+    IDENTICAL,
+    IDENTICAL_WHEN_CUT,
+    NO_CONTENT,
+    NO_SCORED_TOKEN,
+    Encoder,
+    Limits,
+)
+from localdpo.data.store import REASONING_LOST
+from localdpo.data.types import EncodedRow
+from localdpo.prefs.checks.base import (
+    EXAMPLES,
+    Check,
+    CheckSettings,
+    Chunk,
+    Family,
+    PairColumn,
+    PairExample,
+    PairFinding,
+    difference_histogram,
+    flagged_pairs,
+    hashes,
+    share,
+    summary,
+)
+from localdpo.prefs.settings import end_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Above 60% of pairs the policy is likely to learn length; below this many pairs the share says little.
+BIASED_SHARE = 0.6
+ENOUGH_PAIRS = 50
+
+EMPTY = Check(
+    "empty-answers",
+    "error",
+    "an answer without a word",
+    "remove them: an empty answer teaches the model to stop at once, or to avoid stopping",
+    drops=True,
+)
+EMPTY_PROMPT = Check(
+    "empty-prompts", "warning", "a prompt without a word", "remove them, unless they are intended", drops=True
+)
+LENGTH = Check(
+    "length-bias",
+    "warning",
+    "one side is the longer one too often",
+    "add pairs whose chosen answer is the shorter one, or train with loss.type: r_dpo, simpo or "
+    "sigmoid_norm, or with loss.ld_alpha below 1; judge results with length control",
+    rows=False,
+)
+
+
+class Lengths(Family):
+    """Characters of prompts and answers."""
+
+    checks: ClassVar[tuple[Check, ...]] = (EMPTY, EMPTY_PROMPT, LENGTH)
+
+    def __init__(self) -> None:
+        self._lengths = PairColumn(np.int32)
+        self._prompts = PairColumn()
+        self._empty: list[int] = []
+        self._no_prompt: list[int] = []
+        self._notes: list[str] = []
+
+    def add(self, chunk: Chunk) -> None:
+        """Count characters; remember the empty ones."""
+        sides = zip(chunk.prompts, chunk.chosen, chunk.rejected, strict=True)
+        for number, (prompt, chosen, rejected) in enumerate(sides, chunk.start):
+            empty = [name for name, text in (("chosen", chosen), ("rejected", rejected)) if not text.strip()]
+            if empty:
+                self._empty.append(number)
+                self._notes.append(" and ".join(empty))
+            if not prompt.strip():
+                self._no_prompt.append(number)
+        texts = (chunk.prompts, chunk.chosen, chunk.rejected)
+        self._lengths.add(np.array([[len(text) for text in side] for side in texts]).T)
+        self._prompts.add(hashes(chunk.prompts))
+
+    def finish(self) -> Iterator[PairFinding]:
+        """Empty sides, and the share of pairs whose chosen answer is longer."""
+        table = self._table()
+        yield from flagged_pairs(EMPTY, len(table), self._empty, "an answer is empty", self._notes)
+        yield from flagged_pairs(EMPTY_PROMPT, len(table), self._no_prompt, "the prompt is empty")
+        yield from _length_bias(table[:, 1], table[:, 2], "characters")
+
+    def facts(self) -> dict[str, Any]:
+        table = self._table()
+        names = ("prompt", "chosen", "rejected")
+        return {
+            "pairs": len(table),
+            "prompts": len(np.unique(self._prompts.values)),
+            "characters": {name: summary(table[:, i]) for i, name in enumerate(names)},
+            "chosen_longer": _longer_facts(table[:, 1], table[:, 2], "characters"),
+        }
+
+    def _table(self) -> np.ndarray:
+        return self._lengths.values.reshape(-1, 3)
+
+
+def _longer_facts(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> dict[str, Any]:
+    """How often the chosen answer is the longer one, of the pairs whose lengths differ, and by how much."""
+    difference = chosen.astype(np.int64) - rejected
+    longer, shorter = int((difference > 0).sum()), int((difference < 0).sum())
+    return {
+        "unit": unit,
+        "longer": longer,
+        "shorter": shorter,
+        "equal": len(difference) - longer - shorter,
+        "share": round(share(longer, longer + shorter), 4),
+        "mean_difference": round(float(difference.mean()), 2) if len(difference) else 0.0,
+        "histogram": difference_histogram(difference),
+    }
+
+
+def _length_bias(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> Iterator[PairFinding]:
+    """The finding LENGTH when either side is the longer one in more than BIASED_SHARE of the pairs."""
+    facts = _longer_facts(chosen, rejected, unit)
+    for side, count in (("chosen", facts["longer"]), ("rejected", facts["shorter"])):
+        unequal = facts["longer"] + facts["shorter"]
+        if unequal >= ENOUGH_PAIRS and share(count, unequal) > BIASED_SHARE:
+            message = (
+                f"the {side} answer is the longer one in {share(count, unequal):.0%} of the pairs of unequal "
+                f"length ({facts['mean_difference']:+.0f} {unit} on average)"
+            )
+            difference = (chosen.astype(np.int64) - rejected) * (1 if side == "chosen" else -1)
+            worst = np.argsort(-difference, kind="stable")[:3]
+            examples = tuple(PairExample((int(i),), f"{difference[i]:+,} {unit}") for i in worst)
+            yield PairFinding(LENGTH, count, unequal, message, examples)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------
+
+_NO_LIMIT = 2**31 - 1
+_AT_LIMITS = (NO_SCORED_TOKEN, NO_CONTENT, IDENTICAL_WHEN_CUT)
+# Below this share, cutting a few long rows is what a limit is for.
+MANY_CUT = 0.05
+
+TRUNCATED = Check(
+    "truncated",
+    "warning",
+    f"truncated at the limits, where that is more than {MANY_CUT:.0%} of the pairs",
+    "raise train.max_length, or remove the longest rows: a truncated answer has no end to learn",
+)
+LOST = Check(
+    "lost-when-cut",
+    "warning",
+    "nothing is left to learn within the limits",
+    "raise train.max_length, or remove them; training drops them",
+    drops=True,
+)
+REFUSED = Check(
+    "not-rendered",
+    "error",
+    "the chat template cannot write the row",
+    "fix what it cannot write, use a model whose template can, or remove the rows; training drops them",
+    drops=True,
+)
+REWRITTEN = Check(
+    "left-out",
+    "warning",
+    "the chat template drops a part of the row, or opens the answer otherwise than when it prompts for one",
+    "use a template, or options of it (data.chat_template_kwargs), that write the entire row",
+)
+MERGED = Check(
+    "boundary-merges",
+    "info",
+    "a token would span the end of the prompt and the start of the answer",
+    "no action needed: prompt and answer are tokenised separately in these rows",
+)
+
+
+class TokenLengths(Family):
+    """Encodes every pair as training would, without limits, and sees what the limits take away."""
+
+    checks: ClassVar[tuple[Check, ...]] = (REFUSED, LOST, TRUNCATED, REWRITTEN, MERGED)
+
+    @classmethod
+    def from_settings(cls, settings: CheckSettings, not_checked: list[str]) -> Self | None:
+        if settings.tokenizer is None or settings.limits is None:
+            not_checked.append(
+                "tokens and truncation: give --recipe FILE, or --model NAME and --max-length N"
+            )
+        return None if settings.tokenizer is None else cls(settings.tokenizer, settings)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: CheckSettings) -> None:
+        encoder = partial(
+            Encoder,
+            tokenizer,
+            settings.template,
+            end_ids=end_ids(tokenizer),
+            template_kwargs=settings.template_kwargs,
+        )
+        self._limits = settings.limits
+        self._encoder = encoder(Limits(_NO_LIMIT))
+        self._truncating = None if self._limits is None else encoder(self._limits)
+        self._rewritten: dict[int, str] = {}
+        self._lengths = PairColumn(np.int32)
+        self._cut: list[int] = []
+        self._merged: list[int] = []
+        self._dropped: dict[str, list[int]] = defaultdict(list)
+        self._total = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Encode the pairs of a chunk."""
+        self._total += len(chunk)
+        examples = list(enumerate(chunk.pairs, chunk.start))
+        encoded = self._encoder.encode(examples)
+        for reason, pairs in encoded.dropped.items():
+            self._dropped[reason] += pairs
+        self._merged += encoded.merged_rows
+        self._lengths.add([(len(row.prompt), *map(len, row.responses)) for row in encoded.rows])
+        for note, pairs in encoded.notes.items():
+            self._rewritten.update(dict.fromkeys(pairs, note))
+        self._rewritten.update(dict.fromkeys(encoded.reasoning_lost, REASONING_LOST))
+        if self._truncating is not None and self._limits is not None:
+            over = {row.row for row in encoded.rows if _is_over(row, self._limits)}
+            cut = self._truncating.encode([example for example in examples if example[0] in over])
+            for reason, pairs in cut.dropped.items():
+                self._dropped[reason] += pairs
+            self._cut += [row.row for row in cut.rows]
+
+    def finish(self) -> Iterator[PairFinding]:
+        """Rows that cannot be rendered, rows lost or cut at the limits, merged boundaries."""
+        when_cut = {pair: why for why in _AT_LIMITS for pair in self._dropped[why]}
+        # The checks of labels report identical answers.
+        others = self._dropped.keys() - {*_AT_LIMITS, IDENTICAL}
+        refused = {pair: why for why in sorted(others) for pair in self._dropped[why]}
+        yield from self._finding(REFUSED, refused, f"{len(refused):,} pairs cannot be written as tokens")
+        message = f"{len(when_cut):,} pairs have nothing to learn within the limits"
+        yield from self._finding(LOST, when_cut, message)
+        cut = share(len(self._cut), self._total)
+        if cut > MANY_CUT:
+            message = f"{cut:.1%} of the pairs lose tokens at {self._limit_words()}"
+            yield from self._finding(TRUNCATED, dict.fromkeys(self._cut, ""), message)
+        message = f"{len(self._rewritten):,} pairs are not rendered as they are, or as prompts will be"
+        yield from self._finding(REWRITTEN, self._rewritten, message)
+        message = f"{len(self._merged):,} pairs would share a token at the boundary"
+        yield from self._finding(MERGED, dict.fromkeys(self._merged, ""), message)
+
+    def facts(self) -> dict[str, Any]:
+        table = self._lengths.values.reshape(-1, 3)
+        names = ("prompt", "chosen", "rejected")
+        total = table[:, 0] + table[:, 1:].max(axis=1) if len(table) else table[:, 0]
+        return {
+            "tokens": {
+                **{name: summary(table[:, i]) for i, name in enumerate(names)},
+                "row": summary(total),
+            },
+            "chosen_longer_tokens": _longer_facts(table[:, 1], table[:, 2], "tokens"),
+            "limits": None if self._limits is None else self._limit_words(),
+            "truncated": len(self._cut),
+            "merged": len(self._merged),
+        }
+
+    def _limit_words(self) -> str:
+        assert self._limits is not None
+        prompt = self._limits.max_prompt_length
+        return f"max_length {self._limits.max_length}" + (f", max_prompt_length {prompt}" if prompt else "")
+
+    def _finding(self, check: Check, notes: dict[int, str], message: str) -> list[PairFinding]:
+        pairs = sorted(notes)
+        return flagged_pairs(check, self._total, pairs, message, [notes[pair] for pair in pairs[:EXAMPLES]])
+
+
+def _is_over(row: EncodedRow, limits: Limits) -> bool:
+    """Whether an uncut row is longer than the limits."""
+    prompt, longest = len(row.prompt), max(map(len, row.responses))
+    return prompt > (limits.max_prompt_length or prompt) or prompt + longest > limits.max_length

@@ -1,0 +1,240 @@
+"""New files of JSON lines from a data set: without the rows that checks flagged, or in another format."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localdpo.core.atomic import no_space_error, out_of_space, published_file
+from localdpo.core.errors import UserError
+from localdpo.data.formats.pairs import RATINGS
+from localdpo.data.formats.write import SCORES, Written
+from localdpo.data.rows import InvalidRow, Problems, ReadRow, Skipped, read_rows, source_format
+from localdpo.data.fields import RowProblem
+from localdpo.data.formats import FORMATS, Format, named_format
+from localdpo.data.sources import open_source
+from localdpo.data.types import Pair
+from localdpo.prefs.check import Progress, check
+from localdpo.prefs.checks import CHECKS, UNREADABLE
+from localdpo.prefs.checks.base import CheckSettings
+
+SUFFIXES = (".jsonl", ".ndjson")
+Put = Callable[[Mapping[str, Any]], None]
+_CANONICAL = {name: SCORES[side] for names in RATINGS for side, name in enumerate(names)}
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Raise UserError unless `path` can become a new JSONL file."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: rows are written as JSON lines; give a name that ends in .jsonl")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist")
+    if path.exists() and not force:
+        raise UserError(f"{path}: exists already; give another name, or --force to replace it")
+
+
+@contextlib.contextmanager
+def json_lines(path: Path) -> Iterator[Put]:
+    """A function that writes a row; the file gets its name when the block ends without an error.
+
+    Memory: one row. Raises UserError when the disk is full, or the folder cannot be written.
+    """
+    written = 0
+    try:
+        with published_file(path) as file:
+
+            def put(row: Mapping[str, Any]) -> None:
+                nonlocal written
+                written += file.write(as_line(row))
+
+            yield put
+    except OSError as error:
+        if out_of_space(error):
+            raise no_space_error(path, written) from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def as_line(row: Mapping[str, Any]) -> bytes:
+    """A row as one line of JSON. Values that JSON has no word for (times of Arrow) become text.
+
+    Half of a surrogate pair, which UTF-8 has no bytes for, stays as JSON's escape.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
+# --- clean -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaning:
+    """What was written: rows `read` and `kept`, and dropped rows by reason (a row may have several)."""
+
+    read: int
+    kept: int
+    reasons: dict[str, int]
+
+    @property
+    def dropped(self) -> int:
+        """Rows that are not in the copy, each counted once."""
+        return self.read - self.kept
+
+
+def clean(
+    source: str,
+    out: Path,
+    *,
+    drop: Sequence[str] | None = None,
+    settings: CheckSettings | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Cleaning:
+    """Write the rows of `source` that no check in `drop` flags (None: those with `drops`) to `out`.
+
+    Rows keep their columns and order; one that cannot be read is never kept. A row with several pairs, and
+    two rows that make a pair together, go when one of their pairs is flagged.
+    Raises UserError for unknown names, and for data that `check` refuses.
+    """
+    names = names_to_drop(drop) | {UNREADABLE.name}
+    check_output(out, force=force)
+    report = check(source, settings, progress)
+    flagged = {r.check.name: r.rows for r in report.results if r.check.name in names and len(r.rows)}
+    dropped = {int(row) for rows in flagged.values() for row in rows}
+    read = kept = 0
+    with json_lines(out) as put:
+        for row in open_source(source).rows():
+            read += 1
+            if row.number not in dropped and row.record is not None:
+                put(row.record)
+                kept += 1
+    return Cleaning(read, kept, {name: len(rows) for name, rows in flagged.items()})
+
+
+def names_to_drop(names: Sequence[str] | None) -> set[str]:
+    """The checks whose rows to drop. Raises UserError for an unknown one, or one that flags no rows."""
+    if names is None:
+        return {entry.name for entry in CHECKS if entry.drops}
+    known = {entry.name: entry for entry in CHECKS}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+            raise UserError(f"--drop {name}: no such check; {hint}")
+        if not known[name].rows:
+            raise UserError(f"--drop {name}: it is about the data set, and flags no rows")
+    return set(names)
+
+
+# --- convert ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Conversion:
+    """What conversion did with the rows.
+
+    Attributes:
+        read_as, to: names of the formats.
+        pairs, written: pairs read, and rows written (two a pair in formats with one answer a row).
+        skipped: row numbers from 0 by reason: rows that make no pair.
+        lost: how many pairs lost a column, or another thing that the format has no place for.
+    """
+
+    read_as: str
+    to: str
+    pairs: int = 0
+    written: int = 0
+    skipped: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+def writable() -> list[str]:
+    """Names of the formats that pairs can be written in."""
+    return [entry.name for entry in FORMATS if entry.write is not None]
+
+
+def convert(
+    source: str,
+    out: Path,
+    to: str,
+    *,
+    format_name: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write the pairs of `source` as rows of the format `to` into `out`. Memory: a few rows.
+
+    Raises UserError for an unknown format or one that cannot be written, and UserErrors with file:row for
+    rows that cannot be read or that the format has no place for; nothing is written then.
+    """
+    target = named_format(to, "pairs", "--to")
+    if target.write is None:
+        raise UserError(f"--to {to}: can be read but not written; expected one of {', '.join(writable())}")
+    if format_name is not None:
+        named_format(format_name, "pairs", "--format")
+    check_output(out, force=force)
+    opened = open_source(source)
+    adapter = source_format(opened, "pairs", format_name)
+    report = Conversion(adapter.name if adapter else "none", to)
+    problems = Problems(opened.label)
+    with json_lines(out) as put:
+        for row in read_rows(opened, "pairs", None, format_name):
+            for record in _write(row, adapter, target, report, problems):
+                put(record)
+            if progress is not None:
+                progress(row.rows[-1] + 1)
+        problems.raise_if_any()
+        if not report.written:
+            reasons = "; ".join(f"{reason} ({len(rows):,})" for reason, rows in report.skipped.items())
+            raise UserError(f"{opened.label}: no row makes a pair: {reasons}")
+    return report
+
+
+def _write(
+    row: ReadRow, adapter: Format | None, target: Format, report: Conversion, problems: Problems
+) -> tuple[dict[str, Any], ...]:
+    if isinstance(row.result, InvalidRow):
+        problems.add(row.rows[0], row.result.message)
+        return ()
+    if isinstance(row.result, Skipped):
+        report.skipped[row.result.reason].extend(row.rows)
+        return ()
+    assert isinstance(row.result, Pair)
+    assert adapter is not None
+    assert target.write is not None
+    columns = _other_columns(row, adapter)
+    try:
+        written = target.write(row.result, columns)
+    except RowProblem as problem:
+        problems.add(row.rows[0], f"cannot be written as {target.name}: {problem}")
+        return ()
+    report.pairs += 1
+    report.written += len(written.records)
+    report.lost.update(_lost(columns, written))
+    return written.records
+
+
+def _other_columns(row: ReadRow, adapter: Format) -> dict[str, Any]:
+    """The columns that are not part of the pair, scores under their one name.
+
+    Of two rows that make a pair together, both rows' columns: what differs is the second's.
+    """
+    columns: dict[str, Any] = {}
+    for record in row.records:
+        for name, value in record.items():
+            if name in _CANONICAL or name not in adapter.reads:
+                columns[_CANONICAL.get(name, name)] = value
+    return columns
+
+
+def _lost(columns: Mapping[str, Any], written: Written) -> list[str]:
+    record = written.records[0]
+    held = {_CANONICAL.get(name, name) for name in record}
+    return [*(name for name in columns if name not in held and columns[name] is not None), *written.lost]
