@@ -90,8 +90,7 @@ def compare(
     if as_json:
         print_json(as_object(tail))
     elif html is not None:
-        from localdpo.pages.compare import compare_values
-        from localdpo.pages.render import write_page
+        from localdpo.pages import compare_values, write_page
 
         write_page(html, "compare", **compare_values(tail))
         say(f"written: {html}")

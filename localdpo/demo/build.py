@@ -1,4 +1,4 @@
-"""Make the demo's bundle again from a seed: `python -m localdpo.demo.build [--out DIR] [--seed N]`.
+"""Rebuild the demo's bundle from a seed: `python -m localdpo.demo.build [--out DIR] [--seed N]`.
 
 Tokenizer, base model, demonstrations, SFT adapter, preference pairs, held-out prompts: nothing comes from
 elsewhere. The SFT adapter is trained by the project's own trainer, and the pairs are what
@@ -47,18 +47,18 @@ SFT_SETTINGS = {
 
 
 def build(out: Path, seed: int, say: Say = tell, *, keep_model: bool = False, keep_sft: bool = False) -> None:
-    """Make the bundle in `out`. What is kept, the base model or also the SFT adapter, has to be there.
+    """Make the bundle in `out`. What `keep_...` names has to exist.
 
     Raises:
-        UserError: no space, something to keep that is not there, an SFT run that failed, or too few pairs.
+        UserError: no space, something to keep that does not exist, an SFT run that failed, or too few pairs.
     """
     out.mkdir(parents=True, exist_ok=True)
     if not (keep_model or keep_sft):
         make_model(out / "model", seed, say)
     elif not (out / "model" / "config.json").is_file():
-        raise UserError(f"--keep-model: {out / 'model'} holds no model; leave the option out to make one")
+        raise UserError(f"--keep-model: {out / 'model'} holds no model; remove the option to make one")
     if keep_sft and not (out / "sft" / "adapters.safetensors").is_file():
-        raise UserError(f"--keep-sft: {out / 'sft'} holds no adapter; leave the option out to train one")
+        raise UserError(f"--keep-sft: {out / 'sft'} holds no adapter; remove the option to train one")
     incidents = dataset.split_incidents(seed)
     make_demonstrations(out, incidents, seed)
     dataset.write_rows(out / "prompts/heldout.jsonl", map(dataset.prompt_row, incidents["prompts/heldout"]))
@@ -70,12 +70,11 @@ def build(out: Path, seed: int, say: Say = tell, *, keep_model: bool = False, ke
 def make_model(folder: Path, seed: int, say: Say) -> None:
     """Train the tokenizer and the base model, quantise it, and publish both as `folder`."""
     from localdpo.demo import pretrain
-    from localdpo.demo.tokenizer import train_tokenizer
 
     rng = random.Random(f"tokenizer {seed}")
     texts = [m["content"] for _ in range(TOKENIZER_DOCUMENTS) for m in corpus.document(rng)]
     texts += [world.gold_answer(world.sample_facts(rng)) for _ in range(TOKENIZER_ANSWERS)]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = pretrain.train_tokenizer(texts)
     say(f"tokenizer: {len(tokenizer)} tokens")
     model = pretrain.train_base(tokenizer, pretrain.PretrainOptions(seed=seed), say)
     with published_dir(folder, MODEL_BYTES) as temp:
@@ -91,7 +90,7 @@ def make_demonstrations(out: Path, incidents: dict[str, list[Incident]], seed: i
 
 
 def train_sft(out: Path, seed: int, say: Say) -> None:
-    """Train the SFT adapter with the project's own worker, in a run folder that is taken away afterwards.
+    """Train the SFT adapter with the project's own worker, in a temporary run folder.
 
     Raises:
         UserError: the worker failed; what it wrote is shown.
@@ -156,11 +155,11 @@ def make_preferences(out: Path, incidents: dict[str, list[Incident]], seed: int,
                 keep=kept,
             )
             pairs = run_build(plan_build(options))["pairs"]
-            found = pairs["kept"] + pairs["beyond_keep"]
-            say(f"{name}: {found} pairs from {len(incidents[name])} prompts")
-            if found < kept:
+            count = pairs["kept"] + pairs["beyond_keep"]
+            say(f"{name}: {count} pairs from {len(incidents[name])} prompts")
+            if count < kept:
                 raise UserError(
-                    f"{name}: {kept} pairs wanted, only {found} of {len(incidents[name])} prompts gave one"
+                    f"{name}: {kept} pairs wanted, only {count} of {len(incidents[name])} prompts made one"
                 )
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(out / f"{name}.jsonl", (options.out / TRAIN).read_text())
@@ -180,11 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m localdpo.demo.build", description=__doc__)
     parser.add_argument("--out", type=Path, default=BUNDLE, help="folder to fill (default: the bundle)")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--keep-model", action="store_true", help="use the base model that is there already")
+    parser.add_argument("--keep-model", action="store_true", help="use the existing base model")
     parser.add_argument(
         "--keep-sft",
         action="store_true",
-        help="use the base model and the SFT adapter that are there already",
+        help="use the existing base model and SFT adapter",
     )
     guard()
     options = parser.parse_args(arguments)

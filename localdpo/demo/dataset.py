@@ -1,16 +1,16 @@
-"""The rows of the demo's data sets. Standard library only."""
+"""The rows of the demo's data sets, and demonstrations as people write them. Standard library only."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from localdpo.core.atomic import write_text
-from localdpo.demo import annotators
 from localdpo.incidents import world
 from localdpo.incidents.world import Facts
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 Incident = tuple[Facts, str]
 
 # Incidents drawn for each use. Of the preference prompts, only those with an answer that beats the other are
-# kept, and of these the first KEPT.
+# used, and of these the first KEPT.
 COUNTS = {
     "demonstrations/train": 1500,
     "demonstrations/valid": 100,
@@ -35,10 +35,43 @@ def split_incidents(seed: int, counts: Mapping[str, int] = COUNTS) -> dict[str, 
     return {name: list(islice(draw, count)) for name, count in counts.items()}
 
 
+@dataclass(frozen=True)
+class Carelessness:
+    """How often a demonstration has each flaw; the flaws are independent of each other."""
+
+    severity: float = 0.3
+    missing: float = 0.25
+    rambling: float = 0.2
+    action: float = 0.1
+
+
+_OPTIONAL = ("percent", "region", "minutes", "customers")
+_RAMBLE = (" Maybe {cause}.", " The cause may be {cause}.", " I think of {cause}.")
+
+
+def demonstration(facts: Facts, rng: random.Random, care: Carelessness | None = None) -> str:
+    """An answer in the fixed format, with flaws as often as `care` says."""
+    care = care or Carelessness()
+    level = world.severity(facts)
+    action = world.next_action(facts)
+    missing: list[str] = []
+    if rng.random() < care.severity:
+        level = rng.choice([name for name in world.SEVERITIES if name != level])
+    if rng.random() < care.missing:
+        missing = rng.sample(_OPTIONAL, rng.choice((1, 1, 2)))
+    summary = world.summary(facts, missing)
+    if rng.random() < care.rambling:
+        summary += rng.choice(_RAMBLE).format(cause=rng.choice(world.CAUSES))
+    if rng.random() < care.action:
+        others = [symptom.action for symptom in world.SYMPTOMS.values() if symptom.action != action]
+        action = rng.choice(others)
+    return world.answer(level, summary, action)
+
+
 def demonstration_row(incident: Incident, rng: random.Random) -> Row:
     """One conversation with a demonstration of mixed quality, and the facts."""
     facts, report = incident
-    reply = {"role": "assistant", "content": annotators.demonstration(facts, rng)}
+    reply = {"role": "assistant", "content": demonstration(facts, rng)}
     return {"messages": [*world.triage_prompt(report), reply], "facts": facts.to_dict()}
 
 
@@ -49,7 +82,7 @@ def prompt_row(incident: Incident) -> Row:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a JSONL file, in whole or not at all."""
+    """Write a JSONL file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 

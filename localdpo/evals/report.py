@@ -9,8 +9,8 @@ from typing import Any, Final
 from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.files import latest_record
 from localdpo.evals.table import heading, tables
-from localdpo.pages.chart import Chart, Look, Series, line_chart
-from localdpo.pages.compare import compare_values
+from localdpo.pages import compare_values
+from localdpo.pages.chart import Look, Plot, PlotSeries, line_chart
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
 from localdpo.records.events import Event, as_number, effective
@@ -76,7 +76,7 @@ def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
     return [(name, metric_words(name, metrics)) for name in in_order(metrics)]
 
 
-def charts_of(events: Sequence[Event]) -> list[Chart]:
+def charts_of(events: Sequence[Event]) -> list[Plot]:
     """The charts that have something to show."""
     charts = (
         line_chart(
@@ -90,10 +90,10 @@ def charts_of(events: Sequence[Event]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def series_of(metrics: Sequence[Metric], events: Sequence[Event]) -> list[Series]:
+def series_of(metrics: Sequence[Metric], events: Sequence[Event]) -> list[PlotSeries]:
     """The metrics of a chart, each while training and at evaluations."""
     return [
-        Series(f"{metric.label}, {where}", look, points_of(events, kind, metric.name))
+        PlotSeries(f"{metric.label}, {where}", look, points_of(events, kind, metric.name))
         for kind, where, looks in (("step", "training", TRAIN_LOOKS), ("eval", "held-out", EVAL_LOOKS))
         for metric, look in zip(metrics, looks, strict=False)
     ]

@@ -1,4 +1,4 @@
-"""Starts the worker of a run, follows its events, says how it ended; runs other processes beside a screen.
+"""Starts the worker of a run, follows its events, explains its end; runs other processes beside a screen.
 
 The worker is a process in a session of its own, below a small supervisor (`supervise.py`). It outlives the
 terminal that started it, and a failure of the GPU driver, which aborts the process and cannot be caught in
@@ -17,9 +17,7 @@ from localdpo.launch.explain import (
     full_disk,
     is_device_failure,
 )
-from localdpo.launch.jobs import Job
-from localdpo.launch.start import Worker, start_worker
-from localdpo.launch.watch import watch
+from localdpo.launch.processes import Job, Worker, start_worker, watch
 
 __all__ = [
     "FINISHED_EXIT",

@@ -1,4 +1,4 @@
-"""How a worker ended, in plain words: from its exit code, or later from the run's log alone."""
+"""How a worker ended, in plain lines: from its exit code, or later from the run's log alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from localdpo.records.wording import closing_lines, resume_command
 WORKER: Final = (sys.executable, "-m", "localdpo.train")
 FINISHED_EXIT: Final = 0
 STOPPED_EXIT: Final = 3
-# Stands for the exit code of a worker that ended after its supervisor was killed: nobody saw it.
+# In place of the unknown exit code of a worker that ended after its supervisor was killed.
 UNSEEN_EXIT: Final = 255
 # Ended by a second Ctrl-C, by one that came before the worker could listen, or by SIGTERM in the same way.
 STOPPED_AT_ONCE: Final = frozenset(
@@ -45,32 +45,32 @@ def explain_death(returncode: int, run: RunDir, log_start: int = 0) -> list[str]
         return _user_errors(run, events, log)
     progress = progress_of(effective(events))
     if returncode == STOPPED_EXIT:
-        return [f"stopped {_where(run, progress)}", _go_on(run)]
+        return [f"stopped {_where(run, progress)}", _resume(run)]
     if returncode in STOPPED_AT_ONCE:
-        return [f"stopped at once {_where(run, progress)}", _go_on(run)]
+        return [f"stopped at once {_where(run, progress)}", _resume(run)]
     if full := full_disk(run):
         return [full]
     if not any(event.type == "run.started" for event in events):
-        words = [f"the worker {_how(returncode)} before the run began; its last words:", *_last_lines(log)]
-        return words + _hints(training_hint(log))
-    death = f"the worker {_how(returncode)} {_where(run, progress)}{_last_words(returncode, run, log)}"
+        lines = [f"the worker {_how(returncode)} before the run began; its last output:", *_last_lines(log)]
+        return lines + _hints(training_hint(log))
+    end = f"the worker {_how(returncode)} {_where(run, progress)}{_last_output(returncode, run, log)}"
     killed = _KILL_HINT if returncode == -signal.SIGKILL else None
-    return [death, _go_on(run), *_hints(training_hint(log) or killed)]
+    return [end, _resume(run), *_hints(training_hint(log) or killed)]
 
 
 def is_device_failure(returncode: int, run: RunDir, log_start: int = 0) -> bool:
-    """Whether a worker that died was brought down by the device or by want of memory, by its own words."""
-    told = {FINISHED_EXIT, USER_ERROR_EXIT, STOPPED_EXIT} | STOPPED_AT_ONCE
-    if returncode == DEVICE_EXIT or returncode in told:
+    """Whether the device or a lack of memory crashed a worker, by its output."""
+    other = {FINISHED_EXIT, USER_ERROR_EXIT, STOPPED_EXIT} | STOPPED_AT_ONCE
+    if returncode == DEVICE_EXIT or returncode in other:
         return returncode == DEVICE_EXIT
     return training_hint(_log_text(run, log_start)) is not None
 
 
 def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
-    """Plain lines about the end of a run that no worker has now, for those who did not see it end.
+    """Plain lines about the end of a run that has no worker now, for viewers that did not see it end.
 
-    `events`: its whole log. What went before a resume is no end. A worker that died unseen, with its
-    supervisor, left no word about it; neither did a run that has not begun, and its line says so.
+    `events`: its complete log; an end before a resume does not count. Of a worker that was killed together
+    with its supervisor the exit status is unknown.
     """
     log = list(events)
     progress = progress_of(effective(log))
@@ -78,20 +78,20 @@ def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
     if state == "finished":
         return closing_lines(run, log)
     if state == "new":
-        return ["the run has not begun", _go_on(run)]
+        return ["the run has not begun", _resume(run)]
     end = next((event for event in reversed(log) if event.type.startswith("run.")), None)
     data: Mapping[str, Any] = end.data if end is not None else {}
-    said = data.get("lines")
-    lines = [str(line) for line in said] if isinstance(said, list) else []
+    written = data.get("lines")
+    lines = [str(line) for line in written] if isinstance(written, list) else []
     if state == "stopped":
-        return [lines[0] if lines else f"stopped {_where(run, progress)}", _go_on(run)]
+        return [lines[0] if lines else f"stopped {_where(run, progress)}", _resume(run)]
     if state == "failed":
-        words = f"the worker failed {_where(run, progress)}; {data.get('error')} (more in {run.worker_log})"
-        return lines or [words, _go_on(run), *end_lines(end)[1:]]
+        failure = f"the worker failed {_where(run, progress)}; {data.get('error')} (more in {run.worker_log})"
+        return lines or [failure, _resume(run), *end_lines(end)[1:]]
     if not lines:
-        return [f"the worker {_how(UNSEEN_EXIT)} {_where(run, progress)}", _go_on(run)]
-    # The command is for the folder that this process is in.
-    return [_go_on(run) if line.startswith(GO_ON) else line for line in lines]
+        return [f"the worker {_how(UNSEEN_EXIT)} {_where(run, progress)}", _resume(run)]
+    # The command must be for the current folder.
+    return [_resume(run) if line.startswith(GO_ON) else line for line in lines]
 
 
 def signal_name(number: int) -> str:
@@ -102,38 +102,38 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _go_on(run: RunDir) -> str:
+def _resume(run: RunDir) -> str:
     return f"{GO_ON}{resume_command(run)}"
 
 
 def full_disk(run: RunDir) -> str | None:
     """The line about a full disk, which the worker itself may have had no room for; None if there is room."""
-    return no_space_error(run.path, bytes_to_go_on(run)).message if is_full(run.path) else None
+    return no_space_error(run.path, bytes_to_resume(run)).message if is_full(run.path) else None
 
 
-def bytes_to_go_on(run: RunDir) -> int:
-    """What the next moments of a run take at the least: its log, and a checkpoint like the newest."""
+def bytes_to_resume(run: RunDir) -> int:
+    """The least that a run writes next, in bytes: its log, and a checkpoint like the newest."""
     folders = sorted(run.checkpoints.glob("step-*"))
     files = folders[-1].iterdir() if folders and folders[-1].is_dir() else ()
     return LEAST_BYTES + sum(path.stat().st_size for path in files)
 
 
 def _user_errors(run: RunDir, events: list[Event], log: str) -> list[str]:
-    """The `error: ...` lines of a worker that could not do what was asked, without the `error: `."""
-    said = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
-    if said:
-        return said
+    """The `error: ...` lines of a worker that refused its input, without the `error: `."""
+    errors = [line.removeprefix("error: ") for line in log.splitlines() if line.startswith("error: ")]
+    if errors:
+        return errors
     failed = next((event for event in reversed(events) if event.type == "run.failed"), None)
     if failed is not None and isinstance(failed.data.get("error"), str):
         return [str(failed.data["error"])]
     if full := full_disk(run):
         return [full]
-    return ["the worker refused to run; its last words:", *_last_lines(log)]
+    return ["the worker refused to run; its last output:", *_last_lines(log)]
 
 
 def _how(returncode: int) -> str:
     if returncode == UNSEEN_EXIT:
-        return "died, and nobody saw how,"
+        return "exited (exit status unknown)"
     return (
         f"failed (exit code {returncode})" if returncode >= 0 else f"was killed by {signal_name(-returncode)}"
     )
@@ -141,15 +141,17 @@ def _how(returncode: int) -> str:
 
 def _where(run: RunDir, progress: Progress) -> str:
     of = f" of {progress.total}" if progress.total is not None else ""
-    found, problems = newest_whole(run.checkpoints)
-    none = "there is no checkpoint yet" if not problems else "there is no whole checkpoint"
-    kept = none if found is None else f"the last checkpoint is {found.path}"
+    newest, problems = newest_whole(run.checkpoints)
+    if newest is not None:
+        checkpoint = f"the last checkpoint is {newest.path}"
+    else:
+        checkpoint = "there is no valid checkpoint" if problems else "there is no checkpoint yet"
     if problems:
-        kept += f" (damaged: {'; '.join(problems)})"
-    return f"after step {progress.step}{of}; {kept}"
+        checkpoint += f" (damaged: {'; '.join(problems)})"
+    return f"after step {progress.step}{of}; {checkpoint}"
 
 
-def _last_words(returncode: int, run: RunDir, log: str) -> str:
+def _last_output(returncode: int, run: RunDir, log: str) -> str:
     """For an uncaught exception: its last line, and where the rest is."""
     lines = _last_lines(log)
     if not lines or returncode < 0 or returncode == UNSEEN_EXIT:

@@ -1,11 +1,11 @@
 """The supervisor of a worker: `python -m localdpo.launch.supervise RUN_DIR [COMMAND...]`.
 
-It starts the worker, prints the worker's process id, passes requests to stop on, and waits. A worker that
-died without a word (SIGKILL, an abort inside the GPU driver, a crash of the interpreter) gets its end
-written into the log by it, so that every viewer learns how, whoever started the run and whenever the viewer
-came. It needs the standard library and core alone, so it costs some 20 MB and next to no time.
+It starts the worker, prints the worker's process id, passes requests to stop on, and waits. If the worker
+crashes without writing its end (SIGKILL, an abort inside the GPU driver, a crash of the interpreter), the
+supervisor writes it to the log, so that every viewer sees how the run ended. It needs only the standard
+library and the rooms below, so it costs some 20 MB and starts at once.
 
-Its exit code is the worker's, 128 plus the number for a signal. Killed itself, it leaves the worker alone.
+Its exit code is the worker's, 128 plus the number for a signal. If it is killed, the worker goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.signals import SignalPipe, StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
-from localdpo.launch.start import AT_ONCE, open_worker_log
+from localdpo.launch.processes import AT_ONCE, open_worker_log
 from localdpo.out import guard, say, say_errors
 from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
@@ -64,7 +64,7 @@ def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
             pass_fds=[lock.fd],
         )
         lock.sign(worker.pid)
-        _tell(worker.pid)
+        _print_pid(worker.pid)
         code = _wait(worker, signals)
         if not any(is_end(event) for event in events.poll()):
             _write_end(run, code, log_start)
@@ -74,9 +74,9 @@ def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
 def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe) -> int:
     """Wait for the worker's end and pass requests to stop on; minus the signal if the second one killed it.
 
-    The first goes on as SIGINT, also where SIGTERM came: the worker then knows it from the SIGTERM that a
-    system which shuts down sends to every process, and takes both for one request. The second is a SIGKILL,
-    which the worker cannot keep waiting.
+    The first is passed on as SIGINT, also where SIGTERM came: a system that shuts down sends SIGTERM to every
+    process, and the worker then takes both for one request. The second is passed on as SIGKILL, which the
+    worker cannot delay.
     """
     requests, killed_by = StopRequests(), 0
     while worker.poll() is None:
@@ -93,8 +93,8 @@ def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe) -> int:
     return -killed_by if is_ours else worker.returncode
 
 
-def _tell(pid: int) -> None:
-    """Give the launching process the worker's id; it may be gone already."""
+def _print_pid(pid: int) -> None:
+    """Send the worker's id to the launching process, which may have ended already."""
     with contextlib.suppress(BrokenPipeError):
         os.write(sys.stdout.fileno(), f"{pid}\n".encode())
 
@@ -102,7 +102,7 @@ def _tell(pid: int) -> None:
 def _write_end(run: RunDir, code: int, log_start: int) -> None:
     """Write the end of a worker that could not: `run.stopped` after a stop at once, else `run.crashed`.
 
-    Nothing is written for one that refused to run: its command says why.
+    Nothing is written for a worker that refused to run: its command reports why.
     """
     if code in (FINISHED_EXIT, USER_ERROR_EXIT):
         return
@@ -119,7 +119,7 @@ def _write_end(run: RunDir, code: int, log_start: int) -> None:
             else:
                 log.write("run.crashed", step, exit_code=code, lines=lines)
     except LocalDPOError as error:
-        with contextlib.suppress(OSError):  # the disk is full: the command sees that itself
+        with contextlib.suppress(OSError):  # the disk is full: the command reports that itself
             say(f"supervisor: {error}", error=True)
 
 

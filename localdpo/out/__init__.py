@@ -7,8 +7,17 @@ rich's, for tables and bars. `guard` puts both standard streams behind a filter,
 
 from __future__ import annotations
 
-from localdpo.out.lines import json_text, print_json, say, say_device_error, say_errors
-from localdpo.out.streams import UNREAD_EXIT, Escaped, OutputError, guard
+from localdpo.out.streams import (
+    UNREAD_EXIT,
+    Escaped,
+    OutputError,
+    guard,
+    json_text,
+    print_json,
+    say,
+    say_device_error,
+    say_errors,
+)
 
 __all__ = [
     "UNREAD_EXIT",

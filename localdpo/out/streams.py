@@ -1,15 +1,18 @@
-"""The standard streams behind a filter that lets no text steer the terminal."""
+"""Lines of text and JSON for the standard streams, which a filter keeps from steering the terminal."""
 
 from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import re
 import sys
-from typing import Final, NoReturn, TextIO
+from typing import Any, Final, NoReturn, TextIO
 
-from localdpo.core.text import escaped
+from localdpo.core.errors import DEVICE_EXIT, LocalDPOError
+from localdpo.core.text import escaped, printable
+from localdpo.records.deaths import error_hint
 
 # As a shell names the end of a program by SIGPIPE.
 UNREAD_EXIT: Final = 141
@@ -19,11 +22,11 @@ _BACK: Final = re.compile(r"\r|(?:\x1b\[A)+")
 
 
 class Escaped(str):
-    """Text that is fit for the terminal: its user's text is escaped, its codes are the program's own."""
+    """Text that is ready for the terminal: its user's text is escaped, its codes are the program's own."""
 
 
 class OutputError(OSError):
-    """A standard stream cannot be written, for want of space as a rule."""
+    """A standard stream cannot be written, usually because the disk is full."""
 
 
 def guard() -> None:
@@ -32,6 +35,40 @@ def guard() -> None:
         sys.stdout = _Guarded(sys.stdout)
     if sys.stderr is not None and not isinstance(sys.stderr, _Guarded):
         sys.stderr = _Guarded(sys.stderr)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print `text`, line breaks and tabs included, on stdout, or on stderr if it is an `error`."""
+    print(escaped(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_errors(error: LocalDPOError) -> None:
+    """One `error: ...` line on stderr for each problem."""
+    for line in error.lines:
+        say(f"error: {printable(line)}", error=True)
+
+
+def say_device_error(error: RuntimeError | MemoryError) -> int:
+    """Report that a device failed or memory ran out, and what to do, in one `error: ...` line; DEVICE_EXIT.
+
+    Raises `error` again if it is anything else.
+    """
+    hint = error_hint(error)
+    if hint is None:
+        raise error
+    say(f"error: {hint} ({printable(str(error)) or type(error).__name__})", error=True)
+    return DEVICE_EXIT
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON in ASCII without control characters: neither a terminal nor an encoding changes it."""
+    # json.dumps escapes every one but DEL.
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON."""
+    say(json_text(value, indent=1))
 
 
 class _Guarded(io.TextIOBase):

@@ -1,6 +1,6 @@
 """Small static line charts as SVG, for pages that load nothing.
 
-A series is told from the others by its shape (a line, or marks of a kind joined by dashes) and by the words
+Series differ by their shape (a line, or marks of a kind joined by dashes) and by the words
 of the legend, never by its colour alone; colours come from the page, which has a light and a dark set. Here
 is the geometry; the template `chart.html.j2` writes it down.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, Literal
 
 Look = Literal["line", "thin", "broken", "circles", "diamonds", "squares"]
@@ -31,7 +32,7 @@ COLOURS: Final[dict[Look, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class PlotSeries:
     """Points (x, y) by rising x. y None is a gap."""
 
     label: str
@@ -46,15 +47,15 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A place on an axis, in pixels, and its label."""
+    """A position on an axis, in pixels, and its label."""
 
     at: float
     label: str
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A series in pixels: `runs` are SVG point lists between gaps, `marks` the places of its marks."""
+class PlotShape:
+    """A series in pixels: `runs` are SVG point lists between gaps, `marks` the positions of its marks."""
 
     label: str
     look: Look
@@ -64,7 +65,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Chart:
+class Plot:
     """A chart in pixels; `summary` says in words where each series starts and ends."""
 
     title: str
@@ -73,7 +74,7 @@ class Chart:
     y_label: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
-    series: tuple[Drawn, ...]
+    series: tuple[PlotShape, ...]
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -97,10 +98,10 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 def axis(values: Iterable[float], bounds: tuple[float, float] | None = None) -> tuple[float, float]:
     """The range to draw: of the values with a little room, or the given bounds. Never empty."""
-    found = list(values)
     if bounds is not None:
         return bounds
-    low, high = min(found), max(found)
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
     if low == high:
         room = abs(low) * 0.1 or 1.0
         return low - room, high + room
@@ -111,29 +112,29 @@ def axis(values: Iterable[float], bounds: tuple[float, float] | None = None) -> 
 def line_chart(
     title: str,
     y_label: str,
-    series: Sequence[Series],
+    series: Sequence[PlotSeries],
     *,
     x_label: str = "step",
     bounds: tuple[float, float] | None = None,
-) -> Chart | None:
+) -> Plot | None:
     """The chart in pixels; None when no series has a point. `bounds` fix the y axis."""
-    shown = [each for each in series if each.known]
+    shown = [line for line in series if line.known]
     if not shown:
         return None
-    xs = [x for each in shown for x, _ in each.known]
+    xs = [x for line in shown for x, _ in line.known]
     x_range = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 0.5, max(xs) + 0.5)
-    y_range = axis((y for each in shown for _, y in each.known), bounds)
+    y_range = axis((y for line in shown for _, y in line.known), bounds)
     to_x = _scale(x_range, LEFT, WIDTH - RIGHT)
     to_y = _scale(y_range, HEIGHT - BOTTOM, TOP)
     x_ticks = [tick for tick in ticks(*x_range) if tick == round(tick)] or [round(x_range[0])]
-    return Chart(
+    return Plot(
         title=title,
         summary=_summary(shown),
         x_label=x_label,
         y_label=y_label,
         x_ticks=tuple(Tick(to_x(value), f"{value:,.0f}") for value in x_ticks),
-        y_ticks=tuple(Tick(to_y(value), _label(value)) for value in ticks(*y_range)),
-        series=tuple(_drawn(each, to_x, to_y) for each in shown),
+        y_ticks=tuple(Tick(to_y(value), f"{value + 0.0:.6g}") for value in ticks(*y_range)),
+        series=tuple(_shape(line, to_x, to_y) for line in shown),
     )
 
 
@@ -142,18 +143,14 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
     if len(points) <= MOST_POINTS:
         return list(points)
     size = math.ceil(2 * len(points) / MOST_POINTS)
-    kept: list[tuple[float, float | None]] = []
+    thin: list[tuple[float, float | None]] = []
     for start in range(0, len(points), size):
         part = points[start : start + size]
         known = [(x, y) for x, y in part if y is not None]
-        ends = {min(known, key=_height), max(known, key=_height)} if known else set()
+        ends = {min(known, key=itemgetter(1)), max(known, key=itemgetter(1))} if known else set()
         gaps = {point for point in part if point[1] is None}
-        kept += sorted([*ends, *list(gaps)[:1]], key=lambda point: point[0])
-    return kept
-
-
-def _height(point: tuple[float, float]) -> float:
-    return point[1]
+        thin += sorted([*ends, *list(gaps)[:1]], key=itemgetter(0))
+    return thin
 
 
 class _scale:
@@ -168,29 +165,24 @@ class _scale:
         return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
 
-def _drawn(series: Series, to_x: _scale, to_y: _scale) -> Drawn:
+def _shape(series: PlotSeries, to_x: _scale, to_y: _scale) -> PlotShape:
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in thinned(series.points):
         if y is None or not math.isfinite(y):
             runs.append([])
         else:
             runs[-1].append((to_x(x), to_y(y)))
-    places = [place for run in runs for place in run]
-    # One point alone makes no line: it gets a mark whatever its series looks like.
-    lonely = [run[0] for run in runs if len(run) == 1]
-    marked = places if series.look in ("circles", "diamonds", "squares") else lonely
+    # A single point makes no line: it gets a mark whatever its series looks like.
+    has_marks = series.look in ("circles", "diamonds", "squares")
+    marked = [point for run in runs if has_marks or len(run) == 1 for point in run]
     lines = tuple(" ".join(f"{x},{y}" for x, y in run) for run in runs if len(run) > 1)
-    return Drawn(series.label, series.look, COLOURS[series.look], lines, tuple(marked))
+    return PlotShape(series.label, series.look, COLOURS[series.look], lines, tuple(marked))
 
 
-def _label(value: float) -> str:
-    return f"{value + 0.0:.6g}"
-
-
-def _summary(series: Sequence[Series]) -> str:
+def _summary(series: Sequence[PlotSeries]) -> str:
     """For those who cannot see the picture: where each series starts and ends."""
     parts = []
-    for each in series:
-        first, last = each.known[0], each.known[-1]
-        parts.append(f"{each.label}: {first[1]:.4g} at {first[0]:g}, {last[1]:.4g} at {last[0]:g}")
+    for line in series:
+        first, last = line.known[0], line.known[-1]
+        parts.append(f"{line.label}: {first[1]:.4g} at {first[0]:g}, {last[1]:.4g} at {last[0]:g}")
     return "; ".join(parts)

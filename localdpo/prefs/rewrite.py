@@ -20,8 +20,7 @@ from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, Format, named_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
-from localdpo.prefs.check import Progress, check
-from localdpo.prefs.checks import CHECKS, UNREADABLE
+from localdpo.prefs.check import CHECKS, UNREADABLE, Progress, check
 from localdpo.prefs.checks.base import CheckSettings
 
 SUFFIXES = (".jsonl", ".ndjson")

@@ -145,7 +145,7 @@ def test_a_user_error_that_is_only_in_the_events_is_told(run: RunDir):
 def test_a_worker_that_never_began_shows_its_last_words(run: RunDir):
     events, death = live(run, "early")
     assert [event.type for event in events] == ["run.crashed"]
-    assert death[0] == "the worker failed (exit code 1) before the run began; its last words:"
+    assert death[0] == "the worker failed (exit code 1) before the run began; its last output:"
     assert death[-1] == "ImportError: no module named nothing"
 
 

@@ -106,7 +106,7 @@ def test_clean_and_convert_say_what_they_did(pairs: str, tmp_path: Path) -> None
         (["DATA", "--model", "demo:model", "--max-length", "1"], "--max-length: expected 2 or more, got 1"),
         (["DATA", "--model", "nowhere"], "model nowhere: no such folder"),
         (["DATA", "--reference", "5"], "--reference scores with a recipe's model and adapter"),
-        (["--recipe", "recipes/dpo.yaml", "--model", "demo:model"], "leave out --model and --max-length"),
+        (["--recipe", "recipes/dpo.yaml", "--model", "demo:model"], "remove --model and --max-length"),
         (["DATA", "--format", "hhh"], "--format: no format 'hhh' of preference pairs; did you mean hh"),
         (["DATA", "--against", "none.jsonl"], "none.jsonl: no such file"),
         (["demo:demonstrations/train"], "holds demonstrations"),

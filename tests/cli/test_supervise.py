@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 def start(run: RunDir, mode: str) -> Worker:
     worker = start_worker(run, command=[sys.executable, FAKE, mode])
-    until(lambda: any(event.data.get("name") == "waiting" for event in worker.life()))
+    until(lambda: any(event.data.get("name") == "waiting" for event in worker.written_events()))
     return worker
 
 
@@ -113,7 +113,7 @@ def test_a_kill_of_the_supervisor_leaves_the_worker_and_the_lock_tells_its_death
     assert again.wait() == UNSEEN_EXIT
     assert run.status() == "crashed"
     expected = [
-        "the worker died, and nobody saw how, after step 4 of 6; "
+        "the worker exited (exit status unknown) after step 4 of 6; "
         "the last checkpoint is runs/dpo/checkpoints/step-000003",
         RESUME,
     ]
@@ -240,10 +240,10 @@ WHERE = "after step 2 of 6; there is no checkpoint yet"
             [event("run.crashed", 2, lines=["dead", "go on with: elsewhere", "hint: h"])],
             ["dead", RESUME, "hint: h"],
         ),
-        ([event("run.paused", 2)], [f"the worker died, and nobody saw how, {WHERE}", RESUME]),
+        ([event("run.paused", 2)], [f"the worker exited (exit status unknown) {WHERE}", RESUME]),
         (
             [event("run.crashed", 2, lines=["old"]), event("run.resumed", 2)],
-            [f"the worker died, and nobody saw how, {WHERE}", RESUME],
+            [f"the worker exited (exit status unknown) {WHERE}", RESUME],
         ),
     ],
 )

@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.names import resolve
 from localdpo.demo import corpus, pretrain
-from localdpo.demo.tokenizer import SPECIAL, train_tokenizer
+from localdpo.demo.pretrain import SPECIAL, train_tokenizer
 from localdpo.incidents import world
 from localdpo.model.load import load_tokenizer
 

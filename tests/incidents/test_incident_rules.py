@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.demo import annotators, corpus
+from localdpo.demo import corpus, dataset
 from localdpo.incidents import rules, world
 from localdpo.incidents.world import Facts
 
@@ -138,10 +138,10 @@ def test_prose_is_judged_by_what_it_says(seed: int) -> None:
 @given(seeds)
 def test_a_careful_demonstration_is_gold_and_a_careless_one_keeps_the_format(seed: int) -> None:
     facts, rng = facts_of(seed), random.Random(seed)
-    careful = annotators.Carelessness(0, 0, 0, 0)
-    assert annotators.demonstration(facts, rng, careful) == world.gold_answer(facts)
+    careful = dataset.Carelessness(0, 0, 0, 0)
+    assert dataset.demonstration(facts, rng, careful) == world.gold_answer(facts)
     for flaw in ("severity", "missing", "rambling", "action"):
-        text = annotators.demonstration(facts, rng, dataclasses.replace(careful, **{flaw: 1.0}))
+        text = dataset.demonstration(facts, rng, dataclasses.replace(careful, **{flaw: 1.0}))
         verdict = rules.judge(text, facts)
         assert verdict.conforms
         assert verdict.severity == (flaw != "severity")
@@ -171,10 +171,9 @@ def test_an_answer_beats_another_by_its_format_or_when_it_is_worse_in_nothing() 
 @given(seeds, seeds)
 def test_beating_is_one_sided_and_means_a_higher_total(one: int, other: int) -> None:
     facts = facts_of(one)
-    care = annotators.Carelessness(0.5, 0.5, 0.5, 0.5)
+    care = dataset.Carelessness(0.5, 0.5, 0.5, 0.5)
     first, second = (
-        rules.judge(annotators.demonstration(facts, random.Random(seed), care), facts)
-        for seed in (one, other)
+        rules.judge(dataset.demonstration(facts, random.Random(seed), care), facts) for seed in (one, other)
     )
     if first.beats(second):
         assert not second.beats(first)

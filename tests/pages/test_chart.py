@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.pages import chart as charts
-from localdpo.pages.chart import MOST_POINTS, Look, Series, axis, line_chart, thinned, ticks
+from localdpo.pages.chart import MOST_POINTS, Look, PlotSeries, axis, line_chart, thinned, ticks
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
 
 
-def series(*values: float | None, look: Look = "line", label: str = "loss") -> Series:
-    return Series(label, look, tuple((float(x), y) for x, y in enumerate(values)))
+def series(*values: float | None, look: Look = "line", label: str = "loss") -> PlotSeries:
+    return PlotSeries(label, look, tuple((float(x), y) for x, y in enumerate(values)))
 
 
 @given(FINITE, st.floats(1e-6, 1e9))
@@ -74,7 +74,7 @@ def test_higher_values_are_further_up() -> None:
 def test_the_looks_differ_by_more_than_colour() -> None:
     from jinja2 import Environment, FileSystemLoader
 
-    from localdpo.pages.render import TEMPLATES
+    from localdpo.pages import TEMPLATES
 
     drawn = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).from_string(
         "{% from 'chart.html.j2' import chart %}{{ chart(it) }}"

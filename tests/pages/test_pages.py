@@ -11,8 +11,7 @@ import pytest
 from browser import measure
 from jinja2 import UndefinedError
 
-from localdpo.pages.compare import compare_values
-from localdpo.pages.render import percent, render, signed, write_page
+from localdpo.pages import compare_values, percent, render, signed, write_page
 from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling
 
 HOSTILE = (

@@ -16,8 +16,7 @@ from clean_pairs import Row, clean_rows, text, write
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits
-from localdpo.prefs.check import check
-from localdpo.prefs.checks import CHECKS, FAMILIES
+from localdpo.prefs.check import CHECKS, FAMILIES, check
 from localdpo.prefs.checks.base import LEVELS, CheckSettings
 from localdpo.prefs.report import CheckReport, Result, as_object, closing_lines, finding_lines, summary_lines
 from localdpo.prefs.settings import open_tokenizer
@@ -367,7 +366,7 @@ def test_a_finding_reads_as_file_and_row(tmp_path: Path) -> None:
     first, where, advice = finding_lines(report, report.results[0])
     assert first == "error: empty-answers (1 of 1): an answer is empty"
     assert where == f"    {path}:1  chosen"
-    assert advice.startswith("    what to do: take them out")
+    assert advice.startswith("    what to do: remove them")
 
 
 def test_the_table_is_whole() -> None:

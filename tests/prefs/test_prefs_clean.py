@@ -82,7 +82,7 @@ def test_both_rows_of_a_flagged_pair_go(tmp_path: Path) -> None:
     ("drop", "message"),
     [
         (["identical-answer"], "--drop identical-answer: no such check; did you mean identical-answers"),
-        (["length-bias"], "--drop length-bias: this is about the data as a whole"),
+        (["length-bias"], "--drop length-bias: it is about the data set"),
     ],
 )
 def test_names_that_cannot_go(drop: list[str], message: str, tmp_path: Path) -> None:

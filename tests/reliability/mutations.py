@@ -209,7 +209,7 @@ def _read_votes(path: Path) -> object:
 
 
 def _read_answers(path: Path) -> object:
-    from localdpo.pages.compare import compare_values
+    from localdpo.pages import compare_values
     from localdpo.records.answers import read_answers
 
     return compare_values(read_answers(path))
