@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from localdpo.cli.options import MaxTokensOption, PromptsOption, RunArgument, RunsDirOption, WithRunsOption
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -23,9 +25,7 @@ BROWSED_PROMPTS: Final = 32
 
 
 def compare(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name of the run. Default: the latest.")
-    ] = None,
+    run: RunArgument = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Print the answers and leave, without a screen to browse them.")
     ] = False,
@@ -35,10 +35,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page and leave.")
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option("--prompts", metavar="FILE", help="File, data set or demo: name of prompts."),
-    ] = None,
+    prompts: PromptsOption = None,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; repeatable.")
     ] = None,
@@ -50,14 +47,11 @@ def compare(
             f"Default: {BROWSED_PROMPTS}, or {PRINTED_PROMPTS} where they are printed.",
         ),
     ] = None,
-    with_run: Annotated[
-        list[str] | None,
-        typer.Option("--with", metavar="RUN", help="Another run on the same base; repeatable."),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    with_run: WithRunsOption = None,
+    max_tokens: MaxTokensOption = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
     from localdpo.core.errors import UserError

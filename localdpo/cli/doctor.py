@@ -1,18 +1,25 @@
-"""`localdpo doctor`: what this machine offers and what is missing."""
+"""`localdpo doctor`: what this machine has and lacks; with --check, the self-check of its device."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Annotated, Final, Literal
+from pathlib import Path
+from typing import IO, Annotated, Any, Final, Literal
 
 import typer
 
+from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.out import print_json, say
 
 State = Literal["ok", "info", "missing"]
@@ -27,10 +34,18 @@ KEYS: Final = (
     "OPENAI_API_KEY",
 )
 
+SELFCHECK: Final = (sys.executable, "-m", "localdpo.train.selfcheck")
+# Longer than any check takes on a machine that is fit to train on.
+CHECK_SECONDS: Final = 600.0
+DIFFERS_EXIT: Final = 1
+BAD_STATES: Final = frozenset({"differs", "error"})
+# A path, which is hidden; not a fraction such as 3/4, nor a name such as rewards/margins.
+_PATH: Final = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:\\|(?=/\w))[^\s'\"`,;:()|]+")
+
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the report: `missing` is what a person may want to mend, `hint` says how."""
+class MachineFact:
+    """One line of the report: `missing` is what the user may want to fix, `hint` says how."""
 
     name: str
     value: str
@@ -43,19 +58,19 @@ def doctor(
         bool,
         typer.Option(
             "--check",
-            help="Compare training on this device with the CPU in float32 (a few minutes); exit code 1 if it "
-            "differs. Copy what it prints into a report of a problem.",
+            help="Compare training on this device with the CPU in float32 (a few minutes). The exit code is "
+            "1 if they differ. Paste the output into a bug report.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON array; of --check one object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON array; with --check, one JSON object.")
+    ] = False,
 ) -> None:
-    """Show device, memory, versions, BLAS, keys (present or not) and the demo bundle.
+    """Show device, memory, versions, BLAS, API keys (present or not) and the demo bundle.
 
-    LOCALDPO_DEVICE says where every command computes: cpu, gpu or auto (a GPU if there is one).
+    LOCALDPO_DEVICE sets the device of every command: cpu, gpu or auto (a GPU if there is one).
     """
     if check:
-        from localdpo.cli.doctor_check import check_device
-
         raise typer.Exit(check_device(as_json=as_json))
     findings = examine(os.environ)
     if as_json:
@@ -67,13 +82,13 @@ def doctor(
         say(f"{finding.state:7}  {finding.name.ljust(width)}  {finding.value}{hint}")
 
 
-def examine(environment: Mapping[str, str]) -> list[Finding]:
-    """Every finding, in the order of the report."""
+def examine(environment: Mapping[str, str]) -> list[MachineFact]:
+    """Every fact, in the order of the report."""
     return [
         *devices(),
         memory(),
         *memory_given(environment),
-        Finding("python", platform.python_version(), "ok"),
+        MachineFact("python", platform.python_version(), "ok"),
         *(package(name) for name in PACKAGES),
         blas(),
         *(key(name, environment) for name in KEYS),
@@ -81,78 +96,78 @@ def examine(environment: Mapping[str, str]) -> list[Finding]:
     ]
 
 
-def devices() -> list[Finding]:
+def devices() -> list[MachineFact]:
     """The system, and the device that MLX evaluates on."""
     if sys.platform == "darwin":
         chip = sysctl("machdep.cpu.brand_string") or platform.machine()
         system = f"macOS {platform.mac_ver()[0]}, {chip}"
     else:
         system = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"
-    return [Finding("system", system, "ok"), mlx_device()]
+    return [MachineFact("system", system, "ok"), mlx_device()]
 
 
-def mlx_device() -> Finding:
-    """Metal, CUDA or CPU; an MLX that cannot be loaded is a finding, not a failure."""
+def mlx_device() -> MachineFact:
+    """Metal, CUDA or CPU; an MLX that cannot be loaded is reported, and no failure."""
     from localdpo.model.backend import DEVICE_SWITCH, choose_device, device_name
 
     try:
         choose_device()
         name = device_name()
     except (ImportError, RuntimeError) as error:
-        return Finding("device", "none", "missing", f"MLX cannot be loaded: {' '.join(str(error).split())}")
+        return MachineFact(
+            "device", "none", "missing", f"MLX cannot be loaded: {' '.join(str(error).split())}"
+        )
     chosen = os.environ.get(DEVICE_SWITCH, "auto")
     if chosen != "auto":
-        return Finding("device", name, "ok", f"by {DEVICE_SWITCH}={chosen}")
-    hint = "this Mac's MLX has no Metal; training on the CPU is slow" if _is_mac_on_cpu(name) else None
-    return Finding("device", name, "missing" if hint else "ok", hint)
+        return MachineFact("device", name, "ok", f"by {DEVICE_SWITCH}={chosen}")
+    has_no_metal = sys.platform == "darwin" and name == "cpu"
+    hint = "this Mac's MLX has no Metal; training on the CPU is slow" if has_no_metal else None
+    return MachineFact("device", name, "missing" if hint else "ok", hint)
 
 
-def _is_mac_on_cpu(device: str) -> bool:
-    return sys.platform == "darwin" and device == "cpu"
-
-
-def memory(read: Callable[[str], int] = os.sysconf) -> Finding:
+def memory(read: Callable[[str], int] = os.sysconf) -> MachineFact:
     """Physical memory of the machine."""
     total = read("SC_PAGE_SIZE") * read("SC_PHYS_PAGES")
-    return Finding("memory", f"{total / 2**30:.1f} GiB", "ok")
+    return MachineFact("memory", f"{total / 2**30:.1f} GiB", "ok")
 
 
-def memory_given(environment: Mapping[str, str]) -> list[Finding]:
-    """What LOCALDPO_MEMORY_GB says. Raises UserError where it says what cannot be."""
+def memory_given(environment: Mapping[str, str]) -> list[MachineFact]:
+    """The memory that LOCALDPO_MEMORY_GB allows. Raises UserError for an impossible value."""
     from localdpo.model.backend import MEMORY_SWITCH, device_name, memory_limit
 
     if MEMORY_SWITCH not in environment:
         return []
-    return [Finding(MEMORY_SWITCH, f"training may use {memory_limit(device_name()) / 1e9:g} GB", "ok")]
+    return [MachineFact(MEMORY_SWITCH, f"training may use {memory_limit(device_name()) / 1e9:g} GB", "ok")]
 
 
-def package(name: str) -> Finding:
+def package(name: str) -> MachineFact:
     """The installed version of a package; nothing is imported."""
     try:
-        return Finding(name, metadata.version(name), "ok")
+        return MachineFact(name, metadata.version(name), "ok")
     except metadata.PackageNotFoundError:
-        return Finding(name, "not installed", "missing", "run `make setup`")
+        return MachineFact(name, "not installed", "missing", "run `make setup`")
 
 
-def blas() -> Finding:
-    """OpenBLAS on Linux, which MLX's CPU backend is slow without; other systems bring their own."""
+def blas() -> MachineFact:
+    """OpenBLAS on Linux, without which MLX's CPU backend is slow; other systems have their own."""
     from localdpo.core.preload import find_openblas
     from localdpo.model.backend import OPENBLAS_HINT
 
     if not sys.platform.startswith("linux"):
-        return Finding("blas", "Accelerate", "ok")
-    found = find_openblas()
-    return Finding("blas", found, "ok") if found else Finding("blas", "no OpenBLAS", "missing", OPENBLAS_HINT)
+        return MachineFact("blas", "Accelerate", "ok")
+    library = find_openblas()
+    if library is None:
+        return MachineFact("blas", "no OpenBLAS", "missing", OPENBLAS_HINT)
+    return MachineFact("blas", library, "ok")
 
 
-def key(name: str, environment: Mapping[str, str]) -> Finding:
-    """Whether a key is set. None is needed to train."""
-    return Finding(name, "present" if environment.get(name) else "not set")
+def key(name: str, environment: Mapping[str, str]) -> MachineFact:
+    """Whether an API key is set. Training needs none."""
+    return MachineFact(name, "present" if environment.get(name) else "not set")
 
 
-def demo() -> Finding:
-    """Whether every `demo:` name leads somewhere."""
-    from localdpo.core.errors import UserError
+def demo() -> MachineFact:
+    """Whether every `demo:` name exists."""
     from localdpo.core.names import DEMO_NAMES, resolve
 
     missing = []
@@ -162,15 +177,226 @@ def demo() -> Finding:
         except UserError:
             missing.append(name)
     if missing:
-        what = f"without {', '.join(missing)}"
-        return Finding("demo bundle", what, "missing", "make it with `python -m localdpo.demo.build`")
-    return Finding("demo bundle", "complete", "ok")
+        value = f"without {', '.join(missing)}"
+        return MachineFact("demo bundle", value, "missing", "rebuild it with `python -m localdpo.demo.build`")
+    return MachineFact("demo bundle", "complete", "ok")
 
 
 def sysctl(name: str) -> str | None:
-    """A value of the macOS kernel, None if it does not know the name."""
+    """A value of the macOS kernel, None for an unknown name."""
     try:
         done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip() or None
+
+
+# --- doctor --check ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class CheckLine:
+    """A check and its outcome: see `localdpo.train.selfcheck.report`."""
+
+    name: str
+    state: str
+    value: str
+    bar: str = ""
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        bar = f" ({self.bar})" if self.bar else ""
+        return f"{self.state:8}{self.seconds:6.1f} s  {self.name}: {self.value}{bar}"
+
+
+@dataclass
+class DeviceReport:
+    """All results. `facts`: of the machine."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: list[CheckLine] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether checks were run and none failed."""
+        return bool(self.lines) and not any(line.state in BAD_STATES for line in self.lines)
+
+    @property
+    def summary(self) -> str:
+        """The last line: how many checks passed, and which did not."""
+        failed = [line.name for line in self.lines if line.state in BAD_STATES]
+        passed = sum(line.state == "ok" for line in self.lines)
+        seconds = sum(line.seconds for line in self.lines)
+        result = f"{len(failed)} not: {'; '.join(failed)}" if failed else "nothing differs"
+        return f"{passed} checks OK in {seconds:.0f} s, {result}"
+
+
+def check_device(*, as_json: bool, command: Sequence[str] = SELFCHECK) -> int:
+    """Run the checks, show each as it ends, and return the exit code: 0, or 1 if anything differs.
+
+    Raises:
+        UserError: the checks cannot begin.
+    """
+    report = DeviceReport()
+    if not as_json:
+        say("localdpo doctor --check: a few minutes. The lines below name no file, user or key:")
+        say("paste all of them into a bug report.")
+    for result in run_checks(report, command):
+        if not as_json:
+            say(fact_lines(result) if isinstance(result, dict) else result.text)
+    if as_json:
+        lines = [asdict(line) for line in report.lines]
+        text = "\n".join([fact_lines(report.facts), *(line.text for line in report.lines), report.summary])
+        print_json({"ok": report.is_good, "facts": report.facts, "checks": lines, "text": text})
+    else:
+        say(report.summary)
+    return 0 if report.is_good else DIFFERS_EXIT
+
+
+def fact_lines(facts: Mapping[str, Any]) -> str:
+    """The machine in lines for a person."""
+    lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "")]
+    if facts.get("device") == "cpu":
+        lines.append(
+            "MLX computes on the CPU here: its float32 on the plain path, not traced, is the reference for "
+            "the other path, for recomputed, traced and quantised models, and for 16 bits."
+        )
+    else:
+        lines.append("The reference is the CPU of this machine, in float32, on the plain path, not traced.")
+    if facts.get("device") == "cuda":
+        lines.append("The first time, MLX builds kernels for CUDA, which takes minutes; it caches them.")
+    return "\n".join(lines)
+
+
+def run_checks(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any] | CheckLine]:
+    """The facts and each line as they come, also put into `report`.
+
+    If the process crashes in a check, another one resumes after that check.
+    """
+    with tempfile.TemporaryDirectory(prefix="localdpo-check-") as folder:
+        yield from _run(report, [*command, folder])
+
+
+def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any] | CheckLine]:
+    after: list[str] = []
+    while True:
+        begun: str | None = None
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+            process = subprocess.Popen(
+                [*command, *after],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+            assert process.stdout is not None
+            watch = _Watchdog(process)
+            try:
+                for message in _messages(process.stdout):
+                    watch.feed()
+                    if "facts" in message:
+                        if not report.facts:
+                            report.facts = _private(message["facts"])
+                            yield report.facts
+                    elif "begin" in message:
+                        begun = message["begin"]
+                    else:
+                        begun = None
+                        line = CheckLine(**_private(message))
+                        report.lines.append(line)
+                        yield line
+                code = process.wait()
+            finally:
+                watch.end()
+                process.kill()
+                process.stdout.close()
+                process.wait()
+            errors.seek(0)
+            output = [line.strip() for line in errors.read().splitlines() if line.strip()]
+        if code == 0:
+            return
+        if begun is None and code == USER_ERROR_EXIT:
+            raise UserError(
+                "; ".join(line.removeprefix("error: ") for line in output) or "the checks cannot begin"
+            )
+        how = f"did not end in {CHECK_SECONDS:.0f} s" if watch.is_late else _ending(code)
+        what = _private(f"the process {how}: {' | '.join(output[-4:]) or 'no message'}")
+        line = CheckLine(begun or "start", "error", what)
+        report.lines.append(line)
+        yield line
+        if begun is None:
+            return
+        after = [begun]
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _messages(lines: IO[str]) -> Iterator[dict[str, Any]]:
+    """The messages among what the process prints; libraries print too."""
+    for line in lines:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(message, dict) and message.keys() & {"facts", "begin", "state"}:
+            yield message
+
+
+class _Watchdog:
+    """Kills a process that prints no message for CHECK_SECONDS."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process, self.is_late = process, False
+        self._start()
+
+    def _start(self) -> None:
+        self._timer = threading.Timer(CHECK_SECONDS, self._kill)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _kill(self) -> None:
+        self.is_late = True
+        self._process.kill()
+
+    def feed(self) -> None:
+        """Restart the time, after a message."""
+        self._timer.cancel()
+        self._start()
+
+    def end(self) -> None:
+        """Stop watching a process that has ended."""
+        self._timer.cancel()
+
+
+def _private(value: Any) -> Any:
+    """`value` without paths, the user's name and the values of keys."""
+    if isinstance(value, dict):
+        return {name: _private(item) for name, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    text = _PATH.sub("<path>", value)
+    for secret in _secrets():
+        text = text.replace(secret, "<hidden>")
+    return text
+
+
+def _secrets() -> list[str]:
+    """The user's name, the home folder and the values of keys."""
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = ""
+    secrets = [str(Path.home()), *(os.environ.get(name, "") for name in KEYS)]
+    # A short name, such as mx, is part of many words; paths are hidden already.
+    return [text for text in [*secrets, user if len(user) > 4 else ""] if text not in ("", "/")]

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from localdpo.cli.judging import (
+from localdpo.cli.options import (
     SPEC_HELP,
     BatchOption,
     ConcurrencyOption,
     ConstitutionOption,
     DryRunOption,
     JudgeTokensOption,
+    MaxTokensOption,
     MaxUsdOption,
     PricesOption,
     Principles,
     PrinciplesOption,
+    PromptsOption,
     RubricOption,
+    RunArgument,
+    RunsDirOption,
+    WithRunsOption,
 )
 
 if TYPE_CHECKING:
@@ -33,9 +38,7 @@ LINE_SECONDS: Final = 5.0
 
 
 def evaluate(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name of the run. Default: the latest.")
-    ] = None,
+    run: RunArgument = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -56,16 +59,10 @@ def evaluate(
     checks: Annotated[
         Path | None, typer.Option("--checks", metavar="FILE", help="More heuristics, from a YAML file.")
     ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option("--prompts", metavar="FILE", help="File, data set or demo: name of prompts."),
-    ] = None,
+    prompts: PromptsOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many prompts.")] = 200,
-    with_run: Annotated[
-        list[str] | None,
-        typer.Option("--with", metavar="RUN", help="Another run on the same base; repeatable."),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    with_run: WithRunsOption = None,
+    max_tokens: MaxTokensOption = 256,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="1: answers as the models give them; 0: the likeliest token.")
     ] = 1.0,
@@ -84,7 +81,7 @@ def evaluate(
         Path | None, typer.Option("--html", metavar="FILE", help="Write the page there, too.")
     ] = None,
     dry_run: DryRunOption = False,
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
     from localdpo.evals.plan import Options

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from localdpo.cli.options import RunArgument, RunsDirOption
+
 if TYPE_CHECKING:
     from localdpo.evals.inspect_pairs import Inspection
     from localdpo.out.console import Console, Text
@@ -25,9 +27,7 @@ BEGINNING: Final = 40
 
 
 def inspect(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name of the run. Default: the latest.")
-    ] = None,
+    run: RunArgument = None,
     pair: Annotated[
         int | None, typer.Option(min=1, metavar="ROW", help="Show the pair of this row, token by token.")
     ] = None,
@@ -45,7 +45,7 @@ def inspect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Everything, token by token, as one JSON object.")
     ] = False,
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Show which tokens a run rewarded; without --pair, the pairs it gets most wrong."""
     from localdpo.cli.plain import print_plain

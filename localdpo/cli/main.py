@@ -15,13 +15,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from localdpo.cli.compare import compare
-from localdpo.cli.ctl import ctl
 from localdpo.cli.doctor import doctor
 from localdpo.cli.eval import evaluate
 from localdpo.cli.inspect import inspect
 from localdpo.cli.prefs import prefs
-from localdpo.cli.report import report
-from localdpo.cli.runs import runs
+from localdpo.cli.runs import ctl, report, runs
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError

@@ -1,12 +1,16 @@
-"""Progress without a dashboard: one text line an event, or a bar with a line per evaluation on a terminal.
+"""A worker without a dashboard: its progress as lines or as a bar, Ctrl-C and SIGTERM passed on to it.
 
 What the lines say is worded in records/wording.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
 
+from localdpo.core.signals import SignalPipe, StopRequests
 from localdpo.core.text import format_seconds, printable
 from localdpo.records.events import Event
 from localdpo.records.progress import Progress, advance
@@ -16,20 +20,29 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from localdpo.launch import Worker
     from localdpo.out.console import Console
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_STOP_MESSAGES: Final = (
+    "stopping: the worker saves at the end of this step (again: stop at once, unsaved)",
+    "stopping at once",
+)
+# `localdpo train` explains these on stderr once the worker has ended.
+_FAILURES: Final = ("run.failed", "run.crashed")
 
-class View(Protocol):
-    """What shows the events of a run; a context manager."""
 
-    def __enter__(self) -> View: ...
+class ProgressView(Protocol):
+    """Shows the events of a run; a context manager."""
+
+    def __enter__(self) -> ProgressView: ...
     def __exit__(self, *exc: object) -> None: ...
     def show(self, event: Event) -> None: ...
     def say(self, line: str) -> None: ...
 
 
-def make_view(console: Console, progress: Progress) -> View:
-    """The bar when `console` is a terminal, text lines when not. `progress`: what went before (a resume)."""
+def make_view(console: Console, progress: Progress) -> ProgressView:
+    """The bar when `console` is a terminal, text lines when not. `progress`: where a resumed run was."""
     return BarView(console, progress) if console.is_terminal else LineView(console, progress)
 
 
@@ -49,7 +62,7 @@ class LineView:
     def show(self, event: Event) -> None:
         self._progress = advance(self._progress, event)
         line = format_event(event, self._progress.total)
-        if line is not None:
+        if line is not None and event.type not in _FAILURES:
             self.say(line)
 
     def say(self, line: str) -> None:
@@ -119,3 +132,51 @@ def bar_state(progress: Progress) -> tuple[int, int | None, float | None]:
     if progress.phase == "reference":
         return progress.done, progress.of, progress.reference_eta
     return progress.step, progress.total, progress.eta
+
+
+class Interrupts:
+    """While this context lasts, the first signal asks the worker to save and stop, the second to stop now.
+
+    The worker runs in its own session, so the terminal's Ctrl-C does not reach it by itself. A signal that
+    comes before `pass_to` is held for the worker. The handler prints nothing (it may interrupt a print);
+    `report` does, outside of it.
+    """
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+        self._signals: SignalPipe | None = None
+        self._requests = StopRequests()
+        self._reported = 0
+        self.by_keyboard = False
+
+    def __enter__(self) -> Interrupts:
+        self._signals = SignalPipe(_SIGNALS, self._take)
+        self._take()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._signals is not None:
+            self._signals.close()
+
+    def pass_to(self, worker: Worker) -> None:
+        """From now on signals go to `worker`; one that came earlier goes at once."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._worker = worker
+        if self._requests.count > 0:
+            worker.interrupt(at_once=self._requests.count > 1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def report(self, say: Callable[[str], None]) -> None:
+        """Say what the signals since the last call do."""
+        due = _STOP_MESSAGES[self._reported : self._requests.count]
+        self._reported += len(due)
+        for line in due:
+            say(line)
+
+    def _take(self) -> None:
+        if self._signals is None:
+            return
+        for number in self._signals.read():
+            self.by_keyboard = self.by_keyboard or number == signal.SIGINT
+            if self._requests.take(number, time.monotonic()) and self._worker is not None:
+                self._worker.interrupt(at_once=self._requests.count > 1)

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from localdpo.cli.options import (
+    AgainstOption,
+    ForceOption,
+    FormatOption,
+    MaxLengthOption,
+    RecipeOption,
+    TokenizerOption,
+)
 from localdpo.cli.prefs_build import build
 from localdpo.cli.prefs_label import label
 from localdpo.out import print_json, say
@@ -29,36 +37,18 @@ prefs = typer.Typer(
 )
 prefs.command()(build)
 prefs.command()(label)
-Format = Annotated[
-    str | None, typer.Option("--format", metavar="NAME", help="Format of the rows. Default: by columns.")
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option("--recipe", metavar="FILE", help="Recipe whose model, limits and evaluation data count."),
-]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="Model whose tokenizer counts tokens.")
-]
-MaxLength = Annotated[
-    int | None, typer.Option("--max-length", metavar="N", help="Tokens at which training would cut a row.")
-]
-Against = Annotated[
-    list[str] | None,
-    typer.Option("--against", metavar="DATA", help="Data whose prompts must not be in it; repeatable."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
 
 
 @prefs.command()
 def check(
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Pairs. Default: the recipe's data.train.")
+        str | None, typer.Argument(metavar="DATA", help="Pairs. Default: the recipe's data.train.")
     ] = None,
-    recipe: RecipeFile = None,
-    model: Model = None,
-    max_length: MaxLength = None,
-    format_name: Format = None,
-    against: Against = None,
+    recipe: RecipeOption = None,
+    model: TokenizerOption = None,
+    max_length: MaxLengthOption = None,
+    format_name: FormatOption = None,
+    against: AgainstOption = None,
     reference: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Score N pairs with the recipe's model and adapter."),
@@ -95,12 +85,12 @@ def clean(
         str | None,
         typer.Option(metavar="NAMES", help="Checks whose rows go, with commas. Default: see the report."),
     ] = None,
-    recipe: RecipeFile = None,
-    model: Model = None,
-    max_length: MaxLength = None,
-    format_name: Format = None,
-    against: Against = None,
-    force: Force = False,
+    recipe: RecipeOption = None,
+    model: TokenizerOption = None,
+    max_length: MaxLengthOption = None,
+    format_name: FormatOption = None,
+    against: AgainstOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Copy the rows that no check flags, and count the reasons of the others."""
     from localdpo.prefs.rewrite import clean as run_clean
@@ -120,8 +110,8 @@ def convert(
     data: Annotated[str, typer.Argument(metavar="IN", help="Pairs.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New file of JSON lines.")],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
-    format_name: Format = None,
-    force: Force = False,
+    format_name: FormatOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Write pairs in another format, and name what it has no place for."""
     from localdpo.prefs.rewrite import convert as run_convert

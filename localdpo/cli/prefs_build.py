@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localdpo.cli.judging import (
+from localdpo.cli.options import (
     SPEC_HELP,
     BatchOption,
     ConcurrencyOption,
     ConstitutionOption,
     DryRunOption,
     JudgeTokensOption,
+    MaxTokensOption,
     MaxUsdOption,
     PricesOption,
     Principles,
@@ -55,7 +56,7 @@ def build(
     temperatures: Annotated[
         str, typer.Option(metavar="LIST", help="Of the candidates in turn, with commas.")
     ] = "1.0",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    max_tokens: MaxTokensOption = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the split.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many prompts.")] = None,
     judge: Annotated[

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localdpo.cli.options import ForceOption, FormatOption
+
 if TYPE_CHECKING:
     from localdpo.prefs.label import Summary
 
@@ -21,15 +23,13 @@ def label(
     again: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement.")
     ] = 0.1,
-    format_name: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="Format of the rows. Default: by columns.")
-    ] = None,
+    format_name: FormatOption = None,
     plain: Annotated[bool, typer.Option("--plain", help="Only print how the labels stand.")] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Then write the pairs that were decided, as labelled."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Label pairs by keyboard; a second call goes on. Says how well you agree with the data and yourself."""
     from localdpo.core.errors import UserError

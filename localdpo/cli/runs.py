@@ -1,4 +1,4 @@
-"""`localdpo runs`: the table of runs."""
+"""`localdpo runs`, `ctl` and `report`: list the runs, control one that is training, write one as a page."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from localdpo.cli.options import RunArgument, RunsDirOption
+from localdpo.core.errors import UserError
 from localdpo.core.text import age, printable
 from localdpo.out import print_json, say
+from localdpo.records.control import COMMANDS, Command, send, wait_for
 from localdpo.records.metrics import ALL_TIED
+from localdpo.records.rundir import find_run, list_runs
 
 if TYPE_CHECKING:
     from localdpo.out.console import Console
+    from localdpo.records.control import Acknowledgement
+    from localdpo.records.rundir import RunDir
     from localdpo.records.summary import RunSummary
 
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
+# Usually a worker that is taking steps answers sooner.
+_PATIENCE_SECONDS: Final = 2.0
+_MEANINGS: Final = "; ".join(f"{command}: {meaning}" for command, meaning in COMMANDS.items())
 _NUMBERS: Final = frozenset({"beta", "step", "accuracy", "margin", "kl"})
 
 
 def runs(
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array; times in Unix seconds.")] = False,
 ) -> None:
     """List the runs, the latest first. Accuracy, margin and KL are those of the last evaluation."""
@@ -50,7 +59,6 @@ def runs(
 def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSummary]:
     """The summary of every run in `runs_dir`, the latest first; `note` is told of each damaged log."""
     from localdpo.records.checkpoints import read_log
-    from localdpo.records.rundir import list_runs
     from localdpo.records.summary import summarise
 
     # The lock before the log: a run that ends in between is then shown as running, never as crashed.
@@ -104,3 +112,83 @@ def _print_table(console: Console, rows: list[tuple[str, ...]], runs_dir: Path) 
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
+
+
+# --- ctl -------------------------------------------------------------------------------------------------
+
+
+def ctl(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"{_MEANINGS}.")],
+    save: Annotated[
+        bool, typer.Option("--save/--no-save", help="With stop: whether to save a checkpoint first.")
+    ] = True,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.0, help="How long to wait for the answer.")
+    ] = 60.0,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Pause, resume, checkpoint, evaluate or stop a run that is training, from anywhere."""
+    wanted = _command(command)
+    if not save and wanted != "stop":
+        raise UserError(f"--no-save goes with stop alone, not with {wanted}")
+    found = find_run(runs_dir, run)
+    answer = _wait(found, send(found, wanted, save=save), timeout)
+    if answer is None:
+        raise UserError(
+            f"{found.path}: no answer within {timeout:g} s: {_busy(found)}; it obeys when that is done"
+        )
+    if not answer.ok:
+        raise UserError(f"{found.path}: {answer.message}")
+    say(answer.message)
+
+
+def _command(name: str) -> Command:
+    for command in COMMANDS:
+        if command == name:
+            return command
+    raise UserError(f"{name}: no such command; expected one of {', '.join(COMMANDS)}")
+
+
+def _wait(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
+    """Wait for the answer; say on stderr what the worker is busy with when it takes long."""
+    answer = wait_for(run, id, min(_PATIENCE_SECONDS, timeout))
+    if answer is None and timeout > _PATIENCE_SECONDS:
+        say(f"waiting: {_busy(run)}", error=True)
+        answer = wait_for(run, id, timeout - _PATIENCE_SECONDS)
+    return answer
+
+
+def _busy(run: RunDir) -> str:
+    """What the worker does instead of answering."""
+    from localdpo.records.events import effective, read_events
+    from localdpo.records.progress import event_age, progress_of
+    from localdpo.records.wording import PHASES
+
+    progress = progress_of(effective(read_events(run.events)))
+    quiet = event_age(progress, time.time())
+    last = "" if quiet is None else f", last event {age(quiet)}"
+    of = "" if progress.total is None else f" of {progress.total}"
+    return f"the worker is busy ({PHASES[progress.phase]}, step {progress.step}{of}{last})"
+
+
+# --- report ----------------------------------------------------------------------------------------------
+
+
+def report(
+    run: RunArgument = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Where to. Default: report.html of the run.")
+    ] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Write a run as one HTML file: charts, recipe, notices, samples, answers and the latest evaluation."""
+    from localdpo.evals.report import report_values
+    from localdpo.pages import write_page
+
+    found = find_run(runs_dir, run)
+    path = html or found.path / "report.html"
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist")
+    write_page(path, "report", **report_values(found, lambda line: say(line, error=True)))
+    say(f"written: {path}")

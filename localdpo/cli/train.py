@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localdpo.cli.options import RunsDirOption
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.dashboard.recipediff import flatten
@@ -51,7 +52,7 @@ def train(
             help="Name of the run. Default: the recipe's name and a number. A known name resumes.",
         ),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
     plain: Annotated[
         bool, typer.Option("--plain", help="No dashboard: a bar on a terminal, text lines elsewhere.")
     ] = False,
@@ -189,8 +190,7 @@ def say_finished(run: RunDir) -> None:
 
 def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show its events, explain its end; gives the exit code of the command."""
-    from localdpo.cli.interrupt import Interrupts
-    from localdpo.cli.plain import make_view
+    from localdpo.cli.plain import Interrupts, make_view
     from localdpo.launch import start_worker, watch
     from localdpo.out import say
     from localdpo.out.console import Console
@@ -205,7 +205,7 @@ def train_and_watch(run: RunDir, accept_changes: bool) -> int:
         interrupts.pass_to(worker)
         with make_view(console, before) as view:
             view.say(f"run {run.path} (worker {worker.pid}, log {run.worker_log})")
-            for event in watch(worker, on_poll=lambda: interrupts.tell(view.say)):
+            for event in watch(worker, on_poll=lambda: interrupts.report(view.say)):
                 view.show(event)
     worker.wait()
     return report_end(worker, interrupts.by_keyboard)
@@ -221,7 +221,7 @@ def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
 
     Training goes on if it has not ended by then: that is no error.
     """
-    from localdpo.cli.interrupt import Interrupts
+    from localdpo.cli.plain import Interrupts
     from localdpo.cli.watch import goes_on, open_dashboard
     from localdpo.launch import start_worker
 

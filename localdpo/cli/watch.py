@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from localdpo.cli.options import RunsDirOption
 from localdpo.core.errors import UserError
 from localdpo.out import say
 from localdpo.records.rundir import RunDir, find_run, list_runs
@@ -28,7 +29,7 @@ def watch(
         str | None,
         typer.Argument(metavar="[RUN]", help="Name of the run. Default: the one that trains, or the latest."),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
     screen: Annotated[
         str | None, typer.Option(metavar="SCREEN", help=f"Open on this screen: {', '.join(SCREENS)}.")
     ] = None,

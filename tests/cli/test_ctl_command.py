@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_folders import recipe_text, write_pairs
 
-from localdpo.cli.ctl import ctl
+from localdpo.cli.runs import ctl
 from localdpo.core.errors import UserError
 from localdpo.launch import Worker, ended_lines, start_worker
 from localdpo.records.checkpoints import newest_checkpoint

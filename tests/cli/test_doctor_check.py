@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from localdpo.cli import doctor_check
-from localdpo.cli.doctor_check import Line, Report, check_device, run
+from localdpo.cli import doctor
+from localdpo.cli.doctor import CheckLine, DeviceReport, check_device, run_checks
 from localdpo.core.errors import UserError
 
 # A process that makes three checks as the real one does, and does in the second what it is told.
@@ -34,9 +35,9 @@ def command(tmp_path: Path, second: str) -> list[str]:
     return [sys.executable, str(file)]
 
 
-def outcome(tmp_path: Path, second: str) -> Report:
-    report = Report()
-    list(run(report, command(tmp_path, second)))
+def outcome(tmp_path: Path, second: str) -> DeviceReport:
+    report = DeviceReport()
+    list(run_checks(report, command(tmp_path, second)))
     return report
 
 
@@ -72,7 +73,7 @@ def test_a_process_that_dies_in_a_check_is_followed_by_one_that_goes_on(
 
 
 def test_a_check_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_check, "CHECK_SECONDS", 1.0)
+    monkeypatch.setattr(doctor, "CHECK_SECONDS", 1.0)
     report = outcome(tmp_path, "time.sleep(60)")
     assert [line.state for line in report.lines] == ["ok", "error", "ok"]
     assert "did not end in 1 s" in report.lines[1].value
@@ -92,13 +93,13 @@ def test_checks_that_cannot_begin_are_one_line(tmp_path: Path) -> None:
     file = tmp_path / "checks.py"
     file.write_text("import sys; print('error: LOCALDPO_DEVICE: expected cpu', file=sys.stderr); sys.exit(2)")
     with pytest.raises(UserError, match="LOCALDPO_DEVICE: expected cpu"):
-        list(run(Report(), [sys.executable, str(file)]))
+        list(run_checks(DeviceReport(), [sys.executable, str(file)]))
 
 
 def test_files_users_and_keys_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-canary-4711")
-    monkeypatch.setattr(doctor_check.getpass, "getuser", lambda: "winston")
-    found = doctor_check._private(
+    monkeypatch.setattr(getpass, "getuser", lambda: "winston")
+    found = doctor._private(
         "FileNotFoundError: '/home/winston/x/y.json' for winston, sk-canary-4711, ~/x; 3/4 rewards/margins"
     )
     assert found == "FileNotFoundError: '<path>' for <hidden>, <hidden>, <path>; 3/4 rewards/margins"
@@ -107,11 +108,11 @@ def test_files_users_and_keys_are_not_shown(tmp_path: Path, monkeypatch: pytest.
 def test_nothing_is_left_of_a_process_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = tmp_path / "made"
     made.mkdir()
-    monkeypatch.setattr(doctor_check.tempfile, "tempdir", str(made))
+    monkeypatch.setattr(doctor.tempfile, "tempdir", str(made))
     outcome(tmp_path, "open(sys.argv[1] + '/left', 'w').close(); os.kill(os.getpid(), signal.SIGKILL)")
     assert list(made.iterdir()) == []
 
 
 def test_nothing_found_is_not_good() -> None:
-    assert not Report().is_good
-    assert Report(lines=[Line("one", "skipped", "no compiler")]).is_good
+    assert not DeviceReport().is_good
+    assert DeviceReport(lines=[CheckLine("one", "skipped", "no compiler")]).is_good

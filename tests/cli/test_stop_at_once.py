@@ -74,7 +74,7 @@ def test_two_signals_at_the_command_five_milliseconds_apart_are_two(tmp_path: Pa
     """They come within one call of the command, which Python's handlers would take for one."""
     code = """
 import os, signal, sys, time
-from localdpo.cli.interrupt import Interrupts
+from localdpo.cli.plain import Interrupts
 class Told:
     def interrupt(self, at_once): print("at once" if at_once else "save", flush=True)
 with Interrupts() as interrupts:

@@ -77,7 +77,7 @@ def test_pairs_are_what_prefs_build_makes_of_the_sft_model(
 
 
 def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"400 pairs wanted, only \d of 8 prompts gave one"):
+    with pytest.raises(UserError, match=r"400 pairs wanted, only \d of 8 prompts made one"):
         build.make_preferences(demo_folder(tmp_path), {"preferences/train": heldout(8)}, 0, lambda line: None)
 
 

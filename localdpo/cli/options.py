@@ -1,0 +1,91 @@
+"""The options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SPEC_HELP = "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports)"
+
+
+class Principles(StrEnum):
+    """Which of a constitution's principles the judge applies to a prompt."""
+
+    sample = "sample"
+    all = "all"
+
+
+# --- runs and answers ------------------------------------------------------------------------------------
+
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="Name of the run. Default: the latest.")
+]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder of the runs.")]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option("--prompts", metavar="FILE", help="Prompts: a file, a data set or a demo: name."),
+]
+WithRunsOption = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="RUN", help="Another run on the same base model; repeatable."),
+]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+
+# --- preference data -------------------------------------------------------------------------------------
+
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="Format of the rows. Default: auto-detected."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="Recipe that names model, limits and evaluation data."),
+]
+TokenizerOption = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Model whose tokenizer counts tokens.")
+]
+MaxLengthOption = Annotated[
+    int | None, typer.Option("--max-length", metavar="N", help="Tokens at which training would cut a row.")
+]
+AgainstOption = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="DATA", help="Evaluation data to look for overlap with; repeatable."),
+]
+
+# --- judges ----------------------------------------------------------------------------------------------
+
+RubricOption = Annotated[
+    list[str] | None,
+    typer.Option("--rubric", metavar="NAME|FILE", help="For pairs or for scores; once for each."),
+]
+ConstitutionOption = Annotated[
+    str | None, typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric.")
+]
+PrinciplesOption = Annotated[
+    Principles, typer.Option("--principles", help="One principle a prompt, or all of them.")
+]
+BatchOption = Annotated[bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")]
+ConcurrencyOption = Annotated[
+    int | None, typer.Option(min=1, help="Questions to the judge at a time. Default: the judge's own.")
+]
+JudgeTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--judge-tokens",
+        min=1,
+        help="Longest reply of a judge behind a server, thoughts included. Default: the judge's own.",
+    ),
+]
+PricesOption = Annotated[
+    Path | None, typer.Option("--prices", metavar="FILE", help="Prices on top of the shipped ones.")
+]
+MaxUsdOption = Annotated[
+    float | None, typer.Option("--max-usd", min=0.0, help="Never spend more than this on the judge.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")
+]
