@@ -22,7 +22,7 @@ from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
 from localdpo.objective.losses import loss_function
 from localdpo.objective.registry import LOSSES
-from localdpo.prefs.checks import CHECKS
+from localdpo.prefs.check import CHECKS
 from localdpo.recipe.describe import names_elsewhere, options_table, section_of
 from localdpo.records.metrics import METRICS
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from localdpo.core.atomic import no_space_error, out_of_space, published_file
 from localdpo.core.errors import UserError
+from localdpo.data.fields import RowProblem
+from localdpo.data.formats import FORMATS, Format, named_format
 from localdpo.data.formats.pairs import RATINGS
 from localdpo.data.formats.write import SCORES, Written
 from localdpo.data.rows import InvalidRow, Problems, ReadRow, Skipped, read_rows, source_format
-from localdpo.data.fields import RowProblem
-from localdpo.data.formats import FORMATS, Format, named_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.check import CHECKS, UNREADABLE, Progress, check

@@ -84,13 +84,13 @@ def test_a_macos_system_names_its_chip(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(module, "sysctl", lambda name: "Apple M4")
     monkeypatch.setattr(module.platform, "mac_ver", lambda: ("26.0", ("", "", ""), "arm64"))
-    monkeypatch.setattr(module, "mlx_device", lambda: module.Finding("device", "metal", "ok"))
+    monkeypatch.setattr(module, "mlx_device", lambda: module.MachineFact("device", "metal", "ok"))
     assert module.devices()[0].value == "macOS 26.0, Apple M4"
 
 
 def test_a_device_that_was_chosen_says_by_what(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCALDPO_DEVICE", "cpu")
-    assert module.mlx_device() == module.Finding("device", "cpu", "ok", "by LOCALDPO_DEVICE=cpu")
+    assert module.mlx_device() == module.MachineFact("device", "cpu", "ok", "by LOCALDPO_DEVICE=cpu")
     monkeypatch.setenv("LOCALDPO_DEVICE", "auto")
     assert module.mlx_device().hint is None
 

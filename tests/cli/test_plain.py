@@ -44,6 +44,14 @@ def test_without_a_terminal_there_is_one_line_an_event():
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_failure_is_left_to_the_end_of_the_command():
+    out = io.StringIO()
+    with make_view(Console(file=out), Progress()) as view:
+        for failure in ("run.failed", "run.crashed"):
+            view.show(event(failure, 4, error="boom"))
+    assert out.getvalue() == ""
+
+
 def test_on_a_terminal_there_is_a_bar_and_a_line_an_evaluation():
     out = io.StringIO()
     show_all(Console(file=out, width=100, force_terminal=True, color_system=None))
