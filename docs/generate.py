@@ -20,7 +20,7 @@ from localdpo.cli.main import app
 from localdpo.data.fields import COMMON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
-from localdpo.objective.losses import loss_function
+from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS
 from localdpo.objective.registry import LOSSES
 from localdpo.prefs.check import CHECKS
 from localdpo.recipe.describe import names_elsewhere, options_table, section_of
@@ -75,9 +75,9 @@ def losses() -> str:
 
     Such a line reads `FORMULA, [B] UNITS; VALUE where policy = reference.`
     """
-    rows = []
+    rows, formulas = [], {**PAIR_FORMULAS, **UNPAIRED_FORMULAS}
     for spec in LOSSES.values():
-        first = (loss_function(spec).__doc__ or "").splitlines()[0].removesuffix(".")
+        first = (formulas[spec.name].__doc__ or "").splitlines()[0].removesuffix(".")
         formula, _, start = first.partition("; ")
         formula = formula.partition(", [B]")[0]
         for suffix in (" where policy = reference", " at policy = reference"):

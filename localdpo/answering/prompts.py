@@ -86,7 +86,7 @@ def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
 def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
     """The rows of a run's training data that it holds out."""
     from localdpo.model.load import load_tokenizer
-    from localdpo.train.sources import open_rows
+    from localdpo.train.data import open_rows
 
     _require_same_rows(run, recipe)
     data = recipe.data

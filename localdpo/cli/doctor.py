@@ -196,7 +196,7 @@ def sysctl(name: str) -> str | None:
 
 @dataclass
 class CheckLine:
-    """A check and its outcome: see `localdpo.train.selfcheck.report`."""
+    """A check and its outcome: see `localdpo.train.selfcheck`."""
 
     name: str
     state: str

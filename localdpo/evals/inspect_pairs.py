@@ -23,11 +23,10 @@ from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import require_checkpoint
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import attach_adapter, check_paths
 from localdpo.train.checkpoint import moved_reference
+from localdpo.train.data import Rows, open_rows
 from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, TRAIN, VALID, tell_changes
-from localdpo.train.rows import Rows
-from localdpo.train.session import attach_adapter, check_paths
-from localdpo.train.sources import open_rows
 from localdpo.train.token_rewards import PairRewards, as_text, score_pairs
 
 Split = Literal["valid", "train"]

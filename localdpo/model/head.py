@@ -13,7 +13,7 @@ backward pass is one multiplication and the logits are computed once. The chunks
 The head is the model's own: soft-capping, scaling, quantised or tied weights are whatever the
 model's class does with its hidden states.
 
-Shape legend: T tokens, D hidden size, V vocabulary.
+Shape legend: T tokens (of the batch, or of a chunk), D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Head:
         self._shell.model = self._given
         self._modules = [m for m in (text.get("lm_head"), text.model.get("embed_tokens")) if m is not None]
 
-    def __call__(self, hidden: mx.array) -> mx.array:
-        self._given.hidden = hidden
+    def __call__(self, hidden_TD: mx.array) -> mx.array:
+        self._given.hidden = hidden_TD
         # The token ids are never read: the stand-in answers before they would be.
-        return self._shell(mx.zeros(hidden.shape[:-1], dtype=mx.int32))
+        return self._shell(mx.zeros(hidden_TD.shape[:-1], dtype=mx.int32))
 
     def trainable(self) -> list[Any]:
         """Trainable parameter trees of the head's modules; empty trees when it is frozen."""
@@ -87,13 +87,13 @@ def chunk_size(vocabulary: int, budget: int) -> int:
     return max(MIN_CHUNK, budget // (4 * vocabulary))
 
 
-def log_softmax_terms(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """`(exp(z - max), sum of it, log-sum-exp)` of logits [T, V], in float32."""
-    z = logits.astype(mx.float32)
-    top = mx.max(z, axis=-1, keepdims=True)
-    e = mx.exp(z - top)
-    total = mx.sum(e, axis=-1, keepdims=True)
-    return e, total, top + mx.log(total)
+def log_softmax_terms(logits_TV: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """`(exp(z - max) [T, V], sum of it [T, 1], log-sum-exp [T, 1])` of logits z, in float32."""
+    z_TV = logits_TV.astype(mx.float32)
+    top_T1 = mx.max(z_TV, axis=-1, keepdims=True)
+    e_TV = mx.exp(z_TV - top_T1)
+    total_T1 = mx.sum(e_TV, axis=-1, keepdims=True)
+    return e_TV, total_T1, top_T1 + mx.log(total_T1)
 
 
 # MLX's stubs give what custom_function returns no call's type.
@@ -101,51 +101,53 @@ _custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
 
 @_custom_function
-def _scored(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+def _scored(logits_TV: mx.array, targets_T: mx.array) -> tuple[mx.array, mx.array]:
     """Log-probabilities [T] of the targets, and softmax(z) [T, V], which the vjp uses again."""
-    e, total, lse = log_softmax_terms(logits)
-    picked = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
-    return (picked - lse)[:, 0], e / total
+    e_TV, total_T1, lse_T1 = log_softmax_terms(logits_TV)
+    picked_T1 = mx.take_along_axis(logits_TV, targets_T[:, None], axis=-1).astype(mx.float32)
+    return (picked_T1 - lse_T1)[:, 0], e_TV / total_T1
 
 
 @_scored.vjp
 def _scored_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
-    logits, targets = primals
-    upstream, _ = cotangents
-    target = mx.arange(logits.shape[-1], dtype=targets.dtype)[None] == targets[:, None]
-    softmax = outputs[1]
-    grad = upstream[:, None] * mx.where(target, 1.0 - softmax, -softmax)
-    return grad.astype(logits.dtype), mx.zeros_like(targets)
+    logits_TV, targets_T = primals
+    upstream_T, _ = cotangents
+    is_target_TV = mx.arange(logits_TV.shape[-1], dtype=targets_T.dtype)[None] == targets_T[:, None]
+    softmax_TV = outputs[1]
+    grad_TV = upstream_T[:, None] * mx.where(is_target_TV, 1.0 - softmax_TV, -softmax_TV)
+    return grad_TV.astype(logits_TV.dtype), mx.zeros_like(targets_T)
 
 
 @_custom_function
-def _with_gradient(hidden: mx.array, logps: mx.array, grad: mx.array) -> mx.array:
-    """`logps` [T], with `grad` [T, D] as its known gradient in `hidden` [T, D]."""
-    return logps + 0.0
+def _with_gradient(hidden_TD: mx.array, logps_T: mx.array, grad_TD: mx.array) -> mx.array:
+    """`logps_T`, with `grad_TD` as its known gradient in `hidden_TD`."""
+    return logps_T + 0.0
 
 
 @_with_gradient.vjp
-def _with_gradient_vjp(primals: Any, cotangent: Any, output: Any) -> tuple[mx.array, mx.array, mx.array]:
-    hidden, logps, grad = primals
-    flow = (cotangent[:, None] * grad).astype(hidden.dtype)
-    return flow, mx.zeros_like(logps), mx.zeros_like(grad)
+def _with_gradient_vjp(primals: Any, cotangent_T: Any, output: Any) -> tuple[mx.array, mx.array, mx.array]:
+    hidden_TD, logps_T, grad_TD = primals
+    flow_TD = (cotangent_T[:, None] * grad_TD).astype(hidden_TD.dtype)
+    return flow_TD, mx.zeros_like(logps_T), mx.zeros_like(grad_TD)
 
 
-def token_logps(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, gradient: bool) -> mx.array:
-    """Log-probabilities (float32, nats) of `targets` [T] given final hidden states [T, D].
+def token_logps(
+    head: Head, hidden_TD: mx.array, targets_T: mx.array, *, chunk: int, gradient: bool
+) -> mx.array:
+    """Log-probabilities [T] (float32, nats) of the targets given final hidden states.
 
     Arguments and errors are those of `token_scores`.
     """
-    return token_scores(head, hidden, targets, chunk=chunk, gradient=gradient, collisions=False)[0]
+    return token_scores(head, hidden_TD, targets_T, chunk=chunk, gradient=gradient, collisions=False)[0]
 
 
 def token_scores(
-    head: Head, hidden: mx.array, targets: mx.array, *, chunk: int, gradient: bool, collisions: bool
+    head: Head, hidden_TD: mx.array, targets_T: mx.array, *, chunk: int, gradient: bool, collisions: bool
 ) -> list[mx.array]:
-    """Log-probabilities (float32, nats) of `targets` [T] given final hidden states [T, D], and more.
+    """Log-probabilities [T] (float32, nats) of the targets given final hidden states, and more.
 
     Args:
-        head: hidden states [t, D] to logits [t, V].
+        head: hidden states to logits.
         chunk: tokens whose logits may be alive at once.
         gradient: whether the result will be differentiated; without it only values are computed.
             A head that holds trainable weights has its chunks recomputed in the backward pass
@@ -156,64 +158,66 @@ def token_scores(
     Raises:
         ValueError: shapes that do not fit, or a chunk below 1.
     """
-    if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
-        raise ValueError(f"expected hidden [T, D] and targets [T], got {hidden.shape} and {targets.shape}")
+    if hidden_TD.ndim != 2 or targets_T.shape != hidden_TD.shape[:1]:
+        raise ValueError(
+            f"expected hidden [T, D] and targets [T], got {hidden_TD.shape} and {targets_T.shape}"
+        )
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     weights = head.trainable() if gradient else []
     trains = bool(tree_flatten(weights))
     pieces: list[list[mx.array]] = []
     before: list[mx.array] = []
-    for start in range(0, hidden.shape[0], chunk):
-        h, y = hidden[start : start + chunk], targets[start : start + chunk]
+    for start in range(0, hidden_TD.shape[0], chunk):
+        h_TD, y_T = hidden_TD[start : start + chunk], targets_T[start : start + chunk]
         if before:
             # The targets too: what is made of them alone would be made for all chunks at once.
-            h, y = mx.depends([h, y], before)
+            h_TD, y_T = mx.depends([h_TD, y_T], before)
         if trains:
-            piece = before = _recomputed(head, weights, h, y, collisions)
+            piece = before = _recomputed(head, weights, h_TD, y_T, collisions)
         elif gradient:
-            values, slopes = _prepared(head, h, y, collisions)
-            before = [*values, slopes]
-            piece = [_with_gradient(h, values[0], slopes), *values[1:]]
+            values, slopes_TD = _prepared(head, h_TD, y_T, collisions)
+            before = [*values, slopes_TD]
+            piece = [_with_gradient(h_TD, values[0], slopes_TD), *values[1:]]
         else:
-            piece = before = _chunk_scores(head, h, y, collisions)
+            piece = before = _chunk_scores(head, h_TD, y_T, collisions)
         pieces.append(piece)
     if not pieces:
         return [mx.zeros((0,), dtype=mx.float32)] * (1 + collisions)
     return [mx.concatenate(list(parts)) for parts in zip(*pieces, strict=True)]
 
 
-def _chunk_scores(head: Head, hidden: mx.array, targets: mx.array, collisions: bool) -> list[mx.array]:
-    """Log-probabilities [t] and, if asked for, ln sum_v p_v^2 [t]."""
-    logps, softmax = _scored(head(hidden), targets)
+def _chunk_scores(head: Head, hidden_TD: mx.array, targets_T: mx.array, collisions: bool) -> list[mx.array]:
+    """Log-probabilities [T] and, if they are wanted, ln sum_v p_v^2 [T]."""
+    logps_T, softmax_TV = _scored(head(hidden_TD), targets_T)
     if not collisions:
-        return [logps]
-    return [logps, mx.log(mx.square(mx.stop_gradient(softmax)).sum(axis=-1))]
+        return [logps_T]
+    return [logps_T, mx.log(mx.square(mx.stop_gradient(softmax_TV)).sum(axis=-1))]
 
 
 def _prepared(
-    head: Head, hidden: mx.array, targets: mx.array, collisions: bool
+    head: Head, hidden_TD: mx.array, targets_T: mx.array, collisions: bool
 ) -> tuple[list[mx.array], mx.array]:
-    """Scores of a chunk, and the gradients of its log-probabilities in the hidden states [t, D]."""
+    """Scores of a chunk, and the gradients [T, D] of its log-probabilities in the hidden states."""
 
-    def score(h: mx.array) -> list[mx.array]:
-        return _chunk_scores(head, h, targets, collisions)
+    def score(h_TD: mx.array) -> list[mx.array]:
+        return _chunk_scores(head, h_TD, targets_T, collisions)
 
-    # No gradient comes back from the collisions, whatever stands at their place.
-    ones = [mx.ones(targets.shape, dtype=mx.float32)] * (1 + collisions)
-    values, grads = mx.vjp(score, [mx.stop_gradient(hidden)], ones)
+    # No gradient comes back from the collisions, whatever cotangent they get.
+    ones = [mx.ones(targets_T.shape, dtype=mx.float32)] * (1 + collisions)
+    values, grads = mx.vjp(score, [mx.stop_gradient(hidden_TD)], ones)
     return values, grads[0]
 
 
 def _recomputed(
-    head: Head, weights: list[Any], hidden: mx.array, targets: mx.array, collisions: bool
+    head: Head, weights: list[Any], hidden_TD: mx.array, targets_T: mx.array, collisions: bool
 ) -> list[mx.array]:
     """Scores of a chunk whose log-probabilities are differentiable in the head's weights as well."""
 
-    def score(trees: list[Any], h: mx.array) -> list[mx.array]:
+    def score(trees: list[Any], h_TD: mx.array) -> list[mx.array]:
         head.update(trees)
-        return _chunk_scores(head, h, targets, collisions)
+        return _chunk_scores(head, h_TD, targets_T, collisions)
 
-    found: list[mx.array] = mx.checkpoint(score)(weights, hidden)
+    scores: list[mx.array] = mx.checkpoint(score)(weights, hidden_TD)
     head.update(weights)
-    return found
+    return scores

@@ -1,7 +1,7 @@
 """The forward pass of a preference pair: the prompt once, both responses on top of it.
 
     prompt pass     context [P, C], left-padded      -> keys and values of every layer
-    response pass   responses [K*P, R] at offset C   -> hidden states
+    response pass   responses [N, R] at offset C     -> hidden states
 
 The context is the prompt without its last token; that token heads each response, so the output of
 the prompt pass is never needed and lazy evaluation skips the tail of its last layer. Keys and
@@ -14,8 +14,8 @@ Gradient checkpointing wraps each layer in a function whose inputs and outputs a
 a prompt layer returns (h, k, v), a response layer takes (h, k, v). Keys and values hidden in a
 Python object would be no inputs of the checkpointed function, and their gradients would be lost.
 
-Shape legend: P pairs, K responses a pair, C context width, R response width, H key heads,
-D head size.
+Shape legend: P pairs, K responses a pair, N = K*P responses, C context width, R response width, L sequence
+width, H key heads, D head size, E hidden size.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class SharedPrefix:
         return mx.concatenate([prefix_k, keys], axis=2), mx.concatenate([prefix_v, values], axis=2)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """[K*P, 1, N, C + N]: the unpadded prompt and the response so far."""
+        """[N, 1, R, C + R] with R = `N` of the call: the unpadded prompt and the response so far."""
         row = mx.arange(self.offset, self.offset + N)[:, None]
         col = mx.arange(self.offset + N)[None]
         mask = (row >= col) & _in_window(row, col, window_size)
@@ -93,36 +93,38 @@ def _in_window(row: mx.array, col: mx.array, window: int | None) -> mx.array:
 
 
 def shared_hidden(
-    model: nn.Module, context: mx.array, pad: mx.array, response: mx.array, *, checkpoint: bool = False
+    model: nn.Module,
+    context_PC: mx.array,
+    pad_P: mx.array,
+    response_NR: mx.array,
+    *,
+    checkpoint: bool = False,
 ) -> mx.array:
-    """Final hidden states of the responses' input positions.
+    """Final hidden states [N, R, E] of the responses' input positions.
 
     Args:
         model: a model whose layers keep keys and values (see `can_share`).
-        context: int32 [P, C], prompts without their last token, left-padded, C >= 1.
-        pad: int32 [P], padded columns of each context.
-        response: int32 [K*P, R], inputs: last prompt token, then the response but its last token.
+        context_PC: int32, prompts without their last token, left-padded, C >= 1.
+        pad_P: int32, padded columns of each context.
+        response_NR: int32, inputs: last prompt token, then the response but its last token.
         checkpoint: recompute each layer in the backward pass.
-
-    Returns:
-        [K*P, R, hidden size]
     """
     text = text_model(model)
     backbone = text.model
-    responses = response.shape[0] // context.shape[0]
+    responses = response_NR.shape[0] // context_PC.shape[0]
     axes = mask_axes(text)
-    recorders = [PromptRecorder(pad, axes) for _ in text.layers]
+    recorders = [PromptRecorder(pad_P, axes) for _ in text.layers]
     with checkpointed_layers(text, enabled=checkpoint):
-        backbone(context, cache=recorders)
-        prefixes = [SharedPrefix(r.keys, r.values, pad, responses, axes) for r in recorders]
-        return backbone(response, cache=prefixes)
+        backbone(context_PC, cache=recorders)
+        prefixes = [SharedPrefix(r.keys, r.values, pad_P, responses, axes) for r in recorders]
+        return backbone(response_NR, cache=prefixes)
 
 
-def plain_hidden(model: nn.Module, tokens: mx.array, *, checkpoint: bool = False) -> mx.array:
-    """Final hidden states of whole sequences [B, L], right-padded: for models that cannot share."""
+def plain_hidden(model: nn.Module, tokens_NL: mx.array, *, checkpoint: bool = False) -> mx.array:
+    """Final hidden states [N, L, E] of whole sequences, right-padded: for models that cannot share."""
     text = text_model(model)
     with checkpointed_layers(text, enabled=checkpoint):
-        return text.model(tokens)
+        return text.model(tokens_NL)
 
 
 def mask_axes(text: nn.Module) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 LN2 = 0.6931471805599453
 # Largest log-probability that log1mexp takes as it is. Above it 1 - e^x has no correct digit left in float32
 # (sums of log-probabilities carry errors of about 1e-7), and at 0 the value would be -inf.
 LOG_PROB_MAX = -1e-6
+# e^30 = 1e13: its square, in the norm of a gradient, still fits into float32 many times over.
+EXPONENT_MAX = 30.0
 
 
 def log_sigmoid(x: mx.array) -> mx.array:
@@ -32,3 +36,37 @@ def log1mexp(x: mx.array) -> mx.array:
     """
     x = mx.minimum(x, LOG_PROB_MAX)
     return mx.where(x > -LN2, mx.log(-mx.expm1(x)), mx.log1p(-mx.exp(x)))
+
+
+def log_odds(x: mx.array) -> mx.array:
+    """ln(P / (1 - P)) for P = e^x; P is held just below 1, where the odds would be infinite."""
+    clamped = mx.minimum(x, LOG_PROB_MAX)
+    return clamped - log1mexp(clamped)
+
+
+def divergence_score(t: mx.array, divergence: str, alpha: float) -> mx.array:
+    """f'(e^t) of log-ratios t (nats): what stands in a loss in place of t for another divergence than KL.
+
+    Wang et al. 2023 (f-DPO), arXiv 2309.16240, theorem 1: with the regulariser D_f(policy || reference) the
+    implicit reward is beta f'(u), u = policy / reference, up to a term of the prompt. f is scaled and shifted
+    so that f'(1) = 0: scores are 0 where policy = reference, as log-ratios are.
+
+    reverse_kl: t. forward_kl: 1 - e^-t. js (Jensen-Shannon): ln(2 u / (1 + u)) = ln 2 + ls(t), below ln 2.
+    alpha: (e^((a-1) t) - 1)/(a - 1) for 0 < a < 1, which is forward_kl at a = 0 and reverse_kl at a = 1.
+    Beyond an exponent of 30 the exponentials continue as straight lines, so value and gradient are finite for
+    any t and a response that has become very unlikely is still pulled back. ValueError for another name.
+    """
+    if divergence == "reverse_kl":
+        return t
+    if divergence == "forward_kl":
+        return -_expm1(-t)
+    if divergence == "js":
+        return LN2 + log_sigmoid(t)
+    if divergence == "alpha":
+        return _expm1((alpha - 1.0) * t) / (alpha - 1.0)
+    raise ValueError(f"unknown f-divergence {divergence!r}")
+
+
+def _expm1(x: mx.array) -> mx.array:
+    """e^x - 1, continued by its tangent from EXPONENT_MAX on."""
+    return mx.expm1(mx.minimum(x, EXPONENT_MAX)) + mx.maximum(x - EXPONENT_MAX, 0.0) * math.exp(EXPONENT_MAX)

@@ -1,16 +1,16 @@
 """The table of losses: what each one is called, where it comes from, which options it reads.
 
-Standard library only: the recipe checks a file against this table without loading mlx. Adding a loss
-takes one entry here and one function `NAME_loss` in `localdpo/objective/losses/`.
+Standard library only: the recipe checks a file against this table without loading mlx. To add a loss, write
+its entry here and its formula in `localdpo/objective/losses/`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 from localdpo.objective.options import (
     BETA,
@@ -28,6 +28,7 @@ from localdpo.objective.options import (
     UNDESIRABLE_WEIGHT,
     USE_WEIGHTING,
     OptionSpec,
+    OptionValue,
 )
 
 DataKind = Literal["pairs", "demonstrations", "unpaired"]
@@ -39,38 +40,28 @@ class LossSpec:
 
     name: the value of `loss.type`. summary, source: for `--help` and the documentation.
     options: keys under `loss.` (besides `type`) that the loss reads; any other key is an error.
-    module: the module in `localdpo.objective.losses` that holds the function `NAME_loss`; a loss on
-    demonstrations that can also be a term beside losses on pairs has `NAME_term` there as well.
     data: which rows it trains on; unpaired ones are single responses with a label, desirable or not.
     needs_reference: whether it reads reference log-probabilities. needs_baseline: whether it reads the KL
     baseline of the step's batch.
     requires: options that must be above 0 (their default of 0 leaves the formula undefined).
     separable: the batch loss is a mean of per-row terms, so micro-batches leave it unchanged.
-    per_token: divides by the number of scored tokens, so the token counts are needed.
-    lengths: reads the token counts in another way (r_dpo's length term).
+    needs_tokens: whether it reads the numbers of scored tokens.
     """
 
     name: str
     summary: str
     source: str
     options: Mapping[str, OptionSpec]
-    module: str
     data: DataKind = "pairs"
     needs_reference: bool = True
     needs_baseline: bool = False
     requires: frozenset[str] = field(default_factory=frozenset)
     separable: bool = True
-    per_token: bool = False
-    lengths: bool = False
+    needs_tokens: bool = False
 
-    @property
-    def option_names(self) -> frozenset[str]:
-        return frozenset(self.options)
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether the loss cannot be computed without the counts of scored tokens."""
-        return self.per_token or self.lengths
+    def settings(self, given: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+        """A value of each option that the loss reads: the given one, or its default."""
+        return {name: given.get(name, option.default) for name, option in self.options.items()}
 
     def option_problem(self, name: str, value: object) -> str | None:
         """What is wrong with `name=value` for this loss, in one line that names both, or None."""
@@ -85,7 +76,7 @@ class LossSpec:
 
 def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
     """Options of a loss with a term for each pair."""
-    return MappingProxyType({"beta": BETA, **extra, "use_weighting": USE_WEIGHTING})
+    return {"beta": BETA, **extra, "use_weighting": USE_WEIGHTING}
 
 
 def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
@@ -94,13 +85,15 @@ def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
 
 
 # Ranks of the batch, not pairs, have the terms of these: no pair has a loss of its own to be weighed.
-_AOT_OPTIONS = MappingProxyType({"beta": BETA, "label_smoothing": LABEL_SMOOTHING, "ld_alpha": LD_ALPHA})
+_AOT_OPTIONS = {"beta": BETA, "label_smoothing": LABEL_SMOOTHING, "ld_alpha": LD_ALPHA}
 
 
 # No pair has a weight of its own, but each of the two labels does.
-_UNPAIRED_OPTIONS = MappingProxyType(
-    {"beta": BETA, "desirable_weight": DESIRABLE_WEIGHT, "undesirable_weight": UNDESIRABLE_WEIGHT}
-)
+_UNPAIRED_OPTIONS = {
+    "beta": BETA,
+    "desirable_weight": DESIRABLE_WEIGHT,
+    "undesirable_weight": UNDESIRABLE_WEIGHT,
+}
 
 
 # Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
@@ -113,43 +106,37 @@ _SPECS = (
         "DPO; conservative DPO (cDPO) with label_smoothing",
         "Rafailov et al. 2023, arXiv 2305.18290, eq. 7; Mitchell 2023, cDPO note, eq. 3",
         _sum_options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
-        "sigmoid",
     ),
     LossSpec(
         "ipo",
         "IPO on per-token averages, as TRL",
         "Azar et al. 2023, arXiv 2310.12036, eq. 17",
         _options(reference_free=REFERENCE_FREE),
-        "ipo",
-        per_token=True,
+        needs_tokens=True,
     ),
     LossSpec(
         "ipo_sum",
         "IPO on sums over the response, as the paper and Mitchell's code",
         "Azar et al. 2023, arXiv 2310.12036, eq. 17",
         _sum_options(reference_free=REFERENCE_FREE),
-        "ipo",
     ),
     LossSpec(
         "hinge",
         "hinge on the margin (SLiC)",
         "Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657",
         _sum_options(reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
-        "hinge",
     ),
     LossSpec(
         "robust",
         "unbiased DPO under label noise",
         "Chowdhury et al. 2024, arXiv 2403.00409, eq. 12",
         _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
-        "noise",
     ),
     LossSpec(
         "exo_pair",
         "EXO for pairs: reverse KL to the smoothed preference",
         "Ji et al. 2024, arXiv 2402.00856, eq. 16",
         _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
-        "noise",
         requires=frozenset({"label_smoothing"}),
     ),
     LossSpec(
@@ -157,28 +144,24 @@ _SPECS = (
         "noise contrastive alignment for pairs",
         "Chen et al. 2024, arXiv 2402.05369",
         _sum_options(),
-        "classifier",
     ),
     LossSpec(
         "bco_pair",
         "binary classifier optimisation for pairs, reward shift 0",
         "Jung et al. 2024, arXiv 2404.04656",
         _sum_options(),
-        "classifier",
     ),
     LossSpec(
         "sppo_hard",
         "self-play preference optimisation with hard labels",
         "Wu et al. 2024, arXiv 2405.00675, eq. 4.7",
         _sum_options(),
-        "sppo",
     ),
     LossSpec(
         "aot",
         "distributional alignment by optimal transport, paired",
         "Melnyk et al. 2024, arXiv 2406.05882",
         _AOT_OPTIONS,
-        "aot",
         separable=False,
     ),
     LossSpec(
@@ -186,7 +169,6 @@ _SPECS = (
         "distributional alignment by optimal transport, unpaired",
         "Melnyk et al. 2024, arXiv 2406.05882",
         _AOT_OPTIONS,
-        "aot",
         separable=False,
     ),
     LossSpec(
@@ -194,69 +176,60 @@ _SPECS = (
         "anchored: chosen up, rejected down",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
         _sum_options(),
-        "apo",
     ),
     LossSpec(
         "apo_down",
         "anchored: both down, rejected faster",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
         _sum_options(),
-        "apo",
     ),
     LossSpec(
         "discopop",
         "discovered blend of logistic and exponential loss (LRML)",
         "Lu et al. 2024, arXiv 2406.08414",
         _sum_options(discopop_tau=DISCOPOP_TAU, **_F_DIVERGENCE),
-        "discopop",
     ),
     LossSpec(
         "sigmoid_norm",
         "DPO on per-token averages (length-normalised)",
         "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124",
         _options(),
-        "normalised",
-        per_token=True,
+        needs_tokens=True,
     ),
     LossSpec(
         "dpop",
         "DPO-Positive: a penalty when the chosen response falls below the reference",
         "Pal et al. 2024, arXiv 2402.13228, eq. 3",
         _sum_options(dpop_lambda=DPOP_LAMBDA),
-        "penalised",
     ),
     LossSpec(
         "r_dpo",
         "DPO with a length penalty",
         "Park et al. 2024, arXiv 2403.19159",
         _options(r_dpo_alpha=R_DPO_ALPHA, **_F_DIVERGENCE),
-        "penalised",
-        lengths=True,
+        needs_tokens=True,
     ),
     LossSpec(
         "simpo",
         "reference-free margin on per-token averages",
         "Meng et al. 2024, arXiv 2405.14734, eq. 6",
         _options(simpo_gamma=SIMPO_GAMMA),
-        "reference_free",
         needs_reference=False,
-        per_token=True,
+        needs_tokens=True,
     ),
     LossSpec(
         "orpo",
         "NLL of the chosen response plus an odds-ratio term, no reference",
         "Hong et al. 2024, arXiv 2403.07691, eq. 6",
-        MappingProxyType({"beta": ORPO_BETA, "use_weighting": USE_WEIGHTING}),
-        "reference_free",
+        {"beta": ORPO_BETA, "use_weighting": USE_WEIGHTING},
         needs_reference=False,
-        per_token=True,
+        needs_tokens=True,
     ),
     LossSpec(
         "kto",
         "desirable responses above a KL baseline, undesirable ones below it, no pairs",
         "Ethayarajh et al. 2024, arXiv 2402.01306",
         _UNPAIRED_OPTIONS,
-        "kto",
         data="unpaired",
         needs_baseline=True,
     ),
@@ -265,22 +238,20 @@ _SPECS = (
         "anchored: desirable up, undesirable down, no pairs and no KL baseline",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
         _UNPAIRED_OPTIONS,
-        "kto",
         data="unpaired",
     ),
     LossSpec(
         "sft",
         "negative log-likelihood of demonstrations, mean over tokens",
         "maximum likelihood",
-        MappingProxyType({}),
-        "sft",
+        {},
         data="demonstrations",
         needs_reference=False,
-        per_token=True,
+        needs_tokens=True,
     ),
 )
 
-LOSSES: Mapping[str, LossSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
+LOSSES: Final[Mapping[str, LossSpec]] = {spec.name: spec for spec in _SPECS}
 
 
 def loss_spec(name: str) -> LossSpec:
@@ -290,3 +261,104 @@ def loss_spec(name: str) -> LossSpec:
     near = difflib.get_close_matches(name, LOSSES, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(LOSSES)}"
     raise ValueError(f"unknown loss {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """sum_k weights[k] * terms[k] on the same rows; a single loss is a sum of one term of weight 1.
+
+    RPO is sigmoid + a * sft (Pang et al. 2024, arXiv 2404.19733), MPO 0.8 sigmoid + 0.2 bco_pair + sft
+    (Wang et al. 2024, arXiv 2411.10442). The properties are those of `LossSpec`, over all terms.
+    """
+
+    terms: tuple[LossSpec, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The terms' names: `sigmoid`, or `sigmoid+sft`."""
+        return "+".join(term.name for term in self.terms)
+
+    @property
+    def options(self) -> Mapping[str, OptionSpec]:
+        """Every option that some term reads; the first term's where several read it."""
+        merged: dict[str, OptionSpec] = {}
+        for term in self.terms:
+            merged |= {name: spec for name, spec in term.options.items() if name not in merged}
+        return merged
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset().union(*(term.requires for term in self.terms))
+
+    @property
+    def data(self) -> DataKind:
+        """Pairs as soon as one term needs them: `sft` beside others is a term on the chosen responses."""
+        return "pairs" if any(term.data == "pairs" for term in self.terms) else self.terms[0].data
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(term.needs_reference for term in self.terms)
+
+    @property
+    def needs_baseline(self) -> bool:
+        return any(term.needs_baseline for term in self.terms)
+
+    @property
+    def separable(self) -> bool:
+        return all(term.separable for term in self.terms)
+
+    def option_problem(self, name: str, value: object) -> str | None:
+        """What is wrong with `name=value`, in one line, or None."""
+        readers = [term for term in self.terms if name in term.options]
+        if not readers:
+            known = ", ".join(self.options) or "no options"
+            return f"loss {self.name!r} does not read {name!r}; it reads {known}"
+        problems = (term.option_problem(name, value) for term in readers)
+        return next((problem for problem in problems if problem is not None), None)
+
+    def require_valid(self, given: Mapping[str, OptionValue]) -> None:
+        """Raise ValueError for an option that no term reads, is out of range, or contradicts another one."""
+        problems = [self.option_problem(name, value) for name, value in given.items()]
+        if not any(problems):
+            values = {name: option.default for name, option in self.options.items()} | dict(given)
+            for name, value in given.items():
+                problem = self.options[name].combination_problem(value, values)
+                problems.append(problem and f"{name} of loss {self.name!r}: {problem}")
+        for problem in problems:
+            if problem:
+                raise ValueError(problem)
+
+    def in_effect(self, values: Mapping[str, object]) -> list[str]:
+        """Names of the options that are read where they have these values."""
+        return [
+            name
+            for name, spec in self.options.items()
+            if spec.needs is None or values[spec.needs] == spec.needs_value
+        ]
+
+
+def loss_sum(names: str | Sequence[str], weights: Sequence[float] | None = None) -> LossSum:
+    """The sum that `loss.type` and `loss.weights` name; weights are 1 where none are given.
+
+    ValueError for an unknown loss, a loss named twice, no loss at all, a loss on unpaired rows beside another
+    one, and weights that are not one finite number above 0 for each loss.
+    """
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    terms = tuple(loss_spec(name) for name in listed)
+    if not terms:
+        raise ValueError("expected one or more losses, got none")
+    twice = sorted({name for name in listed if listed.count(name) > 1})
+    if twice:
+        raise ValueError(f"loss {', '.join(twice)} named twice; give it once with a larger weight")
+    alone = [term.name for term in terms if term.data == "unpaired"]
+    if alone and len(terms) > 1:
+        raise ValueError(
+            f"loss {alone[0]} trains on unpaired rows, which no other loss can share; name it alone"
+        )
+    given = (1.0,) * len(terms) if weights is None else tuple(float(weight) for weight in weights)
+    if len(given) != len(terms):
+        raise ValueError(f"expected one weight for each of {len(terms)} losses, got {len(given)}")
+    if not all(math.isfinite(weight) and weight > 0.0 for weight in given):
+        raise ValueError(f"expected weights above 0, got {', '.join(f'{weight:g}' for weight in given)}")
+    return LossSum(terms, given)

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Final, Literal
 from annotated_types import Gt, Le
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from localdpo.objective.mixture import LossSum, loss_sum
 from localdpo.objective.options import OptionValue
-from localdpo.objective.registry import LOSSES
+from localdpo.objective.registry import LOSSES, LossSum, loss_sum
 from localdpo.recipe.base import Count, Losses, Section, Text, Weights, option
 
 # What people call a loss elsewhere, where the nearest spelling would lead them astray.

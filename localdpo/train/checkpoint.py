@@ -1,4 +1,4 @@
-"""Checkpoints: the adapter as mlx-lm reads it, and what it takes to go on exactly.
+"""Checkpoints: the adapter as mlx-lm reads it, and what it takes to resume exactly.
 
     checkpoints/step-000120/adapters.safetensors, adapter_config.json   for mlx-lm and for compare
                             optimizer.safetensors, state.json           for resume
@@ -43,7 +43,7 @@ class TrainState:
         step: optimizer steps taken.
         random: the two words of MLX's random key (dropout draws from it).
         seconds: training time so far.
-        inputs: what the run is made of, see `inputs.to_json`.
+        inputs: of the run, see `inputs.to_json`.
     """
 
     step: int
@@ -54,8 +54,8 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint to go on from."""
+class ResumePoint:
+    """A valid checkpoint."""
 
     path: Path
     state: TrainState
@@ -105,10 +105,8 @@ def _expendable(every: list[Path], final: Path, keep: int) -> list[Path]:
     return every[: max(0, end - keep)] + every[end:]
 
 
-def newest_valid(run: RunDir) -> tuple[Found | None, list[str]]:
-    """The newest checkpoint to go on from, None if there is none; and what is wrong with those that were
-    passed over: damaged, or with a state that is none.
-    """
+def newest_valid(run: RunDir) -> tuple[ResumePoint | None, list[str]]:
+    """The newest valid checkpoint, None if there is none; and what is wrong with newer ones."""
     states: dict[Path, TrainState] = {}
 
     def has_state(folder: Path) -> list[str]:
@@ -119,28 +117,28 @@ def newest_valid(run: RunDir) -> tuple[Found | None, list[str]]:
         return []
 
     whole, problems = newest_whole(run.checkpoints, has_state)
-    return (None if whole is None else Found(whole.path, states[whole.path])), problems
+    return (None if whole is None else ResumePoint(whole.path, states[whole.path])), problems
 
 
 def require_some_whole(run: RunDir, *, accept: bool, note: Callable[[str], None]) -> None:
-    """Refuse to begin again at step 0 in silence where every checkpoint of the run is damaged.
+    """Refuse to restart at step 0 silently where every checkpoint of the run is damaged.
 
-    `accept`: begin again all the same, and tell `note`. Raises UserError.
+    `accept`: allow it, and report it to `note`. Raises UserError.
     """
-    found, problems = newest_valid(run)
-    if found is not None or not problems:
+    newest, problems = newest_valid(run)
+    if newest is not None or not problems:
         return
-    told = f"{run.path}: all checkpoints are damaged: {'; '.join(problems)}"
+    damaged = f"{run.path}: all checkpoints are damaged: {'; '.join(problems)}"
     if not accept:
         raise UserError(
-            f"{told}; put one back from a copy, start over as another --run name, "
+            f"{damaged}; restore one from a copy, start over as another --run name, "
             f"or from step 0 in this run: {resume_command(run)} --accept-changes"
         )
-    note(f"{told}; began again at step 0, accepted with --accept-changes")
+    note(f"{damaged}; restarted at step 0, accepted with --accept-changes")
 
 
 def read_state(folder: Path) -> TrainState:
-    """Where the run was at a checkpoint. Raises UserError when its state.json is not what `save` writes."""
+    """The state of a run at a checkpoint. Raises UserError when its state.json is not what `save` writes."""
     file = folder / STATE_FILE
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -149,8 +147,8 @@ def read_state(folder: Path) -> TrainState:
         (first, second), step, seconds, metrics = (raw[k] for k in ("random", "step", "seconds", "metrics"))
         if not all(_is_count(value) for value in (first, second, step)) or max(first, second) >= 2**32:
             raise ValueError("expected step and both words of random as whole numbers of 0 or more")
-        made_of = raw.get("inputs", [])
-        if not isinstance(made_of, list) or not all(isinstance(one, dict) for one in made_of):
+        inputs = raw.get("inputs", [])
+        if not isinstance(inputs, list) or not all(isinstance(entry, dict) for entry in inputs):
             raise ValueError("expected objects in inputs")
         if not isinstance(metrics, dict) or not all(map(_is_number, [seconds, *metrics.values()])):
             raise ValueError("expected numbers as seconds and in metrics")
@@ -159,7 +157,7 @@ def read_state(folder: Path) -> TrainState:
         raise UserError(f"{file}: {error.args[0]} is missing") from error
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not the state of a run: {error}") from error
-    return TrainState(step, (first, second), seconds, metrics, made_of)
+    return TrainState(step, (first, second), seconds, metrics, inputs)
 
 
 def _is_number(value: object) -> bool:
@@ -170,13 +168,13 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and _is_number(value) and value >= 0
 
 
-def restore(found: Found, model: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Put the checkpoint's adapter, optimizer state and random key back, and LATEST where it belongs."""
-    lora.load_weights(model, found.path)
-    moments = load_arrays(found.path / OPTIMIZER_FILE)
+def restore(point: ResumePoint, model: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Restore the checkpoint's adapter, optimizer state and random key, and point LATEST at it."""
+    lora.load_weights(model, point.path)
+    moments = load_arrays(point.path / OPTIMIZER_FILE)
     optimizer.state = tree_unflatten(list(moments.items()))
-    set_random_key(found.state.random)
-    set_latest(found.path)
+    set_random_key(point.state.random)
+    set_latest(point.path)
 
 
 def moved_reference(folder: Path) -> lora.Weights:

@@ -1,6 +1,6 @@
 """A clock that counts only the time in which the run could work.
 
-Three kinds of time are left out:
+Three kinds of time do not count:
 
 - A pause: `rest` sleeps and does not count it.
 - SIGSTOP until SIGCONT. A process cannot see SIGSTOP, so a thread looks at the time ten times a second.
@@ -29,8 +29,8 @@ _BEAT_SECONDS: Final = 0.1
 # A gap that is too long for the thread's own rhythm, and how long to wait for the signal that explains it.
 _GAP_SECONDS: Final = 0.3
 _SIGNAL_SECONDS: Final = 0.05
-# Absences that are worth telling.
-_TOLD_SECONDS: Final = 1.0
+# Shorter absences are not reported.
+_REPORTED_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Absence:
 
 
 class Clock:
-    """Seconds of work. Without `install` only pauses and the machine's sleep are left out."""
+    """Seconds of work. Without `install` only pauses and the machine's sleep do not count."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class Clock:
         with self._lock:
             stopped, self._stopped = self._stopped, 0.0
             before, self._slept = self._slept, self._sleep_so_far()
-        found = [Absence("SIGSTOP", stopped), Absence("sleep", self._slept - before)]
-        return [absence for absence in found if absence.seconds > _TOLD_SECONDS]
+        absences = [Absence("SIGSTOP", stopped), Absence("sleep", self._slept - before)]
+        return [absence for absence in absences if absence.seconds > _REPORTED_SECONDS]
 
     def look(self) -> None:
-        """Leave out the time since the last look if the process was stopped in it."""
+        """Subtract the time since the last look if the process was stopped in it."""
         if self._signals is None or self._last is None:
             return
         with self._lock:
@@ -117,7 +117,7 @@ class Clock:
 
 
 def _has_continued(pipe: int) -> bool:
-    """Read away the signals that came; whether SIGCONT is among them."""
+    """Empty the pipe of signals; whether SIGCONT was among them."""
     try:
         return signal.SIGCONT in os.read(pipe, 4096)
     except BlockingIOError:

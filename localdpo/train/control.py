@@ -16,11 +16,11 @@ from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir
 from localdpo.train.clock import Clock
 
-# Does what was asked. It calls its argument with the answer when that is known; a UserError before that is
+# Carries out a command. It calls its argument with the answer when that is known; a UserError before that is
 # the refusal.
-Act = Callable[[Callable[[str], None]], None]
+Handler = Callable[[Callable[[str], None]], None]
 PAUSE_LOOK_SECONDS: Final = 0.1
-# What is obeyed in the middle of a reference pass or an evaluation; the rest waits for its end.
+# What is carried out in the middle of a reference pass or an evaluation; other commands wait for its end.
 _AT_ONCE: Final = frozenset({"pause", "resume", "stop"})
 PAUSED_IN_WORK: Final = (
     "the run is paused in the middle of an evaluation or of the reference scores; resume it first"
@@ -59,12 +59,14 @@ class StopRequest:
 
 
 class Control:
-    """Takes the commands of a run and obeys them where it is safe: pausing here, `acts` elsewhere.
+    """Takes the commands of a run and carries them out where it is safe: pausing here, `acts` elsewhere.
 
     Commands change when things happen, never what: the weights of a run do not depend on them.
     """
 
-    def __init__(self, run: RunDir, log: EventWriter, stop: StopRequest, acts: Mapping[Command, Act]) -> None:
+    def __init__(
+        self, run: RunDir, log: EventWriter, stop: StopRequest, acts: Mapping[Command, Handler]
+    ) -> None:
         self._run, self._log, self._stop, self._acts = run, log, stop, acts
         self._step = 0
         self._waiting: list[CommandFile] = []
@@ -76,20 +78,20 @@ class Control:
         return self._paused_at is not None
 
     def between_steps(self, step: int) -> None:
-        """Obey what was asked after `step`; comes back when the run goes on or is to stop."""
+        """Carry out the commands that wait after `step`; returns when the run should continue or stop."""
         self._step = step
         self._look(_AT_ONCE | self._acts.keys())
         self._wait_while_paused(_AT_ONCE | self._acts.keys())
 
     def within_work(self, step: int) -> None:
-        """The same in the middle of work on many batches, for what can be obeyed there."""
+        """The same in the middle of work on many batches, for commands that can be carried out there."""
         self._step = step
         self._look(_AT_ONCE)
         if not self._acting_in_pause:
             self._wait_while_paused(_AT_ONCE)
 
     def refuse_rest(self, message: str) -> None:
-        """Answer what nobody will obey any more."""
+        """Refuse the commands that are left."""
         for file in self._waiting + take(self._run):
             self._answer(file, False, message)
         self._waiting = []
@@ -100,12 +102,12 @@ class Control:
             self._look(allowed)
 
     def _look(self, allowed: frozenset[str]) -> None:
-        """Obey the commands that are `allowed` now, in their order; the others wait, but not for a pause."""
-        self._tell_absences()
+        """Carry out the commands that are `allowed` now, in order; the others wait, but not for a pause."""
+        self._report_absences()
         waited, self._waiting = self._waiting, []
-        asked = take(self._run)
-        held_up = asked if self.paused and not self._acting_in_pause else []
-        for file in waited + asked:
+        arrived = take(self._run)
+        held_up = arrived if self.paused and not self._acting_in_pause else []
+        for file in waited + arrived:
             if self._stop.reason is not None:
                 self._answer(file, False, "the run is stopping")
             elif file.command is None:
@@ -121,14 +123,14 @@ class Control:
         if command == "pause":
             self._answer(file, True, self._pause())
         elif command == "resume":
-            self._answer(file, True, self._continue())
+            self._answer(file, True, self._resume())
         elif command == "stop":
             self._stop.reason, self._stop.save = "stop", file.save
             self._answer(file, True, "saving and stopping" if file.save else "stopping without saving")
         else:
             self._act(file, self._acts[command])
 
-    def _act(self, file: CommandFile, act: Act) -> None:
+    def _act(self, file: CommandFile, act: Handler) -> None:
         answered = False
 
         def answer(message: str) -> None:
@@ -148,20 +150,20 @@ class Control:
 
     def _pause(self) -> str:
         if self.paused:
-            return "the run was paused before"
+            return "the run is already paused"
         self._paused_at = time.time()
         self._log.write("run.paused", self._step)
         return f"paused after step {self._step}"
 
-    def _continue(self) -> str:
+    def _resume(self) -> str:
         if self._paused_at is None:
             return "the run is not paused"
         seconds, self._paused_at = max(0.0, time.time() - self._paused_at), None
         self._stop.clock.absences()  # part of the pause
         self._log.write("run.continued", self._step, reason="resume", seconds=seconds)
-        return f"goes on after step {self._step}"
+        return f"resumed after step {self._step}"
 
-    def _tell_absences(self) -> None:
+    def _report_absences(self) -> None:
         if not self.paused:
             for absence in self._stop.clock.absences():
                 self._log.write("run.continued", self._step, reason=absence.reason, seconds=absence.seconds)

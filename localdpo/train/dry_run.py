@@ -7,7 +7,7 @@ from rich.table import Table
 
 from localdpo.core.text import counted
 from localdpo.data.batches import rows_per_epoch
-from localdpo.data.inspect import LengthSummary, named_parts, render_marked, report_lines, statistics
+from localdpo.data.inspect import named_parts, render_marked, report_lines, statistics
 from localdpo.data.store import MixturePart
 from localdpo.model.backend import prepare
 from localdpo.model.load import build_model, load_tokenizer
@@ -17,11 +17,10 @@ from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
-from localdpo.train.fit import Fit, fit
-from localdpo.train.plan import Plan, make_plan
-from localdpo.train.rows import NOTHING_HELD_OUT, Rows
-from localdpo.train.session import attach_adapter
-from localdpo.train.sources import open_rows
+from localdpo.train.assemble import attach_adapter
+from localdpo.train.data import NOTHING_HELD_OUT, Rows, open_rows
+from localdpo.train.fit import fit
+from localdpo.train.step import make_schedule
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -30,56 +29,70 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     Raises:
         UserError, UserErrors: what would stop the run: a missing model or adapter, bad data.
     """
+
+    def show(*lines: str) -> None:
+        for line in lines:
+            console.print(Text(line))
+
+    def heading(title: str) -> None:
+        console.print()
+        console.rule(Text(title), align="left")
+
     backend = prepare()
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    shape = attach_adapter(model, recipe)
+    adapter = attach_adapter(model, recipe)
     train, valid = open_rows(
-        recipe, tokenizer, lambda source, rows: console.print(Text(f"{source}: {rows:,} rows tokenised"))
+        recipe, tokenizer, lambda source, rows: show(f"{source}: {rows:,} rows tokenised")
     )
-    plan = make_plan(recipe.train, train.per_epoch)
-    _heading(console, "recipe")
-    console.print(Text(dump_recipe(recipe).rstrip()))
-    _heading(console, "data")
+    schedule = make_schedule(recipe.train, train.per_epoch)
+    heading("recipe")
+    show(dump_recipe(recipe).rstrip())
+    heading("data")
     console.print(_token_table(train, valid))
     for name, part in named_parts(train.store, valid.store):
-        for line in (_read(name, part), *report_lines(name, part)):
-            console.print(Text(line.removeprefix("data.")))
-    for line in _shares(train):
-        console.print(Text(line))
-    for note in unpaired.notes(recipe.loss, train, valid):
-        console.print(Text(note))
+        show(*(line.removeprefix("data.") for line in (_rows_read(name, part), *report_lines(name, part))))
+    show(*_shares(train), *unpaired.notes(recipe.loss, train, valid))
     if not len(valid):
-        console.print(Text(NOTHING_HELD_OUT))
+        show(NOTHING_HELD_OUT)
     for index in train.store.bounds[:-1]:
-        _heading(console, _example(train, index))
-        console.print(Text(render_marked(train.store[index], tokenizer._tokenizer).rstrip()))
-    _heading(console, "run")
-    laid_out = fit(recipe, train, plan, model, shape, backend, shared=can_share(model))
-    console.print(Text(_steps(recipe, plan, laid_out)))
-    console.print(Text(_adapter(recipe, shape)))
-    for line in (*laid_out.lines, *backend.hints):
-        console.print(Text(line))
+        row = train.store.name_rows(np.array([index]))
+        heading(row if index in train.indices else f"{row}, held out to evaluate on")
+        show(render_marked(train.store[index], tokenizer._tokenizer).rstrip())
+    heading("run")
+    layout = fit(recipe, train, schedule, model, adapter, backend, shared=can_share(model))
+    show(
+        f"{counted(schedule.total, 'step')} of {counted(recipe.train.batch_size, 'row')} "
+        f"({layout.micro} in memory at once), "
+        f"{counted(schedule.rows, 'row')}, {counted(schedule.per_epoch, 'step')} an epoch, "
+        f"{counted(schedule.warmup, 'step')} of warm-up"
+    )
+    show(_adapter_line(recipe, adapter), *layout.lines, *backend.hints)
 
 
-def _stores(train: Rows, valid: Rows) -> list[tuple[str, Rows]]:
-    """The stores of a run, one entry for one that is split."""
-    return [("train", train)] if valid.store is train.store else [("train", train), ("valid", valid)]
+def _token_table(train: Rows, valid: Rows) -> Table:
+    """Lengths in tokens; one entry for a mixture that is split."""
+    table = Table("tokens", "rows", "mean", "median", "95%", "longest")
+    for label, rows in (("train", train), ("valid", valid)):
+        if label == "valid" and valid.store is train.store:
+            continue
+        stats = statistics(rows.store)
+        names = ("chosen", "rejected") if len(stats.responses) == 2 else ("response",)
+        parts = [("prompt", stats.prompt), *zip(names, stats.responses, strict=True), ("row", stats.rows)]
+        for name, lengths in parts:
+            figures = f"{lengths.mean:.0f}", f"{lengths.median:.0f}", f"{lengths.p95:.0f}", f"{lengths.max}"
+            table.add_row(f"{label} {name}", f"{stats.count:,}", *figures)
+    return table
 
 
-def _read(name: str, part: MixturePart) -> str:
-    """What became of the rows of a data set."""
-    report = part.store.report
+def _rows_read(name: str, part: MixturePart) -> str:
+    """What became of the rows of a data set; of unpaired ones, how many have which label."""
+    report, desirable, rows = part.store.report, statistics(part.store).desirable, len(part.store)
+    labels = "" if desirable is None else f", {desirable:,} desirable, {rows - desirable:,} undesirable"
     return (
         f"{name}: {counted(report.read, 'row')} read, {report.truncated:,} truncated, "
-        f"{report.merged:,} with a merged boundary{_labels(part)}"
+        f"{report.merged:,} with a merged boundary{labels}"
     )
-
-
-def _labels(part: MixturePart) -> str:
-    """How many unpaired rows of a data set have which label."""
-    desirable, rows = statistics(part.store).desirable, len(part.store)
-    return "" if desirable is None else f", {desirable:,} desirable, {rows - desirable:,} undesirable"
 
 
 def _shares(train: Rows) -> list[str]:
@@ -95,44 +108,9 @@ def _shares(train: Rows) -> list[str]:
     ]
 
 
-def _example(train: Rows, index: int) -> str:
-    """The heading of the row at `index` of the mixture: its name, and that the run does not train on it."""
-    name = train.store.name_rows(np.array([index]))
-    return name if index in train.indices else f"{name}, held out to evaluate on"
-
-
-def _heading(console: Console, title: str) -> None:
-    console.print()
-    console.rule(Text(title), align="left")
-
-
-def _token_table(train: Rows, valid: Rows) -> Table:
-    table = Table("tokens", "rows", "mean", "median", "95%", "longest")
-    for label, rows in _stores(train, valid):
-        stats = statistics(rows.store)
-        names = ("chosen", "rejected") if len(stats.responses) == 2 else ("response",)
-        parts = [("prompt", stats.prompt), *zip(names, stats.responses, strict=True), ("row", stats.rows)]
-        for name, summary in parts:
-            table.add_row(f"{label} {name}", f"{stats.count:,}", *_figures(summary))
-    return table
-
-
-def _figures(summary: LengthSummary) -> list[str]:
-    return [f"{summary.mean:.0f}", f"{summary.median:.0f}", f"{summary.p95:.0f}", f"{summary.max}"]
-
-
-def _steps(recipe: Recipe, plan: Plan, laid_out: Fit) -> str:
-    train = recipe.train
-    return (
-        f"{counted(plan.total, 'step')} of {counted(train.batch_size, 'row')} "
-        f"({laid_out.micro} in memory at once), "
-        f"{counted(plan.rows, 'row')}, {counted(plan.per_epoch, 'step')} an epoch, "
-        f"{counted(plan.warmup, 'step')} of warm-up"
-    )
-
-
-def _adapter(recipe: Recipe, shape: LoraConfig) -> str:
-    blocks = "all blocks" if shape.layers == -1 else f"the last {shape.layers} blocks"
-    layers = "all linear layers" if shape.keys is None else ", ".join(shape.keys)
+def _adapter_line(recipe: Recipe, adapter: LoraConfig) -> str:
+    blocks = "all blocks" if adapter.layers == -1 else f"the last {adapter.layers} blocks"
+    layers = "all linear layers" if adapter.keys is None else ", ".join(adapter.keys)
     start = "fresh" if recipe.adapter is None else f"starts from {recipe.adapter}"
-    return f"adapter: {shape.type}, rank {shape.rank}, scale {shape.scale:g}, {layers} of {blocks}; {start}"
+    shape = f"{adapter.type}, rank {adapter.rank}, scale {adapter.scale:g}"
+    return f"adapter: {shape}, {layers} of {blocks}; {start}"

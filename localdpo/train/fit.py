@@ -1,4 +1,4 @@
-"""What fits in memory: rows at once, whether activations are recomputed, and the shapes of a traced step."""
+"""What fits in memory: rows at once, whether activations are recomputed, and the shapes of traced steps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from localdpo.model.load import model_path
 from localdpo.model.lora import LoraConfig
 from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, model_shape
 from localdpo.recipe.schema import Recipe, TrainSection
-from localdpo.train.plan import Plan
-from localdpo.train.rows import Drawn, Rows, micro_batch
-from localdpo.train.step import MAX_SHAPES
+from localdpo.train.data import DrawnRows, Rows, micro_batch
+from localdpo.train.step import MAX_SHAPES, Schedule
 
 # Tokens of a micro-batch on the CPU: it gains nothing from more, and loses to padding.
 CPU_TOKENS = 256
@@ -39,13 +38,13 @@ Tables = Callable[[int], ShapeTable]
 
 
 @dataclass(frozen=True)
-class Fit:
+class Layout:
     """How a run is laid out in memory.
 
     Attributes:
         micro: rows in memory at once.
         checkpoint: whether activations are recomputed.
-        lines: the estimate against the limit, and the shapes, for a person.
+        lines: the estimate against the limit, and the shapes, in words.
         shapes: of the micro-batches of a traced run; None where nothing is traced.
     """
 
@@ -58,13 +57,13 @@ class Fit:
 def fit(
     recipe: Recipe,
     train: Rows,
-    plan: Plan,
+    schedule: Schedule,
     model: nn.Module,
     config: LoraConfig,
     backend: Backend,
     *,
     shared: bool,
-) -> Fit:
+) -> Layout:
     """What the recipe says, and what fits where it says `auto`.
 
     On a GPU `auto` takes as many rows as fit, up to the batch; on the CPU some 256 tokens. A traced step
@@ -72,7 +71,7 @@ def fit(
     recomputed where the fewest rows that can be taken do not fit otherwise.
 
     Args:
-        plan: of the run; its steps decide which rows come together.
+        schedule: of the run; its steps decide which rows come together.
         model: with adapters of the shape `config`; its arrays are not read.
         shared: whether the prompt is run once for all its responses.
 
@@ -89,14 +88,14 @@ def fit(
         most = micro_batch(train, section.batch_size, CPU_TOKENS)
     else:
         most = section.batch_size
-    tables = _tables(train, plan, section, shared=shared) if traces(recipe, backend) else None
+    tables = _tables(train, schedule, section, shared=shared) if traces(recipe, backend) else None
     try:
         sizes = model_shape(model_path(recipe.model), cpu=backend.is_cpu)
     except (KeyError, TypeError) as error:
-        # Unknown names in its config.json: on a GPU, where no one can know what fits, as few rows as can be.
+        # Unknown names in its config.json. On a GPU, where nobody knows what fits, as few rows as possible.
         micro = fewest if wanted == "auto" and not backend.is_cpu else most
-        return _fit(micro, section.gradient_checkpointing is True, _unknown(error), tables)
-    need = Need(train, sizes, model, config, backend, shared=shared, tables=tables)
+        return _layout(micro, section.gradient_checkpointing is True, _unknown(error), tables)
+    need = MemoryNeed(train, sizes, model, config, backend, shared=shared, tables=tables)
     if section.gradient_checkpointing == "auto":
         checkpoint = need(fewest if wanted == "auto" else most, False).total > FILLED * limit
     else:
@@ -107,16 +106,16 @@ def fit(
     if wanted == "auto":
         choices = _choices(most, fewest, tables)
         micro = next((rows for rows in choices if need(rows, checkpoint).total <= FILLED * limit), fewest)
-    found = need(micro, checkpoint)
+    memory = need(micro, checkpoint)
     line = (
-        f"memory: about {size(found.total)} of {size(limit)} ({_parts(found, sizes)}); "
+        f"memory: about {size(memory.total)} of {size(limit)} ({_parts(memory, sizes)}); "
         f"an estimate, on {backend.device}"
     )
     if checkpoint and section.gradient_checkpointing == "auto":
         line += "; gradient checkpointing is on: without it a step would not fit"
-    if found.total > limit:
+    if memory.total > limit:
         line += "; more than there is: lower train.micro_batch_size"
-    return _fit(micro, checkpoint, line, tables)
+    return _layout(micro, checkpoint, line, tables)
 
 
 def traces(recipe: Recipe, backend: Backend) -> bool:
@@ -125,15 +124,15 @@ def traces(recipe: Recipe, backend: Backend) -> bool:
     return wanted and backend.compiled
 
 
-def _tables(train: Rows, plan: Plan, section: TrainSection, *, shared: bool) -> Tables:
+def _tables(train: Rows, schedule: Schedule, section: TrainSection, *, shared: bool) -> Tables:
     """The shapes of a traced run by the rows of a micro-batch."""
-    steps = min(plan.total, PLANNED_STEPS)
-    drawn = Drawn(train, batch_size=section.batch_size, seed=section.seed, steps=steps)
+    steps = min(schedule.total, PLANNED_STEPS)
+    drawn = DrawnRows(train, batch_size=section.batch_size, seed=section.seed, steps=steps)
     return lru_cache(maxsize=None)(lambda rows: drawn.shapes(rows, shared=shared, most=MAX_SHAPES))
 
 
 def _choices(most: int, fewest: int, tables: Tables | None) -> Iterable[int]:
-    """Rows at once to try, the best first: of untraced ones the most, of traced ones what computes least."""
+    """Rows at once to try, the best first: untraced the most, traced those that compute least."""
     if tables is None:
         return range(most, fewest - 1, -1)
     halves = [most]
@@ -143,19 +142,19 @@ def _choices(most: int, fewest: int, tables: Tables | None) -> Iterable[int]:
     return sorted(halves, key=lambda rows: costs[rows])
 
 
-def _fit(micro: int, checkpoint: bool, line: str, tables: Tables | None) -> Fit:
+def _layout(micro: int, checkpoint: bool, line: str, tables: Tables | None) -> Layout:
     if tables is None:
-        return Fit(micro, checkpoint, (line,), None)
+        return Layout(micro, checkpoint, (line,), None)
     table = tables(micro)
     shapes = (
         f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, {counted(micro, 'row')} at most; "
         f"{table.padding:.0%} of what is computed is padding, {table.least_padding:.0%} if each had its own"
     )
-    return Fit(micro, checkpoint, (line, shapes), table)
+    return Layout(micro, checkpoint, (line, shapes), table)
 
 
-class Need:
-    """The estimate for micro-batches of some rows of a run: that of the worst one."""
+class MemoryNeed:
+    """The estimate for micro-batches of some rows of a run: that of the largest one."""
 
     def __init__(
         self,
@@ -184,7 +183,7 @@ class Need:
 
     def __call__(self, rows: int, checkpoint: bool) -> MemoryEstimate:
         """The largest estimate."""
-        found = (
+        estimates = (
             estimate(
                 self._model,
                 BatchShape(*sizes, self._responses, self._shared),
@@ -196,7 +195,7 @@ class Need:
             )
             for sizes in self._sizes(rows)
         )
-        return max(found, key=lambda one: one.total)
+        return max(estimates, key=lambda memory: memory.total)
 
     def _sizes(self, rows: int) -> set[tuple[int, int, int]]:
         """(rows, context, response) of micro-batches: those that are traced, or all that may come.

@@ -1,9 +1,9 @@
-"""What a run is made of: a digest of each input, so that one that changes between two lives is seen.
+"""The inputs of a run: a digest of each, so that a change between start and resume is noticed.
 
-`inputs.json` in the run's folder is written when the run starts and is what a resumed run is compared with.
-It is a file of its own, not an event: the log is for readers and may be cut, and `--accept-changes` must
-replace what it says. Each checkpoint's state.json repeats the digests that it was trained with; they stand
-in for an inputs.json that is damaged.
+`inputs.json` in the run's folder is written when the run starts, and a resumed run is compared with it. It is
+a file of its own, not an event: the log is for readers and may be cut, and `--accept-changes` must replace
+its content. Each checkpoint's state.json repeats the digests that it was trained with, in case inputs.json is
+damaged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from localdpo.records.wording import resume_command
 from localdpo.train import checkpoint
 
 if TYPE_CHECKING:
-    from localdpo.train.session import Session
+    from localdpo.train.assemble import Session
 
 FILE: Final = "inputs.json"
 VERSION: Final = 1
@@ -63,7 +63,7 @@ class Input:
 
     @property
     def label(self) -> str:
-        """What it is called in a line."""
+        """Its name in a message."""
         if self.what == RECIPE:
             return self.name
         kind = "tokenizer or chat template of" if self.what == TOKENIZER else self.what
@@ -76,21 +76,21 @@ def inputs_of(recipe: Recipe, what: Collection[str] = EVERY) -> list[Input]:
     Raises:
         UserErrors: those that are missing or cannot be read, all at once.
     """
-    found: dict[tuple[str, str], Input] = {}
-    errors: list[UserError] = []
+    inputs: dict[tuple[str, str], Input] = {}
+    problems: list[str] = []
     for kind, name, digest in _digests(recipe):
-        if kind not in what or (kind, name) in found:
+        if kind not in what or (kind, name) in inputs:
             continue
         try:
-            found[kind, name] = Input(kind, name, digest())
+            inputs[kind, name] = Input(kind, name, digest())
         except LocalDPOError as error:
-            errors += [UserError(line) for line in error.lines]
+            problems += error.lines
         except OSError as error:
-            errors.append(UserError(f"{kind} {name}: cannot be read ({error.strerror or error})"))
-    if errors:
-        # A model that is missing has no tokenizer either.
-        raise UserErrors([error for n, error in enumerate(errors) if error.message not in _texts(errors[:n])])
-    return list(found.values())
+            problems.append(f"{kind} {name}: cannot be read ({error.strerror or error})")
+    if problems:
+        # A model that is missing has no tokenizer either: each line once.
+        raise UserErrors([UserError(line) for line in dict.fromkeys(problems)])
+    return list(inputs.values())
 
 
 def recipe_input(run: RunDir) -> Input:
@@ -98,27 +98,19 @@ def recipe_input(run: RunDir) -> Input:
     return Input(RECIPE, run.recipe.name, hashlib.sha256(run.recipe.read_bytes()).hexdigest())
 
 
-def _texts(errors: Sequence[UserError]) -> set[str]:
-    return {error.message for error in errors}
-
-
 def _digests(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], str]]]:
-    """(what, name, what gives the digest) of every input."""
+    """(what, name, function that computes the digest) of every input."""
     yield MODEL, recipe.model, lambda: fingerprint(model_path(recipe.model))
     yield TOKENIZER, recipe.model, lambda: tokenizer_fingerprint(model_path(recipe.model))
     if recipe.adapter is not None:
         adapter = recipe.adapter
         yield ADAPTER, adapter, lambda: lora.adapter_fingerprint(lora.adapter_path(adapter))
-    sources = [(TRAIN, each.source) for each in recipe.data.train_sources]
-    sources += [(VALID, each.source) for each in recipe.data.valid_sources]
+    sources = [(TRAIN, entry.source) for entry in recipe.data.train_sources]
+    sources += [(VALID, entry.source) for entry in recipe.data.valid_sources]
     if recipe.eval.prompts is not None and recipe.eval.samples > 0:
         sources.append((PROMPTS, recipe.eval.prompts))
     for what, source in sources:
-        yield what, source, partial(_source_digest, source)
-
-
-def _source_digest(source: str) -> str:
-    return open_source(source).digest
+        yield what, source, partial(lambda name: open_source(name).digest, source)
 
 
 def counted(inputs: Sequence[Input], session: Session) -> list[Input]:
@@ -126,7 +118,7 @@ def counted(inputs: Sequence[Input], session: Session) -> list[Input]:
     rows = _rows_read(TRAIN, session.train.store)
     if session.valid.store is not session.train.store:
         rows |= _rows_read(VALID, session.valid.store)
-    return [replace(one, rows=rows.get(one.key)) for one in inputs]
+    return [replace(entry, rows=rows.get(entry.key)) for entry in inputs]
 
 
 def _rows_read(what: str, mixture: Mixture) -> dict[tuple[str, str], int]:
@@ -140,19 +132,19 @@ def _rows_read(what: str, mixture: Mixture) -> dict[tuple[str, str], int]:
 
 def to_json(inputs: Sequence[Input]) -> list[dict[str, Any]]:
     """Their JSON form, without rows that are not known."""
-    return [{k: v for k, v in asdict(one).items() if v is not None} for one in inputs]
+    return [{k: v for k, v in asdict(entry).items() if v is not None} for entry in inputs]
 
 
 def from_json(values: Any) -> list[Input]:
     """The inputs of a JSON form. Raises ValueError or TypeError for what is none."""
-    found = [Input(**value) for value in values]
-    if not all(isinstance(text, str) for one in found for text in (one.what, one.name, one.digest)):
+    inputs = [Input(**value) for value in values]
+    if not all(isinstance(text, str) for entry in inputs for text in (entry.what, entry.name, entry.digest)):
         raise ValueError("expected what, name and digest as text")
-    return found
+    return inputs
 
 
 def keep(run: RunDir, inputs: Sequence[Input]) -> None:
-    """Write the run's inputs.json, with its own checksum, unless it says this already.
+    """Write the run's inputs.json, with its own checksum, unless it has this content already.
 
     Raises UserError when the disk is full.
     """
@@ -165,7 +157,7 @@ def keep(run: RunDir, inputs: Sequence[Input]) -> None:
 
 
 def read(run: RunDir) -> list[Input] | None:
-    """What the run was made of; None where nothing whole says it.
+    """The inputs in the run's inputs.json; None where it is damaged.
 
     Raises:
         FileNotFoundError: there is no inputs.json.
@@ -186,12 +178,12 @@ def _checksum(content: Any) -> str:
 
 
 def changes(recipe: Recipe, before: Sequence[Input], now: Sequence[Input]) -> list[str]:
-    """A line for each input that is not what it was: `data.train a.jsonl: changed (20 rows then, 21 now)`."""
-    was = {one.key: one for one in before}
+    """A line for each input that changed: `data.train a.jsonl: changed (20 rows then, 21 now)`."""
+    was = {entry.key: entry for entry in before}
     return [
-        f"{one.label}: changed{_rows_then_and_now(recipe, was[one.key])}"
-        for one in now
-        if one.key in was and was[one.key].digest != one.digest
+        f"{entry.label}: changed{_rows_then_and_now(recipe, was[entry.key])}"
+        for entry in now
+        if entry.key in was and was[entry.key].digest != entry.digest
     ]
 
 
@@ -200,7 +192,7 @@ def _rows_then_and_now(recipe: Recipe, before: Input) -> str:
     if before.rows is None:
         return ""
     sources = recipe.data.train_sources if before.what == TRAIN else recipe.data.valid_sources
-    own = {each.source: each.limit for each in sources}[before.name]
+    own = {entry.source: entry.limit for entry in sources}[before.name]
     limit = own or (recipe.data.limit if before.what == TRAIN else None)
     try:
         now = sum(1 for _ in itertools.islice(open_source(before.name).rows(), limit))
@@ -210,17 +202,16 @@ def _rows_then_and_now(recipe: Recipe, before: Input) -> str:
 
 
 def recorded(run: RunDir, note: Callable[[str], None]) -> list[Input] | None:
-    """What the run was made of, None where nothing says it; `note` is told of a damaged inputs.json."""
+    """The inputs that the run started with, None without any record; `note` reports a damaged inputs.json."""
     try:
-        found = read(run)
+        inputs = read(run)
     except FileNotFoundError:
         return _of_checkpoint(run)
-    if found is not None:
-        return found
-    found = _of_checkpoint(run)
-    instead = "nothing else says what this run began with" if found is None else "a checkpoint says it too"
-    note(f"{run.path / FILE}: damaged; {instead}")
-    return found
+    if inputs is None:
+        inputs = _of_checkpoint(run)
+        other = "no checkpoint has a copy" if inputs is None else "its copy in a checkpoint is used"
+        note(f"{run.path / FILE}: damaged; {other}")
+    return inputs
 
 
 def _of_checkpoint(run: RunDir) -> list[Input] | None:
@@ -236,9 +227,9 @@ def _of_checkpoint(run: RunDir) -> list[Input] | None:
 def require_unchanged(
     run: RunDir, recipe: Recipe, now: Sequence[Input], *, accept: bool, note: Callable[[str], None]
 ) -> None:
-    """Compare a run that goes on with the inputs that it began with.
+    """Compare a resumed run with the inputs that it started with.
 
-    Changes are told to `note` when `accept`; so is a run of a version that kept no digests.
+    `note` reports changes when `accept`, and a run of a version that recorded no digests.
 
     Raises:
         UserErrors: inputs that changed, unless they are accepted.
@@ -246,34 +237,34 @@ def require_unchanged(
     before = recorded(run, note)
     if before is None:
         if any(event.type == "run.started" for event in read_events(run.events)):
-            rows = "" if recipe.data.valid is not None else "; its held-out rows may be other ones now"
-            note(f"no digests say which inputs this run began with: those of now are kept from here on{rows}")
+            rows = "" if recipe.data.valid is not None else "; its held-out rows may be different ones now"
+            note(f"this run has no record of its inputs: the current ones are recorded from here on{rows}")
         return
     changed = [f"{line} since run {run.name} began" for line in changes(recipe, before, now)]
     if accept:
         for line in changed:
             note(f"{line}; accepted with --accept-changes")
     elif changed:
-        how = f"put it back, or go on with what is there now: {resume_command(run)} --accept-changes"
+        how = f"restore it, or resume with what is there now: {resume_command(run)} --accept-changes"
         raise UserErrors([UserError(f"{line}; {how}") for line in changed])
 
 
 def tell_changes(run: RunDir, recipe: Recipe, what: Collection[str], note: Callable[[str], None]) -> None:
-    """Tell of damaged lines in the run's log, and whether its recipe and which of its inputs `what` are not
-    those that it was trained with.
+    """Report damaged lines in the run's log, and which of its recipe and its inputs `what` are not those that
+    it was trained with.
     """
     read_log(run, note, alive=run.is_running())
     before = recorded(run, note)
     if before is None:
         return
 
-    def tell(now: Sequence[Input]) -> None:
+    def report(now: Sequence[Input]) -> None:
         for line in changes(recipe, before, now):
             note(f"{line} since run {run.name} began: what is shown is not what it was trained with")
 
     # First, since it may name other inputs, which are not there.
-    tell([recipe_input(run)])
-    tell(inputs_of(recipe, what))
+    report([recipe_input(run)])
+    report(inputs_of(recipe, what))
 
 
 def living_start(recipe: Recipe) -> list[str]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -19,22 +19,22 @@ from localdpo.core.errors import UserError
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import random_key
+from localdpo.model.backend import memory_limit
+from localdpo.objective.notices import LOOK_BACK, RULES_FOR, Record, RunFacts, new_notices
 from localdpo.records.checkpoints import lost_lines
 from localdpo.records.control import Command
-from localdpo.records.events import EventTail, EventWriter
+from localdpo.records.events import EventTail, EventWriter, effective, read_events
+from localdpo.records.metrics import metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, inputs
-from localdpo.train.control import Act, Control, StopRequest
-from localdpo.train.evaluation import Evaluation, Sampler, evaluate, exact_kl, mean_entropy
-from localdpo.train.optimizers import make_optimizer
-from localdpo.train.session import Session
-from localdpo.train.step import StepResult, TrainStep
-from localdpo.train.watch import Watch
-from localdpo.train.worst import WorstPairs
+from localdpo.train.assemble import Session
+from localdpo.train.control import Control, Handler, StopRequest
+from localdpo.train.evaluator import Evaluator
+from localdpo.train.step import StepResult, TrainStep, make_optimizer
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """How a run ended: all steps done, or what stopped it."""
 
     stopped_by: str | None
@@ -53,130 +53,97 @@ class Loop:
         stop: StopRequest,
         made_of: Sequence[inputs.Input] = (),
     ) -> None:
-        self.inputs = made_of
-        self.session, self.run_dir, self.log, self.stop = session, run, log, stop
-        self.recipe, self.plan = session.recipe, session.plan
-        self.clock = stop.clock
-        acts: dict[Command, Act] = {"checkpoint": self._save_now, "evaluate": self._evaluate_now}
+        self.run_dir, self.log, self.stop, self.clock, self.inputs = run, log, stop, stop.clock, made_of
+        acts: dict[Command, Handler] = {
+            "checkpoint": self._save_command,
+            "evaluate": self._evaluate_command,
+        }
         self.control = Control(run, log, stop, acts)
+        self.recipe, self.schedule = session.recipe, session.schedule
+        self.model, self.moving, self.feed = session.base.model, session.moving, session.feed
+        self.adapter_config = session.adapter_json()
+        self.forward, self.start = session.forward, session.start
+        scores = (session.train_scores, session.valid_scores)
+        self.reference_scores = [rows for rows in scores if rows is not None]
         self.watch = Watch(session)
+        self.evaluator = Evaluator(session, run)
         self.step = 0
         self.seconds = 0.0
         self.saved_step = self.evaluated_step = -1
         self.eval_metrics: dict[str, float] = {}
-        sampling = self.recipe.eval
-        self.sampler = Sampler(
-            session.base.model,
-            session.base.tokenizer,
-            session.watched,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            seed=self.recipe.train.seed,
-        )
-        self.worst = WorstPairs(
-            run,
-            session.forward,
-            session.valid,
-            session.base.tokenizer,
-            self.recipe.loss.beta,
-            sampling.worst_pairs,
-        )
-        train = self.recipe.train
-        self.optimizer = make_optimizer(train)
-        self.resumed = self._restore()
+        self.optimizer = make_optimizer(self.recipe.train)
+        self.resumed = self._resume()
         self.train_step = TrainStep(
             session.forward,
             session.objective,
             self.optimizer,
-            max_grad_norm=train.max_grad_norm,
+            max_grad_norm=self.recipe.train.max_grad_norm,
             compiled=session.compiled,
         )
 
-    def _restore(self) -> bool:
-        """Go on from the newest whole checkpoint, if there is one."""
-        found, problems = checkpoint.newest_valid(self.run_dir)
+    def _resume(self) -> bool:
+        """Restore the newest valid checkpoint; False if there is none."""
+        newest, problems = checkpoint.newest_valid(self.run_dir)
         before = EventTail(self.run_dir.events)
         events = before.poll()
         lost = lost_lines(self.run_dir, before.last_step)
-        if found is not None:
-            checkpoint.restore(found, self.session.base.model, self.optimizer)
-            if self.session.moving is not None:
-                self.session.moving.weights = checkpoint.moved_reference(found.path)
-            self.step, self.seconds = found.state.step, found.state.seconds
-            self.saved_step, self.eval_metrics = found.state.step, found.state.metrics
-            self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{found.path.name}")
+        if newest is not None:
+            checkpoint.restore(newest, self.model, self.optimizer)
+            if self.moving is not None:
+                self.moving.weights = checkpoint.moved_reference(newest.path)
+            self.step, self.seconds = newest.state.step, newest.state.seconds
+            self.saved_step, self.eval_metrics = newest.state.step, newest.state.metrics
+            self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{newest.path.name}")
         else:
             mx.random.seed(self.recipe.train.seed)
             if any(event.type == "step" for event in events):
-                # It died before its first checkpoint: readers drop the steps that are taken again.
+                # It crashed before its first checkpoint: readers drop the steps that are taken again.
                 self.log.write("run.resumed", 0)
         for problem in problems:
             self.notice("damaged-checkpoint", f"passed over a damaged checkpoint: {problem}")
         if lost is not None:
             self.notice("lost-lines", lost)
         self.watch.replay(self.run_dir.events)
-        return found is not None
+        return newest is not None
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Take the steps that are left. Raises UserError when a loss or gradient is not finite."""
         self.score_reference()
         if self.stop.reason is None and not self.resumed:
-            self._evaluate()
-        while self._goes_on():
+            self.evaluate()
+        while not self._is_over():
+            self.control.between_steps(self.step)
+            if self._is_over():
+                break
             self.take_step()
-            finished = self.step == self.plan.total
+            finished = self.step == self.schedule.total
             if self.step % self.recipe.eval.every == 0 or finished:
-                self._evaluate()
+                self.evaluate()
             if self.step % self.recipe.save.every == 0 or finished:
                 self.save()
         if self.saved_step != self.step and self.step > 0 and self.stop.save:
             self.save()
         self.control.refuse_rest("the run has ended")
-        stopped_by = self.stop.reason if self.step < self.plan.total else None
-        return Outcome(stopped_by, self.eval_metrics, self.seconds)
+        stopped_by = self.stop.reason if self.step < self.schedule.total else None
+        return TrainingOutcome(stopped_by, self.eval_metrics, self.seconds)
 
-    def _goes_on(self) -> bool:
-        """Obey the commands that wait, then say whether to take another step."""
-        if self.step < self.plan.total and self.stop.reason is None:
-            self.control.between_steps(self.step)
-        return self.step < self.plan.total and self.stop.reason is None
-
-    def _evaluate(self) -> None:
-        self.evaluate()
-        self.evaluated_step = self.step
-
-    def _evaluate_now(self, answer: Callable[[str], None]) -> None:
-        """The command `evaluate`."""
-        if self.evaluated_step == self.step:
-            raise UserError(f"step {self.step} is evaluated already")
-        if not len(self.session.eval_places) and not self.session.watched:
-            raise UserError("there is nothing to evaluate: no rows are held out and no prompts are watched")
-        answer(f"evaluating after step {self.step}")
-        self._evaluate()
-
-    def _save_now(self, answer: Callable[[str], None]) -> None:
-        """The command `checkpoint`."""
-        if self.step == 0:
-            raise UserError("no step is taken yet, so there is nothing to save")
-        if self.saved_step != self.step:
-            self.save()
-        answer(f"saved as checkpoints/{self.run_dir.checkpoint_path(self.step).name}")
+    def _is_over(self) -> bool:
+        return self.step == self.schedule.total or self.stop.reason is not None
 
     def score_reference(self) -> None:
         """Score what the run will need under the reference, unless it is on disk."""
-        session = self.session
-        if session.train_scores is None or session.valid_scores is None:
+        passes = self.reference_scores
+        if not passes:
             return
-        passes = [session.train_scores, session.valid_scores]
-        with lora.use(session.base.model, session.start):
+        with lora.use(self.model, self.start):
             for number, scores in enumerate(passes):
                 later = sum(len(part) for other in passes[number + 1 :] for part in other.todo())
-                scores.fill(session.forward, partial(self._go_on, later))
+                scores.fill(self.forward, partial(self._after_reference_batch, later))
         # Buffers of its sizes serve no step.
         mx.clear_cache()
 
-    def _go_on(self, later: int, done: int, total: int) -> bool:
-        """After a batch of the reference pass; `later`: rows that the passes after this one will score."""
+    def _after_reference_batch(self, later: int, done: int, total: int) -> bool:
+        """Report a reference pass; False ends it. `later`: rows that the passes after this one will score."""
         self.log.write("reference", done=done, total=total, **({"later": later} if later else {}))
         self.control.within_work(self.step)
         return self.stop.reason is None
@@ -184,13 +151,13 @@ class Loop:
     def take_step(self) -> None:
         """One optimizer step and its event."""
         began = self.clock.now()
-        batches = self.session.training_batch(self.step)
-        rate = self.plan.learning_rate(self.step)
-        result = self.train_step(self.session.training_arrays(batches), rate)
+        batches = self.feed.batches(self.step)
+        rate = self.schedule.learning_rate(self.step)
+        result = self.train_step(self.feed.arrays(batches), rate)
         self.step += 1
         self._require_finite(result, batches)
-        if self.session.moving is not None:
-            self.session.moving.after_step(self.step)
+        if self.moving is not None:
+            self.moving.after_step(self.step)
         seconds = self.clock.now() - began
         self.seconds += seconds
         metrics = {
@@ -198,19 +165,20 @@ class Loop:
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "learning_rate": rate,
-            "epoch": self.plan.epoch(self.step),
+            "epoch": self.schedule.epoch(self.step),
             "step_seconds": seconds,
             "tokens_per_second": _tokens(batches) / seconds,
             **memory_metrics(),
         }
-        measured = self.clock.now()
-        if self._kl_due():
-            metrics["kl"] = self.kl()
-        # What the measurement took is no part of the step, but of the time that is left.
-        extra = {"kl_seconds": self.clock.now() - measured} if "kl" in metrics else {}
-        if self.step % self.recipe.train.log_every == 0 or self.step == self.plan.total:
+        extra: dict[str, float] = {}
+        if self.evaluator.measures_kl and self.step % self.recipe.eval.kl_every == 0:
+            measured = self.clock.now()
+            metrics["kl"] = self.evaluator.kl()
+            # What the measurement took is no part of the step, but of the time that is left.
+            extra = {"kl_seconds": self.clock.now() - measured}
+        if self.step % self.recipe.train.log_every == 0 or self.step == self.schedule.total:
             self.log.write("step", self.step, metrics=metrics, **extra)
-        self._notices(self.watch.step(self.step, metrics))
+        self._write_notices(self.watch.step(self.step, metrics))
 
     def _require_finite(self, result: StepResult, batches: list[Batch]) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
@@ -218,81 +186,34 @@ class Loop:
         indices = np.concatenate([batch.indices for batch in batches])
         what = "loss" if not math.isfinite(result.loss) else "gradient norm"
         raise UserError(
-            f"step {self.step}: the {what} is not finite ({self.session.train.store.name_rows(indices)}), "
+            f"step {self.step}: the {what} is not finite ({self.feed.rows.store.name_rows(indices)}), "
             "so training stopped and nothing was saved after it; "
             "try a lower train.learning_rate"
         )
 
-    def _kl_due(self) -> bool:
-        every, pairs = self.recipe.eval.kl_every, self.recipe.eval.kl_pairs
-        return self._has_reference() and pairs > 0 and self.step % every == 0 and len(self.session.valid) > 0
-
-    def _has_reference(self) -> bool:
-        return self.recipe.loss.spec.needs_reference
-
-    def kl(self) -> float:
-        """Exact KL on the first held-out pairs, to where the run started (the reference, unless it moves)."""
-        return exact_kl(self.session.forward, self._kl_batch(), self.session.start)
-
-    def _kl_batch(self) -> Batch:
-        pairs = np.arange(min(self.recipe.eval.kl_pairs, len(self.session.valid)))
-        return self.session.valid.batch(pairs)
-
     def evaluate(self) -> None:
         """Measure the held-out rows and sample the watched prompts; write both."""
-        session, began = self.session, self.clock.now()
-        samples = self.sampler(session.start) if session.watched else []
-        if len(session.eval_places):
-            found = self._held_out()
-            self.eval_metrics = found.metrics | self._against_reference()
-            if samples:
-                self.eval_metrics["samples/response_tokens"] = self.sampler.mean_tokens
-            worst = self._worst(found)
-            seconds, pairs = self.clock.now() - began, len(session.eval_places)
-            self.log.write("eval", self.step, metrics=self.eval_metrics, pairs=pairs, seconds=seconds)
-            if worst is not None:
-                self.log.write("pairs", self.step, **worst)
-            self._notices(self.watch.evaluation(self.step, self.eval_metrics))
-        if samples:
-            self.log.write("samples", self.step, samples=samples)
+        began = self.clock.now()
+        report = self.evaluator(self.step, partial(self.control.within_work, self.step))
+        if report.metrics is not None:
+            self.eval_metrics = report.metrics
+            seconds, pairs = self.clock.now() - began, self.evaluator.rows
+            self.log.write("eval", self.step, metrics=report.metrics, pairs=pairs, seconds=seconds)
+            if report.worst is not None:
+                self.log.write("pairs", self.step, **report.worst)
+            self._write_notices(self.watch.evaluation(self.step, report.metrics))
+        if report.samples:
+            self.log.write("samples", self.step, samples=report.samples)
         mx.clear_cache()
+        self.evaluated_step = self.step
 
-    def _held_out(self) -> Evaluation:
-        session = self.session
-        return evaluate(
-            session.forward,
-            session.objective,
-            session.valid,
-            session.eval_places,
-            session.valid_reference,
-            batch=session.scoring_batch,
-            after_batch=partial(self.control.within_work, self.step),
-            common=session.baseline(session.valid, session.valid.indices[session.eval_places]),
-        )
-
-    def _against_reference(self) -> dict[str, float]:
-        """Entropy of the policy, its exact KL to the reference, and the KL of its own answers."""
-        session, metrics = self.session, dict[str, float]()
-        if self.recipe.eval.kl_pairs > 0:
-            metrics["entropy"] = mean_entropy(session.forward, self._kl_batch())
-            if self._has_reference():
-                metrics["kl"] = self.kl()
-        if session.kl_prompts:
-            metrics |= self.sampler.kl(session.kl_prompts, session.forward, session.start, session.train.pad)
-        return metrics
-
-    def _worst(self, found: Evaluation) -> dict[str, Any] | None:
-        """Keep the pairs of lowest margin; the fields of their event."""
-        if found.margins is None or self.recipe.eval.worst_pairs == 0:
-            return None
-        session = self.session
-        reference = session.start if session.moving is None else session.moving.weights
-        return self.worst.write(
-            self.step,
-            session.eval_places,
-            found.margins,
-            reference if self._has_reference() else None,
-        )
+    def _evaluate_command(self, answer: Callable[[str], None]) -> None:
+        if self.evaluated_step == self.step:
+            raise UserError(f"step {self.step} is evaluated already")
+        if not self.evaluator.has_work:
+            raise UserError("there is nothing to evaluate: no rows are held out and no prompts are watched")
+        answer(f"evaluating after step {self.step}")
+        self.evaluate()
 
     def save(self) -> None:
         """Publish a checkpoint."""
@@ -303,25 +224,79 @@ class Loop:
         self.log.sync()
         path = checkpoint.save(
             self.run_dir,
-            self.session.base.model,
+            self.model,
             self.optimizer,
             state,
-            self.session.adapter_json(),
+            self.adapter_config,
             self.recipe.save.keep,
-            reference=None if self.session.moving is None else self.session.moving.weights,
+            reference=None if self.moving is None else self.moving.weights,
         )
         self.saved_step = self.step
         self.log.write(
             "checkpoint", self.step, path=f"checkpoints/{path.name}", seconds=self.clock.now() - began
         )
 
+    def _save_command(self, answer: Callable[[str], None]) -> None:
+        if self.step == 0:
+            raise UserError("no step is taken yet, so there is nothing to save")
+        if self.saved_step != self.step:
+            self.save()
+        answer(f"saved as checkpoints/{self.run_dir.checkpoint_path(self.step).name}")
+
     def notice(self, name: str, message: str) -> None:
-        """Tell a person something in one line."""
+        """Write one line for whoever watches the run."""
         self.log.write("notice", self.step, level="info", name=name, message=message)
 
-    def _notices(self, fields: list[dict[str, str]]) -> None:
-        for notice in fields:
-            self.log.write("notice", self.step, **notice)
+    def _write_notices(self, notices: list[dict[str, str]]) -> None:
+        for fields in notices:
+            self.log.write("notice", self.step, **fields)
+
+
+class Watch:
+    """The history of a run's metrics; each new record may raise notices, each once."""
+
+    def __init__(self, session: Session) -> None:
+        train = session.recipe.train
+        self.facts = RunFacts(
+            pairs_per_step=min(train.batch_size, len(session.train)),
+            pairs_per_eval=len(session.eval_positions),
+            total_steps=session.schedule.total,
+            warmup_steps=session.schedule.warmup,
+            memory_limit_gb=memory_limit(session.backend.device) / 1e9,
+        )
+        self._data = session.recipe.loss.spec.data
+        self._train: list[Record] = []
+        self._evals: list[Record] = []
+        self._raised: list[tuple[str, str]] = []
+
+    def step(self, step: int, metrics: dict[str, float]) -> list[dict[str, str]]:
+        """Fields of the notices that this step raises."""
+        self._train.append((step, metrics))
+        if len(self._train) > 2 * LOOK_BACK:
+            # The rules read the first record and the newest ones; a long run does not keep them all.
+            self._train[1:-LOOK_BACK] = []
+        return self._new()
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> list[dict[str, str]]:
+        """Fields of the notices that this evaluation raises."""
+        self._evals.append((step, metrics))
+        return self._new()
+
+    def replay(self, log: Path) -> None:
+        """Take up the history that is in the event log, so that a resumed run raises nothing twice."""
+        for event in effective(read_events(log)):
+            if event.type == "step" and event.step is not None:
+                self._train.append((event.step, metrics_of(event)))
+            elif event.type == "eval" and event.step is not None:
+                self._evals.append((event.step, metrics_of(event)))
+            elif event.type == "notice" and "why" in event.data:
+                self._raised.append((event.data["name"], event.data["level"]))
+
+    def _new(self) -> list[dict[str, str]]:
+        rules = RULES_FOR[self._data]
+        raised = new_notices(self._raised, self._train, self._evals, self.facts, rules)
+        self._raised += [(notice.name, notice.level) for notice in raised]
+        return [notice.fields() for notice in raised]
 
 
 def memory_metrics() -> dict[str, float]:

@@ -1,12 +1,14 @@
-"""Log-probabilities of the responses under the frozen reference, computed once and kept on disk.
+"""Log-probabilities of the responses under the reference: frozen and kept on disk, or following the policy.
 
 A pass scores the rows that a run will visit, in batches of similar length. The last bits of a row's score
 depend on the rows that share its batch, so a file belongs to one division into batches as much as to one
-reference: all rows of a file come from the same batches, and what is found there is what would be computed.
+reference: all rows of a file come from the same batches, and what a file holds is what would be computed.
 Runs that visit the same rows share a file, whatever their loss, learning rate or seed.
 
-A batch is known as a whole or not at all (NaN on disk), so a pass that was interrupted goes on where it
-stopped. A file that is damaged, or not what its name says, is never used: it is made again.
+A batch is known completely or not at all (NaN on disk), so an interrupted pass resumes at the next batch. A
+file that is damaged, or not what its name says, is never used but rebuilt.
+
+Shape legend: N responses of a batch.
 """
 
 from __future__ import annotations
@@ -15,35 +17,34 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Final
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
 
 from localdpo.core.atomic import clean_dead_leftovers, write_bytes
 from localdpo.core.errors import UserError
+from localdpo.core.names import cache_dir
 from localdpo.data.types import Batch
-from localdpo.model.forward import Arrays, Forward
-from localdpo.train.rows import Rows
+from localdpo.model import lora
+from localdpo.model.arrays import float_types
+from localdpo.model.backend import Backend
+from localdpo.model.forward import Forward
+from localdpo.model.load import Base
+from localdpo.recipe.loss import LossSection
+from localdpo.recipe.schema import Recipe
+from localdpo.train.data import Rows
+from localdpo.train.step import ReferenceSums
 
 VERSION = 2
 SAVE_SECONDS = 30.0
-GoOn = Callable[[int, int], bool]
-
-
-class Reference(Protocol):
-    """What gives the scores of a batch under the reference."""
-
-    def arrays(self, batch: Batch) -> dict[str, mx.array]:
-        """`reference` [K*P] in nats, and `reference_public` where responses are split."""
-        ...
-
-
-def reference_arrays(scores: Arrays) -> dict[str, mx.array]:
-    """`Forward.scores` under the reference by the names that an objective takes them under."""
-    names = {"logps": "reference", "public": "reference_public"}
-    return {name: scores[kind] for kind, name in names.items() if kind in scores}
+# Called after every batch with the rows that are done and all rows; False ends the pass.
+Continue = Callable[[int, int], bool]
+# The fields of ResponseScores that a file holds, by their names in it.
+_FIELDS: Final = {"logps": "policy", "public": "policy_public"}
 
 
 class ReferenceScores:
@@ -52,10 +53,10 @@ class ReferenceScores:
     Args:
         folder: of the cache; the file's name follows from everything below.
         key: what the reference is and computes with: model, adapter, precision, device, ...
-        rows, places, batch: the rows that are scored, and how many of them at once at most.
-        kinds: those of `Forward.scores` that are kept, all of them plain sums, so that no option of the loss
+        rows, positions, batch: the rows that are scored, and how many of them at once at most.
+        kinds: `logps`, and `public` where responses are split: plain sums, so that no option of the loss
             (such as ld_alpha) is in them.
-        note: told in one line that a file was damaged.
+        note: called with one line where a file was damaged.
 
     Attributes:
         values: float32 [rows of the mixture, K], with one more axis of more than one kind; NaN where a row
@@ -67,41 +68,42 @@ class ReferenceScores:
         folder: Path,
         key: Sequence[str],
         rows: Rows,
-        places: np.ndarray,
+        positions: np.ndarray,
         *,
         batch: int,
         kinds: Sequence[str] = ("logps",),
         note: Callable[[str], None],
     ) -> None:
         self.rows, self.kinds = rows, tuple(kinds)
-        self._parts = rows.parts_by_length(places, batch)
+        self._parts = rows.parts_by_length(positions, batch)
         self._visited = rows.indices[np.concatenate(self._parts)] if self._parts else rows.indices[:0]
         shape = rows.store.response_lengths.shape
         self.values = np.full(shape if len(kinds) == 1 else (*shape, len(kinds)), np.nan, dtype=np.float32)
         composition = hashlib.sha256(np.array([len(part) for part in self._parts], dtype="<i8").tobytes())
         composition.update(self._visited.astype("<i8").tobytes())
-        self._key = _digest([f"v{VERSION}", *key, rows.store.fingerprint, composition.hexdigest(), *kinds])
+        parts = [f"v{VERSION}", *key, rows.store.fingerprint, composition.hexdigest(), *kinds]
+        self._key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         self.file = folder / "reference" / f"{self._key[:32]}.scores"
         if not self._read():
-            note(f"{self.file}: this file of reference scores is damaged; it is not used and made again")
+            note(f"{self.file}: this file of reference scores is damaged; the scores are computed again")
 
     def of(self, indices: np.ndarray, kind: str = "logps") -> np.ndarray:
         """Scores [K*P] of a kind in the order of a batch's response rows."""
-        found = self.values[indices]
-        return (found if len(self.kinds) == 1 else found[..., self.kinds.index(kind)]).T.reshape(-1)
+        values = self.values[indices]
+        return (values if len(self.kinds) == 1 else values[..., self.kinds.index(kind)]).T.reshape(-1)
 
-    def arrays(self, batch: Batch) -> dict[str, mx.array]:
-        """The scores of a batch, named as an objective takes them."""
-        return reference_arrays({kind: mx.array(self.of(batch.indices, kind)) for kind in self.kinds})
+    def sums(self, batch: Batch) -> ReferenceSums:
+        """The scores of a batch."""
+        return ReferenceSums(*(mx.array(self.of(batch.indices, kind)) for kind in self.kinds))
 
     def todo(self) -> list[np.ndarray]:
-        """The batches that are not scored yet, as places of the rows."""
+        """The batches that are not scored yet, as positions of the rows."""
         return [part for part in self._parts if np.isnan(self.values[self.rows.indices[part]]).any()]
 
-    def fill(self, forward: Forward, go_on: GoOn) -> None:
+    def fill(self, forward: Forward, after_batch: Continue) -> None:
         """Score what is missing, with the weights that are in the model now.
 
-        `go_on(done, total)` is asked after every batch; when it says no, the pass ends and keeps what it has.
+        Where `after_batch(done, total)` returns False, the pass ends and saves what it has.
 
         Raises:
             UserError: the file cannot be written.
@@ -111,12 +113,12 @@ class ReferenceScores:
         todo = self.todo()
         total, done, saved = sum(len(part) for part in todo), 0, time.monotonic()
         for part in todo:
-            found = forward.measure(self.rows.batch(part))
-            scores = np.stack([np.array(found[kind]) for kind in self.kinds])
+            measured = forward.measure(self.rows.batch(part))
+            scores = np.stack([np.array(getattr(measured, _FIELDS[kind])) for kind in self.kinds])
             by_row = scores.reshape(len(self.kinds), -1, len(part)).T
             self.values[self.rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
             done += len(part)
-            if not go_on(done, total):
+            if not after_batch(done, total):
                 break
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
@@ -139,7 +141,7 @@ class ReferenceScores:
             ) from error
 
     def _read(self) -> bool:
-        """Take over what the file has and is not known yet; False if there is a file that is not whole."""
+        """Take over what the file has and is not known yet; False if the file is damaged."""
         try:
             content = self.file.read_bytes()
         except FileNotFoundError:
@@ -148,7 +150,7 @@ class ReferenceScores:
             return False
         header, _, values = content.partition(b"\n")
         mine = self.values[self._visited]
-        # The header is made again rather than parsed, so that no byte of it can be other than it was written.
+        # The header is built again rather than parsed, so that no byte of it can differ.
         if header + b"\n" != self._header(values) or len(values) != mine.nbytes:
             return False
         known = np.frombuffer(values, dtype="<f4").reshape(mine.shape)
@@ -163,5 +165,79 @@ class ReferenceScores:
         return json.dumps(content | {"sha256": checksum}).encode() + b"\n"
 
 
-def _digest(parts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def open_scores(
+    recipe: Recipe,
+    base: Base,
+    backend: Backend,
+    forward: Forward,
+    rows: Rows,
+    positions: np.ndarray,
+    *,
+    batch: int,
+    note: Callable[[str], None],
+) -> ReferenceScores:
+    """The scores of `rows` at `positions` under the recipe's start, as far as they are on disk.
+
+    `batch`: rows that are scored at once. `note`: see ReferenceScores.
+    """
+    # A fresh adapter adds nothing, whatever its size; a fresh DoRA computes with the norms of the weights.
+    adapter = f"fresh {recipe.lora.type or 'lora'}"
+    if recipe.adapter is not None:
+        adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.adapter))
+    precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
+    path = f"shared {forward.shared} aligned {forward.align}"
+    computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
+    return ReferenceScores(
+        cache_dir(),
+        [base.fingerprint, adapter, precision, path, computed],
+        rows,
+        positions,
+        batch=batch,
+        kinds=("logps", "public") if recipe.loss.splits_responses else ("logps",),
+        note=note,
+    )
+
+
+class MovingReference:
+    """A reference that follows the policy (TR-DPO): its adapter moves, so its scores are computed live.
+
+    Gorbatovski et al. 2024, arXiv 2404.09656: after every `every` steps
+
+        reference <- alpha * policy + (1 - alpha) * reference
+
+    over the adapter weights, the soft update for alpha < 1 and the hard one for alpha = 1. Both start as the
+    same weights on the same base, so nothing else differs between them. What is averaged are the adapter's
+    factors, not the products that they stand for.
+
+    Attributes:
+        weights: the reference's adapter now; a checkpoint keeps it.
+    """
+
+    def __init__(self, forward: Forward, start: lora.Weights, *, every: int, alpha: float) -> None:
+        self._forward, self._every, self._alpha = forward, every, alpha
+        self.weights = start
+
+    def sums(self, batch: Batch) -> ReferenceSums:
+        """Scores of a batch under the reference as it is now."""
+        with lora.use(self._forward.model, self.weights):
+            scores = self._forward.measure(batch)
+        return ReferenceSums(scores.policy, scores.policy_public)
+
+    def after_step(self, step: int) -> None:
+        """Move the reference if `step` steps are a whole number of periods."""
+        if step % self._every != 0:
+            return
+        policy = lora.adapter_weights(self._forward.model)
+        self.weights = tree_map(self._mixed, self.weights, policy)
+        mx.eval(self.weights)
+
+    def _mixed(self, reference: mx.array, policy: mx.array) -> mx.array:
+        return self._alpha * policy + (1.0 - self._alpha) * reference
+
+
+def moving_reference(loss: LossSection, forward: Forward) -> MovingReference | None:
+    """The reference that follows the policy, starting from the weights in the model; None without sync."""
+    if loss.sync_every is None:
+        return None
+    start = lora.adapter_weights(forward.model)
+    return MovingReference(forward, start, every=loss.sync_every, alpha=loss.sync_alpha)

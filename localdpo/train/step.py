@@ -1,37 +1,207 @@
-"""One optimizer step: forward, backward, clip and update, traced by MLX as functions of arrays.
+"""One optimizer step: its arrays, what it minimises, its learning rate, and the update.
 
 A batch is one or several micro-batches. Each adds its gradients to those it is handed, zeros at first, so
-that all of them are calls of one function; a second one, which has one shape, clips and updates.
+that all of them are calls of one function; a second one, which has one shape, clips and updates. MLX traces
+both as functions of arrays.
 
 MLX makes a trace for every shape and keeps it as long as the function lives, a megabyte and more for each
 layer of the model. The shapes of a run are chosen so that they are few (see `data.shapes`). Where more come
-all the same, the function is dropped, its traces with it, and made again.
+all the same, the function is dropped with its traces, and built again.
+
+Shape legend: N responses of a micro-batch (of each row the first, then of each row the second), B its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
-from localdpo.model.forward import Arrays, Forward
-from localdpo.objective.metrics import BatchSums, Sums
-from localdpo.train.objectives import Objective
+from localdpo.data.batches import steps_per_epoch
+from localdpo.data.types import Batch
+from localdpo.model.forward import Forward, ForwardArrays
+from localdpo.objective.losses import pair_losses, unpaired_losses
+from localdpo.objective.metrics import (
+    BatchSums,
+    Sums,
+    demonstration_metrics,
+    pair_metrics,
+    unpaired_metrics,
+)
+from localdpo.objective.scores import PairScores, ResponseScores, UnpairedScores
+from localdpo.recipe.loss import LossSection
+from localdpo.recipe.schema import TrainSection
 
 # Traces that are alive at a time: one for each shape of micro-batches, and that of the update.
 MAX_TRACES: Final = 16
 MAX_SHAPES: Final = MAX_TRACES - 1
 
 
+# --- what a step minimises ------------------------------------------------------------------------------
+
+
+class Objective:
+    """A recipe's loss over the rows of a batch.
+
+    The sum over a batch is divided by a count that is known before any of its micro-batches runs (rows for a
+    preference loss, scored tokens for SFT), so k micro-batches add up to the one batch.
+    """
+
+    def __init__(self, loss: LossSection) -> None:
+        self._loss, self._options, self._beta = loss.spec, loss.options, loss.beta
+
+    def sums(
+        self,
+        scores: ResponseScores,
+        desirable_B: mx.array | None = None,
+        baseline: mx.array | None = None,
+    ) -> BatchSums:
+        """The metrics as sums; the numerator of `loss` is what is minimised.
+
+        scores [N]: of the policy, and of the reference for a loss that has one. For unpaired rows
+        `desirable_B` (bool) has their labels, and `baseline` the KL baseline of the whole step, a scalar, for
+        a loss that reads it.
+        """
+        if self._loss.data == "demonstrations":
+            return demonstration_metrics(scores)
+        if self._loss.data == "unpaired":
+            assert desirable_B is not None
+            rows = UnpairedScores(scores, desirable_B, baseline)
+            return unpaired_metrics(rows, unpaired_losses(self._loss, rows, self._options), self._beta)
+        pairs = PairScores.of_responses(scores)
+        return pair_metrics(pairs, pair_losses(self._loss, pairs, self._options), self._beta)
+
+    def margins(self, scores: ResponseScores) -> mx.array | None:
+        """Chosen less rejected reward of each pair [B]; None without pairs."""
+        if self._loss.data != "pairs":
+            return None
+        chosen_B, rejected_B = PairScores.of_responses(scores).rewards(self._beta)
+        return chosen_B - rejected_B
+
+    def count(self, batches: Sequence[Batch]) -> int:
+        """What the sum over the micro-batches of one step is divided by."""
+        if self._loss.data == "demonstrations":
+            return sum(int(batch.lengths.sum()) for batch in batches)
+        return sum(len(batch.indices) for batch in batches)
+
+
+# --- how far it moves -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a run and the learning rate of each: pure arithmetic on the recipe.
+
+    Attributes:
+        rows: rows that an epoch takes.
+        total: steps in all.
+        per_epoch: steps of one pass over the rows.
+        warmup: steps over which the learning rate rises.
+        peak: the highest learning rate.
+        decay: `linear`, `cosine` or `constant`.
+    """
+
+    rows: int
+    total: int
+    per_epoch: int
+    warmup: int
+    peak: float
+    decay: str
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the 0-based `step`.
+
+        Warm-up is linear and reaches the peak at step `warmup`; it starts above zero, so that the
+        first step is not lost. Decay reaches 0 one step after the last.
+        """
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        if self.decay == "linear":
+            return self.peak * (1.0 - progress)
+        if self.decay == "cosine":
+            return self.peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.peak
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data after `step` steps."""
+        return step / self.per_epoch
+
+
+def make_schedule(train: TrainSection, rows: int) -> Schedule:
+    """The schedule of a run whose epochs take `rows` rows. A warm-up longer than the run is cut to it."""
+    per_epoch = steps_per_epoch(rows, train.batch_size)
+    total = train.epochs * per_epoch
+    if train.max_steps is not None:
+        total = min(total, train.max_steps)
+    warmup = round(train.warmup * total) if isinstance(train.warmup, float) else train.warmup
+    return Schedule(rows, total, per_epoch, min(warmup, total - 1), train.learning_rate, train.schedule)
+
+
+# Adam and AdamW are bias-corrected, as everywhere else (MLX's default is not). RMSprop decays its squares at
+# 0.99, as torch and the reference code do.
+_OPTIMIZERS: Final[Mapping[str, Callable[[TrainSection], optim.Optimizer]]] = {
+    "adamw": lambda t: optim.AdamW(t.learning_rate, weight_decay=t.weight_decay, bias_correction=True),
+    "adam": lambda t: optim.Adam(t.learning_rate, bias_correction=True),
+    "sgd": lambda t: optim.SGD(t.learning_rate, weight_decay=t.weight_decay),
+    "rmsprop": lambda t: optim.RMSprop(t.learning_rate, alpha=0.99),
+    "lion": lambda t: optim.Lion(t.learning_rate, weight_decay=t.weight_decay),
+}
+
+
+def make_optimizer(train: TrainSection) -> optim.Optimizer:
+    """The recipe's optimizer."""
+    return _OPTIMIZERS[train.optimizer](train)
+
+
+# --- the step -------------------------------------------------------------------------------------------
+
+
+class ReferenceSums(NamedTuple):
+    """Log-probabilities of a batch's responses under the reference, nats.
+
+    `public_N` has those of the public tokens, where responses are split.
+    """
+
+    total_N: mx.array
+    public_N: mx.array | None = None
+
+
+class BatchReference(Protocol):
+    """What scores a batch under the reference (see `reference.py`)."""
+
+    def sums(self, batch: Batch) -> ReferenceSums: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepArrays(ForwardArrays):
+    """The arrays of a micro-batch.
+
+    Attributes:
+        count: what the sum over all micro-batches of the step is divided by, a scalar.
+        reference_N: log-probabilities under the reference, nats, for a loss that has one.
+        reference_public_N: the same over the public tokens, where responses are split.
+        desirable_B: labels of unpaired rows, bool.
+        baseline: the KL baseline of the whole step, a scalar in nats, for a loss that reads it.
+    """
+
+    count: mx.array
+    reference_N: mx.array | None = None
+    reference_public_N: mx.array | None = None
+    desirable_B: mx.array | None = None
+    baseline: mx.array | None = None
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives back.
+    """What a step returns.
 
     Attributes:
         loss: of the batch, before the update.
@@ -68,16 +238,19 @@ class TrainStep:
         optimizer.init(self.model.trainable_parameters())
         self._state = [self.model.state, optimizer.state, mx.random.state]
 
-        def total(arrays: Arrays) -> tuple[mx.array, BatchSums]:
-            sums = objective.sums(forward.scores(arrays, gradient=True), arrays)
-            return sums["loss"][0] / arrays["count"], sums
+        def loss(arrays: StepArrays) -> tuple[mx.array, BatchSums]:
+            policy = forward.scores(arrays, gradient=True)
+            scores = policy.under(arrays.reference_N, arrays.reference_public_N)
+            sums = objective.sums(scores, arrays.desirable_B, arrays.baseline)
+            return sums["loss"][0] / arrays.count, sums
 
-        value_and_grad = nn.value_and_grad(self.model, total)
+        loss_and_gradients = nn.value_and_grad(self.model, loss)
 
-        def gradients(arrays: Arrays, carry: Any) -> tuple[mx.array, BatchSums, Any]:
+        # MLX traces functions of dicts, lists and arrays: the record of arrays is put together inside.
+        def accumulate(tree: dict[str, mx.array], carry: Any) -> tuple[mx.array, BatchSums, Any]:
             self.traces += compiled
-            (loss, sums), grads = value_and_grad(arrays)
-            return loss, sums, tree_map(mx.add, carry, grads)
+            (value, sums), gradients = loss_and_gradients(StepArrays(**tree))
+            return value, sums, tree_map(mx.add, carry, gradients)
 
         def update(carry: Any) -> mx.array:
             self.traces += compiled
@@ -85,23 +258,24 @@ class TrainStep:
             optimizer.update(self.model, clipped)
             return norm
 
-        self._untraced = gradients
-        self._gradients, self._update = self._traced(gradients), self._traced(update)
+        self._untraced = accumulate
+        self._accumulate, self._update = self._traced(accumulate), self._traced(update)
 
     def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self._compiled:
             return function
         return partial(mx.compile, inputs=self._state, outputs=self._state)(function)
 
-    def __call__(self, micro_batches: Sequence[Arrays], learning_rate: float) -> StepResult:
-        """Take one step over the micro-batches of a batch; each holds `count`, the batch's denominator."""
+    def __call__(self, micro_batches: Sequence[StepArrays], learning_rate: float) -> StepResult:
+        """Take one step over the micro-batches of a batch."""
         self.optimizer.learning_rate = learning_rate
         self.model.train()
         totals, loss = Sums(), 0.0
         carry = tree_map(mx.zeros_like, self.model.trainable_parameters())
         for arrays in micro_batches:
-            self._make_room(arrays)
-            part, sums, carry = self._gradients(arrays, carry)
+            tree = arrays.tree()
+            self._make_room(tree)
+            part, sums, carry = self._accumulate(tree, carry)
             mx.eval(part, sums, carry)
             loss += float(part.item())
             totals.add(sums)
@@ -110,10 +284,10 @@ class TrainStep:
         self.model.eval()
         return StepResult(loss, float(norm.item()), totals.means())
 
-    def _make_room(self, arrays: Arrays) -> None:
+    def _make_room(self, tree: dict[str, mx.array]) -> None:
         """Drop the traces of all shapes where one more would be too many."""
-        shape = tuple(arrays[name].shape for name in sorted(arrays))
+        shape = tuple(tree[name].shape for name in sorted(tree))
         if shape not in self._shapes and len(self._shapes) == MAX_SHAPES:
-            self._gradients = self._traced(self._untraced)
+            self._accumulate = self._traced(self._untraced)
             self._shapes.clear()
         self._shapes.add(shape)

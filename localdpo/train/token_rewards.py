@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +21,9 @@ from localdpo.data.store import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
-from localdpo.train.rows import Rows
+from localdpo.records.pairs import PairsRecord, RewardedResponse, WorstPair, write_pairs
+from localdpo.records.rundir import RunDir
+from localdpo.train.data import Rows
 
 BATCH = 16
 
@@ -104,13 +106,13 @@ class ScoredPair:
 
 
 def score_pairs(
-    forward: Forward, rows: Rows, places: np.ndarray, reference: lora.Weights | None, beta: float
+    forward: Forward, rows: Rows, positions: np.ndarray, reference: lora.Weights | None, beta: float
 ) -> Iterator[ScoredPair]:
-    """The pairs at `places` under the weights in the model and under `reference`, longest first.
+    """The pairs at `positions` under the weights in the model and under `reference`, longest first.
 
     `reference` is None for a loss without one; `beta` is per nat.
     """
-    for batch in rows.by_length(places, BATCH):
+    for batch in rows.by_length(positions, BATCH):
         policy = _token_logps(forward, batch)
         base: list[np.ndarray] | None = None
         if reference is not None:
@@ -137,10 +139,10 @@ def _rewards(policy: np.ndarray, reference: np.ndarray | None, beta: float) -> n
 def _token_logps(forward: Forward, batch: Batch) -> list[np.ndarray]:
     """Log-probabilities of the tokens of each response row, nats, float64."""
     arrays = batch_arrays(batch, shared=forward.shared)
-    logps = forward.token_logps(arrays, gradient=False)
-    mx.eval(logps)
-    packed = np.array(logps, dtype=np.float64)[: int(batch.lengths.sum())]
-    return np.split(packed, np.cumsum(batch.lengths)[:-1])
+    logps_T = forward.token_logps(arrays, gradient=False)
+    mx.eval(logps_T)
+    packed_T = np.array(logps_T, dtype=np.float64)[: int(batch.lengths.sum())]
+    return np.split(packed_T, np.cumsum(batch.lengths)[:-1])
 
 
 def as_text(scored: ScoredPair, store: Mixture, tokenizer: TokenizerWrapper) -> PairRewards:
@@ -161,3 +163,33 @@ def as_text(scored: ScoredPair, store: Mixture, tokenizer: TokenizerWrapper) -> 
 
     text = inner.decode(prompt, skip_special_tokens=True).strip()
     return PairRewards(row.row + 1, store.source_of(scored.index), text, response(0), response(1))
+
+
+def write_worst_pairs(
+    run: RunDir,
+    step: int,
+    forward: Forward,
+    rows: Rows,
+    positions: np.ndarray,
+    reference: lora.Weights | None,
+    beta: float,
+    tokenizer: TokenizerWrapper,
+) -> dict[str, Any]:
+    """Write the pairs at `positions`, lowest margin first (see records/pairs.py); the fields of the event.
+
+    `reference` is None for a loss without one.
+    """
+    scored = sorted(
+        score_pairs(forward, rows, positions, reference, beta), key=lambda pair: (pair.margin, pair.index)
+    )
+    pairs = [as_text(pair, rows.store, tokenizer) for pair in scored]
+    record = PairsRecord(step, beta, tuple(_record(pair) for pair in pairs))
+    return {"path": write_pairs(run, record), "lowest": [[pair.row, pair.margin] for pair in pairs]}
+
+
+def _record(pair: PairRewards) -> WorstPair:
+    chosen, rejected = (
+        RewardedResponse(side.text, side.reward, tuple((token.text, token.reward) for token in side.tokens))
+        for side in (pair.chosen, pair.rejected)
+    )
+    return WorstPair(pair.row, pair.source, pair.prompt, pair.margin, chosen, rejected)

@@ -1,4 +1,4 @@
-"""What rows without a partner need beside their own scores: KTO's KL baseline, and a look at their balance.
+"""What unpaired rows need beside their own scores: KTO's KL baseline, and a check of their balance.
 
 KTO compares every response with z, an estimate of KL(policy || reference) from completions that belong to
 other prompts. Each prompt of a step gets the completion of another of its rows, as in the paper and in TRL,
@@ -6,25 +6,25 @@ so the completions behind z are those that the step trains on. Who gets which fo
 step's rows alone, and that from (seed, step): a resumed run computes the same z, and however the step is cut
 into micro-batches, z is that of the whole step and comes before the first gradient.
 
-Both scores are computed live: such a meeting of a prompt and a completion hardly ever comes twice, so a cache
-would save nothing within an epoch. The price is two passes without gradients over the rows of a step.
+Both scores are computed live: the same prompt and completion hardly ever meet twice, so a cache would save
+nothing within an epoch. The price is two passes without gradients over the rows of a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
 
 from localdpo.data.batches import collate, split_micro
 from localdpo.data.inspect import named_parts
-from localdpo.data.types import Batch, EncodedRow
+from localdpo.data.types import EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward
-from localdpo.objective.losses.kto import kl_baseline
+from localdpo.objective.losses.unpaired import kl_baseline
 from localdpo.recipe.loss import LossSection
-from localdpo.train.rows import Rows
+from localdpo.train.data import Rows
 
 # What KTO's authors advise for desirable_weight * desirable rows : undesirable_weight * undesirable rows
 # (Ethayarajh et al. 2024, section 4). The bounds are held to two digits, as in TRL.
@@ -39,8 +39,8 @@ def partners(prompts: Sequence[bytes]) -> list[tuple[int, int]]:
     the largest group: by one where all prompts differ. The two of a pair never have the same prompt. Every
     row is on both sides unless more than half of them share a prompt; rows that all do have no pairs.
     """
-    first = {prompt: place for place, prompt in reversed(list(enumerate(prompts)))}
-    order = sorted(range(len(prompts)), key=lambda place: (first[prompts[place]], place))
+    first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
+    order = sorted(range(len(prompts)), key=lambda row: (first[prompts[row]], row))
     shift = max((prompts.count(prompt) for prompt in first), default=0)
     pairs = ((row, order[k - shift]) for k, row in enumerate(order))
     return [(row, other) for row, other in pairs if prompts[row] != prompts[other]]
@@ -51,51 +51,52 @@ def mismatched_rows(rows: Rows, indices: np.ndarray, max_length: int) -> list[En
 
     A function of the set of the rows, not of their order.
     """
-    found = [rows.store[int(i)] for i in np.sort(indices)]
-    pairs = partners([row.prompt.tobytes() for row in found])
+    own = [rows.store[int(i)] for i in np.sort(indices)]
+    pairs = partners([row.prompt.tobytes() for row in own])
     return [
         EncodedRow(
-            found[row].row,
-            found[row].prompt,
-            (found[other].responses[0][: max_length - len(found[row].prompt)],),
+            own[row].row,
+            own[row].prompt,
+            (own[other].responses[0][: max_length - len(own[row].prompt)],),
         )
         for row, other in pairs
     ]
 
 
-def step_baseline(
-    forward: Forward,
-    rows: Rows,
-    indices: np.ndarray,
-    reference: lora.Weights,
-    *,
-    max_length: int,
-    batch: int,
-) -> mx.array:
-    """The KL baseline z of these rows together, a float32 scalar in nats a response, evaluated.
+class KLBaseline:
+    """The KL baseline z of some rows together, a float32 scalar in nats a response, evaluated.
 
-    The policy is what the model computes now, the reference what it does with the adapter weights
-    `reference`; `batch` rows are scored at once. 0 for rows among which no completion is of another prompt.
+    The policy is what the model computes now, the reference what it does with the adapter weights that
+    `reference` returns. 0 for rows among which no completion is of another prompt.
+
+    Args:
+        max_length: tokens of a prompt with a completion at most.
+        batch: rows that are scored at once.
     """
-    mismatched = mismatched_rows(rows, indices, max_length)
-    if not mismatched:
-        return mx.array(0.0)
-    parts = _batches(mismatched, rows.pad, batch)
-    policy = mx.concatenate([forward.score(part) for part in parts])
-    with lora.use(forward.model, reference):
-        log_ratios = policy - mx.concatenate([forward.score(part) for part in parts])
-    z = kl_baseline(log_ratios)
-    mx.eval(z)
-    return z
 
+    def __init__(
+        self, forward: Forward, reference: Callable[[], lora.Weights], *, max_length: int, batch: int
+    ) -> None:
+        self._forward, self._reference = forward, reference
+        self._max_length, self._batch = max_length, batch
 
-def _batches(rows: Sequence[EncodedRow], pad: int, size: int) -> list[Batch]:
-    """The rows in batches of similar length."""
-    lengths = [len(row.prompt) + len(row.responses[0]) for row in rows]
-    return [
-        collate([rows[int(i)] for i in part], pad, part)
-        for part in split_micro(np.arange(len(rows)), lengths, size)
-    ]
+    def __call__(self, rows: Rows, indices: np.ndarray) -> mx.array:
+        """z of the rows of the store at `indices`."""
+        mismatched = mismatched_rows(rows, indices, self._max_length)
+        if not mismatched:
+            return mx.array(0.0)
+        # In batches of similar length.
+        lengths = [len(row.prompt) + len(row.responses[0]) for row in mismatched]
+        batches = [
+            collate([mismatched[int(i)] for i in part], rows.pad, part)
+            for part in split_micro(np.arange(len(mismatched)), lengths, self._batch)
+        ]
+        policy_M = mx.concatenate([self._forward.score(batch) for batch in batches])
+        with lora.use(self._forward.model, self._reference()):
+            log_ratios_M = policy_M - mx.concatenate([self._forward.score(batch) for batch in batches])
+        z = kl_baseline(log_ratios_M)
+        mx.eval(z)
+        return z
 
 
 def notes(loss: LossSection, train: Rows, valid: Rows) -> list[str]:
@@ -118,13 +119,13 @@ def _imbalance(loss: LossSection, desirable: float, undesirable: float) -> list[
     if desirable == 0 or undesirable == 0:
         kind = "undesirable" if desirable == 0 else "desirable"
         return [f"all {desirable + undesirable:,.0f} training rows are {kind}: nothing says what to prefer"]
-    whole = loss.undesirable_weight * undesirable / desirable
-    ratio = loss.desirable_weight / whole
+    balanced = loss.undesirable_weight * undesirable / desirable
+    ratio = loss.desirable_weight / balanced
     if RATIO_LOW - RATIO_SLACK <= ratio <= RATIO_HIGH + RATIO_SLACK:
         return []
     return [
         f"{desirable:,.0f} desirable rows weigh {ratio:.2f} times as much as {undesirable:,.0f} undesirable "
         f"ones; "
         f"KTO's authors advise 1 to {RATIO_HIGH:.2f} times: set loss.desirable_weight between "
-        f"{whole * RATIO_LOW:.3g} and {whole * RATIO_HIGH:.3g}"
+        f"{balanced * RATIO_LOW:.3g} and {balanced * RATIO_HIGH:.3g}"
     ]

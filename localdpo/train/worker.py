@@ -28,10 +28,10 @@ from localdpo.records.deaths import is_device_error
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train.control import StopRequest, answer_command
-from localdpo.train.rows import NOTHING_HELD_OUT
+from localdpo.train.data import NOTHING_HELD_OUT
 
 if TYPE_CHECKING:
-    from localdpo.train.session import Session
+    from localdpo.train.assemble import Session
 
 STOPPED_EXIT = 3
 ACCEPT_CHANGES = "--accept-changes"
@@ -85,8 +85,8 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     backend = prepare()
     from localdpo.recipe.load import load_recipe
     from localdpo.train import checkpoint, inputs
+    from localdpo.train.assemble import assemble
     from localdpo.train.loop import Loop
-    from localdpo.train.session import assemble
 
     began = stop.clock.now()
     recipe = load_recipe(run.recipe)
@@ -105,7 +105,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     log.write(
         "run.started",
         recipe=recipe.model_dump(mode="json"),
-        total_steps=session.plan.total,
+        total_steps=session.schedule.total,
         pid=os.getpid(),
         versions=_versions(),
         device=_device(backend),
@@ -135,7 +135,7 @@ def _bytes_to_come(run: RunDir, session: Session) -> int:
     """
     weights = sum(array.nbytes for array in named(session.start).values())
     every = weights * (3 if session.moving is None else 4) + LEAST_BYTES
-    save, total = session.recipe.save, session.plan.total
+    save, total = session.recipe.save, session.schedule.total
     count = min(save.keep + 1, -(-total // save.every)) - len(list(run.checkpoints.glob("step-*")))
     return every * max(1, count)
 

@@ -15,7 +15,7 @@ from localdpo.model.load import load_tokenizer
 from localdpo.recipe.load import load_recipe
 from localdpo.records.rundir import RunDir
 from localdpo.train import inputs
-from localdpo.train.sources import open_rows
+from localdpo.train.data import open_rows
 
 
 def run_of(tmp_path: Path, recipe: str) -> RunDir:

@@ -25,10 +25,9 @@ from localdpo.data.store import Mixture
 from localdpo.data.types import EncodedRow
 from localdpo.model.forward import Forward, batch_arrays, needed_shape
 from localdpo.recipe.schema import LossSection
+from localdpo.train.data import DrawnRows, Rows
 from localdpo.train.fit import LAUNCH_COLUMNS
-from localdpo.train.objectives import make_objective
-from localdpo.train.rows import Drawn, Rows
-from localdpo.train.step import MAX_SHAPES, MAX_TRACES, TrainStep
+from localdpo.train.step import MAX_SHAPES, MAX_TRACES, Objective, StepArrays, TrainStep
 
 ROWS, BATCH, SETTLED = 2_000, 8, 50
 GROWTH_MB = 50
@@ -63,7 +62,7 @@ def chats(rng: np.random.Generator) -> tuple[int, int, int]:
 @pytest.mark.parametrize("lengths", [uniform, chats])
 def test_padding_by_rows_at_once(lengths: Any) -> None:
     rows = spread(lengths)
-    drawn = Drawn(rows, batch_size=16, seed=0, steps=ROWS // 16)
+    drawn = DrawnRows(rows, batch_size=16, seed=0, steps=ROWS // 16)
     print(f"\n{lengths.__name__}: {ROWS:,} pairs, 16 a step, {MAX_SHAPES} shapes")
     print(f"{'rows at once':>14}{'padding':>10}{'least':>10}{'cost of a step':>18}")
     for micro in (16, 8, 4, 2, 1):
@@ -102,10 +101,10 @@ def take_steps() -> None:
     linear_to_lora_layers(model, -1, {"rank": 4, "scale": 10.0, "dropout": 0.0})
     rows = spread(uniform)
     steps = ROWS // BATCH
-    table = Drawn(rows, batch_size=BATCH, seed=0, steps=steps).shapes(2, shared=True, most=MAX_SHAPES)
+    table = DrawnRows(rows, batch_size=BATCH, seed=0, steps=steps).shapes(2, shared=True, most=MAX_SHAPES)
     step = TrainStep(
         Forward(model),
-        make_objective(LossSection(type="orpo")),
+        Objective(LossSection(type="orpo")),
         optim.AdamW(1e-5, bias_correction=True),
         max_grad_norm=1.0,
         compiled=True,
@@ -116,7 +115,8 @@ def take_steps() -> None:
         for batch in rows.training_batch(number, batch_size=BATCH, micro=2, seed=0):
             shape = table.of(needed_shape(batch, shared=True))
             assert shape is not None
-            ready.append(batch_arrays(batch, shared=True, shape=shape) | {"count": mx.array(float(BATCH))})
+            inputs = batch_arrays(batch, shared=True, shape=shape)
+            ready.append(StepArrays(**inputs.tree(), count=mx.array(float(BATCH))))
         step(ready, 1e-5)
         if number + 1 == SETTLED:
             settled = resident_mb()

@@ -33,10 +33,9 @@ from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.recipe.schema import LossSection, Recipe
+from localdpo.train.data import Rows, micro_batch
 from localdpo.train.fit import CPU_TOKENS, traces
-from localdpo.train.objectives import make_objective
-from localdpo.train.rows import Rows, micro_batch
-from localdpo.train.step import TrainStep
+from localdpo.train.step import Objective, StepArrays, TrainStep
 
 PAIRS, PAIRS_A_STEP, VOCABULARY = 64, 4, 16_000
 PROMPT, RESPONSE = (128, 384), (48, 192)
@@ -113,7 +112,7 @@ def shared_prompt_step(compiled: bool) -> tuple[Step, Callable[[list[Batch]], No
     forward = Forward(policy)
     step = TrainStep(
         forward,
-        make_objective(LossSection()),
+        Objective(LossSection()),
         optim.AdamW(1e-5, bias_correction=True),
         max_grad_norm=1.0,
         compiled=compiled,
@@ -127,10 +126,9 @@ def shared_prompt_step(compiled: bool) -> tuple[Step, Callable[[list[Batch]], No
     def take(parts: list[Batch]) -> float:
         ready = []
         for part in parts:
-            arrays = batch_arrays(part, shared=True)
-            arrays["count"] = mx.array(float(PAIRS_A_STEP))
-            arrays["reference"] = scores[int(part.indices[0])]
-            ready.append(arrays)
+            inputs, reference = batch_arrays(part, shared=True), scores[int(part.indices[0])]
+            count = mx.array(float(PAIRS_A_STEP))
+            ready.append(StepArrays(**inputs.tree(), count=count, reference_N=reference))
         return step(ready, 1e-5).loss
 
     return take, reference

@@ -82,7 +82,7 @@ def test_a_run_is_steered_from_elsewhere(run: RunDir, worker: Worker, capsys: py
     until(lambda: last(run, "eval").step == taken)
     with pytest.raises(UserError, match=f"runs/dpo: step {taken} is evaluated already"):
         ctl("dpo", "evaluate")
-    assert told(capsys, "resume") == f"goes on after step {taken}"
+    assert told(capsys, "resume") == f"resumed after step {taken}"
     assert last(run, "run.continued").data["seconds"] > 0.5
     until(lambda: steps(run) > taken)
     done = subprocess.run(

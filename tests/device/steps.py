@@ -31,8 +31,7 @@ from localdpo.core.names import BUNDLE
 from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir
-from localdpo.train.selfcheck.__main__ import PRIVATE
-from localdpo.train.selfcheck.checks import checks
+from localdpo.train.selfcheck.__main__ import PRIVATE, checks
 
 # Qwen3-0.6B's config.json.
 SHAPE: dict[str, Any] = {

@@ -24,10 +24,10 @@ from localdpo.recipe.load import load_recipe
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import Session, assemble
 from localdpo.train.control import StopRequest
-from localdpo.train.evaluation import evaluate
+from localdpo.train.evaluator import evaluate
 from localdpo.train.loop import Loop
-from localdpo.train.session import Session, assemble
 
 EAGER = Backend("cpu", None, False, ())
 CONFIG = {

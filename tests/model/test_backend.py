@@ -21,7 +21,7 @@ from localdpo.model import backend
 from localdpo.model.backend import cache_limit, may_use_tf32, memory_limit, prepare, wire
 from localdpo.model.forward import Forward
 from localdpo.model.generate import generate
-from localdpo.train.session import tolerance
+from localdpo.train.assemble import tolerance
 
 GB = 10**9
 

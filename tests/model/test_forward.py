@@ -92,8 +92,8 @@ def test_public_tokens_are_those_up_to_the_shorter_response(shared: bool) -> Non
         replace(row, responses=tuple(r[: min(len(r) for r in row.responses)] for r in row.responses))
         for row in rows
     ]
-    assert_close(np.array(found["logps"]), full_logps(model, rows))
-    assert_close(np.array(found["public"]), full_logps(model, cut))
+    assert_close(np.array(found.policy), full_logps(model, rows))
+    assert_close(np.array(found.policy_public), full_logps(model, cut))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -202,9 +202,9 @@ def test_the_first_response_token_is_scored_and_no_other_position() -> None:
     model = adapted("llama")
     rows = random_rows(2, seed=8, response=(1, 1))
     arrays = batch_arrays(collate(rows, 0, np.arange(2)), shared=True)
-    assert float(arrays["valid"].sum().item()) == 4
+    assert float(arrays.valid_T.sum().item()) == 4
     np.testing.assert_array_equal(
-        np.array(arrays["targets"][:4]),
+        np.array(arrays.targets_T[:4]),
         [rows[0].responses[0][0], rows[1].responses[0][0], rows[0].responses[1][0], rows[1].responses[1][0]],
     )
     assert_close(np.array(Forward(model).score(collate(rows, 0, np.arange(2)))), full_logps(model, rows))
@@ -223,9 +223,9 @@ def test_the_shape_changes_neither_scores_nor_gradients(family: str, context: in
     shape = Shape(3, whole, whole - context if forward.shared else whole, need.packed + 40)
     arrays = batch_arrays(batch, shared=forward.shared, shape=shape)
     assert arrays["response" if forward.shared else "tokens"].shape == (6, shape.response)
-    assert arrays["gather"].shape == (shape.packed,)
+    assert arrays.gather_T.shape == (shape.packed,)
     if forward.shared:
-        assert arrays["context"].shape == (3, context)
+        assert arrays.context_PC.shape == (3, context)
     assert_close(np.array(forward.logps(arrays, gradient=False)), full_logps(model, rows))
     assert relative(gradients(model, forward, batch, shape), autodiff_gradients(model, batch)) < 3e-5
 
@@ -260,7 +260,7 @@ def test_no_width_is_below_sixteen_columns(tokens: int) -> None:
     rows = random_rows(2, seed=0, prompt=(1, 2), response=(tokens, tokens))
     batch = collate(rows, 0, np.arange(2))
     shared, plain = batch_arrays(batch, shared=True), batch_arrays(batch, shared=False)
-    widths = [shared["context"].shape[1], shared["response"].shape[1], plain["tokens"].shape[1]]
+    widths = [shared.context_PC.shape[1], shared.response_NR.shape[1], plain.tokens_NL.shape[1]]
     assert min(widths) >= 16
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from localdpo.objective.losses import unpaired_losses
+from localdpo.objective.registry import loss_sum
+from localdpo.objective.scores import ResponseScores, UnpairedScores
+
 
 def sigma(x):
     return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
@@ -191,3 +195,9 @@ def finite_differences(oracle, arrays, options, step=1e-5):
             columns.append((oracle(*up, **options) - oracle(*down, **options)).sum(-1) / (2 * step))
         gradients.append(np.stack(columns, axis=-1))
     return gradients
+
+
+def unpaired_loss(name, policy, reference, desirable, *, baseline=None, beta=0.1, weights=None, **options):
+    """`unpaired_losses` of arrays."""
+    scores = UnpairedScores(ResponseScores(policy, reference), desirable, baseline)
+    return unpaired_losses(loss_sum(name, weights), scores, {"beta": beta, **options})

@@ -8,10 +8,15 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from loss_oracles import ORACLES, random_pairs
+from loss_oracles import ORACLES, random_pairs, unpaired_loss
+from pydantic import ValidationError
 
-from localdpo.objective.losses import loss_function, preference_loss, unpaired_loss
-from localdpo.objective.registry import LOSSES, OptionSpec, loss_spec
+from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS, preference_loss
+from localdpo.objective.options import BETA, LD_ALPHA, USE_WEIGHTING, OptionSpec
+from localdpo.objective.registry import LOSSES, LossSpec, loss_spec
+from localdpo.objective.scores import ResponseScores
+from localdpo.recipe.loss import LossSection
+from localdpo.train.step import Objective
 
 # A value that differs from the default and is in range.
 OTHER_VALUES = {
@@ -69,11 +74,12 @@ def test_the_registry_and_the_notices_need_no_mlx():
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_entry_has_a_function_and_a_source(name):
     spec = LOSSES[name]
-    assert callable(loss_function(spec))
+    formulas = UNPAIRED_FORMULAS if spec.data == "unpaired" else PAIR_FORMULAS
+    assert callable(formulas[name])
     assert spec.summary
     assert spec.source
     assert spec.name == name
-    assert spec.requires <= spec.option_names
+    assert spec.requires <= spec.options.keys()
     assert (name in ORACLES) == (spec.data == "pairs")
 
 
@@ -112,6 +118,34 @@ def test_needs_tokens_is_true_exactly_where_the_counts_matter():
             for t in (nw, 2 * nw)
         )
         assert np.allclose(one, other) != spec.needs_tokens
+
+
+def test_a_loss_is_added_by_its_entry_and_its_formula(monkeypatch):
+    """Nothing else has to know it: options, sums, modifiers, the recipe and the step take it from there."""
+    options = {"beta": BETA, "ld_alpha": LD_ALPHA, "use_weighting": USE_WEIGHTING}
+    entry = LossSpec("cubic", "cube of the margin", "nobody", options)
+    monkeypatch.setitem(LOSSES, "cubic", entry)
+    monkeypatch.setitem(PAIR_FORMULAS, "cubic", lambda scores, *, beta: (beta * scores.h) ** 3)
+
+    pw, pl, rw, rl, nw, nl = (mx.array(a) for a in random_pairs(np.random.default_rng(0), (8,)))
+    h = (np.array(pw) - np.array(rw)) - (np.array(pl) - np.array(rl))
+    cubes = (0.2 * h.astype(np.float64)) ** 3
+    np.testing.assert_allclose(np.array(preference_loss("cubic", pw, pl, rw, rl, beta=0.2)), cubes, rtol=1e-4)
+    both = preference_loss(["cubic", "sft"], pw, pl, rw, rl, beta=0.2, chosen_tokens=nw, rejected_tokens=nl)
+    np.testing.assert_allclose(np.array(both), cubes - np.array(pw / nw), rtol=1e-4)
+    halved = tuple(a / 2 for a in (pw, pl, rw, rl))
+    shorter = preference_loss("cubic", pw, pl, rw, rl, beta=0.2, public=halved, ld_alpha=0.0)
+    np.testing.assert_allclose(np.array(shorter), cubes / 8, rtol=1e-4)
+
+    section = LossSection.model_validate({"type": "cubic", "beta": 0.2, "use_weighting": True})
+    assert section.weighs_pairs
+    policy, reference = mx.concatenate([pw, pl]), mx.concatenate([rw, rl])
+    certain = mx.zeros(policy.shape)  # pairs that the policy writes itself weigh 1
+    scores = ResponseScores(policy, reference, mx.concatenate([nw, nl]), alignment=certain)
+    sums = Objective(section).sums(scores)
+    assert sums["loss"][0].item() == pytest.approx(cubes.sum(), rel=1e-4)
+    with pytest.raises(ValidationError, match="the cubic loss does not use it"):
+        LossSection.model_validate({"type": "cubic", "label_smoothing": 0.1})
 
 
 def test_unknown_losses_name_the_nearest():

@@ -8,8 +8,7 @@ import pytest
 from loss_oracles import ORACLES, finite_differences, random_options, random_pairs
 
 from localdpo.objective.losses import preference_loss
-from localdpo.objective.mixture import loss_sum
-from localdpo.objective.registry import LOSSES
+from localdpo.objective.registry import LOSSES, loss_sum
 
 SUMS = {
     ("sigmoid", "sft"): (1.0, 0.1),  # RPO

@@ -13,7 +13,7 @@ from loss_oracles import ORACLES, finite_differences, random_options, random_pai
 
 import localdpo
 from localdpo.objective.losses import preference_loss
-from localdpo.objective.losses.sft import sft_loss
+from localdpo.objective.losses.responses import sft_loss
 from localdpo.objective.registry import LOSSES
 
 PAIR_LOSSES = sorted(name for name, spec in LOSSES.items() if spec.data == "pairs")

@@ -12,25 +12,22 @@ from hypothesis import strategies as st
 from loss_oracles import random_pairs
 
 from localdpo.objective.losses import preference_loss
-from localdpo.objective.losses.sft import sft_loss
+from localdpo.objective.losses.responses import sft_loss
 from localdpo.objective.metrics import Sums, demonstration_metrics, pair_metrics
-from localdpo.objective.scores import PairScores, log_ratios, rewards
+from localdpo.objective.scores import PairScores, ResponseScores, log_ratios
 
 BETA = 0.1
+
+
+def scores_of(pw, pl, rw, rl, nw, nl):
+    return PairScores(ResponseScores(pw, rw, nw), ResponseScores(pl, rl, nl))
 
 
 def metrics_of(arrays, reference=True):
     pw, pl, rw, rl, nw, nl = (mx.array(np.asarray(a, dtype=np.float32)) for a in arrays)
     losses = preference_loss("sigmoid", pw, pl, rw, rl, beta=BETA)
     return pair_metrics(
-        pw,
-        pl,
-        rw if reference else None,
-        rl if reference else None,
-        BETA,
-        losses=losses,
-        chosen_tokens=nw,
-        rejected_tokens=nl,
+        scores_of(pw, pl, rw if reference else None, rl if reference else None, nw, nl), losses, BETA
     )
 
 
@@ -86,10 +83,9 @@ def test_any_split_gives_the_figures_of_the_whole(seed, cuts):
     assert split.means() == pytest.approx(whole, rel=1e-5, abs=1e-5)
 
 
-def test_sums_combine_with_sums_and_leave_out_what_was_not_measured():
-    one = Sums().add({"kl": (2.0, 4.0), "nothing": (0.0, 0.0)})
-    two = Sums().add({"kl": (1.0, 2.0), "loss": (3.0, 1.0)})
-    assert one.add(two).means() == {"kl": 0.5, "loss": 3.0}
+def test_sums_add_up_and_leave_out_what_was_not_measured():
+    sums = Sums().add({"kl": (2.0, 4.0), "nothing": (0.0, 0.0)})
+    assert sums.add({"kl": (1.0, 2.0), "loss": (3.0, 1.0)}).means() == {"kl": 0.5, "loss": 3.0}
 
 
 @pytest.mark.parametrize("denominator", [8, mx.array(8.0)])
@@ -102,7 +98,7 @@ def test_works_inside_a_compiled_and_differentiated_step(reduce, denominator):
 
     def objective(pw, pl, denominator):
         losses = preference_loss("sigmoid", pw, pl, rw, rl, beta=BETA)
-        sums = pair_metrics(pw, pl, rw, rl, BETA, losses=losses, chosen_tokens=nw, rejected_tokens=nl)
+        sums = pair_metrics(scores_of(pw, pl, rw, rl, nw, nl), losses, BETA)
         return reduce(losses, sums) / denominator, sums
 
     (value, sums), grads = mx.compile(mx.value_and_grad(objective, argnums=(0, 1)))(pw, pl, denominator)
@@ -118,7 +114,7 @@ def test_demonstrations_work_inside_a_compiled_and_differentiated_step():
 
     def objective(logps, tokens):
         numerator, denominator = sft_loss(logps, tokens)
-        return numerator / denominator, demonstration_metrics(logps, tokens)
+        return numerator / denominator, demonstration_metrics(ResponseScores(logps, tokens=tokens))
 
     (value, sums), grad = mx.compile(mx.value_and_grad(objective))(logps, tokens)
     assert value.item() == pytest.approx(2.0)
@@ -135,15 +131,20 @@ def test_without_a_reference_rewards_are_per_token_and_nothing_is_compared():
 
 def test_shapes_that_differ_are_refused():
     good, bad = mx.zeros((3,)), mx.zeros((2,))
-    with pytest.raises(ValueError, match="one shape"):
-        pair_metrics(good, good, good, bad, BETA, losses=good, chosen_tokens=good, rejected_tokens=good)
+    with pytest.raises(ValueError, match=r"expected ref_rejected of shape \(3,\), got \(2,\)"):
+        pair_metrics(scores_of(good, good, good, bad, good, good), good, BETA)
     with pytest.raises(ValueError, match="both ref_chosen and ref_rejected, or neither"):
-        pair_metrics(good, good, good, None, BETA, losses=good, chosen_tokens=good, rejected_tokens=good)
+        pair_metrics(scores_of(good, good, good, None, good, good), good, BETA)
+    with pytest.raises(ValueError, match="expected losses of shape"):
+        pair_metrics(scores_of(good, good, good, good, good, good), bad, BETA)
 
 
 def test_demonstrations_are_weighted_by_tokens():
-    sums = Sums().add(demonstration_metrics(mx.array([-10.0, -2.0]), mx.array([5, 1])))
-    sums.add(demonstration_metrics(mx.array([-6.0]), mx.array([6])))
+    rows = [ResponseScores(mx.array([-10.0, -2.0]), tokens=mx.array([5, 1]))]
+    rows.append(ResponseScores(mx.array([-6.0]), tokens=mx.array([6])))
+    sums = Sums()
+    for scores in rows:
+        sums.add(demonstration_metrics(scores))
     assert sums.means() == pytest.approx({"loss": 18 / 12, "logps/chosen": -6.0})
 
 
@@ -152,10 +153,14 @@ def test_log_ratios_are_subtracted_in_float32():
     policy, reference = mx.array([-512.0, 3.0]).astype(mx.bfloat16), mx.array([-510.0, 2.5])
     assert log_ratios(policy, reference).dtype == mx.float32
     np.testing.assert_array_equal(np.array(log_ratios(policy, reference)), [-2.0, 0.5])
-    np.testing.assert_allclose(np.array(rewards(policy, reference, 0.1)), [-0.2, 0.05], rtol=1e-6)
+    scores = ResponseScores(policy, reference)
+    chosen, _ = PairScores(scores, scores).rewards(0.1)
+    np.testing.assert_allclose(np.array(chosen), [-0.2, 0.05], rtol=1e-6)
 
 
 def test_pair_scores_without_counts_say_so():
     zeros = mx.zeros((2,))
     with pytest.raises(ValueError, match="pass chosen_tokens"):
-        _ = PairScores(zeros, zeros, zeros, zeros).token_counts
+        _ = ResponseScores(zeros, zeros).length
+    with pytest.raises(ValueError, match="compares with a reference"):
+        _ = ResponseScores(zeros).log_ratio

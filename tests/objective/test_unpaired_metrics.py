@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_oracles import unpaired_loss
 
-from localdpo.objective.losses import unpaired_loss
 from localdpo.objective.metrics import Sums, unpaired_metrics
+from localdpo.objective.scores import ResponseScores, UnpairedScores
 
 BETA = 0.1
 POLICY = [-10.0, -20.0, -30.0, -9.0]  # log-ratios +2, -1, 1, -3
@@ -24,9 +25,8 @@ def metrics_of(policy, reference, labels, tokens, z=0.5):
     p, r, n = (mx.array(np.asarray(a, dtype=np.float32)) for a in (policy, reference, tokens))
     good, baseline = mx.array(labels), mx.array(z)
     losses = unpaired_loss("kto", p, r, good, baseline=baseline, beta=BETA)
-    return unpaired_metrics(
-        p, r, BETA, losses=losses, desirable=good, tokens=n, baseline=None if z is None else baseline
-    )
+    scores = UnpairedScores(ResponseScores(p, r, n), good, None if z is None else baseline)
+    return unpaired_metrics(scores, losses, BETA)
 
 
 def test_values_by_hand():
@@ -80,7 +80,7 @@ def test_works_inside_a_compiled_and_differentiated_step():
 
     def objective(p, count, z):
         losses = unpaired_loss("kto", p, reference, good, baseline=z, beta=BETA)
-        sums = unpaired_metrics(p, reference, BETA, losses=losses, desirable=good, tokens=n, baseline=z)
+        sums = unpaired_metrics(UnpairedScores(ResponseScores(p, reference, n), good, z), losses, BETA)
         return sums["loss"][0] / count, sums
 
     # The number of rows and the baseline are equal scalars, which mx.compile merges.
@@ -101,5 +101,6 @@ def test_margins_of_pairs_stay_the_mean_of_their_margins():
 
 def test_shapes_that_differ_are_refused():
     four = mx.zeros((4,))
+    scores = UnpairedScores(ResponseScores(four, four, four), mx.array([True]))
     with pytest.raises(ValueError, match="one shape"):
-        unpaired_metrics(four, four, BETA, losses=four, desirable=mx.array([True]), tokens=four)
+        unpaired_metrics(scores, four, BETA)

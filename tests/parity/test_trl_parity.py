@@ -23,9 +23,9 @@ from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import assemble
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
-from localdpo.train.session import assemble
 
 MISSING = [name for name in ("torch", "trl", "peft") if importlib.util.find_spec(name) is None]
 pytestmark = [

@@ -26,11 +26,11 @@ from localdpo.records.checkpoints import checkpoint_folders, newest_checkpoint
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint
+from localdpo.train.assemble import Session
 from localdpo.train.checkpoint import TrainState
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
-from localdpo.train.optimizers import make_optimizer
-from localdpo.train.session import Session
+from localdpo.train.step import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -49,7 +49,7 @@ def session(tmp_path: Path, pairs: Path, tiny_model: Path) -> Session:
 def stepped(session: Session, optimizer: optim.Optimizer, steps: range) -> None:
     step = step_of(session, optimizer)
     for number in steps:
-        step(session.training_arrays(session.training_batch(number)), 1e-3)
+        step(session.feed.arrays(session.feed.batches(number)), 1e-3)
 
 
 def save(session: Session, run: RunDir, optimizer: optim.Optimizer, step: int, keep: int = 9) -> Path:
@@ -270,8 +270,8 @@ def test_a_run_resumed_in_one_process_takes_the_same_steps(
     backend = prepare()
     whole = train(tmp_path / "whole", text, backend=backend)
     assert whole.session.compiled == compiled
-    if whole.session.shapes is not None:
-        assert 2 <= whole.loop.train_step.traces <= len(whole.session.shapes.shapes) + 1
+    if whole.session.feed.shapes is not None:
+        assert 2 <= whole.loop.train_step.traces <= len(whole.session.feed.shapes.shapes) + 1
     assert [p.name for p in checkpoint_folders(whole.run.checkpoints)] == [f"step-{n:06d}" for n in (2, 4, 6)]
     resumed = RunDir(tmp_path / "resumed")
     for name in ("recipe.yaml", "events.jsonl"):

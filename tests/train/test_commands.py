@@ -22,10 +22,10 @@ from localdpo.records.control import COMMANDS
 from localdpo.records.events import Event, EventWriter, effective, read_events
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, worker
+from localdpo.train.assemble import Session
 from localdpo.train.clock import Clock
 from localdpo.train.control import PAUSED_IN_WORK, StopRequest
-from localdpo.train.loop import Loop, Outcome
-from localdpo.train.session import Session
+from localdpo.train.loop import Loop, TrainingOutcome
 
 STEPS = 4
 Script = dict[str, list[str]]
@@ -101,7 +101,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> str:
     )
 
 
-def life(session: Session, run: RunDir, script: Script, stop: StopRequest | None = None) -> Outcome:
+def life(session: Session, run: RunDir, script: Script, stop: StopRequest | None = None) -> TrainingOutcome:
     """One worker's life in this process, with commands as the script says."""
     scripted, stop = Scripted(run, script), stop or StopRequest()
     stop.clock.rest = scripted.rest  # type: ignore[method-assign]
@@ -198,8 +198,8 @@ def test_a_pause_holds_steps_back_and_commands_work_in_it(tmp_path: Path, recipe
         ("checkpoint", True, "saved as checkpoints/step-000002"),
         ("evaluate", True, "evaluating after step 2"),
         ("evaluate", False, "step 2 is evaluated already"),
-        ("pause", True, "the run was paused before"),
-        ("resume", True, "goes on after step 2"),
+        ("pause", True, "the run is already paused"),
+        ("resume", True, "resumed after step 2"),
         ("resume", True, "the run is not paused"),
     ]
 
@@ -240,7 +240,7 @@ def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, re
     assert kinds.index("run.paused") < kinds.index("run.continued") < kinds.index("eval")
     assert answers(run) == [
         ("pause", True, "paused after step 0"),
-        ("resume", True, "goes on after step 0"),
+        ("resume", True, "resumed after step 0"),
         ("checkpoint", False, "no step is taken yet, so there is nothing to save"),
     ]
 
@@ -264,7 +264,7 @@ def test_what_a_pause_in_the_middle_of_an_evaluation_holds_up_is_refused(tmp_pat
         ("pause", True, "paused after step 0"),
         ("checkpoint", False, PAUSED_IN_WORK),
         ("evaluate", False, PAUSED_IN_WORK),
-        ("resume", True, "goes on after step 0"),
+        ("resume", True, "resumed after step 0"),
         ("evaluate", False, "step 0 is evaluated already"),
     ]
     assert answers(run)[5] == ("checkpoint", True, "saved as checkpoints/step-000001")

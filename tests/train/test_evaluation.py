@@ -16,9 +16,9 @@ from localdpo.model import lora
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.forward import Forward
 from localdpo.model.generate import SampledAnswer, generate
-from localdpo.train import evaluation
-from localdpo.train.evaluation import Sampler, Watched, evaluate, exact_kl, mean_entropy
-from localdpo.train.session import Session
+from localdpo.train import evaluator
+from localdpo.train.assemble import Session
+from localdpo.train.evaluator import Sampler, WatchedPrompt, evaluate, exact_kl, mean_entropy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 BETA = 0.1
@@ -244,7 +244,7 @@ def test_sampled_kl_of_single_tokens_is_the_exact_one_within_its_error(
     with lora.use(session.base.model, session.start):
         reference = _log_softmax(session.base.model(mx.array(prompt[None])))[-1]
     exact = float((np.exp(policy) * (policy - reference)).sum())
-    prompts = [Watched("", tuple(prompt.tolist()))] * 256
+    prompts = [WatchedPrompt("", tuple(prompt.tolist()))] * 256
     drawn = sampler(session, max_tokens=1, temperature=0.0)
     found = drawn.kl(prompts, session.forward, session.start, 0)
     assert found["kl_sampled_se"] > 0
@@ -262,7 +262,7 @@ def test_sampled_kl_counts_every_drawn_token(
         drawn.extend(generate(*arguments, **settings))
         return drawn
 
-    monkeypatch.setattr(evaluation, "generate", kept)
+    monkeypatch.setattr(evaluator, "generate", kept)
     # Whatever the temperature of the shown samples, these are drawn at 1.
     found = sampler(session, temperature=0.0).kl(session.kl_prompts, session.forward, session.start, 0)
     ratios = []

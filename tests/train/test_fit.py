@@ -16,13 +16,11 @@ from localdpo.model.load import build_model, load_tokenizer
 from localdpo.recipe.load import load_recipe
 from localdpo.train import fit as room
 from localdpo.train import worker
+from localdpo.train.assemble import assemble, attach_adapter
 from localdpo.train.control import StopRequest
-from localdpo.train.fit import CPU_TOKENS, Fit, Need, fit
-from localdpo.train.plan import make_plan
-from localdpo.train.rows import Drawn, Rows, micro_batch
-from localdpo.train.session import assemble, attach_adapter
-from localdpo.train.sources import open_rows
-from localdpo.train.step import MAX_SHAPES
+from localdpo.train.data import DrawnRows, Rows, micro_batch, open_rows
+from localdpo.train.fit import CPU_TOKENS, Layout, MemoryNeed, fit
+from localdpo.train.step import MAX_SHAPES, make_schedule
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 GPU = Backend("metal", None, True, ())
@@ -43,9 +41,9 @@ class Setting:
         model, _ = build_model(recipe.model)
         config = attach_adapter(model, recipe)
         train = open_rows(recipe, load_tokenizer(recipe.model))[0]
-        return recipe, train, make_plan(recipe.train, train.per_epoch), model, config, backend
+        return recipe, train, make_schedule(recipe.train, train.per_epoch), model, config, backend
 
-    def fit(self, memory: int, *, backend: Backend = GPU, **changes: Any) -> Fit:
+    def fit(self, memory: int, *, backend: Backend = GPU, **changes: Any) -> Layout:
         self.monkeypatch.setattr(room, "memory_limit", lambda device: memory)
         return fit(*self.parts(backend, **changes), shared=True)
 
@@ -53,7 +51,7 @@ class Setting:
         """Bytes that `auto` wants for so many rows: the estimate and a margin."""
         _, train, _, model, config, _ = self.parts(backend)
         sizes = room.model_shape(self.model, cpu=backend.is_cpu)
-        need = Need(train, sizes, model, config, backend, shared=True)
+        need = MemoryNeed(train, sizes, model, config, backend, shared=True)
         return int(need(rows, checkpoint).total / room.FILLED) + 1
 
 
@@ -111,7 +109,7 @@ def test_a_traced_step_takes_the_rows_that_compute_least_and_fit(setting: Settin
     """Its memory is that of the shapes; a number in the recipe is kept."""
     traced = {"train": {"compile": True}}
     _, train, plan, *_ = setting.parts(GPU, **traced)
-    drawn = Drawn(train, batch_size=8, seed=0, steps=plan.total)
+    drawn = DrawnRows(train, batch_size=8, seed=0, steps=plan.total)
     tables = {rows: drawn.shapes(rows, shared=True, most=MAX_SHAPES) for rows in (1, 2, 4, 8)}
     costs = {rows: t.computed + room.LAUNCH_COLUMNS * t.planned for rows, t in tables.items()}
     most = setting.fit(10**10, **traced)
@@ -141,7 +139,7 @@ def test_every_micro_batch_of_a_run_has_a_shape_and_tokens_are_counted_once(
 ) -> None:
     _, train, *_ = setting.parts(GPU)
     steps = 7  # 16 rows in steps of 5: epochs end with a step of one row
-    table = Drawn(train, batch_size=5, seed=3, steps=steps).shapes(micro, shared=shared, most=4)
+    table = DrawnRows(train, batch_size=5, seed=3, steps=steps).shapes(micro, shared=shared, most=4)
     batches = [b for k in range(steps) for b in train.training_batch(k, batch_size=5, micro=micro, seed=3)]
     assert table.planned == len(batches)
     tokens = 0
@@ -149,7 +147,7 @@ def test_every_micro_batch_of_a_run_has_a_shape_and_tokens_are_counted_once(
         shape = table.of(needed_shape(batch, shared=shared))
         assert shape is not None
         arrays = batch_arrays(batch, shared=shared, shape=shape)
-        assert arrays["gather"].shape == (shape.packed,)
+        assert arrays.gather_T.shape == (shape.packed,)
         contexts = int(batch.context.size - batch.context_pad.sum())
         tokens += contexts * (1 if shared else 2) + 2 * int(batch.lengths.sum())
     assert len(table.shapes) <= 4
@@ -166,12 +164,12 @@ def test_one_row_is_the_worst_row_and_several_are_padded_to_the_longest_of_each(
     _, train, _, model, config, _ = setting.parts(GPU)
     sizes = room.model_shape(setting.model, cpu=False)
     alone = [
-        Need(Rows(train.store, train.indices[[i]], train.pad), sizes, model, config, GPU, shared=True)(
+        MemoryNeed(Rows(train.store, train.indices[[i]], train.pad), sizes, model, config, GPU, shared=True)(
             1, False
         )
         for i in range(len(train))
     ]
-    need = Need(train, sizes, model, config, GPU, shared=True)
+    need = MemoryNeed(train, sizes, model, config, GPU, shared=True)
     assert need(1, False).total == max(one.total for one in alone)
     assert need(len(train) + 5, False) == need(len(train), False)
 

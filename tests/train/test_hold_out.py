@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.data.encode import prompt_key
-from localdpo.train.rows import Rows, hold_out
+from localdpo.train.data import Rows, hold_out
 
 
 class Store(list[Any]):

@@ -130,7 +130,7 @@ def test_a_run_whose_input_changed_does_not_go_on(line: str, made: Made) -> None
     CHANGES[line](made)
     (said,) = made.refused()
     assert said == (
-        f"{line.format(**vars(made))} since run dpo began; put it back, or go on with what is there now: "
+        f"{line.format(**vars(made))} since run dpo began; restore it, or resume with what is there now: "
         f"localdpo train --resume --run dpo --runs-dir {made.run.path.parent} --accept-changes"
     )
 
@@ -184,7 +184,7 @@ def test_no_damage_of_the_digests_is_taken_for_them(made: Made) -> None:
     now = inputs.inputs_of(recipe)
     with pytest.raises(UserErrors, match=r"data\.train .*16 rows then, 17 now"):
         inputs.require_unchanged(made.run, recipe, now, accept=False, note=notes.append)
-    assert notes == [f"{file}: damaged; a checkpoint says it too"]
+    assert notes == [f"{file}: damaged; its copy in a checkpoint is used"]
     file.unlink()
     with pytest.raises(UserErrors, match=r"data\.train .*16 rows then, 17 now"):
         inputs.require_unchanged(made.run, recipe, now, accept=False, note=pytest.fail)
@@ -197,7 +197,7 @@ def test_a_run_that_kept_no_digests_goes_on_with_a_note(made: Made) -> None:
     notes: list[str] = []
     recipe = load_recipe(made.run.recipe)
     inputs.require_unchanged(made.run, recipe, inputs.inputs_of(recipe), accept=False, note=notes.append)
-    assert notes == ["no digests say which inputs this run began with: those of now are kept from here on"]
+    assert notes == ["this run has no record of its inputs: the current ones are recorded from here on"]
 
 
 def test_missing_inputs_are_named_all_at_once(made: Made) -> None:
@@ -270,7 +270,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence
     damaged = f"{made.run.path}: all checkpoints are damaged: {weights}: "
     assert line.startswith(damaged)
     assert line.endswith(
-        "put one back from a copy, start over as another --run name, or from step 0 in this run: "
+        "restore one from a copy, start over as another --run name, or from step 0 in this run: "
         f"localdpo train --resume --run dpo --runs-dir {made.run.path.parent} --accept-changes"
     )
     assert made.live("--accept-changes") == 0

@@ -21,8 +21,8 @@ from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.recipe.load import load_recipe
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import Session
 from localdpo.train.dry_run import dry_run
-from localdpo.train.session import Session
 from localdpo.train.unpaired import notes
 from localdpo.train.worker import _reading
 
@@ -78,10 +78,10 @@ def test_a_step_is_a_function_of_seed_and_step_and_follows_the_weights(
         train={"epochs": 2, "batch_size": 5, "micro_batch_size": 2},
     )
     session, again = (session_of(tmp_path, content) for _ in range(2))
-    assert (session.plan.rows, session.plan.per_epoch, session.plan.total) == (24, 5, 10)
-    drawn = [np.concatenate([b.indices for b in session.training_batch(step)]) for step in range(10)]
+    assert (session.schedule.rows, session.schedule.per_epoch, session.schedule.total) == (24, 5, 10)
+    drawn = [np.concatenate([b.indices for b in session.feed.batches(step)]) for step in range(10)]
     for step in (7, 2, 0):
-        other = np.concatenate([b.indices for b in again.training_batch(step)])
+        other = np.concatenate([b.indices for b in again.feed.batches(step)])
         np.testing.assert_array_equal(other, drawn[step])
     for epoch in (0, 1):
         times = np.bincount(np.concatenate(drawn[5 * epoch : 5 * epoch + 5]), minlength=18)
@@ -132,7 +132,7 @@ def test_scores_of_a_mixture_are_right_and_found_again_whatever_the_loss(
     assert scored(mixed([one, entry(two, weight=2)]))[-1] == 18
     again = mixed([one, entry(two, weight=2)], loss={"beta": 0.5}, train={"learning_rate": 1e-2, "seed": 3})
     assert scored(again) == []
-    for batch in again.training_batch(0) + again.training_batch(1):
+    for batch in again.feed.batches(0) + again.feed.batches(1):
         assert again.train_scores is not None
         live = np.array(again.forward.score(batch))
         np.testing.assert_allclose(again.train_scores.of(batch.indices), live, atol=1e-3, rtol=2e-6)
@@ -178,7 +178,7 @@ def test_micro_batches_of_a_mixture_add_up_to_the_batch(
         scored(session)
         # So large a rate that the difference of two weights is known as well as the gradient itself.
         before, step = weights_of(session), step_of(session, optim.SGD(RATE))
-        result = step(session.training_arrays(session.training_batch(0)), RATE)
+        result = step(session.feed.arrays(session.feed.batches(0)), RATE)
         after = weights_of(session)
         moved = {name: (before[name] - after[name]) / RATE for name in before}
         found.append((result.loss, moved))
@@ -205,7 +205,7 @@ def test_a_run_learns_is_resumed_exactly_and_names_its_rows(
     )
     whole = train(tmp_path / "whole", content)
     assert whole.outcome.metrics["rewards/accuracies"] == 1.0
-    assert whole.session.plan.total == 15
+    assert whole.session.schedule.total == 15
     resumed = RunDir(tmp_path / "resumed")
     resumed.checkpoints.mkdir(parents=True)
     for name in ("recipe.yaml", "events.jsonl"):

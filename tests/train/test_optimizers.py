@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from localdpo.recipe.schema import TrainSection
-from localdpo.train.optimizers import make_optimizer
+from localdpo.train.step import make_optimizer
 
 RATES = [1e-2, 3e-2, 2e-2]
 DECAY = 0.1

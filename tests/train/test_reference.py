@@ -21,10 +21,10 @@ from localdpo.model.backend import Backend
 from localdpo.recipe.load import load_recipe
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import Session, assemble
 from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
 from localdpo.train.reference import ReferenceScores
-from localdpo.train.session import Session, assemble
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -76,7 +76,7 @@ def test_cached_scores_are_the_live_ones_in_the_order_of_a_batch(
     again = session_of(tmp_path, text)
     assert scores_of(again).todo() == []
     for step in range(3):
-        for batch in again.training_batch(step):
+        for batch in again.feed.batches(step):
             live = np.array(again.forward.score(batch))
             np.testing.assert_allclose(scores_of(again).of(batch.indices), live, atol=1e-3, rtol=2e-6)
 
@@ -110,11 +110,11 @@ def test_split_sums_are_kept_whatever_the_weight_of_the_tail(
     again = session(0.25)
     assert file_of(again) == file_of(first) != file_of(session(1.0))
     assert scores_of(again).todo() == []
-    (batch,) = again.training_batch(0)
-    live, kept = again.forward.measure(batch), scores_of(again).arrays(batch)
-    for kind, name in (("logps", "reference"), ("public", "reference_public")):
-        np.testing.assert_allclose(np.array(kept[name]), np.array(live[kind]), atol=1e-3, rtol=2e-6)
-    assert np.abs(np.array(live["logps"]) - np.array(live["public"])).max() > 1
+    (batch,) = again.feed.batches(0)
+    live, kept = again.forward.measure(batch), scores_of(again).sums(batch)
+    for stored, scored in zip(kept, (live.policy, live.policy_public), strict=True):
+        np.testing.assert_allclose(np.array(stored), np.array(scored), atol=1e-3, rtol=2e-6)
+    assert np.abs(np.array(live.policy) - np.array(live.policy_public)).max() > 1
 
 
 def test_only_rows_that_the_run_draws_are_scored(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
@@ -122,7 +122,7 @@ def test_only_rows_that_the_run_draws_are_scored(tmp_path: Path, pairs: Path, ti
         tmp_path, recipe_text(tiny_model, pairs, train={"max_steps": 2}, data={"valid_fraction": 0.25})
     )
     score_all(session, tmp_path / "events.jsonl")
-    drawn = {int(i) for step in (0, 1) for b in session.training_batch(step) for i in b.indices}
+    drawn = {int(i) for step in (0, 1) for b in session.feed.batches(step) for i in b.indices}
     assert len(drawn) == 8
     assert known(scores_of(session)) == sorted(drawn)
     assert session.valid_scores is not None
@@ -276,12 +276,12 @@ def test_whatever_changes_the_scores_makes_a_new_file(
     # What does not reach the reference does not make a new one.
     same = file(loss={"beta": 0.5}, train={"learning_rate": 1e-2, "seed": 3}, lora={"rank": 2})
     assert same == files["plain"]
-    monkeypatch.setattr("localdpo.train.sources.version", lambda name: "9.9.9")
+    monkeypatch.setattr("localdpo.train.reference.version", lambda name: "9.9.9")
     assert file() not in files.values()
 
 
 def test_another_precision_makes_a_new_file(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
-    from localdpo.train.sources import open_scores
+    from localdpo.train.reference import open_scores
 
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
 

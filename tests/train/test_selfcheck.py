@@ -9,11 +9,9 @@ import pytest
 
 from localdpo.model import shared_prompt
 from localdpo.model.backend import Backend
-from localdpo.train.selfcheck import questions, speed, working
-from localdpo.train.selfcheck.__main__ import facts, outcome
-from localdpo.train.selfcheck.checks import checks
+from localdpo.train.selfcheck import CheckResult, Differs, compared, probes, working
+from localdpo.train.selfcheck.__main__ import checks, facts, outcome
 from localdpo.train.selfcheck.numbers import Numbers
-from localdpo.train.selfcheck.report import Differs, Finding, compared
 
 CPU, GPU = Backend("cpu", None, True, ()), Backend("metal", None, True, ())
 
@@ -67,18 +65,18 @@ def test_the_demo_model_generates_its_likeliest_tokens() -> None:
 
 
 def test_measurements_are_made() -> None:
-    assert speed.memory().state == "ok"
-    assert questions.float32_products().value.endswith("float32")
-    assert questions.scatter_add().value == "the same each time"
-    assert "agree with 12 of 12" in questions.attention(mx.float32, "causal", can_compile=True).value
-    assert questions.mask_in_checkpoint(mx.float32).value == "works"
+    assert probes.memory().state == "ok"
+    assert probes.float32_products().value.endswith("float32")
+    assert probes.scatter_add().value == "the same each time"
+    assert "agree with 12 of 12" in probes.attention(mx.float32, "causal", can_compile=True).value
+    assert probes.mask_in_checkpoint(mx.float32).value == "works"
 
 
 def test_whatever_happens_in_a_check_is_its_outcome() -> None:
-    def breaks() -> Finding:
+    def breaks() -> CheckResult:
         raise MemoryError("[metal::malloc] Resource limit")
 
-    def wrong() -> Finding:
+    def wrong() -> CheckResult:
         raise Differs("not whole")
 
     assert outcome(("a", breaks))["value"] == "MemoryError: [metal::malloc] Resource limit"
@@ -89,7 +87,7 @@ def test_whatever_happens_in_a_check_is_its_outcome() -> None:
 def test_a_number_that_is_none_is_above_every_bar() -> None:
     assert compared({"a": (1.0, 1.0), "b": (0.0, 1e-6)}).state == "ok"
     assert compared({"a": (float("nan"), 1.0)}).state == "differs"
-    assert compared({"a": (0.0, 1.0), "b": (2.0, 1.0)}) == Finding("differs", "a 0, b 2", "at most 1, 1")
+    assert compared({"a": (0.0, 1.0), "b": (2.0, 1.0)}) == CheckResult("differs", "a 0, b 2", "at most 1, 1")
 
 
 def test_checks_have_names_of_their_own_and_a_gpu_has_all_that_the_cpu_has(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from localdpo.data.store import BLOCK_ROWS
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.recipe.load import load_recipe
-from localdpo.train import session as session_module
-from localdpo.train import sources
-from localdpo.train.rows import hold_out, visited
-from localdpo.train.session import assemble, check_paths
+from localdpo.train import assemble as session_module
+from localdpo.train import data as sources
+from localdpo.train.assemble import assemble, check_paths
+from localdpo.train.data import hold_out, visited
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -71,8 +71,8 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path, pairs: Path, tiny_mo
     held = {int(i) for i in session.valid.indices}
     trained = {
         int(i)
-        for step in range(session.plan.total)
-        for batch in session.training_batch(step)
+        for step in range(session.schedule.total)
+        for batch in session.feed.batches(step)
         for i in batch.indices
     }
     assert held

@@ -16,10 +16,11 @@ from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 from training_runs import session_of, step_of, weights_of
 
 from localdpo.model import lora
+from localdpo.objective.scores import ResponseScores
+from localdpo.train.assemble import Session
+from localdpo.train.data import DrawnRows
 from localdpo.train.fit import CPU_TOKENS
-from localdpo.train.rows import Drawn
-from localdpo.train.session import Session
-from localdpo.train.step import StepResult, TrainStep
+from localdpo.train.step import StepArrays, StepResult, TrainStep
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 BETA = 0.1
@@ -47,7 +48,7 @@ def sgd_step(session: Session, **options: Any) -> tuple[StepResult, dict[str, np
     """
     before = weights_of(session)
     step = step_of(session, optim.SGD(RATE), **options)
-    result = step(session.training_arrays(session.training_batch(0)), RATE)
+    result = step(session.feed.arrays(session.feed.batches(0)), RATE)
     after = weights_of(session)
     return result, {name: (before[name] - after[name]) / RATE for name in before}
 
@@ -145,8 +146,8 @@ def test_the_gradient_at_the_start_is_half_beta_times_that_of_the_margin(
     session = prepared(
         tmp_path, recipe_text(tiny_model, pairs, adapter=str(sft_adapter), loss={"beta": BETA})
     )
-    (arrays,) = session.training_arrays(session.training_batch(0))
-    n = int(arrays["lengths"].shape[0]) // 2
+    (arrays,) = session.feed.arrays(session.feed.batches(0))
+    n = int(arrays.lengths_N.shape[0]) // 2
 
     def margin(tree: Any) -> mx.array:
         session.base.model.update(tree)
@@ -172,7 +173,7 @@ def test_every_trainable_weight_moves_in_one_step_and_nothing_else(
     before = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
     reference = {name: np.array(value) for name, value in tree_flatten(session.start)}
     step = step_of(session, optim.Adam(1e-2, bias_correction=True), compiled=compiled)
-    step(session.training_arrays(session.training_batch(0)), 1e-2)
+    step(session.feed.arrays(session.feed.batches(0)), 1e-2)
     after = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert moved == trainable
@@ -187,7 +188,7 @@ def test_fresh_adapters_move_wholly_in_two_steps(tmp_path: Path, pairs: Path, ti
     step = step_of(session, optim.Adam(1e-2, bias_correction=True))
     start = weights_of(session)
     for number in (0, 1):
-        step(session.training_arrays(session.training_batch(number)), 1e-2)
+        step(session.feed.arrays(session.feed.batches(number)), 1e-2)
         now = weights_of(session)
         still = {name.rsplit(".", 1)[1] for name in start if np.array_equal(start[name], now[name])}
         assert still == ({"lora_a"} if number == 0 else set())
@@ -208,7 +209,7 @@ def test_compiled_equals_eager_with_micro_batches_and_dropout(
         session = prepared(tmp_path, text)
         mx.random.seed(0)
         step = step_of(session, optim.Adam(1e-3, bias_correction=True), compiled=compiled, clip=1.0)
-        results = [step(session.training_arrays(session.training_batch(k)), 1e-3) for k in range(3)]
+        results = [step(session.feed.arrays(session.feed.batches(k)), 1e-3) for k in range(3)]
         found[compiled] = ([r.loss for r in results], weights_of(session))
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-4)
     for name, value in found[False][1].items():
@@ -228,11 +229,11 @@ def test_padding_to_the_shapes_of_a_run_changes_no_number(
     session = prepared(tmp_path, text)
     make_the_reference_another(session)
     plain, expected = sgd_step(session)
-    drawn = Drawn(session.train, batch_size=7, seed=0, steps=session.plan.total)
+    drawn = DrawnRows(session.train, batch_size=7, seed=0, steps=session.schedule.total)
     session = prepared(tmp_path, text)
     make_the_reference_another(session)
-    session.shapes = drawn.shapes(2, shared=True, most=2)
-    shapes = {arrays["response"].shape for arrays in session.training_arrays(session.training_batch(0))}
+    session.feed.shapes = drawn.shapes(2, shared=True, most=2)
+    shapes = {arrays.response_NR.shape for arrays in session.feed.arrays(session.feed.batches(0))}
     assert len(shapes) == 2
     padded, found = sgd_step(session)
     assert_close(found, expected)
@@ -241,7 +242,7 @@ def test_padding_to_the_shapes_of_a_run_changes_no_number(
 
 
 class _Sums(nn.Module):
-    """Stands for a forward pass and an objective: the loss is the sum of x times one weight."""
+    """Stands for a forward pass and an objective: the loss is the sum of `valid_T` times one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,11 +252,19 @@ class _Sums(nn.Module):
     def model(self) -> nn.Module:
         return self
 
-    def scores(self, arrays: Any, *, gradient: bool) -> dict[str, mx.array]:
-        return {"logps": arrays["x"] * self.weight}
+    def scores(self, arrays: StepArrays, *, gradient: bool) -> ResponseScores:
+        return ResponseScores(arrays.valid_T * self.weight)
 
-    def sums(self, scores: Any, arrays: Any) -> dict[str, mx.array]:
-        return {"loss": mx.stack([scores["logps"].sum(), mx.array(1.0)])}
+    def sums(self, scores: ResponseScores, desirable: Any, baseline: Any) -> dict[str, mx.array]:
+        return {"loss": mx.stack([scores.policy.sum(), mx.array(1.0)])}
+
+
+def arrays_of(width: int) -> StepArrays:
+    """Those that _Sums reads; the others are ballast."""
+    ids, x = mx.zeros((1,), dtype=mx.int32), mx.arange(width).astype(mx.float32)
+    return StepArrays(
+        gather_T=ids, targets_T=ids, owner_T=ids, valid_T=x, public_T=x, lengths_N=ids, count=mx.array(2.0)
+    )
 
 
 def test_one_trace_serves_every_place_of_a_micro_batch_and_too_many_are_dropped(
@@ -269,8 +278,7 @@ def test_one_trace_serves_every_place_of_a_micro_batch_and_too_many_are_dropped(
         step = TrainStep(parts, parts, optim.SGD(1e-2), max_grad_norm=1.0, compiled=compiled)
         counted = []
         for widths in ((4, 4, 4), (4,), (6, 4), (4, 6, 6), (8,), (4, 8)):
-            arrays = [{"x": mx.arange(n).astype(mx.float32), "count": mx.array(2.0)} for n in widths]
-            result = step(arrays, 1e-2)
+            result = step([arrays_of(n) for n in widths], 1e-2)
             counted.append((step.traces, result.loss, result.grad_norm))
         found[compiled] = counted
     # The update is the second trace of the first step; 8 is a shape too many, then 4 is traced again.
@@ -298,11 +306,11 @@ def test_a_ragged_last_batch_and_fewer_rows_than_a_batch_count_their_own_pairs(
     session = prepared(
         tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 4, "micro_batch_size": 2})
     )
-    assert [len(b.indices) for b in session.training_batch(2)] == [2, 1]
-    assert session.training_arrays(session.training_batch(2))[0]["count"].item() == 3
+    assert [len(b.indices) for b in session.feed.batches(2)] == [2, 1]
+    assert session.feed.arrays(session.feed.batches(2))[0].count.item() == 3
     options = {"batch_size": 64, "micro_batch_size": 64}
     few = prepared(tmp_path, recipe_text(tiny_model, pairs, pairs, train=options))
-    assert (few.plan.total, [len(b.indices) for b in few.training_batch(0)]) == (1, [11])
+    assert (few.schedule.total, [len(b.indices) for b in few.feed.batches(0)]) == (1, [11])
     result, _ = sgd_step(few)
     assert abs(result.loss - math.log(2)) < 1e-6
 
@@ -316,7 +324,7 @@ def test_a_cpu_takes_a_batch_in_parts_of_similar_length_unless_told_otherwise(
     own = session()
     assert own.micro == min(8, int(CPU_TOKENS // np.median(own.train.lengths(np.arange(len(own.train))))))
     assert 1 <= own.micro < 8
-    parts = own.training_batch(0)
+    parts = own.feed.batches(0)
     assert sum(len(batch.indices) for batch in parts) == 8
     assert session(micro_batch_size=8).micro == 8
     aot = session_of(
@@ -328,7 +336,7 @@ def test_a_cpu_takes_a_batch_in_parts_of_similar_length_unless_told_otherwise(
 def test_the_learning_rate_is_that_of_the_call(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     session = prepared(tmp_path, recipe_text(tiny_model, pairs))
     step, before = step_of(session, optim.SGD(1.0)), weights_of(session)
-    step(session.training_arrays(session.training_batch(0)), 0.0)
+    step(session.feed.arrays(session.feed.batches(0)), 0.0)
     after = weights_of(session)
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
@@ -339,10 +347,10 @@ def test_dropout_is_on_while_a_step_is_taken_and_only_then(
 ) -> None:
     text = recipe_text(tiny_model, pairs, adapter=str(sft_adapter), lora={"dropout": 0.5})
     session = prepared(tmp_path, text)
-    (batch,) = session.training_batch(0)
+    (batch,) = session.feed.batches(0)
     before = np.array(session.forward.score(batch))
     step = step_of(session, optim.SGD(0.0), compiled=compiled)
-    losses = [step(session.training_arrays([batch]), 0.0).loss for _ in range(2)]
+    losses = [step(session.feed.arrays([batch]), 0.0).loss for _ in range(2)]
     assert abs(losses[0] - math.log(2)) > 1e-3
     assert abs(losses[0] - losses[1]) > 1e-4
     np.testing.assert_array_equal(np.array(session.forward.score(batch)), before)

@@ -34,12 +34,12 @@ from localdpo.model import lora
 from localdpo.model.backend import prepare
 from localdpo.recipe.load import load_recipe
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import Session, assemble
 from localdpo.train.dry_run import dry_run
-from localdpo.train.evaluation import evaluate
-from localdpo.train.session import Session, assemble
+from localdpo.train.evaluator import evaluate
+from localdpo.train.loop import Watch
 from localdpo.train.step import StepResult
 from localdpo.train.unpaired import mismatched_rows, partners
-from localdpo.train.watch import Watch
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 BETA = 0.1
@@ -108,7 +108,7 @@ def likelier(session: Session) -> None:
             if name.endswith("lora_b"):
                 noise = rng.normal(size=w.shape).astype(np.float32) * 0.1
                 session.base.model.load_weights([(name, mx.array(w + noise))], strict=False)
-        z = session.baseline(session.train, np.arange(len(session.train)))["baseline"]
+        z = session.baseline(session.train, np.arange(len(session.train)))
         if float(z.item()) > 0.5:
             return
     raise AssertionError("no policy with a baseline above 0")
@@ -164,9 +164,7 @@ def test_mismatched_rows_depend_on_the_set_alone_and_keep_to_the_limit(
 def sgd_step(session: Session, **options: Any) -> tuple[StepResult, dict[str, np.ndarray]]:
     """The first step with SGD, and each weight's gradient."""
     before = weights_of(session)
-    result = step_of(session, optim.SGD(RATE), **options)(
-        session.training_arrays(session.training_batch(0)), RATE
-    )
+    result = step_of(session, optim.SGD(RATE), **options)(session.feed.arrays(session.feed.batches(0)), RATE)
     after = weights_of(session)
     return result, {name: (before[name] - after[name]) / RATE for name in before}
 
@@ -183,7 +181,7 @@ def test_the_first_step_is_half_a_weight_with_a_baseline_of_zero(
     recipe = text(tiny_model, rows, adapter=str(sft_adapter), loss={"desirable_weight": 1.5})
     result, _ = sgd_step(prepared(tmp_path, recipe))
     labels = [
-        rated(n)["label"] for batch in session_of(tmp_path, recipe).training_batch(0) for n in batch.indices
+        rated(n)["label"] for batch in session_of(tmp_path, recipe).feed.batches(0) for n in batch.indices
     ]
     assert result.loss == pytest.approx(np.mean(np.where(labels, 0.75, 0.5)), rel=1e-5)
     assert result.metrics["kl_baseline"] < 1e-5
@@ -198,7 +196,7 @@ def test_a_step_is_that_of_numpy_and_the_baseline_takes_no_gradient(
     recipe = text(tiny_model, rows, adapter=str(sft_adapter), loss={"beta": BETA, **weights})
     session = prepared(tmp_path, recipe)
     likelier(session)
-    places = sorted(int(i) for batch in session.training_batch(0) for i in batch.indices)
+    places = sorted(int(i) for batch in session.feed.batches(0) for i in batch.indices)
     z = shifted_baseline(session, places)
     assert z > 0.1
     store = session.train.store
@@ -206,7 +204,7 @@ def test_a_step_is_that_of_numpy_and_the_baseline_takes_no_gradient(
     good = np.array([store[i].desirable for i in places])
     values = np.where(good, 1.5, 0.5) / (1 + np.exp(np.where(good, 1, -1) * BETA * (ratios - z)))
 
-    (arrays,) = session.training_arrays([session.train.batch(np.array(places))])
+    (arrays,) = session.feed.arrays([session.train.batch(np.array(places))])
     policy = np.array(session.forward.score(session.train.batch(np.array(places))))
     slopes = np.where(good, -1, 1) * BETA * values * (1 - values / np.where(good, 1.5, 0.5)) / len(places)
 
@@ -231,11 +229,11 @@ def test_a_step_is_that_of_numpy_and_the_baseline_takes_no_gradient(
 def test_the_baseline_is_that_of_numpy(tmp_path: Path, rows: Path, tiny_model: Path) -> None:
     session = session_of(tmp_path, text(tiny_model, rows))
     likelier(session)
-    z = session.baseline(session.train, np.arange(12))["baseline"]
+    z = session.baseline(session.train, np.arange(12))
     assert z.item() == pytest.approx(shifted_baseline(session, list(range(12))), rel=1e-4)
-    assert session.baseline(session.train, np.array([3]))["baseline"].item() == 0.0
+    assert session.baseline(session.train, np.array([3])).item() == 0.0
     anchored = session_of(tmp_path, text(tiny_model, rows, loss={"type": "apo_zero_unpaired"}))
-    assert anchored.baseline(anchored.train, np.arange(12)) == {}
+    assert anchored.baseline is None
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path: Path, rows: Path, tiny_model: Path) -> None:
@@ -336,9 +334,9 @@ def test_held_out_figures_are_those_of_numpy_however_they_are_cut(
 ) -> None:
     session = prepared(tmp_path, text(tiny_model, rows))
     likelier(session)
-    common = session.baseline(session.valid, session.valid.indices)
-    arguments = (session.forward, session.objective, session.valid, np.arange(12), session.valid_reference)
-    found = [evaluate(*arguments, batch=size, common=common).metrics for size in (12, 5, 1)]
+    baseline = session.baseline(session.valid, session.valid.indices)
+    arguments = (session.forward, session.objective, session.valid, np.arange(12), session.valid_scores)
+    found = [evaluate(*arguments, batch=size, baseline=baseline).metrics for size in (12, 5, 1)]
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5, abs=1e-5)
     store, z = session.valid.store, shifted_baseline(session, list(range(12)))
@@ -357,7 +355,7 @@ def test_a_moving_reference_is_the_one_behind_the_baseline(
     likelier(session)
     assert session.moving is not None
     session.moving.after_step(1)
-    assert abs(session.baseline(session.train, np.arange(12))["baseline"].item()) < 1e-5
+    assert abs(session.baseline(session.train, np.arange(12)).item()) < 1e-5
 
 
 # --- what a person is told ----------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from localdpo.recipe.load import load_recipe
 from localdpo.records.events import Event, EventWriter, read_events
 from localdpo.records.metrics import BY_NAME
 from localdpo.records.rundir import RunDir
+from localdpo.train.assemble import Session, assemble
 from localdpo.train.control import StopRequest
-from localdpo.train.loop import Loop, Outcome
-from localdpo.train.session import Session, assemble
+from localdpo.train.loop import Loop, TrainingOutcome
 from localdpo.train.step import TrainStep
 
 EAGER = Backend("cpu", None, False, ())
@@ -42,7 +42,7 @@ class Run:
     run: RunDir
     session: Session
     loop: Loop
-    outcome: Outcome
+    outcome: TrainingOutcome
 
     @property
     def events(self) -> list[Event]:

@@ -1,39 +1,26 @@
-"""`preference_loss`, `unpaired_loss`: every loss by its name. One family a file; the table is registry.py."""
+"""Every loss by its name. `preference_loss` is public; training calls `pair_losses` and `unpaired_losses`.
+
+The formulas are in `margins.py`, `responses.py` and `unpaired.py`, what the recipe must know of each loss in
+`objective/registry.py`. To add a loss, write its entry there, and its formula here, in a line of FORMULAS.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from typing import cast
+from dataclasses import replace
+from typing import Final
 
 import mlx.core as mx
 
-from localdpo.objective.divergences import with_divergence
-from localdpo.objective.mixture import LossSum, loss_sum
-from localdpo.objective.modifiers import length_desensitised, pair_weights
+from localdpo.objective.losses import margins, responses, unpaired
 from localdpo.objective.options import OptionValue
-from localdpo.objective.registry import LossSpec
-from localdpo.objective.scores import PairScores, UnpairedScores
+from localdpo.objective.registry import LossSpec, LossSum, loss_sum
+from localdpo.objective.scores import PairScores, ResponseScores, UnpairedScores
 
-PairLoss = Callable[..., mx.array]
-SUMS = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
-ALIGNMENT = ("alignment of chosen", "alignment of rejected")
-PUBLIC = tuple(f"public {name}" for name in SUMS)
-
-
-def loss_function(spec: LossSpec) -> Callable[..., object]:
-    """The function of a registry entry on its own rows: `NAME_loss` in its module."""
-    return cast("Callable[..., object]", getattr(_module(spec), f"{spec.name}_loss"))
-
-
-def pair_function(spec: LossSpec) -> PairLoss:
-    """The function of a registry entry on pairs; for a loss on demonstrations that is `NAME_term`."""
-    kind = "loss" if spec.data == "pairs" else "term"
-    return cast("PairLoss", getattr(_module(spec), f"{spec.name}_{kind}"))
-
-
-def _module(spec: LossSpec) -> object:
-    return import_module(f"localdpo.objective.losses.{spec.module}")
+# Formulas on pairs take PairScores, those on single responses UnpairedScores, and the options of the registry
+# as keywords; all return a term for each row, [B].
+PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {**margins.FORMULAS, **responses.FORMULAS}
+UNPAIRED_FORMULAS: Final = unpaired.FORMULAS
 
 
 def preference_loss(
@@ -72,129 +59,85 @@ def preference_loss(
     that are not of one shape [B], and missing reference log-probabilities or token counts.
     """
     loss = loss_sum(loss_type, weights)
+    given: dict[str, OptionValue] = {"beta": beta, **options}
+    # 0 is the signature's own default: only a caller's value can be "not read".
+    if label_smoothing != 0.0 or "label_smoothing" in loss.options:
+        given["label_smoothing"] = label_smoothing
+    public_w, public_l, ref_public_w, ref_public_l = public or (None,) * 4
+    aligned_w, aligned_l = alignment or (None,) * 2
+    chosen = ResponseScores(policy_chosen, ref_chosen, chosen_tokens, public_w, ref_public_w, aligned_w)
+    rejected = ResponseScores(
+        policy_rejected, ref_rejected, rejected_tokens, public_l, ref_public_l, aligned_l
+    )
+    return pair_losses(loss, PairScores(chosen, rejected), given)
+
+
+def pair_losses(loss: LossSum, scores: PairScores, options: Mapping[str, OptionValue]) -> mx.array:
+    """The losses of B pairs, float32 [B]: see `preference_loss`, also for what is refused."""
     if loss.data != "pairs":
         raise ValueError(f"loss {loss.name!r} trains on {loss.data}, not on pairs")
-    given = _given(loss, beta, label_smoothing, options)
-    arrays = {
-        "policy_chosen": policy_chosen,
-        "policy_rejected": policy_rejected,
-        "ref_chosen": ref_chosen,
-        "ref_rejected": ref_rejected,
-        "chosen_tokens": chosen_tokens,
-        "rejected_tokens": rejected_tokens,
-    }
-    arrays |= dict(zip(PUBLIC, public or (None,) * len(PUBLIC), strict=True))
-    arrays |= dict(zip(ALIGNMENT, alignment or (None,) * len(ALIGNMENT), strict=True))
-    terms = [_term(spec, given, arrays) for spec in loss.terms]
+    loss.require_valid(options)
+    scores = scores.float32(f"loss {loss.name!r}")
+    terms = [_pair_term(spec, scores, options) for spec in loss.terms]
     total = loss.weights[0] * terms[0]
     for weight, term in zip(loss.weights[1:], terms[1:], strict=True):
         total = total + weight * term
     return total
 
 
-def unpaired_loss(
-    loss_type: str | Sequence[str],
-    policy: mx.array,
-    reference: mx.array,
-    desirable: mx.array,
-    *,
-    beta: float = 0.1,
-    baseline: mx.array | None = None,
-    weights: Sequence[float] | None = None,
-    **options: OptionValue,
-) -> mx.array:
-    """The loss `loss_type` of B single responses with a label, float32 [B].
+def unpaired_losses(loss: LossSum, scores: UnpairedScores, options: Mapping[str, OptionValue]) -> mx.array:
+    """The losses of B single responses with a label, float32 [B].
 
-    policy, reference [B]: log-probabilities (nats) of whole responses, summed over their scored tokens, of
-    any float type; desirable [B]: bool. baseline: the KL baseline z of the step, a scalar in nats that takes
-    no gradient, needed by `kto` and ignored by the others. `options` are the loss's own keys; `weights` as in
-    `preference_loss`, for a list of one loss.
+    `scores` needs policy, reference and labels, and the KL baseline for `kto`; `options` are the loss's own
+    keys. Works inside `mx.grad` and `mx.compile`.
 
-    Works inside `mx.grad` and `mx.compile`. Raises ValueError for an unknown loss, one on other rows, an
-    option that the loss does not read or that is out of range, arrays that are not of one shape [B], and a
-    missing baseline.
+    Raises:
+        ValueError: a loss on other rows, an option that the loss does not read or that is out of range,
+            arrays that are not of one shape [B], and a missing baseline.
     """
-    loss = loss_sum(loss_type, weights)
     if loss.data != "unpaired":
         raise ValueError(f"loss {loss.name!r} trains on {loss.data}, not on unpaired rows")
-    given = _given(loss, beta, 0.0, options)
-    if policy.ndim != 1 or not policy.shape == reference.shape == desirable.shape:
-        shapes = f"{policy.shape}, {reference.shape} and {desirable.shape}"
-        raise ValueError(f"loss {loss.name!r}: expected three arrays of one shape [B], got {shapes}")
-    if loss.needs_baseline and baseline is None:
+    loss.require_valid(options)
+    shapes = [array.shape for _, array in scores.responses.arrays()] + [scores.desirable.shape]
+    if scores.desirable.ndim != 1 or any(shape != shapes[0] for shape in shapes):
+        listed = ", ".join(map(str, shapes))
+        raise ValueError(f"loss {loss.name!r}: expected arrays of one shape [B], got {listed}")
+    if loss.needs_baseline and scores.baseline is None:
         raise ValueError(f"loss {loss.name!r} needs baseline")
     (spec,) = loss.terms
-    scores = UnpairedScores(policy, reference, desirable, baseline)
-    settings = {name: given.get(name, option.default) for name, option in spec.options.items()}
-    return loss.weights[0] * cast("mx.array", loss_function(spec)(scores, **settings))
+    return loss.weights[0] * UNPAIRED_FORMULAS[spec.name](scores, **spec.settings(options))
 
 
-def _given(
-    loss: LossSum, beta: float, label_smoothing: float, options: dict[str, OptionValue]
-) -> dict[str, OptionValue]:
-    """What the caller passed, checked against the losses that read it, and what they require."""
-    given: dict[str, OptionValue] = {"beta": beta, **options}
-    # 0 is the signature's own default: only a caller's value can be "not read".
-    if label_smoothing != 0.0 or "label_smoothing" in loss.options:
-        given["label_smoothing"] = label_smoothing
-    for name, value in given.items():
-        problem = loss.option_problem(name, value)
-        if problem is not None:
-            raise ValueError(problem)
-    values = {name: option.default for name, option in loss.options.items()} | given
-    for name, value in given.items():
-        problem = loss.options[name].combination_problem(value, values)
-        if problem is not None:
-            raise ValueError(f"{name} of loss {loss.name!r}: {problem}")
-    return given
-
-
-def _term(
-    spec: LossSpec, given: Mapping[str, OptionValue], arrays: Mapping[str, mx.array | None]
-) -> mx.array:
-    """One loss [B] with those of the options that it reads, over the registry's defaults."""
-    settings = {name: given.get(name, option.default) for name, option in spec.options.items()}
-    reference_free = bool(settings.pop("reference_free", False)) or not spec.needs_reference
+def _pair_term(spec: LossSpec, scores: PairScores, options: Mapping[str, OptionValue]) -> mx.array:
+    """One loss [B] with the options that it reads. Those that several losses share change the scores."""
+    settings = spec.settings(options)
     ld_alpha = float(settings.pop("ld_alpha", 1.0))
-    divergence, alpha = str(settings.pop("f_divergence", "reverse_kl")), float(settings.pop("f_alpha", 0.5))
-    scores = _scores(spec, arrays, reference_free=reference_free, ld_alpha=ld_alpha)
     weighted = bool(settings.pop("use_weighting", False))
-    losses = pair_function(spec)(with_divergence(scores, divergence, alpha), **settings)
-    return losses * _weights(spec, arrays) if weighted else losses
+    uniform = bool(settings.pop("reference_free", False)) or not spec.needs_reference
+    divergence, alpha = str(settings.pop("f_divergence", "reverse_kl")), float(settings.pop("f_alpha", 0.5))
+    chosen, rejected = scores.chosen, scores.rejected
+    if uniform:
+        chosen, rejected = chosen.with_uniform_reference(), rejected.with_uniform_reference()
+    scores = PairScores(chosen, rejected, divergence, alpha)
+    _require_scores(spec, scores, split=ld_alpha < 1.0, aligned=weighted)
+    if ld_alpha < 1.0:
+        sides = chosen.length_desensitised(ld_alpha), rejected.length_desensitised(ld_alpha)
+        scores = replace(scores, chosen=sides[0], rejected=sides[1])
+    losses = PAIR_FORMULAS[spec.name](scores, **settings)
+    return losses * scores.weights() if weighted else losses
 
 
-def _weights(spec: LossSpec, arrays: Mapping[str, mx.array | None]) -> mx.array:
-    chosen, rejected = (arrays[name] for name in ALIGNMENT)
-    if chosen is None or rejected is None:
-        raise ValueError(f"loss {spec.name!r} needs alignment of chosen and rejected responses")
-    return pair_weights(chosen.astype(mx.float32), rejected.astype(mx.float32))
-
-
-def _scores(
-    spec: LossSpec, arrays: Mapping[str, mx.array | None], *, reference_free: bool, ld_alpha: float
-) -> PairScores:
-    """The arrays, checked against each other and cast to float32, with the tokens weighed by `ld_alpha`."""
-    given = {name: array for name, array in arrays.items() if array is not None}
-    shape = given["policy_chosen"].shape
-    if len(shape) != 1:
-        raise ValueError(f"loss {spec.name!r}: expected policy_chosen of shape [B], got {shape}")
-    for name, array in given.items():
-        if array.shape != shape:
-            raise ValueError(f"loss {spec.name!r}: expected {name} of shape {shape}, got {array.shape}")
-    reference, tokens = ("ref_chosen", "ref_rejected"), ("chosen_tokens", "rejected_tokens")
-    summed = [name for name in SUMS if not (reference_free and name in reference)]
-    needed = [*(name for name in reference if name in summed), *(tokens if spec.needs_tokens else ())]
-    needed += [f"public {name}" for name in summed] if ld_alpha < 1.0 else []
-    missing = [name for name in needed if name not in given]
+def _require_scores(spec: LossSpec, scores: PairScores, *, split: bool, aligned: bool) -> None:
+    """Raise ValueError for scores that a loss reads and the caller did not pass."""
+    needed = ["ref_chosen", "ref_rejected"]
+    needed += ["chosen_tokens", "rejected_tokens"] if spec.needs_tokens else []
+    if split:
+        needed += [
+            f"public {source}_{side}" for source in ("policy", "ref") for side in ("chosen", "rejected")
+        ]
+    present = scores.named()
+    missing = [name for name in needed if name not in present]
+    if aligned and not {"alignment of chosen", "alignment of rejected"} <= present.keys():
+        missing.append("alignment of chosen and rejected responses")
     if missing:
         raise ValueError(f"loss {spec.name!r} needs {' and '.join(missing)}")
-    floats = {name: given[name].astype(mx.float32) for name in (*SUMS, *tokens) if name in given}
-    if ld_alpha < 1.0:
-        floats |= {
-            name: length_desensitised(floats[name], given[f"public {name}"].astype(mx.float32), ld_alpha)
-            for name in summed
-        }
-    if reference_free:
-        # As Mitchell's code takes the uniform reference: 0 for every response, whatever its length.
-        floats |= {name: mx.zeros(shape, dtype=mx.float32) for name in reference}
-    return PairScores(**floats)

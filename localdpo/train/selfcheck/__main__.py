@@ -1,6 +1,6 @@
 """`python -m localdpo.train.selfcheck FOLDER [NAME]`: every check (after NAME), between two lines of JSON.
 
-FOLDER is for what the checks write; whoever names it takes it away, since a check may take the process along.
+FOLDER is for what the checks write; whoever names it removes it, since a check may crash the process.
 
 {"facts": {...}}
 {"begin": NAME}
@@ -13,7 +13,9 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,9 +25,11 @@ from localdpo import __version__
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.model.backend import Backend, keep_float32_exact, may_use_tf32, memory_limit, prepare
 from localdpo.out import guard, json_text, say, say_errors
-from localdpo.train.selfcheck.checks import Check, checks
-from localdpo.train.selfcheck.report import Differs, Finding
+from localdpo.train.selfcheck import CheckResult, Differs, probes, working
+from localdpo.train.selfcheck.numbers import FAMILIES, KINDS, Kind, Numbers
 
+Check = tuple[str, Callable[[], CheckResult]]
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 VERSIONED = ("mlx", "mlx-lm", "mlx-cuda-12", "mlx-cuda-13", "transformers", "numpy")
 # Of a device: what is one machine's own is nobody's business.
 PRIVATE = ("uuid", "pci_bus_id")
@@ -53,10 +57,10 @@ def outcome(check: Check) -> dict[str, object]:
     try:
         found = call()
     except Differs as error:
-        found = Finding("differs", str(error))
+        found = CheckResult("differs", str(error))
     except Exception as error:
         # A device may raise anything anywhere, and the checks after this one are worth having.
-        found = Finding("error", f"{type(error).__name__}: {error}")
+        found = CheckResult("error", f"{type(error).__name__}: {error}")
     return {"name": name, **asdict(found), "seconds": round(time.perf_counter() - began, 2)}
 
 
@@ -83,6 +87,103 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def checks(backend: Backend, folder: Path) -> list[Check]:
+    """Every check of a device, those that matter most first. `folder`: an empty one for what they write.
+
+    Few ways are traced: a trace makes new kernels, which a compiler builds for long on CUDA and on the CPU.
+    On the CPU 16 bits are tried once, since training there is in float32.
+    """
+    of = Numbers(compiled=backend.compiled)
+    return [
+        *_numbers(backend, of),
+        *_working(backend, folder),
+        *_shapes(backend, of),
+        *_measurements(backend),
+        *_questions(backend),
+    ]
+
+
+def _numbers(backend: Backend, of: Numbers) -> Iterator[Check]:
+    """Log-probabilities and gradients in every precision, on every way through the model."""
+    for kind, shared, checkpoint, compiled in _ways(backend):
+        name = f"{kind}, {_path(shared)}" + ", checkpointed" * checkpoint + ", traced" * compiled
+        yield name, partial(of.compare, kind, shared=shared, checkpoint=checkpoint, compiled=compiled)
+
+
+def _working(backend: Backend, folder: Path) -> Iterator[Check]:
+    """What a run is made of, and a run."""
+    can = backend.compiled
+    step = partial(working.optimizer_step, can_compile=can)
+    yield "optimizer step, float32", partial(step, "float32", compiled=False)
+    kind: Kind = "float32" if backend.is_cpu else "4-bit"
+    if can:
+        yield f"optimizer step, {kind}, traced", partial(step, kind, compiled=True)
+    yield "save and load", partial(working.save_and_load, folder / "saved", can_compile=can)
+    yield "DPO run on the demo", partial(working.dpo_run, folder / "run")
+    yield "generation", partial(working.generation, can_compile=can)
+    yield "cache of freed buffers", probes.memory
+
+
+def _shapes(backend: Backend, of: Numbers) -> Iterator[Check]:
+    """Short answers, and families whose attention is of another kind."""
+    for kind in KINDS[:1] if backend.is_cpu else KINDS:
+        for shared in (True, False):
+            for checkpoint in (False, True):
+                name = f"answers of 1 to 9 tokens, {kind}, {_path(shared)}" + ", checkpointed" * checkpoint
+                yield name, partial(of.short, kind, shared=shared, checkpoint=checkpoint)
+    for family in FAMILIES:
+        for shared in (True, False):
+            name = f"{family}, float32, {_path(shared)}, checkpointed"
+            yield name, partial(of.compare, "float32", shared=shared, checkpoint=True, family=family)
+            if not backend.is_cpu:
+                name = f"{family}, bfloat16, {_path(shared)}, finite"
+                yield name, partial(of.runs, "bfloat16", shared=shared, family=family)
+    kind = "float32" if backend.is_cpu else "bfloat16"
+    yield f"gradients twice, {kind}", partial(of.repeated, kind)
+
+
+def _ways(backend: Backend) -> Iterator[tuple[Kind, bool, bool, bool]]:
+    """(kind, shared, checkpointed, traced)"""
+    for kind in KINDS:
+        for shared in (True, False):
+            for checkpoint in (False, True):
+                if backend.is_cpu and kind == "bfloat16" and not (shared and checkpoint):
+                    continue
+                yield kind, shared, checkpoint, False
+                # The traces of a kind and path differ in little, so one of each kind is enough.
+                traced = shared and (checkpoint if backend.is_cpu else checkpoint == (kind == "4-bit"))
+                if backend.compiled and traced and not (backend.is_cpu and kind != "float32"):
+                    yield kind, shared, checkpoint, True
+
+
+def _measurements(backend: Backend) -> Iterator[Check]:
+    """How fast it is."""
+    for name, dtype in DTYPES.items():
+        yield f"matrix products, {name}", partial(probes.matmul, dtype)
+    timed = partial(probes.step_time, can_compile=backend.compiled)
+    yield "gradients of 4 pairs", partial(timed, compiled=False)
+    if backend.compiled and not backend.is_cpu:
+        yield "gradients of 4 pairs, traced", partial(timed, compiled=True)
+
+
+def _questions(backend: Backend) -> Iterator[Check]:
+    """What the device does where nothing of ours depends on it."""
+    yield "float32 products", probes.float32_products
+    yield "adding by scatter", probes.scatter_add
+    yield "cache when its limit falls", probes.cache_after_limit
+    if backend.is_cpu:
+        return
+    for name, dtype in DTYPES.items():
+        yield f"a mask in mx.checkpoint, {name}", partial(probes.mask_in_checkpoint, dtype)
+        for mask in probes.MASKS:
+            call = partial(probes.attention, dtype, mask, can_compile=backend.compiled)
+            yield f"attention's gradient, {name}, mask {mask}", call
+
+
+def _path(shared: bool) -> str:
+    return "shared prompt" if shared else "plain"
 
 
 if __name__ == "__main__":

@@ -1,22 +1,199 @@
-"""Log-probabilities and gradients of the device against those of the CPU in float32."""
+"""Log-probabilities and gradients of the device against those of the CPU in float32.
+
+On small random models in three precisions, each with its float32 twin on the CPU, and random batches. All
+weights are drawn by NumPy and quantised on the CPU, so both twins hold the same numbers whatever the device
+draws.
+"""
 
 from __future__ import annotations
 
+import importlib
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any, Final, Literal
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map_with_path
 
-from localdpo.data.types import Batch
-from localdpo.model.arrays import float_types
+from localdpo.data.batches import collate
+from localdpo.data.types import Batch, EncodedRow
+from localdpo.model import lora
+from localdpo.model.arrays import float_types, named
 from localdpo.model.backend import device_name, may_use_tf32
-from localdpo.model.forward import Forward
-from localdpo.train.selfcheck.report import Finding, compared
-from localdpo.train.selfcheck.tiny import Kind, Measured, Twins, batch, measurer, on_cpu, twins
-from localdpo.train.session import tolerance
+from localdpo.model.forward import Forward, ForwardArrays, batch_arrays
+from localdpo.model.load import to_float32
+from localdpo.train.assemble import tolerance
+from localdpo.train.selfcheck import CheckResult, compared
+
+Kind = Literal["float32", "bfloat16", "4-bit"]
+KINDS: Final[tuple[Kind, ...]] = ("float32", "bfloat16", "4-bit")
+VOCABULARY: Final = 384
+# Heads of 64: a size that fused attention kernels take.
+SHAPE: Final[dict[str, Any]] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCABULARY,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+_EXPERTS: Final[dict[str, Any]] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 128,
+    "norm_topk_prob": True,
+}
+# Families whose attention is not like qwen3's: no norms of the heads, soft-capped scores, windows, sinks.
+FAMILIES: Final[dict[str, dict[str, Any]]] = {
+    "qwen3": {},
+    "llama": {"tie_word_embeddings": False},
+    "gemma2": {
+        "query_pre_attn_scalar": 64.0,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 10.0,
+        "sliding_window": 32,
+    },
+    "gemma3_text": {"sliding_window": 32, "sliding_window_pattern": 2, "query_pre_attn_scalar": 64},
+    "gpt_oss": {
+        **_EXPERTS,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "qwen3_moe": _EXPERTS,
+}
+# Adapters on attention alone, where the experts are no linear layers.
+_ATTENTION: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+
+
+@contextmanager
+def on_cpu(*, compiled: bool) -> Iterator[None]:
+    """While the context holds, MLX computes on the CPU and traces nothing. `compiled`: it may afterwards."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
+        if compiled:
+            mx.enable_compile()
+
+
+@dataclass(frozen=True)
+class Twins:
+    """A model as the device trains it, and its float32 twin for the CPU: dense, with the same weights."""
+
+    model: nn.Module
+    exact: nn.Module
+
+
+def twins(kind: Kind, family: str = "qwen3", seed: int = 0, *, half: bool = True) -> Twins:
+    """Both with random adapters; to be made within `on_cpu`.
+
+    `half`: a 4-bit base has 16-bit activations; float32 ones otherwise.
+    """
+    dtype = mx.float32 if kind == "float32" or (kind == "4-bit" and not half) else mx.bfloat16
+    model, exact = (_built(kind, family, seed, dtype) for _ in range(2))
+    # Scales and biases first: a dequantised bfloat16 weight would be rounded once more.
+    exact.set_dtype(mx.float32)
+    to_float32(exact)
+    for one in (model, exact):
+        one.freeze()
+        keys = _ATTENTION if "num_experts" in FAMILIES[family] else None
+        lora.attach(one, lora.LoraConfig("lora", -1, 4, 4.0, keys=keys), seed=seed)
+        one.update(_drawn(one.trainable_parameters(), seed + 1, mx.float32))
+        mx.eval(one.parameters())
+    return Twins(model, exact)
+
+
+def _built(kind: Kind, family: str, seed: int, dtype: mx.Dtype) -> nn.Module:
+    config = {**SHAPE, "model_type": family, **FAMILIES[family]}
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
+    model.update(_drawn(model.parameters(), seed, dtype))
+    if kind == "4-bit":
+        nn.quantize(model, group_size=64, bits=4)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def _drawn(tree: Any, seed: int, dtype: mx.Dtype) -> Any:
+    """Random weights in the place of a model's: matrices that keep the scale of what they multiply."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, old: mx.array) -> mx.array:
+        if path.endswith("lora_b"):
+            values = 0.05 * rng.normal(size=old.shape)
+        elif path.endswith("lora_a") or old.ndim > 1:
+            columns = old.shape[0] if path.endswith("lora_a") else old.shape[-1]
+            values = rng.normal(size=old.shape) / np.sqrt(columns)
+        else:
+            values = (0.0 if path.endswith("bias") else 1.0) + 0.1 * rng.normal(size=old.shape)
+        return mx.array(values.astype(np.float32)).astype(dtype)
+
+    return tree_map_with_path(draw, tree)
+
+
+def batch(
+    pairs: int = 3, *, seed: int = 0, prompt: tuple[int, int] = (8, 120), response: tuple[int, int] = (10, 90)
+) -> Batch:
+    """Pairs of random tokens, lengths drawn from the closed ranges."""
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> np.ndarray:
+        return rng.integers(1, VOCABULARY, rng.integers(low, high + 1)).astype(np.int32)
+
+    rows = [EncodedRow(i, ids(*prompt), (ids(*response), ids(*response))) for i in range(pairs)]
+    return collate(rows, 0, np.arange(pairs))
+
+
+@dataclass(frozen=True)
+class LogpsAndGradient:
+    """Log-probabilities of the responses [K*P], and all gradients of a weighted sum of them in one vector."""
+
+    logps: np.ndarray
+    gradient: np.ndarray
+
+
+def measurer(
+    model: nn.Module, *, shared: bool, checkpoint: bool = False, compiled: bool = False
+) -> Callable[[Batch], LogpsAndGradient]:
+    """A function of a batch that measures it on one path, with the gradients that a step would take."""
+    forward = Forward(model, shared=shared, checkpoint=checkpoint)
+
+    def weighted(tree: dict[str, mx.array], weights: mx.array) -> tuple[mx.array, mx.array]:
+        logps = forward.logps(ForwardArrays(**tree), gradient=True)
+        return (logps * weights).sum(), logps
+
+    function: Any = nn.value_and_grad(model, weighted)
+    if compiled:
+        function = mx.compile(function, inputs=[model.state], outputs=[model.state])
+
+    def measured(rows: Batch) -> LogpsAndGradient:
+        weights = mx.array(np.random.default_rng(9).normal(size=len(rows.lengths)).astype(np.float32))
+        (_, logps), grads = function(batch_arrays(rows, shared=shared).tree(), weights)
+        mx.eval(logps, grads)
+        flat = [np.array(g.astype(mx.float32)).ravel() for _, g in sorted(named(grads).items())]
+        return LogpsAndGradient(np.array(logps, dtype=np.float64), np.concatenate(flat).astype(np.float64))
+
+    return measured
+
+
+# --- the comparisons ----------------------------------------------------------------------------------
 
 # Distances of gradients, relative to their norm. float32: sums in another order on the CPU stay below 3e-5
 # on models of all families; a GPU adds in yet another. TF32 has 10 bits of mantissa, bfloat16 7: on small
@@ -41,7 +218,7 @@ class Numbers:
         with on_cpu(compiled=self.compiled):
             return twins(kind, family, half=half)
 
-    def _truth(self, kind: Kind, family: str, tokens: int | None) -> Measured:
+    def _truth(self, kind: Kind, family: str, tokens: int | None) -> LogpsAndGradient:
         """By the plain path, which is the model as mlx-lm runs it, without tracing or checkpoints."""
         exact = self.twins(kind, family).exact
         with on_cpu(compiled=self.compiled):
@@ -56,7 +233,7 @@ class Numbers:
         compiled: bool = False,
         family: str = "qwen3",
         tokens: int | None = None,
-    ) -> Finding:
+    ) -> CheckResult:
         """One way of computing against the truth. `tokens`: answers of so many; None: of spread lengths."""
         model, rows = self.twins(kind, family).model, rows_of(tokens)
         truth = self.truth(kind, family, tokens)
@@ -75,38 +252,38 @@ class Numbers:
         )
         return finding if device_name() == "cpu" else _timed(finding, partial(measured, rows))
 
-    def short(self, kind: Kind, *, shared: bool, checkpoint: bool) -> Finding:
+    def short(self, kind: Kind, *, shared: bool, checkpoint: bool) -> CheckResult:
         """Answers of 1 to 9 tokens: the worst of nine comparisons."""
-        found: list[tuple[int, Finding]] = []
+        found: list[tuple[int, CheckResult]] = []
         for tokens in range(1, 10):
             try:
                 one = self.compare(kind, shared=shared, checkpoint=checkpoint, tokens=tokens)
             except (RuntimeError, ValueError) as error:
                 # What MLX raises for a shape that a kernel does not take.
-                one = Finding("error", f"{type(error).__name__}: {error}")
+                one = CheckResult("error", f"{type(error).__name__}: {error}")
             found.append((tokens, one))
         bad = [(tokens, one) for tokens, one in found if one.state != "ok"]
         if not bad:
-            return Finding("ok", f"1 to 9 tokens; of 9: {found[-1][1].value}", found[-1][1].bar)
+            return CheckResult("ok", f"1 to 9 tokens; of 9: {found[-1][1].value}", found[-1][1].bar)
         tokens, one = bad[0]
         lengths = ", ".join(str(length) for length, _ in bad)
-        return Finding(one.state, f"not with answers of {lengths} tokens; {tokens}: {one.value}", one.bar)
+        return CheckResult(one.state, f"not with answers of {lengths} tokens; {tokens}: {one.value}", one.bar)
 
-    def runs(self, kind: Kind, *, shared: bool, family: str) -> Finding:
+    def runs(self, kind: Kind, *, shared: bool, family: str) -> CheckResult:
         """Whether there are numbers at all, where rounding decides too much to compare them."""
         found = measurer(self.twins(kind, family).model, shared=shared, checkpoint=True)(rows_of(None))
         finite = bool(np.isfinite(found.logps).all() and np.isfinite(found.gradient).all())
-        return Finding("ok" if finite else "differs", "finite" if finite else "not finite")
+        return CheckResult("ok" if finite else "differs", "finite" if finite else "not finite")
 
-    def repeated(self, kind: Kind) -> Finding:
+    def repeated(self, kind: Kind) -> CheckResult:
         """Whether the same gradients come out twice, to the bit."""
         model, rows = self.twins(kind, "qwen3").model, rows_of(None)
         one, other = (measurer(model, shared=True)(rows) for _ in range(2))
         gap = float(np.abs(one.gradient - other.gradient).max())
-        return Finding("info", "the same to the bit" if gap == 0 else f"up to {gap:.2g} apart")
+        return CheckResult("info", "the same to the bit" if gap == 0 else f"up to {gap:.2g} apart")
 
 
-def _timed(finding: Finding, again: Callable[[], object]) -> Finding:
+def _timed(finding: CheckResult, again: Callable[[], object]) -> CheckResult:
     """With the time of a second call, whose kernels are there already."""
     began = time.perf_counter()
     again()

@@ -25,11 +25,9 @@ from localdpo.recipe.loss import LossSection
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint
-from localdpo.train.objectives import make_objective
-from localdpo.train.selfcheck.numbers import gradient_bar
-from localdpo.train.selfcheck.report import Differs, Finding, compared
-from localdpo.train.selfcheck.tiny import Kind, batch, on_cpu, twins
-from localdpo.train.step import StepResult, TrainStep
+from localdpo.train.selfcheck import CheckResult, Differs, compared
+from localdpo.train.selfcheck.numbers import Kind, batch, gradient_bar, on_cpu, twins
+from localdpo.train.step import Objective, StepArrays, StepResult, TrainStep
 
 LEARNING_RATE = 1e-3
 # Adam's first step divides a gradient by its own size, so where it is all but zero its sign decides: a few
@@ -54,7 +52,7 @@ RANKED = 0.65
 EXACT_CHOICE, HALF_CHOICE = 1e-3, 0.25
 
 
-def optimizer_step(kind: Kind, *, compiled: bool, can_compile: bool) -> Finding:
+def optimizer_step(kind: Kind, *, compiled: bool, can_compile: bool) -> CheckResult:
     """A step of AdamW over two micro-batches, against one over the whole on the CPU."""
     is_float32 = kind == "float32"
     with on_cpu(compiled=can_compile):
@@ -79,7 +77,7 @@ def _step(model: Any, sizes: list[int], *, compiled: bool) -> StepResult:
     """One step over three pairs in micro-batches of these sizes."""
     taken = TrainStep(
         Forward(model, shared=True),
-        make_objective(LossSection()),
+        Objective(LossSection()),
         optim.AdamW(LEARNING_RATE, bias_correction=True),
         max_grad_norm=1.0,
         compiled=compiled,
@@ -95,9 +93,13 @@ def _step(model: Any, sizes: list[int], *, compiled: bool) -> StepResult:
             whole.lengths[rows],
             None,
         )
-        arrays = batch_arrays(part, shared=True)
-        arrays |= {"count": mx.array(3.0), "reference": mx.array(-6.0 * part.lengths.astype(np.float32))}
-        parts.append(arrays)
+        parts.append(
+            StepArrays(
+                **batch_arrays(part, shared=True).tree(),
+                count=mx.array(3.0),
+                reference_N=mx.array(-6.0 * part.lengths.astype(np.float32)),
+            )
+        )
         start += size
     return taken(parts, LEARNING_RATE)
 
@@ -107,7 +109,7 @@ def _flat(model: Any) -> np.ndarray:
     return np.concatenate([np.array(w, dtype=np.float64).ravel() for _, w in weights])
 
 
-def save_and_load(folder: Path, *, can_compile: bool) -> Finding:
+def save_and_load(folder: Path, *, can_compile: bool) -> CheckResult:
     """A checkpoint of weights and moments that the device computed, read into another model."""
     with on_cpu(compiled=can_compile):
         pair, other = twins("bfloat16"), twins("bfloat16", seed=3)
@@ -129,10 +131,10 @@ def save_and_load(folder: Path, *, can_compile: bool) -> Finding:
     wrong = [name for name in written if not mx.array_equal(written[name], back[name]).item()]
     if wrong or written.keys() != back.keys():
         raise Differs(f"{len(wrong)} of {len(written)} arrays are others after loading, such as {wrong[:1]}")
-    return Finding("ok", f"{len(written)} arrays the same to the bit")
+    return CheckResult("ok", f"{len(written)} arrays the same to the bit")
 
 
-def dpo_run(folder: Path) -> Finding:
+def dpo_run(folder: Path) -> CheckResult:
     """A run of the worker on the bundled demo, which must learn to rank held-out pairs."""
     run = RunDir(folder)
     run.path.mkdir(parents=True)
@@ -158,10 +160,12 @@ def dpo_run(folder: Path) -> Finding:
     )
     # The reference is scored by other kernels than a step on a GPU, in 16 bits if the model is.
     good = abs(first - math.log(2)) < 0.05 and ranked >= RANKED
-    return Finding("ok" if good else "differs", value, f"0.05 from ln 2 at most, {RANKED} ranked at least")
+    return CheckResult(
+        "ok" if good else "differs", value, f"0.05 from ln 2 at most, {RANKED} ranked at least"
+    )
 
 
-def generation(*, can_compile: bool) -> Finding:
+def generation(*, can_compile: bool) -> CheckResult:
     """Greedy answers of the demo model: each token as likely as the likeliest one on the CPU in float32."""
     base = load_base(DEMO)
     is_half = not all(w.dtype in (mx.float32, mx.uint32) for w in named(base.model.parameters()).values())
@@ -181,4 +185,4 @@ def generation(*, can_compile: bool) -> Finding:
     drawn = sum(len(answer.drawn) for answer in answers)
     gap, bar = max(gaps), HALF_CHOICE if is_half else EXACT_CHOICE
     finding = compared({f"{len(answers)} answers of {drawn} tokens, below the likeliest": (gap, bar)})
-    return finding if drawn else Finding("differs", "no token was generated")
+    return finding if drawn else CheckResult("differs", "no token was generated")

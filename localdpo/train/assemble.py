@@ -14,25 +14,22 @@ import mlx.nn as nn
 import numpy as np
 
 from localdpo.core.errors import UserError
-from localdpo.data.batches import ShapeTable
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, may_use_tf32
-from localdpo.model.forward import Forward, batch_arrays, needed_shape
+from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, load_base
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
-from localdpo.train.evaluation import Watched
+from localdpo.train.data import Feed, Progress, Rows, open_rows, visited
+from localdpo.train.evaluator import WatchedPrompt
 from localdpo.train.fit import fit
-from localdpo.train.objectives import Objective, label_arrays, make_objective
-from localdpo.train.plan import Plan, make_plan
-from localdpo.train.reference import Reference, ReferenceScores
-from localdpo.train.rows import Rows, visited
-from localdpo.train.sources import Tell, open_rows, open_scores
-from localdpo.train.sync import MovingReference, moving_reference
+from localdpo.train.reference import MovingReference, ReferenceScores, moving_reference, open_scores
+from localdpo.train.step import Objective, Schedule, make_schedule
+from localdpo.train.unpaired import KLBaseline
 
 Note = Callable[[str], None]
 DEFAULT_RANK, DEFAULT_SCALE = 8, 20.0
@@ -48,16 +45,18 @@ class Session:
     Attributes:
         base: model and tokenizer; the model carries the adapter that is trained.
         config: the adapter's shape.
-        micro: rows in memory at once.
-        shapes: that micro-batches are padded to; None where steps are not traced.
         start: adapter weights that the policy starts from; the frozen reference's too.
+        micro: rows in memory at once.
+        scoring_batch: rows scored at once without gradients, by the reference pass and evaluations.
         train, valid: rows.
-        eval_places: rows of `valid` that an evaluation covers.
+        eval_positions: rows of `valid` that an evaluation covers.
         watched: prompts that are answered at each evaluation.
         kl_prompts: held-out prompts that the policy answers there to measure its KL.
         train_scores, valid_scores: reference scores of the rows that the run draws and evaluates; None for
             a loss without a reference, and for one that moves.
         moving: the reference that follows the policy, if the recipe syncs it.
+        baseline: computes the KL baseline, for a loss that reads it.
+        feed: the micro-batches of the training steps.
     """
 
     recipe: Recipe
@@ -67,84 +66,34 @@ class Session:
     start: lora.Weights
     forward: Forward
     objective: Objective
-    plan: Plan
+    schedule: Schedule
     micro: int
-    shapes: ShapeTable | None
+    scoring_batch: int
     train: Rows
     valid: Rows
-    eval_places: np.ndarray
-    watched: list[Watched]
-    kl_prompts: list[Watched]
+    eval_positions: np.ndarray
+    watched: list[WatchedPrompt]
+    kl_prompts: list[WatchedPrompt]
     train_scores: ReferenceScores | None
     valid_scores: ReferenceScores | None
     moving: MovingReference | None
-
-    @property
-    def train_reference(self) -> Reference | None:
-        """What scores training rows under the reference; None for a loss without one."""
-        return self.moving or self.train_scores
-
-    @property
-    def valid_reference(self) -> Reference | None:
-        """The same for held-out rows."""
-        return self.moving or self.valid_scores
+    baseline: KLBaseline | None
+    feed: Feed
 
     @property
     def compiled(self) -> bool:
         """Whether steps are traced."""
-        return self.shapes is not None
-
-    @property
-    def scoring_batch(self) -> int:
-        """Rows scored at once without gradients: by the reference pass and evaluations."""
-        return scoring_rows(self.micro, self.backend)
-
-    def training_batch(self, step: int) -> list[Batch]:
-        """The micro-batches of the 0-based `step`."""
-        train = self.recipe.train
-        return self.train.training_batch(step, batch_size=train.batch_size, micro=self.micro, seed=train.seed)
-
-    def training_arrays(self, batches: list[Batch]) -> list[dict[str, mx.array]]:
-        """The arrays of a step's micro-batches, with reference scores and what the whole step shares."""
-        common = {"count": mx.array(float(self.objective.count(batches)))}
-        common |= self.baseline(self.train, np.concatenate([batch.indices for batch in batches]))
-        ready = []
-        for batch in batches:
-            arrays = self._padded(batch) | label_arrays(batch) | common
-            if self.train_reference is not None:
-                arrays |= self.train_reference.arrays(batch)
-            ready.append(arrays)
-        return ready
-
-    def _padded(self, batch: Batch) -> dict[str, mx.array]:
-        """What a forward pass takes of a micro-batch, in a shape of the table if one holds it."""
-        shared = self.forward.shared
-        shape = None if self.shapes is None else self.shapes.of(needed_shape(batch, shared=shared))
-        return batch_arrays(batch, shared=shared, shape=shape)
-
-    def baseline(self, rows: Rows, indices: np.ndarray) -> dict[str, mx.array]:
-        """`baseline`, the KL baseline of these rows of the store, for a loss that reads it; else nothing."""
-        if not self.recipe.loss.spec.needs_baseline:
-            return {}
-        z = unpaired.step_baseline(
-            self.forward,
-            rows,
-            indices,
-            self.start if self.moving is None else self.moving.weights,
-            max_length=self.recipe.train.max_length,
-            batch=self.scoring_batch,
-        )
-        return {"baseline": z}
+        return self.feed.shapes is not None
 
     def adapter_json(self) -> dict[str, object]:
         """The content of the checkpoints' adapter_config.json."""
         return self.config.to_json(self.recipe.model)
 
 
-def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = None) -> Session:
-    """Load and check everything a run needs; `note` is told in one line what a person should know.
+def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | None = None) -> Session:
+    """Load and check everything a run needs; `note` is called with each line that a person should read.
 
-    `tell`: see open_rows.
+    `progress`: see open_rows.
 
     Raises:
         UserError, UserErrors: anything the recipe names that is missing or does not fit.
@@ -155,48 +104,68 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, tell: Tell | None = N
     config = attach_adapter(base.model, recipe)
     if lora.dequantises(base.model):
         note(lora.DORA_NOTE)
-    train, valid = open_rows(recipe, base.tokenizer, tell)
+    train, valid = open_rows(recipe, base.tokenizer, progress)
     forward = Forward(
         base.model,
         split=recipe.loss.splits_responses,
         align=recipe.loss.weighs_pairs,
     )
     check_paths(forward, train, note)
-    plan = make_plan(recipe.train, train.per_epoch)
-    laid_out = fit(recipe, train, plan, base.model, config, backend, shared=forward.shared)
-    forward.checkpoint = laid_out.checkpoint
-    for line in (*laid_out.lines, *unpaired.notes(recipe.loss, train, valid)):
+    schedule = make_schedule(recipe.train, train.per_epoch)
+    layout = fit(recipe, train, schedule, base.model, config, backend, shared=forward.shared)
+    forward.checkpoint = layout.checkpoint
+    for line in (*layout.lines, *unpaired.notes(recipe.loss, train, valid)):
         note(line)
-    places = np.arange(min(recipe.eval.pairs, len(valid)))
+    eval_positions = np.arange(min(recipe.eval.pairs, len(valid)))
+    start = lora.adapter_weights(base.model)
     moving = moving_reference(recipe.loss, forward)
-    cached = recipe.loss.spec.needs_reference and moving is None
-    micro = laid_out.micro
-    drawn = visited(train, recipe.train.batch_size, recipe.train.seed, plan.total)
-    train_scores, valid_scores = (
-        open_scores(recipe, base, backend, forward, rows, at, batch=scoring_rows(micro, backend), note=note)
-        if cached
-        else None
-        for rows, at in ((train, drawn), (valid, places))
-    )
+    batch = scoring_rows(layout.micro, backend)
+    train_scores = valid_scores = None
+    if recipe.loss.spec.needs_reference and moving is None:
+        drawn = visited(train, recipe.train.batch_size, recipe.train.seed, schedule.total)
+        train_scores, valid_scores = (
+            open_scores(recipe, base, backend, forward, rows, positions, batch=batch, note=note)
+            for rows, positions in ((train, drawn), (valid, eval_positions))
+        )
+    baseline = None
+    if recipe.loss.spec.needs_baseline:
+        baseline = KLBaseline(
+            forward,
+            lambda: start if moving is None else moving.weights,
+            max_length=recipe.train.max_length,
+            batch=batch,
+        )
+    objective = Objective(recipe.loss)
     return Session(
         recipe=recipe,
         backend=backend,
         base=base,
         config=config,
-        start=lora.adapter_weights(base.model),
+        start=start,
         forward=forward,
-        objective=make_objective(recipe.loss),
-        plan=plan,
-        micro=micro,
-        shapes=laid_out.shapes,
+        objective=objective,
+        schedule=schedule,
+        micro=layout.micro,
+        scoring_batch=batch,
         train=train,
         valid=valid,
-        eval_places=places,
+        eval_positions=eval_positions,
         watched=watched_prompts(recipe, base, valid),
         kl_prompts=held_out_prompts(base, valid, kl_samples(recipe)),
         train_scores=train_scores,
         valid_scores=valid_scores,
         moving=moving,
+        baseline=baseline,
+        feed=Feed(
+            train,
+            forward,
+            objective,
+            recipe.train,
+            micro=layout.micro,
+            shapes=layout.shapes,
+            reference=moving or train_scores,
+            baseline=baseline,
+        ),
     )
 
 
@@ -241,48 +210,48 @@ def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None
     if config.layers > blocks:
         where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
         raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
-    asked = recipe.lora.layers
-    # -1 and the number of all blocks are the same wish.
-    counts = {blocks if layers == -1 else layers for layers in (asked, config.layers)}
-    if asked is not None and len(counts) > 1:
-        raise _other_shape(recipe, "layers", asked, config.layers)
+    wanted = recipe.lora.layers
+    # -1 means all blocks, as their number does.
+    counts = {blocks if layers == -1 else layers for layers in (wanted, config.layers)}
+    if wanted is not None and len(counts) > 1:
+        raise _other_shape(recipe, "layers", wanted, config.layers)
 
 
 def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
-    """An adapter is trained on in the shape it has; a recipe that asks for another one is mistaken."""
+    """Training continues an adapter in the shape it has: raise UserError for a recipe with another one."""
     for name in ("type", "rank", "scale", "keys"):
-        asked, is_ = getattr(recipe.lora, name), getattr(config, name)
-        same = set(asked or ()) == set(is_ or ()) if name == "keys" else asked == is_
-        if asked is not None and not same:
-            raise _other_shape(recipe, name, asked, is_)
+        wanted, actual = getattr(recipe.lora, name), getattr(config, name)
+        same = set(wanted or ()) == set(actual or ()) if name == "keys" else wanted == actual
+        if wanted is not None and not same:
+            raise _other_shape(recipe, name, wanted, actual)
 
 
-def _other_shape(recipe: Recipe, name: str, asked: object, is_: object) -> UserError:
+def _other_shape(recipe: Recipe, name: str, wanted: object, actual: object) -> UserError:
     return UserError(
-        f"lora.{name}: {asked} asked for, but adapter {recipe.adapter} has {is_}; "
+        f"lora.{name}: {wanted} asked for, but adapter {recipe.adapter} has {actual}; "
         "leave it out to train that adapter on, or fuse it into the model first (mlx_lm.fuse)"
     )
 
 
-def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[Watched]:
+def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[WatchedPrompt]:
     """The prompts answered at each evaluation: the recipe's, or the first held-out ones, once each."""
     wanted, tokenizer = recipe.eval.samples, base.tokenizer
     if wanted == 0:
         return []
-    if recipe.eval.prompts is not None:
-        found = []
-        for row in read_prompt_rows(recipe.eval.prompts, wanted):
-            ids = encode_prompt(
-                tokenizer._tokenizer,
-                row.prompt,
-                recipe.data.template,
-                tools=row.tools,
-                template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
-                responses=row.responses,
-            )
-            found.append(Watched(row.text, tuple(ids.tolist())))
-        return found
-    return held_out_prompts(base, valid, wanted)
+    if recipe.eval.prompts is None:
+        return held_out_prompts(base, valid, wanted)
+    prompts = []
+    for row in read_prompt_rows(recipe.eval.prompts, wanted):
+        ids = encode_prompt(
+            tokenizer._tokenizer,
+            row.prompt,
+            recipe.data.template,
+            tools=row.tools,
+            template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
+            responses=row.responses,
+        )
+        prompts.append(WatchedPrompt(row.text, tuple(ids.tolist())))
+    return prompts
 
 
 def kl_samples(recipe: Recipe) -> int:
@@ -290,20 +259,22 @@ def kl_samples(recipe: Recipe) -> int:
     return recipe.eval.kl_samples if recipe.loss.spec.needs_reference else 0
 
 
-def held_out_prompts(base: Base, valid: Rows, count: int) -> list[Watched]:
+def held_out_prompts(base: Base, valid: Rows, count: int) -> list[WatchedPrompt]:
     """The first `count` different prompts of the held-out rows."""
-    found: dict[tuple[int, ...], None] = {}
+    prompts: dict[tuple[int, ...], None] = {}
     for i in valid.indices:
-        if len(found) == count:
+        if len(prompts) == count:
             break
-        found[tuple(valid.store[int(i)].prompt.tolist())] = None
-    return [Watched(base.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in found]
+        prompts[tuple(valid.store[int(i)].prompt.tolist())] = None
+    return [
+        WatchedPrompt(base.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in prompts
+    ]
 
 
 def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
     """Compare the shared-prompt path with the plain one on the first row; fall back if they differ.
 
-    The context gets extra padding for the check, so that a model whose positions are absolute is found out.
+    The context gets extra padding for the check, which shows a model whose positions are absolute.
     """
     if not forward.shared:
         note(

@@ -1,15 +1,77 @@
-"""What only a device can tell of MLX itself; training does not depend on the answers."""
+"""How fast the device is, what it does with memory, and what only it can show of MLX itself."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from localdpo.train.selfcheck.report import Finding
-from localdpo.train.selfcheck.tiny import on_cpu
+from localdpo.model.backend import cache_limit, device_name, memory_limit
+from localdpo.train.selfcheck import CheckResult
+from localdpo.train.selfcheck.numbers import batch, measurer, on_cpu, twins
+
+GB = 1e9
+
+
+def matmul(dtype: mx.Dtype) -> CheckResult:
+    """Square products, as many as a second or so takes."""
+    cpu = device_name() == "cpu"
+    size = 4096 if not cpu else 1024 if dtype == mx.float32 else 256
+    a, b = (mx.random.normal((size, size)).astype(dtype) for _ in range(2))
+    mx.eval(a @ b)
+    repeats, seconds = 1, 0.0
+    while seconds < 0.3 and repeats < 4096:
+        repeats *= 2
+        began = time.perf_counter()
+        mx.eval([a @ b for _ in range(repeats)] if repeats < 8 else _chain(a, b, repeats))
+        seconds = time.perf_counter() - began
+    rate = 2 * size**3 * repeats / seconds
+    return CheckResult("info", f"{rate / 1e12:.3g} TFLOP/s in products of {size} x {size}")
+
+
+def _chain(a: mx.array, b: mx.array, repeats: int) -> mx.array:
+    """One product after the other, so that no more than two results live."""
+    for _ in range(repeats):
+        a = (a @ b) * (1.0 / b.shape[0] ** 0.5)
+    return a
+
+
+def step_time(*, compiled: bool, can_compile: bool) -> CheckResult:
+    """Gradients of a batch, the first time and the median of the next."""
+    with on_cpu(compiled=can_compile):
+        model = twins("bfloat16" if device_name() != "cpu" else "float32").model
+    rows, measured = batch(4), measurer(model, shared=True, compiled=compiled)
+    times = [_seconds(lambda: measured(rows)) for _ in range(5)]
+    return CheckResult("info", f"{times[0]:.3f} s the first time, then {np.median(times[1:]):.3f} s")
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def memory() -> CheckResult:
+    """What is held, and whether the cache of freed buffers keeps to its limit and can be emptied."""
+    limit = cache_limit(memory_limit(device_name()))
+    arrays = [mx.zeros((size * 2**20,), dtype=mx.uint8) + 1 for size in range(8, 72, 8)]
+    mx.eval(arrays)
+    active = mx.get_active_memory()
+    del arrays
+    cached = mx.get_cache_memory()
+    mx.clear_cache()
+    after = mx.get_cache_memory()
+    value = (
+        f"active {active / GB:.2f} GB, peak {mx.get_peak_memory() / GB:.2f} GB, "
+        f"cache {cached / GB:.2f} GB of at most {limit / GB:.1f}, {after / GB:.2f} GB once emptied"
+    )
+    return CheckResult("ok" if cached <= limit and after <= cached else "differs", value)
+
+
+# --- MLX itself: training does not depend on the answers -----------------------------------------------
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 64
 MASKS = ("none", "causal", "array", "causal and sinks")
@@ -17,26 +79,26 @@ QUERIES = (*range(1, 10), 16, 100, 128)
 Function = Callable[..., mx.array]
 
 
-def float32_products() -> Finding:
+def float32_products() -> CheckResult:
     """The error of a float32 product against float64: 1e-3 is TF32, 1e-6 is float32."""
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(512, 512)).astype(np.float32) for _ in range(2))
     exact = a.astype(np.float64) @ b.astype(np.float64)
     gap = np.linalg.norm(np.array(mx.array(a) @ mx.array(b)) - exact) / np.linalg.norm(exact)
-    return Finding("info", f"relative error {gap:.1g}: {'float32' if gap < 1e-5 else 'TF32'}")
+    return CheckResult("info", f"relative error {gap:.1g}: {'float32' if gap < 1e-5 else 'TF32'}")
 
 
-def scatter_add() -> Finding:
+def scatter_add() -> CheckResult:
     """Whether adding by scatter gives the same sums each time."""
     rng = np.random.default_rng(0)
     owner = mx.array(rng.integers(0, 8, 100_000).astype(np.int32))
     values = mx.array(rng.normal(size=100_000).astype(np.float32))
     sums = [np.array(mx.zeros((8,)).at[owner].add(values)) for _ in range(8)]
     same = all(np.array_equal(sums[0], other) for other in sums)
-    return Finding("info", "the same each time" if same else "another sum each time")
+    return CheckResult("info", "the same each time" if same else "another sum each time")
 
 
-def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> Finding:
+def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> CheckResult:
     """Gradients of fused attention with 1 to 128 queries against the CPU's in float32."""
     good: list[int] = []
     said: list[str] = []
@@ -51,7 +113,7 @@ def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> Finding:
         else:
             said.append(f"{queries}: {gap:.1g}")
     worst = f"agree with {len(good)} of {len(QUERIES)} numbers of queries"
-    return Finding("info", f"{worst}; {'; '.join(said)}" if said else worst)
+    return CheckResult("info", f"{worst}; {'; '.join(said)}" if said else worst)
 
 
 def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) -> float:
@@ -81,7 +143,7 @@ def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) 
     return max(float(np.linalg.norm(f - e)) for f, e in zip(found, exact, strict=True)) / max(norm, 1e-3)
 
 
-def mask_in_checkpoint(dtype: mx.Dtype) -> Finding:
+def mask_in_checkpoint(dtype: mx.Dtype) -> CheckResult:
     """What becomes of a boolean mask that is an argument of `mx.checkpoint`."""
     rng = np.random.default_rng(0)
     x = mx.array(rng.normal(size=(1, 4, 128, 64)).astype(np.float32)).astype(dtype)
@@ -94,7 +156,7 @@ def mask_in_checkpoint(dtype: mx.Dtype) -> Finding:
     return _outcome(lambda: mx.grad(lambda x: checkpointed(x, mask).astype(mx.float32).sum())(x))
 
 
-def cache_after_limit() -> Finding:
+def cache_after_limit() -> CheckResult:
     """What is in the cache of freed buffers before and after its limit is lowered to nothing."""
     kept = mx.zeros((64 * 2**20,), dtype=mx.uint8) + 1
     mx.eval(kept)
@@ -103,15 +165,15 @@ def cache_after_limit() -> Finding:
     limit = mx.set_cache_limit(0)
     lowered = mx.get_cache_memory()
     mx.set_cache_limit(limit)
-    return Finding("info", f"{before / 1e6:.0f} MB before, {lowered / 1e6:.0f} MB after")
+    return CheckResult("info", f"{before / 1e6:.0f} MB before, {lowered / 1e6:.0f} MB after")
 
 
-def _outcome(compute: Callable[[], mx.array]) -> Finding:
+def _outcome(compute: Callable[[], mx.array]) -> CheckResult:
     try:
         mx.eval(compute())
     except (RuntimeError, ValueError) as error:
-        return Finding("info", f"raises {_first_line(error)}")
-    return Finding("info", "works")
+        return CheckResult("info", f"raises {_first_line(error)}")
+    return CheckResult("info", "works")
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Final
+
 import mlx.core as mx
 
 from localdpo.objective.scores import UnpairedScores
@@ -19,8 +22,8 @@ def kl_baseline(log_ratios: mx.array) -> mx.array:
     return mx.stop_gradient(mx.maximum(log_ratios.astype(mx.float32).mean(), 0.0))
 
 
-def kto_loss(
-    scores: UnpairedScores, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+def kto(
+    scores: UnpairedScores, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> mx.array:
     """a (1 - s(beta (h - z))) of a desirable, b (1 - s(beta (z - h))) of an undesirable response, [B].
 
@@ -32,8 +35,8 @@ def kto_loss(
     return _value_missed(scores, beta * (scores.h - scores.z), desirable_weight, undesirable_weight)
 
 
-def apo_zero_unpaired_loss(
-    scores: UnpairedScores, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+def apo_zero_unpaired(
+    scores: UnpairedScores, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> mx.array:
     """a (1 - s(beta h)) of a desirable, b s(beta h) of an undesirable response, [B].
 
@@ -49,3 +52,9 @@ def _value_missed(
     """weight * (1 - s(+-reward)), [B]; 1 - s(x) is computed as s(-x), which does not cancel."""
     weight = mx.where(scores.desirable, desirable_weight, undesirable_weight)
     return weight * mx.sigmoid(mx.where(scores.desirable, -reward, reward))
+
+
+FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
+    "kto": kto,
+    "apo_zero_unpaired": apo_zero_unpaired,
+}

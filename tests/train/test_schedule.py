@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from localdpo.recipe.schema import TrainSection
-from localdpo.train.plan import Plan, make_plan
+from localdpo.train.step import Schedule, make_schedule
 
 
-def plan(rows: int, **options: Any) -> Plan:
-    return make_plan(TrainSection(learning_rate=1.0, **options), rows)
+def plan(rows: int, **options: Any) -> Schedule:
+    return make_schedule(TrainSection(learning_rate=1.0, **options), rows)
 
 
-def rates(made: Plan) -> list[float]:
+def rates(made: Schedule) -> list[float]:
     return [made.learning_rate(step) for step in range(made.total)]
 
 

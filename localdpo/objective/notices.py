@@ -1,0 +1,393 @@
+"""What a person who watches a run should know, as pure functions of the metrics' history.
+
+Standard library only. A record is (step, metrics) with the metrics' names as in the event log; a value that
+was not finite is None there. Each rule looks at the newest records and returns a notice or None, and
+`new_notices` returns what the newest record of a history adds.
+
+Thresholds without a source beside them are choices of this project, made to stay silent on healthy runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from localdpo.objective.registry import DataKind
+
+Record = tuple[int, Mapping[str, float | None]]
+Level = Literal["info", "warning", "critical"]
+SEVERITY: Mapping[str, int] = {"info": 0, "warning": 1, "critical": 2}
+
+# How many records back a rule looks for figures that are not in every record (kl).
+LOOK_BACK = 1000
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the history does not contain: counts from the recipe and the data, and the machine's memory."""
+
+    pairs_per_step: int
+    pairs_per_eval: int
+    total_steps: int
+    warmup_steps: int = 0
+    memory_limit_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class RunNotice:
+    """What was seen (`message`), what it means (`why`) and what helps (`try_`)."""
+
+    name: str
+    level: Level
+    step: int
+    message: str
+    why: str
+    try_: str
+
+    def fields(self) -> dict[str, str]:
+        """The fields of a `notice` event; the step is the event's own."""
+        fields = {"level": self.level, "name": self.name, "message": self.message}
+        return fields | {"why": self.why, "try": self.try_}
+
+
+@dataclass(frozen=True)
+class History:
+    """The records of a run up to now, oldest first."""
+
+    facts: RunFacts
+    train: Sequence[Record]
+    evals: Sequence[Record]
+
+
+def values_of(records: Sequence[Record], name: str, count: int) -> list[float]:
+    """The last `count` finite values of `name`, oldest first; fewer where there are fewer."""
+    values: list[float] = []
+    for _, metrics in reversed(records[-LOOK_BACK:] if len(records) > LOOK_BACK else records):
+        value = metrics.get(name)
+        if value is not None and math.isfinite(value):
+            values.append(value)
+            if len(values) == count:
+                break
+    return values[::-1]
+
+
+def last_step(history: History) -> int:
+    return max((records[-1][0] for records in (history.train, history.evals) if records), default=0)
+
+
+def rises(values: Sequence[float]) -> bool:
+    """Whether the newer half of a window lies above the older half, by their means."""
+    half = len(values) // 2
+    return statistics.fmean(values[half:]) > statistics.fmean(values[:half])
+
+
+# --- numbers that run away: NaN, KL, displacement -----------------------------------------------------------
+
+# A KL figure is a spike against the median of what came before it: 3 times for a warning, 10 times for
+# critical, in 5 logs in a row, so that one odd batch is no alarm.
+KL_WARNING_RATIO = 3.0
+KL_CRITICAL_RATIO = 10.0
+KL_LOGS_IN_A_ROW = 5
+KL_MEDIAN_LOGS = 20
+KL_MEDIAN_LOGS_MIN = 5
+KL_FLOOR = 0.1  # nats per token; KL starts at 0, where any growth is a large multiple
+# Likelihood displacement (Razin et al. 2024, arXiv 2410.08847). Past 0.1 nat per token the chosen responses
+# are about 10% less likely in every token.
+DISPLACEMENT_WINDOW = 20
+DISPLACEMENT_INFO = 0.03  # nats per token below the reference
+DISPLACEMENT_WARNING = 0.1
+
+
+def not_finite(history: History) -> RunNotice | None:
+    for records, where in ((history.train, "in training"), (history.evals, "in the evaluation")):
+        if not records:
+            continue
+        step, metrics = records[-1]
+        bad = [name for name, value in metrics.items() if value is None or not math.isfinite(value)]
+        if bad:
+            return RunNotice(
+                "nan",
+                "critical",
+                step,
+                f"{', '.join(bad)} not finite {where} at step {step}",
+                "A NaN or an infinity in the loss or the gradient spreads to every weight at the next "
+                "update; nothing after this step is of use.",
+                "Resume from the last checkpoint with a lower train.learning_rate or train.max_grad_norm; "
+                "if it is there at the first step, look at the row of that batch.",
+            )
+    return None
+
+
+def kl_spike(history: History) -> RunNotice | None:
+    values = values_of(history.train, "kl", KL_MEDIAN_LOGS + KL_LOGS_IN_A_ROW)
+    before, last = values[:-KL_LOGS_IN_A_ROW], values[-KL_LOGS_IN_A_ROW:]
+    if len(before) < KL_MEDIAN_LOGS_MIN or min(last) <= KL_FLOOR:
+        return None
+    median = statistics.median(before)
+    if min(last) <= KL_WARNING_RATIO * median:
+        return None
+    return RunNotice(
+        "kl-spike",
+        "critical" if min(last) > KL_CRITICAL_RATIO * median else "warning",
+        last_step(history),
+        f"KL to the reference at {last[-1]:.3g} nats per token, median before {median:.3g}",
+        "The policy is leaving the reference fast. Rewards keep growing out there while answers get worse, "
+        "because the data says nothing about such text.",
+        "Lower train.learning_rate or raise loss.beta, and compare the samples with those of an earlier "
+        "checkpoint.",
+    )
+
+
+def displacement(history: History) -> RunNotice | None:
+    chosen = values_of(history.train, "logratio_per_token/chosen", DISPLACEMENT_WINDOW)
+    margins = values_of(history.train, "rewards/margins", DISPLACEMENT_WINDOW)
+    if len(chosen) < DISPLACEMENT_WINDOW or len(margins) < DISPLACEMENT_WINDOW:
+        return None
+    fall = -statistics.fmean(chosen[DISPLACEMENT_WINDOW // 2 :])
+    falling_while_margin_rises = not rises(chosen) and rises(margins)
+    if fall < DISPLACEMENT_INFO or (fall < DISPLACEMENT_WARNING and not falling_while_margin_rises):
+        return None
+    return RunNotice(
+        "displacement",
+        "warning" if fall >= DISPLACEMENT_WARNING else "info",
+        last_step(history),
+        f"Chosen responses {fall:.2g} nats per token less likely than under the reference",
+        "The margin grows because rejected responses fall faster than chosen ones. The probability that "
+        "both lose goes to other text, which no pair has judged.",
+        "Lower train.learning_rate, raise loss.beta, or take a loss that holds the chosen response up "
+        "(dpop, apo_zero, nca_pair, or an SFT term).",
+    )
+
+
+# --- what is learnt: nothing, the opposite, the pairs by heart, or length -----------------------------------
+
+# Chance is 0.5 +- 2 standard deviations of a share of n fair coins, sqrt(0.25 / n).
+ACCURACY_SIGMAS = 2.0
+ACCURACY_PAIRS_MIN = 400  # training pairs in the window: chance is then 0.45 to 0.55
+ACCURACY_EVALS = 3
+ACCURACY_RUN_SHARE = 0.25  # of the steps after warm-up must be done: before, nobody can have learnt much
+MEMORISED_WINDOW = 20
+MEMORISED_ACCURACY = 0.99
+MEMORISED_LOSS_SHARE = 0.1  # of the first loss, the one at policy = reference
+MEMORISED_RUN_SHARE = 0.5  # "early": before half of the steps
+GROWTH_RATIO = 1.5
+GROWTH_TOKENS = 8.0
+GROWTH_EVALS = 2
+
+
+def _score(metrics: Mapping[str, float | None]) -> float | None:
+    """Accuracy with a tie as half a point: at policy = reference all pairs tie, which is chance."""
+    accuracy, ties = metrics.get("rewards/accuracies"), metrics.get("rewards/ties", 0.0)
+    if accuracy is None or ties is None or not math.isfinite(accuracy + ties):
+        return None
+    return accuracy + 0.5 * ties
+
+
+def _accuracy_from(history: History) -> int:
+    """The step from which accuracy is judged: after warm-up and a share of the steps that follow it."""
+    facts = history.facts
+    return facts.warmup_steps + math.ceil(ACCURACY_RUN_SHARE * max(facts.total_steps - facts.warmup_steps, 0))
+
+
+def _train_accuracy(history: History) -> tuple[float, int] | None:
+    """(mean score, pairs) of the newest steps that hold ACCURACY_PAIRS_MIN pairs, all past warm-up."""
+    wanted = math.ceil(ACCURACY_PAIRS_MIN / history.facts.pairs_per_step)
+    if not history.train or history.train[-1][0] < _accuracy_from(history):
+        return None
+    window = [(step, _score(metrics)) for step, metrics in history.train[-wanted:]]
+    scores = [score for step, score in window if score is not None and step > history.facts.warmup_steps]
+    if len(scores) < wanted:
+        return None
+    return statistics.fmean(scores), wanted * history.facts.pairs_per_step
+
+
+def _eval_accuracies(history: History) -> list[float]:
+    """Scores of the newest evaluations that are late enough to be judged, oldest first."""
+    start = max(_accuracy_from(history), 1)
+    scores = [_score(metrics) for step, metrics in history.evals[-ACCURACY_EVALS:] if step >= start]
+    return [score for score in scores if score is not None]
+
+
+def _chance_width(pairs: int) -> float:
+    return ACCURACY_SIGMAS * math.sqrt(0.25 / max(pairs, 1))
+
+
+def accuracy_stuck(history: History) -> RunNotice | None:
+    train, evals, facts = _train_accuracy(history), _eval_accuracies(history), history.facts
+    if train is not None and abs(train[0] - 0.5) <= _chance_width(train[1]):
+        seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
+    elif len(evals) == ACCURACY_EVALS and all(
+        abs(score - 0.5) <= _chance_width(facts.pairs_per_eval) for score in evals
+    ):
+        seen = f"{evals[-1]:.2f} in evaluation {ACCURACY_EVALS} times running ({facts.pairs_per_eval} pairs)"
+    else:
+        return None
+    return RunNotice(
+        "accuracy-stuck",
+        "warning",
+        last_step(history),
+        f"Reward accuracy cannot be distinguished from chance: {seen}",
+        "The policy distinguishes chosen from rejected responses no better than a coin.",
+        "Look at a few pairs with --dry-run: is the difference one that this model can see? Then try a "
+        "higher train.learning_rate or more steps.",
+    )
+
+
+def labels_swapped(history: History) -> RunNotice | None:
+    train, evals, facts = _train_accuracy(history), _eval_accuracies(history), history.facts
+    if train is not None and train[0] < 0.5 - _chance_width(train[1]):
+        seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
+    elif evals and evals[-1] < 0.5 - _chance_width(facts.pairs_per_eval):
+        seen = f"{evals[-1]:.2f} on the {facts.pairs_per_eval} pairs of the evaluation"
+    else:
+        return None
+    return RunNotice(
+        "labels-swapped",
+        "warning",
+        last_step(history),
+        f"Reward accuracy clearly below one half: {seen}",
+        "The policy prefers the rejected responses more often than chance allows: chosen and rejected may "
+        "be swapped in the training or in the validation data.",
+        "Read one pair of data.train and one of data.valid with --dry-run and check which response is "
+        "meant to win.",
+    )
+
+
+def memorised(history: History) -> RunNotice | None:
+    losses = values_of(history.train, "loss", MEMORISED_WINDOW)
+    accuracies = values_of(history.train, "rewards/accuracies", MEMORISED_WINDOW)
+    if len(losses) < MEMORISED_WINDOW or len(accuracies) < MEMORISED_WINDOW:
+        return None
+    first = history.train[0][1].get("loss")
+    step = last_step(history)
+    if first is None or step > MEMORISED_RUN_SHARE * history.facts.total_steps:
+        return None
+    loss, accuracy = statistics.fmean(losses), statistics.fmean(accuracies)
+    if accuracy < MEMORISED_ACCURACY or loss > MEMORISED_LOSS_SHARE * first:
+        return None
+    held_out = values_of(history.evals, "rewards/accuracies", 1)
+    compare = f", {held_out[0]:.2f} on held-out pairs" if held_out else ""
+    return RunNotice(
+        "memorised",
+        "warning",
+        step,
+        f"Training accuracy {accuracy:.2f} and loss {loss:.3g} before half of the run{compare}",
+        "The training pairs are already ranked almost perfectly: they are memorised, or something "
+        "simple (length, format) gives them away. What follows mostly pushes the policy further from the "
+        "reference.",
+        "Stop here or lower train.max_steps, and compare with the held-out accuracy; look for a feature "
+        "that all chosen responses share.",
+    )
+
+
+def responses_growing(history: History) -> RunNotice | None:
+    lengths = values_of(history.evals, "samples/response_tokens", len(history.evals))
+    if len(lengths) < 1 + GROWTH_EVALS:
+        return None
+    first, last = lengths[0], lengths[-GROWTH_EVALS:]
+    if min(last) < max(GROWTH_RATIO * first, first + GROWTH_TOKENS):
+        return None
+    return RunNotice(
+        "responses-growing",
+        "warning",
+        last_step(history),
+        f"Sampled responses at {last[-1]:.0f} tokens on average, {first:.0f} before training",
+        "Training easily learns that longer is better where chosen responses are longer than rejected ones.",
+        "Compare the lengths of chosen and rejected responses with --dry-run; on pairs, a per-token loss "
+        "(sigmoid_norm, simpo) or r_dpo takes length out.",
+    )
+
+
+# --- the machine: memory that is nearly full, and steps that have become slow -------------------------------
+
+MEMORY_SHARE = 0.9
+# Steps differ in length with their rows, so medians are compared; the first steps trace and warm up.
+SPEED_WINDOW = 32
+SPEED_SKIP = 8
+SPEED_LOST = 0.3
+
+
+def memory_nearly_full(history: History) -> RunNotice | None:
+    limit = history.facts.memory_limit_gb
+    held = values_of(history.train, "memory_gb", 1) or values_of(history.train, "peak_memory_gb", 1)
+    if limit is None or not held or held[0] <= MEMORY_SHARE * limit:
+        return None
+    return RunNotice(
+        "memory",
+        "warning",
+        last_step(history),
+        f"Memory with cache {held[0]:.1f} GB of {limit:.1f} GB",
+        "Beyond this the system swaps, which makes steps many times slower, or ends the run.",
+        "Start a new run with a lower train.micro_batch_size or train.max_length, or with "
+        "train.gradient_checkpointing=true.",
+    )
+
+
+def slower(history: History) -> RunNotice | None:
+    """The newest steps' tokens per second against the best stretch of as many steps before them."""
+    if len(history.train) < SPEED_SKIP + 2 * SPEED_WINDOW:
+        return None
+    speeds = values_of(history.train[SPEED_SKIP:], "tokens_per_second", 4 * SPEED_WINDOW)
+    if len(speeds) < 2 * SPEED_WINDOW:
+        return None
+    now = statistics.median(speeds[-SPEED_WINDOW:])
+    earlier = [
+        statistics.median(speeds[start : start + SPEED_WINDOW])
+        for start in range(0, len(speeds) - 2 * SPEED_WINDOW + 1, SPEED_WINDOW // 2)
+    ]
+    if now >= (1.0 - SPEED_LOST) * max(earlier):
+        return None
+    return RunNotice(
+        "slower",
+        "info",
+        last_step(history),
+        f"{now:.0f} tokens a second, {max(earlier):.0f} before",
+        "The same work takes longer: another program uses the machine, it is hot and throttled, or it swaps.",
+        "Look at the memory chart and at other programs; training itself is not affected.",
+    )
+
+
+# --- all rules ----------------------------------------------------------------------------------------------
+
+Rule = Callable[[History], RunNotice | None]
+# Rules that hold for any training, pairs or not.
+MACHINE_RULES: tuple[Rule, ...] = (memory_nearly_full, slower)
+RULES: tuple[Rule, ...] = (
+    *MACHINE_RULES,
+    not_finite,
+    kl_spike,
+    labels_swapped,
+    accuracy_stuck,
+    displacement,
+    memorised,
+    responses_growing,
+)
+# By the kind of rows that a loss trains on. What a pair's two responses do to each other, or whether one of
+# them is ranked right, cannot be said of single responses.
+RULES_FOR: Mapping[DataKind, tuple[Rule, ...]] = {
+    "pairs": RULES,
+    "unpaired": (*MACHINE_RULES, not_finite, kl_spike, responses_growing),
+    "demonstrations": MACHINE_RULES,
+}
+
+
+def new_notices(
+    raised: Collection[tuple[str, str]],
+    train: Sequence[Record],
+    evals: Sequence[Record],
+    facts: RunFacts,
+    rules: Sequence[Rule] = RULES,
+) -> list[RunNotice]:
+    """What the newest record adds; call it after each one. `raised`: (name, level) of the notices so far.
+
+    A name is raised again only at a higher level than before.
+    """
+    highest: dict[str, int] = {}
+    for name, level in raised:
+        highest[name] = max(highest.get(name, -1), SEVERITY[level])
+    history = History(facts, train, evals)
+    fired = [notice for rule in rules if (notice := rule(history)) is not None]
+    return [n for n in fired if SEVERITY[n.level] > highest.get(n.name, -1)]

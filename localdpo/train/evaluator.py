@@ -1,0 +1,288 @@
+"""What is measured between steps: held-out rows, exact KL to the reference, and sampled answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from localdpo.data.batches import collate
+from localdpo.data.types import Batch, EncodedRow
+from localdpo.model import lora
+from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.generate import SampledAnswer, generate
+from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
+from localdpo.objective.metrics import Sums
+from localdpo.records.rundir import RunDir
+from localdpo.train.data import Rows, labels
+from localdpo.train.step import BatchReference, Objective
+from localdpo.train.token_rewards import write_worst_pairs
+
+if TYPE_CHECKING:
+    from localdpo.train.assemble import Session
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Held-out metrics, and the margin [M] of each pair in the order of the positions; None without pairs."""
+
+    metrics: dict[str, float]
+    margins: np.ndarray | None
+
+
+def evaluate(
+    forward: Forward,
+    objective: Objective,
+    rows: Rows,
+    positions: np.ndarray,
+    reference: BatchReference | None,
+    *,
+    batch: int,
+    baseline: mx.array | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> HeldOutScores:
+    """The objective and its metrics over the rows at `positions` [M], without an update.
+
+    Every row weighs the same, however the batches are cut. `baseline`: the KL baseline of all these rows, for
+    a loss that reads it. `after_batch` may take its time (a pause).
+    """
+    totals, margins = Sums(), dict[int, float]()
+    for part in rows.parts_by_length(positions, batch):
+        cut = rows.batch(part)
+        under_reference = None if reference is None else reference.sums(cut)
+        scores = forward.measure(cut)
+        if under_reference is not None:
+            scores = scores.under(*under_reference)
+        totals.add(objective.sums(scores, labels(cut), baseline))
+        pair_margins = objective.margins(scores)
+        if pair_margins is not None:
+            margins.update(zip(part.tolist(), np.array(pair_margins).tolist(), strict=True))
+        after_batch()
+    ordered = np.array([margins[i] for i in positions.tolist()]) if margins else None
+    return HeldOutScores(totals.means(), ordered)
+
+
+def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
+    """KL(policy || reference) in nats per response token, over the full vocabulary.
+
+    Measured on the prefixes of the batch's own responses: every scored position of every response,
+    chosen and rejected. Not the sequence-level KL under the policy's own samples. Shape legend: T scored
+    tokens, D hidden size, V vocabulary.
+    """
+    arrays = batch_arrays(batch, shared=forward.shared)
+    policy_TD = forward.hidden(arrays)
+    with lora.use(forward.model, reference):
+        reference_TD = forward.hidden(arrays)
+        mx.eval(policy_TD, reference_TD)
+    total, tokens, step = 0.0, int(batch.lengths.sum()), forward.chunk(policy_TD)
+    for start in range(0, tokens, step):
+        part = slice(start, min(start + step, tokens))
+        policy_TV = forward.head(policy_TD[part])
+        with lora.use(forward.model, reference):
+            reference_TV = forward.head(reference_TD[part])
+            total += cast("float", kl_per_token(policy_TV, reference_TV).sum().item())
+    return total / tokens
+
+
+def mean_entropy(forward: Forward, batch: Batch) -> float:
+    """Entropy of the next-token distribution in nats, full vocabulary, mean over all scored positions."""
+    hidden_TD = forward.hidden(batch_arrays(batch, shared=forward.shared))
+    total, tokens, step = 0.0, int(batch.lengths.sum()), forward.chunk(hidden_TD)
+    for start in range(0, tokens, step):
+        logits_TV = forward.head(hidden_TD[start : min(start + step, tokens)])
+        total += cast("float", entropy_per_token(logits_TV).sum().item())
+    return total / tokens
+
+
+@dataclass(frozen=True)
+class WatchedPrompt:
+    """A prompt whose answers are sampled at each evaluation: what is shown, and its token ids."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+def sampled_kl(
+    forward: Forward,
+    prompts: Sequence[WatchedPrompt],
+    answers: Sequence[SampledAnswer],
+    reference: lora.Weights,
+    pad: int,
+) -> dict[str, float]:
+    """`kl_sampled`: KL(policy || reference) of whole responses, nats, and its standard error `kl_sampled_se`.
+
+    `answers` [n] are the policy's own to `prompts` [n], drawn at temperature 1; one that met the limit of
+    tokens counts up to there, so the figure is that of responses cut at the limit. n = 1 has no error.
+    """
+    rows = [
+        EncodedRow(i, np.array(prompt.tokens, dtype=np.int32), (np.array(answer.drawn, dtype=np.int32),))
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    batch = collate(rows, pad, np.arange(len(rows)))
+    policy = np.array(forward.score(batch), dtype=np.float64)
+    with lora.use(forward.model, reference):
+        ratios = policy - np.array(forward.score(batch), dtype=np.float64)
+    mean, error = sequence_kl(ratios.tolist())
+    return {"kl_sampled": mean} | ({} if error is None else {"kl_sampled_se": error})
+
+
+class Sampler:
+    """Answers of policy and reference to the watched prompts; the reference's are sampled once.
+
+    Attributes:
+        mean_tokens: mean length of the policy's latest answers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        prompts: Sequence[WatchedPrompt],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> None:
+        self._model, self._tokenizer, self._prompts = model, tokenizer, prompts
+        self._settings: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        self._reference: list[SampledAnswer] | None = None
+        self.mean_tokens = 0.0
+
+    def __call__(self, reference: lora.Weights) -> list[dict[str, str]]:
+        """`[{prompt, reference, policy}]`, sampled with one seed for both."""
+        if self._reference is None:
+            with lora.use(self._model, reference):
+                self._reference = self._answers(self._prompts)
+        answers = self._answers(self._prompts)
+        self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
+        return [
+            {"prompt": prompt.text, "reference": before.text, "policy": now.text}
+            for prompt, before, now in zip(self._prompts, self._reference, answers, strict=True)
+        ]
+
+    def kl(
+        self, prompts: Sequence[WatchedPrompt], forward: Forward, reference: lora.Weights, pad: int
+    ) -> dict[str, float]:
+        """`sampled_kl` of the policy's answers to `prompts`, drawn anew at temperature 1."""
+        return sampled_kl(forward, prompts, self._answers(prompts, temperature=1.0), reference, pad)
+
+    def _answers(self, prompts: Sequence[WatchedPrompt], **settings: float) -> list[SampledAnswer]:
+        ids = [prompt.tokens for prompt in prompts]
+        return generate(self._model, self._tokenizer, ids, **self._settings | settings)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation measured.
+
+    Attributes:
+        metrics: of the held-out rows; None where there are none.
+        worst: fields of the event about the pairs of lowest margin, if they are written.
+        samples: answers to the watched prompts.
+    """
+
+    metrics: dict[str, float] | None = None
+    worst: dict[str, Any] | None = None
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+
+class Evaluator:
+    """Measures the held-out rows of a run and samples its watched prompts."""
+
+    def __init__(self, session: Session, run: RunDir) -> None:
+        recipe = session.recipe
+        self._run, self._options, self._beta = run, recipe.eval, recipe.loss.beta
+        self._has_reference: Final = recipe.loss.spec.needs_reference
+        self._forward, self._objective, self._start = session.forward, session.objective, session.start
+        self._valid, self._positions = session.valid, session.eval_positions
+        self._batch, self._baseline = session.scoring_batch, session.baseline
+        self._cached, self._moving = session.valid_scores, session.moving
+        self._tokenizer = session.base.tokenizer
+        self._watched, self._kl_prompts = session.watched, session.kl_prompts
+        self._sampler = Sampler(
+            session.base.model,
+            session.base.tokenizer,
+            session.watched,
+            max_tokens=recipe.eval.max_tokens,
+            temperature=recipe.eval.temperature,
+            seed=recipe.train.seed,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether rows are held out or prompts are watched."""
+        return bool(self.rows or self._watched)
+
+    @property
+    def rows(self) -> int:
+        """How many held-out rows an evaluation covers."""
+        return len(self._positions)
+
+    def __call__(self, step: int, after_batch: Callable[[], None]) -> EvaluationReport:
+        """Measure after `step`; `after_batch` is called after every held-out batch, and may take its time."""
+        samples = self._sampler(self._start) if self._watched else []
+        if not self.rows:
+            return EvaluationReport(samples=samples)
+        baseline = None
+        if self._baseline is not None:
+            baseline = self._baseline(self._valid, self._valid.indices[self._positions])
+        scores = evaluate(
+            self._forward,
+            self._objective,
+            self._valid,
+            self._positions,
+            self._moving or self._cached,
+            batch=self._batch,
+            after_batch=after_batch,
+            baseline=baseline,
+        )
+        metrics = scores.metrics | self._against_reference()
+        if samples:
+            metrics["samples/response_tokens"] = self._sampler.mean_tokens
+        return EvaluationReport(metrics, self._write_worst(step, scores.margins), samples)
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether there are a reference and held-out pairs to measure the exact KL on."""
+        return self._has_reference and self._options.kl_pairs > 0 and len(self._valid) > 0
+
+    def kl(self) -> float:
+        """Exact KL on the first held-out pairs, to where the run started (the reference, unless it moves)."""
+        return exact_kl(self._forward, self._first_pairs(), self._start)
+
+    def _first_pairs(self) -> Batch:
+        return self._valid.batch(np.arange(min(self._options.kl_pairs, len(self._valid))))
+
+    def _against_reference(self) -> dict[str, float]:
+        """Entropy of the policy, its exact KL to the reference, and the KL of its own answers."""
+        metrics: dict[str, float] = {}
+        if self._options.kl_pairs > 0:
+            metrics["entropy"] = mean_entropy(self._forward, self._first_pairs())
+            if self._has_reference:
+                metrics["kl"] = self.kl()
+        if self._kl_prompts:
+            metrics |= self._sampler.kl(self._kl_prompts, self._forward, self._start, self._valid.pad)
+        return metrics
+
+    def _write_worst(self, step: int, margins: np.ndarray | None) -> dict[str, Any] | None:
+        """Write the pairs of lowest margin [M]; the fields of their event."""
+        count = self._options.worst_pairs
+        if margins is None or count == 0:
+            return None
+        lowest = self._positions[np.argsort(margins, kind="stable")[:count]]
+        reference = self._start if self._moving is None else self._moving.weights
+        return write_worst_pairs(
+            self._run,
+            step,
+            self._forward,
+            self._valid,
+            lowest,
+            reference if self._has_reference else None,
+            self._beta,
+            self._tokenizer,
+        )
