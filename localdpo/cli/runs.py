@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +14,18 @@ from localdpo.core.errors import UserError
 from localdpo.core.text import age, printable
 from localdpo.out import print_json, say
 from localdpo.records.control import COMMANDS, Command, send, wait_for
-from localdpo.records.metrics import ALL_TIED
 from localdpo.records.rundir import find_run, list_runs
 
 if TYPE_CHECKING:
     from localdpo.out.console import Console
     from localdpo.records.control import Acknowledgement
     from localdpo.records.rundir import RunDir
-    from localdpo.records.summary import RunSummary
+    from localdpo.records.runs import RunSummary
 
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
 # Usually a worker that is taking steps answers sooner.
 _PATIENCE_SECONDS: Final = 2.0
 _MEANINGS: Final = "; ".join(f"{command}: {meaning}" for command, meaning in COMMANDS.items())
-_NUMBERS: Final = frozenset({"beta", "step", "accuracy", "margin", "kl"})
 
 
 def runs(
@@ -40,7 +37,7 @@ def runs(
     if not summaries:
         say(f"{printable(str(runs_dir))}: no runs", error=True)
     if as_json:
-        print_json([dataclasses.asdict(summary) for summary in summaries])
+        print_json([summary.to_json() for summary in summaries])
         return
     from localdpo.out.console import Console
 
@@ -57,34 +54,22 @@ def runs(
 
 
 def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSummary]:
-    """The summary of every run in `runs_dir`, the latest first; `note` is told of each damaged log."""
-    from localdpo.records.checkpoints import read_log
-    from localdpo.records.summary import summarise
+    """The summary of every run in `runs_dir`, the latest first; each damaged log is reported to `note`."""
+    from localdpo.records.runs import RunReader
 
-    # The lock before the log: a run that ends in between is then shown as running, never as crashed.
-    looks = [(run, run.is_running()) for run in list_runs(runs_dir)]
-    logs = [read_log(run, note, alive=running) for run, running in looks]
-    return [summarise(run.name, log, running) for (run, running), log in zip(looks, logs, strict=True)]
+    readers = [RunReader(run) for run in list_runs(runs_dir)]
+    for reader in readers:
+        reader.refresh()
+        if (damage := reader.damage()) is not None:
+            note(damage)
+    return [reader.summary for reader in readers]
 
 
 def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
     """The cells of a run, in the order of HEADINGS. What is not known is `-`."""
-    total = f"/{summary.total}" if summary.total is not None else ""
-    numbers = (summary.margin, summary.kl)
-    accuracy = (
-        ALL_TIED if summary.all_tied else "-" if summary.accuracy is None else f"{summary.accuracy:.3f}"
-    )
-    return (
-        summary.name,
-        summary.state,
-        summary.loss or "-",
-        "-" if summary.beta is None else f"{summary.beta:g}",
-        summary.model or "-",
-        f"{summary.step}{total}",
-        accuracy,
-        *("-" if number is None else f"{number:.3f}" for number in numbers),
-        "-" if summary.updated is None else age(now - summary.updated),
-    )
+    from localdpo.records.runs import RUN_COLUMNS
+
+    return tuple(RUN_COLUMNS[heading].text(summary, now) or "-" for heading in HEADINGS)
 
 
 def text_table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -100,15 +85,15 @@ def _print_table(console: Console, rows: list[tuple[str, ...]], runs_dir: Path) 
     from rich.table import Table
 
     from localdpo.out.console import Text
+    from localdpo.records.runs import RUN_COLUMNS
 
     if not rows:
         console.print(Text(f"no runs in {runs_dir}; start one with `localdpo train RECIPE`"))
         return
     table = Table()
     for heading in HEADINGS:
-        table.add_column(
-            heading, justify="right" if heading in _NUMBERS else "left", no_wrap=heading != "model"
-        )
+        is_left = RUN_COLUMNS[heading].is_text or heading == HEADINGS[-1]
+        table.add_column(heading, justify="left" if is_left else "right", no_wrap=heading != "model")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)

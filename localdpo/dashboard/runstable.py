@@ -1,58 +1,68 @@
-"""The columns of the table of runs: what they show, how wide they are, how they sort. Pure."""
+"""The table of runs: its runs, read again only where something changed, and how its columns are laid out."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.text import age, printable
-from localdpo.dashboard.index import RunLine
+from localdpo.core.text import printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text
+from localdpo.records.rundir import list_runs
+from localdpo.records.runs import RUN_COLUMNS, RunColumn, RunReader, RunSummary
 
+# Seconds that one refresh may take; what is left is read by the next.
+BUDGET: Final = 0.03
 _STEP_WIDTH: Final = 9
-Sorter = Callable[[RunLine], float | str | None]
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column.
+class RunIndex:
+    """The runs in `runs_dir`; `refresh` keeps them up to date. 100 that stand still cost a few system calls
+    each."""
 
-    Attributes:
-        title: heading.
-        width: cells; the name's column takes what is left over.
-        rank: in a narrow table the columns of the highest rank are left out first; 0 always stays.
-        text: the cell, "" where nothing is known.
-        sorter: what the table is sorted by, None last; None: not a column to sort by.
-        left: whether the text stands at the left.
-        descending: whether the largest come first, unless turned round.
-    """
+    def __init__(self, runs_dir: Path) -> None:
+        self._runs_dir = runs_dir
+        self._readers: dict[str, RunReader] = {}
+        self._due: list[str] = []
 
-    title: str
-    width: int
-    rank: int
-    text: Callable[[RunLine, float], str]
-    sorter: Sorter | None = None
-    left: bool = False
-    descending: bool = True
+    @property
+    def is_reading(self) -> bool:
+        """Whether the last refresh left runs for the next."""
+        return bool(self._due)
+
+    @property
+    def runs(self) -> list[RunSummary]:
+        """The most recently active first."""
+        runs = [reader.summary for reader in self._readers.values()]
+        return sorted(runs, key=lambda run: (-(run.updated or 0.0), run.name))
+
+    def refresh(self, budget: float = BUDGET) -> bool:
+        """Look at as many runs as `budget` seconds allow, all in turn; whether a summary changed."""
+        deadline = time.monotonic() + budget
+        has_changed = False
+        if not self._due:
+            has_changed = self._list()
+        while self._due and time.monotonic() < deadline:
+            has_changed = self._readers[self._due.pop(0)].refresh() or has_changed
+        return has_changed
+
+    def _list(self) -> bool:
+        """The runs there are now; those that are gone are dropped. Whether any came or went."""
+        runs = {run.name: run for run in list_runs(self._runs_dir)}
+        before = self._readers
+        self._readers = {name: before.get(name) or RunReader(run) for name, run in runs.items()}
+        self._due = list(runs)
+        return before.keys() != self._readers.keys()
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _gigabytes(value: float | None) -> str:
-    return _number(value, 1 if value is None or value >= 1 else 2)
-
-
-def _steps(line: RunLine, now: float) -> str:
-    if line.total is None:
-        return _count(line.step)
-    whole = f"{line.step}/{line.total}"
-    return whole if len(whole) <= _STEP_WIDTH else f"{_count(line.step)}/{_count(line.total)}"
+def _short_steps(steps: str) -> str:
+    """`12k/1.2M` where the numbers have no room."""
+    return steps if len(steps) <= _STEP_WIDTH else "/".join(_count(int(part)) for part in steps.split("/"))
 
 
 def _count(steps: int) -> str:
@@ -62,58 +72,43 @@ def _count(steps: int) -> str:
     return f"{steps // 1000}k" if steps < 1_000_000 else f"{steps / 1e6:.1f}M"
 
 
-def _model(line: RunLine, now: float) -> str:
-    return line.start.model.rstrip("/").rsplit("/", 1)[-1]
+def _last_part(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.0f}%"
+@dataclass(frozen=True)
+class Column:
+    """A column as it is laid out.
+
+    Attributes:
+        title: heading.
+        width: cells; the name's column takes what is left over.
+        rank: in a narrow table the columns of the highest rank are left out first; 0 always stays.
+        shorten: makes a cell's text fit.
+    """
+
+    title: str
+    run: RunColumn
+    width: int
+    rank: int
+    shorten: Callable[[str], str] | None = None
 
 
-def _age(time: float | None, now: float) -> str:
-    return "" if time is None else age(now - time)
-
-
-COLUMNS: Final[tuple[Column, ...]] = (
-    Column("name", 14, 0, lambda line, now: line.name, lambda line: line.name, left=True, descending=False),
-    Column("model", 12, 8, _model, lambda line: _model(line, 0.0), left=True, descending=False),
-    Column(
-        "loss",
-        8,
-        4,
-        lambda line, now: line.start.loss,
-        lambda line: line.start.loss,
-        left=True,
-        descending=False,
-    ),
-    Column("beta", 4, 7, lambda line, now: "" if line.start.beta is None else f"{line.start.beta:g}"),
-    Column("step", _STEP_WIDTH, 1, _steps),
-    Column(
-        "acc",
-        5,
-        2,
-        lambda line, now: "tied" if line.all_tied else _number(line.accuracy, 2),
-        lambda line: line.accuracy,
-    ),
-    Column("margin", 6, 3, lambda line, now: _number(line.margin, 3), lambda line: line.margin),
-    Column("KL", 6, 5, lambda line, now: _number(line.kl, 3), lambda line: line.kl, descending=False),
-    Column("win", 4, 6, lambda line, now: _share(line.win), lambda line: line.win),
-    Column("mem GB", 6, 9, lambda line, now: _gigabytes(line.memory), lambda line: line.memory),
-    Column(
-        "started",
-        7,
-        6,
-        lambda line, now: _age(line.start.time, now),
-        lambda line: line.start.time or line.updated,
-    ),
+COLUMNS: Final = (
+    Column("name", RUN_COLUMNS["name"], 14, 0),
+    Column("model", RUN_COLUMNS["model"], 12, 8, _last_part),
+    Column("loss", RUN_COLUMNS["loss"], 8, 4),
+    Column("beta", RUN_COLUMNS["beta"], 4, 7),
+    Column("step", RUN_COLUMNS["step"], _STEP_WIDTH, 1, _short_steps),
+    Column("acc", RUN_COLUMNS["accuracy"], 5, 2),
+    Column("margin", RUN_COLUMNS["margin"], 6, 3),
+    Column("KL", RUN_COLUMNS["kl"], 6, 5),
+    Column("win", RUN_COLUMNS["win"], 4, 6),
+    Column("mem GB", RUN_COLUMNS["memory"], 6, 9),
+    Column("started", RUN_COLUMNS["started"], 7, 6),
 )
 # In the order of the key; the first is how the table opens.
-SORTABLE: Final[tuple[Column, ...]] = tuple(
-    sorted(
-        (column for column in COLUMNS if column.sorter is not None),
-        key=lambda column: column.title != "started",
-    )
-)
+SORTABLE: Final = (COLUMNS[-1], *(column for column in COLUMNS[:-1] if column.title not in ("beta", "step")))
 # Marks, state and its word, before the columns above.
 LEAD_WIDTH: Final = 12
 _PADDING: Final = 2
@@ -132,9 +127,9 @@ def _needed(columns: Sequence[Column]) -> int:
     return LEAD_WIDTH + _PADDING + sum(column.width + _PADDING for column in columns)
 
 
-def lead(line: RunLine, mark: str | None, abilities: Abilities, palette: Palette) -> Text:
+def lead(run: RunSummary, mark: str | None, abilities: Abilities, palette: Palette) -> Text:
     """The mark of an overlaid run (its letter), the state's glyph and its word."""
-    word = "paused" if line.state == "running" and line.phase == "paused" else line.state
+    word = "paused" if run.state == "running" and run.phase == "paused" else run.state
     style = {
         "running": palette.chosen,
         "finished": palette.good,
@@ -148,32 +143,38 @@ def lead(line: RunLine, mark: str | None, abilities: Abilities, palette: Palette
     )
 
 
-def cell(column: Column, width: int, line: RunLine, now: float, abilities: Abilities) -> Text:
+def cell(column: Column, width: int, run: RunSummary, now: float, abilities: Abilities) -> Text:
     """One cell; what is not known is a dash."""
-    words = printable(column.text(line, now)) or abilities.mark("unknown")
+    words = printable(column.run.text(run, now))
+    if column.shorten is not None:
+        words = column.shorten(words)
+    words = words or abilities.mark("unknown")
     if len(words) > width:
         words = words[: width - 1] + abilities.mark("waiting")[:1]
-    return Text(words, justify="left" if column.left else "right", no_wrap=True)
+    return Text(words, justify="left" if column.run.is_text else "right", no_wrap=True)
 
 
-def matches(line: RunLine, words: str) -> bool:
+def matches(run: RunSummary, words: str) -> bool:
     """Whether name, state, model or loss contain each of the words."""
-    text = " ".join((line.name, line.state, line.start.model, line.start.loss)).lower()
+    text = " ".join((run.name, run.state, run.model or "", run.loss or "")).lower()
     return all(word in text for word in words.lower().split())
 
 
-def arranged(lines: Iterable[RunLine], column: Column, reverse: bool, words: str) -> list[RunLine]:
-    """The lines that match `words`, sorted by `column`; what has no value there comes last."""
-    sorter = column.sorter
-    assert sorter is not None
+def is_descending(column: Column) -> bool:
+    """Whether the largest come first, unless the order is reversed."""
+    return not (column.run.is_text or column.run.lowest_first)
 
-    def value(line: RunLine) -> Any:
-        return sorter(line)
 
-    kept = [line for line in lines if matches(line, words)]
-    known = [line for line in kept if _is_known(value(line))]
-    rest = [line for line in kept if not _is_known(value(line))]
-    return sorted(known, key=value, reverse=column.descending != reverse) + rest
+def arranged(runs: Iterable[RunSummary], column: Column, reverse: bool, words: str) -> list[RunSummary]:
+    """The runs that match `words`, sorted by `column`; what has no value there comes last."""
+
+    def value(run: RunSummary) -> Any:
+        return column.run.value(run)
+
+    shown = [run for run in runs if matches(run, words)]
+    known = [run for run in shown if _is_known(value(run))]
+    rest = [run for run in shown if not _is_known(value(run))]
+    return sorted(known, key=value, reverse=is_descending(column) != reverse) + rest
 
 
 def _is_known(value: float | str | None) -> bool:

@@ -16,7 +16,7 @@ from localdpo.records.checkpoints import read_log
 from localdpo.records.events import Event, as_number, effective
 from localdpo.records.metrics import CHARTS, Metric, in_order, metrics_of
 from localdpo.records.rundir import RunDir
-from localdpo.records.summary import summarise
+from localdpo.records.runs import summarise
 from localdpo.records.wording import metric_words, notice_text
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
@@ -49,16 +49,15 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
 
 def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
     """What the run is, in pairs of a word and a value; those that its log does not tell are left out."""
-    summary = summarise(run.name, log, run.is_running())
+    summary = summarise(run, log, run.is_running())
     start = next((event.data for event in reversed(log) if event.type == "run.started"), {})
-    steps = f"{summary.step} of {summary.total}" if summary.total is not None else str(summary.step)
     found: list[tuple[str, str | None]] = [
         ("state", summary.state),
         ("why", summary.why),
         ("model", summary.model),
         ("loss", summary.loss),
         ("beta", None if summary.beta is None else format_number(summary.beta)),
-        ("step", steps),
+        ("step", summary.steps.replace("/", " of ")),
         ("device", _text(start.get("device"))),
         ("rows", _counts(start.get("rows"))),
         ("started", _moment(summary.started)),

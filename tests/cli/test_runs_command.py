@@ -9,9 +9,9 @@ import pytest
 
 from localdpo.cli.runs import HEADINGS, row_of, runs, text_table
 from localdpo.core.text import age
-from localdpo.records.events import EventWriter
+from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir
-from localdpo.records.summary import RunSummary
+from localdpo.records.runs import summarise
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_why_a_run_failed_stands_beside_the_table(two_runs: Path, capsys: pytest
 
 
 def test_a_row_shows_when():
-    summary = RunSummary("a", "running", None, None, None, 3, None, None, False, None, None, 10.0, 100.0)
+    summary = summarise(RunDir("a"), [Event(1, 100.0, "run.resumed", 3)], running=True)
     assert row_of(summary, now=160.0) == ("a", "running", "-", "-", "-", "3", "-", "-", "-", "1m ago")
 
 

@@ -2,24 +2,25 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from made_runs import BEGAN, make_run
 from rich.text import Text
 
-from localdpo.dashboard.index import RunIndex, RunLine
-from localdpo.dashboard.runstable import COLUMNS, SORTABLE, arranged, cell, fitting, lead, matches
+from localdpo.dashboard.runstable import COLUMNS, SORTABLE, RunIndex, arranged, cell, fitting, lead, matches
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
+from localdpo.records.runs import RunSummary
 
 
-def lines(index: RunIndex) -> dict[str, RunLine]:
+def lines(index: RunIndex) -> dict[str, RunSummary]:
     while index.refresh(1.0) or index.is_reading:
         pass
-    return {line.name: line for line in index.lines}
+    return {line.name: line for line in index.runs}
 
 
 def test_a_line_says_what_the_log_says(tmp_path: Path):
@@ -28,7 +29,7 @@ def test_a_line_says_what_the_log_says(tmp_path: Path):
     found = lines(RunIndex(tmp_path))
     assert list(found) == ["dead", "dpo"]
     dpo, dead = found["dpo"], found["dead"]
-    assert (dpo.state, dpo.step, dpo.total, dpo.start.loss, dpo.start.beta) == (
+    assert (dpo.state, dpo.step, dpo.total, dpo.loss, dpo.beta) == (
         "finished",
         40,
         40,
@@ -36,7 +37,7 @@ def test_a_line_says_what_the_log_says(tmp_path: Path):
         0.1,
     )
     assert (dpo.accuracy, dpo.margin, dpo.kl, dpo.memory, dpo.win) == (0.8, 0.4, 0.05, 12.5, None)
-    assert (dead.state, dead.step, dead.start.time) == ("crashed", 20, BEGAN + 50)
+    assert (dead.state, dead.step, dead.launched) == ("crashed", 20, BEGAN + 50)
     assert dead.ended[0].startswith("the worker was killed by SIGKILL")
     assert dpo.ended == ()
 
@@ -63,7 +64,7 @@ def test_a_refresh_takes_no_longer_than_it_may(tmp_path: Path):
     index = RunIndex(tmp_path)
     index.refresh(0.0)
     assert index.is_reading
-    assert all(line.step == 0 for line in index.lines)
+    assert all(line.step == 0 for line in index.runs)
     assert all(line.step == 40 for line in lines(index).values())
 
 
@@ -71,13 +72,10 @@ def test_a_folder_without_runs(tmp_path: Path):
     assert lines(RunIndex(tmp_path / "none")) == {}
 
 
-def line(name: str, **values: object) -> RunLine:
-    defaults = dict.fromkeys(("accuracy", "margin", "kl", "win", "memory", "updated"))
-    from localdpo.dashboard.state import Start
-
-    more = {"state": "finished", "phase": "finished", "start": Start(), "step": 3, "total": None, "ended": ()}
-    more["all_tied"] = False
-    return RunLine(run=RunDir(name), **{**defaults, **more, **values})  # type: ignore[arg-type]
+def line(name: str, **values: object) -> RunSummary:
+    defaults = dict.fromkeys(field.name for field in fields(RunSummary))
+    defaults |= {"state": "finished", "phase": "finished", "step": 3, "ended": (), "all_tied": False}
+    return RunSummary(**{**defaults, "run": RunDir(name), **values})  # type: ignore[arg-type]
 
 
 def column(title: str):
@@ -120,7 +118,7 @@ def test_cells_are_cut_and_the_unknown_is_a_dot():
     assert cell(win, 4, line("a", win=0.613), 0.0, Abilities()).plain == "61%"
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.0318, "0.03"), (21.34, "21.3"), (None, "·")])
+@pytest.mark.parametrize(("value", "shown"), [(0.0318, "0.0318"), (21.34, "21.3"), (None, "·")])
 def test_a_little_memory_is_not_none(value: float | None, shown: str):
     assert cell(column("mem GB"), 6, line("a", memory=value), 0.0, Abilities()).plain.strip() == shown
 

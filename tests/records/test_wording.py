@@ -12,7 +12,7 @@ from localdpo.core.text import escaped, format_number, format_seconds, printable
 from localdpo.records.events import Event
 from localdpo.records.metrics import metrics_of
 from localdpo.records.rundir import RunDir
-from localdpo.records.summary import summarise
+from localdpo.records.runs import summarise
 from localdpo.records.wording import closing_lines, format_event, format_headline, generate_command
 
 
@@ -142,5 +142,5 @@ def test_an_accuracy_of_nothing_but_ties_is_told_and_leaves_a_gap() -> None:
     assert "rewards/accuracies all tied" in str(format_event(TIED, None))
     assert metrics_of(TIED)["rewards/accuracies"] is None
     assert TIED.data["metrics"]["rewards/accuracies"] == 0.0
-    summary = summarise("a", [TIED], running=False)
+    summary = summarise(RunDir("a"), [TIED], running=False)
     assert (summary.accuracy, summary.all_tied) == (None, True)

@@ -185,14 +185,14 @@ def _read_tokenizer(path: Path) -> object:
 def _read_log(path: Path) -> object:
     from localdpo.records.events import effective, read_events
     from localdpo.records.rundir import RunDir
-    from localdpo.records.summary import summarise
+    from localdpo.records.runs import summarise
     from localdpo.records.wording import closing_lines, format_event, format_headline
 
     events = effective(read_events(path))
     lines = [form(event, 100) or "" for event in events for form in (format_event, format_headline)]
     lines += closing_lines(RunDir(path.parent), events)
     "\n".join(lines).encode()
-    return summarise("run", events, running=False)
+    return summarise(RunDir(path.parent), events, running=False)
 
 
 def _read_verdicts(path: Path) -> object:
@@ -274,7 +274,7 @@ def _read_dashboard(path: Path) -> object:
     """What the screens make of a log."""
     from localdpo.dashboard.alarms import alarms
     from localdpo.dashboard.feed import RunFeed
-    from localdpo.dashboard.index import RunIndex
+    from localdpo.dashboard.runstable import RunIndex
     from localdpo.dashboard.terminal import Abilities
     from localdpo.dashboard.widgets.header import header_words
     from localdpo.dashboard.widgets.log import log_line
@@ -289,7 +289,7 @@ def _read_dashboard(path: Path) -> object:
     while index.refresh() or index.is_reading:
         pass
     "\n".join([*lines, *words]).encode()
-    return index.lines, tiles_of(state), alarms(state, False, 9.0)
+    return index.runs, tiles_of(state), alarms(state, False, 9.0)
 
 
 def _read_constitution(path: Path) -> object:

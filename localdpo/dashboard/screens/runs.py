@@ -11,9 +11,18 @@ from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
-from localdpo.dashboard.index import RunIndex, RunLine
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.runstable import LEAD_WIDTH, SORTABLE, Column, arranged, cell, fitting, lead
+from localdpo.dashboard.runstable import (
+    LEAD_WIDTH,
+    SORTABLE,
+    Column,
+    RunIndex,
+    arranged,
+    cell,
+    fitting,
+    is_descending,
+    lead,
+)
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, Choose
 from localdpo.dashboard.widgets.line import Line
@@ -22,6 +31,7 @@ from localdpo.dashboard.widgets.table import ListTable
 from localdpo.launch import start_worker
 from localdpo.out.console import Text
 from localdpo.records.rundir import RunDir
+from localdpo.records.runs import RunSummary
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
@@ -52,7 +62,7 @@ class RunsScreen(RunScreen):
         self._sort = 0
         self._reverse = False
         self._looked = 0.0
-        self._shown: list[RunLine] = []
+        self._shown: list[RunSummary] = []
         self._columns: object = None
         self._cells: dict[str, list[Text]] = {}
 
@@ -211,14 +221,14 @@ class RunsScreen(RunScreen):
             return
         words = self.query_one(FilterInput).value
         column = SORTABLE[self._sort]
-        lines = arranged(self._index.lines, column, self._reverse, words)
+        lines = arranged(self._index.runs, column, self._reverse, words)
         table = self.query_one(ListTable)
         columns = fitting(self.size.width - 1)
         if self._columns != columns:
             table.clear(columns=True)
             table.add_column("    state", width=LEAD_WIDTH, key="state")
             for found, width in columns:
-                heading = Text(found.title, justify="left" if found.left else "right")
+                heading = Text(found.title, justify="left" if found.run.is_text else "right")
                 table.add_column(heading, width=width, key=found.title)
             self._columns, self._cells = columns, {}
         self._shown = lines
@@ -244,15 +254,15 @@ class RunsScreen(RunScreen):
                         table.update_cell_at(Coordinate(table.get_row_index(name), place), new)
         self._cells = rows
 
-    def _row_of(self, line: RunLine, columns: list[tuple[Column, int]]) -> list[Text]:
+    def _row_of(self, line: RunSummary, columns: list[tuple[Column, int]]) -> list[Text]:
         letter = chr(ord("A") + self._marked.index(line.name)) if line.name in self._marked else None
         now = self.dashboard.now()
         cells = [cell(column, width, line, now, self.abilities) for column, width in columns]
         return [lead(line, letter, self.abilities, self.palette), *cells]
 
     def _say_sorting(self, count: int, title: str, words: str) -> None:
-        order = self.abilities.mark("up" if self._reverse == SORTABLE[self._sort].descending else "down")
-        total = len(self._index.lines) if self._index is not None else 0
+        order = self.abilities.mark("up" if self._reverse == is_descending(SORTABLE[self._sort]) else "down")
+        total = len(self._index.runs) if self._index is not None else 0
         of = f"{count} of {total}" if words.strip() else str(total)
         what = f"{of} run{'' if total == 1 else 's'}, sorted by {title} {order}"
         if words.strip():
@@ -271,5 +281,5 @@ class RunsScreen(RunScreen):
             mark = self.abilities.mark(line.state)
             ended.update(Text(f"{mark} {line.name}: {printable(line.ended[0])} (R resumes it)"))
         names = self._marked or ([self._selected] if self._selected is not None else [])
-        runs = {} if self._index is None else {line.name: line.run for line in self._index.lines}
+        runs = {} if self._index is None else {line.name: line.run for line in self._index.runs}
         self.query_one(Overlay).show([runs[name] for name in names if name in runs])

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from logged import event, started, step
 
-from localdpo.records.summary import summarise
+from localdpo.records.rundir import RunDir
+from localdpo.records.runs import summarise
 
 
 def test_the_summary_of_a_run():
     metrics = {"rewards/accuracies": 0.8, "rewards/margins": 0.4, "kl": None}
     log = [started(), step(1), event("eval", 4, metrics=metrics), event("run.stopped", 5, time=9.0)]
-    summary = summarise("dpo", log, running=False)
+    summary = summarise(RunDir("dpo"), log, running=False)
     assert (summary.name, summary.state, summary.loss, summary.beta) == ("dpo", "stopped", "sigmoid", 0.1)
     assert (summary.model, summary.step, summary.total) == ("demo:model", 5, 10)
     assert (summary.accuracy, summary.margin, summary.kl) == (0.8, 0.4, None)
@@ -22,10 +23,10 @@ def test_the_summary_of_a_resumed_run_forgets_what_is_done_again():
         event("eval", 8, metrics={"kl": 2.0}),
         event("run.resumed", 5),
     ]
-    summary = summarise("dpo", log, running=True)
+    summary = summarise(RunDir("dpo"), log, running=True)
     assert (summary.state, summary.step, summary.kl) == ("running", 5, 1.0)
 
 
 def test_the_summary_of_nothing():
-    summary = summarise("dpo", [], running=False)
+    summary = summarise(RunDir("dpo"), [], running=False)
     assert (summary.state, summary.step, summary.total, summary.updated) == ("new", 0, None, None)

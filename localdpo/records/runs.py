@@ -1,0 +1,218 @@
+"""A run in one line of a table, from its log and its evaluations; and the columns of that table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from localdpo.core.text import age
+from localdpo.records.checkpoints import damage_of
+from localdpo.records.deaths import end_lines
+from localdpo.records.evaluations import win_rate
+from localdpo.records.events import Event, EventTail, as_number, effective
+from localdpo.records.metrics import ACCURACY, all_tied, metric_of, metrics_of
+from localdpo.records.progress import Phase, Progress, advance
+from localdpo.records.rundir import RunDir, State, is_end, state_of
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run. None where the log does not say. Times are Unix seconds, memory is in GB.
+
+    Accuracy, margin and KL (nats per token) are those of the last evaluation; `win` is the share of
+    comparisons won (ties half) in the newest evaluation that was judged. `started` is the time of the first
+    event, `launched` that of the latest worker's start; `ended` is what the log says of the run's end, empty
+    for one that trains or has finished.
+    """
+
+    run: RunDir
+    state: State
+    phase: Phase
+    loss: str | None
+    beta: float | None
+    model: str | None
+    step: int
+    total: int | None
+    accuracy: float | None
+    all_tied: bool
+    margin: float | None
+    kl: float | None
+    win: float | None
+    memory: float | None
+    started: float | None
+    launched: float | None
+    updated: float | None
+    ended: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def why(self) -> str | None:
+        """What the log says of a run that failed or crashed, in one line."""
+        return "; ".join(self.ended) or None if self.state in ("failed", "crashed") else None
+
+    @property
+    def steps(self) -> str:
+        """`40/60`, or `40` where the total is not known."""
+        return str(self.step) if self.total is None else f"{self.step}/{self.total}"
+
+    @property
+    def ranked(self) -> str:
+        """The accuracy, or that all pairs are tied."""
+        return "tied" if self.all_tied else _number(self.accuracy)
+
+    @property
+    def short_model(self) -> str:
+        """The last part of the model's name or path."""
+        return (self.model or "").rstrip("/").rsplit("/", 1)[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as a JSON object."""
+        names = [field.name for field in fields(self) if field.name not in ("run", "ended")]
+        return {"name": self.name, **{name: getattr(self, name) for name in names}, "why": self.why}
+
+
+class SummaryFold:
+    """Adds up the events of a run, in the order of its log. Steps are not kept: a table has many runs."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._progress = Progress()
+        self._started: float | None = None
+        self._milestones: list[Event] = []
+        self._evals: list[Event] = []
+        self._memory: float | None = None
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Take in more events."""
+        for event in events:
+            self._progress = advance(self._progress, event)
+            if self._started is None:
+                self._started = event.time
+            if event.type == "step":
+                memory = metric_of(event, "memory_gb")
+                self._memory = self._memory if memory is None else memory
+            elif event.type == "eval":
+                self._evals.append(event)
+            elif event.type.startswith("run."):
+                self._milestones.append(event)
+                self._evals = effective([*self._evals, event])[:-1]
+
+    def summary(self, running: bool) -> RunSummary:
+        """The line of the run; `running`: whether its lock is held."""
+        starts = [event for event in self._milestones if event.type == "run.started"]
+        start = starts[-1] if starts else None
+        end = self._milestones[-1] if self._milestones and is_end(self._milestones[-1]) else None
+        last = self._evals[-1] if self._evals else None
+        return RunSummary(
+            run=self.run,
+            state=state_of(self._milestones, running),
+            phase=self._progress.phase,
+            loss=start.text("loss") if start else None,
+            beta=as_number(start.recipe_section("loss").get("beta")) if start else None,
+            model=start.text("model") if start else None,
+            step=self._progress.step,
+            total=self._progress.total,
+            accuracy=metric_of(last, ACCURACY),
+            all_tied=all_tied(metrics_of(last)),
+            margin=metric_of(last, "rewards/margins"),
+            kl=metric_of(last, "kl"),
+            win=win_rate(self.run),
+            memory=self._memory,
+            started=self._started,
+            launched=start.time if start else None,
+            updated=self._progress.updated,
+            ended=() if running else tuple(end_lines(end)),
+        )
+
+
+def summarise(run: RunDir, events: Iterable[Event], running: bool) -> RunSummary:
+    """The line of a run whose events were read already."""
+    fold = SummaryFold(run)
+    fold.feed(events)
+    return fold.summary(running)
+
+
+class RunReader:
+    """Keeps the summary of a run up to date; reads again only what its log has gained.
+
+    Attributes:
+        summary: as of the last `refresh`.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self._tail = EventTail(run.events)
+        self._fold = SummaryFold(run)
+        self._stamp: tuple[int, int] | None = None
+        self.summary = self._fold.summary(False)
+
+    def refresh(self) -> bool:
+        """Read what is new; whether the summary changed."""
+        # The lock before the log: a run that ends in between is shown as running, never as crashed.
+        running = self.run.is_running()
+        with contextlib.suppress(FileNotFoundError):
+            status = self.run.events.stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._fold.feed(self._tail.poll())
+        before, self.summary = self.summary, self._fold.summary(running)
+        return self.summary != before
+
+    def damage(self) -> str | None:
+        """One line about what is missing in the log, None where nothing is."""
+        return damage_of(self.run, self._tail, alive=self.summary.state == "running")
+
+
+@dataclass(frozen=True)
+class RunColumn:
+    """A column of a table of runs.
+
+    Attributes:
+        title: heading.
+        text: the cell at a Unix time, "" where nothing is known.
+        value: what the table is sorted by, None for an unknown one.
+        is_text: whether it is text, which is aligned left and sorted from A to Z.
+        lowest_first: whether the lowest number comes first.
+    """
+
+    title: str
+    text: Callable[[RunSummary, float], str]
+    value: Callable[[RunSummary], float | str | None]
+    is_text: bool = False
+    lowest_first: bool = False
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _age(time: float | None, now: float) -> str:
+    return "" if time is None else age(now - time)
+
+
+_COLUMNS: Final = (
+    RunColumn("name", lambda run, now: run.name, lambda run: run.name, is_text=True),
+    RunColumn("state", lambda run, now: run.state, lambda run: run.state, is_text=True),
+    RunColumn("model", lambda run, now: run.model or "", lambda run: run.short_model, is_text=True),
+    RunColumn("loss", lambda run, now: run.loss or "", lambda run: run.loss, is_text=True),
+    RunColumn("beta", lambda run, now: _number(run.beta, "g"), lambda run: run.beta),
+    RunColumn("step", lambda run, now: run.steps, lambda run: run.step),
+    RunColumn(
+        "accuracy",
+        lambda run, now: run.ranked,
+        lambda run: run.accuracy,
+    ),
+    RunColumn("margin", lambda run, now: _number(run.margin), lambda run: run.margin),
+    RunColumn("kl", lambda run, now: _number(run.kl), lambda run: run.kl, lowest_first=True),
+    RunColumn("win", lambda run, now: _number(run.win, ".0%"), lambda run: run.win),
+    RunColumn("memory", lambda run, now: _number(run.memory, ".3g"), lambda run: run.memory),
+    RunColumn("started", lambda run, now: _age(run.launched, now), lambda run: run.launched or run.updated),
+    RunColumn("when", lambda run, now: _age(run.updated, now), lambda run: run.updated),
+)
+RUN_COLUMNS: Final = {column.title: column for column in _COLUMNS}
