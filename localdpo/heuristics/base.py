@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from localdpo.recipe.strict_yaml import Path
+from localdpo.recipe.strict_yaml import KeyPath
 
 Direction = Literal["higher", "lower", "neutral"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -35,7 +35,7 @@ class Heuristic:
 class OptionProblem(Exception):
     """An option of a check is missing or wrong; `path` leads to it from the check."""
 
-    def __init__(self, path: Path, message: str) -> None:
+    def __init__(self, path: KeyPath, message: str) -> None:
         super().__init__(message)
         self.path = path
         self.message = message

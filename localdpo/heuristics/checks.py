@@ -54,7 +54,7 @@ def with_standard(checks: Sequence[Heuristic], rows: Iterable[Mapping[str, Any]]
 
 
 def _read(document: strict_yaml.Document, problems: list[strict_yaml.YamlProblem]) -> list[Heuristic]:
-    def problem(path: strict_yaml.Path, message: str) -> None:
+    def problem(path: strict_yaml.KeyPath, message: str) -> None:
         near = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in document.lines), ())
         problems.append(strict_yaml.YamlProblem(document.lines.get(near, 1), path, message))
 
@@ -90,7 +90,7 @@ def _check(entry: Any, taken: Collection[str]) -> Heuristic:
     return heuristic
 
 
-def _key(path: strict_yaml.Path) -> str:
+def _key(path: strict_yaml.KeyPath) -> str:
     key = ""
     for part in path:
         key += f"[{part}]" if isinstance(part, int) else f"{'.' if key else ''}{part}"

@@ -35,6 +35,7 @@ from localdpo.recipe.describe import (
 )
 from localdpo.recipe.loss import SYNC_OPTIONS
 from localdpo.recipe.schema import ACROSS_SECTIONS, AS_LIST, SHORTHANDS, Recipe, expand_shorthands
+from localdpo.recipe.strict_yaml import KeyPath
 from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 
 MAX_BYTES: Final = 256 * 1024
@@ -52,13 +53,19 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises UserError if the file cannot be read, else UserErrors with every problem of the file, by line,
     and then of the overrides, in their order.
     """
-    source = _Source(_printable(os.fspath(path)))
-    values = source.read(_read_text(path, source.name))
-    for override in overrides:
-        source.override(values, override)
-    recipe = source.validate(values) if source.readable else None
-    if recipe is None or source.found:
-        raise UserErrors(source.errors())
+    problems = _Problems(_printable(os.fspath(path)))
+    file = _read_values(_read_text(path, problems.name), problems)
+    values = {} if file is None else file
+    for number, override in enumerate(overrides, start=1):
+        _override(values, override, number, problems)
+    recipe = None
+    if file is not None:
+        try:
+            recipe = Recipe.model_validate(values)
+        except ValidationError as error:
+            problems.note_invalid(error)
+    if recipe is None or problems.noted:
+        raise UserErrors(problems.errors())
     return recipe
 
 
@@ -77,110 +84,100 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
 
 
-class _Source:
-    """One file and its overrides: where each value came from, and what was found wrong so far."""
+class _Problems:
+    """What is wrong with one file and its overrides, and where each value came from."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.readable = True
-        self.lines: dict[strict_yaml.Path, int] = {}
-        # By key: the override's place in the list, and its text.
-        self.given: dict[strict_yaml.Path, tuple[int, str]] = {}
-        self.overrides = 0
-        # What to sort by (0 and the line, or 1 and the override's place), the key, the message.
-        self.found: list[tuple[tuple[int, int], strict_yaml.Path, str]] = []
+        self.lines: dict[KeyPath, int] = {}
+        # By key: the override's number, and its text.
+        self.overrides: dict[KeyPath, tuple[int, str]] = {}
+        # What to sort by (0 and the line, or 1 and the override's number), the key, the message.
+        self.noted: list[tuple[tuple[int, int], KeyPath, str]] = []
 
-    def read(self, text: str) -> dict[str, Any]:
-        """The values of the file, shorthands expanded; what is not a section where one is due is left out."""
-        document = strict_yaml.read_yaml(text)
-        self.lines = document.lines
-        for problem in document.problems:
-            self.add(problem.path, problem.message, problem.line)
-        if not isinstance(document.value, dict):
-            self.readable = False
-            if not document.problems:
-                found = "nothing" if document.value is None else _quote(document.value)
-                self.add((), f"expected sections such as `model:` and `data:`, got {found}", 1)
-            return {}
-        values = expand_shorthands(document.value)
-        for name in [name for name in values if section_of(name) and not isinstance(values[name], dict)]:
-            # A section whose options are all commented out is null, and means the defaults.
-            if values.pop(name) is not None:
-                self.add((name,), f"expected options below it, such as `{next(iter(fields_of(name)))}:`")
-        return values
+    def note(self, path: KeyPath, message: str, line: int | None = None) -> None:
+        """A problem of the file; without a line, at the nearest one that the file has for the key."""
+        if line is None:
+            above = [path[:end] for end in range(len(path), 0, -1)]
+            line = next((self.lines[key] for key in above if key in self.lines), 1)
+        key = _short(_key_text(path))
+        self.noted.append(((0, line), path, f"{self.name}:{line}{' ' + key if key else ''}: {message}"))
 
-    def override(self, values: dict[str, Any], text: str) -> None:
-        """Puts one `KEY=VALUE` into `values`."""
-        self.overrides += 1
-        key, equals, value = text.partition("=")
-        key = f"{key}.{SHORTHANDS[key]}" if key in SHORTHANDS else key
-        if not equals:
-            self.add_override(text, "expected KEY=VALUE, e.g. loss.beta=0.2")
-        elif section_of(key):
-            first = next(iter(fields_of(key)))
-            self.add_override(text, f"{key} is a section; set one of its keys, e.g. {key}.{first}=...")
-        elif field_at(key) is None:
-            self.add_override(text, unknown_key(*_split(key), dotted=True))
-        else:
-            self.place(values, key, value, text)
+    def note_override(self, number: int, text: str, message: str, path: KeyPath = ()) -> None:
+        """A problem of an override."""
+        self.noted.append(((1, number), path, f"{text}: {message}"))
 
-    def place(self, values: dict[str, Any], key: str, value: str, text: str) -> None:
-        path = tuple(key.split("."))
-        # Only lists and quoted text need YAML; anything else is taken as it is, `#` and `: ` included.
-        is_yaml = value.startswith(("[", "{", '"', "'"))
-        document = (
-            strict_yaml.read_yaml(value) if is_yaml else strict_yaml.Document(strict_yaml.scalar(value))
-        )
-        if document.problems:
-            self.add_override(text, document.problems[0].message)
-            return
-        self.given[path] = (self.overrides, text)
-        section = values.setdefault(path[0], {}) if len(path) > 1 else values
-        section[path[-1]] = document.value
-        # The file's own mistakes at this key, and in a list below it, no longer matter.
-        self.found = [item for item in self.found if item[1][: len(path)] != path]
-
-    def validate(self, values: dict[str, Any]) -> Recipe | None:
-        """The recipe, or None after noting what is wrong."""
-        try:
-            return Recipe.model_validate(values)
-        except ValidationError as error:
-            self.add_invalid(error)
-            return None
-
-    def add_invalid(self, error: ValidationError) -> None:
-        """Notes what pydantic found: once per key, and not what follows from a problem noted before."""
-        known = [path for _, path, _ in self.found if path]
+    def note_invalid(self, error: ValidationError) -> None:
+        """What pydantic found: once per key, and not what follows from a problem noted before."""
+        known = [path for _, path, _ in self.noted if path]
         for item in error.errors(include_url=False):
             path = _key_path(item)
             # A list that loses its bad entries is then too short.
-            echo = item["type"] == "too_short" and any(one[: len(path)] == path for one in known)
-            if echo or item["type"] in ECHOES or any(path[: len(one)] == one for one in known):
+            echo = item["type"] == "too_short" and any(key[: len(path)] == path for key in known)
+            if echo or item["type"] in ECHOES or any(path[: len(key)] == key for key in known):
                 continue
             known.append(path)
-            key = path[:2]
-            if key in self.given:
-                order, text = self.given[key]
+            if path[:2] in self.overrides:
+                number, text = self.overrides[path[:2]]
                 inside = f" {_key_text(path)}" if path[2:] else ""
-                self.found.append(((1, order), path, f"{_short(text)}{inside}: {_message(item, path)}"))
+                self.note_override(number, f"{_short(text)}{inside}", _message(item, path), path)
             else:
-                self.add(path, _message(item, path))
-
-    def add(self, path: strict_yaml.Path, message: str, line: int | None = None) -> None:
-        """Notes a problem of the file; without a line, at the nearest one that the file has for the key."""
-        if line is None:
-            above = [path[:end] for end in range(len(path), 0, -1)]
-            line = next((self.lines[one] for one in above if one in self.lines), 1)
-        key = _short(_key_text(path))
-        self.found.append(((0, line), path, f"{self.name}:{line}{' ' + key if key else ''}: {message}"))
-
-    def add_override(self, text: str, message: str) -> None:
-        self.found.append(((1, self.overrides), (), f"{_short(text)}: {message}"))
+                self.note(path, _message(item, path))
 
     def errors(self) -> list[UserError]:
-        """What was found: the file's problems by line, then the overrides' in their order."""
-        ordered = sorted(self.found, key=lambda item: item[0])
+        """The file's problems by line, then the overrides' in their order."""
+        ordered = sorted(self.noted, key=lambda item: item[0])
         return [UserError(_printable(message)) for _, _, message in ordered]
+
+
+def _read_values(text: str, problems: _Problems) -> dict[str, Any] | None:
+    """The values of the file, shorthands expanded; None where it holds none.
+
+    What is not a section where one is due is noted and dropped.
+    """
+    document = strict_yaml.read_yaml(text)
+    problems.lines = document.lines
+    for problem in document.problems:
+        problems.note(problem.path, problem.message, problem.line)
+    if not isinstance(document.value, dict):
+        if not document.problems:
+            got = "nothing" if document.value is None else _quote(document.value)
+            problems.note((), f"expected sections such as `model:` and `data:`, got {got}", 1)
+        return None
+    values = expand_shorthands(document.value)
+    for name in [name for name in values if section_of(name) and not isinstance(values[name], dict)]:
+        # A section whose options are all commented out is null, and means the defaults.
+        if values.pop(name) is not None:
+            problems.note((name,), f"expected options below it, such as `{next(iter(fields_of(name)))}:`")
+    return values
+
+
+def _override(values: dict[str, Any], text: str, number: int, problems: _Problems) -> None:
+    """Puts one `KEY=VALUE` into `values`."""
+
+    def refuse(message: str) -> None:
+        problems.note_override(number, _short(text), message)
+
+    key, equals, value = text.partition("=")
+    key = f"{key}.{SHORTHANDS[key]}" if key in SHORTHANDS else key
+    section, _, name = key.rpartition(".")
+    if not equals:
+        return refuse("expected KEY=VALUE, e.g. loss.beta=0.2")
+    if section_of(key):
+        first = next(iter(fields_of(key)))
+        return refuse(f"{key} is a section; set one of its keys, e.g. {key}.{first}=...")
+    if field_at(key) is None:
+        return refuse(unknown_key(section, name, dotted=True))
+    # Only lists and quoted text need YAML; anything else is taken as it is, `#` and `: ` included.
+    is_yaml = value.startswith(("[", "{", '"', "'"))
+    document = strict_yaml.read_yaml(value) if is_yaml else strict_yaml.Document(strict_yaml.scalar(value))
+    if document.problems:
+        return refuse(document.problems[0].message)
+    path = tuple(key.split("."))
+    problems.overrides[path] = (number, text)
+    (values.setdefault(section, {}) if section else values)[name] = document.value
+    # The file's own mistakes at this key, and in a list below it, no longer matter.
+    problems.noted = [item for item in problems.noted if item[1][: len(path)] != path]
 
 
 def _read_text(path: str | os.PathLike[str], name: str) -> str:
@@ -204,9 +201,9 @@ def _read_text(path: str | os.PathLike[str], name: str) -> str:
         raise UserError(f"{name}:{line}: {byte} is not UTF-8; save the file as UTF-8") from None
 
 
-def _key_path(item: Any) -> strict_yaml.Path:
+def _key_path(item: Any) -> KeyPath:
     """pydantic's location without the union branches that it puts behind a key."""
-    location: strict_yaml.Path = item["loc"]
+    location: KeyPath = item["loc"]
     if item["type"] == ACROSS_SECTIONS:
         context = item["ctx"]
         return context["path"] if "path" in context else (*location, context["key"])
@@ -217,13 +214,13 @@ def _key_path(item: Any) -> strict_yaml.Path:
     return location[:length]
 
 
-def _key_text(path: strict_yaml.Path) -> str:
+def _key_text(path: KeyPath) -> str:
     """The path as it is written in messages: `data.train[1].weight`, places from 0."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
 
-def _message(item: Any, path: strict_yaml.Path) -> str:
+def _message(item: Any, path: KeyPath) -> str:
     if item["type"] == "extra_forbidden":
         return unknown_key(_key_text(path[:-1]), str(path[-1]), dotted=False)
     if item["type"] == "value_error":
@@ -241,16 +238,11 @@ def _message(item: Any, path: strict_yaml.Path) -> str:
     return f"expected {wanted}, got {_quote(got)}{quotes}"
 
 
-def _field(path: strict_yaml.Path) -> FieldInfo | None:
+def _field(path: KeyPath) -> FieldInfo | None:
     """The field at a path, also of an entry of a list."""
     if len(path) > 2:
         return entry_fields(".".join(map(str, path[:2]))).get(str(path[-1]))
     return field_at(".".join(map(str, path)))
-
-
-def _split(key: str) -> tuple[str, str]:
-    section, _, name = key.rpartition(".")
-    return section, name
 
 
 def _quote(value: object) -> str:

@@ -14,7 +14,8 @@ from typing import Final
 
 import yaml
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Keys, and indices from 0 in lists: `data.train[1].weight` is ("data", "train", 1, "weight")."""
 MAX_DEPTH: Final = 8
 MAX_NODES: Final = 2000
 # Whole numbers with more digits are read as floats: nothing in a recipe needs them, and int() of a long
@@ -37,7 +38,7 @@ class YamlProblem:
     """Something wrong at a line (1-based); `path` is the key it belongs to, empty for the whole file."""
 
     line: int
-    path: Path
+    path: KeyPath
     message: str
 
 
@@ -46,7 +47,7 @@ class Document:
     """A YAML text as plain values, with the line of every key and list item."""
 
     value: object = None
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[YamlProblem] = field(default_factory=list)
 
 
@@ -102,7 +103,7 @@ class _Reader:
             raise _SyntaxProblem(_line(after), "a second document starts here; a recipe is one document")
         return value
 
-    def node(self, event: yaml.Event, path: Path) -> object:
+    def node(self, event: yaml.Event, path: KeyPath) -> object:
         self.count(event, len(path))
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             self.problem(event, path, "anchors and aliases are not allowed; write the value out")
@@ -116,7 +117,7 @@ class _Reader:
             return scalar(event.value) if event.style is None else event.value
         return None
 
-    def mapping(self, path: Path) -> dict[str, object]:
+    def mapping(self, path: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if isinstance(event, yaml.ScalarEvent) and event.tag is None and event.anchor is None:
@@ -127,7 +128,7 @@ class _Reader:
                 self.skip(next(self.events))
         return values
 
-    def entry(self, key: yaml.ScalarEvent, path: Path, values: dict[str, object]) -> None:
+    def entry(self, key: yaml.ScalarEvent, path: KeyPath, values: dict[str, object]) -> None:
         here = (*path, key.value)
         first = self.document.lines.get(here)
         if first is not None:
@@ -137,7 +138,7 @@ class _Reader:
         self.document.lines[here] = _line(key)
         values[key.value] = self.node(next(self.events), here)
 
-    def sequence(self, path: Path) -> list[object]:
+    def sequence(self, path: KeyPath) -> list[object]:
         values: list[object] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
             here = (*path, len(values))
@@ -165,7 +166,7 @@ class _Reader:
         if self.nodes > MAX_NODES:
             raise _SyntaxProblem(_line(event), f"more than {MAX_NODES} values; a recipe has fewer")
 
-    def problem(self, event: yaml.Event, path: Path, message: str) -> None:
+    def problem(self, event: yaml.Event, path: KeyPath, message: str) -> None:
         self.document.problems.append(YamlProblem(_line(event), path, message))
 
 
