@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections import Counter
 from collections.abc import Container, Mapping
@@ -21,13 +20,13 @@ PROMPT_ID_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt and what stands beside it in its row.
+    """A prompt and the other columns of its row.
 
     Attributes:
         id: the first digits of the sha256 of `asked`; what asks the same has the same id.
         facts: the columns that are no part of the prompt, for heuristics and judges that check facts.
         tools, template_kwargs: what goes to the chat template with the prompt.
-        responses: the answers of its row, if it has some: the opening of an answer may depend on them.
+        responses: the answers of its row, if it has any: the opening of an answer may depend on them.
     """
 
     id: str
@@ -88,21 +87,21 @@ def read_prompt_rows(
 
     The source is whatever data.train may be. With the kind of a run's data its prompts are those that the run
     trains or is evaluated on; "prompts" takes pairs, and rows with nothing but a prompt. Rows that training
-    would leave out are left out. `rows`: how many rows of the source to look at. `only`: the numbers of the
-    rows, from 0, that count. `seen`: ids of prompts that are left out; those that are found are added, so
-    that each comes once. None: as often as there are rows.
+    would drop are dropped. `rows`: read only the first N rows of the source. `only`: numbers of the rows to
+    read, from 0. `seen`: ids of prompts to skip; those that are read are added, so that each comes once; with
+    None a prompt comes as often as there are rows of it.
     Raises UserError(s) with file:row for a source that cannot be read, a row without a prompt, and no rows.
     """
     opened = open_source(source)
     adapter = source_format(opened, kind, format_name)
-    found: list[PromptRow] = []
+    prompts: list[PromptRow] = []
     repeated = False
     skipped: Counter[str] = Counter()
     problems = Problems(opened.label)
-    # An answer is a pair only with its neighbour, so rows are counted by what they gave.
-    for row in itertools.takewhile(
-        lambda _: limit is None or len(found) < limit, read_rows(opened, kind, rows, format_name)
-    ):
+    for row in read_rows(opened, kind, rows, format_name):
+        # An answer is a pair only with its neighbour, so prompts are counted and not rows.
+        if limit is not None and len(prompts) >= limit:
+            break
         if only is not None and row.rows[0] not in only:
             continue
         if isinstance(row.result, InvalidRow):
@@ -119,19 +118,19 @@ def read_prompt_rows(
                 for name, value in record.items()
                 if name not in adapter.reads
             }
-            one = row.result
-            read = prompt_row(one.prompt, facts, one.tools, one.template_kwargs)
+            example = row.result
+            prompt = prompt_row(example.prompt, facts, example.tools, example.template_kwargs)
             if seen is not None:
-                if read.id in seen:
+                if prompt.id in seen:
                     repeated = True
                     continue
-                seen.add(read.id)
-            found.append(replace(read, responses=one.responses))
+                seen.add(prompt.id)
+            prompts.append(replace(prompt, responses=example.responses))
     problems.raise_if_any()
-    if not found and not repeated:
+    if not prompts and not repeated:
         reasons = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in skipped.items())
         raise UserError(f"{opened.label}: no prompts in it{': ' + reasons if reasons else ''}")
-    return found
+    return prompts
 
 
 def prompt_text(prompt: Side) -> str:

@@ -292,11 +292,9 @@ class Renderer:
             raise RowSkip(f"the chat template {limit}") from limit
         # A template is a program of others: it divides by zero, recurses or asks for memory as it likes.
         except Exception as error:
-            words = " ".join(str(error).split())[:200]
-            told = (
-                words if type(error).__name__.startswith("Template") else f"{type(error).__name__}: {words}"
-            )
-            raise RowSkip(f"the chat template refuses the row: {told}") from error
+            name, words = type(error).__name__, " ".join(str(error).split())[:200]
+            reason = words if name.startswith("Template") else f"{name}: {words}"
+            raise RowSkip(f"the chat template refuses the row: {reason}") from error
 
     # --- where the answer starts -------------------------------------------------------------------------
 
@@ -391,10 +389,10 @@ class Renderer:
 
     def _without_ends(self, text: str) -> str | None:
         """`text` without the end tokens at its end, white space between them included; None where none is."""
-        bare, found = text, False
-        while end := next((one for one in self._ends if bare.rstrip().endswith(one)), ""):
-            bare, found = bare.rstrip().removesuffix(end), True
-        return bare if found else None
+        bare = text
+        while end := next((end for end in self._ends if bare.rstrip().endswith(end)), ""):
+            bare = bare.rstrip().removesuffix(end)
+        return None if bare == text else bare
 
     def _unended(self, answer: Message) -> Message:
         """The answer without end tokens of its own: the template writes them."""
@@ -407,19 +405,15 @@ class Renderer:
         options = json.dumps(context.kwargs, sort_keys=True, default=str)
         key = (context.source, options, context.form, bool(prompt), bool(context.tools))
         if key not in self._endings:
-            self._endings[key] = self._ending(self._probe(prompt, context)[1])
+            tail = self._probe(prompt, context)[1]
+            end = self._end.search(tail)
+            last = end or self.control_tokens.search(tail)
+            place = last.end() if last else 0
+            self._endings[key] = _Ending(tail[:place], tail[place:], ends=end is not None)
         return self._endings[key]
 
-    def _ending(self, tail: str) -> _Ending:
-        """The parts of what follows a text."""
-        if found := self._end.search(tail):
-            return _Ending(tail[: found.end()], tail[found.end() :], ends=True)
-        found = self.control_tokens.search(tail)
-        end = tail[: found.end()] if found else ""
-        return _Ending(end, tail[len(end) :], ends=False)
-
     def _end_turn(self, text: str, ending: _Ending) -> tuple[str, bool]:
-        """`text` up to its one end of turn, and whether it has one; what follows the end is left out."""
+        """`text` up to its one end of turn, and whether it has one; what follows the end is dropped."""
         body = text.removesuffix(ending.rest) if ending.rest else text
         if body.endswith(ending.end) and ending.ends:
             return body, True
@@ -427,9 +421,9 @@ class Renderer:
             return body, body.endswith(self._ends)
         # An answer of another kind, with an end of its own (a tool call, say): the template has ends, and the
         # last control token is one.
-        found = [*self._end.finditer(text)] or [*self.control_tokens.finditer(text)][-1:]
-        if found and not text[found[-1].end() :].strip():
-            return text[: found[-1].end()], True
+        ends = [*self._end.finditer(text)] or [*self.control_tokens.finditer(text)][-1:]
+        if ends and not text[ends[-1].end() :].strip():
+            return text[: ends[-1].end()], True
         return body, False
 
 

@@ -1,4 +1,4 @@
-"""From a source to examples: detect the format, adapt every row, split pairs, gather the problems.
+"""From a source to examples: detect the format, read every row with it, split pairs, collect the problems.
 
 The one reader of rows: training, checks, conversion, labels, and prompts to be answered all go through it.
 """
@@ -40,14 +40,14 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRow:
-    """What is wrong with a row that cannot be read: the field and what was expected."""
+    """A row that cannot be read: the field that is wrong and what was expected."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
-    """What one row gave, or two rows that make a pair together. Row numbers count from 0."""
+    """What came of one row, or of two rows that make a pair together. Row numbers count from 0."""
 
     rows: tuple[int, ...]
     records: tuple[Record, ...]
@@ -71,11 +71,11 @@ class ReadingNotes:
 
     def counts(self) -> dict[str, int]:
         """The notes in words, with how many rows each is true of; `unread` apart (see `name_unread`)."""
-        found = {SHARED_WORDS: self.shared_words, AGAINST_SCORES: len(self.against_scores)}
-        return {note: count for note, count in found.items() if count}
+        counts = {SHARED_WORDS: self.shared_words, AGAINST_SCORES: len(self.against_scores)}
+        return {note: count for note, count in counts.items() if count}
 
     def add(self, row: ReadRow, adapter: Format) -> None:
-        """What is to be said of one row. One that is skipped or wrong is said to be so elsewhere."""
+        """Note what is worth knowing of one row; skipped and invalid rows are reported elsewhere."""
         if isinstance(row.result, Skipped | InvalidRow):
             return
         for record in row.records:
@@ -133,8 +133,8 @@ def read_examples(
             problems.add(row.rows[0], row.result.message)
         elif not problems:
             pair = row.result if kind == "unpaired" and isinstance(row.result, Pair) else None
-            for one in (row.result,) if pair is None else split_pair(pair):
-                yield row.rows[0], one
+            for example in (row.result,) if pair is None else split_pair(pair):
+                yield row.rows[0], example
     problems.raise_if_any()
 
 
@@ -145,7 +145,7 @@ def read_rows(
     format_name: str | None = None,
     notes: ReadingNotes | None = None,
 ) -> Iterator[ReadRow]:
-    """What each of the first `limit` rows gave, problems included, in the order of the rows.
+    """What came of each of the first `limit` rows, problems included, in the order of the rows.
 
     A row of several pairs comes once for each. `notes` grows as rows are read.
     Raises UserError for data of the wrong kind and for none.
@@ -158,10 +158,10 @@ def read_rows(
     neighbours = _Neighbours()
     for row in itertools.chain(sample, rows):
         results = _read_row(row, adapter, named=format_name is not None)
-        for found in neighbours.add(row, results):
+        for read in neighbours.add(row, results):
             if notes is not None and adapter is not None:
-                notes.add(found, adapter)
-            yield found
+                notes.add(read, adapter)
+            yield read
     yield from neighbours.rest()
 
 
@@ -212,16 +212,16 @@ def _read_row(row: SourceRow, adapter: Format | None, *, named: bool) -> list[_R
         return [InvalidRow(row.problem or "expected named fields, found none")]
     try:
         read = adapter.read(row.record)
-        found: list[_Result] = list(read) if isinstance(read, Sequence) else [read]
+        results: list[_Result] = list(read) if isinstance(read, Sequence) else [read]
         if not named:
-            _check_prompts(row.record, adapter, found)
+            _check_prompts(row.record, adapter, results)
     except RowProblem as problem:
         return [InvalidRow(str(problem))]
     except RowSkip as skip:
         return [Skipped(skip.reason)]
     except RecursionError:
         return [InvalidRow("not usable JSON: nested too deep")]
-    return found
+    return results
 
 
 def _unread(record: Record, adapter: Format) -> list[str]:
@@ -229,35 +229,35 @@ def _unread(record: Record, adapter: Format) -> list[str]:
     return [name for name in record if name not in adapter.reads and has_content(record[name])]
 
 
-def _other_prompts(record: Record, adapter: Format, found: Sequence[_Result]) -> list[str]:
+def _other_prompts(record: Record, adapter: Format, results: Sequence[_Result]) -> list[str]:
     """The unread columns that look like another prompt and say what neither the prompt nor an answer says."""
     others = [name for name in _unread(record, adapter) if name in PROMPTS]
     if not others:
         return []
-    said = " ".join(" ".join(_texts([_sides(one) for one in found])).split())
+    sides: list[Any] = []
+    for result in results:
+        if isinstance(result, ScoredAnswer):
+            sides += [result.prompt, result.response]
+        elif not isinstance(result, Skipped | InvalidRow):
+            sides += [result.prompt, *result.responses]
+    said = " ".join(" ".join(_texts(sides)).split())
     return [
         name for name in others if any(" ".join(words.split()) not in said for words in _texts(record[name]))
     ]
 
 
-def _check_prompts(record: Record, adapter: Format, found: Sequence[_Result]) -> None:
+def _check_prompts(record: Record, adapter: Format, results: Sequence[_Result]) -> None:
     """Raise RowProblem where a column beside the prompt looks like another prompt and says something else."""
-    # Beside a prompt that is asked alone, other columns are facts about it.
+    # Beside a prompt without an answer, other columns are facts about it.
     if adapter.columns == {"prompt"}:
         return
-    if others := _other_prompts(record, adapter, found):
+    if others := _other_prompts(record, adapter, results):
         taken = ", ".join(sorted(adapter.columns & PROMPTS)) or "what both answers open with"
         raise RowProblem(
             sorted(others)[0],
             f"another prompt beside {taken}, and it says something else; "
             "name the format to read (data.format), or put both into one column",
         )
-
-
-def _sides(result: _Result) -> list[Any]:
-    if isinstance(result, ScoredAnswer):
-        return [result.prompt, result.response]
-    return [] if isinstance(result, Skipped | InvalidRow) else [result.prompt, *result.responses]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -286,7 +286,7 @@ class _Neighbours:
                 continue
             if self.waiting and self.waiting[0][1].prompt != result.prompt:
                 yield from self.rest()
-            partner = next((one for one in self.waiting if one[1].score != result.score), None)
+            partner = next((waiting for waiting in self.waiting if waiting[1].score != result.score), None)
             if partner is None:
                 self.waiting.append((row, result))
                 continue

@@ -1,14 +1,15 @@
-"""Tokenised data on disk: one Arrow file per (data, tokenizer, template, limits), mapped into memory.
+"""Tokenised data on disk: one Arrow file per (data, tokenizer, template, limits), and several as a mixture.
 
 Rows are tokenised once and written in blocks of 1,000; a run reads them in place, so a large data set is
-never held in Python objects. The file is written under a temporary name and renamed when whole. Behind what
-Arrow wrote stands a CRC-32 over the store's key and every byte before, so that a file that is damaged, or of
-another store, is not even parsed: it is made again.
+never held in Python objects. The file is written under a temporary name and renamed when complete. After what
+Arrow wrote comes a CRC-32 over the store's key and every byte before, so that a file that is damaged, or of
+another store, is not even parsed: it is rebuilt.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zlib
 from collections import Counter
@@ -90,9 +91,9 @@ class TokenStore(Sequence[EncodedRow]):
         return len(self.prompt_lengths)
 
     def __getitem__(self, index: Any) -> Any:
-        """The row at `index` (a slice gives a list). The arrays are read-only views."""
-        places = range(len(self))[index]
-        return self._row(places) if isinstance(places, int) else [self._row(i) for i in places]
+        """The row at `index` (a list of them for a slice). The arrays are read-only views."""
+        indices = range(len(self))[index]
+        return self._row(indices) if isinstance(indices, int) else [self._row(i) for i in indices]
 
     def _row(self, index: int) -> EncodedRow:
         number, place = divmod(index, BLOCK_ROWS)
@@ -145,24 +146,19 @@ def open_store(
 
 
 def _fingerprint(content: str, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> str:
+    backend = plain_backend(tokenizer)
+    vocabulary = f"{type(tokenizer).__name__} {json.dumps(tokenizer.get_vocab(), sort_keys=True)}"
     digest = hashlib.sha256()
     for part in (
         f"{STORE_VERSION} {ENCODER_VERSION}",
         content,
-        _tokenizer_text(tokenizer),
+        vocabulary if backend is None else str(backend.to_str()),
         json.dumps(tokenizer.chat_template, sort_keys=True),
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
         json.dumps(options, sort_keys=True),
     ):
         digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:40]
-
-
-def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = plain_backend(tokenizer)
-    if backend is not None:
-        return str(backend.to_str())
-    return f"{type(tokenizer).__name__} {json.dumps(tokenizer.get_vocab(), sort_keys=True)}"
 
 
 # --- writing -------------------------------------------------------------------------------------------
@@ -184,7 +180,7 @@ def _build(
         clean_dead_leftovers(path.parent)
         with published_file(path) as file:
             writer = _Writer(file, kind)
-            for examples in _chunks(rows):
+            while examples := list(itertools.islice(rows, BLOCK_ROWS)):
                 writer.add(examples, encoder)
                 written = file.tell()
                 if progress is not None:
@@ -198,19 +194,6 @@ def _build(
             file.write(_checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key))
     except OSError as error:
         raise _disk_error(path, written, error) from error
-
-
-def _chunks(
-    examples: Iterator[tuple[int, Example | Skipped]],
-) -> Iterator[list[tuple[int, Example | Skipped]]]:
-    chunk: list[tuple[int, Example | Skipped]] = []
-    for example in examples:
-        chunk.append(example)
-        if len(chunk) == BLOCK_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 class _Writer:
@@ -387,7 +370,10 @@ class Mixture(Sequence[EncodedRow]):
         self.weights = tuple(part.weight for part in parts)
         self.bounds = np.cumsum([0, *(len(store) for store in stores)])
         self.kind: Kind = stores[0].kind
-        self.fingerprint = _joined([store.fingerprint for store in stores])
+        self.fingerprint = stores[0].fingerprint
+        if len(stores) > 1:
+            joined = "\n".join(store.fingerprint for store in stores)
+            self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:40]
         self.prompt_lengths: NDArray[np.int32] = np.concatenate([s.prompt_lengths for s in stores])
         self.response_lengths: NDArray[np.int32] = np.concatenate([s.response_lengths for s in stores])
         self.prompt_keys: NDArray[np.int64] = np.concatenate([s.prompt_keys for s in stores])
@@ -398,9 +384,9 @@ class Mixture(Sequence[EncodedRow]):
         return int(self.bounds[-1])
 
     def __getitem__(self, index: Any) -> Any:
-        """The row at `index` (a slice gives a list), as its store has it."""
-        places = range(len(self))[index]
-        return self._row(places) if isinstance(places, int) else [self._row(i) for i in places]
+        """The row at `index` (a list of them for a slice), as its store has it."""
+        indices = range(len(self))[index]
+        return self._row(indices) if isinstance(indices, int) else [self._row(i) for i in indices]
 
     def _row(self, index: int) -> EncodedRow:
         number = self.part_of(index)
@@ -440,10 +426,10 @@ class Mixture(Sequence[EncodedRow]):
 
     def name_rows(self, indices: NDArray[np.int64]) -> str:
         """Rows in words, counted from 1 in their own data sets: `rows 3, 7 of a.jsonl and 12 of b.jsonl`."""
-        found: dict[str, list[int]] = {}
+        numbers: dict[str, list[int]] = {}
         for index in np.unique(indices).tolist():
-            found.setdefault(self.source_of(index), []).append(self[index].row + 1)
-        named = [f"{', '.join(map(str, rows))} of {source}" for source, rows in found.items()]
+            numbers.setdefault(self.source_of(index), []).append(self[index].row + 1)
+        named = [f"{', '.join(map(str, rows))} of {source}" for source, rows in numbers.items()]
         return f"row{'s' if len(indices) > 1 else ''} {' and '.join(named)}"
 
 
@@ -454,13 +440,7 @@ def require_different(option: str, parts: Sequence[MixturePart]) -> None:
         earlier = first.get(part.store.fingerprint)
         if earlier is not None:
             raise UserError(
-                f"{option}: {part.source} has the same rows as {earlier}; leave one out, "
+                f"{option}: {part.source} has the same rows as {earlier}; remove one, "
                 "and give the other a weight of 2 to take every row twice"
             )
         first[part.store.fingerprint] = part.source
-
-
-def _joined(fingerprints: Sequence[str]) -> str:
-    if len(fingerprints) == 1:
-        return fingerprints[0]
-    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()[:40]
