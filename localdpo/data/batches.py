@@ -63,7 +63,7 @@ def epoch_places(
 ) -> NDArray[np.int64]:
     """Indices int64[rows_per_epoch] of the rows that an epoch takes, sorted: the first data set's come first.
 
-    A data set's rows stand in a circle, in an order that the seed decides once, and every epoch takes the
+    A data set's rows form a circle, in an order that the seed decides once, and every epoch takes the
     next `weight` of a turn: each row floor(weight) or ceil(weight) times, and all rows equally often in the
     long run. Weights of 1 take every row once. Pure in its arguments. Read-only.
     """

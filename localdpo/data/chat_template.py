@@ -110,16 +110,13 @@ def forms_of(messages: Sequence[Message], source: str) -> Iterator[Form]:
 
 
 def garbled(messages: Sequence[Message], text: str) -> bool:
-    """Whether a value stands in the text as Python writes it: arguments as a dict, no content as None."""
+    """Whether the text holds a value as Python writes it: arguments as a dict, no content as None."""
     written = [repr(args) for message in messages for _, args in functions(message) if args]
-    if any(one in text and one != _json(one) for one in written if one.startswith(("{", "["))):
+    if any(args in text and args != _json(args) for args in written if args.startswith(("{", "["))):
         return True
     lacks = any(message.get("content") is None for message in messages)
-    return lacks and "None" in text and not any("None" in str(message) for message in _filled(messages))
-
-
-def _filled(messages: Sequence[Message]) -> list[Message]:
-    return [{name: value for name, value in one.items() if value is not None} for one in messages]
+    values = [value for message in messages for value in message.values() if value is not None]
+    return lacks and "None" in text and not any("None" in str(value) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,7 @@ def left_out(
     written: str,
     responses: Sequence[str],
 ) -> LeftOut:
-    """What does not stand in the written prompt and responses, white space apart."""
+    """What is missing in the written prompt and responses, white space apart."""
     missing: set[str] = set()
     holds = _finder(written)
     for message in prompt:
@@ -168,7 +165,7 @@ def left_out(
 
 
 def _finder(written: str) -> Callable[[str], bool]:
-    """A test for whether a text stands in `written`, as it is, as JSON, or with other white space."""
+    """A test for whether `written` holds a text: as it is, as JSON, or with other white space."""
     squeezed: list[str] = []
 
     def holds(text: str) -> bool:
@@ -335,7 +332,7 @@ class _Limited(ImmutableSandboxedEnvironment):
     def numbers(self, values: Iterable[Any]) -> None:
         """That no width, count or indent is out of all proportion."""
         if any(isinstance(value, int) and value > LARGEST_NUMBER for value in values):
-            raise TemplateLimit("asks for a width or count of more than a template may")
+            raise TemplateLimit("uses a width or count larger than a template may")
 
     def made(self, value: Any) -> Any:
         """A new value: its characters, or its parts where it holds others, are counted."""
@@ -394,7 +391,7 @@ class _Limited(ImmutableSandboxedEnvironment):
 
     def _format(self, form: str, values: Any) -> None:
         if _WIDTH.search(form):
-            raise TemplateLimit("asks for a width or count of more than a template may")
+            raise TemplateLimit("uses a width or count larger than a template may")
         given = list(values) if isinstance(values, list | tuple) else [values]
         if _GIVEN_WIDTH.search(form):
             self.numbers(given)
@@ -423,7 +420,7 @@ class _Limited(ImmutableSandboxedEnvironment):
 
 
 def _parts(value: Any, most: int) -> int:
-    """How many values a container holds at any depth, a shared one as often as it stands there."""
+    """How many values a container holds at any depth, a shared one as often as it occurs."""
     total, waiting = 0, [value]
     while waiting and total < most:
         one = waiting.pop()

@@ -1,7 +1,7 @@
 """From rendered text to token ids with a response start: what is scored and what is context.
 
 The prompt is tokenised alone, as it will be when the model answers, and is the one prefix of both branches.
-Each response is tokenised as it stands behind the prompt: where the prompt's ids are a prefix of the whole
+Each response is tokenised as it follows the prompt: where the prompt's ids are a prefix of the whole
 text's, the rest is the response. Where a token would span the boundary, the response is tokenised apart and
 the row counts as merged. Tokenizers take a text apart at control tokens first, so of the prompt only what
 follows its last one is tokenised again with each response.
@@ -30,7 +30,7 @@ from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoi
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Raise it with every change that gives other ids for the same text: it is part of the cache's key.
+# Raise it with every change that makes other ids for the same text: it is part of the cache's key.
 ENCODER_VERSION = 3
 _PORTION_CHARACTERS = 2_000_000
 
@@ -166,7 +166,7 @@ class Encoder:
         return every
 
     def _tail(self, text: Rendered, prompt: list[int]) -> _Tail:
-        """The end of a prompt from its last control token on; all of it where that is not told for sure."""
+        """The end of a prompt from its last control token on; all of it where that is not certain."""
         start = max(0, len(text.prompt) - _TAIL_CHARACTERS)
         found = [*self.renderer.control_tokens.finditer(text.prompt, start)]
         if found and self.tokens.backend is not None:
@@ -281,12 +281,12 @@ class Encoder:
                 gone.update(inside[:more] if keep_end else inside[-more:])
         if len(places) != len(ids) or len(ids) - len(gone) > length:
             raise RowSkip(NO_CONTENT)
-        return [one for i, one in enumerate(ids) if i not in gone]
+        return [token for i, token in enumerate(ids) if i not in gone]
 
     # --- long texts --------------------------------------------------------------------------------------
 
     def _shortened(self, example: Example, text: Rendered) -> Rendered:
-        """The row with what the limits cut anyway left out of its long texts, so that nobody tokenises it."""
+        """The row without what the limits cut from its long texts anyway, so that it is not tokenised."""
         limits = self.limits
         if any(len(response) > _LONG for response in text.responses):
             parts = [self._part(response, limits.max_length, keep_end=False) for response in text.responses]
@@ -305,7 +305,7 @@ class Encoder:
     def _shortened_chat(
         self, text: Rendered, spans: list[tuple[str, int, int]]
     ) -> tuple[Rendered, list[tuple[str, int, int]]]:
-        """The prompt of a chat with its long contents shortened, and the places of the contents in it."""
+        """The prompt of a chat with its long contents shortened, and where they are in it."""
         if len(text.prompt) <= _LONG or self.limits.max_prompt_length is None:
             return text, spans
         keep_end = self.limits.truncation == "keep_end"
@@ -421,7 +421,7 @@ class _Tokens:
         self._glued = self.encode(["\na", "\n", "a"])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text as it stands."""
+        """Ids of each text as it is."""
         if not texts:
             return []
         if self.backend is not None:
@@ -448,7 +448,7 @@ class _Tokens:
     def continuation(self, text: str) -> list[int]:
         """Ids of `text` as the continuation of other text.
 
-        SentencePiece models put a space before a text that stands alone; there, an anchor goes before it and
+        SentencePiece models put a space before a text of its own; there, an anchor goes before it and
         its ids are taken away again.
         """
         anchored, anchor, alone = self._glued

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MARK, CLOSE, NEWLINE = "▸", "◂", "⏎\n"
 # Bytes of one character may lie in several tokens, and some decoders drop a leading space: decode with a few
-# tokens of context, and wait for the character to be whole.
+# tokens of context, and wait for the character to be complete.
 _CONTEXT = 8
 _BROKEN = "\ufffd"
 
@@ -36,7 +36,7 @@ class LengthSummary:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: whole, longer branch.
+    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: with the longer one.
 
     `dropped` counts rows by reason; `merged` rows were tokenised apart at the boundary. `desirable`: how many
     unpaired rows are labelled so, None for rows of other kinds.
@@ -82,8 +82,7 @@ def named_parts(train: Mixture, valid: Mixture) -> list[tuple[str, MixturePart]]
 
 
 def report_lines(name: str, part: MixturePart) -> list[str]:
-    """What a person should know of the reading of a data set: rows that were dropped, columns that nobody
-    reads, and notes on the rows that were kept. A line each; none where there is nothing to say."""
+    """A line each on dropped rows, columns that are not read, and what is worth knowing of the kept rows."""
     report = part.store.report
     lines = []
     if report.dropped_total:

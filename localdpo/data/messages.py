@@ -116,7 +116,7 @@ def _message_text(value: str) -> Any:
 
 
 def _turned(value: dict[str, Any], name: str) -> list[Any]:
-    """Data sets of older writers store a list of messages as one object of lists: turn it round."""
+    """Data sets of older writers store a list of messages as one object of lists: transpose it."""
     columns = [column for column in value.values() if column is not None]
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
     if len(lengths) != 1 or -1 in lengths or not any(key in value for key in _ROLE_KEYS):

@@ -23,7 +23,7 @@ class PromptRow:
     """A prompt and the other columns of its row.
 
     Attributes:
-        id: the first digits of the sha256 of `asked`; what asks the same has the same id.
+        id: the first digits of the sha256 of `asked`; equal requests have equal ids.
         facts: the columns that are no part of the prompt, for heuristics and judges that check facts.
         tools, template_kwargs: what goes to the chat template with the prompt.
         responses: the answers of its row, if it has any: the opening of an answer may depend on them.
@@ -48,7 +48,7 @@ class PromptRow:
 
     @property
     def asked(self) -> Any:
-        """All that the model is asked, as a JSON value: the prompt alone where nothing goes with it."""
+        """What is sent to the model, as a JSON value: the prompt alone where nothing goes with it."""
         return _asked(self.prompt, self.tools, self.template_kwargs)
 
 
@@ -68,7 +68,7 @@ def _asked(prompt: Side, tools: list[Any] | None, template_kwargs: Mapping[str, 
 
 
 def prompt_id(asked: Any) -> str:
-    """The first PROMPT_ID_DIGITS hexadecimal digits of the sha256 of what is asked as JSON."""
+    """The first PROMPT_ID_DIGITS hexadecimal digits of the sha256 of a request as JSON."""
     text = json.dumps(asked, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:PROMPT_ID_DIGITS]
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 PROBE, START, STOP = "localdpoprobeanswer", "localdpostartmark", "localdpostopmark"
 HIDDEN_ANSWER = "the chat template does not show where the answer starts"
 NO_ANSWER = "the chat template leaves out the whole text of an answer"
-ENDS_EARLY = "an end token stands within an answer, and generation would stop there"
+ENDS_EARLY = "an end token occurs within an answer, so generation would stop there"
 # Renderings that run into a limit before the template is given up: each takes seconds.
 LIMIT_ROWS: Final = 2
 # Options by which public templates choose how the generation prompt ends.
@@ -307,7 +307,7 @@ class Renderer:
         before, after = self._probe(prompt, context)
         if not wholes and sent and (before + PROBE + after).startswith(sent):
             return _Opened(sent, (), sent)
-        asked, followed, header, written = self._parted(prompt, sent, before, context)
+        conversation, followed, header, written = self._parted(prompt, sent, before, context)
         if not all(whole.startswith(followed) for whole in wholes):
             raise RowSkip(HIDDEN_ANSWER)
         rests = [whole[len(followed) :] for whole in wholes]
@@ -316,10 +316,10 @@ class Renderer:
         else:
             # Never inside an answer; shorter than `written` only if the opening depends on the answer.
             least, opening = (
-                len(asked),
+                len(conversation),
                 self._whole_tokens(common_prefix([written, *rests]), [written, *rests]),
             )
-        return _Opened(asked + opening, tuple(rest[len(opening) :] for rest in rests), sent, least)
+        return _Opened(conversation + opening, tuple(rest[len(opening) :] for rest in rests), sent, least)
 
     def _probe(self, prompt: list[Message], context: _Context) -> tuple[str, str]:
         """What the template writes before and after an answer to `prompt`."""
@@ -333,7 +333,7 @@ class Renderer:
         self, prompt: list[Message], sent: str, before: str, context: _Context
     ) -> tuple[str, str, str | None, str]:
         """The conversation as it is sent, and as it is when an answer follows; then the opening of the answer
-        in either (None where it cannot be told which part of `sent` that is)."""
+        in either (None where it is unclear which part of `sent` that is)."""
         if not prompt:
             return "", "", None, before
         shown = [*prompt[:-1], _with_mark(prompt[-1])]

@@ -120,7 +120,7 @@ def read_examples(
     format_name: str | None = None,
     notes: ReadingNotes | None = None,
 ) -> Iterator[tuple[int, Example | Skipped]]:
-    """(row number, example or Skipped) of the first `limit` rows, read as they are asked for.
+    """(row number, example or Skipped) of the first `limit` rows, read lazily.
 
     Pairs that are read as unpaired rows give two examples of one row number. `notes` grows as rows are read.
 

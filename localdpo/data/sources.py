@@ -1,8 +1,8 @@
-"""Opening the data that a name stands for: a `demo:` name, a JSONL, JSON or parquet file, a folder, the hub.
+"""Opening the data of a name: a `demo:` name, a JSONL, JSON or parquet file, a folder, the hub.
 
 A hub name is `org/name`, with an optional configuration and split: `org/name[config]:split`; the split is
 `train` if none is given, and may be a slice in datasets' own words (`org/name:train[:1000]`). A folder is one
-that `datasets` saved, and takes a split the same way (`folder:split`). Rows are read as they are asked for;
+that `datasets` saved, and takes a split the same way (`folder:split`). Rows are read lazily;
 no code of a data set runs.
 """
 
@@ -56,7 +56,7 @@ class RowSource:
 
 
 def open_source(name: str) -> RowSource:
-    """Find the data that `name` stands for. Raises UserError when there is none or it cannot be read."""
+    """Find the data of `name`. Raises UserError when there is none or it cannot be read."""
     try:
         return _find(name)
     except OSError as error:
@@ -135,7 +135,7 @@ def _json_rows(path: Path, name: str) -> Iterator[SourceRow]:
 
 
 def _json_line_rows(path: Path, name: str) -> Iterator[SourceRow]:
-    """One row per line; blank lines are passed over and keep their number. Memory: one line."""
+    """One row per line; blank lines are skipped and keep their number. Memory: one line."""
     with path.open("rb") as file:
         for number, line in enumerate(file):
             content = line.removeprefix(_BOM) if number == 0 else line
@@ -146,7 +146,7 @@ def _json_line_rows(path: Path, name: str) -> Iterator[SourceRow]:
 def _json_array_rows(path: Path, name: str) -> Iterator[SourceRow]:
     """One row per element of the file's array. Memory: the file's text and one row.
 
-    Raises UserError where the text stops being JSON: nothing after that place can be told apart.
+    Raises UserError where the text stops being JSON: nothing after it can be parsed.
     """
     try:
         text = path.read_bytes().removeprefix(_BOM).decode("utf-8")
@@ -223,7 +223,7 @@ def _open_folder(path: Path, split: str | None, name: str) -> RowSource:
             raise UserError(f"{name}: no split {wanted!r}; it has {', '.join(loaded)}")
         loaded = loaded[wanted]
     elif split is not None:
-        raise UserError(f"{name}: this folder has no splits; leave :{split} away")
+        raise UserError(f"{name}: this folder has no splits; remove :{split}")
     return RowSource(name, f"folder:{_folder_digest(path)}:{split}", lambda: _dataset_rows(loaded))
 
 
@@ -262,7 +262,7 @@ def _dataset_rows(dataset: Dataset) -> Iterator[SourceRow]:
 
 
 def _arrow_rows(tables: Iterable[RecordBatch | Table]) -> Iterator[SourceRow]:
-    """The rows of Arrow tables; one with a value that Python has no form for says what is wrong with it."""
+    """The rows of Arrow tables; one with a value that Python cannot hold says so."""
     start = 0
     for table in tables:
         try:

@@ -305,7 +305,7 @@ def _disk_error(path: Path, written: int, error: OSError) -> UserError:
 
 
 def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
-    """The store in `path`, or None if there is none that is whole."""
+    """The store in `path`, or None if there is none that is complete."""
     try:
         content = memoryview(pa.memory_map(str(path)).read_buffer()).cast("B")
     except OSError:

@@ -25,7 +25,7 @@ from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, keep_float32_exact
 from localdpo.model.head import text_model
 
-# A file above this is not hashed whole: its size, its time and samples of its bytes stand for it.
+# A file above this is not hashed completely: its size, its time and samples of its bytes represent it.
 WHOLE_FILE = 64 * 2**20
 SAMPLES, SAMPLE_BYTES = 32, 2**16
 # What decides how text becomes tokens, how a conversation is rendered, and which tokens end a generation.
@@ -246,7 +246,7 @@ def from_float16(model: nn.Module) -> bool:
 
 
 def recurrent_layers(model: nn.Module) -> int:
-    """Layers that keep a state in the place of keys and values: gated delta nets, Mamba and the like."""
+    """Layers that keep a state instead of keys and values: gated delta nets, Mamba and the like."""
     return sum(isinstance(cache, ArraysCache) for cache in make_prompt_cache(text_model(model)))
 
 

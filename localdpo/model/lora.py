@@ -256,7 +256,7 @@ def _product(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
 
 
 def _check_keys(model: nn.Module, config: LoraConfig) -> None:
-    """mlx-lm passes over a key that names nothing: an adapter of fewer layers than was asked for."""
+    """mlx-lm ignores a key that names nothing, and the adapter has fewer layers than requested."""
     blocks = model.layers[-config.layers :] if config.layers > 0 else model.layers
     # As mlx-lm: the names within a block, and within the whole model.
     modules = [pair for block in blocks for pair in block.named_modules()] + model.named_modules()

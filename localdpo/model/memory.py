@@ -42,7 +42,7 @@ FLOAT = 4
 ADAPTER_COPIES = 4
 # Buffers of a chunk of logits that are alive together, of one chunk and of a chain of them (see `head`).
 LIVE_LOGITS = {False: 10, True: 12}
-# Models whose queries and keys are normalised, each by head or as a whole.
+# Models whose queries and keys are normalised, each by head or all together.
 NORMED_HEADS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
 # Arrays of the size of a recurrent layer's state that are kept of each token, since MLX differentiates such a
 # layer as a loop over tokens: 2.4 to 2.6 were measured.
@@ -164,7 +164,7 @@ def model_shape(folder: Path, *, cpu: bool) -> ModelShape:
 
     Raises:
         KeyError: the configuration has other names than the usual ones (GPT-2's n_embd).
-        TypeError: it gives a list of sizes for its blocks.
+        TypeError: it has a list of sizes for its blocks.
     """
     config = text_config(folder)
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
@@ -257,7 +257,7 @@ class _Pass:
         inputs: of the block's input.
         kept: for the gradient of the whole block.
         working: most of what is alive on top while the block is differentiated.
-        copies: of 16-bit inputs of adapted layers in float32, made again there (see `lora.LeanLoRALinear`).
+        copies: of 16-bit inputs of adapted layers in float32, rebuilt there (see `lora.LeanLoRALinear`).
     """
 
     tokens: int

@@ -167,7 +167,7 @@ def names_elsewhere() -> dict[str, str]:
 def _unknown_in_entry(key: str, name: str, dotted: bool) -> str:
     """About the unknown key `name` of an entry of the list at `key`."""
     if dotted:
-        return f"a list is given as a whole: {key}=[...]"
+        return f"set the complete list: {key}=[...]"
     options = list(entry_fields(key))
     if near := difflib.get_close_matches(name.lower(), options, n=1):
         return f"unknown key; did you mean {near[0]}?"

@@ -70,9 +70,9 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """`recipe` as YAML with every default written out; loading it gives an equal recipe.
+    """`recipe` as YAML with every default written out; loading it returns an equal recipe.
 
-    Options that the loss does not read are left out (they cannot be set), and so are the weight of a single
+    Options that the loss does not read are omitted (they cannot be set), and so are the weight of a single
     loss, the sync of a reference that stays, and a held-out share that is not used.
     """
     values = recipe.model_dump(mode="json")
@@ -209,13 +209,13 @@ def _key_path(item: Any) -> KeyPath:
         return context["path"] if "path" in context else (*location, context["key"])
     length = 2 if section_of(str(location[0])) else 1
     if ".".join(map(str, location[:2])) in ENTRIES and location[2:3] == (AS_LIST,):
-        # Behind the branch: the place of the entry, and the option of it.
+        # After the branch: the index of the entry, and its option.
         return (*location[:2], *location[3:5])
     return location[:length]
 
 
 def _key_text(path: KeyPath) -> str:
-    """The path as it is written in messages: `data.train[1].weight`, places from 0."""
+    """The path as it is written in messages: `data.train[1].weight`, indices from 0."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
@@ -304,7 +304,7 @@ def follow_links(recipe: Recipe, kept: Recipe | None = None) -> tuple[Recipe, li
 
 
 def _checkpoint(name: str, note: Note) -> str | None:
-    """The newest whole checkpoint of the run whose LATEST `name` is, wherever it points; None for others."""
+    """The newest complete checkpoint of the run whose LATEST `name` is; None for other names."""
     path = Path(name).expanduser()
     folder = Path(followed(str(path.parent)))
     if path.name != LATEST or not checkpoint_folders(folder):

@@ -50,7 +50,7 @@ def _equal_weights(values: dict[str, Any]) -> tuple[float, ...] | None:
 
 
 class LossSection(Section):
-    """The objective. Which options a loss reads, and their bounds, stand in `localdpo.objective.registry`."""
+    """The objective. Which options a loss reads, and their bounds, are in `localdpo.objective.registry`."""
 
     type: Text | Losses = option(
         "sigmoid", "the loss, or a list of losses to add up: " + ", ".join(LOSSES), also="loss_type"

@@ -36,7 +36,7 @@ ACROSS_SECTIONS: Final = "across_sections"
 DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
 
 
-# pydantic puts the tag of the branch that it took into the place of an error, behind the option.
+# pydantic puts the tag of the branch that it took into the location of an error, after the option.
 AS_TEXT, AS_LIST = "text", "list"
 # What rendering passes to a template or a tokenizer by itself: no option, in a recipe as in a row.
 RESERVED_TEMPLATE_OPTIONS: Final = frozenset(

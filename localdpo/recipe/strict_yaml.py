@@ -1,8 +1,8 @@
 """YAML with line numbers: a strict subset, read from PyYAML's events into plain Python values.
 
-Left out on purpose: tags, anchors and aliases (they can build objects or blow up), duplicate keys (the last
-one would win silently), deep nesting, several documents. Plain scalars follow YAML 1.2's core schema and not
-1.1, so `1e-5` is a number and `no`, `on`, `12:30`, `1_000`, `010` are text.
+Not supported on purpose: tags, anchors and aliases (they can build objects or blow up), duplicate keys (the
+last one would win silently), deep nesting, several documents. Plain scalars follow YAML 1.2's core schema and
+not 1.1, so `1e-5` is a number and `no`, `on`, `12:30`, `1_000`, `010` are text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONSTANTS: Final = {
 
 @dataclass(frozen=True)
 class YamlProblem:
-    """Something wrong at a line (1-based); `path` is the key it belongs to, empty for the whole file."""
+    """Something wrong at a line (1-based); `path` is the key it belongs to, empty for the file as such."""
 
     line: int
     path: KeyPath
@@ -60,9 +60,9 @@ class _SyntaxProblem(Exception):
 
 
 def read_yaml(text: str) -> Document:
-    """Reads `text`; what is wrong with it stands in `problems`, and nothing is raised for bad input.
+    """Reads `text`; what is wrong with it is listed in `problems`, and nothing is raised for bad input.
 
-    After a problem with one value its key is left out and reading goes on; after a syntax error the value
+    After a problem with one value its key is skipped and reading continues; after a syntax error the value
     is None.
     """
     document = Document()
@@ -147,7 +147,7 @@ class _Reader:
         return values
 
     def skip(self, event: yaml.Event) -> None:
-        """Passes over a value of which nothing more is to be said."""
+        """Skip a value that needs no further message."""
         depth = 0
         while True:
             if isinstance(event, yaml.CollectionStartEvent):
@@ -192,5 +192,5 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> _SyntaxProblem:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     if "'\\t'" in (error.problem or ""):
-        return _SyntaxProblem(line, "a tab stands where YAML wants spaces; replace it by spaces")
+        return _SyntaxProblem(line, "a tab where YAML expects spaces; replace it with spaces")
     return _SyntaxProblem(line, f"not valid YAML: {', '.join(filter(None, (error.context, error.problem)))}")

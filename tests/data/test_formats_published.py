@@ -132,7 +132,7 @@ def test_rows_without_a_preference_are_skipped(record: dict[str, Any], reason: s
         ),
         (
             {"prompt": "q", "responses": ["a", "b"], "pairs": [[0, 2]]},
-            "pairs[0]: expected a place from 0 to 1, got the number 2",
+            "pairs[0]: expected an index from 0 to 1, got the number 2",
         ),
         (
             {"input": {}, "preferred_output": "a", "non_preferred_output": "b"},

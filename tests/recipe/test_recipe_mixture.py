@@ -93,7 +93,7 @@ data:
             "data.train=[{source: a, weight: 1e9}] data.train[0].weight: "
             "expected a number > 0 and <= 100, got 1000000000.0",
         ),
-        ("data.train[0].weight=3", "data.train[0].weight=3: a list is given as a whole: data.train=[...]"),
+        ("data.train[0].weight=3", "data.train[0].weight=3: set the complete list: data.train=[...]"),
         (
             "data.valid={source: a}",
             "data.valid={source: a}: expected text or a list of one or more data sets or null, "

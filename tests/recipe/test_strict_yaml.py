@@ -64,7 +64,7 @@ def test_lines_are_those_of_the_keys_and_items() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("a: 1\nb:\n\tc: 2\n", 3, "a tab stands where YAML wants spaces; replace it by spaces"),
+        ("a: 1\nb:\n\tc: 2\n", 3, "a tab where YAML expects spaces; replace it with spaces"),
         ("a: 1\n--- \nb: 2\n", 2, "a second document starts here; a recipe is one document"),
         ("a: b: c\n", 1, "not valid YAML: mapping values are not allowed here"),
         ("a: 1\nb: [1,\n", 3, "not valid YAML: while parsing a flow node"),

@@ -114,11 +114,11 @@ def _labelled_conversation(name: str, messages: str, label: str) -> Format:
 
 def _question(name: str, prompt: str, usual: bool = False) -> Format:
     read, own = _prompt(prompt)
-    return _format(name, "prompts", prompt, single.asked(read), own=own, usual=usual)
+    return _format(name, "prompts", prompt, single.prompt_only(read), own=own, usual=usual)
 
 
 def _opening(name: str, messages: str) -> Format:
-    return _format(name, "prompts", messages, single.asked(single.opening(messages)))
+    return _format(name, "prompts", messages, single.prompt_only(single.opening(messages)))
 
 
 def _text(record: Record) -> Demonstration:
@@ -225,7 +225,7 @@ def detect(columns: Iterable[str], kind: Kind, label: str, empty: Collection[str
     """The format of data with these columns, of which some may hold nothing.
 
     A column that holds nothing makes no format, unless none is left, or only the one whose prompt is what
-    both answers share: a prompt column that stands there is the prompt, empty or not.
+    both answers share: a prompt column that is there is the prompt, empty or not.
     Raises UserError that says what was found and what would fit.
     """
     found = frozenset(columns)

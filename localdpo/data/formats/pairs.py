@@ -153,7 +153,7 @@ def join(prompt: Side, shared: list[Message]) -> list[Message]:
         return shared
     if not shared:
         return prompt
-    # What stands in the middle of the prompt was answered there already.
+    # What is in the middle of the prompt was answered there already.
     answered = any(_same(prompt[i : i + len(shared)], shared) for i in range(len(prompt)))
     if answered or shared[0]["role"] == "system" or shared[0]["role"] == prompt[-1]["role"]:
         raise RowSkip(DISAGREE)
@@ -162,19 +162,19 @@ def join(prompt: Side, shared: list[Message]) -> list[Message]:
 
 def _join_text(prompt: str, shared: list[Message]) -> list[Message]:
     """A prompt as text is one turn of the person's, or the whole conversation written out."""
-    asked: Message = {"role": "user", "content": prompt}
+    turn: Message = {"role": "user", "content": prompt}
     if not any(message["role"] == "user" for message in shared):
-        return [*shared, asked]
-    if asked in shared:
+        return [*shared, turn]
+    if turn in shared:
         return shared
-    said, words = [_words(message) for message in shared], _words(asked)
-    if any(words in one for one in said):
+    said, words = [_words(message) for message in shared], _words(turn)
+    if any(words in text for text in said):
         return shared
     if not _MARKS.sub("", _besides(words, said)):
         return shared
     if said[-1] and said[-1] in words and all(message["role"] == "system" for message in shared[:-1]):
         # The text says more than the one turn of the answers: it takes that turn's place.
-        return [*shared[:-1], asked]
+        return [*shared[:-1], turn]
     raise RowSkip(DISAGREE)
 
 
@@ -192,7 +192,7 @@ def _besides(text: str, parts: list[str]) -> str:
 def _same(some: list[Message], others: list[Message]) -> bool:
     """Whether two stretches of messages say the same, white space aside."""
     return len(some) == len(others) and all(
-        one == other or _bare(one) == _bare(other) for one, other in zip(some, others, strict=True)
+        a == b or _bare(a) == _bare(b) for a, b in zip(some, others, strict=True)
     )
 
 
@@ -313,12 +313,12 @@ def signed(prompt: str, first: str, second: str, preference: str) -> Callable[[R
     """HelpSteer's preferences: below 0 the first answer is better, above 0 the second."""
 
     def read(record: Record) -> Pair:
-        asked = read_side(record, prompt)
+        question = read_side(record, prompt)
         answers = [read_text(record, first), read_text(record, second)]
         value = read_number(record, preference)
         if value == 0:
             raise RowSkip(EQUAL)
-        return _ordered(asked, answers, first=value < 0, record=record)
+        return _ordered(question, answers, first=value < 0, record=record)
 
     return read
 
@@ -352,7 +352,7 @@ def generations(prompt: str, ratings: str) -> Callable[[Record], Pair]:
     """distilabel's lists: `generations` and a rating of each, the best against the worst."""
 
     def read(record: Record) -> Pair:
-        asked = read_text(record, prompt)
+        question = read_text(record, prompt)
         answers, values = read_list(record, "generations"), read_list(record, ratings)
         if len(answers) != len(values):
             raise RowProblem(ratings, f"expected {len(answers)}, one for each generation, got {len(values)}")
@@ -361,7 +361,7 @@ def generations(prompt: str, ratings: str) -> Callable[[Record], Pair]:
             for i, (answer, value) in enumerate(zip(answers, values, strict=True))
             if value is not None and answer is not None
         ]
-        return _extremes(asked, scored, record)
+        return _extremes(question, scored, record)
 
     return read
 
@@ -370,33 +370,32 @@ def _extremes(prompt: Side, scored: Sequence[tuple[float, str]], record: Record)
     """The first of the best against the first of the worst."""
     if len(scored) < 2:
         raise RowSkip(FEW)
-    best, worst = max(scored, key=lambda one: one[0]), min(scored, key=lambda one: one[0])
+    best, worst = max(scored, key=lambda answer: answer[0]), min(scored, key=lambda answer: answer[0])
     if best[0] == worst[0]:
         raise RowSkip(EQUAL)
     return Pair(prompt, best[1], worst[1], **read_options(record))
 
 
 def responses(record: Record) -> list[Pair]:
-    """The rows of Mitchell's reference implementation: answers, and pairs of their places, better first."""
+    """The rows of Mitchell's reference implementation: answers, and pairs of their indices, better first."""
     prompt = read_side(record, "prompt")
     answers = [text(value, f"responses[{i}]") for i, value in enumerate(read_list(record, "responses"))]
     options = read_options(record)
-    found = []
-    for k, places in enumerate(read_list(record, "pairs")):
+    pairs = []
+    for k, indices in enumerate(read_list(record, "pairs")):
         name = f"pairs[{k}]"
-        if not isinstance(places, list) or len(places) != 2:
-            raise RowProblem(name, f"expected two places in responses, got {describe(places)}")
-        better, worse = (_place(place, len(answers), name) for place in places)
-        found.append(Pair(prompt, answers[better], answers[worse], **options))
-    if not found:
+        if not isinstance(indices, list) or len(indices) != 2:
+            raise RowProblem(name, f"expected two indices of responses, got {describe(indices)}")
+        for index in indices:
+            if type(index) is not int or not 0 <= index < len(answers):
+                raise RowProblem(
+                    name, f"expected an index from 0 to {len(answers) - 1}, got {describe(index)}"
+                )
+        better, worse = indices
+        pairs.append(Pair(prompt, answers[better], answers[worse], **options))
+    if not pairs:
         raise RowSkip(FEW)
-    return found
-
-
-def _place(value: Any, count: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-        raise RowProblem(name, f"expected a place from 0 to {count - 1}, got {describe(value)}")
-    return value
+    return pairs
 
 
 # --- one answer a row ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rows of a prompt with one answer or none, and what may stand beside any prompt."""
+"""Rows of a prompt with one answer or none, and columns that may go with any prompt."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ def alpaca(record: Record) -> Side:
 
     `history` holds earlier turns, [question, answer] each.
     """
-    asked = read_side(record, "instruction")
+    words = read_side(record, "instruction")
     given = [name for name in ALPACA[:2] if has_content(record.get(name))]
     if len(given) > 1:
-        raise RowProblem("context", "stands beside input; expected one of them")
+        raise RowProblem("context", "given together with input; expected only one of them")
     if given:
-        if not isinstance(asked, str):
-            raise RowProblem(given[0], "stands beside an instruction of messages; put it into one of them")
-        asked = f"{asked}\n\n{read_text(record, given[0])}" if asked.strip() else read_text(record, given[0])
+        name = given[0]
+        if not isinstance(words, str):
+            raise RowProblem(name, "given together with an instruction of messages; put it into one of them")
+        words = f"{words}\n\n{read_text(record, name)}" if words.strip() else read_text(record, name)
     earlier = _history(record)
     if not earlier:
-        return asked
-    return [*earlier, *([{"role": "user", "content": asked}] if isinstance(asked, str) else asked)]
+        return words
+    return [*earlier, *([{"role": "user", "content": words}] if isinstance(words, str) else words)]
 
 
 def _history(record: Record) -> list[Message]:
@@ -58,13 +59,13 @@ def _history(record: Record) -> list[Message]:
         return []
     if not isinstance(turns, list):
         raise RowProblem("history", f"expected a list of [question, answer], got {describe(turns)}")
-    found: list[Message] = []
+    messages: list[Message] = []
     for i, turn in enumerate(turns):
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowProblem(f"history[{i}]", f"expected [question, answer], got {describe(turn)}")
         for role, words in zip(("user", "assistant"), turn, strict=True):
-            found.append({"role": role, "content": text(words, f"history[{i}]")})
-    return found
+            messages.append({"role": role, "content": text(words, f"history[{i}]")})
+    return messages
 
 
 def conversation(name: str) -> ReadAnswered:
@@ -99,7 +100,7 @@ def rated(read: ReadAnswered, label: str) -> Callable[[Record], Rated]:
     return lambda record: Rated(*read(record), read_label(record, label), **read_options(record))
 
 
-def asked(prompt: ReadPrompt) -> Callable[[Record], Prompt]:
+def prompt_only(prompt: ReadPrompt) -> Callable[[Record], Prompt]:
     """A prompt alone."""
     return lambda record: Prompt(prompt(record), **read_options(record))
 
@@ -124,8 +125,9 @@ Asking = TypeVar("Asking", Pair, Demonstration, Rated, Prompt, ScoredAnswer)
 
 
 def completed(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
-    """`read`, with what may stand beside any prompt: the row's system message is put in front, and a row with
-    pictures is refused. A prompt that ends with an assistant's turn has no answer that is a turn of its own.
+    """`read`, with the columns that may go with any prompt: the row's system message is put in front, and a
+    row with pictures is refused. A prompt that ends with an assistant's turn is skipped: no answer to it is a
+    turn of its own.
     """
 
     def read_whole(record: Record) -> Any:
@@ -135,10 +137,10 @@ def completed(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
                     name, f"{what} cannot be trained on; take the column out to train on the words alone"
                 )
         system = _system(record)
-        found = read(record)
-        if isinstance(found, list):
-            return [_finish(one, system) for one in found]
-        return _finish(found, system)
+        result = read(record)
+        if isinstance(result, list):
+            return [_finish(pair, system) for pair in result]
+        return _finish(result, system)
 
     return read_whole
 

@@ -41,7 +41,7 @@ def explicit(pair: Pair, columns: Columns) -> Written:
 
 
 def implicit(pair: Pair, columns: Columns) -> Written:
-    """TRL's rows without a prompt: the whole conversation on both sides; other columns stay."""
+    """TRL's rows without a prompt: the full conversation on both sides; other columns stay."""
     prompt, chosen, rejected = _messages(pair)
     if not prompt:
         raise RowProblem("prompt", "empty; rows without a prompt column need messages that both sides share")
@@ -52,10 +52,10 @@ def implicit(pair: Pair, columns: Columns) -> Written:
 def ultrafeedback(pair: Pair, columns: Columns) -> Written:
     """UltraFeedback made into pairs: the prompt as text and inside both sides; needs scores."""
     prompt, chosen, rejected = _messages(pair)
-    asked = _last_words(prompt)
+    question = _last_words(prompt)
     own = {
-        "prompt": asked,
-        "prompt_id": hashlib.sha256(asked.encode()).hexdigest(),
+        "prompt": question,
+        "prompt_id": hashlib.sha256(question.encode()).hexdigest(),
         "chosen": [*prompt, chosen],
         "rejected": [*prompt, rejected],
         "messages": [*prompt, chosen],
