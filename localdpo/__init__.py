@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> object:
     if name == "preference_loss":
-        from localdpo.core.preload import preload
+        from localdpo.core.process import preload
 
         preload()
         from localdpo.objective.losses import preference_loss

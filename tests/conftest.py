@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 
 # Nothing of a test comes from the hub; huggingface_hub reads this when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,5 +1,5 @@
 """The answering room: prompts, who answers them, and the one generator that keeps answers on disk."""
 
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 
 preload()

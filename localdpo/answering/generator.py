@@ -32,8 +32,15 @@ from localdpo.model.generate import generate_apart
 from localdpo.model.load import Base, fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.model.memory import rows_in_pass
 from localdpo.recipe.load import load_recipe
-from localdpo.records.answers import AnswerRecord, AnswersTail, AnswersWriter, Header, Sampling, answers_path
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import (
+    AnswerRecord,
+    AnswersRequest,
+    AnswersTail,
+    AnswersWriter,
+    Header,
+    Sampling,
+    answers_path,
+)
 from localdpo.records.checkpoints import Note
 from localdpo.records.rundir import RunDir
 

@@ -13,7 +13,7 @@ import sys
 
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.out import guard, json_text, say, say_device_error, say_errors
-from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
+from localdpo.records.answers import ANNOUNCEMENT, NOTE, AnswersRequest
 
 
 def main(request: AnswersRequest) -> None:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from localdpo.out.console import Console
-    from localdpo.records.answers import AnswersTail
-    from localdpo.records.answers_request import AnswersRequest
+    from localdpo.records.answers import AnswersRequest, AnswersTail
     from localdpo.records.rundir import RunDir
 
 SIDE_BY_SIDE_WIDTH: Final = 100
@@ -57,8 +56,7 @@ def compare(
     from localdpo.core.errors import UserError
     from localdpo.out import print_json, say
     from localdpo.out.console import Console
-    from localdpo.records.answers import Sampling
-    from localdpo.records.answers_request import AnswersRequest
+    from localdpo.records.answers import AnswersRequest, Sampling
     from localdpo.records.rundir import find_run
 
     if plain + as_json + (html is not None) > 1:

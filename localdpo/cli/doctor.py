@@ -150,7 +150,7 @@ def package(name: str) -> MachineFact:
 
 def blas() -> MachineFact:
     """OpenBLAS on Linux, without which MLX's CPU backend is slow; other systems have their own."""
-    from localdpo.core.preload import find_openblas
+    from localdpo.core.process import find_openblas
     from localdpo.model.backend import OPENBLAS_HINT
 
     if not sys.platform.startswith("linux"):

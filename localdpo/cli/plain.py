@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from localdpo.core.signals import SignalPipe, StopRequests
+from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.core.text import format_seconds, printable
 from localdpo.records.events import Event
 from localdpo.records.progress import Progress, advance

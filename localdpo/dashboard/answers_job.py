@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from localdpo.launch import Job
-from localdpo.records.answers import FOLDER
-from localdpo.records.answers_request import ANNOUNCEMENT, NOTE, AnswersRequest
+from localdpo.records.answers import ANNOUNCEMENT, FOLDER, NOTE, AnswersRequest
 
 LOG: Final = "worker.log"
 WORKER: Final = (sys.executable, "-m", "localdpo.answering.worker")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.screens.compare import CompareScreen
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import AnswersRequest
 from localdpo.records.rundir import RunDir
 
 

@@ -9,8 +9,7 @@ from typing import Final
 from localdpo.core.errors import UserError
 from localdpo.dashboard.answers_job import AnswersJob
 from localdpo.dashboard.compare_state import CompareState, Verdicts
-from localdpo.records.answers import AnswersTail, Sampling, answers_files
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import AnswersRequest, AnswersTail, Sampling, answers_files
 from localdpo.records.rundir import RunDir
 from localdpo.records.votes import Votes
 

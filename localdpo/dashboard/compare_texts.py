@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from localdpo.core.worddiff import count_words, word_diff
+from localdpo.core.text import count_words, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette

@@ -3,6 +3,6 @@
 `build` rebuilds every file of `bundle/`.
 """
 
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 
 preload()

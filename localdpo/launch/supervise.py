@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
-from localdpo.core.signals import SignalPipe, StopRequests
+from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
 from localdpo.launch.processes import AT_ONCE, open_worker_log
 from localdpo.out import guard, say, say_errors

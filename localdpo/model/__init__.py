@@ -1,5 +1,5 @@
 """The model room: backend, loading, LoRA, the shared-prompt forward, the head, generation."""
 
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 
 preload()

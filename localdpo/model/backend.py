@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from localdpo.core.awake import keep_awake
 from localdpo.core.errors import UserError
-from localdpo.core.preload import find_openblas, load_openblas
+from localdpo.core.process import find_openblas, keep_awake, load_openblas
 
 OPENBLAS_HINT = (
     "OpenBLAS not found: training on this CPU is much slower without it "

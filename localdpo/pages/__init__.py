@@ -16,8 +16,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from localdpo.core.atomic import write_text
-from localdpo.core.text import format_number
-from localdpo.core.worddiff import word_diff
+from localdpo.core.text import format_number, word_diff
 from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling, rows_of
 
 TEMPLATES: Final = Path(__file__).parent / "templates"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from localdpo.core.errors import UserError
 from localdpo.core.names import is_demo, resolve
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 from localdpo.data.encode import Limits
 from localdpo.data.formats import named_format
 from localdpo.prefs.checks.base import CheckSettings

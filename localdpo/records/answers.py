@@ -13,6 +13,7 @@ written in one go. For torn lines, locks and checksums see records/log.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,9 @@ from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "answers"
+# The process that generates prints `answers PATH` as soon as it knows the file, and `note: ...` warnings.
+ANNOUNCEMENT: Final = "answers "
+NOTE: Final = "note: "
 # Who a contestant is: the base, the run's start adapter, its trained adapter, or another run's.
 Role = Literal["base", "start", "trained", "other"]
 
@@ -35,6 +39,43 @@ class Sampling:
     max_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class AnswersRequest:
+    """Prompts, models and sampling.
+
+    Attributes:
+        run: the run's folder.
+        prompts: file or name of a data source; None for the run's held-out prompts, unless texts are given.
+        texts: prompts as text, asked first.
+        limit: at most this many prompts of the source; None for all.
+        with_runs: folders of other runs whose trained adapters answer too.
+    """
+
+    run: Path
+    prompts: str | None = None
+    texts: tuple[str, ...] = ()
+    limit: int | None = 32
+    with_runs: tuple[Path, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def to_json(self) -> str:
+        """The request as one line of JSON."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> AnswersRequest:
+        """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        entry = json.loads(text)
+        return cls(
+            run=Path(entry["run"]),
+            prompts=entry["prompts"],
+            texts=tuple(entry["texts"]),
+            limit=entry["limit"],
+            with_runs=tuple(Path(path) for path in entry["with_runs"]),
+            sampling=Sampling(**entry["sampling"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

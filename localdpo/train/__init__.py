@@ -16,6 +16,6 @@ Beside the path: model/shared_prompt.py (the prompt run once for both responses)
 the reference's log-probabilities come from), objective/metrics.py (what is reported of a step).
 """
 
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 
 preload()

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Final
 
 from localdpo.core.errors import UserError
-from localdpo.core.signals import StopRequests, handle_once
+from localdpo.core.process import StopRequests, handle_once
 from localdpo.records.control import Command, CommandFile, take
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir

@@ -26,8 +26,7 @@ from localdpo.core.atomic import write_manifest
 from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
 from localdpo.model.arrays import random_key, set_random_key
-from localdpo.records.answers import AnswerRecord, Sampling, answers_files, read_answers
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import AnswerRecord, AnswersRequest, Sampling, answers_files, read_answers
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir
 

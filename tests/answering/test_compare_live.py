@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from localdpo.cli.main import app
 from localdpo.dashboard.compare_app import CompareApp
 from localdpo.dashboard.once import frame_text
-from localdpo.records.answers import Sampling, answers_files, read_answers
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import AnswersRequest, Sampling, answers_files, read_answers
 
 
 def test_the_screen_asks_follows_and_shows(tmp_path: Path, tiny_model: Path, sft_adapter: Path) -> None:

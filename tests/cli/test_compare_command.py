@@ -14,8 +14,7 @@ from localdpo.cli import compare as command
 from localdpo.cli.compare import as_object, render, show
 from localdpo.cli.main import app
 from localdpo.core.errors import UserError
-from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import AnswerRecord, AnswersRequest, AnswersTail, Header, Sampling
 from localdpo.records.rundir import RunDir
 
 THREE = [("base", "sky"), ("SFT", "the sky\nis up"), ("DPO", "the sky \x1b[31mtoday")]

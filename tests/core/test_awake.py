@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.awake import HELD, keep_awake
+from localdpo.core.process import HELD, keep_awake
 from localdpo.launch import start_worker
 from localdpo.records.rundir import RunDir
 
@@ -29,7 +29,7 @@ while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 """
 WORKER = """
 import signal, sys
-from localdpo.core.awake import keep_awake
+from localdpo.core.process import keep_awake
 from localdpo.records.rundir import RunDir, RunLock
 sys.platform = "darwin"
 with RunLock(RunDir(sys.argv[1])):

@@ -4,7 +4,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 
-from localdpo.core.signals import StopRequests
+from localdpo.core.process import StopRequests
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from made_answers import write_answers
 from localdpo.dashboard import compare_source
 from localdpo.dashboard.answers_job import AnswersJob
 from localdpo.dashboard.compare_source import AnswersSource
-from localdpo.records.answers import Sampling, answers_path
-from localdpo.records.answers_request import ANNOUNCEMENT, AnswersRequest
+from localdpo.records.answers import ANNOUNCEMENT, AnswersRequest, Sampling, answers_path
 from localdpo.records.rundir import RunDir
 
 SLEEP = "import time; time.sleep(60)"

@@ -54,7 +54,7 @@ def test_the_table(runs: Path):
         assert "✖ crashed" in text
         line = next(line for line in text.splitlines() if " dead " in line)
         assert line.split()[:3] == ["✖", "crashed", "dead"]
-        assert {"ipo", "0.3", "20/40", "0.65", "0.200", "1h"} <= set(line.split())
+        assert {"ipo", "0.3", "20/40", "0.650", "0.200", "1h"} <= set(line.split())
 
     drive(app, act)
 

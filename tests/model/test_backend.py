@@ -16,7 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from model_families import tiny
 
 from localdpo.core.errors import UserError
-from localdpo.core.preload import preload
+from localdpo.core.process import preload
 from localdpo.model import backend
 from localdpo.model.backend import cache_limit, may_use_tf32, memory_limit, prepare, wire
 from localdpo.model.forward import Forward

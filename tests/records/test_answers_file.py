@@ -12,6 +12,7 @@ import pytest
 from localdpo.core.errors import UserError
 from localdpo.records.answers import (
     AnswerRecord,
+    AnswersRequest,
     AnswersTail,
     AnswersWriter,
     Header,
@@ -21,7 +22,6 @@ from localdpo.records.answers import (
     read_answers,
     rows_of,
 )
-from localdpo.records.answers_request import AnswersRequest
 
 HEADER = Header(
     key="k1",

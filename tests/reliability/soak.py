@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 for folder in ("tests/train", "tests/prefs", "tests", "tests/reliability"):
     sys.path.insert(0, str(ROOT / folder))
 
-from localdpo.core.preload import preload  # noqa: E402
+from localdpo.core.process import preload  # noqa: E402
 
 preload()
 

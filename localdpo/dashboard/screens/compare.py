@@ -18,7 +18,7 @@ from localdpo.dashboard.widgets.answerpane import AnswerPane
 from localdpo.dashboard.widgets.difftext import clean
 from localdpo.dashboard.widgets.table import ListTable
 from localdpo.out.console import Text
-from localdpo.records.answers_request import AnswersRequest
+from localdpo.records.answers import AnswersRequest
 from localdpo.records.verdicts import Choice
 
 if TYPE_CHECKING:

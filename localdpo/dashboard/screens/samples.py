@@ -9,8 +9,7 @@ from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
 from textual.widgets import Static
 
-from localdpo.core.text import printable
-from localdpo.core.worddiff import count_words, word_diff
+from localdpo.core.text import count_words, printable, word_diff
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.difftext import clean, diff_text

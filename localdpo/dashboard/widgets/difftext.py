@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from localdpo.core.text import counted, printable
-from localdpo.core.worddiff import word_diff
+from localdpo.core.text import counted, printable, word_diff
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 from rich.cells import cell_len
 from textual.widget import Widget
 
-from localdpo.core.awake import HELD
+from localdpo.core.process import HELD
 from localdpo.core.text import age, format_number, format_seconds, printable
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import RunState

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.core.worddiff import MOST_WORDS, count_words, word_diff
+from localdpo.core.text import MOST_WORDS, count_words, word_diff
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "the", ",", ".", " ", "\n", "é", "😀", "don't"]), max_size=60)
 TEXTS = st.one_of(st.text(max_size=60), WORDS.map(" ".join), WORDS.map("".join))
