@@ -1,8 +1,9 @@
 """What a process needs of its system: signals that are never lost, no sleep, and a fast BLAS.
 
-Every room that imports MLX calls `preload` in its `__init__`, ahead of that import. The Linux CPU wheel of MLX links a reference BLAS. When OpenBLAS is in the process before MLX is imported, its
-routines are found first, and float32 matrix products run about twenty times faster. macOS ends a GPU command
-that holds up the display; its driver reads a switch that makes it patient when the first command is sent.
+Every room that imports MLX calls `preload` in its `__init__`, ahead of that import. The Linux CPU wheel of
+MLX links a reference BLAS. When OpenBLAS is in the process before MLX is imported, its routines are found
+first, and float32 matrix products run about twenty times faster. macOS ends a GPU command that holds up the
+display; its driver reads a switch that makes it patient when the first command is sent.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from mlx_lm.utils import load_config, load_model
 
 from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, keep_float32_exact
@@ -61,6 +61,8 @@ RECURRENT_NOTE = (
     "times slower than with attention alone, and memory that grows with every token: "
     "keep train.max_length low"
 )
+# A model's tokenizer.json has some 30 MB; nothing that is read here is larger.
+_LONGEST_JSON = 64 * 2**20
 FLOAT16_NOTE = "the model is float16: loaded as bfloat16, since training in float16 needs loss scaling"
 
 
@@ -309,6 +311,34 @@ def _file_hash(file: Path) -> bytes:
             stream.seek(stat.st_size * part // SAMPLES)
             digest.update(stream.read(SAMPLE_BYTES))
         return digest.digest()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, by its keys. NaN and Infinity are read, as Python writes them.
+
+    Raises UserError with the file and what is wrong: not there, a folder, not UTF-8, not JSON, nested too
+    deep, something else than an object.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_JSON + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) > _LONGEST_JSON:
+        raise UserError(f"{path}: larger than {_LONGEST_JSON // 2**20} MB; expected a JSON object")
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not usable JSON: nested too deep") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object {{...}}, got {type(value).__name__}")
+    return value
 
 
 def first_line(error: BaseException) -> str:

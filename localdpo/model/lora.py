@@ -27,10 +27,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.jsonfile import read_json_object
 from localdpo.core.names import resolve
 from localdpo.model.arrays import load_arrays, named, recomputed
-from localdpo.model.load import first_line
+from localdpo.model.load import first_line, read_json_object
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
 from localdpo.records.rundir import run_of
 
