@@ -15,6 +15,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import encode_prompt
+from localdpo.data.inspect import named_parts, report_lines
 from localdpo.data.prompts import read_prompt_rows
 from localdpo.data.types import Batch
 from localdpo.model import lora
@@ -24,7 +25,7 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, load_base
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
-from localdpo.train.data import Feed, Progress, Rows, open_rows, visited
+from localdpo.train.data import NOTHING_HELD_OUT, Feed, Progress, Rows, open_rows, visited
 from localdpo.train.evaluator import WatchedPrompt
 from localdpo.train.fit import fit
 from localdpo.train.reference import MovingReference, ReferenceScores, moving_reference, open_scores
@@ -116,6 +117,11 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     forward.checkpoint = layout.checkpoint
     for line in (*layout.lines, *unpaired.notes(recipe.loss, train, valid)):
         note(line)
+    for name, part in named_parts(train.store, valid.store):
+        for line in report_lines(name, part):
+            note(line)
+    if not len(valid):
+        note(NOTHING_HELD_OUT)
     eval_positions = np.arange(min(recipe.eval.pairs, len(valid)))
     start = lora.adapter_weights(base.model)
     moving = moving_reference(recipe.loss, forward)

@@ -1,9 +1,8 @@
 """The worker process of a run: `python -m localdpo.train RUN_DIR`.
 
-It holds the run's lock for its life, writes every event, and ends with an exit code that tells how:
-0 finished, 2 a mistake that a person can mend (one line on stderr), 3 stopped on request after saving,
-4 a device or memory that gave up where Python could see it; anything else is a crash. The traceback of both
-is in worker.log.
+It holds the run's lock, writes every event, and ends with an exit code: 0 finished, 2 a mistake that the
+user can correct (one line on stderr), 3 stopped on request after saving, 4 a device or memory error that
+Python could see; anything else is a crash. The traceback of both is in worker.log.
 """
 
 from __future__ import annotations
@@ -19,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 from localdpo import __version__
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, UserError
-from localdpo.data.inspect import named_parts, report_lines
 from localdpo.model.arrays import named
-from localdpo.model.backend import Backend, memory_limit, prepare
+from localdpo.model.backend import memory_limit, prepare
 from localdpo.out import say, say_errors
 from localdpo.records.control import take
 from localdpo.records.deaths import is_device_error
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train.control import StopRequest, answer_command
-from localdpo.train.data import NOTHING_HELD_OUT
 
 if TYPE_CHECKING:
     from localdpo.train.assemble import Session
@@ -102,13 +99,14 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     made_of = inputs.counted(made_of, session)
     inputs.keep(run, made_of)
     awake: dict[str, Any] = {"awake": backend.awake} if backend.awake else {}
+    versions = {"localdpo": __version__, "python": platform.python_version()}
     log.write(
         "run.started",
         recipe=recipe.model_dump(mode="json"),
         total_steps=session.schedule.total,
         pid=os.getpid(),
-        versions=_versions(),
-        device=_device(backend),
+        versions=versions | {name: version(name) for name in VERSIONED},
+        device=backend.device if backend.blas is None else f"{backend.device} ({backend.blas})",
         memory_limit_gb=memory_limit(backend.device) / 1e9,
         **awake,
         model=recipe.model,
@@ -117,7 +115,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
         path="shared-prompt" if session.forward.shared else "plain",
     )
     loop = Loop(session, run, log, stop, made_of)
-    for note in notes + _reading(session):
+    for note in notes:
         loop.notice("note", note)
     outcome = loop.run()
     if outcome.stopped_by is not None:
@@ -138,26 +136,6 @@ def _bytes_to_come(run: RunDir, session: Session) -> int:
     save, total = session.recipe.save, session.schedule.total
     count = min(save.keep + 1, -(-total // save.every)) - len(list(run.checkpoints.glob("step-*")))
     return every * max(1, count)
-
-
-def _reading(session: Session) -> list[str]:
-    """What to know of the data sets as they were read, and that nothing is held out."""
-    lines = []
-    for name, part in named_parts(session.train.store, session.valid.store):
-        lines += report_lines(name, part)
-    if len(session.valid) == 0:
-        lines.append(NOTHING_HELD_OUT)
-    return lines
-
-
-def _versions() -> dict[str, str]:
-    return {"localdpo": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in VERSIONED
-    }
-
-
-def _device(backend: Backend) -> str:
-    return backend.device if backend.blas is None else f"{backend.device} ({backend.blas})"
 
 
 def _say(error: LocalDPOError) -> int:

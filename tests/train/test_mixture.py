@@ -14,17 +14,25 @@ import pytest
 import yaml
 from rich.console import Console
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
-from training_runs import assert_same_arrays, files_of, session_of, step_of, train, weights_of, write_recipe
+from training_runs import (
+    EAGER,
+    assert_same_arrays,
+    files_of,
+    session_of,
+    step_of,
+    train,
+    weights_of,
+    write_recipe,
+)
 
 from localdpo.core.errors import UserError
 from localdpo.evals.inspect_pairs import inspect_run
 from localdpo.model import lora
 from localdpo.recipe.load import load_recipe
 from localdpo.records.rundir import RunDir
-from localdpo.train.assemble import Session
+from localdpo.train import unpaired
+from localdpo.train.assemble import Session, assemble
 from localdpo.train.dry_run import dry_run
-from localdpo.train.unpaired import notes
-from localdpo.train.worker import _reading
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 RATE = 2.0**20
@@ -256,9 +264,9 @@ def test_unpaired_rows_are_mixed_and_balanced_by_weight(tmp_path: Path, tiny_mod
     assert run.session.train.store.desirable.tolist() == [True] * 6 + [False] * 12
     assert run.outcome.metrics["loss"] > 0
     session = run.session
-    assert notes(session.recipe.loss, session.train, session.valid) == []
+    assert unpaired.notes(session.recipe.loss, session.train, session.valid) == []
     even = session_of(tmp_path, text(tiny_model, [good, bad], valid, **sections))
-    (line,) = notes(even.recipe.loss, even.train, even.valid)
+    (line,) = unpaired.notes(even.recipe.loss, even.train, even.valid)
     assert line.startswith("6 desirable rows weigh 0.50 times as much as 12 undesirable ones")
 
 
@@ -278,7 +286,9 @@ def test_a_dry_run_and_the_notes_name_the_data_sets(tmp_path: Path, two: Path, t
     assert f"row 1 of {one} ──" in shown
     assert f"row 1 of {two} ──" in shown
     assert "question number 40" in shown
-    (line,) = _reading(session_of(tmp_path, content))
+    notes: list[str] = []
+    assemble(load_recipe(write_recipe(tmp_path, content)), EAGER, notes.append)
+    (line,) = [note for note in notes if note.startswith("data.")]
     assert line.startswith(f"data.train {one}: 1 of 11 rows were dropped: ")
     assert line.endswith("(1 row: 11)")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # "ok" and "differs" compare something with a bar, "info" has none; "error": the check itself broke off;
-# "skipped": it has no meaning here, `value` says why.
+# "skipped": it has no meaning here, for the reason in `value`.
 State = Literal["ok", "differs", "error", "info", "skipped"]
 
 
@@ -25,11 +25,11 @@ class CheckResult:
 
 
 class Differs(Exception):
-    """A check whose outcome is wrong in a way that no number says."""
+    """A check whose outcome is wrong, where no distance expresses it."""
 
 
 def compared(gaps: dict[str, tuple[float, float]]) -> CheckResult:
-    """A finding of several distances by name, each with its own bar; NaN is above every bar."""
+    """The result for several distances by name, each with its own bar; NaN is above every bar."""
     state: State = "ok" if all(gap <= bar for gap, bar in gaps.values()) else "differs"
     return CheckResult(
         state,

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 
 import mlx.core as mx
@@ -31,12 +33,12 @@ from localdpo.train.selfcheck.numbers import FAMILIES, KINDS, Kind, Numbers
 Check = tuple[str, Callable[[], CheckResult]]
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 VERSIONED = ("mlx", "mlx-lm", "mlx-cuda-12", "mlx-cuda-13", "transformers", "numpy")
-# Of a device: what is one machine's own is nobody's business.
+# Facts of a device that identify a single machine: never shown.
 PRIVATE = ("uuid", "pci_bus_id")
 
 
 def main(arguments: list[str]) -> int:
-    """Make the checks; the exit code says only whether it came to the end."""
+    """Run the checks; the exit code is 0 whatever they find."""
     keep_float32_exact()
     backend = prepare()
     say(json_text({"facts": facts(backend)}))
@@ -51,28 +53,32 @@ def main(arguments: list[str]) -> int:
 
 
 def outcome(check: Check) -> dict[str, object]:
-    """What a check found, whatever happens in it."""
+    """The result of a check, also where it raises."""
     name, call = check
     began = time.perf_counter()
     try:
-        found = call()
+        result = call()
     except Differs as error:
-        found = CheckResult("differs", str(error))
+        result = CheckResult("differs", str(error))
     except Exception as error:
         # A device may raise anything anywhere, and the checks after this one are worth having.
-        found = CheckResult("error", f"{type(error).__name__}: {error}")
-    return {"name": name, **asdict(found), "seconds": round(time.perf_counter() - began, 2)}
+        result = CheckResult("error", f"{type(error).__name__}: {error}")
+    return {"name": name, **asdict(result), "seconds": round(time.perf_counter() - began, 2)}
 
 
 def facts(backend: Backend) -> dict[str, object]:
-    """What a reader of the report must know of the machine."""
+    """What a reader of the report must know about the machine."""
     info = {name: value for name, value in mx.device_info().items() if name not in PRIVATE}
+    versions: dict[str, object] = {}
+    for name in VERSIONED:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "localdpo": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "macos": platform.mac_ver()[0],
-        **{name: found for name in VERSIONED if (found := _version(name))},
+        **versions,
         "device": backend.device,
         "blas": backend.blas,
         "traces": backend.compiled,
@@ -82,38 +88,37 @@ def facts(backend: Backend) -> dict[str, object]:
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def checks(backend: Backend, folder: Path) -> list[Check]:
-    """Every check of a device, those that matter most first. `folder`: an empty one for what they write.
+    """Every check of a device, those that matter most first. `folder`: an empty one for what they write."""
+    numbers = Numbers(compiled=backend.compiled)
+    return [
+        *_every_precision(backend, numbers),
+        *_run_parts(backend, folder),
+        *_unusual_shapes(backend, numbers),
+        *_measurements(backend),
+    ]
+
+
+def _every_precision(backend: Backend, numbers: Numbers) -> Iterator[Check]:
+    """Log-probabilities and gradients in every precision, on every way through the model.
 
     Few ways are traced: a trace makes new kernels, which a compiler builds for long on CUDA and on the CPU.
     On the CPU 16 bits are tried once, since training there is in float32.
     """
-    of = Numbers(compiled=backend.compiled)
-    return [
-        *_numbers(backend, of),
-        *_working(backend, folder),
-        *_shapes(backend, of),
-        *_measurements(backend),
-        *_questions(backend),
-    ]
+    for kind, shared, checkpoint in product(KINDS, (True, False), (False, True)):
+        if backend.is_cpu and kind == "bfloat16" and not (shared and checkpoint):
+            continue
+        name = f"{kind}, {_path(shared)}" + ", checkpointed" * checkpoint
+        compare = partial(numbers.compare, kind, shared=shared, checkpoint=checkpoint)
+        yield name, compare
+        # The traces of a kind and path differ in little, so one of each kind is enough.
+        traced = shared and (checkpoint if backend.is_cpu else checkpoint == (kind == "4-bit"))
+        if backend.compiled and traced and not (backend.is_cpu and kind != "float32"):
+            yield f"{name}, traced", partial(compare, compiled=True)
 
 
-def _numbers(backend: Backend, of: Numbers) -> Iterator[Check]:
-    """Log-probabilities and gradients in every precision, on every way through the model."""
-    for kind, shared, checkpoint, compiled in _ways(backend):
-        name = f"{kind}, {_path(shared)}" + ", checkpointed" * checkpoint + ", traced" * compiled
-        yield name, partial(of.compare, kind, shared=shared, checkpoint=checkpoint, compiled=compiled)
-
-
-def _working(backend: Backend, folder: Path) -> Iterator[Check]:
-    """What a run is made of, and a run."""
+def _run_parts(backend: Backend, folder: Path) -> Iterator[Check]:
+    """The parts of a run, and a run."""
     can = backend.compiled
     step = partial(working.optimizer_step, can_compile=can)
     yield "optimizer step, float32", partial(step, "float32", compiled=False)
@@ -126,50 +131,31 @@ def _working(backend: Backend, folder: Path) -> Iterator[Check]:
     yield "cache of freed buffers", probes.memory
 
 
-def _shapes(backend: Backend, of: Numbers) -> Iterator[Check]:
+def _unusual_shapes(backend: Backend, numbers: Numbers) -> Iterator[Check]:
     """Short answers, and families whose attention is of another kind."""
-    for kind in KINDS[:1] if backend.is_cpu else KINDS:
-        for shared in (True, False):
-            for checkpoint in (False, True):
-                name = f"answers of 1 to 9 tokens, {kind}, {_path(shared)}" + ", checkpointed" * checkpoint
-                yield name, partial(of.short, kind, shared=shared, checkpoint=checkpoint)
-    for family in FAMILIES:
-        for shared in (True, False):
-            name = f"{family}, float32, {_path(shared)}, checkpointed"
-            yield name, partial(of.compare, "float32", shared=shared, checkpoint=True, family=family)
-            if not backend.is_cpu:
-                name = f"{family}, bfloat16, {_path(shared)}, finite"
-                yield name, partial(of.runs, "bfloat16", shared=shared, family=family)
-    kind = "float32" if backend.is_cpu else "bfloat16"
-    yield f"gradients twice, {kind}", partial(of.repeated, kind)
-
-
-def _ways(backend: Backend) -> Iterator[tuple[Kind, bool, bool, bool]]:
-    """(kind, shared, checkpointed, traced)"""
-    for kind in KINDS:
-        for shared in (True, False):
-            for checkpoint in (False, True):
-                if backend.is_cpu and kind == "bfloat16" and not (shared and checkpoint):
-                    continue
-                yield kind, shared, checkpoint, False
-                # The traces of a kind and path differ in little, so one of each kind is enough.
-                traced = shared and (checkpoint if backend.is_cpu else checkpoint == (kind == "4-bit"))
-                if backend.compiled and traced and not (backend.is_cpu and kind != "float32"):
-                    yield kind, shared, checkpoint, True
+    for kind, shared, checkpoint in product(
+        KINDS[:1] if backend.is_cpu else KINDS, (True, False), (False, True)
+    ):
+        name = f"answers of 1 to 9 tokens, {kind}, {_path(shared)}" + ", checkpointed" * checkpoint
+        yield name, partial(numbers.short, kind, shared=shared, checkpoint=checkpoint)
+    for family, shared in product(FAMILIES, (True, False)):
+        name = f"{family}, float32, {_path(shared)}, checkpointed"
+        yield name, partial(numbers.compare, "float32", shared=shared, checkpoint=True, family=family)
+        if not backend.is_cpu:
+            name = f"{family}, bfloat16, {_path(shared)}, finite"
+            yield name, partial(numbers.runs, "bfloat16", shared=shared, family=family)
+    half: Kind = "float32" if backend.is_cpu else "bfloat16"
+    yield f"gradients twice, {half}", partial(numbers.repeated, half)
 
 
 def _measurements(backend: Backend) -> Iterator[Check]:
-    """How fast it is."""
+    """How fast the device is, and what it does where nothing of ours depends on it."""
     for name, dtype in DTYPES.items():
         yield f"matrix products, {name}", partial(probes.matmul, dtype)
     timed = partial(probes.step_time, can_compile=backend.compiled)
     yield "gradients of 4 pairs", partial(timed, compiled=False)
     if backend.compiled and not backend.is_cpu:
         yield "gradients of 4 pairs, traced", partial(timed, compiled=True)
-
-
-def _questions(backend: Backend) -> Iterator[Check]:
-    """What the device does where nothing of ours depends on it."""
     yield "float32 products", probes.float32_products
     yield "adding by scatter", probes.scatter_add
     yield "cache when its limit falls", probes.cache_after_limit

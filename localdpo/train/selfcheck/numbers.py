@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import mlx.core as mx
@@ -110,12 +110,12 @@ def twins(kind: Kind, family: str = "qwen3", seed: int = 0, *, half: bool = True
     # Scales and biases first: a dequantised bfloat16 weight would be rounded once more.
     exact.set_dtype(mx.float32)
     to_float32(exact)
-    for one in (model, exact):
-        one.freeze()
-        keys = _ATTENTION if "num_experts" in FAMILIES[family] else None
-        lora.attach(one, lora.LoraConfig("lora", -1, 4, 4.0, keys=keys), seed=seed)
-        one.update(_drawn(one.trainable_parameters(), seed + 1, mx.float32))
-        mx.eval(one.parameters())
+    keys = _ATTENTION if "num_experts" in FAMILIES[family] else None
+    for twin in (model, exact):
+        twin.freeze()
+        lora.attach(twin, lora.LoraConfig("lora", -1, 4, 4.0, keys=keys), seed=seed)
+        twin.update(_drawn(twin.trainable_parameters(), seed + 1, mx.float32))
+        mx.eval(twin.parameters())
     return Twins(model, exact)
 
 
@@ -148,17 +148,20 @@ def _drawn(tree: Any, seed: int, dtype: mx.Dtype) -> Any:
     return tree_map_with_path(draw, tree)
 
 
-def batch(
+def random_pairs(
     pairs: int = 3, *, seed: int = 0, prompt: tuple[int, int] = (8, 120), response: tuple[int, int] = (10, 90)
-) -> Batch:
+) -> list[EncodedRow]:
     """Pairs of random tokens, lengths drawn from the closed ranges."""
     rng = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> np.ndarray:
         return rng.integers(1, VOCABULARY, rng.integers(low, high + 1)).astype(np.int32)
 
-    rows = [EncodedRow(i, ids(*prompt), (ids(*response), ids(*response))) for i in range(pairs)]
-    return collate(rows, 0, np.arange(pairs))
+    return [EncodedRow(i, ids(*prompt), (ids(*response), ids(*response))) for i in range(pairs)]
+
+
+def batch(rows: list[EncodedRow]) -> Batch:
+    return collate(rows, 0, np.arange(len(rows)))
 
 
 @dataclass(frozen=True)
@@ -238,56 +241,53 @@ class Numbers:
         model, rows = self.twins(kind, family).model, rows_of(tokens)
         truth = self.truth(kind, family, tokens)
         measured = measurer(model, shared=shared, checkpoint=checkpoint, compiled=compiled)
-        found = measured(rows)
+        own = measured(rows)
         is_float32 = float_types(model) == {mx.float32}
         bars = tolerance(truth.logps, rows.lengths, Forward(model, shared=shared))
         bars *= 1.0 if is_float32 else FROM_EXACT
-        worst = int(np.argmax(np.abs(found.logps - truth.logps) / bars))
-        gap = float(np.linalg.norm(found.gradient - truth.gradient) / np.linalg.norm(truth.gradient))
-        finding = compared(
+        gaps = np.abs(own.logps - truth.logps)
+        worst = int(np.argmax(gaps / bars))
+        gap = float(np.linalg.norm(own.gradient - truth.gradient) / np.linalg.norm(truth.gradient))
+        result = compared(
             {
-                "log-probability": (float(np.abs(found.logps - truth.logps)[worst]), float(bars[worst])),
+                "log-probability": (float(gaps[worst]), float(bars[worst])),
                 "gradient": (gap, gradient_bar(is_float32=is_float32)),
             }
         )
-        return finding if device_name() == "cpu" else _timed(finding, partial(measured, rows))
+        if device_name() == "cpu":
+            return result
+        # The time of a second call, whose kernels are there already.
+        began = time.perf_counter()
+        measured(rows)
+        return replace(result, value=f"{result.value}; again {time.perf_counter() - began:.3f} s")
 
     def short(self, kind: Kind, *, shared: bool, checkpoint: bool) -> CheckResult:
         """Answers of 1 to 9 tokens: the worst of nine comparisons."""
-        found: list[tuple[int, CheckResult]] = []
+        results: dict[int, CheckResult] = {}
         for tokens in range(1, 10):
             try:
-                one = self.compare(kind, shared=shared, checkpoint=checkpoint, tokens=tokens)
+                results[tokens] = self.compare(kind, shared=shared, checkpoint=checkpoint, tokens=tokens)
             except (RuntimeError, ValueError) as error:
                 # What MLX raises for a shape that a kernel does not take.
-                one = CheckResult("error", f"{type(error).__name__}: {error}")
-            found.append((tokens, one))
-        bad = [(tokens, one) for tokens, one in found if one.state != "ok"]
+                results[tokens] = CheckResult("error", f"{type(error).__name__}: {error}")
+        bad = [tokens for tokens, result in results.items() if result.state != "ok"]
         if not bad:
-            return CheckResult("ok", f"1 to 9 tokens; of 9: {found[-1][1].value}", found[-1][1].bar)
-        tokens, one = bad[0]
-        lengths = ", ".join(str(length) for length, _ in bad)
-        return CheckResult(one.state, f"not with answers of {lengths} tokens; {tokens}: {one.value}", one.bar)
+            return replace(results[9], value=f"1 to 9 tokens; of 9: {results[9].value}")
+        first, lengths = results[bad[0]], ", ".join(map(str, bad))
+        return replace(first, value=f"not with answers of {lengths} tokens; {bad[0]}: {first.value}")
 
     def runs(self, kind: Kind, *, shared: bool, family: str) -> CheckResult:
         """Whether there are numbers at all, where rounding decides too much to compare them."""
-        found = measurer(self.twins(kind, family).model, shared=shared, checkpoint=True)(rows_of(None))
-        finite = bool(np.isfinite(found.logps).all() and np.isfinite(found.gradient).all())
+        own = measurer(self.twins(kind, family).model, shared=shared, checkpoint=True)(rows_of(None))
+        finite = bool(np.isfinite(own.logps).all() and np.isfinite(own.gradient).all())
         return CheckResult("ok" if finite else "differs", "finite" if finite else "not finite")
 
     def repeated(self, kind: Kind) -> CheckResult:
         """Whether the same gradients come out twice, to the bit."""
         model, rows = self.twins(kind, "qwen3").model, rows_of(None)
-        one, other = (measurer(model, shared=True)(rows) for _ in range(2))
-        gap = float(np.abs(one.gradient - other.gradient).max())
+        first, second = (measurer(model, shared=True)(rows) for _ in range(2))
+        gap = float(np.abs(first.gradient - second.gradient).max())
         return CheckResult("info", "the same to the bit" if gap == 0 else f"up to {gap:.2g} apart")
-
-
-def _timed(finding: CheckResult, again: Callable[[], object]) -> CheckResult:
-    """With the time of a second call, whose kernels are there already."""
-    began = time.perf_counter()
-    again()
-    return replace(finding, value=f"{finding.value}; again {time.perf_counter() - began:.3f} s")
 
 
 def gradient_bar(*, is_float32: bool) -> float:
@@ -300,4 +300,6 @@ def gradient_bar(*, is_float32: bool) -> float:
 @lru_cache
 def rows_of(tokens: int | None) -> Batch:
     """Three pairs of spread lengths, or two with answers of `tokens`."""
-    return batch() if tokens is None else batch(2, seed=tokens, prompt=(1, 40), response=(tokens, tokens))
+    if tokens is None:
+        return batch(random_pairs())
+    return batch(random_pairs(2, seed=tokens, prompt=(1, 40), response=(tokens, tokens)))

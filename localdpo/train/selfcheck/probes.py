@@ -11,7 +11,7 @@ import numpy as np
 
 from localdpo.model.backend import cache_limit, device_name, memory_limit
 from localdpo.train.selfcheck import CheckResult
-from localdpo.train.selfcheck.numbers import batch, measurer, on_cpu, twins
+from localdpo.train.selfcheck.numbers import batch, measurer, on_cpu, random_pairs, twins
 
 GB = 1e9
 
@@ -43,15 +43,13 @@ def step_time(*, compiled: bool, can_compile: bool) -> CheckResult:
     """Gradients of a batch, the first time and the median of the next."""
     with on_cpu(compiled=can_compile):
         model = twins("bfloat16" if device_name() != "cpu" else "float32").model
-    rows, measured = batch(4), measurer(model, shared=True, compiled=compiled)
-    times = [_seconds(lambda: measured(rows)) for _ in range(5)]
+    rows, measured = batch(random_pairs(4)), measurer(model, shared=True, compiled=compiled)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        measured(rows)
+        times.append(time.perf_counter() - began)
     return CheckResult("info", f"{times[0]:.3f} s the first time, then {np.median(times[1:]):.3f} s")
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def memory() -> CheckResult:
@@ -76,7 +74,6 @@ def memory() -> CheckResult:
 HEADS, KEY_HEADS, SIZE = 4, 2, 64
 MASKS = ("none", "causal", "array", "causal and sinks")
 QUERIES = (*range(1, 10), 16, 100, 128)
-Function = Callable[..., mx.array]
 
 
 def float32_products() -> CheckResult:
@@ -100,20 +97,20 @@ def scatter_add() -> CheckResult:
 
 def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> CheckResult:
     """Gradients of fused attention with 1 to 128 queries against the CPU's in float32."""
-    good: list[int] = []
-    said: list[str] = []
+    agreeing = 0
+    others: list[str] = []
     for queries in QUERIES:
         try:
             gap = _attention_gap(dtype, mask, queries, can_compile)
         except (RuntimeError, ValueError) as error:
-            said.append(f"{queries}: raises {_first_line(error)}")
+            others.append(f"{queries}: raises {_first_line(error)}")
             continue
         if gap < (1e-4 if dtype == mx.float32 else 0.03):
-            good.append(queries)
+            agreeing += 1
         else:
-            said.append(f"{queries}: {gap:.1g}")
-    worst = f"agree with {len(good)} of {len(QUERIES)} numbers of queries"
-    return CheckResult("info", f"{worst}; {'; '.join(said)}" if said else worst)
+            others.append(f"{queries}: {gap:.1g}")
+    summary = f"agree with {agreeing} of {len(QUERIES)} numbers of queries"
+    return CheckResult("info", "; ".join([summary, *others]))
 
 
 def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) -> float:
@@ -136,11 +133,11 @@ def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) 
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125, mask=masks[mask], sinks=more)
         return (out.astype(mx.float32) * flow).sum()
 
-    found = [np.array(g.astype(mx.float32)) for g in mx.grad(total)(inputs)]
+    own = [np.array(g.astype(mx.float32)) for g in mx.grad(total)(inputs)]
     with on_cpu(compiled=can_compile):
         exact = [np.array(g) for g in mx.grad(total)([a.astype(mx.float32) for a in inputs])]
     norm = max(float(np.linalg.norm(e)) for e in exact)
-    return max(float(np.linalg.norm(f - e)) for f, e in zip(found, exact, strict=True)) / max(norm, 1e-3)
+    return max(float(np.linalg.norm(o - e)) for o, e in zip(own, exact, strict=True)) / max(norm, 1e-3)
 
 
 def mask_in_checkpoint(dtype: mx.Dtype) -> CheckResult:
@@ -152,8 +149,12 @@ def mask_in_checkpoint(dtype: mx.Dtype) -> CheckResult:
     def attend(x: mx.array, mask: mx.array) -> mx.array:
         return mx.fast.scaled_dot_product_attention(x, x, x, scale=0.125, mask=mask)
 
-    checkpointed: Function = mx.checkpoint(attend)
-    return _outcome(lambda: mx.grad(lambda x: checkpointed(x, mask).astype(mx.float32).sum())(x))
+    checkpointed: Callable[..., mx.array] = mx.checkpoint(attend)
+    try:
+        mx.eval(mx.grad(lambda x: checkpointed(x, mask).astype(mx.float32).sum())(x))
+    except (RuntimeError, ValueError) as error:
+        return CheckResult("info", f"raises {_first_line(error)}")
+    return CheckResult("info", "works")
 
 
 def cache_after_limit() -> CheckResult:
@@ -166,14 +167,6 @@ def cache_after_limit() -> CheckResult:
     lowered = mx.get_cache_memory()
     mx.set_cache_limit(limit)
     return CheckResult("info", f"{before / 1e6:.0f} MB before, {lowered / 1e6:.0f} MB after")
-
-
-def _outcome(compute: Callable[[], mx.array]) -> CheckResult:
-    try:
-        mx.eval(compute())
-    except (RuntimeError, ValueError) as error:
-        return CheckResult("info", f"raises {_first_line(error)}")
-    return CheckResult("info", "works")
 
 
 def _first_line(error: Exception) -> str:

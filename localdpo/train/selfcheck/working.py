@@ -16,7 +16,6 @@ import yaml
 
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
-from localdpo.data.types import Batch
 from localdpo.model.arrays import named, random_key
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate
@@ -26,7 +25,7 @@ from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint
 from localdpo.train.selfcheck import CheckResult, Differs, compared
-from localdpo.train.selfcheck.numbers import Kind, batch, gradient_bar, on_cpu, twins
+from localdpo.train.selfcheck.numbers import Kind, batch, gradient_bar, on_cpu, random_pairs, twins
 from localdpo.train.step import Objective, StepArrays, StepResult, TrainStep
 
 LEARNING_RATE = 1e-3
@@ -60,14 +59,14 @@ def optimizer_step(kind: Kind, *, compiled: bool, can_compile: bool) -> CheckRes
         before = _flat(pair.exact)
         exact = _step(pair.exact, [3], compiled=False)
         wanted = _flat(pair.exact) - before
-    found = _step(pair.model, [2, 1], compiled=compiled)
+    own = _step(pair.model, [2, 1], compiled=compiled)
     update = _flat(pair.model) - before
     bar = gradient_bar(is_float32=is_float32)
     moved = float(np.linalg.norm(update - wanted) / np.linalg.norm(wanted))
     return compared(
         {
-            "loss": (abs(found.loss - exact.loss), bar),
-            "gradient norm": (abs(found.grad_norm / exact.grad_norm - 1), bar),
+            "loss": (abs(own.loss - exact.loss), bar),
+            "gradient norm": (abs(own.grad_norm / exact.grad_norm - 1), bar),
             "update": (moved, UPDATE_BAR if is_float32 else HALF_UPDATE_BAR),
         }
     )
@@ -82,24 +81,12 @@ def _step(model: Any, sizes: list[int], *, compiled: bool) -> StepResult:
         max_grad_norm=1.0,
         compiled=compiled,
     )
-    whole, parts, start = batch(3), [], 0
+    rows, parts, start = random_pairs(3), [], 0
     for size in sizes:
-        rows = np.concatenate([np.arange(start, start + size), 3 + np.arange(start, start + size)])
-        part = Batch(
-            whole.indices[start : start + size],
-            whole.context[start : start + size],
-            whole.context_pad[start : start + size],
-            whole.response[rows],
-            whole.lengths[rows],
-            None,
-        )
-        parts.append(
-            StepArrays(
-                **batch_arrays(part, shared=True).tree(),
-                count=mx.array(3.0),
-                reference_N=mx.array(-6.0 * part.lengths.astype(np.float32)),
-            )
-        )
+        part = batch(rows[start : start + size])
+        reference = mx.array(-6.0 * part.lengths.astype(np.float32))
+        inputs = batch_arrays(part, shared=True)
+        parts.append(StepArrays(**inputs.tree(), count=mx.array(3.0), reference_N=reference))
         start += size
     return taken(parts, LEARNING_RATE)
 
@@ -120,12 +107,12 @@ def save_and_load(folder: Path, *, can_compile: bool) -> CheckResult:
     run.path.mkdir(parents=True)
     state = checkpoint.TrainState(step=1, random=random_key(), seconds=0.0)
     checkpoint.save(run, pair.model, moved, state, {"fine_tune_type": "lora"}, 1)
-    found, problems = checkpoint.newest_valid(run)
-    if found is None:
-        raise Differs(f"the checkpoint is not whole: {'; '.join(problems) or 'none found'}")
+    newest, problems = checkpoint.newest_valid(run)
+    if newest is None:
+        raise Differs(f"the checkpoint is not valid: {'; '.join(problems) or 'none found'}")
     read = optim.AdamW(LEARNING_RATE, bias_correction=True)
     read.init(other.model.trainable_parameters())
-    checkpoint.restore(found, other.model, read)
+    checkpoint.restore(newest, other.model, read)
     written = {**named(pair.model.trainable_parameters()), **named(moved.state)}
     back = {**named(other.model.trainable_parameters()), **named(read.state)}
     wrong = [name for name in written if not mx.array_equal(written[name], back[name]).item()]
@@ -147,8 +134,8 @@ def dpo_run(folder: Path) -> CheckResult:
         env={**os.environ, "LOCALDPO_CACHE": str(folder / "cache")},
     )
     if done.returncode != 0:
-        said = " | ".join((done.stderr or done.stdout).strip().splitlines()[-4:])
-        raise Differs(f"the worker ended with code {done.returncode}: {said}")
+        last_lines = " | ".join((done.stderr or done.stdout).strip().splitlines()[-4:])
+        raise Differs(f"the worker ended with code {done.returncode}: {last_lines}")
     events = read_events(run.events)
     evaluations = [event.data["metrics"] for event in events if event.type == "eval"]
     steps = [event.data["metrics"] for event in events if event.type == "step"]
@@ -156,12 +143,12 @@ def dpo_run(folder: Path) -> CheckResult:
     first, last, ranked = steps[0]["loss"], steps[-1]["loss"], evaluations[-1][name]
     value = (
         f"loss {first:.4f} at first (ln 2 is {math.log(2):.4f}), {last:.4f} after {len(steps)} steps; "
-        f"held-out pairs ranked {ranked:.2f}"
+        f"held-out reward accuracy {ranked:.2f}"
     )
     # The reference is scored by other kernels than a step on a GPU, in 16 bits if the model is.
     good = abs(first - math.log(2)) < 0.05 and ranked >= RANKED
     return CheckResult(
-        "ok" if good else "differs", value, f"0.05 from ln 2 at most, {RANKED} ranked at least"
+        "ok" if good else "differs", value, f"0.05 from ln 2 at most, accuracy {RANKED} at least"
     )
 
 
