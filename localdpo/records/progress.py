@@ -134,11 +134,41 @@ def silent_for(progress: Progress, now: float) -> float | None:
 
 def advance(progress: Progress, event: Event) -> Progress:
     """`progress` after one more event."""
-    progress = replace(progress, updated=event.time)
+    progress, data, seconds = replace(progress, updated=event.time), event.data, event.number("seconds")
+    step = progress.step if event.step is None else event.step
+    match event.type:
+        case "step":
+            return advance_steps(progress, [event])
+        case "run.started":
+            return _started(progress, event)
+        case "reference":
+            return _scored(progress, event)
+        case "data" if isinstance(rows := data.get("rows"), int):
+            return replace(progress, phase="loading", done=rows)
+        case "run.resumed":
+            return replace(progress, phase="loading", done=0, step=step, reference_began=None, paused_in=None)
+        case "run.paused":
+            return replace(progress, phase="paused", paused_in=progress.paused_in or progress.phase)
+        case "run.continued":  # after a pause, or after the process was stopped or the machine slept
+            phase = progress.paused_in or "training" if progress.phase == "paused" else progress.phase
+            began = progress.reference_began
+            if began is not None:
+                began = (began[0] + (seconds or 0.0), began[1])
+            return replace(progress, phase=phase, paused_in=None, reference_began=began)
+        case "control" if data.get("command") == "evaluate" and data.get("ok") is True:
+            return replace(progress, phase="evaluating")  # it begins when it is acknowledged
+        case "eval" | "samples":
+            # The samples come last; without held-out rows they are all that an evaluation writes.
+            progress = replace(progress, phase="training" if progress.paused_in is None else "paused")
+            if event.type == "samples":
+                return progress
+            took = progress.eval_seconds if seconds is None else seconds
+            return replace(progress, step=step, eval_seconds=took)
+        case "checkpoint" if seconds is not None:
+            return replace(progress, save_seconds=seconds)
     if event.type in _ENDS:
-        return replace(progress, phase=_ENDS[event.type], step=_step(progress, event), paused_in=None)
-    update = _UPDATES.get(event.type)
-    return update(progress, event) if update is not None else progress
+        return replace(progress, phase=_ENDS[event.type], step=step, paused_in=None)
+    return progress
 
 
 def advance_steps(progress: Progress, events: Sequence[Event]) -> Progress:
@@ -187,39 +217,7 @@ def _started(progress: Progress, event: Event) -> Progress:
     )
 
 
-def _tokenised(progress: Progress, event: Event) -> Progress:
-    rows = event.data.get("rows")
-    return replace(progress, phase="loading", done=rows) if isinstance(rows, int) else progress
-
-
-def _resumed(progress: Progress, event: Event) -> Progress:
-    return replace(
-        progress, phase="loading", done=0, step=_step(progress, event), reference_began=None, paused_in=None
-    )
-
-
-def _paused(progress: Progress, event: Event) -> Progress:
-    return replace(progress, phase="paused", paused_in=progress.paused_in or progress.phase)
-
-
-def _continued(progress: Progress, event: Event) -> Progress:
-    """After a pause, or after a time in which the process was stopped or the machine slept."""
-    began, away = progress.reference_began, event.number("seconds") or 0.0
-    return replace(
-        progress,
-        phase=progress.phase if progress.phase != "paused" else progress.paused_in or "training",
-        paused_in=None,
-        reference_began=None if began is None else (began[0] + away, began[1]),
-    )
-
-
-def _answered(progress: Progress, event: Event) -> Progress:
-    """An evaluation that was asked for begins when it is acknowledged."""
-    begins = event.data.get("command") == "evaluate" and event.data.get("ok") is True
-    return replace(progress, phase="evaluating") if begins else progress
-
-
-def _reference(progress: Progress, event: Event) -> Progress:
+def _scored(progress: Progress, event: Event) -> Progress:
     done, of, later = (event.data.get(key) for key in ("done", "total", "later"))
     if not isinstance(done, int) or not isinstance(of, int):
         return progress
@@ -235,48 +233,6 @@ def _reference(progress: Progress, event: Event) -> Progress:
         reference_began=began or (event.time, done),
         reference_time=event.time,
     )
-
-
-def _stepped(progress: Progress, event: Event) -> Progress:
-    return advance_steps(progress, [event])
-
-
-def _evaluated(progress: Progress, event: Event) -> Progress:
-    seconds = event.number("seconds")
-    return replace(
-        _after_evaluation(progress, event),
-        step=_step(progress, event),
-        eval_seconds=progress.eval_seconds if seconds is None else seconds,
-    )
-
-
-def _after_evaluation(progress: Progress, event: Event) -> Progress:
-    """The samples come last; without held-out rows they are all that an evaluation writes."""
-    return replace(progress, phase="training" if progress.paused_in is None else "paused")
-
-
-def _saved(progress: Progress, event: Event) -> Progress:
-    seconds = event.number("seconds")
-    return progress if seconds is None else replace(progress, save_seconds=seconds)
-
-
-_UPDATES: Final = {
-    "data": _tokenised,
-    "run.started": _started,
-    "run.resumed": _resumed,
-    "run.paused": _paused,
-    "run.continued": _continued,
-    "control": _answered,
-    "reference": _reference,
-    "step": _stepped,
-    "eval": _evaluated,
-    "samples": _after_evaluation,
-    "checkpoint": _saved,
-}
-
-
-def _step(progress: Progress, event: Event) -> int:
-    return progress.step if event.step is None else event.step
 
 
 def _still_to_come(step: int, total: int, every: int | None) -> int:
