@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from localdpo.core.text import format_seconds
-from localdpo.dashboard.state import Acknowledgement
+from localdpo.records.control import Acknowledgement
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from itertools import chain, takewhile
 from typing import Any, Final
 
 from localdpo.dashboard.series import Series
+from localdpo.records.control import Acknowledgement, acknowledgement_of
 from localdpo.records.events import Event
 from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
@@ -84,17 +85,6 @@ class PairsFile:
 
     step: int
     path: str
-
-
-@dataclass(frozen=True)
-class Acknowledgement:
-    """What the worker answered to a command."""
-
-    time: float
-    id: str
-    command: str
-    ok: bool
-    message: str
 
 
 class RunState:
@@ -224,8 +214,7 @@ class RunState:
         self.notices.append(Notice(event.time, event.step, *(str(event.data.get(key, "")) for key in keys)))
 
     def _answered(self, event: Event) -> None:
-        said = {key: str(event.data.get(key, "")) for key in ("id", "command", "message")}
-        self.acknowledgements.append(Acknowledgement(event.time, ok=event.data.get("ok") is True, **said))
+        self.acknowledgements.append(acknowledgement_of(event))
 
     def _ended(self, event: Event) -> None:
         self.ended = event

@@ -33,7 +33,7 @@ def read_record(path: Path) -> Mapping[str, Any]:
         # By another hand it may lack anything: what cannot be shown is refused here.
         markdown(record), page_values(record)
     except (*DAMAGE, LookupError, ArithmeticError) as error:
-        raise UserError(f"{path}: not an evaluation ({error}); run `localdpo eval` again") from error
+        raise UserError(f"{path}: not an evaluation that `localdpo eval` wrote ({error})") from error
     return record
 
 

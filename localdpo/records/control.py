@@ -7,18 +7,17 @@ sending. Files of this kind may be written by hand too; `stop` takes a second ke
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
-from localdpo.records.events import decode_event
+from localdpo.records.events import Event, decode_event
+from localdpo.records.log import LogTail
 from localdpo.records.rundir import RunDir
 
 Command = Literal["pause", "resume", "checkpoint", "evaluate", "stop"]
@@ -53,6 +52,12 @@ class Acknowledgement:
     command: str | None
     ok: bool
     message: str
+
+
+def acknowledgement_of(event: Event) -> Acknowledgement:
+    """What a control event says."""
+    ok, message = event.data.get("ok") is True, str(event.data.get("message", ""))
+    return Acknowledgement(str(event.data.get("id", "")), event.text("command"), ok, message)
 
 
 def send(run: RunDir, command: Command, *, save: bool = True) -> str:
@@ -105,13 +110,15 @@ def wait_for(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
 
     A worker that ends without an answer counts as a refusal.
     """
-    deadline, offset = time.monotonic() + timeout, 0
+    deadline, log = time.monotonic() + timeout, LogTail(run.events)
     while True:
         # Looked at before the log is read, so that an answer just before the end is not missed.
         running = run.is_running()
-        found, offset = _answer(run.events, offset, id)
-        if found is not None:
-            return found
+        for _, line in log.poll():
+            # Only lines with the id in them are decoded: a log may be long.
+            event = decode_event(line) if id.encode() in line else None
+            if event is not None and event.type == "control" and event.data.get("id") == id:
+                return acknowledgement_of(event)
         if not running:
             return Acknowledgement(id, None, False, "the worker ended before it saw the command")
         if time.monotonic() >= deadline:
@@ -132,22 +139,3 @@ def _parse(id: str, content: bytes) -> CommandFile:
     if not isinstance(save, bool):
         return CommandFile(id, None, problem=f"save: expected true or false, got {save!r}")
     return CommandFile(id, record["command"], save)
-
-
-def _answer(log: Path, offset: int, id: str) -> tuple[Acknowledgement | None, int]:
-    """The answer in the complete lines of `log` from byte `offset` on, and where to look from next time.
-
-    Only lines with the id in them are decoded: a log may be long.
-    """
-    block = b""
-    with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
-        file.seek(offset)
-        block = file.read()
-    complete = block[: block.rfind(b"\n") + 1]
-    wanted = id.encode()
-    for line in complete.split(b"\n"):
-        event = decode_event(line) if wanted in line else None
-        if event is not None and event.type == "control" and event.data.get("id") == id:
-            ok, message = event.data.get("ok") is True, str(event.data.get("message"))
-            return Acknowledgement(id, event.data.get("command"), ok, message), 0
-    return None, offset + len(complete)

@@ -22,13 +22,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from localdpo.core.atomic import entries, write_bytes
 from localdpo.core.errors import UserError
-from localdpo.records.log import DAMAGE, decode, seal
+from localdpo.records.log import read_sealed, seal
 from localdpo.records.rundir import RunDir
 
 _VERSION: Final = 1
@@ -174,10 +173,7 @@ def evaluation_files(run: RunDir) -> list[Path]:
 
 def read_evaluation(path: Path) -> Evaluation:
     """An evaluation from its file. Raises UserError when it cannot be read or is none."""
-    try:
-        return _load(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return read_sealed(path, _evaluation, "an evaluation that `localdpo eval` wrote")
 
 
 def win_rate(run: RunDir) -> float | None:
@@ -195,25 +191,12 @@ def win_rate(run: RunDir) -> float | None:
     return None
 
 
-@lru_cache(maxsize=256)
-def _load(path: Path, changed: int) -> Evaluation:
-    try:
-        record = decode(path.read_bytes())
-        if record["v"] != _VERSION:
-            raise ValueError(f"version {record['v']}, expected {_VERSION}")
-        evaluation = _evaluation(record)
-        for duel in evaluation.duels:
-            evaluation.judged(duel)
-        return evaluation
-    except DAMAGE as error:
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not an evaluation ({why}); run `localdpo eval` again") from error
-
-
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:
+    if record["v"] != _VERSION:
+        raise ValueError(f"version {record['v']}, expected {_VERSION}")
     before, after = record["versus"]
     judge = record["judge"]
-    return Evaluation(
+    evaluation = Evaluation(
         name=str(record["name"]),
         judge=None if judge is None else str(judge["name"]),
         source=str(record["source"]),
@@ -227,6 +210,9 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation:
         rows=tuple(record["rows"]),
         record=record,
     )
+    for duel in evaluation.duels:
+        evaluation.judged(duel)  # raises for rows that are not as they should be
+    return evaluation
 
 
 def _duel(entry: Mapping[str, Any]) -> JudgedDuel:

@@ -22,9 +22,10 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from localdpo.core.atomic import fsync_dir, fsync_fd, is_unsupported, no_space_error, out_of_space
 from localdpo.core.errors import UserError
@@ -34,6 +35,7 @@ _NAME: Final = b'"crc":'
 _DIGITS: Final = 8
 _END: Final = b'"}'
 _LENGTH: Final = len(_MARK) + _DIGITS + len(_END)
+T = TypeVar("T")
 # What reading a field of a line that another program wrote may raise.
 DAMAGE: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -70,6 +72,25 @@ def encode(entry: Mapping[str, Any]) -> bytes:
 def decode(line: bytes) -> Any:
     """The JSON value of a line or of a sealed file. Raises ValueError or RecursionError for damage."""
     return json.loads(unseal(line))
+
+
+def read_sealed(path: Path, parse: Callable[[Any], T], what: str) -> T:
+    """What `parse` makes of the object in a file that was written at once; cached until the file changes.
+
+    Raises UserError when the file cannot be read, is damaged, or is not `what`.
+    """
+    try:
+        return _read_sealed(path, path.stat().st_mtime_ns, parse, what)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=256)
+def _read_sealed(path: Path, changed: int, parse: Callable[[Any], T], what: str) -> T:
+    try:
+        return parse(decode(path.read_bytes()))
+    except DAMAGE as error:
+        raise UserError(f"{path}: not {what} ({type(error).__name__}: {error})") from error
 
 
 class LogWriter:

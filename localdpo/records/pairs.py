@@ -13,14 +13,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from localdpo.core.atomic import write_bytes
 from localdpo.core.errors import UserError
 from localdpo.records.events import finite
-from localdpo.records.log import DAMAGE, decode, seal
+from localdpo.records.log import read_sealed, seal
 from localdpo.records.rundir import RunDir
 
 
@@ -76,23 +75,12 @@ def read_pairs(run: RunDir, path: str) -> PairsRecord:
     place = Path(path)
     if place.is_absolute() or ".." in place.parts:
         raise UserError(f"{run.path}: the log names {path}, which is not in the run's folder")
-    file = run.path / place
-    try:
-        # A resumed run writes the files of its steps again.
-        return _load(file, file.stat().st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    return read_sealed(run.path / place, _pairs, "a file of pairs that training wrote")
 
 
-@lru_cache(maxsize=16)
-def _load(path: Path, changed: int) -> PairsRecord:
-    try:
-        content = decode(path.read_bytes())
-        pairs = tuple(_pair(entry) for entry in content["pairs"])
-        return PairsRecord(int(content["step"]), float(content["beta"]), pairs)
-    except DAMAGE as error:
-        why = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: damaged, or not a file of pairs ({why})") from error
+def _pairs(content: Mapping[str, Any]) -> PairsRecord:
+    pairs = tuple(map(_pair, content["pairs"]))
+    return PairsRecord(int(content["step"]), float(content["beta"]), pairs)
 
 
 def _pair(entry: Mapping[str, Any]) -> WorstPair:

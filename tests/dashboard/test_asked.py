@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from localdpo.dashboard.asked import Answer, Asked
-from localdpo.dashboard.state import Acknowledgement
+from localdpo.records.control import Acknowledgement
 
 
 def answer(id: str, ok: bool = True) -> Acknowledgement:
-    return Acknowledgement(1.0, id, "pause", ok, "paused after step 3" if ok else "nothing to pause")
+    return Acknowledgement(id, "pause", ok, "paused after step 3" if ok else "nothing to pause")
 
 
 def test_what_waits_is_said_until_it_is_answered():
