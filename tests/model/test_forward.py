@@ -222,7 +222,9 @@ def test_the_shape_changes_neither_scores_nor_gradients(family: str, context: in
     whole = need.whole + 56
     shape = Shape(3, whole, whole - context if forward.shared else whole, need.packed + 40)
     arrays = batch_arrays(batch, shared=forward.shared, shape=shape)
-    assert arrays["response" if forward.shared else "tokens"].shape == (6, shape.response)
+    inputs = arrays.response_NR if forward.shared else arrays.tokens_NL
+    assert inputs is not None
+    assert inputs.shape == (6, shape.response)
     assert arrays.gather_T.shape == (shape.packed,)
     if forward.shared:
         assert arrays.context_PC.shape == (3, context)

@@ -16,9 +16,8 @@ from localdpo.data.store import BLOCK_ROWS
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.recipe.load import load_recipe
-from localdpo.train import assemble as session_module
-from localdpo.train import data as sources
-from localdpo.train.assemble import assemble, check_paths
+from localdpo.train import data
+from localdpo.train.assemble import assemble, check_paths, tolerance
 from localdpo.train.data import hold_out, visited
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -52,7 +51,7 @@ def test_tokenising_is_told_now_and_then_and_only_when_it_happens(
         clock.now += 1.0
         return clock.now
 
-    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=passing))
+    monkeypatch.setattr(data, "time", SimpleNamespace(monotonic=passing))
     pairs = write_pairs(tmp_path / "many.jsonl", 4 * BLOCK_ROWS)
     recipe = load_recipe(write_recipe(tmp_path, recipe_text(tiny_model, pairs)))
     told: list[tuple[str, int]] = []
@@ -149,10 +148,10 @@ def test_a_model_that_cannot_share_takes_the_plain_path_and_trains_the_same(
 def test_the_tolerance_follows_the_precision(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     session = session_of(tmp_path, recipe_text(tiny_model, pairs))
     logps, lengths = np.array([-10.0, -5000.0]), np.array([4, 400])
-    found = session_module.tolerance(logps, lengths, session.forward)
+    found = tolerance(logps, lengths, session.forward)
     np.testing.assert_allclose(found, [1e-3, 1e-2])
     session.base.model.set_dtype(mx.bfloat16)
-    found = session_module.tolerance(logps, lengths, session.forward)
+    found = tolerance(logps, lengths, session.forward)
     np.testing.assert_allclose(found, [0.1, 1.0])
 
 
