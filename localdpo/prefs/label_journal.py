@@ -88,7 +88,7 @@ def append(journal: Path, record: Record) -> None:
 
 def _records(journal: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in LogTail(journal).poll():
+    for number, line in LogTail(journal).lines():
         try:
             record = decode(line)
         except (ValueError, RecursionError) as error:

@@ -149,7 +149,7 @@ def answers_files(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: (-path.stat().st_mtime, path.name))
 
 
-class AnswersTail:
+class AnswersTail(LogTail):
     """Reads an answers file, again and again while it grows. A file that does not exist yet is empty.
 
     Attributes:
@@ -158,19 +158,14 @@ class AnswersTail:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._lines = LogTail(path)
+        super().__init__(path)
         self.header: Header | None = None
         self.records: dict[tuple[int, str], AnswerRecord] = {}
         self.scored: set[int] = set()
 
-    @property
-    def path(self) -> Path:
-        """The answers file."""
-        return self._lines.path
-
     def poll(self) -> bool:
         """Take in the lines that were ended since the last poll; whether there were any."""
-        lines = self._lines.poll()
+        lines = self.lines()
         for number, line in lines:
             self._take(number, line)
         return bool(lines)

@@ -114,7 +114,7 @@ def wait_for(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
     while True:
         # Looked at before the log is read, so that an answer just before the end is not missed.
         running = run.is_running()
-        for _, line in log.poll():
+        for _, line in log.lines():
             # Only lines with the id in them are decoded: a log may be long.
             event = decode_event(line) if id.encode() in line else None
             if event is not None and event.type == "control" and event.data.get("id") == id:

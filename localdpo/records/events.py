@@ -102,8 +102,8 @@ class EventWriter(LogWriter):
         return event
 
 
-class EventTail:
-    """Reads a growing log of events, as `LogTail` does.
+class EventTail(LogTail):
+    """Reads a growing log of events.
 
     `loads` parses the bytes of a line in place of json.loads; it raises ValueError for what is not JSON.
     Lines with NaN and the like are read without it, with null in their place.
@@ -114,26 +114,11 @@ class EventTail:
     """
 
     def __init__(self, path: str | Path, loads: Callable[[bytes], Any] = json.loads) -> None:
-        self._lines = LogTail(path)
+        super().__init__(path)
         self._loads = loads
         self.bad_lines = 0
         self.last_step = 0
         self._first_bad = 0
-
-    @property
-    def path(self) -> Path:
-        """The log's file."""
-        return self._lines.path
-
-    @property
-    def behind(self) -> bool:
-        """Whether the last poll left lines unread because of `max_bytes`."""
-        return self._lines.behind
-
-    @property
-    def offset(self) -> int:
-        """Bytes read so far."""
-        return self._lines.offset
 
     def damage(self, *, alive: bool) -> str | None:
         """One line about the damaged lines so far, None without any: for whoever shows the log.
@@ -145,18 +130,14 @@ class EventTail:
             which = "1 damaged line is" if self.bad_lines == 1 else f"{self.bad_lines:,} damaged lines are"
             first = "" if self.bad_lines == 1 else "first: "
             problems.append(f"{which} skipped ({first}line {self._first_bad:,})")
-        if self._lines.is_cut and not alive:
+        if self.is_cut and not alive:
             problems.append("its last line is cut off: it was damaged, or its writer was killed")
         return f"{self.path}: {'; '.join(problems)}" if problems else None
 
-    def skip(self, offset: int | None = None) -> None:
-        """Pass over what is in the log now, or its first `offset` bytes: `poll` reads what comes after."""
-        self._lines.skip(offset)
-
     def poll(self, max_bytes: int | None = None) -> list[Event]:
-        """The new events, in order; `max_bytes` as in `LogTail.poll`."""
+        """The new events, in order; `max_bytes` as in `lines`."""
         events = []
-        for number, line in self._lines.poll(max_bytes):
+        for number, line in self.lines(max_bytes):
             event = decode_event(line, self._loads)
             if event is not None:
                 events.append(event)

@@ -212,8 +212,8 @@ class LogTail:
 
     Attributes:
         offset: bytes taken in so far.
-        behind: whether the last poll left lines unread because of `max_bytes`.
-        is_cut: whether the file ended within a line at the last poll.
+        behind: whether the last call left lines unread because of `max_bytes`.
+        is_cut: whether the file ended within a line at the last call.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -224,12 +224,12 @@ class LogTail:
         self._number = 0
 
     def skip(self, offset: int | None = None) -> None:
-        """Pass over what is in the file now, or its first `offset` bytes: `poll` gives what comes after."""
+        """Pass over what is in the file now, or its first `offset` bytes."""
         with contextlib.suppress(FileNotFoundError):
             self.offset = self.path.stat().st_size if offset is None else offset
 
-    def poll(self, max_bytes: int | None = None) -> list[tuple[int, bytes]]:
-        """The lines that were ended since the last poll, without their ends, each with its number.
+    def lines(self, max_bytes: int | None = None) -> list[tuple[int, bytes]]:
+        """The lines that were ended since the last call, without their ends, each with its number.
 
         Numbers count from 1 where the tail began to read; empty lines are counted and skipped. With
         `max_bytes` it reads that much and on to the end of the line, so that a long file can be taken in
@@ -245,7 +245,7 @@ class LogTail:
         complete = block[: block.rfind(b"\n") + 1]
         self.offset += len(complete)
         self.is_cut = len(complete) < len(block)
-        lines = complete.split(b"\n")[:-1]
+        ended = complete.split(b"\n")[:-1]
         first = self._number + 1
-        self._number += len(lines)
-        return [(number, line) for number, line in enumerate(lines, first) if line.strip()]
+        self._number += len(ended)
+        return [(number, line) for number, line in enumerate(ended, first) if line.strip()]

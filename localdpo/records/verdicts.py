@@ -124,32 +124,27 @@ def decode_verdict(line: bytes) -> VerdictRecord | None:
     )
 
 
-class VerdictTail:
-    """Reads a log of verdicts, as `LogTail` does.
+class VerdictTail(LogTail):
+    """Reads a growing log of verdicts.
 
     Attributes:
         damaged: numbers of the lines so far that were no verdict.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._lines = LogTail(path)
+        super().__init__(path)
         self.damaged: list[int] = []
 
     def poll(self) -> list[VerdictRecord]:
         """The new verdicts, in order."""
         records = []
-        for number, line in self._lines.poll():
+        for number, line in self.lines():
             record = decode_verdict(line)
             if record is None:
                 self.damaged.append(number)
             else:
                 records.append(record)
         return records
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the log ended within a line at the last poll."""
-        return self._lines.is_cut
 
 
 def damaged_verdicts(path: Path) -> list[str]:

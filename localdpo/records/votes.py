@@ -87,7 +87,7 @@ class Votes:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._stacks: dict[Subject, list[Vote]] = {}
-        for number, line in LogTail(path).poll():
+        for number, line in LogTail(path).lines():
             self._take(line, f"{self.path}:{number}")
 
     def of(self, about: Subject) -> Vote | None:

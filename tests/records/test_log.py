@@ -25,18 +25,18 @@ def test_each_line_comes_once_and_whole(
 ) -> None:
     path = Path(tmp_path_factory.mktemp("tail")) / "log"  # type: ignore[attr-defined]
     tail, seen = LogTail(path), []
-    assert tail.poll() == []
+    assert tail.lines() == []
     whole = b"".join(line + b"\n" for line in lines)
     with path.open("wb") as file:
         for start in range(0, len(whole), cut):
             file.write(whole[start : start + cut])
             file.flush()
-            seen += [line for _, line in tail.poll(max_bytes)]
+            seen += [line for _, line in tail.lines(max_bytes)]
             while tail.behind:
-                seen += [line for _, line in tail.poll(max_bytes)]
+                seen += [line for _, line in tail.lines(max_bytes)]
         file.write(b"torn")
         file.flush()
-        assert tail.poll() == []
+        assert tail.lines() == []
     assert seen == [line for line in lines if line.strip()]
     assert tail.offset == len(whole)
 
@@ -45,11 +45,11 @@ def test_each_line_has_its_number_empty_ones_counted(tmp_path: Path) -> None:
     path = tmp_path / "log"
     tail = LogTail(path)
     path.write_bytes(b"one\n\n  \nfour\nto")
-    assert tail.poll() == [(1, b"one"), (4, b"four")]
+    assert tail.lines() == [(1, b"one"), (4, b"four")]
     with path.open("ab") as file:
         file.write(b"rn\nsix\n")
-    assert tail.poll(1) == [(5, b"torn")]
-    assert tail.poll() == [(6, b"six")]
+    assert tail.lines(1) == [(5, b"torn")]
+    assert tail.lines() == [(6, b"six")]
 
 
 def test_skip_passes_over_what_is_there(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_skip_passes_over_what_is_there(tmp_path: Path) -> None:
     tail.skip()
     with path.open("ab") as file:
         file.write(b"two\n")
-    assert tail.poll() == [(1, b"two")]
+    assert tail.lines() == [(1, b"two")]
 
 
 LINES = tuple(encode({"n": n, "text": "é" * n}) for n in range(4))
@@ -114,7 +114,7 @@ def test_threads_and_processes_share_a_log_line_by_line(tmp_path: Path) -> None:
         thread.join()
     for writer in writers:
         writer.close()
-    assert sorted(line + b"\n" for _, line in LogTail(path).poll()) == sorted(LINES * 200)
+    assert sorted(line + b"\n" for _, line in LogTail(path).lines()) == sorted(LINES * 200)
 
 
 def test_an_exclusive_writer_is_the_only_one(tmp_path: Path) -> None:
