@@ -241,7 +241,7 @@ NAMES = sorted({name for entry in FORMATS for name in entry.columns} | {"tools",
 RECORD = st.dictionaries(st.sampled_from(NAMES), JSON | st.lists(MESSAGE, max_size=3))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(entry=st.sampled_from(FORMATS), record=RECORD)
 def test_no_row_makes_an_adapter_fail_otherwise(entry: Any, record: dict[str, Any]) -> None:
     with contextlib.suppress(RowProblem, RowSkip):

@@ -71,7 +71,7 @@ def stripped(messages: list[Message]) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", WRITABLE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pair=PAIRS, others=OTHERS)
 def test_a_written_pair_is_read_back(name: str, pair: Pair, others: dict[str, Any]) -> None:
     written = write_or_refuse(name, pair, others)

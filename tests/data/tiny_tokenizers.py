@@ -110,6 +110,7 @@ def plain_tokenizer(bos: bool = False, eos: bool = True) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names)
 
 
+@cache
 def spaced_tokenizer() -> PreTrainedTokenizerFast:
     """A SentencePiece-like tokenizer, which puts a space before every text that stands alone."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))

@@ -72,7 +72,7 @@ overrides = st.lists(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(text=mutated(), changes=overrides)
 def test_a_mutated_recipe_gives_a_recipe_or_lines(
     text: bytes, changes: list[str], tmp_path_factory: pytest.TempPathFactory
@@ -80,7 +80,7 @@ def test_a_mutated_recipe_gives_a_recipe_or_lines(
     check(text, changes, tmp_path_factory.getbasetemp() / "fuzz.yaml")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.binary(max_size=200)
     | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))
