@@ -49,7 +49,7 @@ def resolve(name: str, bundle: Path = BUNDLE) -> Path:
             return path
     if name in DEMO_NAMES:
         where = bundle / relative
-        raise UserError(f"{name}: {where} is missing; make it with `python -m localdpo.demo.build`")
+        raise UserError(f"{name}: {where} is missing; install localdpo again")
     raise unknown_demo_name(name)
 
 

@@ -98,16 +98,16 @@ def word_diff(old: str, new: str) -> list[Piece]:
 
 def count_words(pieces: list[Piece], op: Op) -> int:
     """How many words (white space does not count) the pieces of one op hold."""
-    texts = [text for found, text in pieces if found == op]
+    texts = [text for kind, text in pieces if kind == op]
     return sum(not word.isspace() for text in texts for word in _WORD.findall(text))
 
 
-def _shared(one: list[str], other: list[str]) -> int:
+def _shared(old: list[str], new: list[str]) -> int:
     """How many words both begin with."""
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+    for index, (a, b) in enumerate(zip(old, new, strict=False)):
         if a != b:
-            return place
-    return min(len(one), len(other))
+            return index
+    return min(len(old), len(new))
 
 
 def _middle(old: list[str], new: list[str]) -> Iterator[Piece]:

@@ -72,7 +72,7 @@ def inspect_run(
     should know about the model and its checkpoint. The base is loaded once.
 
     Raises:
-        UserError: no whole checkpoint yet, rows that are no pairs, no such row or more than one, no such data
+        UserError: no intact checkpoint, rows that are no pairs, no such row or more than one, no such data
             set, or a model that does not load.
     """
     latest, recipe = _opened(RunDir(run_dir), note)
@@ -105,7 +105,7 @@ def inspect_run(
 
 
 def _opened(run: RunDir, note: Callable[[str], None]) -> tuple[Path, Recipe]:
-    """The run's newest whole checkpoint and its recipe."""
+    """The run's newest intact checkpoint and its recipe."""
     recipe = load_recipe(run.recipe)
     data = recipe.loss.spec.data
     if data != "pairs":

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from localdpo.core.atomic import LEAST_BYTES, is_full, no_space_error
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT
-from localdpo.records.checkpoints import newest_whole
-from localdpo.records.deaths import GO_ON, LESS_MEMORY, end_lines, training_hint
+from localdpo.records.checkpoints import newest_intact
+from localdpo.records.deaths import LESS_MEMORY, RESUME_WITH, end_lines, training_hint
 from localdpo.records.events import Event, effective, read_events
 from localdpo.records.progress import Progress, progress_of
 from localdpo.records.rundir import RunDir, state_of
@@ -91,7 +91,7 @@ def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
     if not lines:
         return [f"the worker {_how(UNSEEN_EXIT)} {_where(run, progress)}", _resume(run)]
     # The command must be for the current folder.
-    return [_resume(run) if line.startswith(GO_ON) else line for line in lines]
+    return [_resume(run) if line.startswith(RESUME_WITH) else line for line in lines]
 
 
 def signal_name(number: int) -> str:
@@ -103,7 +103,7 @@ def signal_name(number: int) -> str:
 
 
 def _resume(run: RunDir) -> str:
-    return f"{GO_ON}{resume_command(run)}"
+    return f"{RESUME_WITH}{resume_command(run)}"
 
 
 def full_disk(run: RunDir) -> str | None:
@@ -141,7 +141,7 @@ def _how(returncode: int) -> str:
 
 def _where(run: RunDir, progress: Progress) -> str:
     of = f" of {progress.total}" if progress.total is not None else ""
-    newest, problems = newest_whole(run.checkpoints)
+    newest, problems = newest_intact(run.checkpoints)
     if newest is not None:
         checkpoint = f"the last checkpoint is {newest.path}"
     else:

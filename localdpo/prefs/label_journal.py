@@ -93,7 +93,7 @@ def _records(journal: Path) -> list[dict[str, Any]]:
             record = decode(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{journal}:{number}: not a line of JSON: {error}; take the line out to go on"
+                f"{journal}:{number}: not a line of JSON: {error}; remove the line to continue"
             ) from error
         if not isinstance(record, dict):
             raise UserError(f"{journal}:{number}: expected an object")

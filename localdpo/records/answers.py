@@ -83,7 +83,7 @@ class AnswerRecord:
     """One model's answer to one prompt.
 
     Attributes:
-        prompt_index: place of the prompt in the list that was asked.
+        prompt_index: index of the prompt in the header.
         contestant: name of who answered.
         tokens: length, without the end-of-turn token.
         finished: whether it ended by itself, not at the limit of tokens.
@@ -126,16 +126,17 @@ class Header:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the contestants."""
-        return tuple(str(one["name"]) for one in self.contestants)
+        return tuple(str(contestant["name"]) for contestant in self.contestants)
 
     @property
     def labels(self) -> dict[str, str]:
         """What to call each contestant."""
-        return {str(one["name"]): str(one["label"]) for one in self.contestants}
+        return {str(contestant["name"]): str(contestant["label"]) for contestant in self.contestants}
 
     def named(self, role: Role) -> str | None:
         """The name of the first contestant in this role, None if there is none."""
-        return next((str(one["name"]) for one in self.contestants if one["role"] == role), None)
+        names = (str(contestant["name"]) for contestant in self.contestants if contestant["role"] == role)
+        return next(names, None)
 
 
 def answers_path(run: Path, key: str) -> Path:
@@ -145,8 +146,8 @@ def answers_path(run: Path, key: str) -> Path:
 
 def answers_files(run: Path) -> list[Path]:
     """The answers files of a run's folder, the most recently written first."""
-    found = entries(run / FOLDER, "*.jsonl")
-    return sorted(found, key=lambda path: (-path.stat().st_mtime, path.name))
+    files = entries(run / FOLDER, "*.jsonl")
+    return sorted(files, key=lambda path: (-path.stat().st_mtime, path.name))
 
 
 class AnswersTail(LogTail):
@@ -206,7 +207,7 @@ class AnswersTail(LogTail):
         known = {name: under for name, under in logps.items() if (prompt, name) in self.records}
         for name, under in known.items():
             self.records[prompt, name] = replace(
-                self.records[prompt, name], logps={one: float(value) for one, value in under.items()}
+                self.records[prompt, name], logps={model: float(value) for model, value in under.items()}
             )
         if len(known) == len(logps):
             self.scored.add(prompt)
@@ -294,7 +295,7 @@ def header_from(entry: Mapping[str, Any]) -> Header:
 
 def _require_texts(objects: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
     """Raise KeyError, TypeError or ValueError unless each of `objects` has texts of these names."""
-    if not all(isinstance(one[name], str) for one in objects for name in names):
+    if not all(isinstance(entry[name], str) for entry in objects for name in names):
         raise ValueError(f"expected text in {', '.join(names)}")
 
 

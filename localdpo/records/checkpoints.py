@@ -1,7 +1,7 @@
-"""Which checkpoint of a run is read, and whether it is whole: the one reader for every command.
+"""Which checkpoint of a run is read, and whether it is intact: the one reader for every command.
 
 The newest checkpoint whose every byte is as its manifest says is the one that is used; those that were
-passed over are told, one line each. LATEST is for people and for mlx-lm: nothing is decided by where it
+skipped are reported, one line each. LATEST is for people and for mlx-lm: nothing is decided by where it
 points, so a link that is gone, broken or no link at all changes no result.
 """
 
@@ -49,30 +49,30 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
     """The folders of published checkpoints in a run's folder of checkpoints, oldest first."""
     if not checkpoints.is_dir():
         return []
-    found = [
+    folders = [
         path
         for path in checkpoints.iterdir()
         if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
     ]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
-def newest_whole(checkpoints: Path, check: Check = _nothing_more) -> tuple[Verified | None, list[str]]:
-    """The newest whole checkpoint in a run's folder of checkpoints, None if there is none; and what is wrong
-    with those that were passed over.
+def newest_intact(checkpoints: Path, check: Check = _nothing_more) -> tuple[Verified | None, list[str]]:
+    """The newest intact checkpoint in a run's folder of checkpoints, None if there is none; and what is wrong
+    with those that were skipped.
 
     `check` may find more than a damaged byte wrong with a folder, one line each.
     """
     for _ in range(_LOOKS):
         problems: list[str] = []
         for path in reversed(checkpoint_folders(checkpoints)):
-            digests, found = verified_digests(path)
-            found = found or check(path)
-            if not found:
+            digests, damage = verified_digests(path)
+            damage = damage or check(path)
+            if not damage:
                 return Verified(path, digests), problems
             if not path.is_dir():
                 break
-            problems += found
+            problems += damage
         else:
             return None, problems
     return None, problems
@@ -81,11 +81,11 @@ def newest_whole(checkpoints: Path, check: Check = _nothing_more) -> tuple[Verif
 def damage_of(run: RunDir, log: EventTail, *, alive: bool) -> str | None:
     """One line about what is missing in a run's log, read to its end; None where nothing is.
 
-    `alive`: whether a worker may still write it. A log that was cut at the end of a line looks whole, but
-    checkpoints of later steps than it holds tell.
+    `alive`: whether a worker may still write it. A log that was cut at the end of a line looks complete,
+    but checkpoints of later steps than it holds show the loss.
     """
-    found = [log.damage(alive=alive), None if alive else lost_lines(run, log.last_step)]
-    return "; ".join(line for line in found if line is not None) or None
+    lines = [log.damage(alive=alive), None if alive else lost_lines(run, log.last_step)]
+    return "; ".join(line for line in lines if line is not None) or None
 
 
 def lost_lines(run: RunDir, last_step: int) -> str | None:
@@ -94,12 +94,11 @@ def lost_lines(run: RunDir, last_step: int) -> str | None:
     newest = int(folders[-1].name.removeprefix("step-")) if folders else 0
     if newest <= last_step:
         return None
-    found = f"it ends at step {last_step:,}, a checkpoint is of step {newest:,}"
-    return f"{run.events}: lines are lost ({found})"
+    return f"{run.events}: lines are lost (it ends at step {last_step:,}, a checkpoint is of step {newest:,})"
 
 
 def read_log(run: RunDir, note: Note, *, alive: bool) -> list[Event]:
-    """Every event of a run's log; `note` is told in one line of what is damaged or lost (see `damage_of`)."""
+    """Every event of a run's log; `note` gets one line about what is damaged or lost (see `damage_of`)."""
     log = EventTail(run.events)
     events = log.poll()
     damage = damage_of(run, log, alive=alive)
@@ -109,13 +108,13 @@ def read_log(run: RunDir, note: Note, *, alive: bool) -> list[Event]:
 
 
 def newest_checkpoint(run: RunDir) -> Path | None:
-    """The folder of the run's newest whole checkpoint, None if there is none."""
-    found, _ = newest_whole(run.checkpoints)
-    return None if found is None else found.path
+    """The folder of the run's newest intact checkpoint, None if there is none."""
+    checkpoint, _ = newest_intact(run.checkpoints)
+    return None if checkpoint is None else checkpoint.path
 
 
 def require_checkpoint(run: RunDir, purpose: str, note: Note) -> Verified:
-    """The run's newest whole checkpoint; `note` is told in one line when newer ones were passed over.
+    """The run's newest intact checkpoint; `note` gets one line when newer ones were skipped.
 
     Raises UserError when there is none; `purpose` completes "no checkpoint to".
     """
@@ -123,24 +122,24 @@ def require_checkpoint(run: RunDir, purpose: str, note: Note) -> Verified:
 
 
 def _required(checkpoints: Path, missing: str, note: Note | None) -> Verified:
-    found, problems = newest_whole(checkpoints)
-    told = "; ".join(problems)
-    if found is None:
-        raise UserError(f"{missing}: all are damaged: {told}" if problems else f"{missing} yet")
+    checkpoint, problems = newest_intact(checkpoints)
+    damage = "; ".join(problems)
+    if checkpoint is None:
+        raise UserError(f"{missing}: all are damaged: {damage}" if problems else f"{missing} yet")
     if problems and note is None:
-        raise UserError(f"damaged checkpoint: {told}; the newest whole one is {found.path}")
+        raise UserError(f"damaged checkpoint: {damage}; the newest intact one is {checkpoint.path}")
     if problems and note is not None:
-        note(f"passed over a damaged checkpoint: {told}; used instead: {found.path}")
-    return found
+        note(f"skipped a damaged checkpoint: {damage}; used instead: {checkpoint.path}")
+    return checkpoint
 
 
 def verified_adapter(folder: Path, files: tuple[str, ...], note: Note | None = None) -> Verified:
     """The folder of an adapter, after its `files` were compared with the manifest if there is one.
 
-    A run's LATEST stands for the newest whole checkpoint beside it, wherever it points; `note` is told in
-    one line when newer ones were passed over, and without a note that is an error.
+    A run's LATEST stands for the newest intact checkpoint beside it, wherever it points; `note` gets one
+    line when newer ones were skipped, and without a note that is an error.
 
-    Raises UserError for a damaged file, and for a run's LATEST without a whole checkpoint.
+    Raises UserError for a damaged file, and for a run's LATEST without a intact checkpoint.
     """
     if folder.name == LATEST and checkpoint_folders(folder.parent):
         return _required(folder.parent, f"{folder}: no checkpoint to use", note)

@@ -1,4 +1,4 @@
-"""The commands that any process can give to the worker of a run: files in `control/`, answered in the log.
+"""The commands that any process can send to the worker of a run: files in `control/`, answered in the log.
 
 A sender writes `control/ID.json` with {"command": "pause"}; the worker deletes it when it takes it and
 writes a `control` event {id, command, ok, message} once it has obeyed or refused. IDs sort by the time of
@@ -24,7 +24,7 @@ Command = Literal["pause", "resume", "checkpoint", "evaluate", "stop"]
 
 COMMANDS: Final[dict[Command, str]] = {
     "pause": "take no further step until resume; the model stays in memory",
-    "resume": "go on after a pause",
+    "resume": "continue after a pause",
     "checkpoint": "save a checkpoint after this step",
     "evaluate": "measure held-out pairs and sample answers after this step",
     "stop": "save and stop; it can be resumed",
@@ -83,7 +83,7 @@ def send(run: RunDir, command: Command, *, save: bool = True) -> str:
 def take(run: RunDir) -> list[CommandFile]:
     """The commands that wait, oldest first; their files are gone then. For the worker alone.
 
-    What is no command is given with its `problem`. A file that cannot be deleted is passed over, since it
+    What is no command is given with its `problem`. A file that cannot be deleted is skipped, since it
     would be obeyed again and again.
     """
     try:

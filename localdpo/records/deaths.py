@@ -1,4 +1,4 @@
-"""What a device says when it gives up, and what to do then: the one table, for a process and for its viewers.
+"""What a device says when it fails, and what to do then: the one table, for a process and for its viewers.
 
 MLX reports some failures as a RuntimeError, others end the process from a thread of the driver's, so the same
 words come from an exception, from a run's log or from what a worker printed.
@@ -12,8 +12,9 @@ from typing import Final
 
 from localdpo.records.events import Event
 
-# Begins the line with the command that goes on with a run.
-GO_ON: Final = "go on with: "
+# Begins the line with the command that resumes a run; in logs of earlier versions it began otherwise.
+RESUME_WITH: Final = "resume with: "
+_RESUME_LINES: Final = (RESUME_WITH, "go on with: ")
 # What a person changes: of a run that trains, and of anything else that loads a model.
 LESS_MEMORY: Final = (
     "lower train.micro_batch_size or train.max_length, or set train.gradient_checkpointing=true (a new run)"
@@ -37,9 +38,9 @@ DEATHS: Final = (
     Death(
         re.compile(r"metal::malloc\] Resource limit"),
         "the GPU driver has no room for more arrays",
-        "go on from the last checkpoint: a new process has none; set train.compile=false if it comes again "
-        "(a new run)",
-        "run the same command again: what was made is kept",
+        "resume from the last checkpoint: a new process has none; "
+        "set train.compile=false if it happens again (a new run)",
+        "run the same command again: what was generated is kept",
     ),
     Death(
         re.compile(r"greater than the maximum (allowed )?buffer size"),
@@ -71,14 +72,14 @@ DEATHS: Final = (
     Death(
         re.compile(r"kIOGPUCommandBuffer|\[METAL\] Command buffer execution failed"),
         "the GPU gave up on a command",
-        "going on usually works",
-        "run the same command again: what was made is kept",
+        "resuming usually works",
+        "run the same command again: what was generated is kept",
     ),
     Death(
         re.compile(r"cuda\w*(\([^\n]*\))? failed: |cudaError\w+|CUDA_ERROR_\w+|CU(BLAS|DNN)_STATUS_\w+"),
         "the CUDA driver reported an error",
-        "go on from the last checkpoint; if it comes again, look at the driver's log (dmesg)",
-        "run the same command again; if it comes again, look at the driver's log (dmesg)",
+        "resume from the last checkpoint; if it happens again, look at the driver's log (dmesg)",
+        "run the same command again; if it happens again, look at the driver's log (dmesg)",
     ),
     Death(
         re.compile(r"MemoryError|std::bad_alloc|\[malloc|[Uu]nable to allocate|Cannot allocate memory"),
@@ -90,7 +91,7 @@ DEATHS: Final = (
 
 
 def death_in(text: str) -> Death | None:
-    """The device's failure that `text` tells of; None for anything else, a bug included."""
+    """The device's failure that `text` reports; None for anything else, a bug included."""
     return next((death for death in DEATHS if death.says.search(text)), None)
 
 
@@ -101,7 +102,7 @@ def training_hint(text: str) -> str | None:
 
 
 def end_lines(end: Event | None) -> list[str]:
-    """What the event that ended a run says about it, the most telling first, without the command to go on.
+    """What the event that ended a run says about it, the most telling first, without the resume command.
 
     Only a mistake that a person can mend and a death that was seen have lines of their own.
     """
@@ -109,7 +110,7 @@ def end_lines(end: Event | None) -> list[str]:
         return []
     lines, error = end.data.get("lines"), end.data.get("error")
     if isinstance(lines, list):
-        return [str(line) for line in lines if not str(line).startswith(GO_ON)]
+        return [str(line) for line in lines if not str(line).startswith(_RESUME_LINES)]
     if not isinstance(error, str):
         return []
     hint = training_hint(error)
@@ -123,6 +124,6 @@ def error_hint(error: BaseException) -> str | None:
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether a device gave up: MLX raises RuntimeError, the interpreter MemoryError."""
+    """Whether a device failed: MLX raises RuntimeError, the interpreter MemoryError."""
     known = isinstance(error, MemoryError | RuntimeError)
     return known and death_in(f"{type(error).__name__}: {error}") is not None

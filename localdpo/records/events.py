@@ -4,7 +4,7 @@ The worker writes it; the command line, the dashboard and scripts read it while 
 
     {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61},"crc":"5d0c9e2a"}
 
-`v` is the version of the format, `time` the Unix time in seconds, `step` is left out where it has no meaning;
+`v` is the version of the format, `time` the Unix time in seconds, `step` is missing where it has no meaning;
 every other field belongs to the type, but for `crc` (see records/log.py). Numbers that JSON does not have
 (NaN, infinities) are written as null: a reader shows a gap, and the notice that goes with them names the
 metric.
@@ -160,7 +160,7 @@ def read_events(path: str | Path) -> list[Event]:
 def effective(events: Iterable[Event]) -> list[Event]:
     """The events without what a resume made void.
 
-    `run.resumed` at step N says that the run goes on from the state after step N: earlier step, eval,
+    `run.resumed` at step N says that the run resumes from the state after step N: earlier step, eval,
     samples, pairs and checkpoint events with a step above N are dropped. Everything else stays, in order.
     """
     kept: list[Event] = []

@@ -72,10 +72,10 @@ def read_pairs(run: RunDir, path: str) -> PairsRecord:
 
     Raises UserError if it cannot be read, is not such a file, or leads out of the run's folder.
     """
-    place = Path(path)
-    if place.is_absolute() or ".." in place.parts:
+    relative = Path(path)
+    if relative.is_absolute() or ".." in relative.parts:
         raise UserError(f"{run.path}: the log names {path}, which is not in the run's folder")
-    return read_sealed(run.path / place, _pairs, "a file of pairs that training wrote")
+    return read_sealed(run.path / relative, _pairs, "a file of pairs that training wrote")
 
 
 def _pairs(content: Mapping[str, Any]) -> PairsRecord:

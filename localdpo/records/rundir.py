@@ -67,7 +67,7 @@ _FIRST_EVENTS: Final = frozenset({"data", "notice", "control", "run.failed", "ru
 
 
 class RunDir:
-    """The paths of one run and what can be told from them. Making one touches nothing on the disk.
+    """The paths of one run and what follows from them. Making one touches nothing on the disk.
 
     Attributes:
         made_here: whether `create` or `create_new` made the run and gave this very object for it.
@@ -110,7 +110,7 @@ class RunDir:
     ) -> RunDir:
         """The run `name`, made if it is not there yet, with `recipe_text` as its recipe.
 
-        A run that has the same recipe text is given back as it is. Of two processes that make one run at the
+        A run that has the same recipe text is returned as it is. Of two processes that make one run at the
         same moment, one does; its recipe counts. Raises UserError if the run has another recipe;
         `differences(old_text, new_text)` may then say in a few words what differs. Raises UserError too for
         a name that is no plain file name and for a folder that holds something else.
@@ -184,7 +184,7 @@ class RunDir:
         return True
 
     def delete(self) -> None:
-        """Take the whole run away. Raises UserError when a worker has it, OSError when it cannot be."""
+        """Delete the run. Raises UserError when a worker has it, OSError when it cannot be."""
         with RunLock(self, signed=False):
             # One rename, so that nobody finds the half of a run.
             aside = self.path.with_name(f".{self.name}.deleted-{secrets.token_hex(6)}")
@@ -465,8 +465,8 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
     for run in runs:
         if run.name == name:
             return run
-    if (found := RunDir(spelled(Path(runs_dir) / name))).exists():
-        return found
+    if (run := RunDir(spelled(Path(runs_dir) / name))).exists():
+        return run
     known = ", ".join(run.name for run in runs[:5])
     raise UserError(f"{runs_dir}: no run named {name!r}; the latest are {known}")
 

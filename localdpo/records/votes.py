@@ -118,7 +118,7 @@ class Votes:
     def _take(self, line: bytes, where: str) -> None:
         try:
             entry = decode(line)
-            one, other = (str(each) for each in entry["answers"])
+            one, other = map(str, entry["answers"])
             if "undo" in entry:
                 stack = self._stacks.get(subject(str(entry["undo"]), one, other))
                 if stack:
@@ -127,7 +127,7 @@ class Votes:
             vote = _vote_from(entry, (one, other))
         except DAMAGE as error:
             raise UserError(
-                f"{where}: not a vote ({type(error).__name__}: {error}); take the line out to go on"
+                f"{where}: not a vote ({type(error).__name__}: {error}); remove the line to continue"
             ) from error
         self._stacks.setdefault(vote.subject, []).append(vote)
 

@@ -20,7 +20,7 @@ from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 
 DEFAULT_RUNS_DIR: Final = Path("runs")
-# Fields of events that a line leaves out: shown otherwise, or too long.
+# Fields of events that a line does not have: shown otherwise, or too long.
 NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
 
 PHASES: Final[dict[Phase, str]] = {
@@ -130,7 +130,7 @@ def _first_prompt(event: Event) -> str | None:
 
 
 def resume_command(run: RunDir) -> str:
-    """The command that goes on with `run`, ready for a shell in the current directory."""
+    """The command that resumes `run`, ready for a shell in the current directory."""
     words = ["localdpo", "train", "--resume", "--run", run.name]
     if run.path.parent != DEFAULT_RUNS_DIR:
         words += ["--runs-dir", str(run.path.parent)]

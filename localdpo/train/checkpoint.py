@@ -26,7 +26,7 @@ from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.errors import UserError
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
-from localdpo.records.checkpoints import STATE_FILE, checkpoint_folders, newest_whole, set_latest
+from localdpo.records.checkpoints import STATE_FILE, checkpoint_folders, newest_intact, set_latest
 from localdpo.records.rundir import RunDir
 from localdpo.records.wording import resume_command
 
@@ -116,7 +116,7 @@ def newest_valid(run: RunDir) -> tuple[ResumePoint | None, list[str]]:
             return [error.message]
         return []
 
-    whole, problems = newest_whole(run.checkpoints, has_state)
+    whole, problems = newest_intact(run.checkpoints, has_state)
     return (None if whole is None else ResumePoint(whole.path, states[whole.path])), problems
 
 

@@ -100,7 +100,7 @@ class Loop:
                 # It crashed before its first checkpoint: readers drop the steps that are taken again.
                 self.log.write("run.resumed", 0)
         for problem in problems:
-            self.notice("damaged-checkpoint", f"passed over a damaged checkpoint: {problem}")
+            self.notice("damaged-checkpoint", f"skipped a damaged checkpoint: {problem}")
         if lost is not None:
             self.notice("lost-lines", lost)
         self.watch.replay(self.run_dir.events)

@@ -135,7 +135,7 @@ def test_a_killed_worker_is_explained_within_two_seconds(run: RunDir, worker: Wo
     until(lambda: any(event.type == "run.crashed" for event in worker.written_events()), seconds=2.0)
     crashed = last(run, "run.crashed")
     assert crashed.data["signal"] == "SIGKILL"
-    assert crashed.data["lines"][1] == "go on with: localdpo train --resume --run dpo"
+    assert crashed.data["lines"][1] == "resume with: localdpo train --resume --run dpo"
     assert run.status() == "crashed"
 
 

@@ -80,7 +80,7 @@ def test_a_kill_is_told_with_signal_step_checkpoint_and_the_way_on(run: RunDir):
         "the worker was killed by SIGKILL after step 4 of 6; "
         "the last checkpoint is runs/dpo/checkpoints/step-000003"
     )
-    assert death[1] == "go on with: localdpo train --resume --run dpo"
+    assert death[1] == "resume with: localdpo train --resume --run dpo"
     assert "out of memory" in death[2]
     assert run.status() == "crashed"
 
@@ -104,7 +104,7 @@ def test_what_the_log_says_becomes_a_hint(run: RunDir):
         writer.write("run.started", total_steps=6)
     run.worker_log.write_text("[METAL] failed: (0000000e:kIOGPUCommandBufferCallbackErrorInnocentVictim)\n")
     assert explain_death(-signal.SIGABRT, run)[2:] == [
-        "hint: the GPU gave up on a command: going on usually works"
+        "hint: the GPU gave up on a command: resuming usually works"
     ]
 
 
@@ -156,7 +156,7 @@ def test_a_stop_says_how_to_go_on(run: RunDir):
     for code in (3, 130, -signal.SIGINT, -signal.SIGTERM):
         first, second = explain_death(code, run)
         assert first.endswith("after step 2 of 6; there is no checkpoint yet")
-        assert second == "go on with: localdpo train --resume --run dpo"
+        assert second == "resume with: localdpo train --resume --run dpo"
 
 
 def test_a_signal_without_a_name_is_a_number(run: RunDir):

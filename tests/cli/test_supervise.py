@@ -18,7 +18,7 @@ from localdpo.records.events import Event, EventWriter, read_events
 from localdpo.records.rundir import RunDir, RunLock
 
 FAKE = str(Path(__file__).parent / "fake_worker.py")
-RESUME = "go on with: localdpo train --resume --run dpo"
+RESUME = "resume with: localdpo train --resume --run dpo"
 LAUNCHER = f"""
 import sys, time
 from localdpo.records.rundir import RunDir
@@ -237,7 +237,7 @@ WHERE = "after step 2 of 6; there is no checkpoint yet"
             ],
         ),
         (
-            [event("run.crashed", 2, lines=["dead", "go on with: elsewhere", "hint: h"])],
+            [event("run.crashed", 2, lines=["dead", "resume with: elsewhere", "hint: h"])],
             ["dead", RESUME, "hint: h"],
         ),
         ([event("run.paused", 2)], [f"the worker exited (exit status unknown) {WHERE}", RESUME]),

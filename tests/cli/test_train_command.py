@@ -203,7 +203,7 @@ def test_a_killed_run_says_how_to_go_on_and_goes_on():
     assert killed.returncode == 1
     lines = killed.stderr.splitlines()
     assert lines[0].startswith("error: the worker was killed by SIGKILL after step 4 of 6")
-    assert lines[1] == "go on with: localdpo train --resume --run dpo"
+    assert lines[1] == "resume with: localdpo train --resume --run dpo"
     resumed = train("finish", *lines[1].split()[5:])
     assert resumed.returncode == 0, resumed.stderr
     assert "run.resumed step 3/6" in resumed.stdout
@@ -247,7 +247,7 @@ def test_the_first_signal_lets_the_worker_save(number: int, code: int):
     assert command.returncode == code
     assert "stopping: the worker saves at the end of this step" in out
     assert "run.stopped step 4/6 reason SIGINT" in out
-    assert err.splitlines()[-1] == "go on with: localdpo train --resume --run dpo"
+    assert err.splitlines()[-1] == "resume with: localdpo train --resume --run dpo"
     assert RunDir("runs/dpo").status() == "stopped"
 
 

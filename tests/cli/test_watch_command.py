@@ -237,7 +237,7 @@ def test_a_run_that_dies_is_told_on_the_screen_and_after_it():
     code, said = terminal.leave()
     assert code == 1
     assert said.splitlines()[0].startswith("error: the worker was killed by SIGKILL after step 4 of 6")
-    assert "go on with: localdpo train --resume --run dpo" in said
+    assert "resume with: localdpo train --resume --run dpo" in said
 
 
 def test_a_mistake_closes_the_dashboard_and_is_said_as_in_plain():

@@ -69,7 +69,7 @@ def make_run(
 
 DEATH = {
     "signal": "SIGKILL",
-    "lines": ["the worker was killed by SIGKILL after step 20 of 40", "go on with: localdpo train --resume"],
+    "lines": ["the worker was killed by SIGKILL after step 20 of 40", "resume with: localdpo train --resume"],
 }
 
 

@@ -54,10 +54,10 @@ def test_a_dead_worker_is_critical_with_the_words_of_its_supervisor():
     assert (alarm.name, alarm.level) == ("crashed", "critical")
     assert "last step was 10" in alarm.message
     told = running(
-        event("run.crashed", 10, 11.0, signal="SIGKILL", lines=["killed by SIGKILL", "go on with: x"])
+        event("run.crashed", 10, 11.0, signal="SIGKILL", lines=["killed by SIGKILL", "resume with: x"])
     )
     (alarm,) = alarms(told, False, 20.0)
-    assert (alarm.message, alarm.advice) == ("killed by SIGKILL", "go on with: x")
+    assert (alarm.message, alarm.advice) == ("killed by SIGKILL", "resume with: x")
 
 
 def test_memory_is_told_unless_the_log_has_done_so():

@@ -276,12 +276,12 @@ def test_a_worker_that_dies_is_told_with_the_command_to_go_on():
                 "run.crashed",
                 20,
                 signal="SIGKILL",
-                lines=["the worker was killed by SIGKILL", "go on with: x"],
+                lines=["the worker was killed by SIGKILL", "resume with: x"],
             )
         await a_look(pilot)
         text = frame_text(app)
         assert "✖ the worker was killed by SIGKILL" in text
-        assert "go on with: localdpo train --resume --run dpo" in text
+        assert "resume with: localdpo train --resume --run dpo" in text
         assert "the worker ended before it answered" in messages(app)
         await press(pilot, "2", "1")
         assert name_of(app) == "live"

@@ -70,7 +70,7 @@ def test_a_link_that_moved_does_not_move_the_run(link: str) -> None:
     assert follow_links(kept, kept) == (kept, [])
 
 
-def test_latest_is_the_newest_whole_checkpoint_wherever_it_points() -> None:
+def test_latest_is_the_newest_intact_checkpoint_wherever_it_points() -> None:
     save("step-000240")
     Path("runs/sft/checkpoints/LATEST").unlink()
     link = "runs/sft/checkpoints/LATEST"
@@ -78,7 +78,7 @@ def test_latest_is_the_newest_whole_checkpoint_wherever_it_points() -> None:
     Path("runs/sft/checkpoints/step-000240/adapters.safetensors").write_bytes(b"weighty")
     found, (line,) = follow_links(recipe(link))
     assert found.adapter == "runs/sft/checkpoints/step-000120"
-    assert "passed over a damaged checkpoint" in line
+    assert "skipped a damaged checkpoint" in line
     Path("runs/sft/checkpoints/step-000120/manifest.json").unlink()
     with pytest.raises(UserError, match="damaged"):
         follow_links(recipe(link))

@@ -1,4 +1,4 @@
-"""The one reader of checkpoints: the newest whole one, whatever LATEST is."""
+"""The one reader of checkpoints: the newest intact one, whatever LATEST is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from localdpo.records.checkpoints import (
     checkpoint_folders,
     lost_lines,
     newest_checkpoint,
-    newest_whole,
+    newest_intact,
     read_log,
     require_checkpoint,
     set_latest,
@@ -67,7 +67,7 @@ STATES = ["gone", "a folder", "a file", "/", "..", "../..", ".", "LATEST", "step
 
 
 @pytest.mark.parametrize("kind", STATES)
-def test_whatever_latest_is_the_newest_whole_checkpoint_is_read(run: RunDir, kind: str) -> None:
+def test_whatever_latest_is_the_newest_intact_checkpoint_is_read(run: RunDir, kind: str) -> None:
     make_latest(run, kind)
     assert newest_checkpoint(run) == run.checkpoint_path(120)
     assert verified_adapter(run.checkpoints / "LATEST", FILES).path == run.checkpoint_path(120)
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(run: RunDir, name: str)
     found = require_checkpoint(run, "compare", said.append)
     assert found.path == run.checkpoint_path(20)
     assert len(said) == 1
-    assert said[0].startswith("passed over a damaged checkpoint: ")
+    assert said[0].startswith("skipped a damaged checkpoint: ")
     assert str(run.checkpoint_path(120) / name) in said[0]
     assert said[0].endswith(f"; used instead: {run.checkpoint_path(20)}")
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_training_takes_away_while_it_is_read_is_no_damage(
         return real(folder)
 
     monkeypatch.setattr(checkpoints, "verified_digests", racing)
-    found, problems = newest_whole(run.checkpoints)
+    found, problems = newest_intact(run.checkpoints)
     assert found is not None
     assert (found.path, problems) == (run.checkpoint_path(140), [])
 
@@ -153,7 +153,7 @@ def test_an_adapter_is_compared_with_its_manifest_where_there_is_one(run: RunDir
 
 def test_a_fall_back_that_nobody_is_told_of_is_an_error(run: RunDir) -> None:
     flip(run.checkpoint_path(120) / FILES[1])
-    with pytest.raises(UserError, match=r"damaged checkpoint: .*; the newest whole one is .*step-000020"):
+    with pytest.raises(UserError, match=r"damaged checkpoint: .*; the newest intact one is .*step-000020"):
         verified_adapter(run.checkpoints / "LATEST", FILES)
     said: list[str] = []
     assert verified_adapter(run.checkpoints / "LATEST", FILES, said.append).path == run.checkpoint_path(20)

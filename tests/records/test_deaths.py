@@ -75,6 +75,7 @@ def test_only_what_mlx_and_the_interpreter_raise_for_it_counts():
 @pytest.mark.parametrize(
     ("data", "lines"),
     [
+        ({"lines": ["dead", "resume with: x", "hint: h"]}, ["dead", "hint: h"]),
         ({"lines": ["dead", "go on with: x", "hint: h"]}, ["dead", "hint: h"]),
         ({"error": "KeyError: 'x'"}, ["KeyError: 'x'"]),
         ({"error": "RuntimeError: cudaMalloc failed: out of memory"}, None),

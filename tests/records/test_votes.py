@@ -95,5 +95,5 @@ def test_a_vote_that_was_changed_since_is_refused_by_its_line(tmp_path: Path) ->
     assert len(Votes(path).all()) == 2
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b'"first":"dpo"', b'"first":"dpp"'))
-    with pytest.raises(UserError, match=r"votes\.jsonl:2: not a vote .*checksum.*take the line out"):
+    with pytest.raises(UserError, match=r"votes\.jsonl:2: not a vote .*checksum.*remove the line"):
         Votes(path)

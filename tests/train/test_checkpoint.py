@@ -166,7 +166,7 @@ def test_with_nothing_whole_left_every_problem_is_told(session: Session, tmp_pat
         loop = Loop(session, run, log, StopRequest())
     assert loop.step == 0
     text = run.events.read_text()
-    assert "passed over a damaged checkpoint" in text
+    assert "skipped a damaged checkpoint" in text
     assert WEIGHTS_FILE in text
 
 
