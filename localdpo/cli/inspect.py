@@ -1,7 +1,8 @@
-"""`localdpo inspect`: which tokens of a run's pairs were rewarded, and which pairs it gets most wrong."""
+"""`localdpo inspect`: the reward of each token of a run's pairs, and the pairs with the lowest margin."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -19,7 +20,7 @@ DEFAULT_WORST: Final = 20
 # the lighter one, so the two differ on a grey screen.
 REWARDED, PENALISED = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
 SHADES: Final = 4
-# Above this share of the tokens' rewards the colour is at its strongest: one outlier must not pale the rest.
+# The colour is strongest from this quantile of the rewards on: a single outlier must not pale the others.
 SCALE_QUANTILE: Final = 0.95
 MARK: Final = "▸"
 HEADINGS: Final = ("row", "margin", "ranked", "tokens", "chosen", "rejected")
@@ -36,18 +37,20 @@ def inspect(
         typer.Option(min=1, help=f"List this many pairs, lowest margin first. Default: {DEFAULT_WORST}."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Look only at the first so many pairs. Default: all.")
+        int | None, typer.Option(min=1, help="Score only the first N pairs. Default: all.", metavar="N")
     ] = None,
-    split: Annotated[Literal["valid", "train"], typer.Option(help="Which of the run's pairs.")] = "valid",
+    split: Annotated[
+        Literal["valid", "train"], typer.Option(help="Which of the run's pairs to score.")
+    ] = "valid",
     source: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only pairs of this one of the recipe's data sets.")
+        str | None, typer.Option(metavar="NAME", help="Score only the pairs of this data set of the recipe.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Everything, token by token, as one JSON object.")
+        bool, typer.Option("--json", help="Print all, token by token, as one JSON object.")
     ] = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """Show which tokens a run rewarded; without --pair, the pairs it gets most wrong."""
+    """List the pairs with the lowest reward margin; with --pair, show the reward of each token of a pair."""
     from localdpo.cli.plain import print_plain
     from localdpo.core.errors import UserError
     from localdpo.model.backend import prepare
@@ -56,7 +59,7 @@ def inspect(
     from localdpo.records.rundir import find_run
 
     if pair is not None and (worst is not None or limit is not None):
-        raise UserError("--pair shows one pair: leave out --worst and --limit")
+        raise UserError("--pair shows one pair: remove --worst and --limit")
     found = find_run(runs_dir, run)
     errors = Console(stderr=True)
     for hint in prepare().hints:
@@ -81,7 +84,7 @@ def inspect(
 
 
 def as_object(run: str, inspection: Inspection) -> dict[str, Any]:
-    """The whole inspection as JSON values; log-probabilities in nats."""
+    """The inspection as JSON values; log-probabilities in nats."""
     return {
         "run": run,
         "checkpoint": inspection.checkpoint,
@@ -114,32 +117,23 @@ def _response_object(response: ResponseRewards) -> dict[str, Any]:
         "reward": response.reward,
         "logp": response.logp,
         "reference_logp": response.reference_logp,
-        "tokens": [
-            {
-                "id": token.id,
-                "text": token.text,
-                "logp": token.logp,
-                "reference_logp": token.reference_logp,
-                "reward": token.reward,
-            }
-            for token in response.tokens
-        ],
+        "tokens": [dataclasses.asdict(token) for token in response.tokens],
     }
 
 
 def show_worst(console: Console, run: str, inspection: Inspection) -> None:
-    """One line a pair, lowest margin first, below a line about all that were scored."""
+    """One line a pair, lowest margin first, below a line about all scored pairs."""
     from localdpo.cli.plain import print_plain
     from localdpo.cli.runs import text_table
     from localdpo.records.metrics import ALL_TIED
 
     accuracy = inspection.accuracy
-    ranked = ALL_TIED if accuracy is None else f"accuracy {accuracy:.3f}"
+    accuracy_words = ALL_TIED if accuracy is None else f"reward accuracy {accuracy:.3f}"
     of = "" if inspection.scored == inspection.rows else f" of {inspection.rows:,}"
     print_plain(
         console,
         f"{run}, {inspection.checkpoint}: {inspection.scored:,}{of} {inspection.split} pairs of "
-        f"{inspection.source}, {ranked}, margin {inspection.margin:+.3f}",
+        f"{inspection.source}, {accuracy_words}, margin {inspection.margin:+.3f}",
     )
     rows = [_row(pair, row_name(inspection, pair)) for pair in inspection.pairs]
     if not console.is_terminal:
@@ -246,25 +240,25 @@ def numbered_tokens(response: ResponseRewards) -> Text:
     """The response with each token marked and its reward in brackets behind it."""
     from localdpo.out.console import Text
 
-    # Adding 0.0 takes the sign off a rounded zero.
+    # Adding 0.0 removes the sign of a rounded zero.
     numbered = [(piece, f"[{round(reward, 3) + 0.0:+.3f}]") for piece, reward in _spans(response)]
     return Text("".join(MARK + _visible(piece, number) for piece, number in numbered))
 
 
 def _spans(response: ResponseRewards) -> list[tuple[str, float]]:
-    """(text, reward); tokens that make one character together are one span, with the sum of their rewards."""
+    """(text, reward); tokens that form one character together are one span, with the sum of their rewards."""
     spans: list[tuple[str, float]] = []
-    waiting = 0.0
+    pending = 0.0
     for token in response.tokens:
-        waiting += token.reward
+        pending += token.reward
         if token.text or token is response.tokens[-1]:
-            spans.append((token.text, waiting))
-            waiting = 0.0
+            spans.append((token.text, pending))
+            pending = 0.0
     return spans
 
 
 def _visible(piece: str, behind: str = "") -> str:
-    """A token without what would steer the terminal; `behind` comes before the line break that it ends in."""
+    """A token without control characters; `behind` comes before the line break that it ends with."""
     from localdpo.core.text import printable
 
     body = piece.rstrip("\n")

@@ -1,4 +1,4 @@
-"""`localdpo prefs`: look at preference data, clean it, and write it in another format."""
+"""`localdpo prefs`: check preference data, clean it, and write it in another format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from localdpo.prefs.check import Progress
     from localdpo.prefs.report import CheckReport
 
-FINDING_EXIT: Final = 1
+FAILED_EXIT: Final = 1
 STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold"}
 
 prefs = typer.Typer(
@@ -33,7 +33,7 @@ prefs = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Preference data: build, label, check, clean and convert it.",
+    help="Build, label, check, clean and convert preference data.",
 )
 prefs.command()(build)
 prefs.command()(label)
@@ -42,7 +42,7 @@ prefs.command()(label)
 @prefs.command()
 def check(
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Pairs. Default: the recipe's data.train.")
+        str | None, typer.Argument(metavar="DATA", help="Preference pairs. Default: the recipe's data.train.")
     ] = None,
     recipe: RecipeOption = None,
     model: TokenizerOption = None,
@@ -53,18 +53,18 @@ def check(
         int | None,
         typer.Option(min=1, metavar="N", help="Score N pairs with the recipe's model and adapter."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a page as well.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as an HTML page.")
     ] = None,
 ) -> None:
-    """Report on pairs. Exit code 1 when a finding is an error."""
+    """Check preference pairs for problems. The exit code is 1 if any error-level check fails."""
     from localdpo.prefs.check import check as run_check
     from localdpo.prefs.report import as_object
     from localdpo.prefs.settings import settings_from
 
     settings, source = settings_from(recipe, model, max_length, format_name, against or (), reference, data)
-    report = with_progress(lambda tell: run_check(source, settings, tell))
+    report = with_progress(lambda progress: run_check(source, settings, progress))
     if html is not None:
         from localdpo.pages import write_page
 
@@ -74,16 +74,19 @@ def check(
     else:
         show(report)
     if report.failed:
-        raise typer.Exit(FINDING_EXIT)
+        raise typer.Exit(FAILED_EXIT)
 
 
 @prefs.command()
 def clean(
-    data: Annotated[str, typer.Argument(metavar="IN", help="Pairs.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file of JSON lines.")],
+    data: Annotated[str, typer.Argument(metavar="IN", help="Preference pairs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File of JSON lines to write.")],
     drop: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Checks whose rows go, with commas. Default: see the report."),
+        typer.Option(
+            metavar="NAMES",
+            help="Checks whose rows to drop, separated by commas. Default: those that training needs.",
+        ),
     ] = None,
     recipe: RecipeOption = None,
     model: TokenizerOption = None,
@@ -92,14 +95,14 @@ def clean(
     against: AgainstOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Copy the rows that no check flags, and count the reasons of the others."""
+    """Copy the rows that no check flags, and count the dropped rows by reason."""
     from localdpo.prefs.rewrite import clean as run_clean
     from localdpo.prefs.settings import settings_from
 
     settings, _ = settings_from(recipe, model, max_length, format_name, against or (), None, data)
     names = None if drop is None else [name.strip() for name in drop.split(",") if name.strip()]
     done = with_progress(
-        lambda tell: run_clean(data, out, drop=names, settings=settings, force=force, progress=tell)
+        lambda progress: run_clean(data, out, drop=names, settings=settings, force=force, progress=progress)
     )
     say(f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped")
     _print_counts(done.reasons, "rows")
@@ -107,25 +110,25 @@ def clean(
 
 @prefs.command()
 def convert(
-    data: Annotated[str, typer.Argument(metavar="IN", help="Pairs.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file of JSON lines.")],
+    data: Annotated[str, typer.Argument(metavar="IN", help="Preference pairs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File of JSON lines to write.")],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
     format_name: FormatOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Write pairs in another format, and name what it has no place for."""
+    """Write preference pairs in another format, and count the columns that it cannot hold."""
     from localdpo.prefs.rewrite import convert as run_convert
 
     done = with_progress(
-        lambda tell: run_convert(data, out, to, format_name=format_name, force=force, progress=tell)
+        lambda progress: run_convert(data, out, to, format_name=format_name, force=force, progress=progress)
     )
     say(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
     _print_counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
-    _print_counts({f"left out: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
+    _print_counts({f"skipped: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
 
 
 def with_progress(work: Callable[[Progress | None], Any]) -> Any:
-    """Do `work`, with a count of rows on stderr while it takes time; nothing where that is no terminal."""
+    """Do `work` with a count of rows on stderr, if that is a terminal."""
     from localdpo.out.console import Console
 
     errors = Console(stderr=True)
@@ -136,7 +139,7 @@ def with_progress(work: Callable[[Progress | None], Any]) -> Any:
 
 
 def show(report: CheckReport) -> None:
-    """Print the report; levels in colour on a terminal, and as words everywhere."""
+    """Print the report; on a terminal the levels are coloured."""
     from localdpo.out.console import Console
     from localdpo.prefs.report import closing_lines, finding_lines, summary_lines
 
@@ -150,7 +153,7 @@ def show(report: CheckReport) -> None:
 
 
 def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
-    """Lines as they are; `style` is for the first word."""
+    """Print lines; `style` is for the level that the first begins with."""
     from localdpo.out.console import Text
 
     for i, line in enumerate(lines):

@@ -30,9 +30,11 @@ _MEANINGS: Final = "; ".join(f"{command}: {meaning}" for command, meaning in COM
 
 def runs(
     runs_dir: RunsDirOption = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON array; times in Unix seconds.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON array; times in Unix seconds.")
+    ] = False,
 ) -> None:
-    """List the runs, the latest first. Accuracy, margin and KL are those of the last evaluation."""
+    """List the runs, the latest first. Reward accuracy, margin and KL are those of the last evaluation."""
     summaries = read_summaries(runs_dir, lambda line: say(line, error=True))
     if not summaries:
         say(f"{printable(str(runs_dir))}: no runs", error=True)
@@ -66,7 +68,7 @@ def read_summaries(runs_dir: Path, note: Callable[[str], None]) -> list[RunSumma
 
 
 def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
-    """The cells of a run, in the order of HEADINGS. What is not known is `-`."""
+    """The cells of a run, in the order of HEADINGS; `-` for an unknown value."""
     from localdpo.records.runs import RUN_COLUMNS
 
     return tuple(RUN_COLUMNS[heading].text(summary, now) or "-" for heading in HEADINGS)
@@ -106,7 +108,7 @@ def ctl(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
     command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"{_MEANINGS}.")],
     save: Annotated[
-        bool, typer.Option("--save/--no-save", help="With stop: whether to save a checkpoint first.")
+        bool, typer.Option("--save/--no-save", help="With stop: save a checkpoint first, or not.")
     ] = True,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.0, help="How long to wait for the answer.")
@@ -116,12 +118,12 @@ def ctl(
     """Pause, resume, checkpoint, evaluate or stop a run that is training, from anywhere."""
     wanted = _command(command)
     if not save and wanted != "stop":
-        raise UserError(f"--no-save goes with stop alone, not with {wanted}")
+        raise UserError(f"--no-save works only with stop, not with {wanted}")
     found = find_run(runs_dir, run)
     answer = _wait(found, send(found, wanted, save=save), timeout)
     if answer is None:
         raise UserError(
-            f"{found.path}: no answer within {timeout:g} s: {_busy(found)}; it obeys when that is done"
+            f"{found.path}: no answer within {timeout:g} s: {_busy(found)}; it executes the command after that"
         )
     if not answer.ok:
         raise UserError(f"{found.path}: {answer.message}")
@@ -136,7 +138,7 @@ def _command(name: str) -> Command:
 
 
 def _wait(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
-    """Wait for the answer; say on stderr what the worker is busy with when it takes long."""
+    """Wait for the answer; if it takes long, print on stderr what the worker is busy with."""
     answer = wait_for(run, id, min(_PATIENCE_SECONDS, timeout))
     if answer is None and timeout > _PATIENCE_SECONDS:
         say(f"waiting: {_busy(run)}", error=True)
@@ -145,7 +147,7 @@ def _wait(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:
 
 
 def _busy(run: RunDir) -> str:
-    """What the worker does instead of answering."""
+    """What the worker is doing now."""
     from localdpo.records.events import effective, read_events
     from localdpo.records.progress import event_age, progress_of
     from localdpo.records.wording import PHASES
@@ -163,11 +165,14 @@ def _busy(run: RunDir) -> str:
 def report(
     run: RunArgument = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Where to. Default: report.html of the run.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="File to write. Default: report.html in the run's folder."
+        ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """Write a run as one HTML file: charts, recipe, notices, samples, answers and the latest evaluation."""
+    """Write one HTML file about a run: charts, recipe, notices, samples, answers and latest evaluation."""
     from localdpo.evals.report import report_values
     from localdpo.pages import write_page
 

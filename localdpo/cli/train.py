@@ -1,4 +1,4 @@
-"""`localdpo train`: make or find the run, start its worker, watch it in the dashboard or as lines."""
+"""`localdpo train`: create or find the run, start its worker, show it in the dashboard or as lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INTERRUPTED_EXIT = 130
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for, before anything is looked up."""
+    """The arguments of the command, before anything is read."""
 
     recipe: Path | None
     overrides: tuple[str, ...]
@@ -43,31 +43,34 @@ def train(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Options of the recipe to change, such as loss.beta=0.2."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Options that override the recipe's, such as loss.beta=0.2."
+        ),
     ] = None,
     run: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name of the run. Default: the recipe's name and a number. A known name resumes.",
+            help="Name of the run. Default: the recipe's name and a number. An existing run is resumed.",
         ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     plain: Annotated[
-        bool, typer.Option("--plain", help="No dashboard: a bar on a terminal, text lines elsewhere.")
+        bool,
+        typer.Option("--plain", help="Show a bar on a terminal, text lines elsewhere, and no dashboard."),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run --run, or with the latest run of the recipe.")
+        bool, typer.Option("--resume", help="Resume the run --run, or the latest run of the recipe.")
     ] = False,
     accept_changes: Annotated[
         bool,
-        typer.Option("--accept-changes", help="Go on with data, model or adapter that changed meanwhile."),
+        typer.Option("--accept-changes", help="Resume although data, model or adapter changed since."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory, and stop.")
+        bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory without training.")
     ] = False,
 ) -> None:
-    """Train on a recipe: SFT, DPO or KTO, whichever its loss says."""
+    """Train with a recipe: SFT, DPO, KTO or another preference loss, as its loss says."""
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = make_request(arguments, run, runs_dir, resume, accept_changes)
     if dry_run:
@@ -89,11 +92,11 @@ def train(
 def make_request(
     arguments: Sequence[str], run: str | None, runs_dir: Path, resume: bool, accept_changes: bool = False
 ) -> Request:
-    """Tell the recipe from the overrides and refuse what does not go together. Raises UserError."""
+    """The request of the command line. Raises UserError for arguments that do not go together."""
     if run is not None:
         check_name(run)
     first = arguments[0] if arguments else None
-    # A file may have "=" in its name; an override never is a file.
+    # A file may have "=" in its name; an override is never a file.
     is_recipe = first is not None and ("=" not in first or Path(first).is_file())
     recipe = Path(first) if first is not None and is_recipe else None
     overrides = tuple(arguments[1:] if is_recipe else arguments)
@@ -106,14 +109,14 @@ def make_request(
 
 
 def open_run(request: Request) -> RunDir:
-    """The run to train, made if it is new. Raises UserError(s) for everything that is in the way."""
+    """The run to train, created if it is new. Raises UserError(s) for everything that prevents it."""
     from localdpo.recipe.load import dump_recipe
 
     known = known_run(request)
     if known is not None and known.is_running():
         raise already_running(known)
     if known is None and request.accept_changes:
-        raise UserError("--accept-changes goes on with a run: give its name with --run, or --resume")
+        raise UserError("--accept-changes resumes a run: give its name with --run, or --resume")
     require_space(request.runs_dir, LEAST_BYTES)
     text = dump_recipe(resolve_recipe(request, known))
     name = known.name if known is not None else request.run
@@ -124,7 +127,7 @@ def open_run(request: Request) -> RunDir:
 
 
 def known_run(request: Request) -> RunDir | None:
-    """The run that the request goes on with, None for a new one."""
+    """The run that the request resumes, None for a new one."""
     if request.run is not None:
         run = RunDir(spelled(request.runs_dir / request.run))
         if request.resume and not run.exists():
@@ -135,7 +138,7 @@ def known_run(request: Request) -> RunDir | None:
     runs = runs_of(request.runs_dir, request.recipe.stem)
     if not runs:
         raise UserError(
-            f"{request.runs_dir}: no run of {request.recipe} to resume; leave out --resume to start one"
+            f"{request.runs_dir}: no run of {request.recipe} to resume; remove --resume to start one"
         )
     return runs[0]
 
@@ -150,8 +153,8 @@ def resolve_recipe(request: Request, known: RunDir | None) -> Recipe:
         if known is None:
             raise UserError(f"{request.runs_dir}: no run named {request.run!r}")
         path = known.recipe
-    kept = None if known is None else load_recipe(known.recipe)
-    recipe, lines = follow_links(load_recipe(path, list(request.overrides)), kept)
+    earlier = None if known is None else load_recipe(known.recipe)
+    recipe, lines = follow_links(load_recipe(path, list(request.overrides)), earlier)
     for line in lines:
         say(line, error=True)
     return recipe
@@ -163,9 +166,11 @@ def differing_keys(old_text: str, new_text: str) -> str:
 
     old, new = flatten(yaml.safe_load(old_text)), flatten(yaml.safe_load(new_text))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    said = [f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} here" for key in keys[:3]]
+    differences = [
+        f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} here" for key in keys[:3]
+    ]
     more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ("; ".join(said) or "written by another version of localdpo") + more
+    return ("; ".join(differences) or "written by another version of localdpo") + more
 
 
 def show_dry_run(request: Request) -> None:
@@ -176,20 +181,22 @@ def show_dry_run(request: Request) -> None:
 
 
 def say_finished(run: RunDir) -> None:
-    """Nothing is left to do: say so, and where the result is."""
+    """Print that nothing is left to do, and where the result is."""
     from localdpo.cli.plain import print_plain
     from localdpo.out.console import Console
     from localdpo.records.events import read_events
     from localdpo.records.wording import closing_lines
 
     console = Console()
-    print_plain(console, f"{run.path} is finished; for another run of the recipe choose another --run name")
+    print_plain(
+        console, f"{run.path} is finished; for another run of the recipe give another name with --run"
+    )
     for line in closing_lines(run, read_events(run.events))[1:]:
         print_plain(console, line)
 
 
 def train_and_watch(run: RunDir, accept_changes: bool) -> int:
-    """Start the worker, show its events, explain its end; gives the exit code of the command."""
+    """Start the worker, show its events, explain its end; the exit code of the command."""
     from localdpo.cli.plain import Interrupts, make_view
     from localdpo.launch import start_worker, watch
     from localdpo.out import say
@@ -212,33 +219,33 @@ def train_and_watch(run: RunDir, accept_changes: bool) -> int:
 
 
 def has_terminal() -> bool:
-    """Whether a person sits at both ends, so that a dashboard can be used."""
+    """Whether stdin and stdout are a terminal, so that a dashboard can be used."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
-    """Start the worker, show it in the dashboard until that is left; gives the exit code of the command.
+    """Start the worker and show it in the dashboard until the user leaves; the exit code of the command.
 
-    Training goes on if it has not ended by then: that is no error.
+    Training that has not ended by then continues: that is no error.
     """
     from localdpo.cli.plain import Interrupts
-    from localdpo.cli.watch import goes_on, open_dashboard
+    from localdpo.cli.watch import open_dashboard, say_continues
     from localdpo.launch import start_worker
 
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
-        # Textual takes a moment to load; the worker starts meanwhile.
+        # Textual takes a moment to load while the worker starts.
         import localdpo.dashboard.app  # noqa: F401
     code = open_dashboard(run.path.parent, run, worker)
     if worker.returncode is not None:
         return report_end(worker, by_keyboard=False)
-    goes_on(run, worker.pid)
+    say_continues(run, worker.pid)
     return code
 
 
 def report_end(worker: Worker, by_keyboard: bool) -> int:
-    """Say how the run of an ended worker ended, and what to do next; gives the exit code of the command."""
+    """Print how the run of an ended worker ended, and what to do next; the exit code of the command."""
     from localdpo.cli.plain import print_plain
     from localdpo.launch import FINISHED_EXIT, explain_death, full_disk, is_device_failure
     from localdpo.out.console import Console
@@ -260,7 +267,7 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
         is_error = code == USER_ERROR_EXIT or (code in (CRASHED_EXIT, DEVICE_EXIT) and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
     if code == USER_ERROR_EXIT:
-        # A mistake that was found before anything began leaves no run behind.
+        # A mistake that was found before training began leaves no run behind.
         run.discard()
     return code
 

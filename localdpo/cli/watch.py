@@ -1,4 +1,4 @@
-"""`localdpo watch`: the dashboard of a run that trains, or of one that has ended."""
+"""`localdpo watch`: the dashboard of a run that is training or has ended."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ _SIZE: Final = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 def watch(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Name of the run. Default: the one that trains, or the latest."),
+        typer.Argument(metavar="RUN", help="Name of the run. Default: the running one, or the latest."),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     screen: Annotated[
-        str | None, typer.Option(metavar="SCREEN", help=f"Open on this screen: {', '.join(SCREENS)}.")
+        str | None, typer.Option(metavar="SCREEN", help=f"Screen to open: {', '.join(SCREENS)}.")
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one frame as text and leave; needs no terminal.")
+        bool, typer.Option("--once", help="Print one frame as text and exit; needs no terminal.")
     ] = False,
     size: Annotated[
-        str | None, typer.Option(metavar="COLSxROWS", help=f"Size of that frame. Default: {DEFAULT_SIZE}.")
+        str | None,
+        typer.Option(metavar="COLSxROWS", help=f"Size of the frame of --once. Default: {DEFAULT_SIZE}."),
     ] = None,
 ) -> None:
-    """Watch a run: attach to one that trains, or look at one that has ended. Leaving stops nothing."""
+    """Open the dashboard of a run that is training or has ended. Leaving it does not stop training."""
     if size is not None and not once:
-        raise UserError("--size goes with --once; without it the terminal has its size")
+        raise UserError("--size works only with --once; otherwise the frame has the size of the terminal")
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError("watch needs a terminal; --once prints one frame as text")
     found = find_run(runs_dir, run) if run is not None else active_run(runs_dir)
@@ -56,13 +57,13 @@ def watch(
 
 
 def active_run(runs_dir: Path) -> RunDir:
-    """The run that trains, the most recently active one without any. Raises UserError if there is none."""
+    """The run that is training, else the most recently active one. Raises UserError if there is none."""
     running = (run for run in list_runs(runs_dir) if run.is_running())
     return next(running, None) or find_run(runs_dir)
 
 
 def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
-    """One frame of the screen `jump` at COLSxROWS, as text. Raises UserError for another form of size."""
+    """Print one frame of the screen `jump` at COLSxROWS, as text. Raises UserError for an invalid size."""
     match = _SIZE.fullmatch(size)
     if match is None:
         raise UserError(f"--size {size}: expected columns and rows, such as {DEFAULT_SIZE}")
@@ -79,9 +80,9 @@ def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
 
 
 def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live") -> int:
-    """Show the dashboard until it is left; gives its exit code. Runs that still train are named then.
+    """Show the dashboard until the user leaves; its exit code. Names the run if that is still training then.
 
-    `worker`: what the command has started itself, of which it tells on its own.
+    `worker`: the worker that the command started itself, on which it reports itself.
     """
     from localdpo.dashboard.app import DashboardApp
     from localdpo.dashboard.leaving import run_app
@@ -91,14 +92,14 @@ def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str
     left = app.feed.run if app.feed is not None else None
     is_own = worker is not None and left is not None and left.path == worker.run.path
     if left is not None and left.is_running() and not is_own:
-        goes_on(left, left.pid())
+        say_continues(left, left.pid())
     return app.return_code or 0
 
 
-def goes_on(run: RunDir, pid: int | None) -> None:
-    """Say that training goes on, and how to come back."""
+def say_continues(run: RunDir, pid: int | None) -> None:
+    """Print that training continues, and how to return to its dashboard."""
     words = ["localdpo", "watch", run.name]
     if run.path.parent != Path("runs"):
         words += ["--runs-dir", str(run.path.parent)]
     who = f" (process {pid})" if pid is not None else ""
-    say(f"training goes on{who}; come back with: {shlex.join(words)}")
+    say(f"training continues{who}; return to the dashboard with: {shlex.join(words)}")

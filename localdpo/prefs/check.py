@@ -38,7 +38,7 @@ from localdpo.prefs.checks.overlap import Overlap
 from localdpo.prefs.checks.reference import ReferenceAccuracy
 from localdpo.prefs.checks.repeats import Duplicates, Labels
 from localdpo.prefs.checks.texts import Markers, Skew
-from localdpo.prefs.report import CheckReport, Example, Result
+from localdpo.prefs.report import CheckReport, Result, RowExample
 
 # A new check is an entry in its family's file; a new family is a class and a line in FAMILIES.
 # What reading alone shows: rows that are no pair, columns that nobody reads, scores against the order.
@@ -179,7 +179,7 @@ class _Reading:
         """Findings about the rows that make no pair, and about how the others were read."""
         for check_, notes in ((UNREADABLE, self._unreadable), (UNUSABLE, self._unusable)):
             if notes:
-                examples = tuple(Example((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
+                examples = tuple(RowExample((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
                 numbers = np.fromiter(notes, np.int64)
                 words = _reasons(notes.values()) if check_ is UNUSABLE else check_.what
                 message = f"{counted(len(notes), 'row')}: {words}"
@@ -189,7 +189,7 @@ class _Reading:
         if shared := self.notes.shared_words:
             yield Result(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
         if against := self.notes.against_scores:
-            examples = tuple(Example((row + 1,)) for row in against[:EXAMPLES])
+            examples = tuple(RowExample((row + 1,)) for row in against[:EXAMPLES])
             numbers = np.array(against, np.int64)
             message = f"{len(against):,} pairs: {AGAINST_SCORES}"
             yield Result(SCORES, len(against), self.pairs, message, examples, numbers)
@@ -198,7 +198,7 @@ class _Reading:
         """A finding with the numbers of pairs replaced by the numbers of their rows."""
         first, last = self._first.values, self._last.values
         examples = tuple(
-            Example(
+            RowExample(
                 tuple(dict.fromkeys(int(row[pair]) + 1 for pair in example.pairs for row in (first, last))),
                 example.note,
             )

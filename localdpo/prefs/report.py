@@ -18,7 +18,7 @@ _PARTS = ("prompt", "chosen", "rejected", "row")
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class RowExample:
     """Rows that belong to one example, numbered from 1, and a few words."""
 
     rows: tuple[int, ...]
@@ -33,7 +33,7 @@ class Result:
     count: int
     total: int
     message: str
-    examples: tuple[Example, ...] = ()
+    examples: tuple[RowExample, ...] = ()
     rows: NDArray[np.int64] = field(default_factory=lambda: NOTHING)
 
 

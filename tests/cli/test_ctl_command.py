@@ -166,7 +166,7 @@ def test_a_worker_that_is_busy_is_described(deaf: RunDir, capsys: pytest.Capture
 def test_mistakes_on_the_command_line(deaf: RunDir):
     with pytest.raises(UserError, match="dance: no such command; expected one of pause, resume"):
         ctl("dpo", "dance")
-    with pytest.raises(UserError, match="--no-save goes with stop alone, not with pause"):
+    with pytest.raises(UserError, match="--no-save works only with stop, not with pause"):
         ctl("dpo", "pause", save=False)
     with pytest.raises(UserError, match="no run named 'dop'"):
         ctl("dop", "pause")

@@ -159,7 +159,7 @@ def test_a_loss_without_a_reference_says_what_is_shown(monkeypatch: pytest.Monke
 def test_the_list_is_text_without_a_terminal():
     lines = [" ".join(line.split()) for line in shown(FOUND, show_worst).splitlines()]
     assert lines == [
-        "dpo, step-000003: 30 of 40 valid pairs of v.jsonl, accuracy 0.750, margin +0.500",
+        "dpo, step-000003: 30 of 40 valid pairs of v.jsonl, reward accuracy 0.750, margin +0.500",
         "row margin ranked tokens chosen rejected",
         "7 -0.300 wrong 7/2 The sky ☕<end> \\x1b[31mred no",
     ]

@@ -136,7 +136,7 @@ def test_a_run_keeps_the_checkpoint_that_a_link_led_to(capsys: pytest.CaptureFix
 
 
 def test_changes_are_accepted_only_of_a_run_that_goes_on() -> None:
-    with pytest.raises(UserError, match=r"--accept-changes goes on with a run"):
+    with pytest.raises(UserError, match=r"--accept-changes resumes a run"):
         open_run(make_request(["dpo.yaml"], "dpo", Path("runs"), False, True))
     open_run(request("dpo.yaml"))
     assert open_run(make_request(["dpo.yaml"], "dpo", Path("runs"), False, True)).name == "dpo"

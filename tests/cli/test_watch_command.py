@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.cli.watch import SCREENS, active_run, goes_on
+from localdpo.cli.watch import SCREENS, active_run, say_continues
 from localdpo.core.errors import UserError
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
@@ -107,7 +107,7 @@ def test_it_opens_on_runs_when_none_trains():
     ("arguments", "problem"),
     [
         (["--once", "--size", "90"], "--size 90: expected columns and rows, such as 120x36"),
-        (["--size", "90x20"], "--size goes with --once"),
+        (["--size", "90x20"], "--size works only with --once"),
         (["--once", "--screen", "nowhere"], "--screen nowhere: expected one of live, samples"),
         (["nobody", "--once"], "no run named 'nobody'"),
         ([], "watch needs a terminal; --once prints one frame as text"),
@@ -141,11 +141,11 @@ def test_the_run_that_trains_comes_before_a_newer_one():
 
 
 def test_how_to_come_back(capsys: pytest.CaptureFixture[str]):
-    goes_on(RunDir("runs/dpo"), 12)
-    goes_on(RunDir("my runs/dpo"), None)
+    say_continues(RunDir("runs/dpo"), 12)
+    say_continues(RunDir("my runs/dpo"), None)
     assert capsys.readouterr().out.splitlines() == [
-        "training goes on (process 12); come back with: localdpo watch dpo",
-        "training goes on; come back with: localdpo watch dpo --runs-dir 'my runs'",
+        "training continues (process 12); return to the dashboard with: localdpo watch dpo",
+        "training continues; return to the dashboard with: localdpo watch dpo --runs-dir 'my runs'",
     ]
 
 
@@ -218,7 +218,9 @@ def test_leaving_says_that_training_goes_on():
     code, said = terminal.leave()
     run = RunDir("runs/dpo")
     assert (code, run.is_running()) == (0, True)
-    assert said == f"training goes on (process {run.pid()}); come back with: localdpo watch dpo"
+    assert (
+        said == f"training continues (process {run.pid()}); return to the dashboard with: localdpo watch dpo"
+    )
     stop = localdpo("runs")
     assert "running" in stop.stdout
     pid = run.pid()

@@ -126,7 +126,9 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
     tmux.until(lambda screen: "paused" in screen.splitlines()[1])
     tmux.press("q")
     left = tmux.until(lambda screen: "EXIT 0" in screen)
-    assert f"training goes on (process {run.pid()}); come back with: localdpo watch dpo" in left
+    assert (
+        f"training continues (process {run.pid()}); return to the dashboard with: localdpo watch dpo" in left
+    )
     assert run.is_running()
     tmux.start("watch", "--runs-dir", str(runs_dir))
     back = tmux.until(lambda screen: "paused" in screen)

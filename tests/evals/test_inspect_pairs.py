@@ -265,7 +265,7 @@ def test_runs_that_cannot_be_inspected(root: Path) -> None:
         (["dpo", "--pair", "99"], "error: --pair 99: expected a row from 1 to 9"),
         (
             ["dpo", "--pair", "1", "--worst", "5"],
-            "error: --pair shows one pair: leave out --worst and --limit",
+            "error: --pair shows one pair: remove --worst and --limit",
         ),
         (["empty"], "runs/empty: no checkpoint to inspect yet"),
         (["nobody"], "no run named 'nobody'"),
