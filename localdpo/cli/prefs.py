@@ -85,7 +85,7 @@ def clean(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Checks whose rows to drop, separated by commas. Default: those that training needs.",
+            help="Checks whose rows to drop, separated by commas. Default: see docs/preference-data.md.",
         ),
     ] = None,
     recipe: RecipeOption = None,

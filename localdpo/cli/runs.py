@@ -123,7 +123,7 @@ def ctl(
     answer = _wait(found, send(found, wanted, save=save), timeout)
     if answer is None:
         raise UserError(
-            f"{found.path}: no answer within {timeout:g} s: {_busy(found)}; it executes the command after that"
+            f"{found.path}: no answer within {timeout:g} s: {_busy(found)}; the command runs after that"
         )
     if not answer.ok:
         raise UserError(f"{found.path}: {answer.message}")
