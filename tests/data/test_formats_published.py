@@ -188,12 +188,13 @@ def test_neighbours_of_one_prompt_make_pairs_in_their_order(tmp_path: Path) -> N
     ]
 
 
-def test_what_fits_no_format_names_the_usual_columns(tmp_path: Path) -> None:
-    message = (
-        r"expected the columns chosen, prompt, rejected; or chosen, rejected; or those of ultrafeedback, "
-    )
-    with pytest.raises(UserError, match=message):
+def test_what_fits_no_format_names_the_usual_columns_and_the_closest_format(tmp_path: Path) -> None:
+    usual = "expected the columns chosen, prompt, rejected; or chosen, rejected; or those of the other"
+    with pytest.raises(UserError, match=rf"{usual} \d+ formats in docs/data\.md$"):
         results(tmp_path, {"good": "a", "bad": "b"})
+    closest = r"stackexchange \(question, response_j, response_k\) is the closest"
+    with pytest.raises(UserError, match=rf"{usual} \d+ formats in docs/data\.md, of which {closest}$"):
+        results(tmp_path, {"question": "a", "response_j": "b", "best": 1})
 
 
 def test_single_answers_are_paired_up_only_when_asked(tmp_path: Path) -> None:

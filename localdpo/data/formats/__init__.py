@@ -237,8 +237,11 @@ def detect(columns: Iterable[str], kind: Kind, label: str, empty: Collection[str
     other = next((_NAMES[entry.kind] for entry in fitting if "prompts" not in (entry.kind, kind)), None)
     of_kind = [entry for accepted in _accepted(kind) for entry in FORMATS if entry.kind == accepted]
     wanted = "; or ".join(", ".join(sorted(entry.columns)) for entry in of_kind if entry.usual)
-    others = [entry.name for entry in of_kind if not entry.usual and entry.detected]
-    more = f"; or those of {', '.join(others)}" if others else ""
+    others = [entry for entry in of_kind if not entry.usual and entry.detected]
+    more = f"; or those of the other {len(others)} formats in docs/data.md" if others else ""
+    closest = max(others, key=lambda entry: len(entry.columns & found), default=None)
+    if closest is not None and closest.columns & found:
+        more += f", of which {closest.name} ({', '.join(sorted(closest.columns))}) is the closest"
     more += "".join(
         f"; or name the format {entry.name}"
         for entry in of_kind
