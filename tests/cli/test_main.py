@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from command import localdpo
 
 from localdpo.cli import main
 
@@ -31,15 +32,6 @@ def test_help_loads_nothing_heavy():
     assert set(HEAVY) & set(loaded) == set()
 
 
-def run_in_process(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    """The exit code of the command."""
-    monkeypatch.setattr(main, "guard", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["localdpo", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main.run()
-    return end.value.code
-
-
 def test_help_names_every_command():
     done = subprocess.run(
         [sys.executable, "-m", "localdpo", "--help"], capture_output=True, text=True, check=True, timeout=60
@@ -62,14 +54,11 @@ def test_help_names_every_command():
         (["compare", "--runs-dir", "/nonexistent"], "error: /nonexistent: no runs here"),
     ],
 )
-def test_a_mistake_is_a_line_and_exit_code_2(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    assert run_in_process(*arguments, monkeypatch=monkeypatch) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(said)
-    assert err.count("\n") == 1
+def test_a_mistake_is_a_line_and_exit_code_2(arguments: list[str], said: str):
+    done = localdpo(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
 
 
 def commands() -> dict[str, Any]:
@@ -97,16 +86,13 @@ def usage_mistakes(command: Any) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("words", commands())
-def test_every_usage_mistake_is_one_error_line(
-    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_every_usage_mistake_is_one_error_line(words: str):
     for arguments in usage_mistakes(commands()[words]):
-        assert run_in_process(*words.split(), *arguments, monkeypatch=monkeypatch) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("error: ")
-        assert err.endswith(f"; see `localdpo {words} --help`\n")
-        assert err.count("\n") == 1
+        done = localdpo(*words.split(), *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.endswith(f"; see `localdpo {words} --help`\n")
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -137,19 +123,16 @@ def test_every_usage_mistake_is_one_error_line(
         ),
     ],
 )
-def test_a_usage_error_names_what_was_expected_and_the_help_to_read(
-    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    assert run_in_process(*arguments, monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err == line + "\n"
+def test_a_usage_error_names_what_was_expected_and_the_help_to_read(arguments: list[str], line: str):
+    done = localdpo(*arguments)
+    assert (done.returncode, done.stderr) == (2, line + "\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["prefs"]])
-def test_a_group_of_commands_without_one_shows_its_help(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    assert run_in_process(*arguments, monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr().err.startswith(" ".join(["Usage: localdpo", *arguments, "[OPTIONS] COMMAND"]))
+def test_a_group_of_commands_without_one_shows_its_help(arguments: list[str]):
+    done = localdpo(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(" ".join(["Usage: localdpo", *arguments, "[OPTIONS] COMMAND"]))
 
 
 def test_a_device_that_gave_up_is_one_line_and_a_bug_keeps_its_traceback(

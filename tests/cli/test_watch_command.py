@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import localdpo
 
 from localdpo.cli.watch import SCREENS, active_run, say_continues
 from localdpo.core.errors import UserError
@@ -44,11 +45,6 @@ def make_run(name: str, age: float = 0.0, end: bool = True) -> RunDir:
             log.write("run.finished", 2, seconds=3.0)
     os.utime(run.events, (1e9 - age, 1e9 - age))
     return run
-
-
-def localdpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "localdpo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
 
 
 # --- one frame -----------------------------------------------------------------------------------------
