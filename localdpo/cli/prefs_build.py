@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localdpo.cli.options import (
-    SPEC_HELP,
-    BatchOption,
-    ConcurrencyOption,
-    ConstitutionOption,
-    DryRunOption,
-    JudgeTokensOption,
-    MaxTokensOption,
-    MaxUsdOption,
-    PricesOption,
-    Principles,
-    PrinciplesOption,
-    RubricOption,
-)
+from localdpo.cli.judging import carry_out, with_judge_options
+from localdpo.cli.options import SPEC_HELP, DryRunOption, MaxTokensOption
 
 if TYPE_CHECKING:
-    from localdpo.judging.budget import Budget
-    from localdpo.out.console import Console
-    from localdpo.prefs.build import Callbacks
-    from localdpo.prefs.build_plan import BuildOptions, Plan
     from localdpo.prefs.candidates import CandidateSource
 
 
+@with_judge_options
 def build(
+    *,
     prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="File, data set or demo: name.")],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FOLDER", help="Folder of the build; the same one again goes on."),
+        typer.Option("--out", metavar="FOLDER", help="Folder of the build; give it again to resume."),
     ],
     recipe: Annotated[
         Path | None,
@@ -67,9 +51,6 @@ def build(
             help=f"{SPEC_HELP}. Default: rules for the demo's prompts.",
         ),
     ] = None,
-    rubric: RubricOption = None,
-    constitution: ConstitutionOption = None,
-    principles: PrinciplesOption = Principles.sample,
     revise: Annotated[
         bool,
         typer.Option(
@@ -80,11 +61,7 @@ def build(
         bool | None,
         typer.Option("--scores/--no-scores", help="Score both answers of a pair. Default: only rules do."),
     ] = None,
-    batch: BatchOption = False,
-    concurrency: ConcurrencyOption = None,
-    judge_tokens: JudgeTokensOption = None,
-    prices: PricesOption = None,
-    max_usd: MaxUsdOption = None,
+    judging: dict[str, Any],
     valid_fraction: Annotated[
         float | None, typer.Option(min=0.0, max=0.5, help="Share of the pairs held out. Default: 0.1.")
     ] = None,
@@ -95,11 +72,12 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Make pairs: candidates of a model for each prompt, judged, split by prompt. A second call goes on."""
+    """Make pairs: candidates of a model for each prompt, judged, split by prompt. Run it again to resume."""
     from localdpo.core.errors import UserError
-    from localdpo.out import say
-    from localdpo.prefs.build_plan import BuildOptions, plan_build
-    from localdpo.prefs.build_preview import preview_lines
+    from localdpo.out import print_json, say
+    from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
+    from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
+    from localdpo.prefs.build_report import report_lines
 
     if valid_fraction is not None and valid_count is not None:
         raise UserError("--valid-fraction and --valid-count: give one of the two")
@@ -113,25 +91,24 @@ def build(
         seed=seed,
         limit=limit,
         judge=judge,
-        rubrics=tuple(rubric or ()),
-        constitution=constitution,
-        principles=principles.value,
         revise=revise,
         scores=scores,
-        batch=batch,
-        concurrency=concurrency,
-        judge_tokens=judge_tokens,
-        prices=prices,
-        max_usd=max_usd,
         valid_fraction=0.1 if valid_fraction is None else valid_fraction,
         valid_count=valid_count,
         keep=keep,
+        **judging,
     )
     if dry_run:
-        plan = plan_build(options)
-        say("\n".join([*preview_lines(plan), *plan.notes]))
+        say("\n".join(preview_lines(plan_build(options))))
         return
-    show(carried_out(options), options, as_json)
+    report = carry_out(options, plan_build, run_build)
+    if as_json:
+        print_json(report)
+        return
+    say("\n".join(report_lines(report)))
+    names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
+    say(f"written: {', '.join(str(out / name) for name in names)}")
+    say(f"look at them: localdpo prefs check {out / TRAIN}")
 
 
 def source_from(
@@ -171,78 +148,3 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--temperatures {text}: expected numbers with commas, as in 0.7,1.0") from None
-
-
-def carried_out(options: BuildOptions) -> dict[str, Any]:
-    """Build with bars on stderr; the report's record."""
-    from localdpo.cli.plain import print_plain
-    from localdpo.judging.budget import Budget
-    from localdpo.model.backend import prepare
-    from localdpo.out.console import Console
-    from localdpo.prefs.build import run_build
-    from localdpo.prefs.build_plan import plan_build
-
-    console = Console(stderr=True)
-    for hint in prepare().hints:
-        print_plain(console, hint)
-    plan = plan_build(options)
-    for note in plan.notes:
-        print_plain(console, note)
-    budget = Budget(options.max_usd)
-    try:
-        with progress(console, plan, budget) as callbacks:
-            return run_build(plan, budget=budget, callbacks=callbacks)
-    finally:
-        if budget.spent:
-            print_plain(console, f"spent on the judge: ${budget.spent:.4f}")
-
-
-@contextmanager
-def progress(console: Console, plan: Plan, budget: Budget) -> Iterator[Callbacks]:
-    """What `run_build` calls: bars with the time left and the money spent on a terminal, waits as lines."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from localdpo.cli.plain import print_plain
-    from localdpo.core.text import format_seconds
-    from localdpo.prefs.build import Callbacks
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[spent]}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        wanted = len(plan.prompts) * len(plan.drawing.names)
-        candidates = bars.add_task("candidates", total=wanted, spent="")
-        # How many there are to ask depends on the candidates: the most until they are known.
-        verdicts = bars.add_task("verdicts", total=plan.most_verdicts, spent="")
-
-        def answered() -> None:
-            bars.update(verdicts, advance=1, spent=f"${budget.spent:.4f}" if budget.spent else "")
-
-        def waited(seconds: float, why: str) -> None:
-            print_plain(console, f"waiting {format_seconds(seconds)}: {why}")
-
-        yield Callbacks(
-            on_candidate=lambda record: bars.advance(candidates),
-            on_judging=lambda most: bars.update(verdicts, total=most),
-            on_verdict=lambda question, verdict: answered(),
-            on_wait=waited,
-        )
-
-
-def show(report: dict[str, Any], options: BuildOptions, as_json: bool) -> None:
-    """Print the report, as lines or as JSON, and where its files are."""
-    from localdpo.out import print_json, say
-    from localdpo.prefs.build import REPORT, TRAIN, VALID
-    from localdpo.prefs.build_report import report_lines
-
-    if as_json:
-        print_json(report)
-        return
-    say("\n".join(report_lines(report)))
-    names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
-    say(f"written: {', '.join(str(options.out / name) for name in names)}")
-    say(f"look at them: localdpo prefs check {options.out / TRAIN}")

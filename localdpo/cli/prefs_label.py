@@ -31,7 +31,7 @@ def label(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Label pairs by keyboard; a second call goes on. Says how well you agree with the data and yourself."""
+    """Label pairs by keyboard; run it again to resume. Says how well you agree with the data and yourself."""
     from localdpo.core.errors import UserError
     from localdpo.out import say
     from localdpo.out.console import Console
@@ -58,7 +58,7 @@ def label(
     say("\n".join(summary_lines(state.summary())))
     say(f"labels: {path}")
     if out is not None:
-        from localdpo.prefs.labelled import write_labelled
+        from localdpo.prefs.label import write_labelled
 
         written = write_labelled(data, state, out, format_name=format_name, force=force)
         say(f"written: {out}, {written:,} pairs")

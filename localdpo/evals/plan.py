@@ -1,35 +1,48 @@
-"""From the options of `localdpo eval` to an evaluation: what is asked of whom, and what it may cost."""
+"""From the options of `localdpo eval` to an evaluation: what is generated, who is asked, what it may cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from localdpo.answering.contestants import Contestant, contestants
-from localdpo.answering.generator import answer_all, plan_answers
+from localdpo.answering.generator import (
+    AnswersByName,
+    answer_all,
+    longest_answers,
+    missing_answers,
+    plan_answers,
+    read_partial,
+)
 from localdpo.answering.prompts import choose_prompts
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
-from localdpo.evals.comparisons import duels_of
-from localdpo.evals.evaluate import Asked, Judging, evaluate, pair_questions, score_questions
+from localdpo.evals.evaluate import AnsweredPrompts, evaluate
+from localdpo.evals.figures import duels_of
 from localdpo.evals.files import write_record
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
 from localdpo.judging.base import Judge, Question
-from localdpo.judging.budget import Budget
-from localdpo.judging.constitution import Principles
-from localdpo.judging.journal import Journal
-from localdpo.judging.registry import JudgeOptions, make_judge
-from localdpo.judging.rubric import rubrics_by_mode
-from localdpo.judging.rules import NAME as RULES
-from localdpo.judging.rules import judges_all, refuse_others
-from localdpo.judging.runner import find_keys, preview
-from localdpo.records.answers import AnswerRecord, Header, Sampling, read_answers, rows_of
+from localdpo.judging.cost import Budget
+from localdpo.judging.pairwise import both_orders
+from localdpo.judging.request import (
+    Hooks,
+    JudgeRequest,
+    Judges,
+    cost_lines,
+    judge_session,
+    judge_spec,
+    make_judges,
+    open_journal,
+    wants_scores,
+)
+from localdpo.judging.run import find_keys
+from localdpo.records.answers import Header, Sampling
 from localdpo.records.rundir import RunDir, check_name
-from localdpo.records.verdicts import Verdict, damaged_verdicts
+from localdpo.records.verdicts import damaged_verdicts
 from localdpo.records.votes import Votes
 
 NO_JUDGE: Final = "heuristics"
@@ -37,12 +50,10 @@ NO_JUDGE_HINT: Final = (
     "no judge: these are no incident reports of the demo, which rules could check; name one, such as "
     "--judge mlx:MODEL, --judge anthropic or --judge openai:URL#MODEL"
 )
-# Characters of a token, for the length of an answer that is not there yet.
-_CHARACTERS: Final = 5
 
 
 @dataclass(frozen=True)
-class Options:
+class EvalOptions(JudgeRequest):
     """What a person asked for; see `localdpo eval --help`."""
 
     run: RunDir
@@ -50,33 +61,27 @@ class Options:
     limit: int = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(256, 1.0, 0))
     with_runs: tuple[RunDir, ...] = ()
-    judge: str | None = None
-    scores: bool | None = None
-    rubrics: tuple[str, ...] = ()
-    constitution: str | None = None
-    principles: Principles = "sample"
-    batch: bool = False
-    concurrency: int | None = None
-    judge_tokens: int | None = None
-    prices: Path | None = None
-    max_usd: float | None = None
     checks: Path | None = None
     name: str | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an evaluation will do; nothing is generated or asked yet."""
+class EvaluationPlan:
+    """What an evaluation will do; nothing is generated or asked yet.
 
-    options: Options
+    `notes`: what to say before it begins, one line each.
+    """
+
+    options: EvalOptions
     name: str
     contestants: list[Contestant]
     prompts: list[PromptRow]
     source: str
     heuristics: list[Heuristic]
-    judge: Judge | None
-    scorer: Judge | None
-    notes: tuple[str, ...] = field(default=())
+    judges: Judges
+    answers_path: Path
+    header: Header
+    notes: tuple[str, ...] = ()
 
     @property
     def journal(self) -> Path:
@@ -84,58 +89,52 @@ class Plan:
         return self.options.run.verdicts
 
     @property
-    def questions(self) -> int:
-        """To the judge, at most: both orders of every pair, and every answer if it scores."""
-        n, models = len(self.prompts), len(self.contestants)
-        return 2 * n * len(duels_of(self.contestants)) + (n * models if self.scorer is not None else 0)
+    def most_verdicts(self) -> int:
+        """Questions to the judge, at most: both orders of every pair, and every answer if it scores."""
+        pairs = 0 if self.judges.pairs is None else len(duels_of(self.contestants))
+        singles = 0 if self.judges.scores is None else len(self.contestants)
+        return len(self.prompts) * (2 * pairs + singles)
 
-    def asked(self, answers: dict[str, list[AnswerRecord]]) -> Asked:
+    def answered(self, answers: AnswersByName) -> AnsweredPrompts:
         """What is evaluated, with these answers."""
-        return Asked(
-            self.options.run, self.contestants, self.prompts, self.source, self.options.sampling, answers
+        options = self.options
+        return AnsweredPrompts(
+            options.run, self.contestants, self.prompts, self.source, options.sampling, answers
         )
 
+    def questions(self, answered: AnsweredPrompts) -> list[tuple[Judge, Sequence[Question]]]:
+        """Everything that is asked about these answers, by judge."""
+        questions: list[tuple[Judge, Sequence[Question]]] = []
+        if self.judges.pairs is not None:
+            questions.append((self.judges.pairs, both_orders(answered.pairs())))
+        if self.judges.scores is not None:
+            questions.append((self.judges.scores, answered.singles()))
+        return questions
 
-def plan_evaluation(options: Options) -> Plan:
-    """Look at everything that was named. Raises UserError(s) for what does not fit."""
+
+def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
+    """Look at everything that was named. Loads no model. Raises UserError(s) for what does not fit."""
     rows, source = choose_prompts(options.run, options.prompts, (), options.limit)
     notes: list[str] = []
-    every = contestants(options.run, options.with_runs, note=notes.append)
+    models = contestants(options.run, options.with_runs, note=notes.append)
     own = [] if options.checks is None else load_checks(options.checks)
     facts = [row.facts for row in rows]
-    spec = options.judge or (RULES if judges_all(facts) else None)
-    refuse_others(spec or "", facts)
-    judge, scorer = _judges(options, spec)
+    spec = judge_spec(options, facts)
+    judges = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
     notes += damaged_verdicts(options.run.verdicts)
     notes += [NO_JUDGE_HINT] if spec is None else []
-    return Plan(options, name, every, rows, source, with_standard(own, facts), judge, scorer, tuple(notes))
+    path, header = plan_answers(options.run, models, rows, options.sampling, source=source)
+    heuristics = with_standard(own, facts)
+    return EvaluationPlan(options, name, models, rows, source, heuristics, judges, path, header, tuple(notes))
 
 
-def _judges(options: Options, spec: str | None) -> tuple[Judge | None, Judge | None]:
-    """Who compares and who scores. Scores are asked for, or come free with the rules."""
-    rubrics = rubrics_by_mode(options.rubrics)
-    scores = options.scores if options.scores is not None else spec == RULES or "score" in rubrics
-    if spec is None:
-        _refuse_without_judge(options)
-        return None, None
-    judge_options = JudgeOptions(
-        constitution=options.constitution,
-        principles=options.principles,
-        batch=options.batch,
-        concurrency=options.concurrency,
-        max_tokens=options.judge_tokens,
-        prices=options.prices,
-        votes=options.run.votes,
-    )
-    judge = make_judge(spec, replace(judge_options, mode="pairwise", rubric=rubrics.get("pairwise")))
-    if not scores:
-        return judge, None
-    return judge, make_judge(spec, replace(judge_options, mode="score", rubric=rubrics.get("score")))
-
-
-def _refuse_without_judge(options: Options) -> None:
+def _judges(options: EvalOptions, spec: str | None) -> Judges:
+    if spec is not None:
+        scored = wants_scores(options, spec)
+        votes = options.run.votes
+        return make_judges(options, spec, ("pairwise", "score") if scored else ("pairwise",), votes=votes)
     given = {
         "--scores": options.scores,
         "--rubric": options.rubrics,
@@ -145,24 +144,20 @@ def _refuse_without_judge(options: Options) -> None:
     }
     if useless := [name for name, value in given.items() if value]:
         raise UserError(f"{useless[0]}: there is no judge to use it; {NO_JUDGE_HINT}")
+    return Judges()
 
 
 def run_evaluation(
-    plan: Plan,
-    *,
-    on_answer: Callable[[AnswerRecord], None] | None = None,
-    on_verdict: Callable[[Question, Verdict], None] | None = None,
-    on_wait: Callable[[float, str], None] | None = None,
-    budget: Budget | None = None,
+    plan: EvaluationPlan, *, budget: Budget | None = None, hooks: Hooks | None = None
 ) -> dict[str, Any]:
     """Generate what is missing, ask what is missing, write the files; the record that was written.
 
-    Raises UserError for models, adapters and prompts that do not work, and JudgeStopped; in both cases the
-    same call goes on where this one ended.
+    Raises UserError for models, adapters and prompts that do not work, and JudgeStopped; in both cases call
+    it again to resume.
     """
-    options = plan.options
-    if _missing(plan):
-        find_keys(plan.judge, plan.scorer)
+    options, hooks = plan.options, hooks or Hooks()
+    if missing_answers(plan.answers_path, plan.header):
+        find_keys(plan.judges.pairs, plan.judges.scores)
     answers = answer_all(
         options.run,
         plan.contestants,
@@ -170,106 +165,49 @@ def run_evaluation(
         options.sampling,
         scores=False,
         source=plan.source,
-        on_answer=on_answer,
+        on_answer=hooks.on_answer,
     )
-    asked = plan.asked(answers)
+    answered = plan.answered(answers)
     options.run.evaluations.mkdir(exist_ok=True)
-    judging = Judging(
-        judge=plan.judge,
-        scorer=plan.scorer,
-        concurrency=options.concurrency,
-        budget=budget or Budget(options.max_usd),
-        votes=_votes(plan),
-        on_verdict=on_verdict,
-        on_wait=on_wait,
-    )
-    if plan.judge is None:
-        record = evaluate(plan.name, asked, plan.heuristics, judging)
+    if plan.judges.pairs is None:
+        record = evaluate(plan.name, answered, plan.heuristics, plan.judges)
     else:
-        with Journal(plan.journal, sync=_costs(plan.judge, asked)) as journal:
-            record = evaluate(plan.name, asked, plan.heuristics, replace(judging, journal=journal))
+        questions = plan.questions(answered)
+        if hooks.on_questions is not None:
+            hooks.on_questions(sum(len(to_ask) for _, to_ask in questions))
+        with open_journal(plan.journal, questions) as journal:
+            session = judge_session(options, journal, budget=budget, hooks=hooks)
+            votes = _votes(options)
+            record = evaluate(plan.name, answered, plan.heuristics, plan.judges, session, votes)
     write_record(options.run, record)
     return record
 
 
-def _votes(plan: Plan) -> Votes | None:
+def _votes(options: EvalOptions) -> Votes | None:
     """The votes of people, to compare a judge with; None for people themselves."""
-    path = plan.options.run.votes
-    is_human = plan.options.judge is not None and plan.options.judge.startswith("human")
-    return Votes(path) if plan.judge is not None and path.is_file() and not is_human else None
+    path = options.run.votes
+    is_human = options.judge is not None and options.judge.startswith("human")
+    return Votes(path) if path.is_file() and not is_human else None
 
 
-def _costs(judge: Judge, asked: Asked) -> bool:
-    """Whether a lost verdict would be lost money."""
-    return any(judge.worst_case_usd(question) > 0 for question in pair_questions(asked)[:1])
-
-
-def _answers_file(plan: Plan) -> tuple[Path, Header]:
-    options = plan.options
-    return plan_answers(options.run, plan.contestants, plan.prompts, options.sampling, source=plan.source)
-
-
-def _missing(plan: Plan) -> int:
-    """Answers that are still to be generated."""
-    path, _ = _answers_file(plan)
-    return read_answers(path).missing if path.is_file() else len(plan.prompts) * len(plan.contestants)
-
-
-def preview_lines(plan: Plan) -> list[str]:
+def preview_lines(plan: EvaluationPlan) -> list[str]:
     """What the evaluation would generate, ask and cost at most. Loads no model and asks nobody."""
-    options, missing = plan.options, _missing(plan)
+    missing = missing_answers(plan.answers_path, plan.header)
+    labels = ", ".join(contestant.label for contestant in plan.contestants)
     wanted = len(plan.prompts) * len(plan.contestants)
-    answers: dict[str, list[AnswerRecord]] | None = None
-    if not missing:
-        path, header = _answers_file(plan)
-        rows = rows_of(read_answers(path))
-        answers = {name: [row[name] for row in rows] for name in header.names}
-    labels = ", ".join(one.label for one in plan.contestants)
     lines = [
         f"prompts: {len(plan.prompts)} of {plan.source}",
         f"models: {labels}",
-        f"answers: {wanted:,} of at most {options.sampling.max_tokens} tokens, {missing:,} to generate",
+        f"answers: {wanted:,} of at most {plan.header.sampling.max_tokens} tokens, {missing:,} to generate",
         f"heuristics: {', '.join(heuristic.name for heuristic in plan.heuristics)}",
     ]
-    costs = [] if plan.judge is None else _cost_lines(plan, answers)
-    return [*lines, *costs, *plan.notes]
-
-
-def _cost_lines(plan: Plan, answers: dict[str, list[AnswerRecord]] | None) -> list[str]:
-    assert plan.judge is not None
-    known = answers is not None
-    asked = plan.asked(answers if answers is not None else _longest_answers(plan))
-    journal = Journal(plan.journal) if known and plan.journal.is_file() else None
-    try:
-        looks = [preview(plan.judge, pair_questions(asked), journal)]
-        if plan.scorer is not None:
-            looks.append(preview(plan.scorer, score_questions(asked), journal))
-    finally:
-        if journal is not None:
-            journal.close()
-    questions, usd = sum(look.asked for look in looks), sum(look.worst_usd for look in looks)
-    cached = sum(look.cached for look in looks)
-    price = "an amount that is not known (no price for this model)" if usd == float("inf") else f"${usd:.2f}"
-    basis = "" if known else ", were every answer as long as it may be"
-    lines = [
-        f"judge: {plan.judge.name}, {questions:,} questions to ask, {cached:,} answered already",
-        f"cost: at most {price}{basis}",
-    ]
-    if plan.options.max_usd is not None:
-        lines.append(f"limit: ${plan.options.max_usd:.2f}")
-    return lines
-
-
-def _longest_answers(plan: Plan) -> dict[str, list[AnswerRecord]]:
-    """Answers at the limit of length, no two alike, in the place of those that are not there yet."""
-    tokens = plan.options.sampling.max_tokens
-    return {
-        one.name: [
-            AnswerRecord(i, one.name, f"{one.name} ".ljust(tokens * _CHARACTERS, "x"), tokens, False)
-            for i in range(len(plan.prompts))
-        ]
-        for one in plan.contestants
-    }
+    if plan.judges.pairs is not None:
+        records = longest_answers(plan.header) if missing else read_partial(plan.answers_path).records
+        answers = {name: [records[i, name] for i in range(len(plan.prompts))] for name in plan.header.names}
+        questions = plan.questions(plan.answered(answers))
+        name = plan.judges.pairs.name
+        lines += cost_lines(plan.options, name, questions, plan.journal, known=not missing)
+    return [*lines, *plan.notes]
 
 
 def write_page(path: Path, text: str) -> None:

@@ -14,14 +14,24 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import expit
 
 Floats: TypeAlias = "NDArray[np.float64]"
 
 CONFIDENCE: Final = 0.95
 POWER: Final = 0.8
 RESAMPLES: Final = 10_000
+STRENGTH_RESAMPLES: Final = 1000
+# Weight of ridge/2 w^2 in logistic models, which keeps them finite when one model wins everything.
+RIDGE: Final = 0.01
 # Below this many prompts a bootstrap has too few different resamples to say anything.
 FEWEST_RESAMPLED: Final = 10
+# The rate at equal lengths takes so many prompts, and this share of them with each of the two answers longer.
+FEWEST_LENGTHS: Final = 100
+SMALLEST_SIDE: Final = 0.1
+# Newton's method: steps at most, and the step that is as good as none.
+_STEPS: Final = 200
+_EXACT: Final = 1e-10
 # Resamples times prompts in memory at once: 32 MiB of float64.
 _BLOCK: Final = 2**22
 
@@ -119,10 +129,10 @@ def position_bias(first: ArrayLike, second: ArrayLike) -> Estimate | None:
     decided = for_first + for_second
     if not decided.sum():
         return None
-    found = wilson(float(for_first.sum() / decided.sum()), int((decided > 0).sum()))
-    assert found.low is not None
-    assert found.high is not None
-    return Estimate(found.value - 0.5, found.low - 0.5, found.high - 0.5)
+    rate = wilson(float(for_first.sum() / decided.sum()), int((decided > 0).sum()))
+    assert rate.low is not None
+    assert rate.high is not None
+    return Estimate(rate.value - 0.5, rate.low - 0.5, rate.high - 0.5)
 
 
 def paired_difference(
@@ -167,8 +177,126 @@ def bootstrap_sums(values: ArrayLike, *, seed: int, resamples: int = RESAMPLES) 
 def percentiles(draws: ArrayLike, confidence: float = CONFIDENCE) -> Floats:
     """Lower and upper end of the central `confidence` of draws [m, ...]: [2, ...]."""
     tail = (1 - confidence) / 2
-    found: Floats = np.quantile(np.asarray(draws, dtype=np.float64), [tail, 1 - tail], axis=0)
-    return found
+    ends: Floats = np.quantile(np.asarray(draws, dtype=np.float64), [tail, 1 - tail], axis=0)
+    return ends
+
+
+def strengths(wins: ArrayLike, ridge: float = RIDGE) -> Floats:
+    """Bradley-Terry strengths theta of each model (Bradley and Terry, 1952); the first is the base, with 0.
+
+        P(i preferred to j) = sigmoid(theta_i - theta_j), a tie counts as half a win for each.
+
+    So a strength reads as the logit of winning against the base.
+
+    Args:
+        wins: [..., m, m]; wins[i, j] is how often i was preferred to j, ties counted as 1/2 in both. Leading
+            axes are separate problems.
+        ridge: see RIDGE.
+
+    Returns [..., m]. Newton's method on the log-likelihood, which is concave.
+    """
+    counts = np.asarray(wins, dtype=np.float64)
+    models = counts.shape[-1]
+    if counts.ndim < 2 or counts.shape[-2] != models or models < 2:
+        raise ValueError(f"expected square tables of two or more models, got shape {counts.shape}")
+    games = counts + np.swapaxes(counts, -1, -2)
+    theta = np.zeros(counts.shape[:-1])
+    free = slice(1, None)
+    for _ in range(_STEPS):
+        p = expit(theta[..., :, None] - theta[..., None, :])
+        gradient = (counts - games * p).sum(axis=-1) - ridge * theta
+        spread = games * p * (1 - p)
+        hessian = -spread
+        diagonal = np.arange(models)
+        hessian[..., diagonal, diagonal] += spread.sum(axis=-1) + ridge
+        step = np.linalg.solve(hessian[..., free, free], gradient[..., free, None])[..., 0]
+        largest = np.abs(step).max(axis=-1, keepdims=True)
+        theta[..., free] += step * np.minimum(1.0, 2.0 / np.maximum(largest, 1e-300))
+        if float(largest.max()) < _EXACT:
+            break
+    return theta
+
+
+def ranking(wins: ArrayLike, *, seed: int = 0, resamples: int = STRENGTH_RESAMPLES) -> list[Estimate]:
+    """The strength of each model with a bootstrap interval over prompts.
+
+    Args:
+        wins: [n, m, m], the table of `strengths` for each prompt. A comparison that has no valid verdict is 0
+            in both directions.
+
+    The base's interval is [0, 0]: it is the yardstick. Raises ValueError for no prompts.
+    """
+    tables = np.asarray(wins, dtype=np.float64)
+    if tables.ndim != 3 or not len(tables):
+        raise ValueError(f"expected [prompts, models, models], got shape {tables.shape}")
+    n, models, _ = tables.shape
+    theta = strengths(tables.sum(axis=0))
+    sums = bootstrap_sums(tables.reshape(n, -1), seed=seed, resamples=resamples)
+    low, high = percentiles(strengths(sums.reshape(-1, models, models)))
+    return [Estimate(float(theta[i]), float(low[i]), float(high[i])) for i in range(models)]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControlled:
+    """The length-controlled rate, or why there is none in `refused`. `phi` is the pull of length (logits)."""
+
+    rate: Estimate | None
+    phi: float | None
+    refused: str = ""
+
+
+def length_controlled(scores: ArrayLike, difference: ArrayLike) -> LengthControlled:
+    """The win rate that is left when the two answers are equally long.
+
+    After Dubois et al. (2024), "Length-Controlled AlpacaEval": a logistic model of the score with the
+    difference in length as a second cause, read off where that difference is 0.
+
+    Args:
+        scores: [n] in [0, 1] for the first model.
+        difference: [n], its answer's length less the other's, in any unit.
+
+    Refused under FEWEST_LENGTHS prompts, and when fewer than SMALLEST_SIDE of the prompts have the first
+    model's answer longer, or shorter: the rate at equal lengths would be a guess beyond the data.
+    """
+    s, d = np.asarray(scores, dtype=np.float64), np.asarray(difference, dtype=np.float64)
+    if s.shape != d.shape or s.ndim != 1:
+        raise ValueError(f"expected one length difference for each score, got {s.shape} and {d.shape}")
+    if len(s) < FEWEST_LENGTHS:
+        return LengthControlled(None, None, f"{len(s)} prompts; it needs at least {FEWEST_LENGTHS}")
+    longer, shorter = float((d > 0).mean()), float((d < 0).mean())
+    if min(longer, shorter) < SMALLEST_SIDE:
+        which = "shorter" if shorter < longer else "longer"
+        share = 100 * min(longer, shorter)
+        return LengthControlled(
+            None, None, f"only {share:.0f}% of the answers are {which}; it needs {100 * SMALLEST_SIDE:.0f}%"
+        )
+    weights, covariance = fit_logistic(s, np.tanh(d / d.std()))
+    theta, phi = (float(w) for w in weights)
+    half = quantile() * float(np.sqrt(covariance[0, 0]))
+    ends = (float(expit(theta - half)), float(expit(theta + half)))
+    return LengthControlled(Estimate(float(expit(theta)), *ends), phi)
+
+
+def fit_logistic(scores: Floats, feature: Floats, ridge: float = RIDGE) -> tuple[Floats, Floats]:
+    """(theta, phi) [2] of logit s = theta + phi x, and their covariance [2, 2].
+
+    Maximises sum s log p + (1 - s) log(1 - p) - ridge/2 (theta^2 + phi^2) by Newton's method; the ridge keeps
+    the maximum finite when one model wins everything. The covariance is the inverse of the negative Hessian:
+    as if scores varied as 0 and 1 do, so with ties it is if anything too wide, as Wilson's interval is (the
+    residuals' own spread would shrink to nothing where one model wins nearly everything).
+    """
+    design = np.stack([np.ones_like(feature), feature], axis=1)
+    weights = np.zeros(2)
+    for _ in range(_STEPS):
+        p = expit(design @ weights)
+        gradient = design.T @ (scores - p) - ridge * weights
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + ridge * np.eye(2)
+        # A step of more than 2 logits overshoots when the data are nearly separable.
+        step = np.linalg.solve(hessian, gradient)
+        weights = weights + step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
+        if float(np.abs(step).max()) < _EXACT:
+            break
+    return weights, np.linalg.inv(hessian)
 
 
 def quadratic_kappa(first: ArrayLike, second: ArrayLike, categories: ArrayLike) -> float | None:
@@ -178,12 +306,12 @@ def quadratic_kappa(first: ArrayLike, second: ArrayLike, categories: ArrayLike) 
 
     Args:
         first, second: [n] ratings of the same things, every one of them in `categories`.
-        categories: all ratings there are, in order; i and j count their places.
+        categories: all ratings there are, in order; i and j are their indices.
 
     O are the observed shares, E the product of the raters' own shares. None where E says that no
     disagreement is possible (both always give the same one rating).
     """
-    order = {value: place for place, value in enumerate(np.asarray(categories).tolist())}
+    order = {value: index for index, value in enumerate(np.asarray(categories).tolist())}
     a, b = np.asarray(first).tolist(), np.asarray(second).tolist()
     if len(a) != len(b) or not a:
         raise ValueError("quadratic_kappa needs two ratings of everything, and something rated")
@@ -192,8 +320,8 @@ def quadratic_kappa(first: ArrayLike, second: ArrayLike, categories: ArrayLike) 
     table = np.zeros((len(order), len(order)))
     for one, other in zip(a, b, strict=True):
         table[order[one], order[other]] += 1 / len(a)
-    place = np.arange(len(order))
-    weights = (place[:, None] - place[None, :]) ** 2
+    index = np.arange(len(order))
+    weights = (index[:, None] - index[None, :]) ** 2
     expected = float((weights * np.outer(table.sum(axis=1), table.sum(axis=0))).sum())
     return None if expected == 0 else 1 - float((weights * table).sum()) / expected
 

@@ -1,6 +1,6 @@
-"""An evaluation's record as tables of words, made once for the terminal, Markdown and HTML.
+"""An evaluation's record in words: its conclusion, and tables for the terminal, Markdown and HTML.
 
-Nothing is computed here: the record (see `evaluate`) comes from a run that just ended or from its file.
+No figure is computed here: the record (see `evaluate`) comes from a run that just ended or from its file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ Record: TypeAlias = Mapping[str, Any]
 MISSING: Final = "-"
 # Columns of the terminal that sentences are wrapped at; tables are as wide as their words.
 WIDTH: Final = 96
+MANY_INVALID: Final = 0.05
+MANY_FLIPS: Final = 0.2
 TONES: Final[dict[str, Tone]] = {
     "better": "better",
     "worse": "worse",
@@ -28,7 +30,7 @@ TONES: Final[dict[str, Tone]] = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What stands in a cell; `tone` says in a page what the words say anyhow."""
+    """The words of a cell; `tone` colours them in a page."""
 
     text: str
     tone: Tone = ""
@@ -46,19 +48,19 @@ class Table:
 
 def tables(record: Record) -> list[Table]:
     """Metrics, duels, categories and strengths; those that the record has."""
-    found = [metrics_table(record)]
+    tables = [metrics_table(record)]
     if record["duels"]:
-        found.append(duels_table(record))
+        tables.append(duels_table(record))
     if any(duel["categories"] for duel in record["duels"]):
-        found.append(categories_table(record))
+        tables.append(categories_table(record))
     if record["strengths"]:
-        found.append(strengths_table(record))
-    return found
+        tables.append(strengths_table(record))
+    return tables
 
 
 def labels_of(record: Record) -> dict[str, str]:
     """Name -> label of each contestant, in the order of columns."""
-    return {one["name"]: one["label"] for one in record["contestants"]}
+    return {contestant["name"]: contestant["label"] for contestant in record["contestants"]}
 
 
 def heading(record: Record) -> str:
@@ -129,10 +131,12 @@ def duels_table(record: Record) -> Table:
 def categories_table(record: Record) -> Table:
     """The win rate of each duel in each category."""
     labels, duels = labels_of(record), record["duels"]
-    found = [{each["name"]: each for each in duel["categories"]} for duel in duels]
-    names = sorted({name for each in found for name in each})
+    by_name = [{each["name"]: each for each in duel["categories"]} for duel in duels]
+    names = sorted({name for categories in by_name for name in categories})
     head = ("category", *(f"{labels[duel['first']]} vs {labels[duel['second']]}" for duel in duels))
-    rows = tuple((Cell(name), *(_category_cell(each.get(name)) for each in found)) for name in names)
+    rows = tuple(
+        (Cell(name), *(_category_cell(categories.get(name)) for categories in by_name)) for name in names
+    )
     return Table("Win rate by category", head, rows)
 
 
@@ -196,10 +200,6 @@ def _duel_row(name: str, duels: Iterable[Record], words: Callable[[Record], str]
     return (Cell(name), *(Cell(words(duel)) for duel in duels))
 
 
-def _sign_test(duel: Record) -> str:
-    return MISSING if duel["sign_test_p"] is None else f"{duel['sign_test_p']:.2g}"
-
-
 def _needed(duel: Record) -> str:
     if duel["win_rate"] is None:
         return MISSING
@@ -207,8 +207,8 @@ def _needed(duel: Record) -> str:
 
 
 def _controlled(duel: Record) -> str:
-    found = duel["length_controlled"]
-    return _rate(found["rate"]) if found and found["rate"] else MISSING
+    controlled = duel["length_controlled"]
+    return _rate(controlled["rate"]) if controlled and controlled["rate"] else MISSING
 
 
 def _bias(duel: Record) -> str:
@@ -288,3 +288,99 @@ def _md(words: str) -> str:
     for sign in "\\`*_[]<>|":
         clean = clean.replace(sign, f"\\{sign}")
     return clean
+
+
+# --- the conclusion ------------------------------------------------------------------------------------
+
+
+def conclusion(
+    metrics: Sequence[Record],
+    duels: Sequence[Record],
+    labels: Mapping[str, str],
+    versus: tuple[str, str],
+) -> list[str]:
+    """One sentence on the first duel, one on the metrics, then every caution that applies."""
+    before, after = (labels[name] for name in versus)
+    lines = [duel_sentence(duels[0], labels)] if duels else []
+    lines.append(_metrics_sentence(metrics, before, after))
+    for duel in duels[:1]:
+        lines += _cautions(duel, labels)
+    return lines
+
+
+def duel_sentence(duel: Record, labels: Mapping[str, str]) -> str:
+    """Who was preferred, or why nothing can be said."""
+    first, second = labels[duel["first"]], labels[duel["second"]]
+    rate = duel["win_rate"]
+    if duel["identical"] == duel["prompts"]:
+        return f"No verdict: {first} and {second} gave the same answer to all of {duel['prompts']} prompts."
+    if rate is None or duel["valid"] == duel["identical"]:
+        differing = duel["prompts"] - duel["identical"]
+        return f"No verdict on {first} against {second}: not one of {differing} differing answers was judged."
+    share = f"{_percent(rate['value'])} of {duel['valid']} prompts, interval {_interval(rate)}"
+    if rate["low"] > 0.5:
+        return f"{first} is preferred to {second}: {share}."
+    if rate["high"] < 0.5:
+        return f"{first} is worse than {second}: preferred on {share}."
+    needed = duel["prompts_needed"]
+    hint = (
+        f" If the true rate were this one, about {needed:,} prompts would be needed to tell."
+        if needed is not None and needed > duel["valid"]
+        else ""
+    )
+    return f"No verdict: {first} is preferred to {second} on {share}, which holds 50.{hint}"
+
+
+def _metrics_sentence(metrics: Sequence[Record], before: str, after: str) -> str:
+    names = {
+        which: [f"{row['name']} ({_signed(row)})" for row in metrics if row["reading"] == which]
+        for which in ("better", "worse")
+    }
+    better = ", ".join(names["better"]) or "nothing"
+    worse = ", ".join(names["worse"]) or "nothing"
+    return f"{after} against {before}, beyond the interval, better: {better}; worse: {worse}."
+
+
+def _cautions(duel: Record, labels: Mapping[str, str]) -> list[str]:
+    cautions = []
+    invalid = duel["prompts"] - duel["valid"]
+    if invalid > MANY_INVALID * duel["prompts"]:
+        whys = ", ".join(f"{status} {count}" for status, count in duel["statuses"].items())
+        why = f"; most often: {duel['why']}" if duel["why"] else ""
+        cautions.append(
+            f"Caution: {invalid} of {duel['prompts']} prompts have no valid verdict ({whys}){why}."
+        )
+    asked = duel["valid"] - duel["identical"]
+    if asked and duel["flips"] > MANY_FLIPS * asked:
+        share = _percent(duel["flips"] / asked)
+        cautions.append(f"Caution: on {share} of the prompts the judge changed its mind with the order.")
+    bias = duel["position_bias"]
+    if bias is not None and bias["flagged"]:
+        side = "first" if bias["value"] > 0 else "second"
+        points = f"{100 * abs(bias['value']):.1f} points"
+        cautions.append(f"Caution: the judge favours the answer shown {side}, by {points}.")
+    return cautions + _length_caution(duel, labels)
+
+
+def _length_caution(duel: Record, labels: Mapping[str, str]) -> list[str]:
+    """Where the verdict does not survive the control for length."""
+    rate, controlled = duel["win_rate"], (duel["length_controlled"] or {}).get("rate")
+    if rate is None or controlled is None:
+        return []
+    holds = [each["low"] <= 0.5 <= each["high"] for each in (rate, controlled)]
+    if holds[0] or not (holds[1] or (rate["value"] > 0.5) != (controlled["value"] > 0.5)):
+        return []
+    share = f"{_percent(controlled['value'])}, interval {_interval(controlled)}"
+    return [f"Caution: at equal lengths {labels[duel['first']]} would win {share}: length may be why."]
+
+
+def _signed(row: Record) -> str:
+    return f"{row['difference']['value']:+.{row['digits']}f}"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}%"
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    return f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"

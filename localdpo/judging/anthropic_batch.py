@@ -20,8 +20,10 @@ from urllib.parse import urlsplit
 from localdpo.core import atomic
 from localdpo.core.errors import UserError
 from localdpo.judging.anthropic import AnthropicJudge
-from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, Verdict, Waiter
-from localdpo.judging.secrets import server_text
+from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
+from localdpo.judging.remote import server_text
+from localdpo.judging.run import Patience
+from localdpo.records.verdicts import Verdict
 
 LEDGER: Final = "batches.json"
 _VERSION: Final = 1
@@ -34,7 +36,7 @@ _LONGEST_POLL: Final = 300.0
 
 
 @dataclass
-class Sent:
+class SentBatch:
     """A batch in the ledger. `id` is None between "about to send" and "sent"."""
 
     time: float
@@ -42,7 +44,7 @@ class Sent:
     id: str | None = None
 
 
-class Ledger:
+class BatchLedger:
     """The batches whose results were not all taken yet, in a file that is replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
@@ -54,12 +56,12 @@ class Ledger:
         record = {"v": _VERSION, "batches": [asdict(batch) for batch in self.batches]}
         atomic.write_text(self.path, json.dumps(record, indent=1) + "\n")
 
-    def add(self, batch: Sent) -> None:
+    def add(self, batch: SentBatch) -> None:
         """Note a batch that is about to be sent."""
         self.batches.append(batch)
         self.save()
 
-    def remove(self, batch: Sent) -> None:
+    def remove(self, batch: SentBatch) -> None:
         """Forget a batch: its results were taken, or it was never sent."""
         self.batches.remove(batch)
         self.save()
@@ -80,21 +82,21 @@ class AnthropicBatchJudge(AnthropicJudge):
         questions: Mapping[str, Question],
         folder: Path,
         answered: Callable[[str, Verdict], None],
-        waiter: Waiter,
+        patience: Patience,
     ) -> None:
         """See BatchJudge. A question whose request failed or expired is answered "unanswered".
 
         Raises JudgeStopped also when all requests of a batch failed.
         """
-        ledger = Ledger(folder / LEDGER)
+        ledger = BatchLedger(folder / LEDGER)
         rest = dict(questions)
-        for batch in [one for one in ledger.batches if rest.keys() & set(one.keys)]:
-            self._resume(batch, ledger, waiter)
+        for batch in [sent for sent in ledger.batches if rest.keys() & set(sent.keys)]:
+            self._resume(batch, ledger, patience)
             if batch.id is not None:
-                self._take(batch, ledger, rest, answered, waiter)
+                self._take(batch, ledger, rest, answered, patience)
             ledger.remove(batch)
-        for batch in [self._send(keys, rest, ledger, waiter) for keys in self._chunks(rest)]:
-            failed = self._take(batch, ledger, rest, answered, waiter)
+        for batch in [self._send(keys, rest, ledger, patience) for keys in self._chunks(rest)]:
+            failed = self._take(batch, ledger, rest, answered, patience)
             ledger.remove(batch)
             if len(failed) == len(batch.keys):
                 raise JudgeStopped(f"{self.name}: the whole batch failed: {failed[batch.keys[0]].reason}")
@@ -103,17 +105,17 @@ class AnthropicBatchJudge(AnthropicJudge):
 
     # --- sending -------------------------------------------------------------------------------------
 
-    def _resume(self, batch: Sent, ledger: Ledger, waiter: Waiter) -> None:
+    def _resume(self, batch: SentBatch, ledger: BatchLedger, patience: Patience) -> None:
         """Find the id of a batch that an earlier run was about to send, if it was sent at all."""
         if batch.id is None:
-            batch.id = waiter.insist(lambda: self._look_for(batch, ledger))
+            batch.id = patience.insist(lambda: self._look_for(batch, ledger))
             ledger.save()
 
     def _send(
-        self, keys: list[str], questions: Mapping[str, Question], ledger: Ledger, waiter: Waiter
-    ) -> Sent:
-        batch = Sent(time.time(), keys)
-        requests = [{"custom_id": key, "params": self.params(questions[key])} for key in keys]
+        self, keys: list[str], questions: Mapping[str, Question], ledger: BatchLedger, patience: Patience
+    ) -> SentBatch:
+        batch = SentBatch(time.time(), keys)
+        requests = [{"custom_id": key, "params": self.payload(questions[key])} for key in keys]
         ledger.add(batch)
         unsure = False
 
@@ -128,7 +130,7 @@ class AnthropicBatchJudge(AnthropicJudge):
                 unsure = unsure or busy.billed
                 raise
 
-        batch.id = waiter.insist(create)
+        batch.id = patience.insist(create)
         ledger.save()
         return batch
 
@@ -138,7 +140,7 @@ class AnthropicBatchJudge(AnthropicJudge):
         record = self._record(lambda client: client.messages.batches.with_raw_response.create(requests=sent))
         return str(record["id"])
 
-    def _look_for(self, batch: Sent, ledger: Ledger) -> str | None:
+    def _look_for(self, batch: SentBatch, ledger: BatchLedger) -> str | None:
         """The id of a batch on the server that could be this one: as many requests, and not older.
 
         Should it be somebody else's, its results name none of our keys, and everything is asked anew.
@@ -156,7 +158,7 @@ class AnthropicBatchJudge(AnthropicJudge):
         chunk: list[str] = []
         size = 0
         for key, question in questions.items():
-            length = len(json.dumps(self.params(question)))
+            length = len(json.dumps(self.payload(question)))
             if chunk and (len(chunk) >= _MOST_REQUESTS or size + length > _MOST_BYTES):
                 yield chunk
                 chunk, size = [], 0
@@ -169,18 +171,18 @@ class AnthropicBatchJudge(AnthropicJudge):
 
     def _take(
         self,
-        batch: Sent,
-        ledger: Ledger,
+        batch: SentBatch,
+        ledger: BatchLedger,
         rest: dict[str, Question],
         answered: Callable[[str, Verdict], None],
-        waiter: Waiter,
+        patience: Patience,
     ) -> dict[str, Verdict]:
         """Wait for one batch and hand its answers on; what is answered leaves `rest`.
 
         Returns the others of its questions, each with a verdict "unanswered" that says why.
         """
-        url = self._wait_for(batch, ledger, waiter)
-        results = waiter.insist(lambda: self._results(url)) if url is not None else {}
+        url = self._wait_for(batch, ledger, patience)
+        results = patience.insist(lambda: self._results(url)) if url is not None else {}
         failed = {}
         for key in batch.keys:
             verdict = results.get(key, Verdict("unanswered", reason=f"no result in batch {batch.id}"))
@@ -190,13 +192,13 @@ class AnthropicBatchJudge(AnthropicJudge):
                 answered(key, verdict)
         return failed
 
-    def _wait_for(self, batch: Sent, ledger: Ledger, waiter: Waiter) -> str | None:
+    def _wait_for(self, batch: SentBatch, ledger: BatchLedger, patience: Patience) -> str | None:
         """The address of the results once the batch has ended; None when the server keeps none any more."""
         name = str(batch.id)
         hints = {404: f"if batch {name} is gone for good, delete {ledger.path}"}
         pause = self.poll
         while True:
-            record = waiter.insist(
+            record = patience.insist(
                 lambda: self._record(
                     lambda client: client.messages.batches.with_raw_response.retrieve(name), hints
                 )
@@ -205,7 +207,7 @@ class AnthropicBatchJudge(AnthropicJudge):
                 url = record.get("results_url")
                 return self._same_origin(url) if url is not None else None
             left = (record.get("request_counts") or {}).get("processing", "?")
-            waiter.sleep(pause, f"batch {name}: {left} of {len(batch.keys)} in work")
+            patience.sleep(pause, f"batch {name}: {left} of {len(batch.keys)} in work")
             pause = min(pause * 1.5, _LONGEST_POLL)
 
     def _same_origin(self, url: object) -> str:
@@ -253,8 +255,7 @@ class AnthropicBatchJudge(AnthropicJudge):
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not ("id" in record or isinstance(record.get("data"), list)):
-            words = server_text(body, self.secret, 80)
-            raise JudgeBusy(f"{self.name}: a reply that is no batch ({words})", billed=True)
+            raise self.unreadable(body, "batch")
         return record
 
 
@@ -274,14 +275,14 @@ def _unix_time(text: object) -> float:
         return 0.0
 
 
-def _read_ledger(path: Path) -> list[Sent]:
+def _read_ledger(path: Path) -> list[SentBatch]:
     """The batches noted in a ledger; none without a file. Raises UserError for a damaged one."""
     try:
         record = json.loads(path.read_bytes())
         if record["v"] != _VERSION:
             raise ValueError("another version")
         return [
-            Sent(float(one["time"]), [str(key) for key in one["keys"]], one["id"])
+            SentBatch(float(one["time"]), [str(key) for key in one["keys"]], one["id"])
             for one in record["batches"]
         ]
     except FileNotFoundError:

@@ -5,19 +5,17 @@ LocalDPOError
     JudgeStopped       nothing more can be asked (a wrong key, no money, a limit that lasts for hours)
 RuntimeError
   JudgeBusy            this question may be asked again later (429, 5xx, a dropped connection)
+  Interrupted          the command is being stopped while a question waits; never leaves this room
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol
 
 from localdpo.core.errors import UserError
-from localdpo.records.verdicts import CHOICES, STATUSES, Choice, Status, Usage, Verdict  # noqa: F401 - what a judge says
-
-T = TypeVar("T")
+from localdpo.records.verdicts import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Question:
 
 
 class JudgeStopped(UserError):
-    """Nothing more can be asked now; what was answered is kept and a later run goes on from there."""
+    """Nothing more can be asked now; what was answered is kept, and a later run resumes from there."""
 
 
 class JudgeBusy(RuntimeError):
@@ -52,6 +50,10 @@ class JudgeBusy(RuntimeError):
         super().__init__(message)
         self.after = after
         self.billed = billed
+
+
+class Interrupted(RuntimeError):
+    """The command is being stopped; whoever waits has to give up."""
 
 
 class Judge(Protocol):
@@ -73,43 +75,4 @@ class Judge(Protocol):
 
     def worst_case_usd(self, question: Question) -> float:
         """The most that asking this question once can cost; 0 for a local judge."""
-        ...
-
-
-@runtime_checkable
-class KeyedJudge(Protocol):
-    """A judge whose server wants a key."""
-
-    def find_key(self) -> None:
-        """Raise JudgeStopped if there is none."""
-        ...
-
-
-class Waiter(Protocol):
-    """How a judge that asks in batches waits: it can be interrupted, and tells people why it waits."""
-
-    def sleep(self, seconds: float, why: str) -> None:
-        """Wait. Ends early with an exception when the run is being stopped."""
-        ...
-
-    def insist(self, call: Callable[[], T]) -> T:
-        """What `call` returns, tried again while it raises JudgeBusy. Raises JudgeStopped in the end."""
-        ...
-
-
-@runtime_checkable
-class BatchJudge(Protocol):
-    """A judge that is asked everything at once and answers later, in any order."""
-
-    def ask_all(
-        self,
-        questions: Mapping[str, Question],
-        folder: Path,
-        answered: Callable[[str, Verdict], None],
-        waiter: Waiter,
-    ) -> None:
-        """Ask `questions` (by key) and call `answered` with the key of each as its verdict comes.
-
-        What has to be known to go on after a kill is kept in `folder`. Raises JudgeStopped.
-        """
         ...

@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from localdpo.core.errors import UserError
-from localdpo.judging.base import Choice, JudgeStopped, Question, Verdict
-from localdpo.records.votes import Vote, Votes, subject, text_id
+from localdpo.judging.base import JudgeStopped, Question
+from localdpo.records.verdicts import Choice, Verdict
+from localdpo.records.votes import Votes, subject, text_id
 
 _OTHER: Mapping[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie"}
 
@@ -22,8 +23,8 @@ _OTHER: Mapping[Choice, Choice] = {"first": "second", "second": "first", "tie": 
 class HumanJudge:
     """Answers from a file of votes (records/votes.py).
 
-    A question that nobody voted on is "refused": counted and shown, never scored. `voted` tells them apart
-    beforehand. The identity holds a hash of the votes: a journal forgets what was said before they changed.
+    A question that nobody voted on is "refused": counted and shown, never scored. The identity holds a hash
+    of the votes: a journal forgets what was said before they changed.
 
     Raises:
         UserError: no votes in the file, or a line that is none.
@@ -35,21 +36,18 @@ class HumanJudge:
 
     def __init__(self, path: Path) -> None:
         self._votes = Votes(path)
-        every = self._votes.all()
-        if not every:
+        votes = self._votes.all()
+        if not votes:
             raise UserError(f"{path}: no votes yet; vote with v in `localdpo compare`")
-        text = json.dumps([asdict(vote) for vote in every], sort_keys=True)
+        text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
         self.identity = {"judge": "human", "votes": hashlib.sha256(text.encode()).hexdigest()}
-
-    def voted(self, question: Question) -> bool:
-        """Whether somebody voted on these two answers."""
-        return self._vote(question) is not None
 
     def ask(self, question: Question) -> Verdict:
         """The vote on two answers. Raises JudgeStopped for a single answer: people give no scores here."""
         if len(question.answers) != 2:
             raise JudgeStopped("human: people compare two answers and give no scores; ask for pairs")
-        vote = self._vote(question)
+        one, other = (text_id(answer) for answer in question.answers)
+        vote = self._votes.of(subject(question.id, one, other))
         if vote is None:
             return Verdict("refused", reason="nobody voted on these two answers")
         in_order = vote.answers[0] == text_id(question.answers[0])
@@ -58,7 +56,3 @@ class HumanJudge:
     def worst_case_usd(self, question: Question) -> float:
         """0."""
         return 0.0
-
-    def _vote(self, question: Question) -> Vote | None:
-        one, other = (text_id(answer) for answer in question.answers)
-        return self._votes.of(subject(question.id, one, other))

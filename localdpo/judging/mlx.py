@@ -23,12 +23,13 @@ from localdpo.core.errors import UserError
 from localdpo.data.batches import collate
 from localdpo.data.encode import NO_SCORED_TOKEN, Encoder, Limits
 from localdpo.data.types import Demonstration, EncodedRow
-from localdpo.judging.base import Choice, Question, Usage, Verdict
-from localdpo.judging.prompts import material, mode_of
+from localdpo.judging.base import Question
+from localdpo.judging.prompts import material, require_mode
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_rubric, sha256_of_text
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base, fingerprint, load_base, model_path, tokenizer_fingerprint
+from localdpo.records.verdicts import Choice, Usage, Verdict
 
 LABELS: Final[Mapping[Mode, tuple[str, ...]]] = {"pairwise": ("A", "B"), "score": ("1", "2", "3", "4", "5")}
 _RULES: Final = (
@@ -77,8 +78,7 @@ class MlxJudge:
 
     def ask(self, question: Question) -> Verdict:
         """The verdict; "truncated" for a question that is longer than the model's context."""
-        if mode_of(question) != self.rubric.mode:
-            raise ValueError(f"the rubric {self.rubric.name} is for {self.rubric.mode} questions")
+        require_mode(question, self.rubric)
         key = (question.prompt, question.answers)
         if key not in self._known:
             self._judge(question)

@@ -13,40 +13,31 @@ hold the JSON object, and nothing else that looks like one.
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import urllib.error
-import urllib.request
+import ssl
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from localdpo.core.errors import UserError
 from localdpo.judging import prompts
-from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, Usage, Verdict
-from localdpo.judging.failures import from_status
-from localdpo.judging.prices import PriceTable, Tokens
-from localdpo.judging.retry import within
+from localdpo.judging.base import JudgeStopped, Question
+from localdpo.judging.cost import PriceTable, TokenCounts
+from localdpo.judging.remote import RemoteJudge, Reply, Secret, key_from
 from localdpo.judging.rubric import Rubric
-from localdpo.judging.secrets import Secret, key_from, server_text
+from localdpo.records.verdicts import Usage, Verdict
+
+if TYPE_CHECKING:
+    import httpx2
 
 OWN_KEY: Final = "LOCALDPO_JUDGE_KEY"
 OPENAI_KEY: Final = "OPENAI_API_KEY"
 OPENAI_HOST: Final = "api.openai.com"
-MAX_TOKENS: Final = 2048
-TIMEOUT: Final = 300.0
-CONCURRENCY: Final = 4
-_OVERHEAD: Final = 2000
 _MOST_BYTES: Final = 8 * 1024 * 1024
-_HINTS: Final = {
-    401: f"the key is not accepted; set {OWN_KEY}",
-    402: "there is no credit",
-    403: f"the key may not do this; set another in {OWN_KEY}",
-    404: "no such model or address; the address usually ends in /v1",
-}
 # Statuses under which servers refuse a request for what is in it.
 _REFUSALS: Final = (400, 415, 422, 501)
 _SPEAKS_OF_SCHEMA: Final = re.compile(
@@ -65,77 +56,57 @@ class _Form(NamedTuple):
     limit: str
 
 
-class _Reply(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    body: str
-
-
-class OpenAIJudge:
+class OpenAIJudge(RemoteJudge):
     """One model of one server under one rubric.
 
     Args:
         url: the base address, to which /chat/completions is added.
         model: its name on that server.
-        max_tokens: most tokens of a reply.
-        concurrency: questions at a time.
-        timeout: seconds that a request may take in all.
 
     Raises UserError for an address that is none.
     """
 
-    def __init__(
-        self,
-        rubric: Rubric,
-        prices: PriceTable,
-        url: str,
-        model: str,
-        *,
-        max_tokens: int = MAX_TOKENS,
-        concurrency: int = CONCURRENCY,
-        timeout: float = TIMEOUT,
-    ) -> None:
-        self.rubric = rubric
+    kind = "openai"
+    hints = {  # noqa: RUF012
+        401: f"the key is not accepted; set {OWN_KEY}",
+        402: "there is no credit",
+        403: f"the key may not do this; set another in {OWN_KEY}",
+        404: "no such model or address; the address usually ends in /v1",
+    }
+    max_tokens = 2048
+    concurrency = 4
+    timeout = 300.0
+
+    def __init__(self, rubric: Rubric, prices: PriceTable, url: str, model: str, **limits: Any) -> None:
         self.url, self.host = _address(url)
-        self.model = model
-        self.name = f"openai {model}"
-        self.concurrency = concurrency
-        self.max_tokens = max_tokens
-        self.timeout = timeout
+        super().__init__(rubric, prices, model, server={"server": self.url}, **limits)
+        self.address = self.url
         self.local = _is_loopback(self.host)
-        self.price = prices.of(model)
-        self.identity: Mapping[str, str] = {
-            "judge": "openai",
-            "server": self.url,
-            "model": model,
-            "max_tokens": str(max_tokens),
-            **prompts.prompt_identity(rubric),
-        }
         # OpenAI's own models refuse the older name of the limit; other servers may not know the newer one.
         self._form = _Form(True, _LIMITS[self.host == OPENAI_HOST])
         self._form_works = False
-        # A server on this machine is never asked through a proxy.
-        proxies = [urllib.request.ProxyHandler({})] if self.local else []
-        self._opener = urllib.request.build_opener(_AsItComes, *proxies)
 
     def ask(self, question: Question) -> Verdict:
-        """One request, no retries (the runner does those); more while the server refuses its form."""
-        secret = self._key()
+        """One request, no retries (the session does those); more while the server refuses its form."""
+        self.secret = self._key()
         form: _Form | None = self._form
         tried: list[_Form] = []
-        first: _Reply | None = None
+        first: Reply | None = None
         while form is not None:
-            reply = self._post(self._payload(question, form), secret)
+            reply = self._post(self._payload(question, form))
             if 200 <= reply.status < 300:
                 self._form, self._form_works = form, True
-                return self._verdict(reply, question, secret)
+                verdict = self._read(reply.body, question)
+                if verdict is None:
+                    raise self.unreadable(reply.body, "completion")
+                return verdict
             tried.append(form)
             first = first or reply
             form = self._other_form(reply, tried)
         assert first is not None
-        return from_status(self.name, *first, _HINTS, secret)
+        return self.unanswered(first)
 
-    def _other_form(self, refused: _Reply, tried: list[_Form]) -> _Form | None:
+    def _other_form(self, refused: Reply, tried: list[_Form]) -> _Form | None:
         """The form to ask in next: what the refusal speaks of changes, then the form that works, or any."""
         schema, limit = tried[-1]
         other = _LIMITS[1 - _LIMITS.index(limit)]
@@ -152,13 +123,6 @@ class OpenAIJudge:
             changes += [_Form(kept, name) for name in (limit, other) for kept in (True, False)]
         return next((form for form in changes if form not in tried), None)
 
-    def _verdict(self, reply: _Reply, question: Question, secret: Secret | None) -> Verdict:
-        verdict = self._read(reply.body, question)
-        if verdict is None:
-            words = server_text(reply.body, secret, 80)
-            raise JudgeBusy(f"{self.name}: a reply that is no completion ({words})", billed=True)
-        return verdict
-
     def find_key(self) -> None:
         """Raise JudgeStopped without a key for OpenAI itself; other servers may do without one."""
         if self.host == OPENAI_HOST and self._key() is None:
@@ -166,12 +130,15 @@ class OpenAIJudge:
 
     def worst_case_usd(self, question: Question) -> float:
         """0 for a server on this machine; else by the table of prices, infinite if it lacks the model."""
-        if self.local:
-            return 0.0
-        if self.price is None:
-            return float("inf")
-        sent = json.dumps(self._payload(question, self._form), ensure_ascii=False)
-        return self.price.worst(len(sent.encode("utf-8", errors="replace")) + _OVERHEAD, self.max_tokens)
+        return 0.0 if self.local else super().worst_case_usd(question)
+
+    def usd(self, tokens: TokenCounts) -> float:
+        """See RemoteJudge; 0 for a server on this machine."""
+        return 0.0 if self.local else super().usd(tokens)
+
+    def payload(self, question: Question) -> dict[str, Any]:
+        """See RemoteJudge; in the form that is tried first now."""
+        return self._payload(question, self._form)
 
     def _key(self) -> Secret | None:
         names = (OWN_KEY, OPENAI_KEY) if self.host == OPENAI_HOST else (OWN_KEY,)
@@ -179,9 +146,7 @@ class OpenAIJudge:
         return found[1] if found else None
 
     def _payload(self, question: Question, form: _Form) -> dict[str, Any]:
-        mode = prompts.mode_of(question)
-        if mode != self.rubric.mode:
-            raise ValueError(f"the rubric {self.rubric.name} is for {self.rubric.mode} questions")
+        prompts.require_mode(question, self.rubric)
         payload: dict[str, Any] = {
             "model": self.model,
             "messages": [
@@ -191,35 +156,48 @@ class OpenAIJudge:
             form.limit: self.max_tokens,
         }
         if form.schema:
-            described = {"name": "verdict", "strict": True, "schema": prompts.SCHEMAS[mode]}
+            described = {"name": "verdict", "strict": True, "schema": prompts.SCHEMAS[self.rubric.mode]}
             payload["response_format"] = {"type": "json_schema", "json_schema": described}
         return payload
 
-    def _post(self, payload: dict[str, Any], secret: Secret | None) -> _Reply:
-        """The reply, names of headers in lower case, the key taken out of its body. Raises JudgeBusy."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if secret is not None:
-            headers["Authorization"] = f"Bearer {secret.reveal()}"
-        request = urllib.request.Request(self.url, json.dumps(payload).encode(), headers, method="POST")
-        failure: JudgeBusy
-        try:
-            status, received, body = within(self.timeout, lambda: self._exchange(request))
-            text = body.decode("utf-8", errors="replace")
-            text = secret.redact(text) if secret is not None else text
-            return _Reply(_status_inside(text) or status, received, text)
-        except TimeoutError:
-            failure = JudgeBusy(f"{self.name}: no reply in {self.timeout:g} s", billed=True)
-        except urllib.error.URLError as error:
-            # The connection could not be made.
-            failure = JudgeBusy(f"{self.name}: {self.url} cannot be reached ({error.reason})")
-        except (OSError, http.client.HTTPException) as error:
-            failure = JudgeBusy(f"{self.name}: the connection broke ({type(error).__name__})", billed=True)
-        raise failure
+    @cached_property
+    def _client(self) -> httpx2.Client:
+        import httpx2
 
-    def _exchange(self, request: urllib.request.Request) -> tuple[int, dict[str, str], bytes]:
-        with self._opener.open(request, timeout=self.timeout) as reply:
-            lower = {name.lower(): value for name, value in reply.headers.items()}
-            return reply.status, lower, reply.read(_MOST_BYTES)
+        # No connection is kept: one that the server closed meanwhile would look like a reply that was lost. A
+        # server on this machine is never asked through a proxy, and no redirect takes the key elsewhere.
+        return httpx2.Client(
+            verify=ssl.create_default_context(),
+            timeout=self.timeout,
+            limits=httpx2.Limits(max_keepalive_connections=0),
+            trust_env=not self.local,
+            follow_redirects=False,
+        )
+
+    def _post(self, payload: dict[str, Any]) -> Reply:
+        """The reply, with the status in its body where there is one. Raises JudgeBusy."""
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            # What is compressed could be of any length.
+            "Accept-Encoding": "identity",
+        }
+        if self.secret is not None:
+            headers["Authorization"] = f"Bearer {self.secret.reveal()}"
+        content = json.dumps(payload).encode()
+
+        def exchange() -> tuple[int, Mapping[str, str], str]:
+            body = bytearray()
+            with self._client.stream("POST", self.url, content=content, headers=headers) as response:
+                for chunk in response.iter_raw():
+                    body += chunk
+                    if len(body) >= _MOST_BYTES:
+                        break
+            text = body[:_MOST_BYTES].decode("utf-8", errors="replace")
+            return response.status_code, response.headers, text
+
+        reply = self.exchange(exchange)
+        return reply._replace(status=_status_inside(reply.body) or reply.status)
 
     def _read(self, body: str, question: Question) -> Verdict | None:
         """The verdict in a chat completion, or None when `body` is not one."""
@@ -258,18 +236,8 @@ class OpenAIJudge:
         details = counts.get("prompt_tokens_details")
         cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
         sent, said = _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
-        tokens = Tokens(max(0, sent - cached), said, cache_read=cached)
-        known = self.price is not None and not self.local
-        return Usage(sent, said, cached, self.price.usd(tokens) if known and self.price else 0.0)
-
-
-class _AsItComes(urllib.request.HTTPErrorProcessor):
-    """Hands on replies of any status. So there are no redirects, which would take the key elsewhere."""
-
-    def http_response(self, request: Any, response: Any) -> Any:
-        return response
-
-    https_response = http_response
+        usd = self.usd(TokenCounts(max(0, sent - cached), said, cache_read=cached))
+        return Usage(sent, said, cached, usd)
 
 
 def _text(content: object) -> str | None:

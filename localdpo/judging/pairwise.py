@@ -10,24 +10,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
-from localdpo.judging.base import Choice, Question, Status, Verdict
+from localdpo.judging.base import Question
+from localdpo.records.verdicts import Choice, Status, Verdict
 
 _SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _OTHER: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
 _SAME: Final = Verdict("ok", choice="tie", reason="the two answers are the same text; nobody was asked")
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two answers to one prompt. `facts` as in Question."""
-
-    id: str
-    prompt: str
-    answers: tuple[str, str]
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +62,7 @@ class PairVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class PairTally:
     """Counts over pairs, for a. Rates are in [0, 1], or None where there is nothing to divide by.
 
     Attributes:
@@ -79,7 +70,6 @@ class Tally:
         flips: valid pairs whose two orders disagree.
         identical: pairs that were not asked.
         statuses: of all verdicts that were asked for.
-        first, second: how often each position was chosen, over the verdicts of valid pairs.
     """
 
     wins: int
@@ -88,8 +78,6 @@ class Tally:
     flips: int
     identical: int
     statuses: Mapping[Status, int]
-    first: int
-    second: int
 
     @property
     def valid(self) -> int:
@@ -97,35 +85,24 @@ class Tally:
         return self.wins + self.ties + self.losses
 
     @property
-    def win_rate(self) -> float | None:
-        """Mean score: a tie is half a win."""
-        return (2 * self.wins + self.ties) / (2 * self.valid) if self.valid else None
-
-    @property
     def consistency(self) -> float | None:
         """Share of the valid pairs that were asked whose two orders agree."""
         asked = self.valid - self.identical
         return 1 - self.flips / asked if asked else None
 
-    @property
-    def position_bias(self) -> float | None:
-        """P(first position chosen, given no tie) - 1/2: above 0 it favours what comes first."""
-        chosen = self.first + self.second
-        return self.first / chosen - 0.5 if chosen else None
 
-
-def questions_of(pairs: Iterable[Pair]) -> list[Question]:
+def both_orders(pairs: Iterable[Question]) -> list[Question]:
     """Two questions for each pair whose answers differ, (a, b) and then (b, a), in the pairs' order."""
     return [
-        Question(pair.id, pair.prompt, answers, pair.facts)
+        replace(pair, answers=answers)
         for pair in pairs
         if pair.answers[0] != pair.answers[1]
         for answers in (pair.answers, pair.answers[::-1])
     ]
 
 
-def collect(pairs: Iterable[Pair], verdicts: Iterable[Verdict]) -> list[PairVerdict]:
-    """The pairs' verdicts from those of `questions_of(pairs)`, in the same order."""
+def collect(pairs: Iterable[Question], verdicts: Iterable[Verdict]) -> list[PairVerdict]:
+    """The pairs' verdicts from those of `both_orders(pairs)`, in the same order."""
     rest = iter(verdicts)
     return [
         PairVerdict(pair.id, _SAME, _SAME, identical=True)
@@ -135,18 +112,15 @@ def collect(pairs: Iterable[Pair], verdicts: Iterable[Verdict]) -> list[PairVerd
     ]
 
 
-def tally(verdicts: Sequence[PairVerdict]) -> Tally:
-    """Count wins, ties, losses, flips and positions."""
+def tally(verdicts: Sequence[PairVerdict]) -> PairTally:
+    """Count wins, ties, losses and flips."""
     scores = Counter(verdict.score for verdict in verdicts)
     asked = [verdict for verdict in verdicts if not verdict.identical]
-    positions = Counter(choice for verdict in asked for choice in verdict.choices or ())
-    return Tally(
+    return PairTally(
         wins=scores[1.0],
         ties=scores[0.5],
         losses=scores[0.0],
         flips=sum(verdict.flipped for verdict in verdicts),
         identical=len(verdicts) - len(asked),
-        statuses=Counter(one.status for verdict in asked for one in (verdict.first, verdict.second)),
-        first=positions["first"],
-        second=positions["second"],
+        statuses=Counter(order.status for verdict in asked for order in (verdict.first, verdict.second)),
     )

@@ -1,10 +1,23 @@
-"""Several judges behind one name. The runner asks the members one by one, so that each verdict is kept."""
+"""Several judges behind one name: a jury, or one judge under each principle of a constitution.
+
+Each member is asked (and journaled) on its own, and a rule makes one verdict of theirs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, Literal
 
-from localdpo.judging.base import Judge, Question, Usage, Verdict
+from localdpo.judging.base import Judge, Question
+from localdpo.judging.rubric import Constitution, Mode, Rubric
+from localdpo.records.verdicts import Choice, Usage, Verdict
+
+CombiningRule = Literal["majority", "mean"]
+Principles = Literal["sample", "all"]
+_VALUES: Final[dict[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
 class Panel:
@@ -23,12 +36,103 @@ class Panel:
         raise NotImplementedError
 
     def ask(self, question: Question) -> Verdict:
-        """Ask every member in turn. `run_questions` does not use this: it asks the members itself."""
+        """Ask every member in turn. A JudgeSession does not use this: it asks the members itself."""
         return self.combine([member.ask(question) for member in self.members_for(question)])
 
     def worst_case_usd(self, question: Question) -> float:
         """The sum over the members."""
         return sum(member.worst_case_usd(question) for member in self.members_for(question))
+
+
+class Jury(Panel):
+    """Judges that vote.
+
+    "majority": the choice of more than half of those that said something, else a tie; the median of scores.
+    "mean": first counts 1, a tie 1/2, second 0, and the mean is above, at or below 1/2; the mean of scores.
+    """
+
+    def __init__(self, members: Sequence[Judge], rule: CombiningRule = "majority") -> None:
+        if len(members) < 2:
+            raise ValueError("a jury has at least two members")
+        self.members = list(members)
+        self.rule: CombiningRule = rule
+        self.name = f"jury of {' + '.join(member.name for member in self.members)}"
+        self.concurrency = max(member.concurrency for member in self.members)
+        self.identity = {"jury": " + ".join(member.name for member in self.members), "rule": rule}
+
+    def members_for(self, question: Question) -> Sequence[Judge]:
+        return self.members
+
+    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
+        return agree(verdicts, [member.name for member in self.members], self.rule)
+
+
+class ConstitutionJudge(Panel):
+    """The same judge under each principle. The verdict keeps the id of the principle that was asked about.
+
+    `principles`: "sample" asks about one principle a question, drawn by the question's id, so the same one
+    each time and in both orders; "all" asks about every one and takes the mean.
+    """
+
+    def __init__(
+        self,
+        constitution: Constitution,
+        mode: Mode,
+        principles: Principles,
+        build: Callable[[Rubric], Judge],
+    ) -> None:
+        self.constitution = constitution
+        self.principles = principles
+        self.members = [build(rubric) for rubric in constitution.rubrics(mode)]
+        self.name = f"{self.members[0].name} under {constitution.name} ({principles})"
+        self.concurrency = min(member.concurrency for member in self.members)
+        names = [principle.id for principle in constitution.principles]
+        self.identity = {"constitution": constitution.name, "use": principles, "ids": " ".join(names)}
+
+    def members_for(self, question: Question) -> Sequence[Judge]:
+        if self.principles == "all":
+            return self.members
+        return [self.members[self.constitution.drawn(question.id)]]
+
+    def combine(self, verdicts: Sequence[Verdict]) -> Verdict:
+        if len(verdicts) == 1:
+            return verdicts[0]
+        names = [verdict.principle or "" for verdict in verdicts]
+        return replace(agree(verdicts, names, "mean"), principle=" ".join(names))
+
+
+def agree(verdicts: Sequence[Verdict], names: Sequence[str], rule: CombiningRule) -> Verdict:
+    """One verdict from those of several judges, called `names`.
+
+    More than half of them have to be "ok"; else the commonest other status is the jury's, the first of
+    equally common ones. The reason holds each one's status or choice and its words, the usage is the sum.
+    """
+    valid = [verdict for verdict in verdicts if verdict.status == "ok"]
+    words = [f"{name}: {_said(verdict)}" for name, verdict in zip(names, verdicts, strict=True)]
+    result = _decide(valid, rule)
+    if 2 * len(valid) <= len(verdicts):
+        others = Counter(verdict.status for verdict in verdicts if verdict.status != "ok")
+        result = Verdict(others.most_common(1)[0][0])
+    return replace(result, reason="\n".join(words), usage=add_usage(verdicts))
+
+
+def _decide(valid: Sequence[Verdict], rule: CombiningRule) -> Verdict:
+    choices = [verdict.choice for verdict in valid if verdict.choice is not None]
+    scores = [verdict.score for verdict in valid if verdict.score is not None]
+    if scores:
+        score = statistics.fmean(scores) if rule == "mean" else statistics.median(scores)
+        return Verdict("ok", score=score)
+    if rule == "mean":
+        balance = sum(_VALUES[choice] - 0.5 for choice in choices)
+        return Verdict("ok", choice="first" if balance > 0 else "second" if balance < 0 else "tie")
+    votes = Counter(choices).most_common(1)
+    won = bool(votes) and 2 * votes[0][1] > len(choices)
+    return Verdict("ok", choice=votes[0][0] if won else "tie")
+
+
+def _said(verdict: Verdict) -> str:
+    said = verdict.choice if verdict.choice is not None else verdict.score
+    return f"{verdict.status if said is None else said}. {verdict.reason}".rstrip(". ")
 
 
 def leaves(judge: Judge, question: Question) -> list[Judge]:

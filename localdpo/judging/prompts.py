@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.judging.base import CHOICES, Question, Verdict
+from localdpo.judging.base import Question
 from localdpo.judging.rubric import Mode, Rubric, sha256_of_text
+from localdpo.records.verdicts import CHOICES, Verdict
+
+if TYPE_CHECKING:
+    from localdpo.data.prompts import PromptRow
+    from localdpo.data.types import Side
 
 SCORES: Final = (1, 2, 3, 4, 5)
 _REASON: Final = {"type": "string", "description": "why, in one to three sentences"}
@@ -89,6 +94,28 @@ def mode_of(question: Question) -> Mode:
     return "pairwise" if len(question.answers) == 2 else "score"
 
 
+def require_mode(question: Question, rubric: Rubric) -> None:
+    """Raise ValueError unless the rubric is for questions of this kind."""
+    if mode_of(question) != rubric.mode:
+        raise ValueError(f"the rubric {rubric.name} is for {rubric.mode} questions")
+
+
+def question_about(row: PromptRow, *answers: str) -> Question:
+    """The question whether the second answer to a prompt is better than the first, or how good the one is."""
+    # A parquet file may hold dates.
+    facts = json.loads(json.dumps(dict(row.facts), default=str))
+    return Question(row.id, conversation_text(row.prompt), answers, facts)
+
+
+def conversation_text(prompt: Side) -> str:
+    """A prompt as a judge reads it: one user's message as it is, a conversation with the roles named."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0].get("role") == "user":
+        return str(prompt[0].get("content", ""))
+    return "\n\n".join(f"{message.get('role')}: {message.get('content') or ''}" for message in prompt)
+
+
 def instructions(rubric: Rubric) -> str:
     """The part that is the same for every question: the rubric and the rules. Goes into the system prompt."""
     return f"{rubric.text}\n\n{_MATERIAL_RULES}\n\n{_REPLIES[rubric.mode]}"
@@ -139,7 +166,7 @@ def read_reply(text: str, mode: Mode, question: Question | None = None) -> Verdi
     if verdict is None and question is not None and not _THOUGHTS_BEGIN.match(said):
         found = _PROSE.fullmatch(said)
         material = (question.prompt, *question.answers)
-        if found is not None and not any(_VERDICT_INSIDE.search(one) for one in material):
+        if found is not None and not any(_VERDICT_INSIDE.search(text) for text in material):
             verdict = _verdict(found[2], mode)
     return verdict or Verdict("unparseable", raw=text[:LONGEST_RAW])
 

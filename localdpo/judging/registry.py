@@ -19,10 +19,9 @@ from typing import Final
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import Judge
-from localdpo.judging.constitution import ConstitutionJudge, Principles, load_constitution
-from localdpo.judging.jury import Jury
-from localdpo.judging.prices import load_prices
-from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_rubric
+from localdpo.judging.cost import load_prices
+from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
+from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_constitution, load_rubric
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class JudgeOptions:
         constitution: a shipped name or a path, instead of the rubric.
         principles: one principle a question, or all of them.
         batch: ask Claude in Message Batches.
-        concurrency, timeout, max_tokens: None is the judge's own default.
+        concurrency, max_tokens: None is the judge's own default.
         prices: a file on top of the shipped prices.
         votes: the file that the votes of people are read from.
     """
@@ -46,7 +45,6 @@ class JudgeOptions:
     principles: Principles = "sample"
     batch: bool = False
     concurrency: int | None = None
-    timeout: float | None = None
     max_tokens: int | None = None
     prices: Path | None = None
     votes: Path | None = None
@@ -56,12 +54,12 @@ Build = Callable[[str, Rubric, JudgeOptions], Judge]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JudgeKind:
     """One kind of judge.
 
     Attributes:
         form: how it is written, for people.
-        build: from what stands after the colon, the rubric and the options.
+        build: from the text after the colon, the rubric and the options.
         reads_rubric: whether a rubric or a constitution changes anything.
     """
 
@@ -152,43 +150,30 @@ def _human(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
 
 
 def _anthropic(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
-    from localdpo.judging.anthropic import CONCURRENCY, MAX_TOKENS, TIMEOUT, AnthropicJudge
+    from localdpo.judging.anthropic import AnthropicJudge
     from localdpo.judging.anthropic_batch import AnthropicBatchJudge
 
     kind = AnthropicBatchJudge if options.batch else AnthropicJudge
-    return kind(
-        rubric,
-        load_prices(options.prices),
-        rest or None,
-        max_tokens=options.max_tokens or MAX_TOKENS,
-        concurrency=options.concurrency or CONCURRENCY,
-        timeout=options.timeout or TIMEOUT,
-    )
+    limits = {"max_tokens": options.max_tokens, "concurrency": options.concurrency}
+    return kind(rubric, load_prices(options.prices), rest or None, **limits)
 
 
 def _openai(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
-    from localdpo.judging.openai import CONCURRENCY, MAX_TOKENS, TIMEOUT, OpenAIJudge
+    from localdpo.judging.openai import OpenAIJudge
 
     url, _, model = rest.partition("#")
     if not url or not model:
         raise UserError(
             f"openai:{rest}: expected openai:URL#MODEL, as in openai:http://127.0.0.1:8080/v1#name"
         )
-    return OpenAIJudge(
-        rubric,
-        load_prices(options.prices),
-        url,
-        model,
-        max_tokens=options.max_tokens or MAX_TOKENS,
-        concurrency=options.concurrency or CONCURRENCY,
-        timeout=options.timeout or TIMEOUT,
-    )
+    limits = {"max_tokens": options.max_tokens, "concurrency": options.concurrency}
+    return OpenAIJudge(rubric, load_prices(options.prices), url, model, **limits)
 
 
-JUDGES: Final[dict[str, Entry]] = {
-    "rules": Entry("rules", _rules, reads_rubric=False),
-    "mlx": Entry("mlx:MODEL", _mlx),
-    "anthropic": Entry("anthropic[:MODEL]", _anthropic),
-    "openai": Entry("openai:URL#MODEL", _openai),
-    "human": Entry("human", _human, reads_rubric=False),
+JUDGES: Final[dict[str, JudgeKind]] = {
+    "rules": JudgeKind("rules", _rules, reads_rubric=False),
+    "mlx": JudgeKind("mlx:MODEL", _mlx),
+    "anthropic": JudgeKind("anthropic[:MODEL]", _anthropic),
+    "openai": JudgeKind("openai:URL#MODEL", _openai),
+    "human": JudgeKind("human", _human, reads_rubric=False),
 }

@@ -1,12 +1,20 @@
-"""Rubrics: what a judge is told to look at. A Markdown file that begins with its mode:
+"""What a judge looks at: a rubric, or the principles of a constitution.
+
+A rubric is a Markdown file that begins with its mode:
 
     ---
     mode: pairwise        (or: score)
     ---
     You compare two answers ...
 
-The shipped ones are in `rubrics/`; a user's is named by its path. The sha256 of the whole file is its
-identity: a verdict given under another text is never used again.
+The sha256 of the whole file is its identity: a verdict given under another text is never used again. A
+constitution is a YAML file of principles, each judged on its own, as in Constitutional AI (arXiv 2212.08073):
+
+    principles:
+      - id: truthful
+        text: The answer states nothing that is false or made up.
+
+The shipped ones are in `rubrics/` and `constitutions/`; a user's is named by its path.
 """
 
 from __future__ import annotations
@@ -17,15 +25,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from localdpo.core.errors import UserError
-from localdpo.recipe.strict_yaml import read_yaml
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.recipe.strict_yaml import Document, read_yaml
 
 Mode = Literal["pairwise", "score"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-SHIPPED: Final = Path(__file__).parent / "rubrics"
+SHIPPED_RUBRICS: Final = Path(__file__).parent / "rubrics"
+SHIPPED_CONSTITUTIONS: Final = Path(__file__).parent / "constitutions"
 DEFAULTS: Final[dict[Mode, str]] = {"pairwise": "helpful", "score": "quality"}
 _FENCE: Final = "---"
 _MAX_BYTES: Final = 256 * 1024
+_INTRODUCTIONS: Final[dict[Mode, str]] = {
+    "pairwise": """\
+You compare two answers to the same conversation by one principle and by nothing else: the one that keeps it
+better is the better one. When they do not differ in that, it is a tie. The principle:""",
+    "score": """\
+You score one answer to a conversation from 1 to 5 by one principle and by nothing else: 5 keeps it in full, 3
+in part, 1 breaks it. The principle:""",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +68,8 @@ def load_rubric(name: str) -> Rubric:
 
     Raises UserError.
     """
-    path = find_text(name, SHIPPED, ".md", "rubric")
-    content = read_text(path)
+    path = _find_file(name, SHIPPED_RUBRICS, ".md", "rubric")
+    content = _read_text(path)
     head, text = _split(content, path)
     document = read_yaml(head)
     if document.problems:
@@ -67,7 +84,78 @@ def load_rubric(name: str) -> Rubric:
     return Rubric(path.stem, mode, text.strip(), sha256_of_text(content))
 
 
-def find_text(name: str, shipped: Path, suffix: str, what: str) -> Path:
+def rubrics_by_mode(names: Sequence[str]) -> dict[Mode, str]:
+    """The rubrics that a person named, by what they are for. Raises UserError for two of one mode."""
+    rubrics: dict[Mode, str] = {}
+    for name in names:
+        mode = load_rubric(name).mode
+        if mode in rubrics:
+            raise UserError(f"--rubric {name}: there is one for mode {mode} already, {rubrics[mode]}")
+        rubrics[mode] = name
+    return rubrics
+
+
+@dataclass(frozen=True, slots=True)
+class Principle:
+    """One sentence to judge by."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constitution:
+    """Principles in the order of their file."""
+
+    name: str
+    principles: tuple[Principle, ...]
+
+    def rubrics(self, mode: Mode) -> list[Rubric]:
+        """One rubric for each principle."""
+        texts = [f"{_INTRODUCTIONS[mode]}\n\n{each.text.strip()}" for each in self.principles]
+        return [
+            Rubric(f"principle {principle.id}", mode, text, sha256_of_text(text), principle.id)
+            for principle, text in zip(self.principles, texts, strict=True)
+        ]
+
+    def drawn(self, prompt_id: str) -> int:
+        """The index of the principle that a prompt is judged by, drawn by a hash of the prompt's id."""
+        digest = hashlib.sha256(prompt_id.encode("utf-8", errors="replace")).digest()
+        return int.from_bytes(digest[:8], "big") % len(self.principles)
+
+
+def load_constitution(name: str) -> Constitution:
+    """The shipped constitution of this name, or the one in a YAML file.
+
+    Raises UserError if the file cannot be read, UserErrors with everything that is wrong in it.
+    """
+    path = _find_file(name, SHIPPED_CONSTITUTIONS, ".yaml", "constitution")
+    document = read_yaml_file(path)
+    entries = document.value.get("principles") if isinstance(document.value, dict) else None
+    if not isinstance(entries, list) or not entries or len(document.value) != 1:  # type: ignore[arg-type]
+        raise UserError(f"{path}: expected `principles:` with a list of one or more, each with id and text")
+    problems = [
+        UserError(f"{path}:{document.lines[('principles', number)]} {problem}")
+        for number in range(len(entries))
+        if (problem := _problem_of_principle(entries, number))
+    ]
+    if problems:
+        raise UserErrors(problems)
+    return Constitution(path.stem, tuple(Principle(entry["id"], entry["text"]) for entry in entries))
+
+
+def _problem_of_principle(entries: list[object], number: int) -> str | None:
+    """What is wrong with one entry, if anything."""
+    entry = entries[number]
+    if not isinstance(entry, dict) or entry.keys() != {"id", "text"}:
+        return "expected a principle with `id` and `text`"
+    if not all(isinstance(value, str) and value.strip() for value in entry.values()):
+        return "expected words in `id` and `text`"
+    earlier = [other.get("id") for other in entries[:number] if isinstance(other, dict)]
+    return f"the id {entry['id']} is taken" if entry["id"] in earlier else None
+
+
+def _find_file(name: str, shipped: Path, suffix: str, what: str) -> Path:
     """The path of a shipped or a user's text file. Raises UserError when there is none."""
     own = "/" in name or name.endswith(suffix)
     path = Path(name).expanduser() if own else shipped / f"{name}{suffix}"
@@ -77,7 +165,16 @@ def find_text(name: str, shipped: Path, suffix: str, what: str) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
+def read_yaml_file(path: Path) -> Document:
+    """A small YAML file. Raises UserErrors with everything that is wrong in it as YAML."""
+    document = read_yaml(_read_text(path))
+    if document.problems:
+        problems = [f"{path}:{problem.line} {problem.message}" for problem in document.problems]
+        raise UserErrors([UserError(line) for line in problems])
+    return document
+
+
+def _read_text(path: Path) -> str:
     """A small UTF-8 text file. Raises UserError."""
     try:
         data = path.read_bytes()
@@ -102,14 +199,3 @@ def _split(content: str, path: Path) -> tuple[str, str]:
         raise UserError(f"{path}: expected a head of `---`, `mode: pairwise` (or score), `---` at the top")
     end = next(number for number, line in enumerate(lines) if number and line.strip() == _FENCE)
     return "\n".join(lines[1:end]), "\n".join(lines[end + 1 :])
-
-
-def rubrics_by_mode(names: Sequence[str]) -> dict[Mode, str]:
-    """The rubrics that a person named, by what they are for. Raises UserError for two of one mode."""
-    found: dict[Mode, str] = {}
-    for name in names:
-        mode = load_rubric(name).mode
-        if mode in found:
-            raise UserError(f"--rubric {name}: there is one for mode {mode} already, {found[mode]}")
-        found[mode] = name
-    return found

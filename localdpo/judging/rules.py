@@ -11,12 +11,12 @@ from typing import Any, Final
 from localdpo.core.errors import UserError
 from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
 from localdpo.incidents.world import Facts
-from localdpo.judging.base import JudgeStopped, Question, Verdict
+from localdpo.judging.base import JudgeStopped, Question
+from localdpo.records.verdicts import Verdict
 
 # Raise it when the rules say something else about the same answers: it is part of the journal's key.
 RULES_VERSION: Final = "1"
 BEST_TOTAL: Final = 3.5
-
 
 NAME: Final = "rules"
 
@@ -77,8 +77,8 @@ class RulesJudge:
 
 
 def _scored(answer: str, facts: Facts) -> Verdict:
-    found = judge_once(answer, facts)
-    return Verdict("ok", score=1 + 4 * found.total / BEST_TOTAL, reason=finding_text(found))
+    finding = judge_once(answer, facts)
+    return Verdict("ok", score=1 + 4 * finding.total / BEST_TOTAL, reason=finding_text(finding))
 
 
 def _comparison(one: IncidentVerdict, other: IncidentVerdict) -> str:

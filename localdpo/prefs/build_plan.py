@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,29 +9,43 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.answering.generator import digest
+from localdpo.answering.generator import digest, longest_answers, missing_answers, read_partial
 from localdpo.core.errors import UserError
 from localdpo.data.fields import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
-from localdpo.judging.base import Judge
-from localdpo.judging.constitution import Constitution, Principles, load_constitution
-from localdpo.judging.registry import JUDGES, JudgeOptions, make_judge
-from localdpo.judging.rubric import DEFAULTS, MODES, Mode, load_rubric, rubrics_by_mode
-from localdpo.judging.rules import NAME as RULES
-from localdpo.judging.rules import judges_all, refuse_others
+from localdpo.judging.registry import (
+    JUDGES,
+    JudgeRequest,
+    Judges,
+    cost_lines,
+    judge_spec,
+    make_judges,
+    wants_scores,
+)
+from localdpo.judging.rubric import (
+    DEFAULTS,
+    MODES,
+    Constitution,
+    Mode,
+    load_constitution,
+    load_rubric,
+    rubrics_by_mode,
+)
 from localdpo.model import lora
-from localdpo.prefs.build_rows import OWN_COLUMNS, UNSCORED_COLUMNS
+from localdpo.prefs.build_report import OWN_COLUMNS, UNSCORED_COLUMNS
 from localdpo.prefs.candidates import (
     GROUP,
     CandidateHashes,
     CandidateSampling,
     CandidateSource,
+    by_prompt,
     hashes_of,
     header_of,
 )
+from localdpo.prefs.selection import CandidateJudging
 from localdpo.prefs.settings import open_tokenizer
-from localdpo.records.answers import AnswersTail, Header
+from localdpo.records.answers import Header
 from localdpo.records.checkpoints import LATEST, Note
 from localdpo.records.verdicts import damaged_verdicts
 
@@ -46,10 +59,10 @@ _OUTPUT_FORMATS: Final = ("preference", "ultrafeedback")
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(JudgeRequest):
     """What a person asked for; see `localdpo prefs build --help`.
 
-    `n` None is 2, or 1 with `revise`. `valid_count` goes before `valid_fraction`. `group`: prompts that are
+    `n` None is 2, or 1 with `revise`. `valid_count` overrides `valid_fraction`. `group`: prompts that are
     answered together.
     """
 
@@ -61,17 +74,7 @@ class BuildOptions:
     max_tokens: int = 256
     seed: int = 0
     limit: int | None = None
-    judge: str | None = None
-    rubrics: tuple[str, ...] = ()
-    constitution: str | None = None
-    principles: Principles = "sample"
     revise: bool = False
-    scores: bool | None = None
-    batch: bool = False
-    concurrency: int | None = None
-    judge_tokens: int | None = None
-    prices: Path | None = None
-    max_usd: float | None = None
     valid_fraction: float = 0.1
     valid_count: int | None = None
     keep: int | None = None
@@ -79,49 +82,26 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Who compares two answers, who scores one (None: not needed), and by what.
-
-    `rubrics`: "name sha256" of each rubric, or of the constitution; empty for judges that read none.
-    """
-
-    pairs: Judge | None
-    scores: Judge | None
-    rubrics: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the judge, for people."""
-        one = self.pairs or self.scores
-        assert one is not None
-        return one.name
-
-
-@dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What a build will do; nothing is generated or asked yet.
 
-    `notes`: what to say before it begins, one line each.
+    `rubrics`: "name sha256" of each rubric that is judged by, or of the constitution; empty for judges that
+    read none. `notes`: what to say before it begins, one line each.
     """
 
     options: BuildOptions
-    drawing: CandidateSampling
+    sampling: CandidateSampling
     prompts: list[PromptRow]
     tokenizer: PreTrainedTokenizerBase
-    prints: CandidateHashes
+    hashes: CandidateHashes
     judges: Judges
+    rubrics: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     @cached_property
     def header(self) -> Header:
         """The first line of `candidates.jsonl`."""
-        return header_of(self.options.prompts, self.prompts, self.drawing, self.prints)
-
-    @cached_property
-    def facts(self) -> list[Mapping[str, Any]]:
-        """The other columns of each prompt's row, for the judge."""
-        # A parquet file may hold dates.
-        return [json.loads(json.dumps(dict(row.facts), default=str)) for row in self.prompts]
+        return header_of(self.options.prompts, self.prompts, self.sampling, self.hashes)
 
     @property
     def candidates(self) -> Path:
@@ -134,18 +114,25 @@ class Plan:
         return self.options.out / VERDICTS
 
     @property
+    def judge_name(self) -> str:
+        """The judge's name, for people."""
+        judge = self.judges.pairs or self.judges.scores
+        assert judge is not None
+        return judge.name
+
+    @property
     def most_verdicts(self) -> int:
         """Questions to the judge, at most."""
-        scored = len(self.drawing.judged) if self.judges.scores is not None else 0
+        scored = len(self.sampling.judged) if self.judges.scores is not None else 0
         return len(self.prompts) * ((2 if self.paired else 0) + scored)
 
     @property
     def paired(self) -> bool:
         """Whether two answers are compared, rather than several scored."""
-        return len(self.drawing.judged) == 2
+        return len(self.sampling.judged) == 2
 
 
-def plan_build(options: BuildOptions) -> Plan:
+def plan_build(options: BuildOptions) -> BuildPlan:
     """Look at everything that was named. Loads no model. Raises UserError(s) for what does not fit."""
     _check(options)
     rows = read_prompt_rows(options.prompts, options.limit)
@@ -161,24 +148,18 @@ def plan_build(options: BuildOptions) -> Plan:
         if source.template == "raw" or not tokenizer.chat_template:
             raise UserError("--revise: it takes a chat template, to ask for the critique")
     count = options.n or (1 if options.revise else 2)
-    drawing = CandidateSampling(
+    sampling = CandidateSampling(
         count, options.temperatures, options.max_tokens, options.seed, revise, options.group
     )
-    plan = Plan(
-        options,
-        drawing,
-        rows,
-        tokenizer,
-        hashes_of(source, tokenizer),
-        _judges(options, rows, revise, count),
-        tuple(notes),
-    )
+    hashes = hashes_of(source, tokenizer)
+    judges, rubrics = _judges(options, rows, revise, count)
+    plan = BuildPlan(options, sampling, rows, tokenizer, hashes, judges, rubrics, tuple(notes))
     _check_folder(plan)
     return plan
 
 
 def _pinned(source: CandidateSource, note: Note) -> CandidateSource:
-    """The source with the checkpoint that a run's LATEST stands for now: a run that trains moves it."""
+    """The source with the checkpoint that a run's LATEST names now: a run that trains moves it."""
     if source.adapter is None or Path(source.adapter).name != LATEST:
         return source
     return replace(source, adapter=str(lora.open_adapter(source.adapter, note).path))
@@ -186,6 +167,8 @@ def _pinned(source: CandidateSource, note: Note) -> CandidateSource:
 
 def _check(options: BuildOptions) -> None:
     """What can be said without looking at anything else."""
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"{options.out}: is a file; --out names a folder")
     if options.revise and options.n not in (None, 1):
         raise UserError("--revise: one answer a prompt is criticised and revised; leave out -n")
     if not options.revise and options.n is not None and options.n < 2:
@@ -224,88 +207,79 @@ def _check_columns(label: str, rows: Sequence[PromptRow]) -> None:
             )
 
 
-def _check_folder(plan: Plan) -> None:
-    """The folder must be new, or one of the same candidates."""
-    out = plan.options.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; --out names a folder")
-    tail = AnswersTail(plan.candidates)
-    tail.poll()
-    if tail.header is None or tail.header.key == plan.header.key:
+def _check_folder(plan: BuildPlan) -> None:
+    """Raise UserError if the folder holds other candidates."""
+    header = read_partial(plan.candidates).header
+    if header is None or header.key == plan.header.key:
         return
-    old, new = (depends_on(header) for header in (tail.header, plan.header))
+    old, new = _depends_on(header), _depends_on(plan.header)
     changed = ", ".join(name for name in new if old.get(name) != new[name]) or "candidates"
     raise UserError(
-        f"{out}: holds candidates of another build (changed: {changed}); "
+        f"{plan.options.out}: holds candidates of another build (changed: {changed}); "
         "give another --out, or the options of then"
     )
 
 
-def depends_on(header: Header) -> dict[str, Any]:
+def _depends_on(header: Header) -> dict[str, Any]:
     """What a build's candidates depend on, by name."""
     return {
         **header.depends,
         "max_tokens": header.sampling.max_tokens,
         "seed": header.sampling.seed,
         "n": len(header.contestants),
-        "temperatures": [one["temperature"] for one in header.contestants],
+        "temperatures": [candidate["temperature"] for candidate in header.contestants],
     }
 
 
 def _judges(
     options: BuildOptions, rows: Sequence[PromptRow], revise: Constitution | None, count: int
-) -> Judges:
-    """Who judges. Of two answers scores are asked for, or come free with the rules; of more they decide."""
-    facts = [row.facts for row in rows]
-    spec = options.judge or (RULES if judges_all(facts) else None)
+) -> tuple[Judges, tuple[str, ...]]:
+    """Who judges, and by what. Of two answers scores are optional; of more they decide."""
+    spec = judge_spec(options, [row.facts for row in rows])
     if spec is None:
         raise UserError(
             "no judge: name one, such as --judge mlx:MODEL, --judge anthropic or --judge openai:URL#MODEL"
         )
-    refuse_others(spec, facts)
     rubrics = rubrics_by_mode(options.rubrics)
     paired = revise is not None or count == 2
-    scored = not paired or (
-        options.scores if options.scores is not None else spec == RULES or "score" in rubrics
-    )
     if not paired and options.scores is False:
         raise UserError("--no-scores: of more than two candidates the scores decide")
-    wanted: Mapping[Mode, bool] = {"pairwise": paired, "score": scored}
+    wanted: Mapping[Mode, bool] = {"pairwise": paired, "score": not paired or wants_scores(options, spec)}
     modes = [mode for mode in MODES if wanted[mode]]
     if unread := [mode for mode in rubrics if mode not in modes]:
         raise UserError(f"--rubric {rubrics[unread[0]]}: nothing is asked in its mode, {unread[0]}")
     kind = JUDGES.get(spec.partition(":")[0])
-    constitution = options.constitution
-    if revise is not None and kind is not None and not kind.reads_rubric:
-        constitution = None  # it is for the revision alone
-    made = {mode: _judge(options, spec, mode, rubrics.get(mode), constitution) for mode in modes}
-    reads = kind is None or kind.reads_rubric
-    texts = tuple(_text_of(rubrics.get(mode), mode, constitution) for mode in modes) if reads else ()
-    return Judges(made.get("pairwise"), made.get("score"), tuple(dict.fromkeys(texts)))
-
-
-def _judge(
-    options: BuildOptions, spec: str, mode: Mode, rubric: str | None, constitution: str | None
-) -> Judge:
-    return make_judge(
-        spec,
-        JudgeOptions(
-            mode=mode,
-            rubric=rubric,
-            constitution=constitution,
-            principles=options.principles,
-            batch=options.batch,
-            concurrency=options.concurrency,
-            max_tokens=options.judge_tokens,
-            prices=options.prices,
-        ),
-    )
+    reads_rubric = kind is None or kind.reads_rubric
+    if revise is not None and not reads_rubric:
+        options = replace(options, constitution=None)  # it is for the revision alone
+    judges = make_judges(options, spec, modes)
+    if not reads_rubric:
+        return judges, ()
+    texts = [_text_of(rubrics.get(mode), mode, options.constitution) for mode in modes]
+    return judges, tuple(dict.fromkeys(texts))
 
 
 def _text_of(rubric: str | None, mode: Mode, constitution: str | None) -> str:
     """Name and hash of what a judge is told to look at."""
     if constitution is not None:
-        found = load_constitution(constitution)
-        return f"{found.name} {digest([[one.id, one.text] for one in found.principles])[:16]}"
-    told = load_rubric(rubric or DEFAULTS[mode])
-    return f"{told.name} {told.sha256[:16]}"
+        loaded = load_constitution(constitution)
+        return f"{loaded.name} {digest([[each.id, each.text] for each in loaded.principles])[:16]}"
+    text = load_rubric(rubric or DEFAULTS[mode])
+    return f"{text.name} {text.sha256[:16]}"
+
+
+def preview_lines(plan: BuildPlan) -> list[str]:
+    """What the build would generate, ask and cost at most. Writes nothing and asks nobody."""
+    missing = missing_answers(plan.candidates, plan.header)
+    wanted = len(plan.prompts) * len(plan.sampling.names)
+    records = longest_answers(plan.header) if missing else read_partial(plan.candidates).records
+    answers = by_prompt(records, len(plan.prompts), plan.sampling.judged)
+    questions = CandidateJudging(plan, answers).questions()
+    temperatures = ", ".join(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)
+    return [
+        f"prompts: {len(plan.prompts):,} of {plan.options.prompts}",
+        f"candidates: {wanted:,} of at most {plan.sampling.max_tokens} tokens at temperature {temperatures}; "
+        f"{missing:,} to generate",
+        *cost_lines(plan.options, plan.judge_name, questions, plan.verdicts, known=not missing),
+        *plan.notes,
+    ]

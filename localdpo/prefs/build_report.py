@@ -1,4 +1,4 @@
-"""The report of a build: as one JSON object, and as lines for a terminal.
+"""What a build writes: its rows, and its report as one JSON object and as lines for a terminal.
 
     v, key, source, prompts       1; of the candidates; where the prompts came from, how many
     model, adapter, template      as named, with hashes
@@ -11,7 +11,7 @@
     winner                        a sentence: which temperature wins
     verdicts                      used, usd, input_tokens, output_tokens
 
-It holds no times and no paths but those that the person gave.
+The report holds no times and no paths but those that the person gave.
 """
 
 from __future__ import annotations
@@ -21,26 +21,87 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.text import format_number
+from localdpo.data.fields import OPTIONS
+from localdpo.data.prompts import PromptRow
 from localdpo.evals.statistics import wilson
 from localdpo.judging.panel import add_usage
-from localdpo.prefs.build_rows import Built, longer_share
-from localdpo.prefs.judging import Outcome
-from localdpo.records.answers import AnswerRecord
+from localdpo.prefs.selection import BuildOutcome, BuiltPair, Candidates, UsedVerdict
 
 if TYPE_CHECKING:
-    from localdpo.prefs.build_plan import Plan
+    from localdpo.prefs.build_plan import BuildPlan
 
 VERSION: Final = 1
+UNSCORED_COLUMNS: Final = ("prompt", "chosen", "rejected", "provenance")
+OWN_COLUMNS: Final = (*UNSCORED_COLUMNS, "score_chosen", "score_rejected", "margin")
+HASH_DIGITS: Final = 16
 # Above this share of longer chosen answers a model learns to be long.
 LONGER_WARNING: Final = 0.6
-Answers = Sequence[Mapping[str, AnswerRecord]]
+
+
+def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPair]) -> list[dict[str, Any]]:
+    """The rows of the pairs.
+
+    The prompt's other columns go along, but those that a pair has itself. `margin` is the chosen score less
+    the rejected one. `provenance` holds hashes, sampling and judge, the prompt's id, of each side the
+    candidate, its temperature and tokens, the verdicts, and what they cost in US dollars.
+    """
+    sampling, hashes = plan.sampling, plan.hashes
+    common = {
+        "model": hashes.model[:HASH_DIGITS],
+        "adapter": hashes.adapter and hashes.adapter[:HASH_DIGITS],
+        "template": hashes.template[:HASH_DIGITS],
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed,
+        "judge": plan.judge_name,
+        "rubric": " and ".join(plan.rubrics) or None,
+    }
+    rows = []
+    for each in built:
+        pair, prompt, texts = each.pair, plan.prompts[each.pair.prompt], answers[each.pair.prompt]
+        sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+        row: dict[str, Any] = {"prompt": prompt.prompt}
+        row |= {name: value for name, value in prompt.facts.items() if name not in OWN_COLUMNS}
+        row |= {name: value for name, value in zip(OPTIONS, prompt.options, strict=True) if value}
+        row |= {side: _answer(prompt, texts[name].text) for side, name in sides.items()}
+        if pair.scores is not None:
+            chosen, rejected = pair.scores
+            row |= {"score_chosen": chosen, "score_rejected": rejected, "margin": chosen - rejected}
+        row["provenance"] = {
+            "prompt": prompt.id,
+            **common,
+            **{
+                side: {
+                    "candidate": name,
+                    "temperature": sampling.temperature(name),
+                    "tokens": texts[name].tokens,
+                }
+                for side, name in sides.items()
+            },
+            "verdicts": [_verdict(used) for used in each.used],
+            "usd": sum(used.verdict.usage.usd for used in each.used),
+        }
+        rows.append(row)
+    return rows
+
+
+def _answer(prompt: PromptRow, text: str) -> str | list[dict[str, str]]:
+    """An answer in the prompt's own form: text, or one message."""
+    return text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _verdict(used: UsedVerdict) -> dict[str, Any]:
+    """What was asked and said, without the judge's words; they are in the journal."""
+    verdict = used.verdict
+    said: dict[str, Any] = {"of": list(used.names)}
+    said |= {"choice": verdict.choice} if len(used.names) == 2 else {"score": verdict.score}
+    return said if verdict.principle is None else said | {"principle": verdict.principle}
 
 
 def report_of(
-    plan: Plan, answers: Answers, outcome: Outcome, built: Sequence[Built], valid: int
+    plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, built: Sequence[BuiltPair], valid: int
 ) -> dict[str, Any]:
     """The record of a build, JSON values only; `valid` of the `built` pairs are held out."""
-    options, drawing, prints = plan.options, plan.drawing, plan.prints
+    options, sampling, hashes = plan.options, plan.sampling, plan.hashes
     made = [answer for of_prompt in answers for answer in of_prompt.values()]
     temperatures = temperature_rows(plan, answers, outcome, built)
     usage = add_usage(outcome.verdicts)
@@ -49,17 +110,17 @@ def report_of(
         "key": plan.header.key,
         "source": options.prompts,
         "prompts": len(plan.prompts),
-        "model": {"name": options.source.model, "fingerprint": prints.model},
-        "adapter": {"name": options.source.adapter, "fingerprint": prints.adapter},
-        "template": {"choice": options.source.template, "fingerprint": prints.template},
+        "model": {"name": options.source.model, "fingerprint": hashes.model},
+        "adapter": {"name": options.source.adapter, "fingerprint": hashes.adapter},
+        "template": {"choice": options.source.template, "fingerprint": hashes.template},
         "drawing": {
-            "n": drawing.count,
-            "temperatures": list(drawing.temperatures),
-            "max_tokens": drawing.max_tokens,
-            "seed": drawing.seed,
-            "revise": None if drawing.revise is None else drawing.revise.name,
+            "n": sampling.count,
+            "temperatures": list(sampling.temperatures),
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+            "revise": None if sampling.revise is None else sampling.revise.name,
         },
-        "judge": {"name": plan.judges.name, "rubrics": list(plan.judges.rubrics)},
+        "judge": {"name": plan.judge_name, "rubrics": list(plan.rubrics)},
         "candidates": {
             "made": len(made),
             "tokens": fmean(answer.tokens for answer in made),
@@ -71,11 +132,11 @@ def report_of(
             "valid": valid,
             "beyond_keep": len(outcome.built) - len(built),
             "dropped": dict(outcome.pairs.most_common()),
-            "chosen_longer": longer_share(_lengths(answers, built)),
+            "chosen_longer": _longer_share(answers, built),
         },
         "margins": _margins(built),
         "temperatures": temperatures,
-        "winner": winner(temperatures) if drawing.revise is None else None,
+        "winner": winner(temperatures) if sampling.revise is None else None,
         "verdicts": {
             "used": len(outcome.verdicts),
             "usd": usage.usd,
@@ -86,17 +147,17 @@ def report_of(
 
 
 def temperature_rows(
-    plan: Plan, answers: Answers, outcome: Outcome, built: Sequence[Built]
+    plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, built: Sequence[BuiltPair]
 ) -> list[dict[str, Any]]:
     """For each temperature how its candidates did.
 
     chosen, rejected: sides of kept pairs. wins, losses: those of pairs between two temperatures.
     """
-    drawing = plan.drawing
+    sampling = plan.sampling
     rows = []
-    for temperature in dict.fromkeys(drawing.temperatures):
-        names = [name for name in drawing.judged if drawing.temperature(name) == temperature]
-        sides = [(one.pair.chosen in names, one.pair.rejected in names) for one in built]
+    for temperature in dict.fromkeys(sampling.temperatures):
+        names = [name for name in sampling.judged if sampling.temperature(name) == temperature]
+        sides = [(each.pair.chosen in names, each.pair.rejected in names) for each in built]
         scores = [score for name in names for score in outcome.scores.get(name, ())]
         rows.append(
             {
@@ -128,16 +189,16 @@ def winner(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"no temperature clearly wins; {best['temperature']:g} does best: {of}"
 
 
-def _lengths(answers: Answers, built: Sequence[Built]) -> list[tuple[int, int]]:
-    """Tokens of the chosen and of the rejected answer of each pair."""
-    return [
-        (answers[one.pair.prompt][one.pair.chosen].tokens, answers[one.pair.prompt][one.pair.rejected].tokens)
-        for one in built
-    ]
+def _longer_share(answers: Candidates, built: Sequence[BuiltPair]) -> float | None:
+    """The share of the pairs whose chosen answer has more tokens; None without pairs."""
+    pairs = [(answers[each.pair.prompt], each.pair) for each in built]
+    longer = sum(texts[pair.chosen].tokens > texts[pair.rejected].tokens for texts, pair in pairs)
+    return longer / len(pairs) if pairs else None
 
 
-def _margins(built: Sequence[Built]) -> dict[str, float] | None:
-    margins = [one.pair.scores[0] - one.pair.scores[1] for one in built if one.pair.scores is not None]
+def _margins(built: Sequence[BuiltPair]) -> dict[str, float] | None:
+    scores = [each.pair.scores for each in built if each.pair.scores is not None]
+    margins = [chosen - rejected for chosen, rejected in scores]
     return {"mean": fmean(margins), "lowest": min(margins), "highest": max(margins)} if margins else None
 
 

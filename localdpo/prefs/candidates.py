@@ -10,7 +10,6 @@ is asked about.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from localdpo.data.encode import Limits, encode_prompt
 from localdpo.data.messages import side_messages
 from localdpo.data.prompts import PromptRow
 from localdpo.data.types import Message, Side, TemplateChoice
-from localdpo.judging.constitution import Constitution, Principle
+from localdpo.judging.rubric import Constitution, Principle
 from localdpo.model import lora
 from localdpo.model.backend import prepare
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
@@ -174,7 +173,7 @@ def make_candidates(
 
     def ids_of_request(name: str, i: int) -> list[int]:
         assert sampling.revise is not None
-        principle = principle_of(sampling.revise, prompts[i].id)
+        principle = sampling.revise.principles[sampling.revise.drawn(prompts[i].id)]
         answer = writer.tail.records[i, "1"].text
         critique = writer.tail.records[i, CRITIQUE].text if name == REVISION else None
         return encode(revision_messages(prompts[i].prompt, answer, principle, critique))
@@ -215,12 +214,6 @@ def _encode(
 def candidate_seeds(prompts: Sequence[PromptRow], seed: int, name: str) -> list[int]:
     """The seed of each prompt's random key for one candidate; every candidate draws noise of its own."""
     return prompt_seeds(prompts, int(digest([seed, name])[:16], 16))
-
-
-def principle_of(constitution: Constitution, prompt_id: str) -> Principle:
-    """The principle for a prompt: drawn by a hash of its id, as `ConstitutionJudge` does with "sample"."""
-    drawn = hashlib.sha256(prompt_id.encode("utf-8", errors="replace")).digest()
-    return constitution.principles[int.from_bytes(drawn[:8], "big") % len(constitution.principles)]
 
 
 def revision_messages(

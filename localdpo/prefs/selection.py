@@ -1,4 +1,4 @@
-"""From candidates and verdicts to pairs: which answers can be judged, and which two make a pair. Pure."""
+"""From candidates and verdicts to pairs: which candidates are judged, and which two of them make a pair."""
 
 from __future__ import annotations
 
@@ -6,12 +6,26 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING, Final
 
-from localdpo.judging.base import Verdict
-from localdpo.judging.pairwise import PairVerdict
+from localdpo.data.encode import IDENTICAL, Encoder
+from localdpo.data.types import Example, Pair
+from localdpo.judging.base import Judge, Question
+from localdpo.judging.pairwise import PairVerdict, both_orders, collect
+from localdpo.judging.prompts import question_about
+from localdpo.judging.run import JudgeSession
+from localdpo.prefs.candidates import REVISION
+from localdpo.prefs.settings import end_ids
 from localdpo.records.answers import AnswerRecord
+from localdpo.records.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from localdpo.prefs.build_plan import BuildPlan
+
+# The candidates of each prompt, by name.
+Candidates = Sequence[Mapping[str, AnswerRecord]]
 
 EMPTY: Final = "empty"
 CUT: Final = "cut at the limit of tokens"
@@ -80,25 +94,25 @@ def by_scores(prompt: int, scores: Mapping[str, float | None]) -> Chosen | str:
     if len(known) < 2:
         return UNSCORED
     names, values = list(known), list(known.values())
-    places = best_and_low(values)
-    if places is None:
+    indices = best_and_low(values)
+    if indices is None:
         return ALL_EQUAL
-    best, low = places
+    best, low = indices
     return Chosen(prompt, names[best], names[low], (values[best], values[low]))
 
 
 def best_and_low(scores: Sequence[float]) -> tuple[int, int] | None:
-    """Places of the best score and of the lower one that is nearest to mean - 2 sd; None if all are equal.
+    """Indices of the best score and of the lower one nearest to mean - 2 sd; None if all are equal.
 
     After arXiv 2502.16825: of many samples the very worst teaches less than one two (population) standard
     deviations below the mean. Of equals the first is taken, of two equally near the lower one.
     """
-    best = max(range(len(scores)), key=lambda place: (scores[place], -place))
+    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
     target = statistics.fmean(scores) - 2 * statistics.pstdev(scores)
-    lower = [place for place, score in enumerate(scores) if score < scores[best]]
+    lower = [i for i, score in enumerate(scores) if score < scores[best]]
     if not lower:
         return None
-    return best, min(lower, key=lambda place: (abs(scores[place] - target), scores[place], place))
+    return best, min(lower, key=lambda i: (abs(scores[i] - target), scores[i], i))
 
 
 def split_by_prompt(prompts: Sequence[str], wanted: int, seed: int) -> list[bool]:
@@ -115,3 +129,180 @@ def split_by_prompt(prompts: Sequence[str], wanted: int, seed: int) -> list[bool
             held.add(name)
             left -= pairs[name]
     return [name in held for name in prompts]
+
+
+# --- asking the judge ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UsedVerdict:
+    """One verdict that a pair rests on: the names of the answers in the order they were asked in."""
+
+    names: tuple[str, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPair:
+    """A pair that is kept, and every verdict about its prompt's answers."""
+
+    pair: Chosen
+    used: tuple[UsedVerdict, ...]
+
+
+@dataclass
+class BuildOutcome:
+    """What came of a build.
+
+    Attributes:
+        built: pairs in the order of the prompts.
+        pairs: prompts without a pair, by reason. candidates: answers that were not judged, by reason.
+        verdicts: every verdict that was used, in order.
+        scores: of each candidate's name, the scores it got.
+    """
+
+    built: list[BuiltPair] = field(default_factory=list)
+    pairs: Counter[str] = field(default_factory=Counter)
+    candidates: Counter[str] = field(default_factory=Counter)
+    verdicts: list[Verdict] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+
+class CandidateJudging:
+    """Which candidates of a build are judged, what is asked about them, and the pairs that come of it.
+
+    Attributes:
+        ready: the candidates of each prompt that are judged, by name.
+        outcome: counts the others from the start; complete after `run`.
+    """
+
+    def __init__(self, plan: BuildPlan, answers: Candidates) -> None:
+        self.plan, self.answers = plan, answers
+        self.outcome = BuildOutcome()
+        self.ready: dict[int, list[str]] = {}
+        kept = [usable(of_prompt) for of_prompt in answers]
+        twins = self._same_when_cut([names for names, _ in kept])
+        for i, (names, dropped) in enumerate(kept):
+            for name, reason in twins.get(i, {}).items():
+                names.remove(name)
+                dropped[reason] += 1
+            self.outcome.candidates += dropped
+            if len(names) > 1:
+                self.ready[i] = names
+            else:
+                self.outcome.pairs[next(iter(dropped)) if plan.paired else TOO_FEW] += 1
+
+    def _same_when_cut(self, names: Sequence[Sequence[str]]) -> dict[int, dict[str, str]]:
+        """Per prompt, the candidates that training would not tell from an earlier one, and why."""
+        source = self.plan.options.source
+        if source.limits is None:
+            return {}
+        keys = [(i, pair) for i, of_prompt in enumerate(names) for pair in combinations(of_prompt, 2)]
+        examples: list[tuple[int, Example]] = []
+        for number, (i, (first, second)) in enumerate(keys):
+            row, texts = self.plan.prompts[i], self.answers[i]
+            pair = Pair(
+                row.prompt,
+                texts[first].text,
+                texts[second].text,
+                tools=row.tools,
+                template_kwargs=row.template_kwargs,
+            )
+            examples.append((number, pair))
+        encoded = Encoder(
+            self.plan.tokenizer,
+            source.template,
+            source.limits,
+            end_ids=end_ids(self.plan.tokenizer),
+            template_kwargs=source.template_kwargs,
+        ).encode(examples)
+        twins: dict[int, dict[str, str]] = {}
+        for reason, numbers in encoded.dropped.items():
+            for number in numbers:
+                i, (_, second) = keys[number]
+                twins.setdefault(i, {})[second] = SAME_WHEN_CUT if reason.startswith(IDENTICAL) else reason
+        return twins
+
+    def questions(self) -> list[tuple[Judge, list[Question]]]:
+        """Everything that may be asked about the candidates, by judge."""
+        questions: list[tuple[Judge, list[Question]]] = []
+        if self.plan.judges.pairs is not None:
+            questions.append((self.plan.judges.pairs, both_orders(self._pairs())))
+        if self.plan.judges.scores is not None:
+            singles = [self._question(i, name) for i, names in self.ready.items() for name in names]
+            questions.append((self.plan.judges.scores, singles))
+        return questions
+
+    def run(self, session: JudgeSession) -> BuildOutcome:
+        """Ask about every prompt's usable candidates, and make the pairs.
+
+        Raises JudgeStopped; what was answered is in the journal then.
+        """
+        if self.plan.paired:
+            self._compare(session)
+        else:
+            self._score_all(session)
+        return self.outcome
+
+    def _question(self, i: int, *names: str) -> Question:
+        return question_about(self.plan.prompts[i], *(self.answers[i][name].text for name in names))
+
+    def _pairs(self) -> list[Question]:
+        return [self._question(i, *names) for i, names in self.ready.items()]
+
+    def _compare(self, session: JudgeSession) -> None:
+        """Two answers: both orders, and scores of the pairs that are left if they are wanted."""
+        assert self.plan.judges.pairs is not None
+        pairs = self._pairs()
+        verdicts = session.ask(self.plan.judges.pairs, both_orders(pairs))
+        self.outcome.verdicts += verdicts
+        built: list[BuiltPair] = []
+        for (i, (first, second)), verdict in zip(self.ready.items(), collect(pairs, verdicts), strict=True):
+            chosen = by_choice(i, (first, second), verdict)
+            if isinstance(chosen, Chosen) and chosen.rejected == REVISION:
+                chosen = NOT_REVISED
+            if isinstance(chosen, str):
+                self.outcome.pairs[chosen] += 1
+                continue
+            used = (UsedVerdict((first, second), verdict.first), UsedVerdict((second, first), verdict.second))
+            built.append(BuiltPair(chosen, used))
+        self.outcome.built = built if self.plan.judges.scores is None else self._scored(session, built)
+
+    def _scored(self, session: JudgeSession, built: Sequence[BuiltPair]) -> list[BuiltPair]:
+        """The pairs with the scores of their answers; those that the scores contradict are dropped."""
+        sides = {each.pair.prompt: [each.pair.chosen, each.pair.rejected] for each in built}
+        verdicts = self._ask_scores(session, sides)
+        kept = []
+        for each in built:
+            names = sides[each.pair.prompt]
+            chosen, rejected = (verdicts[each.pair.prompt, name] for name in names)
+            pair = with_scores(each.pair, chosen, rejected)
+            if isinstance(pair, str):
+                self.outcome.pairs[pair] += 1
+            else:
+                scored = (UsedVerdict((names[0],), chosen), UsedVerdict((names[1],), rejected))
+                kept.append(BuiltPair(pair, (*each.used, *scored)))
+        return kept
+
+    def _score_all(self, session: JudgeSession) -> None:
+        """More than two answers: every one is scored, and the scores make the pair."""
+        verdicts = self._ask_scores(session, self.ready)
+        for i, names in self.ready.items():
+            chosen = by_scores(i, {name: verdicts[i, name].score for name in names})
+            if isinstance(chosen, str):
+                self.outcome.pairs[chosen] += 1
+            else:
+                used = tuple(UsedVerdict((name,), verdicts[i, name]) for name in names)
+                self.outcome.built.append(BuiltPair(chosen, used))
+
+    def _ask_scores(
+        self, session: JudgeSession, names: Mapping[int, Sequence[str]]
+    ) -> dict[tuple[int, str], Verdict]:
+        assert self.plan.judges.scores is not None
+        singles = [(i, name) for i, of_prompt in names.items() for name in of_prompt]
+        verdicts = session.ask(self.plan.judges.scores, [self._question(*single) for single in singles])
+        self.outcome.verdicts += verdicts
+        for (_, name), verdict in zip(singles, verdicts, strict=True):
+            if verdict.score is not None:
+                self.outcome.scores.setdefault(name, []).append(verdict.score)
+        return dict(zip(singles, verdicts, strict=True))

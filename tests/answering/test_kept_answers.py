@@ -10,7 +10,7 @@ from localdpo.answering import generator
 from localdpo.answering.contestants import Contestant
 from localdpo.answering.generator import plan_answers, prompt_seeds
 from localdpo.data.prompts import prompt_row
-from localdpo.judging.constitution import load_constitution
+from localdpo.judging.rubric import load_constitution
 from localdpo.prefs.candidates import CandidateHashes, CandidateSampling, candidate_seeds, header_of
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Sampling
 from localdpo.records.rundir import RunDir

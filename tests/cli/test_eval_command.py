@@ -13,11 +13,12 @@ from rich.console import Console
 from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 from typer.testing import CliRunner
 
-from localdpo.cli import eval as eval_command
+from localdpo.cli import judging
 from localdpo.cli.main import app
 from localdpo.core.atomic import write_manifest
 from localdpo.core.errors import UserError
 from localdpo.evals.files import read_record
+from localdpo.judging.cost import Budget
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir
 
@@ -85,17 +86,17 @@ def test_report_is_written_into_the_run_or_where_one_says(ask: Ask, tmp_path: Pa
     assert path.read_text() == (tmp_path / "r.html").read_text()
 
 
-def test_without_a_terminal_progress_is_told_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_progress_is_printed_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(eval_command, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(judging, "time", SimpleNamespace(monotonic=lambda: clock.now))
     console = Console(file=io.StringIO(), width=80)
-    with eval_command.lines(console, {"answers": 1020, "verdicts": 2}) as advance:
-        for _ in range(1020):
-            clock.now += 0.0078125
-            advance("answers")
-        advance("verdicts")
-        advance("verdicts")
-        advance("unheard of")
+    display = judging.ProgressDisplay(console, {"answers": 1020, "verdicts": 0}, Budget())
+    display.set_total("verdicts", 2)
+    for _ in range(1020):
+        clock.now += 0.0078125
+        display.advance("answers")
+    display.advance("verdicts")
+    display.advance("verdicts")
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "answers 640 of 1,020",
         "answers 1,020 of 1,020",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import PromptRow, prompt_row
-from localdpo.evals.evaluate import Asked
-from localdpo.judging.base import JudgeStopped, Question, Usage, Verdict
+from localdpo.evals.evaluate import AnsweredPrompts
+from localdpo.judging.base import JudgeStopped, Question
 from localdpo.records.answers import AnswerRecord, Role, Sampling
 from localdpo.records.rundir import RunDir
+from localdpo.records.verdicts import Usage, Verdict
 
 Say = Callable[[Question], Verdict]
 ROLES: tuple[tuple[str, str, Role], ...] = (
@@ -41,7 +42,7 @@ def answers(texts: Mapping[str, Callable[[int], str]], count: int) -> dict[str, 
     return {name: [record(i, name, text(i)) for i in range(count)] for name, text in texts.items()}
 
 
-def asked(folder: Path, count: int, **facts: Sequence[object]) -> Asked:
+def asked(folder: Path, count: int, **facts: Sequence[object]) -> AnsweredPrompts:
     """`count` prompts; DPO's answers are the longer the later, SFT's are all alike."""
     texts = {
         "base": lambda i: f"base {i}",
@@ -49,7 +50,9 @@ def asked(folder: Path, count: int, **facts: Sequence[object]) -> Asked:
         "dpo": lambda i: f"dpo{' so' * (i % 4)} {i}",
     }
     rows = prompts(count, **facts)
-    return Asked(RunDir(folder), contestants(), rows, "a file", Sampling(16, 1.0, 3), answers(texts, count))
+    return AnsweredPrompts(
+        RunDir(folder), contestants(), rows, "a file", Sampling(16, 1.0, 3), answers(texts, count)
+    )
 
 
 class Told:

@@ -12,11 +12,12 @@ import pytest
 from eval_parts import Told, asked, fair
 
 from localdpo.core.errors import UserError
-from localdpo.evals.evaluate import Judging, evaluate
+from localdpo.evals.evaluate import evaluate
 from localdpo.evals.files import read_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.base import Question
 from localdpo.judging.journal import Journal
+from localdpo.judging.request import Judges
 from localdpo.judging.rules import RulesJudge
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling, read_answers
 from localdpo.records.evaluations import evaluation_text
@@ -89,7 +90,7 @@ def pairs(path: Path) -> Read:
 
 
 def evaluation(path: Path) -> Read:
-    record = evaluate("it", asked(path.parent, 4), STANDARD, Judging(judge=Told(fair)))
+    record = evaluate("it", asked(path.parent, 4), STANDARD, Judges(Told(fair)))
     path.write_bytes(seal(evaluation_text(record)))
     return lambda path: [{name: value for name, value in read_record(path).items() if len(name) != 3}]
 

@@ -14,12 +14,15 @@ from localdpo.answering import generator
 from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.evals import plan as evals_plan
 from localdpo.evals.files import read_record
-from localdpo.evals.plan import Options, plan_evaluation, preview_lines, run_evaluation, write_page
+from localdpo.evals.plan import EvalOptions, plan_evaluation, preview_lines, run_evaluation, write_page
 from localdpo.incidents.world import Facts
-from localdpo.judging.base import JudgeStopped, Verdict
+from localdpo.judging import request
+from localdpo.judging.base import JudgeStopped
+from localdpo.judging.request import Hooks
 from localdpo.judging.rules import RulesJudge
 from localdpo.records.answers import Sampling
 from localdpo.records.rundir import RunDir
+from localdpo.records.verdicts import Verdict
 
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
 
@@ -44,30 +47,30 @@ def demo_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("prompts") / "demo.jsonl", rows)
 
 
-def options(run: RunDir, prompts: Path, **changes: Any) -> Options:
-    return Options(run, **{"prompts": str(prompts), "sampling": Sampling(8, 1.0, 0), **changes})
+def options(run: RunDir, prompts: Path, **changes: Any) -> EvalOptions:
+    return EvalOptions(run, **{"prompts": str(prompts), "sampling": Sampling(8, 1.0, 0), **changes})
 
 
 def told(monkeypatch: pytest.MonkeyPatch, judge: Told) -> Told:
-    monkeypatch.setattr(evals_plan, "make_judge", lambda spec, options: judge)
+    monkeypatch.setattr(request, "make_judge", lambda spec, options: judge)
     return judge
 
 
 def test_the_demos_rows_are_judged_by_rules_with_scores(run: RunDir, demo_prompts: Path) -> None:
     plan = plan_evaluation(options(run, demo_prompts))
-    assert isinstance(plan.judge, RulesJudge)
-    assert isinstance(plan.scorer, RulesJudge)
+    assert isinstance(plan.judges.pairs, RulesJudge)
+    assert isinstance(plan.judges.scores, RulesJudge)
     record = run_evaluation(plan)
     assert (record["name"], record["prompts"], len(record["duels"])) == ("rules", 3, 3)
     assert record["metrics"][0]["name"] == "in the format"
     written = run.path / "eval" / "rules.json"
     assert read_record(written) == record
-    assert plan_evaluation(options(run, demo_prompts, scores=False)).scorer is None
+    assert plan_evaluation(options(run, demo_prompts, scores=False)).judges.scores is None
 
 
 def test_other_rows_have_no_judge_unless_one_is_named(run: RunDir, prompts: Path) -> None:
     plan = plan_evaluation(options(run, prompts))
-    assert (plan.name, plan.judge, plan.scorer) == ("heuristics", None, None)
+    assert (plan.name, plan.judges.pairs, plan.judges.scores) == ("heuristics", None, None)
     assert plan.notes[0].startswith("no judge: these are no incident reports")
     record = run_evaluation(plan)
     assert record["duels"] == []
@@ -113,7 +116,7 @@ def test_rubrics_go_where_their_mode_says(
         made.append((options.mode, options.rubric))
         return Told(fair)
 
-    monkeypatch.setattr(evals_plan, "make_judge", make)
+    monkeypatch.setattr(request, "make_judge", make)
     plan_evaluation(options(run, prompts, judge="anthropic"))
     plan_evaluation(options(run, prompts, judge="anthropic", rubrics=("quality", "triage")))
     assert made == [("pairwise", None), ("pairwise", "triage"), ("score", "quality")]
@@ -126,7 +129,7 @@ def test_a_look_ahead_costs_and_asks_nothing(
     fresh = options(run, prompts, judge="told", sampling=Sampling(9, 1.0, 5), max_usd=2.0)
     lines = preview_lines(plan_evaluation(fresh))
     assert "answers: 18 of at most 9 tokens, 18 to generate" in lines
-    assert "judge: told, 36 questions to ask, 0 answered already" in lines
+    assert "judge: told, at most 36 questions to ask, 0 answered already" in lines
     assert "cost: at most $0.04, were every answer as long as it may be" in lines
     assert lines[-1] == "limit: $2.00"
     assert judge.count == 0
@@ -160,7 +163,7 @@ def test_a_second_time_loads_and_asks_nothing_and_writes_the_same(
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(generator, "load_base", never)
-    run_evaluation(plan_evaluation(Options(**{**vars(wanted), "concurrency": 16})))
+    run_evaluation(plan_evaluation(EvalOptions(**{**vars(wanted), "concurrency": 16})))
     assert path.read_bytes() == before
     assert judge.count == count
 
@@ -180,9 +183,9 @@ def test_what_happens_on_the_way_is_told(run: RunDir, prompts: Path, monkeypatch
         return lambda *args: seen.update({what: seen[what] + 1})
 
     plan = plan_evaluation(options(run, prompts, judge="seen", sampling=Sampling(8, 1.0, 11)))
-    run_evaluation(plan, on_answer=count("answers"), on_verdict=count("verdicts"))
+    run_evaluation(plan, hooks=Hooks(on_answer=count("answers"), on_verdict=count("verdicts")))
     assert seen["answers"] == 18
-    assert 0 < seen["verdicts"] <= plan.questions
+    assert 0 < seen["verdicts"] <= plan.most_verdicts
 
 
 def test_a_page_needs_its_folder(tmp_path: Path) -> None:

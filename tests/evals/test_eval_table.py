@@ -10,14 +10,14 @@ import pytest
 from eval_parts import Told, asked, fair, first, tie
 
 from localdpo.core.errors import UserError
-from localdpo.evals.conclusion import conclusion, duel_sentence
-from localdpo.evals.evaluate import Judging, evaluate
+from localdpo.evals.evaluate import evaluate
 from localdpo.evals.files import SHOWN_ROWS, latest_record, page, read_record, write_record
-from localdpo.evals.table import markdown, tables, text
+from localdpo.evals.table import conclusion, duel_sentence, markdown, tables, text
 from localdpo.heuristics import STANDARD
-from localdpo.judging.base import Verdict
+from localdpo.judging.request import Judges
 from localdpo.records.evaluations import evaluation_text
 from localdpo.records.rundir import RunDir
+from localdpo.records.verdicts import Verdict
 
 LABELS = {"dpo": "DPO", "sft": "SFT"}
 HOSTILE = "<script>alert(1)</script> | `x` \x1b[31m"
@@ -26,7 +26,7 @@ HOSTILE = "<script>alert(1)</script> | `x` \x1b[31m"
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     every = asked(tmp_path_factory.mktemp("run"), 120, category=["a", HOSTILE])
-    return evaluate("it", every, STANDARD, Judging(judge=Told(fair, name=HOSTILE), scorer=Told(fair)))
+    return evaluate("it", every, STANDARD, Judges(Told(fair, name=HOSTILE), Told(fair)))
 
 
 def duel(**changes: Any) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_the_page_escapes_everything_and_asks_nobody(record: dict[str, Any]) -> 
     every = asked(Path("run"), 3)
     hostile = every.answers["dpo"][0].__class__(0, "dpo", HOSTILE, 4, True)
     every.answers["dpo"][0] = hostile  # type: ignore[index]
-    html = page(evaluate("it", every, STANDARD, Judging(judge=Told(tie))))
+    html = page(evaluate("it", every, STANDARD, Judges(Told(tie))))
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert not re.search(r"(?:src|href)=\"?(?:https?:)?//", html)
@@ -150,14 +150,14 @@ def test_the_page_escapes_everything_and_asks_nobody(record: dict[str, Any]) -> 
 
 
 def test_the_page_says_who_won_in_which_order(tmp_path: Path) -> None:
-    shown = " ".join(page(evaluate("it", asked(tmp_path, 2), STANDARD, Judging(judge=Told(fair)))).split())
+    shown = " ".join(page(evaluate("it", asked(tmp_path, 2), STANDARD, Judges(Told(fair)))).split())
     assert "DPO vs SFT: DPO shown first: SFT (rank); SFT shown first: SFT (rank)" in shown
     assert "DPO vs SFT: DPO shown first: DPO (rank); SFT shown first: DPO (rank)" in shown
-    swayed = " ".join(page(evaluate("it", asked(tmp_path, 2), STANDARD, Judging(judge=Told(first)))).split())
+    swayed = " ".join(page(evaluate("it", asked(tmp_path, 2), STANDARD, Judges(Told(first)))).split())
     assert "DPO shown first: DPO; SFT shown first: SFT" in swayed
     refused = Told(lambda question: Verdict("refused", reason="policy"))
     assert "DPO shown first: refused (policy)" in page(
-        evaluate("it", asked(tmp_path, 2), STANDARD, Judging(judge=refused))
+        evaluate("it", asked(tmp_path, 2), STANDARD, Judges(refused))
     )
 
 

@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 from eval_parts import Told, answers, asked, contestants, fair, first, prompts, swapped, tie
 
-from localdpo.evals.comparisons import duels_of
-from localdpo.evals.evaluate import Asked, Judging, conversation_text, evaluate
-from localdpo.evals.metrics import measure, metric_record
+from localdpo.evals.evaluate import AnsweredPrompts, evaluate
+from localdpo.evals.figures import duels_of, measure, metric_record
 from localdpo.heuristics import STANDARD, Heuristic
 from localdpo.heuristics.checks import with_standard
-from localdpo.judging.base import JudgeStopped, Question, Verdict
+from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.journal import Journal
+from localdpo.judging.prompts import conversation_text
+from localdpo.judging.request import Judges
+from localdpo.judging.run import JudgeSession
 from localdpo.records.answers import Sampling
 from localdpo.records.evaluations import evaluation_text
 from localdpo.records.rundir import RunDir
+from localdpo.records.verdicts import Verdict
 from localdpo.records.votes import Votes, sides, text_id
 
 
 def evaluated(folder: Path, judge: Told | None, count: int = 40, **options: Any) -> dict[str, Any]:
-    judging = Judging(judge=judge, **options.pop("judging", {}))
-    return evaluate("it", asked(folder, count, **options), with_standard([]), judging)
+    session = JudgeSession(options.pop("journal", None), concurrency=options.pop("concurrency", None))
+    judges = Judges(judge, options.pop("scorer", None))
+    return evaluate("it", asked(folder, count, **options), with_standard([]), judges, session)
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
@@ -103,9 +107,9 @@ def test_a_fair_judge_is_counted_right(tmp_path: Path) -> None:
 def test_equal_answers_are_ties_that_nobody_is_asked_about(tmp_path: Path) -> None:
     rows = prompts(3)
     texts = {"base": lambda i: f"b {i}", "sft": lambda i: f"same {i}", "dpo": lambda i: f"same {i}"}
-    every = Asked(RunDir(tmp_path), contestants(), rows, "f", Sampling(), answers(texts, 3))
+    every = AnsweredPrompts(RunDir(tmp_path), contestants(), rows, "f", Sampling(), answers(texts, 3))
     judge = Told(first)
-    duel = figures(evaluate("it", every, STANDARD, Judging(judge=judge)))
+    duel = figures(evaluate("it", every, STANDARD, Judges(judge)))
     assert (duel["identical"], duel["ties"], duel["consistency"]) == (3, 3, None)
     assert judge.count == 2 * 3  # against the base the two are one question
 
@@ -123,7 +127,7 @@ def test_no_valid_verdict_is_said_and_scores_nothing(tmp_path: Path) -> None:
 
 
 def test_scores_are_a_metric_and_kept_with_each_answer(tmp_path: Path) -> None:
-    record = evaluated(tmp_path, Told(fair), 120, judging={"scorer": Told(fair, name="scorer")})
+    record = evaluated(tmp_path, Told(fair), 120, scorer=Told(fair, name="scorer"))
     row = record["metrics"][-1]
     assert row["name"] == "judge score, 1 to 5"
     assert row["means"] == {"base": 2.0, "sft": 3.0, "dpo": pytest.approx(4 - 3 / 5)}
@@ -140,11 +144,7 @@ def test_categories_have_a_rate_of_their_own(tmp_path: Path) -> None:
 
 def test_one_and_sixteen_at_a_time_give_the_same_bytes(tmp_path: Path) -> None:
     texts = {
-        evaluation_text(
-            evaluated(
-                tmp_path, Told(fair), judging={"scorer": Told(fair, name="s"), "concurrency": concurrency}
-            )
-        )
+        evaluation_text(evaluated(tmp_path, Told(fair), scorer=Told(fair, name="s"), concurrency=concurrency))
         for concurrency in (1, 16, 16)
     }
     assert len(texts) == 1
@@ -158,10 +158,10 @@ def test_stopped_and_started_again_gives_the_same_bytes_and_asks_nothing_twice(
     judge = Told(fair)
     judge.stop_after = stop_after
     with Journal(tmp_path / "v.jsonl") as journal, pytest.raises(JudgeStopped):
-        evaluated(tmp_path, judge, judging={"journal": journal})
+        evaluated(tmp_path, judge, journal=journal)
     judge.stop_after = None
     with Journal(tmp_path / "v.jsonl") as journal:
-        assert evaluation_text(evaluated(tmp_path, judge, judging={"journal": journal})) == whole
+        assert evaluation_text(evaluated(tmp_path, judge, journal=journal)) == whole
     refused = 3 * 2 * 4  # asked again: they have no verdict to keep
     assert judge.count <= 3 * 2 * 40 + refused
 
@@ -185,8 +185,8 @@ def test_the_votes_of_people_are_set_beside_the_judge(tmp_path: Path) -> None:
         vote = {"time": i, "prompt": row.id, "first": shown[0], "second": shown[1], "choice": choice}
         lines.append(json.dumps({**vote, "seed": 1, "answers": ids}) + "\n")
     (tmp_path / "votes.jsonl").write_text("".join(lines))
-    judging = Judging(judge=Told(fair), votes=Votes(tmp_path / "votes.jsonl"))
-    people = figures(evaluate("it", every, STANDARD, judging))["people"]
+    votes = Votes(tmp_path / "votes.jsonl")
+    people = figures(evaluate("it", every, STANDARD, Judges(Told(fair)), votes=votes))["people"]
     # 12 prompts without 7 (refused); 1 (voted a tie) and 3 (a flip) differ.
     assert people["votes"] == 11
     assert people["agreement"] == pytest.approx(9 / 11, abs=1e-6)
@@ -220,7 +220,7 @@ def test_a_conversation_is_told_with_its_roles() -> None:
 def test_columns_that_json_does_not_know_reach_the_judge_as_text(tmp_path: Path) -> None:
     seen: list[Question] = []
     every = asked(tmp_path, 1, when=[Path("a")])
-    evaluate("it", every, STANDARD, Judging(judge=Told(lambda q: seen.append(q) or tie(q))))
+    evaluate("it", every, STANDARD, Judges(Told(lambda q: seen.append(q) or tie(q))))
     assert seen[0].facts == {"when": "a"}
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from eval_parts import Told, asked, fair
 
-from localdpo.evals.evaluate import Judging, evaluate
+from localdpo.evals.evaluate import evaluate
 from localdpo.evals.files import write_record
 from localdpo.evals.report import EVAL_LOOKS, TRAIN_LOOKS, points_of, report_values
 from localdpo.heuristics import STANDARD
+from localdpo.judging.request import Judges
 from localdpo.pages import render
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.metrics import CHARTS
@@ -55,7 +56,7 @@ def test_a_run_that_only_has_a_recipe_has_a_report(tmp_path: Path) -> None:
 def test_a_whole_run_shows_everything(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     train(run, 10, end="run.finished")
-    write_record(run, evaluate("it", asked(run.path, 20), STANDARD, Judging(judge=Told(fair))))
+    write_record(run, evaluate("it", asked(run.path, 20), STANDARD, Judges(Told(fair))))
     shown = page(run)
     assert "<dt>state</dt><dd>finished</dd>" in shown
     assert "<dt>step</dt><dd>10 of 10</dd>" in shown

@@ -14,7 +14,6 @@ from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 
-from localdpo.evals import bradley_terry, length_control
 from localdpo.evals import statistics as stat
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=300)
@@ -189,19 +188,19 @@ def test_length_control_is_statsmodels_logit_without_the_ridge() -> None:
     s[:100] = 0.5
     x = np.tanh(d / d.std())
     oracle = sm.GLM(s, sm.add_constant(x), family=sm.families.Binomial()).fit(tol=1e-12)
-    weights, covariance = length_control.fit(s, x, ridge=0.0)
+    weights, covariance = stat.fit_logistic(s, x, ridge=0.0)
     assert weights == pytest.approx(oracle.params, abs=1e-6)
     assert covariance == pytest.approx(oracle.cov_params(), abs=1e-6)
 
 
 def test_length_control_takes_the_pull_of_length_away() -> None:
     s, d = drawn(4000, 0.0, 1.5)
-    found = length_control.length_controlled(s, d + 20)
+    found = stat.length_controlled(s, d + 20)
     assert found.rate is not None
     assert found.phi is not None
     assert found.phi > 1
     assert found.rate.excludes(0.5)  # at +20 the true rate is above one half
-    even = length_control.length_controlled(s, d)
+    even = stat.length_controlled(s, d)
     assert even.rate is not None
     assert even.rate.value == pytest.approx(0.5, abs=0.03)
     assert not even.rate.excludes(0.5)
@@ -213,7 +212,7 @@ def test_swapping_the_models_turns_the_length_controlled_rate_round(
     seed: int, theta: float, phi: float
 ) -> None:
     s, d = drawn(150, theta, phi, seed)
-    found, swapped = length_control.length_controlled(s, d), length_control.length_controlled(1 - s, -d)
+    found, swapped = stat.length_controlled(s, d), stat.length_controlled(1 - s, -d)
     assert found.rate is not None
     assert swapped.rate is not None
     assert swapped.rate.value == pytest.approx(1 - found.rate.value, abs=1e-6)
@@ -226,18 +225,18 @@ def test_swapping_the_models_turns_the_length_controlled_rate_round(
 )
 def test_length_control_is_refused_where_it_would_guess(n: int, longer: int, why: str) -> None:
     d = np.where(np.arange(n) < longer, 10.0, -10.0)
-    found = length_control.length_controlled(np.ones(n), d)
+    found = stat.length_controlled(np.ones(n), d)
     assert found.rate is None
     assert why in found.refused
 
 
 def test_a_model_that_wins_everything_keeps_a_finite_rate() -> None:
-    found = length_control.length_controlled(np.ones(200), np.where(np.arange(200) % 2, 1.0, -1.0))
+    found = stat.length_controlled(np.ones(200), np.where(np.arange(200) % 2, 1.0, -1.0))
     assert found.rate is not None
     assert 0.99 < found.rate.value < 1
     assert found.rate.low is not None
     assert found.rate.low < 0.99
-    even = length_control.length_controlled(np.full(200, 0.5), np.where(np.arange(200) % 2, 1.0, -1.0))
+    even = stat.length_controlled(np.full(200, 0.5), np.where(np.arange(200) % 2, 1.0, -1.0))
     assert even.rate is not None
     assert (even.rate.low, even.rate.high) == pytest.approx((0.432, 0.568), abs=0.002)
 
@@ -255,25 +254,25 @@ def tables(n: int, seed: int = 0) -> np.ndarray:
 def test_strengths_are_choix_strengths_without_the_ridge() -> None:
     wins = tables(300).sum(axis=0)
     oracle = choix.ilsr_pairwise_dense(wins, max_iter=10_000, tol=1e-13)
-    assert bradley_terry.strengths(wins, ridge=0.0) == pytest.approx(oracle - oracle[0], abs=1e-6)
+    assert stat.strengths(wins, ridge=0.0) == pytest.approx(oracle - oracle[0], abs=1e-6)
 
 
 def test_many_tables_at_once_are_the_same_as_one_by_one() -> None:
     many = np.stack([tables(50, seed).sum(axis=0) for seed in range(4)])
-    together = bradley_terry.strengths(many)
+    together = stat.strengths(many)
     for one, theta in zip(many, together, strict=True):
-        assert bradley_terry.strengths(one) == pytest.approx(theta, abs=1e-9)
+        assert stat.strengths(one) == pytest.approx(theta, abs=1e-9)
 
 
 def test_two_models_have_the_logit_of_their_rate() -> None:
-    theta = bradley_terry.strengths([[0.0, 40.0], [160.0, 0.0]], ridge=0.0)
+    theta = stat.strengths([[0.0, 40.0], [160.0, 0.0]], ridge=0.0)
     assert theta == pytest.approx([0.0, math.log(4)], abs=1e-9)
 
 
 def test_the_ranking_has_the_base_at_0_and_intervals_that_hold_the_strengths() -> None:
-    found = bradley_terry.ranking(tables(200), seed=2)
+    found = stat.ranking(tables(200), seed=2)
     assert (found[0].value, found[0].low, found[0].high) == (0.0, 0.0, 0.0)
-    assert bradley_terry.ranking(tables(200), seed=2) == found
+    assert stat.ranking(tables(200), seed=2) == found
     for each in found[1:]:
         assert each.low is not None
         assert each.high is not None
@@ -283,12 +282,12 @@ def test_the_ranking_has_the_base_at_0_and_intervals_that_hold_the_strengths() -
 def test_a_model_that_never_lost_has_a_finite_strength() -> None:
     wins = np.zeros((100, 2, 2))
     wins[:, 1, 0] = 1
-    found = bradley_terry.ranking(wins)
+    found = stat.ranking(wins)
     assert 5 < found[1].value < 20
 
 
 def test_tables_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="square"):
-        bradley_terry.strengths(np.zeros((2, 3)))
+        stat.strengths(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="prompts, models"):
-        bradley_terry.ranking(np.zeros((0, 3, 3)))
+        stat.ranking(np.zeros((0, 3, 3)))

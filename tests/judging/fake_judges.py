@@ -1,12 +1,15 @@
-"""Judges without a server, and pairs to ask them about."""
+"""Judges without a server, pairs to ask them about, and how questions are asked."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from localdpo.judging.base import Question, Usage, Verdict
-from localdpo.judging.pairwise import Pair
+from localdpo.judging.base import Judge, Question
+from localdpo.judging.journal import Journal
+from localdpo.judging.run import JudgeSession
+from localdpo.records.verdicts import Usage, Verdict
 
 
 class FakeJudge:
@@ -47,13 +50,20 @@ def longer(question: Question) -> Verdict:
     return Verdict("ok", choice=choice, usage=Usage(10, 2, 0, 0.01))
 
 
-def pairs(count: int) -> list[Pair]:
+def pairs(count: int) -> list[Question]:
     """Pairs of different answers, the first the longer one in two of three."""
     return [
-        Pair(
+        Question(
             f"{number}",
             f"question {number}",
             ("x" * (number % 3 + 1), "y" * (3 - number % 3) + "z"[: number % 2]),
         )
         for number in range(count)
     ]
+
+
+def run_questions(
+    judge: Judge, questions: Sequence[Question], journal: Journal | None = None, **options: Any
+) -> list[Verdict]:
+    """The verdicts of one session; `options` as JudgeSession takes them."""
+    return JudgeSession(journal, **options).ask(judge, questions)

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import anthropic  # noqa: F401
 from children import Job, serve, status_of
-from fake_judges import pairs
+from fake_judges import pairs, run_questions
 
 from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
-from localdpo.judging.base import Question, Verdict
+from localdpo.judging.base import Question
+from localdpo.judging.cost import load_prices
 from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import collect, questions_of, tally
-from localdpo.judging.prices import load_prices
+from localdpo.judging.pairwise import both_orders, collect, tally
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.runner import run_questions
+from localdpo.records.verdicts import Verdict
 
 PAIRS = pairs(6)
 
@@ -36,7 +36,7 @@ def client(folder: Path, die_after: int | None, concurrency: int, batch: bool) -
     known = 0
     (folder / "pid").write_text(str(os.getpid()))
     with Journal(folder / "verdicts.jsonl") as journal:
-        questions = questions_of(PAIRS)
+        questions = both_orders(PAIRS)
         cached = folder / "verdicts.jsonl"
         before = cached.read_bytes().count(b'"status":"ok"')
 

@@ -7,15 +7,14 @@ import sys
 import traceback
 from pathlib import Path
 
-from fake_judges import pairs
+from fake_judges import pairs, run_questions
 
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
 from localdpo.judging.base import JudgeStopped
 from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import questions_of
+from localdpo.judging.pairwise import both_orders
 from localdpo.judging.registry import JudgeOptions, make_judge
-from localdpo.judging.retry import Retry
-from localdpo.judging.runner import run_questions
+from localdpo.judging.run import Retry
 
 
 def main() -> None:
@@ -24,14 +23,14 @@ def main() -> None:
     logging.getLogger().addHandler(logging.StreamHandler())
     retry = Retry(tries=3, first=0.001, most=0.002)
     for number, spec in enumerate(specs):
-        judge = make_judge(spec, JudgeOptions(batch=batch, timeout=5.0))
+        judge = make_judge(spec, JudgeOptions(batch=batch))
         if isinstance(judge, AnthropicBatchJudge):
             judge.poll = 0.01
         with Journal(folder / f"{number}.jsonl") as journal:
             for _ in range(8):
                 try:
                     verdicts = run_questions(
-                        judge, questions_of(pairs(2)), journal, retry=retry, concurrency=1, on_wait=print
+                        judge, both_orders(pairs(2)), journal, retry=retry, concurrency=1, on_wait=print
                     )
                     print(judge, vars(judge), verdicts)
                 except JudgeStopped as error:

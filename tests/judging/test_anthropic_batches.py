@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judges import pairs
+from fake_judges import pairs, run_questions
 from fake_server import FakeServer, Fault
 
 from localdpo.core.errors import UserError
 from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.anthropic_batch import LEDGER, AnthropicBatchJudge
 from localdpo.judging.base import JudgeStopped
-from localdpo.judging.budget import Budget
+from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import questions_of
-from localdpo.judging.prices import load_prices
-from localdpo.judging.retry import Retry
+from localdpo.judging.pairwise import both_orders
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.runner import preview, run_questions
+from localdpo.judging.run import Retry, preview
 
-QUESTIONS = questions_of(pairs(4))
+QUESTIONS = both_orders(pairs(4))
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)
 KEY = "sk-test-key-of-the-tests"
 
@@ -65,7 +63,7 @@ def test_one_batch_at_half_the_price_and_the_same_verdicts(server: FakeServer, j
     assert [one.choice for one in verdicts] == [one.choice for one in plain]
     assert sum(one.usage.usd for one in verdicts) == pytest.approx(sum(one.usage.usd for one in plain) / 2)
     # They share the journal: a verdict is the same, however it was asked for.
-    assert preview(plain_judge(), QUESTIONS, journal).asked == 0
+    assert preview(plain_judge(), QUESTIONS, journal).questions == 0
     assert json.loads((journal.path.parent / LEDGER).read_text())["batches"] == []
 
 

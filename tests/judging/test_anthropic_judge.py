@@ -10,23 +10,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_judges import pairs
+from fake_judges import pairs, run_questions
 from fake_server import FakeServer, Fault, by_hash
 
 from localdpo.judging.anthropic import AnthropicJudge, newest_opus
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.judging.budget import Budget
+from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.journal import Journal
-from localdpo.judging.jury import Jury
-from localdpo.judging.pairwise import collect, questions_of, tally
-from localdpo.judging.prices import load_prices
-from localdpo.judging.retry import Retry
+from localdpo.judging.pairwise import both_orders, collect, tally
+from localdpo.judging.panel import Jury
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.runner import find_keys, preview, run_questions
+from localdpo.judging.run import Retry, find_keys, preview
 
 MODEL = "claude-opus-5-5"
 PAIRS = pairs(6)
-QUESTIONS = questions_of(PAIRS)
+QUESTIONS = both_orders(PAIRS)
 FAST = Retry(tries=6, first=0.001, most=0.002, cap=300.0)
 
 
@@ -168,7 +166,7 @@ def test_no_key_is_said_before_anything_is_sent(server: FakeServer, monkeypatch:
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
     # A look at the cost needs no key.
-    assert preview(judge(), QUESTIONS).asked == len(QUESTIONS)
+    assert preview(judge(), QUESTIONS).questions == len(QUESTIONS)
     for ask in (lambda: run_questions(judge(), QUESTIONS), lambda: find_keys(Jury([judge(), judge()]))):
         with pytest.raises(JudgeStopped, match="set ANTHROPIC_API_KEY"):
             ask()
@@ -189,7 +187,7 @@ def test_a_day_to_wait_stops_cleanly_and_the_rest_is_asked_later(server: FakeSer
 
 
 def test_a_question_the_server_will_not_have_is_counted_and_the_others_go_on(server: FakeServer):
-    bad = questions_of(PAIRS[3:4])[0].prompt
+    bad = both_orders(PAIRS[3:4])[0].prompt
     server.fault = lambda number, body: (
         Fault("status", 400, body='{"error": {"message": "prompt is too long"}}')
         if f"\n{bad}\n" in body["messages"][-1]["content"]
@@ -261,7 +259,7 @@ def test_the_server_never_bills_more_than_the_limit_with_sixteen_in_flight(serve
     server.output_tokens = lambda number: 8192 if number % 3 == 0 else 600
     lost = {4: Fault("drop", billed=True), 9: Fault("cut"), 13: Fault("drop", billed=True)}
     server.fault = lambda number, body: lost.get(number)
-    questions = questions_of(pairs(40))
+    questions = both_orders(pairs(40))
     budget = Budget(limit)
     with pytest.raises(JudgeStopped, match="limit"):
         run_questions(judge(16), questions, budget=budget, retry=FAST)

@@ -9,9 +9,8 @@ import pytest
 from localdpo.core.errors import UserError
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.human import HumanJudge
-from localdpo.judging.pairwise import Pair
 from localdpo.judging.registry import JudgeOptions, make_judge
-from localdpo.judging.runner import Asking
+from localdpo.judging.run import JudgeSession
 from localdpo.records.votes import Choice, Vote, Votes, text_id
 
 
@@ -41,8 +40,6 @@ def test_a_vote_answers_in_both_orders(votes: Path) -> None:
 )
 def test_what_nobody_voted_on_is_refused_and_never_invented(question: Question, votes: Path) -> None:
     judge = HumanJudge(votes)
-    assert not judge.voted(question)
-    assert judge.voted(Question("p", "?", ("bad", "good")))
     verdict = judge.ask(question)
     assert (verdict.status, verdict.choice) == ("refused", None)
 
@@ -68,6 +65,10 @@ def test_without_votes_there_is_no_judge(tmp_path: Path) -> None:
 
 def test_the_registry_knows_it_and_pairs_have_no_flips(votes: Path) -> None:
     judge = make_judge("human", JudgeOptions(votes=votes))
-    pairs = [Pair("p", "?", ("bad", "good")), Pair("q", "?", ("one", "two")), Pair("r", "?", ("a", "b"))]
-    found = Asking().pairs(judge, pairs)
+    pairs = [
+        Question("p", "?", ("bad", "good")),
+        Question("q", "?", ("one", "two")),
+        Question("r", "?", ("a", "b")),
+    ]
+    found = JudgeSession().ask_pairs(judge, pairs)
     assert [pair.choices for pair in found] == [("second", "first"), ("tie", "tie"), None]

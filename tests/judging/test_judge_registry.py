@@ -8,15 +8,14 @@ import pytest
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
-from localdpo.judging.constitution import ConstitutionJudge
-from localdpo.judging.jury import Jury
+from localdpo.judging.cost import TokenCounts, load_prices
 from localdpo.judging.openai import OpenAIJudge
-from localdpo.judging.prices import Tokens, load_prices
+from localdpo.judging.panel import ConstitutionJudge, Jury
 from localdpo.judging.registry import JudgeOptions, make_judge
 
 
 def test_judges_are_made_from_their_names():
-    one = make_judge("anthropic:claude-haiku-4-5", JudgeOptions(concurrency=16, timeout=9.0))
+    one = make_judge("anthropic:claude-haiku-4-5", JudgeOptions(concurrency=16))
     assert (one.name, one.concurrency) == ("anthropic claude-haiku-4-5", 16)
     assert isinstance(make_judge("anthropic:m", JudgeOptions(batch=True)), AnthropicBatchJudge)
     two = make_judge("openai:http://localhost:1234/v1#org/model:4bit")
@@ -102,14 +101,20 @@ def test_prices_by_kind_of_token_and_length():
     opus, haiku = table.of("claude-opus-5-5"), table.of("claude-haiku-5-5")
     assert opus is not None
     assert haiku is not None
-    assert opus.usd(Tokens(1_000_000, 1_000_000, 1_000_000, 1_000_000)) == pytest.approx(4 + 20 + 5 + 0.2)
-    assert opus.usd(Tokens(1000, 100), batch=True) == opus.usd(Tokens(1000, 100)) / 2
-    assert haiku.usd(Tokens(100_000, 0)) == pytest.approx(0.01)
-    assert haiku.usd(Tokens(60_000, 0, 40_001)) == pytest.approx((60_000 * 0.5 + 40_001 * 0.625) / 1e6)
+    assert opus.usd(TokenCounts(1_000_000, 1_000_000, 1_000_000, 1_000_000)) == pytest.approx(
+        4 + 20 + 5 + 0.2
+    )
+    assert opus.usd(TokenCounts(1000, 100), batch=True) == opus.usd(TokenCounts(1000, 100)) / 2
+    assert haiku.usd(TokenCounts(100_000, 0)) == pytest.approx(0.01)
+    assert haiku.usd(TokenCounts(60_000, 0, 40_001)) == pytest.approx((60_000 * 0.5 + 40_001 * 0.625) / 1e6)
     assert table.of("claude-haiku-4-5-20251001") == table.of("claude-haiku-4-5")
     assert table.of("claude-unheard-of") is None
     for price in table.models.values():
-        for tokens in (Tokens(10, 5), Tokens(90_000, 5, 9_000, 2_000), Tokens(0, 1, 0, 500_000)):
+        for tokens in (
+            TokenCounts(10, 5),
+            TokenCounts(90_000, 5, 9_000, 2_000),
+            TokenCounts(0, 1, 0, 500_000),
+        ):
             assert price.usd(tokens) <= price.worst(tokens.all_input, tokens.output)
 
 

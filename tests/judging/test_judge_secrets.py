@@ -13,7 +13,7 @@ import pytest
 from fake_server import FakeServer, Fault
 
 from localdpo.judging.base import JudgeStopped
-from localdpo.judging.secrets import HIDDEN, Secret, key_from, server_text
+from localdpo.judging.remote import HIDDEN, Secret, key_from, server_text
 
 CANARY = "sk-canary-0123456789-abcdef"
 CLIENT = Path(__file__).with_name("leaky_client.py")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from fake_judges import FakeJudge, always
+from fake_judges import FakeJudge, always, run_questions
 
-from localdpo.judging.base import Question, Usage, Verdict
+from localdpo.judging.base import Question
 from localdpo.judging.journal import Journal
-from localdpo.judging.jury import Jury
-from localdpo.judging.runner import preview, run_questions
+from localdpo.judging.panel import Jury
+from localdpo.judging.run import preview
+from localdpo.records.verdicts import Usage, Verdict
 
 QUESTION = Question("1", "p", ("a", "b"))
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from localdpo.judging import mlx
-from localdpo.judging.base import Question, Usage, Verdict
+from localdpo.judging.base import Question
 from localdpo.judging.journal import Journal, key_of
 from localdpo.judging.panel import leaves
 from localdpo.judging.registry import JudgeOptions, make_judge
 from localdpo.judging.rubric import Mode
+from localdpo.records.verdicts import Usage, Verdict
 
 QUESTIONS: dict[Mode, Question] = {
     "pairwise": Question("q1", "Which is it?\n\nuser: é", ("one", "two"), {"facts": {"a": 1}}),

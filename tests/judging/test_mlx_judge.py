@@ -14,9 +14,8 @@ from localdpo.core.errors import UserError
 from localdpo.judging import mlx as judge_mlx
 from localdpo.judging.base import Question
 from localdpo.judging.mlx import MlxJudge, Reader, expected_score, reader_of
-from localdpo.judging.pairwise import Pair
 from localdpo.judging.rubric import Rubric
-from localdpo.judging.runner import Asking
+from localdpo.judging.run import JudgeSession
 from localdpo.model.load import load_base
 
 PAIRWISE = Rubric("short", "pairwise", "Which is good?", "0" * 64)
@@ -94,8 +93,8 @@ def test_both_orders_are_one_pass(model: Path, monkeypatch: pytest.MonkeyPatch) 
     reader, batches = reader_of(str(model)), []
     read = reader.read
     monkeypatch.setattr(reader, "read", lambda *args: batches.append(len(args[0])) or read(*args))
-    pairs = [Pair(q.id, q.prompt, (q.answers[0], q.answers[1])) for q in QUESTIONS]
-    verdicts = Asking().pairs(MlxJudge(str(model), PAIRWISE), pairs)
+    pairs = [Question(q.id, q.prompt, (q.answers[0], q.answers[1])) for q in QUESTIONS]
+    verdicts = JudgeSession().ask_pairs(MlxJudge(str(model), PAIRWISE), pairs)
     assert batches == [2] * len(pairs)
     assert all(verdict.valid for verdict in verdicts)
 

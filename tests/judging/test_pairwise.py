@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 from fake_judges import FakeJudge, always, longer, pairs
 
-from localdpo.judging.base import Verdict
+from localdpo.judging.base import Question
 from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import Pair, PairVerdict, tally
-from localdpo.judging.runner import Asking
+from localdpo.judging.pairwise import PairVerdict, tally
+from localdpo.judging.run import JudgeSession
+from localdpo.records.verdicts import Verdict
 
 
 def ok(choice: str) -> Verdict:
@@ -38,47 +39,47 @@ def test_without_two_verdicts_there_is_no_score(status):
     ):
         assert (verdict.score, verdict.flipped, verdict.valid, verdict.choices) == (None, False, False, None)
         assert tally([verdict]).valid == 0
-        assert tally([verdict]).win_rate is None
         assert tally([verdict]).statuses == {"ok": 1, status: 1}
 
 
-def test_always_first_is_exactly_half_without_consistency_and_biased():
-    result = tally(Asking().pairs(FakeJudge(always("first")), pairs(37)))
-    assert (result.win_rate, result.consistency, result.position_bias) == (0.5, 0.0, 0.5)
+def test_always_the_same_position_is_all_flips_and_no_consistency():
+    result = tally(JudgeSession().ask_pairs(FakeJudge(always("first")), pairs(37)))
+    assert result.consistency == 0.0
     assert result.flips == result.ties == result.valid == 37
-    result = tally(Asking().pairs(FakeJudge(always("second")), pairs(37)))
-    assert (result.win_rate, result.consistency, result.position_bias) == (0.5, 0.0, -0.5)
+    result = tally(JudgeSession().ask_pairs(FakeJudge(always("second")), pairs(37)))
+    assert result.flips == result.ties == result.valid == 37
 
 
-def test_always_tie_is_half_and_has_no_bias_to_measure():
-    result = tally(Asking().pairs(FakeJudge(always("tie")), pairs(37)))
-    assert (result.win_rate, result.consistency, result.position_bias) == (0.5, 1.0, None)
+def test_always_a_tie_is_consistent():
+    result = tally(JudgeSession().ask_pairs(FakeJudge(always("tie")), pairs(37)))
+    assert (result.ties, result.flips, result.consistency) == (37, 0, 1.0)
 
 
 def test_swapped_names_give_one_minus_the_rate_and_ask_nothing_new(tmp_path):
     judge = FakeJudge(longer)
     forth = pairs(20)
-    back = [Pair(pair.id, pair.prompt, pair.answers[::-1]) for pair in forth]
+    back = [Question(pair.id, pair.prompt, pair.answers[::-1]) for pair in forth]
     with Journal(tmp_path / "verdicts.jsonl") as journal:
-        one = tally(Asking(journal).pairs(judge, forth))
+        one = tally(JudgeSession(journal).ask_pairs(judge, forth))
         asked = len(judge.asked)
-        two = tally(Asking(journal).pairs(judge, back))
+        two = tally(JudgeSession(journal).ask_pairs(judge, back))
     assert (one.wins, one.ties, one.losses) == (two.losses, two.ties, two.wins)
-    assert one.win_rate == 1 - two.win_rate
-    assert 0 < one.win_rate < 1
+    assert one.wins > 0 < one.losses
     # The same two questions, the other way round.
     assert len(judge.asked) == asked
 
 
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about():
     judge = FakeJudge(always("first"))
-    verdicts = Asking().pairs(judge, [Pair("1", "p", ("same", "same")), Pair("2", "p", ("a", "b"))])
+    verdicts = JudgeSession().ask_pairs(
+        judge, [Question("1", "p", ("same", "same")), Question("2", "p", ("a", "b"))]
+    )
     assert [verdict.identical for verdict in verdicts] == [True, False]
     assert len(judge.asked) == 2
     result = tally(verdicts)
-    assert (result.identical, result.ties, result.consistency, result.first) == (1, 2, 0.0, 2)
+    assert (result.identical, result.ties, result.consistency) == (1, 2, 0.0)
 
 
 def test_nothing_to_judge_is_no_crash():
     result = tally([])
-    assert (result.win_rate, result.consistency, result.position_bias) == (None, None, None)
+    assert (result.valid, result.consistency) == (0, None)

@@ -6,17 +6,18 @@ import threading
 import time
 
 import pytest
-from fake_judges import FakeJudge, longer, pairs
+from fake_judges import FakeJudge, longer, pairs, run_questions
 
-from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, Usage, Verdict
-from localdpo.judging.budget import Budget
+from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
+from localdpo.judging.cost import Budget
 from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import questions_of
-from localdpo.judging.retry import Patience, Retry, retry_after
-from localdpo.judging.runner import preview, run_questions
+from localdpo.judging.pairwise import both_orders
+from localdpo.judging.remote import retry_after
+from localdpo.judging.run import Patience, Retry, preview
+from localdpo.records.verdicts import Usage, Verdict
 
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)
-QUESTIONS = questions_of(pairs(20))
+QUESTIONS = both_orders(pairs(20))
 
 
 def test_verdicts_come_in_the_questions_order_and_nothing_is_asked_twice(tmp_path):

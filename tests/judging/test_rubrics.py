@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.judging.base import Question, Verdict
-from localdpo.judging.constitution import SHIPPED as CONSTITUTIONS
-from localdpo.judging.constitution import ConstitutionJudge, load_constitution
+from localdpo.judging.base import Question
+from localdpo.judging.panel import ConstitutionJudge
 from localdpo.judging.prompts import prompt_identity
-from localdpo.judging.rubric import SHIPPED, load_rubric
+from localdpo.judging.rubric import SHIPPED_CONSTITUTIONS, SHIPPED_RUBRICS, load_constitution, load_rubric
+from localdpo.records.verdicts import Verdict
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.iterdir()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SHIPPED_RUBRICS.iterdir()), ids=lambda path: path.stem)
 def test_shipped_rubrics_load(path: Path):
     rubric = load_rubric(path.stem)
     assert rubric.text
@@ -57,7 +57,7 @@ def test_unknown_and_unreadable_rubrics(tmp_path: Path):
 
 
 def test_the_shipped_constitution_loads():
-    for path in CONSTITUTIONS.iterdir():
+    for path in SHIPPED_CONSTITUTIONS.iterdir():
         constitution = load_constitution(path.stem)
         assert len({rubric.sha256 for rubric in constitution.rubrics("pairwise")}) == len(
             constitution.principles

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from localdpo.incidents import world
-from localdpo.judging.base import JudgeStopped, Question, Verdict
-from localdpo.judging.pairwise import Pair
+from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.rules import RulesJudge
-from localdpo.judging.runner import Asking, preview
+from localdpo.judging.run import JudgeSession, preview
+from localdpo.records.verdicts import Verdict
 
 FACTS, _ = next(world.incidents(random.Random(1)))
 RIGHT = world.gold_answer(FACTS)
@@ -30,7 +30,7 @@ def asked(*answers: str, **facts: object) -> Verdict:
 def test_the_better_answer_wins_in_both_orders(better: str, worse: str) -> None:
     assert asked(better, worse).choice == "first"
     assert asked(worse, better).choice == "second"
-    [found] = Asking().pairs(RulesJudge(), [Pair("7", "a report", (better, worse), ROW)])
+    [found] = JudgeSession().ask_pairs(RulesJudge(), [Question("7", "a report", (better, worse), ROW)])
     assert found.score == 1.0
     assert not found.flipped
 

@@ -10,11 +10,12 @@ from browser import measure
 
 from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import prompt_row
-from localdpo.evals.evaluate import Asked, Judging, evaluate
+from localdpo.evals.evaluate import AnsweredPrompts, evaluate
 from localdpo.evals.files import page, write_record
 from localdpo.evals.report import report_values
 from localdpo.heuristics import STANDARD
 from localdpo.incidents.world import Facts
+from localdpo.judging.request import Judges
 from localdpo.judging.rules import RulesJudge
 from localdpo.pages import render
 from localdpo.records.answers import AnswerRecord, Sampling
@@ -32,7 +33,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         name: [AnswerRecord(i, name, f"{name} {i} {'x' * 400 if i == 2 else ''}", 5, i > 0) for i in range(3)]
         for name, _, _ in roles
     }
-    asked = Asked(
+    asked = AnsweredPrompts(
         RunDir(tmp_path_factory.mktemp("run")),
         [Contestant(name, label, None, "none", role) for name, label, role in roles],
         [prompt_row(f"report {i} <script>hit = 1</script>", {"facts": FACTS}) for i in range(3)],
@@ -40,7 +41,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         Sampling(),
         answers,
     )
-    return evaluate("it", asked, STANDARD, Judging(judge=RulesJudge(), scorer=RulesJudge()))
+    return evaluate("it", asked, STANDARD, Judges(RulesJudge(), RulesJudge()))
 
 
 def fits(html: str, folder: Path, width: int) -> None:

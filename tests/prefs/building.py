@@ -11,10 +11,11 @@ from typing import Any
 
 from tiny_folders import write_rows
 
-from localdpo.judging.base import Judge, Question, Usage, Verdict
+from localdpo.judging.base import Judge, Question
 from localdpo.judging.registry import JudgeOptions
 from localdpo.prefs.build_plan import BuildOptions
 from localdpo.prefs.candidates import CandidateSource
+from localdpo.records.verdicts import Usage, Verdict
 
 PRICE = 0.01
 FILES = ("candidates.jsonl", "train.jsonl", "valid.jsonl", "report.json")

@@ -19,16 +19,18 @@ from localdpo.data.encode import Limits
 from localdpo.data.prompts import prompt_row
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
+from localdpo.judging import request
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.judging.budget import Budget
-from localdpo.judging.constitution import ConstitutionJudge, load_constitution
-from localdpo.prefs import build_plan, candidates, selection
-from localdpo.prefs.build import Callbacks, run_build
-from localdpo.prefs.build_plan import BuildOptions, plan_build
-from localdpo.prefs.build_preview import preview_lines
+from localdpo.judging.cost import Budget
+from localdpo.judging.panel import ConstitutionJudge
+from localdpo.judging.request import Hooks
+from localdpo.judging.rubric import load_constitution
+from localdpo.prefs import candidates, selection
+from localdpo.prefs.build import run_build
+from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
 from localdpo.prefs.build_report import report_lines, winner
-from localdpo.prefs.candidates import CandidateSource, candidate_seeds, principle_of
-from localdpo.prefs.judging import Outcome, screen
+from localdpo.prefs.candidates import CandidateSource, candidate_seeds
+from localdpo.prefs.selection import CandidateJudging
 from localdpo.records.answers import AnswerRecord, read_answers
 
 PROMPTS = 16
@@ -42,7 +44,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def judges(monkeypatch: pytest.MonkeyPatch) -> list[CountingJudge]:
     made: list[CountingJudge] = []
-    monkeypatch.setattr(build_plan, "make_judge", maker(made))
+    monkeypatch.setattr(request, "make_judge", maker(made))
     return made
 
 
@@ -133,7 +135,7 @@ def test_a_missing_key_is_said_before_anything_is_generated(
         built(options)
     assert not rows_in(options.out / "candidates.jsonl")[1:]
     monkeypatch.undo()
-    monkeypatch.setattr(build_plan, "make_judge", maker(judges))
+    monkeypatch.setattr(request, "make_judge", maker(judges))
     built(options)
     monkeypatch.setattr(CountingJudge, "find_key", no_key, raising=False)
     assert built(options, valid_count=2)["pairs"]
@@ -192,7 +194,7 @@ def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> 
 def test_orders_that_disagree_make_no_pair(
     options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_plan, "make_judge", maker(judges, choose=lambda one, two: "first"))
+    monkeypatch.setattr(request, "make_judge", maker(judges, choose=lambda one, two: "first"))
     with pytest.raises(UserError, match=rf"no pair was kept of {PROMPTS} prompts \(.*orders disagree: \d+"):
         built(options)
     assert not (options.out / "train.jsonl").exists()
@@ -206,7 +208,7 @@ def test_a_build_without_a_pair_keeps_the_files_of_an_earlier_one(
     built(options)
     files = {name: (options.out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
     (options.out / "verdicts.jsonl").unlink()
-    monkeypatch.setattr(build_plan, "make_judge", maker(judges, choose=lambda one, two: "first"))
+    monkeypatch.setattr(request, "make_judge", maker(judges, choose=lambda one, two: "first"))
     with pytest.raises(UserError, match=r"no pair was kept .*; train\.jsonl in it is of an earlier build$"):
         built(options)
     assert {name: (options.out / name).read_bytes() for name in files} == files
@@ -274,28 +276,28 @@ def test_the_budget_holds_and_a_later_call_goes_on(options: BuildOptions, tmp_pa
 def test_the_preview_writes_and_asks_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
     lines = preview_lines(plan_build(options))
     assert lines[1].startswith(f"candidates: {2 * PROMPTS} of at most 12 tokens at temperature 1, 1")
-    assert f"at most {2 * PROMPTS} verdicts to ask for, 0 there already" in lines[2]
-    assert f"at most ${2 * PROMPTS * PRICE:.2f}, were every candidate" in lines[3]
+    assert f"at most {2 * PROMPTS} questions to ask, 0 answered already" in lines[2]
+    assert f"at most ${2 * PROMPTS * PRICE:.2f}, were every answer" in lines[3]
     assert not options.out.exists()
     used = built(options)["verdicts"]["used"]
     judges.clear()
     lines = preview_lines(plan_build(options))
     assert lines[1].endswith("; 0 to generate")
-    assert f"at most 0 verdicts to ask for, {used} there already" in lines[2]
+    assert f"at most 0 questions to ask, {used} answered already" in lines[2]
     assert not any(judge.asked for judge in judges)
 
 
 def test_callbacks_count_up_to_what_was_announced(options: BuildOptions) -> None:
     seen: Counter[str] = Counter()
     announced: list[int] = []
-    callbacks = Callbacks(
-        on_candidate=lambda record: seen.update(["candidate"]),
-        on_judging=announced.append,
+    hooks = Hooks(
+        on_answer=lambda record: seen.update(["candidate"]),
+        on_questions=announced.append,
         on_verdict=lambda question, verdict: seen.update(["verdict"]),
     )
     for _ in range(2):
         seen.clear()
-        run_build(plan_build(options), callbacks=callbacks)
+        run_build(plan_build(options), hooks=hooks)
         assert seen["candidate"] == 2 * PROMPTS
         assert seen["verdict"] == announced[-1]
 
@@ -350,17 +352,14 @@ def test_answers_that_training_would_not_tell_apart_are_dropped(
     prompts = write_rows(tmp_path / "two.jsonl", [{"prompt": question}, {"prompt": question * 40}])
     source = replace(options.source, limits=Limits(max_length=48))
     plan = plan_build(replace(options, prompts=str(prompts), source=source))
-    outcome = Outcome()
     long = "The answer is good. " * 20
-    ready = screen(plan, given([(f"{long}yes", f"{long}no"), ("yes", "no")]), outcome)
-    assert ready == {}
-    assert outcome.pairs[selection.SAME_WHEN_CUT] == 1
-    assert sum(outcome.pairs.values()) == 2
+    judging = CandidateJudging(plan, given([(f"{long}yes", f"{long}no"), ("yes", "no")]))
+    assert judging.ready == {}
+    assert judging.outcome.pairs[selection.SAME_WHEN_CUT] == 1
+    assert sum(judging.outcome.pairs.values()) == 2
     free = plan_build(replace(options, prompts=str(prompts)))
-    assert screen(free, given([(f"{long}yes", f"{long}no"), ("yes", "no")]), Outcome()) == {
-        0: ["1", "2"],
-        1: ["1", "2"],
-    }
+    free_judging = CandidateJudging(free, given([(f"{long}yes", f"{long}no"), ("yes", "no")]))
+    assert free_judging.ready == {0: ["1", "2"], 1: ["1", "2"]}
 
 
 def test_the_revised_answer_is_chosen_when_the_judge_agrees(options: BuildOptions) -> None:
@@ -395,7 +394,8 @@ def test_a_revision_follows_from_the_critique(options: BuildOptions, monkeypatch
         told = [row.text, made[i, "1"].text, made[i, "critique"].text]
         assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant", "user"]
         assert [message["content"] for message in (messages[0], messages[1], messages[3])] == told
-        principle = principle_of(load_constitution("assistant"), row.id).text
+        constitution = load_constitution("assistant")
+        principle = constitution.principles[constitution.drawn(row.id)].text
         assert principle in messages[2]["content"]
         assert principle in messages[4]["content"]
 
@@ -409,7 +409,7 @@ def test_the_principle_is_the_one_that_the_judge_is_asked_about() -> None:
     judge = ConstitutionJudge(constitution, "pairwise", "sample", build)
     for number in range(20):
         (member,) = judge.members_for(Question(str(number), "q", ("a", "b")))
-        assert member.identity["mode"] == principle_of(constitution, str(number)).id
+        assert member.identity["mode"] == constitution.principles[constitution.drawn(str(number))].id
 
 
 @pytest.mark.parametrize(

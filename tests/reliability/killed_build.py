@@ -13,12 +13,16 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from building import CountingJudge, append, options_of, rows_in
 from children import Job, serve, status_of
 
+from localdpo.answering.generator import AnswerColumn, fill_groups
+from localdpo.judging import request
 from localdpo.judging.base import Judge
 from localdpo.judging.registry import JudgeOptions
 from localdpo.prefs import build_plan, candidates
@@ -37,13 +41,18 @@ def build(job: Job) -> int:
         assert options is not None
         return CountingJudge(options.mode, folder / "asked.jsonl")
 
-    class Watched(candidates._Making):
-        def _part(self, group: range, name: str, seeds: Any) -> None:
-            append(folder / "parts.jsonl", [f"{i} {name}" for i in group])
-            super()._part(group, name, seeds)
+    def watched(column: AnswerColumn) -> AnswerColumn:
+        def prompt_ids(i: int) -> list[int]:
+            append(folder / "parts.jsonl", [f"{i} {column.name}"])
+            return column.prompt_ids(i)
 
-    build_plan.make_judge = make  # type: ignore[assignment]
-    candidates._Making = Watched  # type: ignore[misc]
+        return replace(column, prompt_ids=prompt_ids)
+
+    def fill(writer: Any, base: Any, columns: Sequence[AnswerColumn], *more: Any, **options: Any) -> Any:
+        return fill_groups(writer, base, [watched(column) for column in columns], *more, **options)
+
+    request.make_judge = make  # type: ignore[assignment]
+    candidates.fill_groups = fill  # type: ignore[assignment]
     options = options_of(
         out, Path(job["prompts"]), Path(job["model"]), Path(job["adapter"]), **job["options"]
     )

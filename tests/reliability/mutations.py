@@ -293,13 +293,13 @@ def _read_dashboard(path: Path) -> object:
 
 
 def _read_constitution(path: Path) -> object:
-    from localdpo.judging.constitution import load_constitution
+    from localdpo.judging.rubric import load_constitution
 
     return load_constitution(str(path))
 
 
 def _read_prices(path: Path) -> object:
-    from localdpo.judging.prices import load_prices
+    from localdpo.judging.cost import load_prices
 
     return load_prices(path)
 
@@ -474,9 +474,10 @@ def _state_beside(folder: Path) -> None:
 def _evaluation() -> bytes:
     from localdpo.answering.contestants import Contestant
     from localdpo.data.prompts import prompt_row
-    from localdpo.evals.evaluate import Asked, Judging, evaluate
+    from localdpo.evals.evaluate import AnsweredPrompts, evaluate
     from localdpo.evals.files import write_record
     from localdpo.heuristics import STANDARD
+    from localdpo.judging.request import Judges
     from localdpo.records.answers import AnswerRecord, Sampling
 
     roles = (("base", "base"), ("sft", "start"), ("dpo", "trained"))
@@ -486,8 +487,8 @@ def _evaluation() -> bytes:
         name: [AnswerRecord(n, name, f"{name} {n % 4}", 2, True) for n in range(6)] for name, _ in roles
     }
     with TemporaryDirectory() as folder:
-        asked = Asked(RunDir(folder), every, rows, "a file", Sampling(), answers)
-        record = evaluate("it", asked, STANDARD, Judging(judge=_Longest()))
+        asked = AnsweredPrompts(RunDir(folder), every, rows, "a file", Sampling(), answers)
+        record = evaluate("it", asked, STANDARD, Judges(_Longest()))
         return write_record(RunDir(folder), record).read_bytes()
 
 

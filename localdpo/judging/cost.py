@@ -1,24 +1,26 @@
-"""What tokens cost: a small dated table that the user can overrule, since no API tells prices."""
+"""What tokens cost, by a small dated table that the user can overrule, and how much may be spent."""
 
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.judging.rubric import read_text
-from localdpo.recipe.strict_yaml import read_yaml
+from localdpo.judging.base import Interrupted, JudgeStopped
+from localdpo.judging.rubric import read_yaml_file
 
 SHIPPED: Final = Path(__file__).parent / "prices.yaml"
 _RATES: Final = ("input", "output", "cache_write", "cache_read")
 _MILLION: Final = 1_000_000
 _BATCH: Final = 0.5
+_LOOK_AGAIN: Final = 0.2  # seconds; how soon a waiting thread sees that the run is being stopped
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenCounts:
     """Tokens of one request; the three kinds of input do not overlap."""
 
     input: int
@@ -43,7 +45,7 @@ class Price:
     above_tokens: int | None = None
     above: Price | None = None
 
-    def usd(self, tokens: Tokens, batch: bool = False) -> float:
+    def usd(self, tokens: TokenCounts, batch: bool = False) -> float:
         """What one request costs."""
         if self.above is not None and self.above_tokens is not None and tokens.all_input > self.above_tokens:
             return self.above.usd(tokens, batch)
@@ -91,9 +93,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
 
 
 def _read(path: Path) -> PriceTable:
-    document = read_yaml(read_text(path))
-    if document.problems:
-        raise UserErrors([UserError(f"{path}:{one.line} {one.message}") for one in document.problems])
+    document = read_yaml_file(path)
     value = document.value
     if not isinstance(value, dict) or not isinstance(value.get("models"), dict) or "date" not in value:
         raise UserError(f"{path}: expected `date:` and `models:` with a price for each, as in {SHIPPED}")
@@ -113,7 +113,7 @@ def _read(path: Path) -> PriceTable:
 
 
 def _price(entry: Any) -> Price | None:
-    """The price an entry gives, or None when it is not one."""
+    """The price of an entry, or None when it is not one."""
     if not isinstance(entry, dict) or not all(_is_rate(entry.get(name)) for name in _RATES):
         return None
     into, out, write, read = (float(entry[name]) for name in _RATES)
@@ -131,3 +131,62 @@ def _is_rate(value: Any) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     )
+
+
+class Budget:
+    """US dollars that the questions of one command may cost, shared by all its threads.
+
+    `spent` plus what is set aside for questions in flight never exceeds `max_usd`; None is no limit.
+    """
+
+    def __init__(self, max_usd: float | None = None) -> None:
+        if max_usd is not None and not (math.isfinite(max_usd) and max_usd >= 0):
+            raise ValueError(f"max_usd must be a number >= 0, not {max_usd!r}")
+        self.max_usd = max_usd
+        self.spent = 0.0
+        self._reserved = 0.0
+        self._in_flight = 0
+        self._changed = threading.Condition()
+
+    def reserve(self, worst_usd: float, stop: threading.Event) -> None:
+        """Set the worst case of one question aside; waits while others in flight may give some back.
+
+        Raises JudgeStopped when it does not fit although nothing is in flight, or when the price is not
+        known (infinity) and there is a limit; Interrupted when `stop` is set while waiting.
+        """
+        with self._changed:
+            while not self._fits(worst_usd):
+                if self._in_flight == 0 or math.isinf(worst_usd):
+                    raise self._too_much(worst_usd)
+                if stop.is_set():
+                    raise Interrupted("waiting for the budget")
+                self._changed.wait(_LOOK_AGAIN)
+            self._in_flight += 1
+            self._reserved += self._finite(worst_usd)
+
+    def settle(self, worst_usd: float, usd: float) -> None:
+        """Give back what was set aside for one question, and book what it did cost."""
+        with self._changed:
+            self._in_flight -= 1
+            # Sums of floats leave dust behind; with nothing in flight nothing is set aside.
+            self._reserved = self._reserved - self._finite(worst_usd) if self._in_flight else 0.0
+            self.spent += self._finite(usd)
+            self._changed.notify_all()
+
+    def _fits(self, worst_usd: float) -> bool:
+        return self.max_usd is None or self.spent + self._reserved + worst_usd <= self.max_usd
+
+    def _too_much(self, worst_usd: float) -> JudgeStopped:
+        if math.isinf(worst_usd):
+            return JudgeStopped(
+                "the price of this model is not known, so a limit cannot be kept: "
+                "add the model to a file of prices"
+            )
+        return JudgeStopped(
+            f"the limit of ${self.max_usd:.2f} is reached: ${self.spent:.4f} spent, and what comes next may "
+            f"cost ${worst_usd:.4f}; what was answered is kept, run the same command with a higher limit"
+        )
+
+    @staticmethod
+    def _finite(usd: float) -> float:
+        return usd if math.isfinite(usd) else 0.0

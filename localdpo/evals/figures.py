@@ -1,4 +1,4 @@
-"""The lower half of an evaluation: what a judge's verdicts on pairs of models come to."""
+"""The figures of an evaluation as JSON values: a row for each metric, and what a judge's verdicts come to."""
 
 from __future__ import annotations
 
@@ -11,29 +11,118 @@ from typing import Any, Final
 import numpy as np
 
 from localdpo.answering.contestants import Contestant
+from localdpo.answering.generator import AnswersByName
 from localdpo.data.prompts import PromptRow
-from localdpo.evals import bradley_terry
-from localdpo.evals.length_control import length_controlled
-from localdpo.evals.metrics import estimate_record, rounded
 from localdpo.evals.statistics import (
     Estimate,
+    length_controlled,
+    paired_difference,
     position_bias,
     prompts_needed,
     quadratic_kappa,
+    ranking,
     sign_test,
     win_rate,
 )
+from localdpo.heuristics import Direction, Heuristic
 from localdpo.judging.pairwise import PairVerdict, tally
-from localdpo.records.answers import AnswerRecord
 from localdpo.records.votes import Votes, subject, text_id
 
+# Finer differences between two computers' arithmetic must not show in a file.
+DIGITS: Final = 6
 CATEGORY: Final = "category"
 # A kappa of fewer votes says next to nothing.
 FEWEST_VOTES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
+class MetricValues:
+    """One metric of every answer: contestant -> a value for each prompt, None where it does not apply."""
+
+    name: str
+    direction: Direction
+    digits: int
+    values: Mapping[str, Sequence[float | None]]
+
+
+def measure(
+    heuristics: Sequence[Heuristic],
+    prompts: Sequence[PromptRow],
+    answers: AnswersByName,
+) -> list[MetricValues]:
+    """Every heuristic on every answer, then tokens and the share that ended by itself.
+
+    A heuristic that applies to no answer of any contestant is skipped.
+    """
+    metrics = []
+    for heuristic in heuristics:
+        values = {
+            name: [
+                heuristic.score(row.text, record.text, row.facts)
+                for row, record in zip(prompts, records, strict=True)
+            ]
+            for name, records in answers.items()
+        }
+        if any(value is not None for column in values.values() for value in column):
+            metrics.append(MetricValues(heuristic.name, heuristic.direction, heuristic.digits, values))
+    tokens = {name: [float(r.tokens) for r in records] for name, records in answers.items()}
+    ended = {name: [float(r.finished) for r in records] for name, records in answers.items()}
+    return [
+        *metrics,
+        MetricValues("tokens", "neutral", 1, tokens),
+        MetricValues("ended by itself", "higher", 3, ended),
+    ]
+
+
+def metric_record(metric: MetricValues, versus: tuple[str, str], seed: int) -> dict[str, Any]:
+    """The row of a metric as JSON values.
+
+    `means` and `counts` of the prompts it applies to, by contestant; `difference` is the second of `versus`
+    less the first over the prompts where both have a value (None if there are none), with its interval;
+    `reading` says what that means: better, worse, unclear, same, or "" where neither way is better.
+    """
+    columns = {
+        name: [value for value in values if value is not None] for name, values in metric.values.items()
+    }
+    pairs = zip(*(metric.values[name] for name in versus), strict=True)
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    difference = None
+    if both:
+        difference = paired_difference([a for a, _ in both], [b for _, b in both], seed=seed)
+    return {
+        "name": metric.name,
+        "direction": metric.direction,
+        "digits": metric.digits,
+        "means": {n: rounded(sum(c) / len(c)) if c else None for n, c in columns.items()},
+        "counts": {name: len(column) for name, column in columns.items()},
+        "difference": None if difference is None else {**estimate_record(difference), "prompts": len(both)},
+        "reading": reading(difference, metric.direction),
+    }
+
+
+def reading(difference: Estimate | None, direction: Direction) -> str:
+    """Whether a difference is better or worse beyond its interval; same: equal in every resample."""
+    if direction == "neutral":
+        return ""
+    if difference is not None and difference.value == difference.low == difference.high == 0:
+        return "same"
+    if difference is None or not difference.excludes(0.0):
+        return "unclear"
+    return "better" if (difference.value > 0) == (direction == "higher") else "worse"
+
+
+def estimate_record(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate as JSON values."""
+    return {name: rounded(getattr(estimate, name)) for name in ("value", "low", "high")}
+
+
+def rounded(value: float | None) -> float | None:
+    """To DIGITS after the point; a negative zero becomes zero."""
+    return None if value is None else round(value, DIGITS) + 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DuelVerdicts:
     """Two models and a verdict for each prompt; a score of 1 is a win for `first`."""
 
     first: str
@@ -59,9 +148,9 @@ def duels_of(every: Sequence[Contestant]) -> list[tuple[str, str]]:
 
 
 def duel_record(
-    duel: Duel,
+    duel: DuelVerdicts,
     prompts: Sequence[PromptRow],
-    answers: Mapping[str, Sequence[AnswerRecord]],
+    answers: AnswersByName,
     votes: Votes | None = None,
 ) -> dict[str, Any]:
     """All figures of one duel as JSON values; those that need a valid verdict are None without any."""
@@ -107,8 +196,8 @@ def _bias(verdicts: Sequence[PairVerdict]) -> dict[str, Any] | None:
     asked = [verdict.choices for verdict in verdicts if verdict.choices and not verdict.identical]
     if not asked:
         return None
-    found = position_bias([c.count("first") for c in asked], [c.count("second") for c in asked])
-    return None if found is None else {**estimate_record(found), "flagged": found.excludes(0.0)}
+    bias = position_bias([c.count("first") for c in asked], [c.count("second") for c in asked])
+    return None if bias is None else {**estimate_record(bias), "flagged": bias.excludes(0.0)}
 
 
 def _most_often_why(verdicts: Sequence[PairVerdict]) -> str:
@@ -119,14 +208,14 @@ def _most_often_why(verdicts: Sequence[PairVerdict]) -> str:
 
 
 def _length_controlled(
-    duel: Duel, scored: Sequence[tuple[int, float]], answers: Mapping[str, Sequence[AnswerRecord]]
+    duel: DuelVerdicts, scored: Sequence[tuple[int, float]], answers: AnswersByName
 ) -> dict[str, Any]:
     longer = [answers[duel.first][i].tokens - answers[duel.second][i].tokens for i, _ in scored]
-    found = length_controlled([s for _, s in scored], longer)
+    controlled = length_controlled([s for _, s in scored], longer)
     return {
-        "rate": None if found.rate is None else estimate_record(found.rate),
-        "phi": rounded(found.phi),
-        "refused": found.refused,
+        "rate": None if controlled.rate is None else estimate_record(controlled.rate),
+        "phi": rounded(controlled.phi),
+        "refused": controlled.refused,
     }
 
 
@@ -144,7 +233,7 @@ def _categories(scored: Sequence[tuple[int, float]], prompts: Sequence[PromptRow
 
 
 def _people(
-    duel: Duel, prompts: Sequence[PromptRow], answers: Mapping[str, Sequence[AnswerRecord]], votes: Votes
+    duel: DuelVerdicts, prompts: Sequence[PromptRow], answers: AnswersByName, votes: Votes
 ) -> dict[str, Any] | None:
     """How the judge agrees with the votes of people on the very same answers; None without such votes."""
     judge, people = [], []
@@ -163,34 +252,34 @@ def _people(
     return {"votes": len(judge), "agreement": rounded(same), "kappa": rounded(kappa)}
 
 
-def strengths_record(duels: Sequence[Duel], names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def strengths_record(duels: Sequence[DuelVerdicts], names: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """Bradley-Terry strengths from every valid verdict; the first of `names` is the base, 0.
 
-    A model that no verdict links to the base, by itself or through others, has no strength and is left out.
+    A model that no verdict links to the base, by itself or through others, has no strength and is skipped.
     """
     linked = _linked(duels, names[0])
     kept = [name for name in names if name in linked]
     if len(kept) < 2:
         return []
-    place = {name: i for i, name in enumerate(kept)}
+    column = {name: i for i, name in enumerate(kept)}
     tables = np.zeros((len(duels[0].verdicts), len(kept), len(kept)))
     for duel in duels:
-        if duel.first not in place or duel.second not in place:
+        if duel.first not in column or duel.second not in column:
             continue
-        one, other = place[duel.first], place[duel.second]
+        one, other = column[duel.first], column[duel.second]
         for prompt, score in enumerate(duel.scores):
             if score is not None:
                 tables[prompt, one, other] += score
                 tables[prompt, other, one] += 1 - score
     judged = tables[tables.sum(axis=(1, 2)) > 0]
-    found: list[Estimate] = bradley_terry.ranking(judged, seed=seed)
-    return [{"name": name, **estimate_record(each)} for name, each in zip(kept, found, strict=True)]
+    estimates = zip(kept, ranking(judged, seed=seed), strict=True)
+    return [{"name": name, **estimate_record(estimate)} for name, estimate in estimates]
 
 
-def _linked(duels: Sequence[Duel], base: str) -> set[str]:
+def _linked(duels: Sequence[DuelVerdicts], base: str) -> set[str]:
     """The models that valid verdicts link to the base."""
     edges = [{d.first, d.second} for d in duels if any(score is not None for score in d.scores)]
-    found = {base}
-    while grown := {name for edge in edges if edge & found for name in edge} - found:
-        found |= grown
-    return found
+    linked = {base}
+    while grown := {name for edge in edges if edge & linked for name in edge} - linked:
+        linked |= grown
+    return linked

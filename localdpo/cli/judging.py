@@ -1,0 +1,183 @@
+"""What the commands that ask a judge share: its options, and how they are carried out with progress."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from localdpo.cli.options import (
+    BatchOption,
+    ConcurrencyOption,
+    ConstitutionOption,
+    JudgeTokensOption,
+    MaxUsdOption,
+    PricesOption,
+    Principles,
+    PrinciplesOption,
+    RubricOption,
+)
+
+if TYPE_CHECKING:
+    from localdpo.judging.cost import Budget
+    from localdpo.judging.request import Hooks, JudgeRequest
+    from localdpo.out.console import Console
+    from localdpo.records.answers import Header
+
+# Between two lines of progress where there is no terminal for a bar.
+LINE_SECONDS: Final = 5.0
+
+
+def judge_fields(
+    rubric: RubricOption = None,
+    constitution: ConstitutionOption = None,
+    principles: PrinciplesOption = Principles.sample,
+    batch: BatchOption = False,
+    max_usd: MaxUsdOption = None,
+    concurrency: ConcurrencyOption = None,
+    judge_tokens: JudgeTokensOption = None,
+    prices: PricesOption = None,
+) -> dict[str, Any]:
+    """The options that every command with a judge has, as fields of a JudgeRequest."""
+    return {
+        "rubrics": tuple(rubric or ()),
+        "constitution": constitution,
+        "principles": principles.value,
+        "batch": batch,
+        "max_usd": max_usd,
+        "concurrency": concurrency,
+        "judge_tokens": judge_tokens,
+        "prices": prices,
+    }
+
+
+def with_judge_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `judge_fields` where it has the parameter `judging`, which gets their
+    fields. Its parameters are keyword-only.
+    """
+    shared = inspect.signature(judge_fields, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in own.parameters.values():
+        if parameter.name == "judging":
+            parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shared.values()]
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        judging = judge_fields(**{name: values.pop(name) for name in shared})
+        command(**values, judging=judging)
+
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
+
+
+class JudgedPlan(Protocol):
+    """What `carry_out` needs to know of a plan."""
+
+    @property
+    def header(self) -> Header:
+        """Of the answers file."""
+
+    @property
+    def most_verdicts(self) -> int:
+        """Questions to the judge, at most."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say before it begins."""
+
+
+Options = TypeVar("Options", bound="JudgeRequest")
+Plan = TypeVar("Plan", bound=JudgedPlan)
+
+
+def carry_out(
+    options: Options, make_plan: Callable[[Options], Plan], run: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """Plan and run with progress and costs on stderr; what `run` returns."""
+    from localdpo.cli.plain import print_plain
+    from localdpo.judging.cost import Budget
+    from localdpo.model.backend import prepare
+    from localdpo.out.console import Console
+
+    console = Console(stderr=True)
+    for hint in prepare().hints:
+        print_plain(console, hint)
+    plan = make_plan(options)
+    for note in plan.notes:
+        print_plain(console, note)
+    budget = Budget(options.max_usd)
+    answers = len(plan.header.prompts) * len(plan.header.contestants)
+    display = ProgressDisplay(console, {"answers": answers, "verdicts": plan.most_verdicts}, budget)
+    try:
+        with display.bars:
+            return run(plan, budget=budget, hooks=display.hooks())
+    finally:
+        if budget.spent:
+            print_plain(console, f"spent on the judge: ${budget.spent:.4f}")
+
+
+class ProgressDisplay:
+    """How far answers and verdicts are: bars on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, console: Console, totals: Mapping[str, int], budget: Budget) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = console
+        self.budget = budget
+        self.totals = dict(totals)
+        self.done = dict.fromkeys(totals, 0)
+        self.last_line = time.monotonic()
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[spent]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.tasks = {
+            name: self.bars.add_task(name, total=total, spent="") for name, total in totals.items() if total
+        }
+
+    def set_total(self, name: str, total: int) -> None:
+        """Correct how many there will be."""
+        self.totals[name] = total
+        if name in self.tasks:
+            self.bars.update(self.tasks[name], total=total)
+
+    def advance(self, name: str) -> None:
+        """Count one more."""
+        self.done[name] += 1
+        done, total = self.done[name], self.totals[name]
+        if self.console.is_terminal:
+            spent = f"${self.budget.spent:.4f}" if name == "verdicts" and self.budget.spent else ""
+            self.bars.update(self.tasks[name], advance=1, spent=spent)
+        elif done == total or time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
+            self.say(f"{name} {done:,} of {total:,}")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bars where there are any."""
+        from localdpo.cli.plain import print_plain
+
+        print_plain(self.console, line)
+
+    def hooks(self) -> Hooks:
+        """What keeps the display up to date."""
+        from localdpo.core.text import format_seconds
+        from localdpo.judging.request import Hooks
+
+        return Hooks(
+            on_answer=lambda record: self.advance("answers"),
+            on_questions=lambda most: self.set_total("verdicts", most),
+            on_verdict=lambda question, verdict: self.advance("verdicts"),
+            on_wait=lambda seconds, why: self.say(f"waiting {format_seconds(seconds)}: {why}"),
+        )
