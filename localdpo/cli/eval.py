@@ -61,8 +61,14 @@ def evaluate(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
+    from localdpo.evals.evaluate import (
+        EvalOptions,
+        plan_evaluation,
+        preview_lines,
+        run_evaluation,
+        write_page,
+    )
     from localdpo.evals.files import page
-    from localdpo.evals.plan import EvalOptions, plan_evaluation, preview_lines, run_evaluation, write_page
     from localdpo.evals.table import text
     from localdpo.out import print_json, say
     from localdpo.records.answers import Sampling

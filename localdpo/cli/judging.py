@@ -22,7 +22,7 @@ from localdpo.cli.options import (
 
 if TYPE_CHECKING:
     from localdpo.judging.cost import Budget
-    from localdpo.judging.request import Hooks, JudgeRequest
+    from localdpo.judging.registry import Hooks, JudgeRequest
     from localdpo.out.console import Console
     from localdpo.records.answers import Header
 
@@ -173,7 +173,7 @@ class ProgressDisplay:
     def hooks(self) -> Hooks:
         """What keeps the display up to date."""
         from localdpo.core.text import format_seconds
-        from localdpo.judging.request import Hooks
+        from localdpo.judging.registry import Hooks
 
         return Hooks(
             on_answer=lambda record: self.advance("answers"),

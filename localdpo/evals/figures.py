@@ -25,7 +25,7 @@ from localdpo.evals.statistics import (
     win_rate,
 )
 from localdpo.heuristics import Direction, Heuristic
-from localdpo.judging.pairwise import PairVerdict, tally
+from localdpo.judging.base import PairVerdict, tally
 from localdpo.records.votes import Votes, subject, text_id
 
 # Finer differences between two computers' arithmetic must not show in a file.

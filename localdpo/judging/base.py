@@ -1,5 +1,10 @@
 """What a judge is asked, what it says, and what may go wrong.
 
+Which of two answers is better is always asked in both orders: about (a, b) and about (b, a). The judge
+prefers a if it does both times. When the two verdicts disagree, one of them a tie included, the pair counts
+as a tie and as a flip: what the judge said depended on the order. A pair without two verdicts that say
+something has no score. Two equal answers are a tie that nobody is asked about.
+
 LocalDPOError
   UserError
     JudgeStopped       nothing more can be asked (a wrong key, no money, a limit that lasts for hours)
@@ -10,12 +15,17 @@ RuntimeError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
 from localdpo.core.errors import UserError
-from localdpo.records.verdicts import Verdict
+from localdpo.records.verdicts import Choice, Status, Verdict
+
+_SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+_OTHER: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
+_SAME: Final = Verdict("ok", choice="tie", reason="the two answers are the same text; nobody was asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +86,111 @@ class Judge(Protocol):
     def worst_case_usd(self, question: Question) -> float:
         """The most that asking this question once can cost; 0 for a local judge."""
         ...
+
+
+# --- pairs in both orders ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PairVerdict:
+    """What a judge said to one pair (a, b).
+
+    Attributes:
+        first: to (a, b).
+        second: to (b, a); its choice is in that order.
+        identical: a and b are the same text, a tie that was not asked.
+    """
+
+    id: str
+    first: Verdict
+    second: Verdict
+    identical: bool = False
+
+    @property
+    def choices(self) -> tuple[Choice, Choice] | None:
+        """Both choices, each in the order it was asked in; None unless both verdicts are "ok"."""
+        if self.first.choice is None or self.second.choice is None:
+            return None
+        return self.first.choice, self.second.choice
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a score."""
+        return self.choices is not None
+
+    @property
+    def flipped(self) -> bool:
+        """Whether the two orders disagree."""
+        return self.choices is not None and self.choices[0] != _OTHER[self.choices[1]]
+
+    @property
+    def score(self) -> float | None:
+        """1 when a won, 0 when b won, 1/2 for a tie or a disagreement; None without two verdicts."""
+        if self.choices is None:
+            return None
+        return 0.5 if self.flipped else _SCORES[self.choices[0]]
+
+
+@dataclass(frozen=True, slots=True)
+class PairTally:
+    """Counts over pairs, for a. Rates are in [0, 1], or None where there is nothing to divide by.
+
+    Attributes:
+        wins, ties, losses: of the valid pairs; ties include flips and identical answers.
+        flips: valid pairs whose two orders disagree.
+        identical: pairs that were not asked.
+        statuses: of all verdicts that were asked for.
+    """
+
+    wins: int
+    ties: int
+    losses: int
+    flips: int
+    identical: int
+    statuses: Mapping[Status, int]
+
+    @property
+    def valid(self) -> int:
+        """Pairs with a score."""
+        return self.wins + self.ties + self.losses
+
+    @property
+    def consistency(self) -> float | None:
+        """Share of the valid pairs that were asked whose two orders agree."""
+        asked = self.valid - self.identical
+        return 1 - self.flips / asked if asked else None
+
+
+def both_orders(pairs: Iterable[Question]) -> list[Question]:
+    """Two questions for each pair whose answers differ, (a, b) and then (b, a), in the pairs' order."""
+    return [
+        replace(pair, answers=answers)
+        for pair in pairs
+        if pair.answers[0] != pair.answers[1]
+        for answers in (pair.answers, pair.answers[::-1])
+    ]
+
+
+def collect(pairs: Iterable[Question], verdicts: Iterable[Verdict]) -> list[PairVerdict]:
+    """The pairs' verdicts from those of `both_orders(pairs)`, in the same order."""
+    rest = iter(verdicts)
+    return [
+        PairVerdict(pair.id, _SAME, _SAME, identical=True)
+        if pair.answers[0] == pair.answers[1]
+        else PairVerdict(pair.id, next(rest), next(rest))
+        for pair in pairs
+    ]
+
+
+def tally(verdicts: Sequence[PairVerdict]) -> PairTally:
+    """Count wins, ties, losses and flips."""
+    scores = Counter(verdict.score for verdict in verdicts)
+    asked = [verdict for verdict in verdicts if not verdict.identical]
+    return PairTally(
+        wins=scores[1.0],
+        ties=scores[0.5],
+        losses=scores[0.0],
+        flips=sum(verdict.flipped for verdict in verdicts),
+        identical=len(verdicts) - len(asked),
+        statuses=Counter(order.status for verdict in asked for order in (verdict.first, verdict.second)),
+    )

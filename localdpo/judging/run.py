@@ -7,6 +7,8 @@ the questions, so a table does not depend on how many were asked at a time.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import queue
 import random
 import threading
@@ -18,12 +20,20 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from localdpo.core.text import format_seconds
-from localdpo.judging.base import Interrupted, Judge, JudgeBusy, JudgeStopped, Question
+from localdpo.judging.base import (
+    Interrupted,
+    Judge,
+    JudgeBusy,
+    JudgeStopped,
+    PairVerdict,
+    Question,
+    both_orders,
+    collect,
+)
 from localdpo.judging.cost import Budget
-from localdpo.judging.journal import Journal, key_of
-from localdpo.judging.pairwise import PairVerdict, both_orders, collect
 from localdpo.judging.panel import assemble, leaves
-from localdpo.records.verdicts import Verdict
+from localdpo.records.log import LogWriter
+from localdpo.records.verdicts import Verdict, VerdictRecord, VerdictTail, encode_verdict
 
 T = TypeVar("T")
 OnVerdict = Callable[[Question, Verdict], None]
@@ -134,6 +144,60 @@ def find_keys(*judges: Judge | None) -> None:
         for leaf in leaves(judge, Question("", "", ())) if judge is not None else ():
             if isinstance(leaf, KeyedJudge):
                 leaf.find_key()
+
+
+def key_of(identity: Mapping[str, str], question: Question) -> str:
+    """The sha256 (64 hexadecimal digits) of all that a verdict depends on.
+
+    That is the judge's identity (model, rubric, schema, ...), the prompt, the answers in the order they are
+    asked in, and the facts. The question's id is not part of it: the same text has the same verdict.
+    """
+    content = {
+        "identity": dict(identity),
+        "prompt": question.prompt,
+        "answers": list(question.answers),
+        "facts": dict(question.facts),
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Journal(LogWriter):
+    """One journal file, made when it is missing. Its methods may be called from several threads.
+
+    `sync=False` leaves out the flush of each line, for judges whose verdicts cost nothing.
+    Raises UserError when the disk is full.
+    """
+
+    def __init__(self, path: str | Path, sync: bool = True) -> None:
+        super().__init__(path, durable=sync)
+        self._verdicts = {
+            record.key: record.verdict for record in VerdictTail(path).poll() if record.verdict.status == "ok"
+        }
+
+    def get(self, key: str) -> Verdict | None:
+        """The verdict under `key` if there is one that says something (status "ok")."""
+        return self._verdicts.get(key)
+
+    def add(self, key: str, judge: Judge, question: Question, verdict: Verdict) -> None:
+        """Write one verdict; it is on the disk when this returns. One that was never given is not written."""
+        if verdict.status == "unanswered":
+            return
+        self.append(
+            encode_verdict(
+                VerdictRecord(
+                    key,
+                    verdict,
+                    judge.name,
+                    judge.identity,
+                    question.id,
+                    question.prompt,
+                    question.answers,
+                )
+            )
+        )
+        if verdict.status == "ok":
+            self._verdicts[key] = verdict
 
 
 class Preview(NamedTuple):

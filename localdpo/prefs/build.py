@@ -24,7 +24,7 @@ from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
 from localdpo.judging.cost import Budget
-from localdpo.judging.request import Hooks, judge_session, open_journal
+from localdpo.judging.registry import Hooks, judge_session, open_journal
 from localdpo.judging.run import Retry, find_keys
 from localdpo.prefs.build_plan import BuildPlan
 from localdpo.prefs.build_report import report_of, rows_of_build

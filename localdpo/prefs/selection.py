@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from localdpo.data.encode import IDENTICAL, Encoder
 from localdpo.data.types import Example, Pair
-from localdpo.judging.base import Judge, Question
-from localdpo.judging.pairwise import PairVerdict, both_orders, collect
+from localdpo.judging.base import Judge, PairVerdict, Question, both_orders, collect
 from localdpo.judging.prompts import question_about
 from localdpo.judging.run import JudgeSession
 from localdpo.prefs.candidates import REVISION

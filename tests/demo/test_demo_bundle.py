@@ -12,7 +12,7 @@ from localdpo.core.names import BUNDLE, DEMO_NAMES, resolve
 from localdpo.demo import build, dataset
 from localdpo.incidents import rules, world
 from localdpo.incidents.world import Facts
-from localdpo.judging.rules import BEST_TOTAL
+from localdpo.judging.without_model import BEST_TOTAL
 from localdpo.model.generate import generate
 from localdpo.model.load import load_base
 

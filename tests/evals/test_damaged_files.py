@@ -16,9 +16,9 @@ from localdpo.evals.evaluate import evaluate
 from localdpo.evals.files import read_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.base import Question
-from localdpo.judging.journal import Journal
-from localdpo.judging.request import Judges
-from localdpo.judging.rules import RulesJudge
+from localdpo.judging.registry import Judges
+from localdpo.judging.run import Journal
+from localdpo.judging.without_model import RulesJudge
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling, read_answers
 from localdpo.records.evaluations import evaluation_text
 from localdpo.records.events import EventWriter, read_events

@@ -12,14 +12,14 @@ from tiny_folders import write_rows
 
 from localdpo.answering import generator
 from localdpo.core.errors import LocalDPOError, UserError
-from localdpo.evals import plan as evals_plan
+from localdpo.evals import evaluate as evals_evaluate
+from localdpo.evals.evaluate import EvalOptions, plan_evaluation, preview_lines, run_evaluation, write_page
 from localdpo.evals.files import read_record
-from localdpo.evals.plan import EvalOptions, plan_evaluation, preview_lines, run_evaluation, write_page
 from localdpo.incidents.world import Facts
-from localdpo.judging import request
+from localdpo.judging import registry
 from localdpo.judging.base import JudgeStopped
-from localdpo.judging.request import Hooks
-from localdpo.judging.rules import RulesJudge
+from localdpo.judging.registry import Hooks
+from localdpo.judging.without_model import RulesJudge
 from localdpo.records.answers import Sampling
 from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Verdict
@@ -52,7 +52,7 @@ def options(run: RunDir, prompts: Path, **changes: Any) -> EvalOptions:
 
 
 def told(monkeypatch: pytest.MonkeyPatch, judge: Told) -> Told:
-    monkeypatch.setattr(request, "make_judge", lambda spec, options: judge)
+    monkeypatch.setattr(registry, "make_judge", lambda spec, options: judge)
     return judge
 
 
@@ -116,7 +116,7 @@ def test_rubrics_go_where_their_mode_says(
         made.append((options.mode, options.rubric))
         return Told(fair)
 
-    monkeypatch.setattr(request, "make_judge", make)
+    monkeypatch.setattr(registry, "make_judge", make)
     plan_evaluation(options(run, prompts, judge="anthropic"))
     plan_evaluation(options(run, prompts, judge="anthropic", rubrics=("quality", "triage")))
     assert made == [("pairwise", None), ("pairwise", "triage"), ("score", "quality")]
@@ -144,7 +144,7 @@ def test_a_missing_key_is_said_before_anything_is_generated(
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "")
     monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
-    monkeypatch.setattr(evals_plan, "answer_all", lambda *args, **more: pytest.fail("it generates"))
+    monkeypatch.setattr(evals_evaluate, "answer_all", lambda *args, **more: pytest.fail("it generates"))
     plan = plan_evaluation(options(run, prompts, judge="anthropic", sampling=Sampling(9, 1.0, 6)))
     with pytest.raises(JudgeStopped, match=r"no key for anthropic .*: set ANTHROPIC_API_KEY"):
         run_evaluation(plan)

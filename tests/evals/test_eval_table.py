@@ -14,7 +14,7 @@ from localdpo.evals.evaluate import evaluate
 from localdpo.evals.files import SHOWN_ROWS, latest_record, page, read_record, write_record
 from localdpo.evals.table import conclusion, duel_sentence, markdown, tables, text
 from localdpo.heuristics import STANDARD
-from localdpo.judging.request import Judges
+from localdpo.judging.registry import Judges
 from localdpo.records.evaluations import evaluation_text
 from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Verdict

@@ -14,10 +14,9 @@ from localdpo.evals.figures import duels_of, measure, metric_record
 from localdpo.heuristics import STANDARD, Heuristic
 from localdpo.heuristics.checks import with_standard
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.judging.journal import Journal
 from localdpo.judging.prompts import conversation_text
-from localdpo.judging.request import Judges
-from localdpo.judging.run import JudgeSession
+from localdpo.judging.registry import Judges
+from localdpo.judging.run import Journal, JudgeSession
 from localdpo.records.answers import Sampling
 from localdpo.records.evaluations import evaluation_text
 from localdpo.records.rundir import RunDir

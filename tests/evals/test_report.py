@@ -11,7 +11,7 @@ from localdpo.evals.evaluate import evaluate
 from localdpo.evals.files import write_record
 from localdpo.evals.report import EVAL_LOOKS, TRAIN_LOOKS, points_of, report_values
 from localdpo.heuristics import STANDARD
-from localdpo.judging.request import Judges
+from localdpo.judging.registry import Judges
 from localdpo.pages import render
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.metrics import CHARTS

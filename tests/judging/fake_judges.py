@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from localdpo.judging.base import Judge, Question
-from localdpo.judging.journal import Journal
-from localdpo.judging.run import JudgeSession
+from localdpo.judging.run import Journal, JudgeSession
 from localdpo.records.verdicts import Usage, Verdict
 
 

@@ -18,11 +18,10 @@ from fake_judges import pairs, run_questions
 
 from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
-from localdpo.judging.base import Question
+from localdpo.judging.base import Question, both_orders, collect, tally
 from localdpo.judging.cost import load_prices
-from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import both_orders, collect, tally
 from localdpo.judging.rubric import load_rubric
+from localdpo.judging.run import Journal
 from localdpo.records.verdicts import Verdict
 
 PAIRS = pairs(6)

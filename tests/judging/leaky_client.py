@@ -10,11 +10,9 @@ from pathlib import Path
 from fake_judges import pairs, run_questions
 
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
-from localdpo.judging.base import JudgeStopped
-from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import both_orders
+from localdpo.judging.base import JudgeStopped, both_orders
 from localdpo.judging.registry import JudgeOptions, make_judge
-from localdpo.judging.run import Retry
+from localdpo.judging.run import Journal, Retry
 
 
 def main() -> None:

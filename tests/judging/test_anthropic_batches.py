@@ -14,12 +14,10 @@ from fake_server import FakeServer, Fault
 from localdpo.core.errors import UserError
 from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.anthropic_batch import LEDGER, AnthropicBatchJudge
-from localdpo.judging.base import JudgeStopped
+from localdpo.judging.base import JudgeStopped, both_orders
 from localdpo.judging.cost import Budget, load_prices
-from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import both_orders
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.run import Retry, preview
+from localdpo.judging.run import Journal, Retry, preview
 
 QUESTIONS = both_orders(pairs(4))
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)

@@ -14,13 +14,11 @@ from fake_judges import pairs, run_questions
 from fake_server import FakeServer, Fault, by_hash
 
 from localdpo.judging.anthropic import AnthropicJudge, newest_opus
-from localdpo.judging.base import JudgeStopped, Question
+from localdpo.judging.base import JudgeStopped, Question, both_orders, collect, tally
 from localdpo.judging.cost import Budget, load_prices
-from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import both_orders, collect, tally
 from localdpo.judging.panel import Jury
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.run import Retry, find_keys, preview
+from localdpo.judging.run import Journal, Retry, find_keys, preview
 
 MODEL = "claude-opus-5-5"
 PAIRS = pairs(6)

@@ -8,9 +8,9 @@ import pytest
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.judging.human import HumanJudge
 from localdpo.judging.registry import JudgeOptions, make_judge
 from localdpo.judging.run import JudgeSession
+from localdpo.judging.without_model import HumanJudge
 from localdpo.records.votes import Choice, Vote, Votes, text_id
 
 

@@ -4,9 +4,8 @@ import pytest
 from fake_judges import FakeJudge, always, run_questions
 
 from localdpo.judging.base import Question
-from localdpo.judging.journal import Journal
 from localdpo.judging.panel import Jury
-from localdpo.judging.run import preview
+from localdpo.judging.run import Journal, preview
 from localdpo.records.verdicts import Usage, Verdict
 
 QUESTION = Question("1", "p", ("a", "b"))

@@ -8,10 +8,10 @@ import pytest
 
 from localdpo.judging import mlx
 from localdpo.judging.base import Question
-from localdpo.judging.journal import Journal, key_of
 from localdpo.judging.panel import leaves
 from localdpo.judging.registry import JudgeOptions, make_judge
 from localdpo.judging.rubric import Mode
+from localdpo.judging.run import Journal, key_of
 from localdpo.records.verdicts import Usage, Verdict
 
 QUESTIONS: dict[Mode, Question] = {

@@ -19,10 +19,9 @@ from fake_server import FakeServer, Fault
 
 import localdpo
 from localdpo.core.errors import UserError
-from localdpo.judging.base import JudgeStopped, Question
+from localdpo.judging.base import JudgeStopped, Question, both_orders, collect, tally
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.openai import OpenAIJudge
-from localdpo.judging.pairwise import both_orders, collect, tally
 from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Retry, find_keys
 

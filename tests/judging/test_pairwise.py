@@ -3,10 +3,8 @@ from __future__ import annotations
 import pytest
 from fake_judges import FakeJudge, always, longer, pairs
 
-from localdpo.judging.base import Question
-from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import PairVerdict, tally
-from localdpo.judging.run import JudgeSession
+from localdpo.judging.base import PairVerdict, Question, tally
+from localdpo.judging.run import Journal, JudgeSession
 from localdpo.records.verdicts import Verdict
 
 

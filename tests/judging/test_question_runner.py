@@ -8,12 +8,10 @@ import time
 import pytest
 from fake_judges import FakeJudge, longer, pairs, run_questions
 
-from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
+from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, both_orders
 from localdpo.judging.cost import Budget
-from localdpo.judging.journal import Journal
-from localdpo.judging.pairwise import both_orders
 from localdpo.judging.remote import retry_after
-from localdpo.judging.run import Patience, Retry, preview
+from localdpo.judging.run import Journal, Patience, Retry, preview
 from localdpo.records.verdicts import Usage, Verdict
 
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)

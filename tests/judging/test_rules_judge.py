@@ -8,8 +8,8 @@ import pytest
 
 from localdpo.incidents import world
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.judging.rules import RulesJudge
 from localdpo.judging.run import JudgeSession, preview
+from localdpo.judging.without_model import RulesJudge
 from localdpo.records.verdicts import Verdict
 
 FACTS, _ = next(world.incidents(random.Random(1)))

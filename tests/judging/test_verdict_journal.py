@@ -7,7 +7,7 @@ import pytest
 from fake_judges import FakeJudge, always
 
 from localdpo.judging.base import Question
-from localdpo.judging.journal import Journal, key_of
+from localdpo.judging.run import Journal, key_of
 from localdpo.records.log import seal, unseal
 from localdpo.records.verdicts import Usage, Verdict, damaged_verdicts, decode_verdict
 

@@ -15,8 +15,8 @@ from localdpo.evals.files import page, write_record
 from localdpo.evals.report import report_values
 from localdpo.heuristics import STANDARD
 from localdpo.incidents.world import Facts
-from localdpo.judging.request import Judges
-from localdpo.judging.rules import RulesJudge
+from localdpo.judging.registry import Judges
+from localdpo.judging.without_model import RulesJudge
 from localdpo.pages import render
 from localdpo.records.answers import AnswerRecord, Sampling
 from localdpo.records.events import EventWriter

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.judging.pairwise import PairVerdict
+from localdpo.judging.base import PairVerdict
 from localdpo.prefs import selection
 from localdpo.prefs.selection import Chosen, best_and_low, by_choice, by_scores, split_by_prompt, usable
 from localdpo.records.answers import AnswerRecord

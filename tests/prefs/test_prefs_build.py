@@ -19,11 +19,11 @@ from localdpo.data.encode import Limits
 from localdpo.data.prompts import prompt_row
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
-from localdpo.judging import request
+from localdpo.judging import registry
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import Budget
 from localdpo.judging.panel import ConstitutionJudge
-from localdpo.judging.request import Hooks
+from localdpo.judging.registry import Hooks
 from localdpo.judging.rubric import load_constitution
 from localdpo.prefs import candidates, selection
 from localdpo.prefs.build import run_build
@@ -44,7 +44,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def judges(monkeypatch: pytest.MonkeyPatch) -> list[CountingJudge]:
     made: list[CountingJudge] = []
-    monkeypatch.setattr(request, "make_judge", maker(made))
+    monkeypatch.setattr(registry, "make_judge", maker(made))
     return made
 
 
@@ -135,7 +135,7 @@ def test_a_missing_key_is_said_before_anything_is_generated(
         built(options)
     assert not rows_in(options.out / "candidates.jsonl")[1:]
     monkeypatch.undo()
-    monkeypatch.setattr(request, "make_judge", maker(judges))
+    monkeypatch.setattr(registry, "make_judge", maker(judges))
     built(options)
     monkeypatch.setattr(CountingJudge, "find_key", no_key, raising=False)
     assert built(options, valid_count=2)["pairs"]
@@ -194,7 +194,7 @@ def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> 
 def test_orders_that_disagree_make_no_pair(
     options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request, "make_judge", maker(judges, choose=lambda one, two: "first"))
+    monkeypatch.setattr(registry, "make_judge", maker(judges, choose=lambda one, two: "first"))
     with pytest.raises(UserError, match=rf"no pair was kept of {PROMPTS} prompts \(.*orders disagree: \d+"):
         built(options)
     assert not (options.out / "train.jsonl").exists()
@@ -208,7 +208,7 @@ def test_a_build_without_a_pair_keeps_the_files_of_an_earlier_one(
     built(options)
     files = {name: (options.out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
     (options.out / "verdicts.jsonl").unlink()
-    monkeypatch.setattr(request, "make_judge", maker(judges, choose=lambda one, two: "first"))
+    monkeypatch.setattr(registry, "make_judge", maker(judges, choose=lambda one, two: "first"))
     with pytest.raises(UserError, match=r"no pair was kept .*; train\.jsonl in it is of an earlier build$"):
         built(options)
     assert {name: (options.out / name).read_bytes() for name in files} == files

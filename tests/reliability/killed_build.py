@@ -22,7 +22,7 @@ from building import CountingJudge, append, options_of, rows_in
 from children import Job, serve, status_of
 
 from localdpo.answering.generator import AnswerColumn, fill_groups
-from localdpo.judging import request
+from localdpo.judging import registry
 from localdpo.judging.base import Judge
 from localdpo.judging.registry import JudgeOptions
 from localdpo.prefs import build_plan, candidates
@@ -51,7 +51,7 @@ def build(job: Job) -> int:
     def fill(writer: Any, base: Any, columns: Sequence[AnswerColumn], *more: Any, **options: Any) -> Any:
         return fill_groups(writer, base, [watched(column) for column in columns], *more, **options)
 
-    request.make_judge = make  # type: ignore[assignment]
+    registry.make_judge = make  # type: ignore[assignment]
     candidates.fill_groups = fill  # type: ignore[assignment]
     options = options_of(
         out, Path(job["prompts"]), Path(job["model"]), Path(job["adapter"]), **job["options"]

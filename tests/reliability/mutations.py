@@ -196,7 +196,7 @@ def _read_log(path: Path) -> object:
 
 
 def _read_verdicts(path: Path) -> object:
-    from localdpo.judging.journal import Journal
+    from localdpo.judging.run import Journal
 
     with Journal(path, sync=False) as journal:
         return journal.get("")
@@ -477,7 +477,7 @@ def _evaluation() -> bytes:
     from localdpo.evals.evaluate import AnsweredPrompts, evaluate
     from localdpo.evals.files import write_record
     from localdpo.heuristics import STANDARD
-    from localdpo.judging.request import Judges
+    from localdpo.judging.registry import Judges
     from localdpo.records.answers import AnswerRecord, Sampling
 
     roles = (("base", "base"), ("sft", "start"), ("dpo", "trained"))

@@ -1,24 +1,33 @@
-"""The demo's judge: the rules of its task, applied to the facts beside each prompt.
+"""The judges that need no model: the rules of the demo's task, and the votes of people.
 
-It knows incident reports alone: their format, severity, action and facts. Rows of another kind are refused.
+The rules know incident reports alone: their format, severity, action and facts. Rows of another kind are
+refused. A vote in the compare screen counts for a question when it was about the same prompt and the very
+same two texts, in either order, so asking in both orders returns one person's one vote twice and never a
+flip.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
 from localdpo.incidents.world import Facts
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.records.verdicts import Verdict
+from localdpo.records.verdicts import Choice, Verdict
+from localdpo.records.votes import Votes, subject, text_id
 
 # Raise it when the rules say something else about the same answers: it is part of the journal's key.
 RULES_VERSION: Final = "1"
 BEST_TOTAL: Final = 3.5
+_OTHER: Mapping[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie"}
 
-NAME: Final = "rules"
+RULES: Final = "rules"
 
 
 def judges_all(rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -29,7 +38,7 @@ def judges_all(rows: Iterable[Mapping[str, Any]]) -> bool:
 def refuse_others(spec: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError if `spec` asks the rules, alone or in a jury, about rows that are no incidents."""
     kind, _, members = spec.partition(":")
-    if NAME not in (kind, *(name.strip() for name in members.split("+") if kind == "jury")):
+    if RULES not in (kind, *(name.strip() for name in members.split("+") if kind == "jury")):
         return
     others = sum(incident_facts(row) is None for row in rows)
     if others:
@@ -47,7 +56,7 @@ class RulesJudge:
     spread over 1 to 5.
     """
 
-    name = NAME
+    name = RULES
     identity: Mapping[str, str]
     concurrency = 1
 
@@ -93,3 +102,41 @@ def finding_text(finding: IncidentVerdict) -> str:
     faults += [f"leaves out {name}" for name in finding.missing]
     faults += [f"invents {what}" for what in finding.invented]
     return ", ".join(faults) or "all right"
+
+
+class HumanJudge:
+    """Answers from a file of votes (records/votes.py).
+
+    A question that nobody voted on is "refused": counted and shown, never scored. The identity holds a hash
+    of the votes: a journal forgets what was said before they changed.
+
+    Raises:
+        UserError: no votes in the file, or a line that is none.
+    """
+
+    name = "human"
+    identity: Mapping[str, str]
+    concurrency = 1
+
+    def __init__(self, path: Path) -> None:
+        self._votes = Votes(path)
+        votes = self._votes.all()
+        if not votes:
+            raise UserError(f"{path}: no votes yet; vote with v in `localdpo compare`")
+        text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
+        self.identity = {"judge": "human", "votes": hashlib.sha256(text.encode()).hexdigest()}
+
+    def ask(self, question: Question) -> Verdict:
+        """The vote on two answers. Raises JudgeStopped for a single answer: people give no scores here."""
+        if len(question.answers) != 2:
+            raise JudgeStopped("human: people compare two answers and give no scores; ask for pairs")
+        one, other = (text_id(answer) for answer in question.answers)
+        vote = self._votes.of(subject(question.id, one, other))
+        if vote is None:
+            return Verdict("refused", reason="nobody voted on these two answers")
+        in_order = vote.answers[0] == text_id(question.answers[0])
+        return Verdict("ok", choice=vote.choice if in_order else _OTHER[vote.choice], reason="vote")
+
+    def worst_case_usd(self, question: Question) -> float:
+        """0."""
+        return 0.0
