@@ -1,7 +1,7 @@
 """Answers of models to prompts, generated in batches and kept in an answers file (records/answers.py).
 
 Prompts are answered in fixed groups, in their order, by every column of the file in turn. A group is
-generated as a whole or not at all, and each answer has a random key of its own (`generate_apart`), so the
+generated completely or not at all, and each answer has a random key of its own (`generate_apart`), so the
 answers of a process that was killed and started again are bit for bit those of one that was not, and the file
 is the same too. What is lost to a kill is at most the part of a group that one column was generating.
 """
@@ -44,7 +44,7 @@ from localdpo.records.answers import (
 from localdpo.records.checkpoints import Note
 from localdpo.records.rundir import RunDir
 
-# Raise it with every change that gives other answers to the same question: it is part of the key.
+# Raise it with every change that leads to other answers to the same prompt: it is part of the key.
 GENERATOR_VERSION = 2
 GROUP = 64
 # Answers that a model reads at once, of similar length, at most.
@@ -129,7 +129,7 @@ def fill_groups(
                 continue
             records: dict[int, AnswerRecord] = {}
             with column.active():
-                for place, answer in generate_apart(
+                for index, answer in generate_apart(
                     base.model,
                     base.tokenizer,
                     [column.prompt_ids(i) for i in indices],
@@ -138,7 +138,7 @@ def fill_groups(
                     temperature=column.temperature,
                     batch=group,
                 ):
-                    i, drawn = indices[place], answer.drawn if live else ()
+                    i, drawn = indices[index], answer.drawn if live else ()
                     record = AnswerRecord(
                         i, column.name, answer.text, len(answer.tokens), answer.finished, ids=drawn
                     )
@@ -166,7 +166,7 @@ def missing_answers(path: Path, header: Header) -> int:
 
 
 def longest_answers(header: Header) -> dict[tuple[int, str], AnswerRecord]:
-    """Answers at the limit of length, no two alike, in the place of those that are not generated yet."""
+    """Answers at the limit of length, no two alike, instead of those that are not generated yet."""
     tokens = header.sampling.max_tokens
     return {
         (i, name): AnswerRecord(i, name, f"{name} ".ljust(tokens * _CHARACTERS, "x"), tokens, True)

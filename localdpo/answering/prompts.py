@@ -113,7 +113,7 @@ def _require_same_rows(run: RunDir, recipe: Recipe) -> None:
     """Raise UserErrors unless the rows that a run holds out are still those that it did not train on."""
     from localdpo.train import inputs
 
-    # A damaged inputs.json is told where the run's models are looked at.
+    # `contestants` warns of a damaged inputs.json.
     before = inputs.recorded(run, lambda line: None)
     if before is None:
         raise UserError(f"{run.path}: nothing says which rows it held out; {_GIVE}")

@@ -63,12 +63,12 @@ def compare(
         raise UserError("--plain, --json and --html: choose one")
     if any(not text.strip() for text in prompt or ()):
         raise UserError("--prompt: the text is empty; expected a prompt to answer")
-    found = find_run(runs_dir, run)
+    opened = find_run(runs_dir, run)
     console = Console()
     browses = not (plain or as_json or html) and console.is_terminal
     printed = not (browses or as_json or html)
     request = AnswersRequest(
-        run=found.path,
+        run=opened.path,
         prompts=prompts,
         texts=tuple(prompt or ()),
         limit=limit or (PRINTED_PROMPTS if printed else BROWSED_PROMPTS),
@@ -76,7 +76,7 @@ def compare(
         sampling=Sampling(max_tokens, temperature, seed),
     )
     if browses:
-        browse(runs_dir, found, request)
+        browse(runs_dir, opened, request)
         return
     tail = answers_to(request)
     if as_json:

@@ -124,16 +124,16 @@ def source_from(
             raise UserError("--recipe names the model: leave out --model, --adapter and --max-length")
         from localdpo.recipe.load import load_recipe
 
-        found = load_recipe(recipe)
-        train = found.train
+        loaded = load_recipe(recipe)
+        train = loaded.train
         limits = Limits(train.max_length, train.max_prompt_length, train.truncation)
         return CandidateSource(
-            found.model,
-            found.adapter,
-            found.data.template,
+            loaded.model,
+            loaded.adapter,
+            loaded.data.template,
             limits,
-            found.trust_remote_code,
-            found.data.chat_template_kwargs,
+            loaded.trust_remote_code,
+            loaded.data.chat_template_kwargs,
         )
     if model is None:
         raise UserError("no model: give --recipe, or --model and --adapter")

@@ -24,7 +24,9 @@ def label(
         float, typer.Option(min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement.")
     ] = 0.1,
     format_name: FormatOption = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Only print how the labels stand.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Only print the counts and the agreement of the labels.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Then write the pairs that were decided, as labelled."),
@@ -43,7 +45,9 @@ def label(
 
         check_output(out, force=force)  # before the work, not after it
     if not plain and not Console().is_terminal:
-        raise UserError("labelling takes a terminal; --plain prints how the labels stand")
+        raise UserError(
+            "labelling takes a terminal; --plain prints the counts and the agreement of the labels"
+        )
     if plain and not path.exists():
         raise UserError(f"{path}: no labels there yet; label without --plain")
     state = open_labelling(data, path, seed=seed, again=again, format_name=format_name)
@@ -73,7 +77,7 @@ def journal_of(data: str) -> Path:
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """How the labels stand, for a terminal."""
+    """Counts and agreement of the labels, for a terminal."""
     counts = ", ".join(f"{count:,} {name}" for name, count in summary.choices.items() if count)
     lines = [f"answered: {summary.done:,} of {summary.total:,}" + (f" ({counts})" if counts else "")]
     for what, share, kappa in (

@@ -21,13 +21,13 @@ from localdpo.records.wording import metric_words, notice_text
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12
-# Looks by place: training is a line, evaluations are marks joined by dashes.
+# Looks in order: training is a line, evaluations are marks joined by dashes.
 TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin", "broken")
 EVAL_LOOKS: Final[tuple[Look, ...]] = ("circles", "diamonds", "squares")
 
 
 def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
-    """The values of the template `report`; `note` is told in one line of a damaged log.
+    """The values of the template `report`; `note` is called with one line about a damaged log.
 
     Raises UserError when another file of the run is damaged.
     """
@@ -48,10 +48,10 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
 
 
 def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
-    """What the run is, in pairs of a word and a value; those that its log does not tell are left out."""
+    """What the run is, in pairs of a word and a value; what its log does not say is skipped."""
     summary = summarise(run, log, run.is_running())
     start = next((event.data for event in reversed(log) if event.type == "run.started"), {})
-    found: list[tuple[str, str | None]] = [
+    facts: list[tuple[str, str | None]] = [
         ("state", summary.state),
         ("why", summary.why),
         ("model", summary.model),
@@ -65,7 +65,7 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
         ("took", _seconds(summary.started, summary.updated)),
         ("versions", _counts(start.get("versions"))),
     ]
-    return [(word, value) for word, value in found if value]
+    return [(word, value) for word, value in facts if value]
 
 
 def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:

@@ -51,7 +51,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class SignTest:
-    """Prompts won and lost (ties left out), and the two-sided p of so uneven a split by chance."""
+    """Prompts won and lost (without ties), and the two-sided p of so uneven a split by chance."""
 
     wins: int
     losses: int

@@ -273,7 +273,7 @@ def markdown(record: Record) -> str:
     for table in tables(record):
         lines = [table.head, ("---",) + ("---:",) * (len(table.head) - 1)]
         lines += [tuple(cell.text for cell in row) for row in table.rows]
-        grid = [_md_row(line, raw=place == 1) for place, line in enumerate(lines)]
+        grid = [_md_row(line, raw=number == 1) for number, line in enumerate(lines)]
         parts += [f"## {_md(table.caption)}", "\n".join(grid), *(_md(note) for note in table.notes)]
     return "\n\n".join(parts) + "\n"
 

@@ -165,17 +165,17 @@ class AnthropicJudge(RemoteJudge):
         """The package's client, made once. Raises JudgeStopped without a key."""
         with self._lock:
             if self._client is None:
-                found = key_from(KEYS)
-                if found is None:
+                key = key_from(KEYS)
+                if key is None:
                     raise JudgeStopped(f"no key for {self.name}: set {KEYS[0]} in the environment")
                 from anthropic import Anthropic, DefaultHttpxClient
 
-                name, self.secret = found
-                key = {"api_key" if name == KEYS[0] else "auth_token": self.secret.reveal()}
+                name, self.secret = key
+                credentials = {"api_key" if name == KEYS[0] else "auth_token": self.secret.reveal()}
                 # Its retries are off, for they honour any retry-after, hours too. So are redirects: the key
                 # stays here.
                 http = DefaultHttpxClient(follow_redirects=False)
-                self._client = Anthropic(**key, max_retries=0, timeout=self.timeout, http_client=http)  # type: ignore[arg-type]
+                self._client = Anthropic(**credentials, max_retries=0, timeout=self.timeout, http_client=http)  # type: ignore[arg-type]
                 self.address = self._client.base_url.host
                 # Its connections are closed with the judge; nobody has to remember to.
                 weakref.finalize(self, self._client.close)

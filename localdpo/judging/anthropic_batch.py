@@ -45,7 +45,7 @@ class SentBatch:
 
 
 class BatchLedger:
-    """The batches whose results were not all taken yet, in a file that is replaced as a whole."""
+    """The batches whose results were not all taken yet, in a file that is replaced at every change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,9 +121,9 @@ class AnthropicBatchJudge(AnthropicJudge):
 
         def create() -> str:
             nonlocal unsure
-            found = self._look_for(batch, ledger) if unsure else None
-            if found is not None:
-                return found
+            sent = self._look_for(batch, ledger) if unsure else None
+            if sent is not None:
+                return sent
             try:
                 return self._create(requests)
             except JudgeBusy as busy:

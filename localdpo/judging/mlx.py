@@ -158,7 +158,7 @@ class Reader:
         ]
 
     def _row(self, prompt: str, labels: Sequence[str]) -> EncodedRow | None:
-        """A prompt with every label as a whole turn; None when it is longer than the model reads."""
+        """A prompt with every label as a complete turn; None when it is longer than the model reads."""
         # Models that can think first are asked not to: the letter has to come at once.
         turns = [Demonstration(prompt, label, template_kwargs={"enable_thinking": False}) for label in labels]
         encoded = self.encoder.encode(list(enumerate(turns)))

@@ -142,8 +142,8 @@ class OpenAIJudge(RemoteJudge):
 
     def _key(self) -> Secret | None:
         names = (OWN_KEY, OPENAI_KEY) if self.host == OPENAI_HOST else (OWN_KEY,)
-        found = key_from(names)
-        return found[1] if found else None
+        key = key_from(names)
+        return key[1] if key else None
 
     def _payload(self, question: Question, form: _Form) -> dict[str, Any]:
         prompts.require_mode(question, self.rubric)
@@ -256,7 +256,7 @@ def _text(content: object) -> str | None:
 
 
 def _status_inside(body: str) -> int | None:
-    """The status that stands in the body: some routers send the error of a server behind them with a 200."""
+    """The status that the body names: some routers send the error of a server behind them with a 200."""
     try:
         record = json.loads(body)
     except (ValueError, RecursionError):

@@ -2,7 +2,7 @@
 
 The answers are data, written by models that may have learnt to flatter a judge:
 
-- they stand between marker lines with a code that is a hash of the material itself, so that no answer can
+- they are put between marker lines with a code that is a hash of the material itself, so that no answer can
   hold its own closing marker;
 - the control tokens of chat templates in them are broken up, so that they cannot end a message;
 - a reply counts only if all of it is one JSON object of the schema, or if that object is a block of its own
@@ -164,10 +164,10 @@ def read_reply(text: str, mode: Mode, question: Question | None = None) -> Verdi
     said = _THOUGHTS_END.split(text)[-1]
     verdict = _verdict(_unfenced(text), mode) or _verdict(_unfenced(said), mode)
     if verdict is None and question is not None and not _THOUGHTS_BEGIN.match(said):
-        found = _PROSE.fullmatch(said)
+        prose = _PROSE.fullmatch(said)
         material = (question.prompt, *question.answers)
-        if found is not None and not any(_VERDICT_INSIDE.search(text) for text in material):
-            verdict = _verdict(found[2], mode)
+        if prose is not None and not any(_VERDICT_INSIDE.search(text) for text in material):
+            verdict = _verdict(prose[2], mode)
     return verdict or Verdict("unparseable", raw=text[:LONGEST_RAW])
 
 
@@ -191,7 +191,7 @@ def _verdict(text: str, mode: Mode) -> Verdict | None:
 
 
 def _code(texts: list[str]) -> str:
-    """16 hexadecimal digits that stand in none of `texts`; the same for the same texts."""
+    """16 hexadecimal digits that occur in none of `texts`; the same for the same texts."""
     code = sha256_of_text("\0".join(texts))[:16]
     while any(code in text for text in texts):
         code = sha256_of_text(code)[:16]

@@ -51,7 +51,7 @@ class Rubric:
 
     Attributes:
         name: the file's name without its ending.
-        text: what the judge is told, without the head of the file.
+        text: what the judge reads, without the head of the file.
         sha256: of the file's bytes, in hexadecimal.
         principle: the id of a constitution's principle if this was made from one.
     """

@@ -9,7 +9,7 @@ The folder of a build holds:
 
 The first two only ever grow, and a build resumes where they end, however it ended: nothing that they hold is
 generated or asked again. The others depend on them and on the options alone (no times), so a build that was
-killed and run again gives the same files, to the byte, as one that was not.
+killed and run again writes the same files, to the byte, as one that was not.
 """
 
 from __future__ import annotations

@@ -197,13 +197,13 @@ def _check_columns(label: str, rows: Sequence[PromptRow]) -> None:
         )
     for own in (OWN_COLUMNS, UNSCORED_COLUMNS):
         try:
-            found = detect({*others, *own}, "pairs", label).name
+            format_name = detect({*others, *own}, "pairs", label).name
         except UserError:
-            found = "more than one format"
-        if found not in _OUTPUT_FORMATS:
+            format_name = "more than one format"
+        if format_name not in _OUTPUT_FORMATS:
             raise UserError(
-                f"{label}: with its columns ({', '.join(sorted(others))}) pairs would look like {found}; "
-                "rename some"
+                f"{label}: with its columns ({', '.join(sorted(others))}) pairs would look like "
+                f"{format_name}; rename some"
             )
 
 
@@ -260,7 +260,7 @@ def _judges(
 
 
 def _text_of(rubric: str | None, mode: Mode, constitution: str | None) -> str:
-    """Name and hash of what a judge is told to look at."""
+    """Name and hash of the rubric or constitution that a judge reads."""
     if constitution is not None:
         loaded = load_constitution(constitution)
         return f"{loaded.name} {digest([[each.id, each.text] for each in loaded.principles])[:16]}"

@@ -47,7 +47,7 @@ class Item:
 class Shown:
     """What is on the screen: `place` in the schedule, and the answers on the sides that they have there.
 
-    `swapped`: the data's rejected answer stands first. `again`: the pair was shown before (not to be told).
+    `swapped`: the data's rejected answer comes first. `again`: the pair was shown before (a secret).
     """
 
     place: int
@@ -57,7 +57,7 @@ class Shown:
 
     @property
     def answers(self) -> tuple[str, str]:
-        """The answer that stands first, and the second."""
+        """The first answer on the screen, and the second."""
         pair = self.item.chosen, self.item.rejected
         return (pair[1], pair[0]) if self.swapped else pair
 
@@ -84,7 +84,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How the labels stand. Shares and kappas are None where there is nothing to compare.
+    """Counts of the labels. Shares and kappas are None where there is nothing to compare.
 
     Attributes:
         done, total: labels given, and places in the schedule.
@@ -199,12 +199,12 @@ class Labelling:
 
         A pair that was shown twice and answered otherwise the second time is not decided.
         """
-        found: dict[int, str | None] = {}
-        for label in sorted(self.labels.values(), key=lambda one: one.place):
+        preferred: dict[int, str | None] = {}
+        for label in sorted(self.labels.values(), key=lambda label: label.place):
             if label.prefers is not None:
-                known = found.get(label.row, label.prefers)
-                found[label.row] = label.prefers if known == label.prefers else None
-        return {row: side for row, side in found.items() if side in ("chosen", "rejected")}
+                known = preferred.get(label.row, label.prefers)
+                preferred[label.row] = label.prefers if known == label.prefers else None
+        return {row: side for row, side in preferred.items() if side in ("chosen", "rejected")}
 
     def _first_labels(self) -> Iterator[Label]:
         return (label for place, label in self.labels.items() if not self.places[place][1])

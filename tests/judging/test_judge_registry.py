@@ -82,7 +82,7 @@ def test_members_of_a_jury_get_what_they_read():
 
 def test_naming_judges_loads_nothing_heavy():
     code = (
-        "import sys\nfrom localdpo.judging import pairwise, registry\n"
+        "import sys\nfrom localdpo.judging import base, registry\n"
         "registry.make_judge('openai:http://localhost:1/v1#m')\n"
         "from localdpo.judging import anthropic, anthropic_batch\n"
         "heavy = ('anthropic', 'httpx2', 'mlx', 'transformers', 'numpy')\n"
