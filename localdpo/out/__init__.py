@@ -1,8 +1,7 @@
-"""The one way out to the terminal: whatever text a line holds, it steers nothing.
+"""The one way to print to the terminal: control characters of any text are escaped.
 
-`say`, `say_errors`, `say_device_error` and `print_json` print; `console.Console` and `console.Text` are
-rich's, for tables and bars. `guard` puts both standard streams behind a filter, so that what others print
-(usage errors, warnings, tracebacks) is escaped as well; every process calls it first.
+`console.Console` and `console.Text` are rich's, for tables and bars. Every process calls `guard` first, which
+also escapes what others print (warnings, tracebacks).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -181,7 +182,8 @@ class _Reading:
             if notes:
                 examples = tuple(RowExample((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
                 numbers = np.fromiter(notes, np.int64)
-                words = _reasons(notes.values()) if check_ is UNUSABLE else check_.what
+                reasons = [f"{reason} ({count:,})" for reason, count in Counter(notes.values()).most_common()]
+                words = "; ".join(reasons) if check_ is UNUSABLE else check_.what
                 message = f"{counted(len(notes), 'row')}: {words}"
                 yield Result(check_, len(notes), self.rows, message, examples, numbers)
         if self.notes.unread:
@@ -206,12 +208,3 @@ class _Reading:
         )
         rows = np.unique(np.concatenate([first[finding.pairs], last[finding.pairs]]))
         return Result(finding.check, finding.count, finding.total, finding.message, examples, rows)
-
-
-def _reasons(reasons: Iterable[str]) -> str:
-    """The reasons with their counts, the most frequent first."""
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return "; ".join(f"{reason} ({count:,})" for reason, count in ordered)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localdpo.core.text import format_seconds, printable
-from localdpo.prefs.checks.base import LEVELS, NOTHING, Check, Level
+from localdpo.prefs.checks.base import LEVELS, NOTHING, Check
 
 VERSION: Final = 1
 BAR: Final = 30
@@ -58,13 +58,9 @@ class CheckReport:
         """Whether any error-level check failed."""
         return any(result.check.level == "error" for result in self.results)
 
-    def count(self, level: Level) -> int:
-        """Findings of this level."""
-        return sum(result.check.level == level for result in self.results)
-
     def verdict(self) -> str:
         """The last line: how many findings of each level."""
-        counts = [(level, self.count(level)) for level in LEVELS]
+        counts = [(level, sum(result.check.level == level for result in self.results)) for level in LEVELS]
         return ", ".join(f"{n} {level}{'s' if level != 'info' and n != 1 else ''}" for level, n in counts)
 
 

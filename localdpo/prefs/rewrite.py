@@ -16,7 +16,7 @@ from localdpo.core.errors import UserError
 from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, Format, named_format
 from localdpo.data.formats.pairs import RATINGS
-from localdpo.data.formats.write import SCORES, Written
+from localdpo.data.formats.write import SCORES
 from localdpo.data.rows import InvalidRow, Problems, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
@@ -216,7 +216,9 @@ def _write(
         return ()
     report.pairs += 1
     report.written += len(written.records)
-    report.lost.update(_lost(columns, written))
+    held = {_CANONICAL.get(name, name) for name in written.records[0]}
+    report.lost.update(name for name in columns if name not in held and columns[name] is not None)
+    report.lost.update(written.lost)
     return written.records
 
 
@@ -231,9 +233,3 @@ def _other_columns(row: ReadRow, adapter: Format) -> dict[str, Any]:
             if name in _CANONICAL or name not in adapter.reads:
                 columns[_CANONICAL.get(name, name)] = value
     return columns
-
-
-def _lost(columns: Mapping[str, Any], written: Written) -> list[str]:
-    record = written.records[0]
-    held = {_CANONICAL.get(name, name) for name in record}
-    return [*(name for name in columns if name not in held and columns[name] is not None), *written.lost]

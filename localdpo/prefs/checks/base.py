@@ -116,15 +116,15 @@ class Family(ABC):
 
 
 def flagged_pairs(
-    check: Check, total: int, pairs: Iterable[int], message: str, notes: Iterable[str] = ()
+    check: Check, total: int, notes: Mapping[int, str], message: str | None = None
 ) -> list[PairFinding]:
-    """The finding of a check that flags pairs one by one; none when there are none."""
-    numbers = np.fromiter(pairs, np.int64)
-    if not len(numbers):
+    """The finding of a check that flags pairs one by one, each with a note; none when there are none."""
+    pairs = sorted(notes)
+    if not pairs:
         return []
-    words = [*notes, *[""] * EXAMPLES]
-    examples = tuple(PairExample((int(pair),), words[i]) for i, pair in enumerate(numbers[:EXAMPLES]))
-    return [PairFinding(check, len(numbers), total, message, examples, numbers)]
+    message = message or f"{len(pairs):,} pairs: {check.what}"
+    examples = tuple(PairExample((pair,), notes[pair]) for pair in pairs[:EXAMPLES])
+    return [PairFinding(check, len(pairs), total, message, examples, np.array(pairs, np.int64))]
 
 
 def excerpt(text: str, width: int = 60) -> str:

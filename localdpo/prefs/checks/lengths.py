@@ -20,7 +20,6 @@ from localdpo.data.encode import (
 from localdpo.data.store import REASONING_LOST
 from localdpo.data.types import EncodedRow
 from localdpo.prefs.checks.base import (
-    EXAMPLES,
     Check,
     CheckSettings,
     Chunk,
@@ -71,9 +70,8 @@ class Lengths(Family):
     def __init__(self) -> None:
         self._lengths = PairColumn(np.int32)
         self._prompts = PairColumn()
-        self._empty: list[int] = []
-        self._no_prompt: list[int] = []
-        self._notes: list[str] = []
+        self._empty: dict[int, str] = {}
+        self._no_prompt: dict[int, str] = {}
 
     def add(self, chunk: Chunk) -> None:
         """Count characters; remember the empty ones."""
@@ -81,10 +79,9 @@ class Lengths(Family):
         for number, (prompt, chosen, rejected) in enumerate(sides, chunk.start):
             empty = [name for name, text in (("chosen", chosen), ("rejected", rejected)) if not text.strip()]
             if empty:
-                self._empty.append(number)
-                self._notes.append(" and ".join(empty))
+                self._empty[number] = " and ".join(empty)
             if not prompt.strip():
-                self._no_prompt.append(number)
+                self._no_prompt[number] = ""
         texts = (chunk.prompts, chunk.chosen, chunk.rejected)
         self._lengths.add(np.array([[len(text) for text in side] for side in texts]).T)
         self._prompts.add(hashes(chunk.prompts))
@@ -92,7 +89,7 @@ class Lengths(Family):
     def finish(self) -> Iterator[PairFinding]:
         """Empty sides, and the share of pairs whose chosen answer is longer."""
         table = self._table()
-        yield from flagged_pairs(EMPTY, len(table), self._empty, "an answer is empty", self._notes)
+        yield from flagged_pairs(EMPTY, len(table), self._empty, "an answer is empty")
         yield from flagged_pairs(EMPTY_PROMPT, len(table), self._no_prompt, "the prompt is empty")
         yield from _length_bias(table[:, 1], table[:, 2], "characters")
 
@@ -238,17 +235,18 @@ class TokenLengths(Family):
         # The checks of labels report identical answers.
         others = self._dropped.keys() - {*_AT_LIMITS, IDENTICAL}
         refused = {pair: why for why in sorted(others) for pair in self._dropped[why]}
-        yield from self._finding(REFUSED, refused, f"{len(refused):,} pairs cannot be written as tokens")
+        message = f"{len(refused):,} pairs cannot be written as tokens"
+        yield from flagged_pairs(REFUSED, self._total, refused, message)
         message = f"{len(when_cut):,} pairs have nothing to learn within the limits"
-        yield from self._finding(LOST, when_cut, message)
+        yield from flagged_pairs(LOST, self._total, when_cut, message)
         cut = share(len(self._cut), self._total)
         if cut > MANY_CUT:
             message = f"{cut:.1%} of the pairs lose tokens at {self._limit_words()}"
-            yield from self._finding(TRUNCATED, dict.fromkeys(self._cut, ""), message)
+            yield from flagged_pairs(TRUNCATED, self._total, dict.fromkeys(self._cut, ""), message)
         message = f"{len(self._rewritten):,} pairs are not rendered as they are, or as prompts will be"
-        yield from self._finding(REWRITTEN, self._rewritten, message)
+        yield from flagged_pairs(REWRITTEN, self._total, self._rewritten, message)
         message = f"{len(self._merged):,} pairs would share a token at the boundary"
-        yield from self._finding(MERGED, dict.fromkeys(self._merged, ""), message)
+        yield from flagged_pairs(MERGED, self._total, dict.fromkeys(self._merged, ""), message)
 
     def facts(self) -> dict[str, Any]:
         table = self._lengths.values.reshape(-1, 3)
@@ -269,10 +267,6 @@ class TokenLengths(Family):
         assert self._limits is not None
         prompt = self._limits.max_prompt_length
         return f"max_length {self._limits.max_length}" + (f", max_prompt_length {prompt}" if prompt else "")
-
-    def _finding(self, check: Check, notes: dict[int, str], message: str) -> list[PairFinding]:
-        pairs = sorted(notes)
-        return flagged_pairs(check, self._total, pairs, message, [notes[pair] for pair in pairs[:EXAMPLES]])
 
 
 def _is_over(row: EncodedRow, limits: Limits) -> bool:

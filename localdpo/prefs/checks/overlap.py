@@ -14,7 +14,6 @@ from localdpo.core.errors import UserError
 from localdpo.data.rows import InvalidRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.prefs.checks.base import (
-    EXAMPLES,
     Check,
     CheckSettings,
     Chunk,
@@ -120,9 +119,7 @@ class Overlap(Family):
     def finish(self) -> Iterator[PairFinding]:
         """One finding for each kind of overlap."""
         for check in self.checks:
-            notes = self._notes[check.name]
-            message = f"{len(notes):,} pairs: {check.what}"
-            yield from flagged_pairs(check, self._total, notes, message, list(notes.values())[:EXAMPLES])
+            yield from flagged_pairs(check, self._total, self._notes[check.name])
 
     def facts(self) -> dict[str, Any]:
         return {"evaluation_prompts": len(self.prompts)}

@@ -58,8 +58,8 @@ class Labels(Family):
     checks: ClassVar[tuple[Check, ...]] = (IDENTICAL, SAME_WORDS, CONTRADICTORY, CYCLES)
 
     def __init__(self) -> None:
-        self._identical: list[int] = []
-        self._same_words: list[int] = []
+        self._identical: dict[int, str] = {}
+        self._same_words: dict[int, str] = {}
         self._better = PairColumn()
         self._worse = PairColumn()
 
@@ -69,9 +69,9 @@ class Labels(Family):
             zip(chunk.chosen, chunk.rejected, strict=True), chunk.start
         ):
             if chosen == rejected:
-                self._identical.append(number)
+                self._identical[number] = ""
             elif "".join(chosen.split()).casefold() == "".join(rejected.split()).casefold():
-                self._same_words.append(number)
+                self._same_words[number] = ""
         self._better.add(hashes(list(zip(chunk.prompts, chunk.chosen, strict=True))))
         self._worse.add(hashes(list(zip(chunk.prompts, chunk.rejected, strict=True))))
 
@@ -89,11 +89,16 @@ class Labels(Family):
         yield from _grouped(CYCLES, circles, better, worse, "the preferences of one prompt go in a circle")
 
 
+def _edges(better: NDArray[Any], worse: NDArray[Any]) -> tuple[Indices, Indices, int]:
+    """The better and the worse answer of each pair, numbered from 0, and the number of different answers."""
+    answers, numbers = np.unique(np.concatenate([better, worse]), return_inverse=True)
+    return numbers[: len(better)], numbers[len(better) :], len(answers)
+
+
 def _with_opposite(better: NDArray[Any], worse: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether another pair prefers the same two answers the other way round."""
-    nodes, ends = np.unique(np.concatenate([better, worse]), return_inverse=True)
-    head, tail = ends[: len(better)], ends[len(better) :]
-    forward, backward = head * len(nodes) + tail, tail * len(nodes) + head
+    head, tail, nodes = _edges(better, worse)
+    forward, backward = head * nodes + tail, tail * nodes + head
     return np.isin(forward, backward) & (head != tail)
 
 
@@ -102,9 +107,8 @@ def _in_circles(better: NDArray[Any], worse: NDArray[Any]) -> NDArray[np.bool_]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    nodes, ends = np.unique(np.concatenate([better, worse]), return_inverse=True)
-    head, tail = ends[: len(better)], ends[len(better) :]
-    graph = coo_array((np.ones(len(head), np.int8), (head, tail)), shape=(len(nodes),) * 2).tocsr()
+    head, tail, nodes = _edges(better, worse)
+    graph = coo_array((np.ones(len(head), np.int8), (head, tail)), shape=(nodes, nodes)).tocsr()
     _, part = connected_components(graph, directed=True, connection="strong")
     return (part[head] == part[tail]) & (head != tail)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from localdpo.data.messages import ASSISTANT, HUMAN
 from localdpo.prefs.checks.base import (
-    EXAMPLES,
     Check,
     CheckSettings,
     Chunk,
@@ -90,9 +89,7 @@ class Markers(Family):
     def finish(self) -> Iterator[PairFinding]:
         """Special tokens, then other marks."""
         for check in self.checks:
-            notes = self._notes[check.name]
-            message = f"{len(notes):,} pairs: {check.what}"
-            yield from flagged_pairs(check, self._total, notes, message, notes.values())
+            yield from flagged_pairs(check, self._total, self._notes[check.name])
 
 
 # --- skew ------------------------------------------------------------------------------------------------
@@ -180,9 +177,8 @@ class Skew(Family):
             )
             count = max(abs(self._markdown[0][name] - self._markdown[1][name]) for name in skewed)
             yield PairFinding(MARKDOWN, count, self._total, words)
-        notes = self._mismatches
-        message = f"{len(notes):,} pairs have answers in two languages or scripts"
-        yield from flagged_pairs(LANGUAGE, self._total, notes, message, list(notes.values())[:EXAMPLES])
+        message = f"{len(self._mismatches):,} pairs have answers in two languages or scripts"
+        yield from flagged_pairs(LANGUAGE, self._total, self._mismatches, message)
 
     def facts(self) -> dict[str, Any]:
         return {
