@@ -254,13 +254,13 @@ def text_size(value: Any, most: int = 2**62) -> int:
         return len(value)
     total, waiting = 0, [value]
     while waiting and total < most:
-        one = waiting.pop()
-        if isinstance(one, str | bytes):
-            total += len(one)
-        elif isinstance(one, Mapping):
-            waiting += [*one.keys(), *one.values()]
-        elif isinstance(one, list | tuple | set | frozenset):
-            waiting += one
+        part = waiting.pop()
+        if isinstance(part, str | bytes):
+            total += len(part)
+        elif isinstance(part, Mapping):
+            waiting += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            waiting += part
         total += _PART
     return total
 
@@ -292,7 +292,7 @@ class _Limited(ImmutableSandboxedEnvironment):
         self.globals.update(model.globals)
         # Writes as much random text as it is asked for.
         self.globals.pop("lipsum", None)
-        self.filters = {name: self._guarded(name, one) for name, one in model.filters.items()}
+        self.filters = {name: self._guarded(name, run) for name, run in model.filters.items()}
         # A filter that takes the context is never worked out when the template is compiled.
         self.filters[_COUNT] = pass_context(lambda _, size: self.turn(size))
         self.filters[_SIZED] = pass_context(lambda _, value: self.made(value))
@@ -355,9 +355,9 @@ class _Limited(ImmutableSandboxedEnvironment):
             if bits > LARGEST_BITS and operator != "%":
                 raise TemplateLimit("makes a number larger than a template may")
         elif operator == "*":
-            for one, times in ((left, right), (right, left)):
-                if isinstance(times, int) and isinstance(one, str | list | tuple):
-                    self.require(len(one) * times)
+            for repeated, times in ((left, right), (right, left)):
+                if isinstance(times, int) and isinstance(repeated, str | list | tuple):
+                    self.require(len(repeated) * times)
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -384,7 +384,7 @@ class _Limited(ImmutableSandboxedEnvironment):
         self.numbers(args)
         if name == "join" and args:
             self.require(text_size(args[0], LEAST_SIZE) * (1 + len(owner)))
-        elif name == "replace" and len(args) > 1 and all(isinstance(one, str) for one in (owner, *args[:2])):
+        elif name == "replace" and len(args) > 1 and all(isinstance(arg, str) for arg in (owner, *args[:2])):
             self.require(len(owner) + owner.count(args[0]) * len(args[1]))
         elif name == "translate":
             self.require(len(owner) * text_size(args, LEAST_SIZE))
@@ -408,7 +408,7 @@ class _Limited(ImmutableSandboxedEnvironment):
             if rest and isinstance(rest[0], Iterator):
                 rest[0] = list(rest[0])
             if rest and name in _WRITING:
-                between = sum(len(one) for one in (*rest[1:], *kwargs.values()) if isinstance(one, str))
+                between = sum(len(arg) for arg in (*rest[1:], *kwargs.values()) if isinstance(arg, str))
                 self.require(text_size(rest[0], LEAST_SIZE) * (1 + between))
             return self.made(run(*context, *rest, **kwargs))
 
@@ -423,12 +423,12 @@ def _parts(value: Any, most: int) -> int:
     """How many values a container holds at any depth, a shared one as often as it occurs."""
     total, waiting = 0, [value]
     while waiting and total < most:
-        one = waiting.pop()
+        part = waiting.pop()
         total += 1
-        if isinstance(one, Mapping):
-            waiting += one.values()
-        elif isinstance(one, list | tuple | set):
-            waiting += one
+        if isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list | tuple | set):
+            waiting += part
     return total
 
 
@@ -457,7 +457,7 @@ def _count_in(tree: nodes.Template, environment: Environment) -> None:
     bodies: list[Any] = [node for kind in kinds for node in tree.find_all(kind)]
     for node in bodies:
         size = sum(len(data.data) for part in node.body for data in _all(part, nodes.TemplateData))
-        size += sum(len(str(one.value)) for part in node.body for one in _all(part, nodes.Const))
+        size += sum(len(str(const.value)) for part in node.body for const in _all(part, nodes.Const))
         node.body.insert(0, nodes.ExprStmt(turn(node, size), lineno=node.lineno, environment=environment))
         if isinstance(node, nodes.For) and node.test is not None:
             node.test = nodes.And(turn(node, 0), node.test, lineno=node.lineno, environment=environment)
@@ -474,7 +474,7 @@ def _count_values(node: nodes.Node, counted: Callable[[nodes.Expr, str], nodes.F
     """Wrap list, tuple and dict expressions, and what `~` joins."""
     for name, value in list(node.iter_fields()):
         if isinstance(value, list):
-            setattr(node, name, [_wrapped(node, one, counted) for one in value])
+            setattr(node, name, [_wrapped(node, item, counted) for item in value])
         elif isinstance(value, nodes.Node):
             setattr(node, name, _wrapped(node, value, counted))
 

@@ -168,11 +168,14 @@ class Encoder:
     def _tail(self, text: Rendered, prompt: list[int]) -> _Tail:
         """The end of a prompt from its last control token on; all of it where that is not certain."""
         start = max(0, len(text.prompt) - _TAIL_CHARACTERS)
-        found = [*self.renderer.control_tokens.finditer(text.prompt, start)]
-        if found and self.tokens.backend is not None:
-            tail = text.prompt[found[-1].start() :]
+        control = [*self.renderer.control_tokens.finditer(text.prompt, start)]
+        if control and self.tokens.backend is not None:
+            tail = text.prompt[control[-1].start() :]
             ids = self.tokens.of_tail(tail)
-            if ids[:1] == [self.tokens.added[found[-1].group()]] and prompt[len(prompt) - len(ids) :] == ids:
+            if (
+                ids[:1] == [self.tokens.added[control[-1].group()]]
+                and prompt[len(prompt) - len(ids) :] == ids
+            ):
                 return _Tail(tail, ids)
         return _Tail(text.prompt, prompt)
 
@@ -255,9 +258,9 @@ class Encoder:
         while low <= high:
             middle = (low + high) // 2
             tried = replace(example, prompt=turns.without(middle, self.limits.truncation))
-            found = self._ids([self._shortened(tried, self.renderer.render(tried))])[0].prompt
-            if len(found) <= length:
-                ids, high = found, middle - 1
+            prompt = self._ids([self._shortened(tried, self.renderer.render(tried))])[0].prompt
+            if len(prompt) <= length:
+                ids, high = prompt, middle - 1
             else:
                 low = middle + 1
         if ids is not None:
@@ -271,15 +274,15 @@ class Encoder:
         spans = self.renderer.content_spans(example, text.prompt)
         text, spans = self._shortened_chat(text, spans)
         ids = self._ids([text])[0].prompt
-        places = self.tokens.places(text.prompt)
+        token_spans = self.tokens.spans(text.prompt)
         keep_end = self.limits.truncation == "keep_end"
         gone: set[int] = set()
         for _, start, stop in sorted(spans[:: 1 if keep_end else -1], key=lambda span: span[0] in _SYSTEM):
-            inside = [i for i, (first, last) in enumerate(places) if start <= first < last <= stop]
+            inside = [i for i, (first, last) in enumerate(token_spans) if start <= first < last <= stop]
             more = min(len(inside) - 1, len(ids) - length - len(gone))
             if more > 0:
                 gone.update(inside[:more] if keep_end else inside[-more:])
-        if len(places) != len(ids) or len(ids) - len(gone) > length:
+        if len(token_spans) != len(ids) or len(ids) - len(gone) > length:
             raise RowSkip(NO_CONTENT)
         return [token for i, token in enumerate(ids) if i not in gone]
 
@@ -309,15 +312,15 @@ class Encoder:
         if len(text.prompt) <= _LONG or self.limits.max_prompt_length is None:
             return text, spans
         keep_end = self.limits.truncation == "keep_end"
-        prompt, done, found = "", 0, []
+        prompt, done, shortened = "", 0, []
         for role, start, stop in spans:
             prompt += text.prompt[done:start]
             part = self._part(text.prompt[start:stop], self.limits.max_prompt_length, keep_end=keep_end)
-            found.append((role, len(prompt), len(prompt) + len(part)))
+            shortened.append((role, len(prompt), len(prompt) + len(part)))
             prompt, done = prompt + part, stop
         prompt += text.prompt[done:]
         least = None if text.least is None else text.least - len(text.prompt) + len(prompt)
-        return replace(text, prompt=prompt, least=least), found
+        return replace(text, prompt=prompt, least=least), shortened
 
     def _part(self, text: str, tokens: int, *, keep_end: bool) -> str:
         """A long text without its middle: more than so many tokens of its beginning, or with `keep_end` of
@@ -358,7 +361,9 @@ class _Turns:
 
 
 def _turns(messages: Sequence[Message]) -> _Turns:
-    start = next((i for i, one in enumerate(messages) if one.get("role") not in _SYSTEM), len(messages))
+    start = next(
+        (i for i, message in enumerate(messages) if message.get("role") not in _SYSTEM), len(messages)
+    )
     turns: list[list[Message]] = []
     for message in messages[start:]:
         if message.get("role") == "user" or not turns:
@@ -439,7 +444,7 @@ class _Tokens:
             self._tails[text] = self.encode([text])[0]
         return self._tails[text]
 
-    def places(self, text: str) -> list[tuple[int, int]]:
+    def spans(self, text: str) -> list[tuple[int, int]]:
         """(first, last + 1) character of each token; nothing where the tokenizer cannot tell."""
         if self.backend is None:
             return []
@@ -469,8 +474,8 @@ class _Tokens:
         """The ids that the tokenizer itself puts before a text."""
         plain = self.encode(["a"])[0]
         whole = list(self.tokenizer("a")["input_ids"])
-        places = range(len(whole) - len(plain) + 1)
-        start = next((i for i in places if whole[i : i + len(plain)] == plain), 0)
+        starts = range(len(whole) - len(plain) + 1)
+        start = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
         return whole[:start]
 
 

@@ -75,9 +75,9 @@ def named_parts(train: Mixture, valid: Mixture) -> list[tuple[str, MixturePart]]
     lists several. `valid` adds nothing where it is held out of `train`."""
     options = {"data.train": train} | ({} if valid is train else {"data.valid": valid})
     return [
-        (option if len(found.parts) == 1 else f"{option} {part.source}", part)
-        for option, found in options.items()
-        for part in found.parts
+        (option if len(mixture.parts) == 1 else f"{option} {part.source}", part)
+        for option, mixture in options.items()
+        for part in mixture.parts
     ]
 
 

@@ -178,7 +178,7 @@ class Renderer:
             return None
         place = len(common_prefix([trained, sent]))
         cut = max(
-            (found.start() for found in self._around(sent, place) if found.start() < place), default=place
+            (token.start() for token in self._around(sent, place) if token.start() < place), default=place
         )
         tails = (trained[cut:], sent[cut:])
         if tails not in self._closing:
@@ -349,10 +349,10 @@ class Renderer:
         place = len(opening)
         while True:
             inside = [
-                found.start()
+                token.start()
                 for text in texts
-                for found in self._around(text, place)
-                if found.start() < place < found.end()
+                for token in self._around(text, place)
+                if token.start() < place < token.end()
             ]
             if not inside:
                 return opening[:place]

@@ -268,16 +268,16 @@ def _arrow_rows(tables: Iterable[RecordBatch | Table]) -> Iterator[SourceRow]:
         try:
             records = table.to_pylist()
         except _NO_FORM:
-            yield from (_arrow_row(table, place, start) for place in range(table.num_rows))
+            yield from (_arrow_row(table, index, start) for index in range(table.num_rows))
         else:
-            yield from (SourceRow(start + place, record) for place, record in enumerate(records))
+            yield from (SourceRow(start + index, record) for index, record in enumerate(records))
         start += table.num_rows
 
 
-def _arrow_row(table: RecordBatch | Table, place: int, start: int) -> SourceRow:
+def _arrow_row(table: RecordBatch | Table, index: int, start: int) -> SourceRow:
     try:
-        return SourceRow(start + place, table.slice(place, 1).to_pylist()[0])
+        return SourceRow(start + index, table.slice(index, 1).to_pylist()[0])
     except UnicodeDecodeError as error:
-        return SourceRow(start + place, None, f"byte {error.start + 1} of a text is not UTF-8")
+        return SourceRow(start + index, None, f"byte {error.start + 1} of a text is not UTF-8")
     except _NO_FORM as error:
-        return SourceRow(start + place, None, f"a value cannot be read: {_brief(error)}")
+        return SourceRow(start + index, None, f"a value cannot be read: {_brief(error)}")

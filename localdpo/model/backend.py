@@ -118,11 +118,17 @@ def memory_limit(device: str) -> int:
     """Bytes that training can use: what Metal recommends at most; of a CUDA device what is free, and what
     this process holds; elsewhere the machine's memory.
 
-    The environment variable LOCALDPO_MEMORY_GB says otherwise.
+    The environment variable LOCALDPO_MEMORY_GB overrides it.
     """
     given = os.environ.get(MEMORY_SWITCH)
     if given is not None:
-        return _bytes_of(given)
+        try:
+            size = float(given)
+        except ValueError:
+            size = math.nan
+        if not 0 < size < math.inf:
+            raise UserError(f"{MEMORY_SWITCH}: expected a number of GB above 0, got {given!r}")
+        return int(size * 1e9)
     if device == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
     if device == "cuda":
@@ -131,16 +137,6 @@ def memory_limit(device: str) -> int:
         held = mx.get_active_memory() + mx.get_cache_memory()
         return min(int(info["total_memory"]), int(info["free_memory"]) + held)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _bytes_of(gigabytes: str) -> int:
-    try:
-        size = float(gigabytes)
-    except ValueError:
-        size = math.nan
-    if not 0 < size < math.inf:
-        raise UserError(f"{MEMORY_SWITCH}: expected a number of GB above 0, got {gigabytes!r}")
-    return int(size * 1e9)
 
 
 def cache_limit(memory: int) -> int:

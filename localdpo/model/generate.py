@@ -84,7 +84,7 @@ def generate_apart(
     temperature: float,
     batch: int,
 ) -> Iterator[tuple[int, SampledAnswer]]:
-    """(place in `prompts`, answer) as the answers finish, each drawn with a random key of its own.
+    """(index in `prompts`, answer) as the answers finish, each drawn with a random key of its own.
 
     The noise of token t of a prompt follows from its seed (0 <= seed < 2^64) and t alone: which prompts share
     a batch, and how long their answers are, changes an answer by no more than the rounding of its logits, and
@@ -130,7 +130,7 @@ def _finished(
     batch: int,
     prefill: int = 8,
 ) -> Iterator[tuple[int, SampledAnswer]]:
-    """(place in `prompts`, answer) as the answers finish; at most `batch` are generated at once.
+    """(index in `prompts`, answer) as the answers finish; at most `batch` are generated at once.
 
     At most `prefill` prompts are read at once, PASS_TOKENS of their tokens in one pass.
     """
@@ -146,7 +146,7 @@ def _finished(
     try:
         ids = [list(prompt) for prompt in prompts]
         uids = generator.insert(ids, [max_tokens] * len(ids), samplers=list(samplers))
-        places = {uid: place for place, uid in enumerate(uids)}
+        indices = {uid: index for index, uid in enumerate(uids)}
         tokens: dict[int, list[int]] = {uid: [] for uid in uids}
         while responses := generator.next_generated():
             for response in responses:
@@ -156,6 +156,6 @@ def _finished(
                 if response.finish_reason is not None:
                     end = response.token if response.finish_reason == "stop" else None
                     text = tokenizer.decode(drawn, skip_special_tokens=True)
-                    yield places[response.uid], SampledAnswer(text, tuple(drawn), end)
+                    yield indices[response.uid], SampledAnswer(text, tuple(drawn), end)
     finally:
         generator.close()

@@ -242,9 +242,9 @@ def from_float16(model: nn.Module) -> bool:
     Gradients of float16 activations fall below its smallest number (6e-8) without loss scaling, which there
     is none of here; bfloat16 has the range of float32.
     """
-    found = mx.float16 in float_types(model)
+    is_float16 = mx.float16 in float_types(model)
     model.set_dtype(mx.bfloat16, predicate=lambda dtype: dtype == mx.float16)
-    return found
+    return is_float16
 
 
 def recurrent_layers(model: nn.Module) -> int:

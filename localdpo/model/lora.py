@@ -100,13 +100,13 @@ def open_adapter(name: str, note: Note | None = None) -> Verified:
     """
     path = resolve(name) if name.startswith("demo:") else Path(name).expanduser()
     files = (CONFIG_FILE, WEIGHTS_FILE)
-    found = verified_adapter(path, files, note)
-    if not found.path.is_dir():
+    adapter = verified_adapter(path, files, note)
+    if not adapter.path.is_dir():
         raise UserError(f"adapter {name}: {_why_missing(path)}")
-    missing = [file for file in files if not (found.path / file).is_file()]
+    missing = [file for file in files if not (adapter.path / file).is_file()]
     if missing:
         raise UserError(f"adapter {name}: {' and '.join(missing)} missing in this folder")
-    return found
+    return adapter
 
 
 def _why_missing(path: Path) -> str:
@@ -259,7 +259,9 @@ def _check_keys(model: nn.Module, config: LoraConfig) -> None:
     blocks = model.layers[-config.layers :] if config.layers > 0 else model.layers
     # As mlx-lm: the names within a block, and within the whole model.
     modules = [pair for block in blocks for pair in block.named_modules()] + model.named_modules()
-    layers = dict.fromkeys(name for name, module in modules if _takes_adapter(module))
+    layers = dict.fromkeys(
+        name for name, module in modules if hasattr(module, "to_lora") or isinstance(module, _ADAPTED)
+    )
     problems = [
         UserError(f"lora.keys: {_quote(key)} is no linear layer of the model's blocks{_near(key, layers)}")
         for key in config.keys or ()
@@ -267,10 +269,6 @@ def _check_keys(model: nn.Module, config: LoraConfig) -> None:
     ]
     if problems:
         raise UserErrors(problems)
-
-
-def _takes_adapter(module: nn.Module) -> bool:
-    return hasattr(module, "to_lora") or isinstance(module, _ADAPTED)
 
 
 def _near(key: str, layers: Iterable[str]) -> str:

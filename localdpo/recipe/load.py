@@ -1,6 +1,6 @@
 """From a YAML file and `KEY=VALUE` overrides to a Recipe, its links followed, and back to YAML.
 
-Every problem is found in one look and said in one line:
+All problems are reported at once, in one line each:
 
     recipes/dpo.yaml:14 loss.beta: expected a number > 0, got "0,1"
     recipes/dpo.yaml:9 train.learning_rte: unknown key; did you mean learning_rate?
@@ -318,15 +318,15 @@ def followed(name: str) -> str:
     Links in the root folder are the system's own (/tmp on macOS) and are left alone.
     """
     path = Path(name).expanduser()
-    found, rest, links = Path(path.anchor), [*path.relative_to(path.anchor).parts], 0
+    resolved, rest, links = Path(path.anchor), [*path.relative_to(path.anchor).parts], 0
     while rest:
-        step = found / rest.pop(0)
-        if found != Path("/") and step.is_symlink() and links < _MOST_LINKS:
+        step = resolved / rest.pop(0)
+        if resolved != Path("/") and step.is_symlink() and links < _MOST_LINKS:
             links += 1
             target = Path(os.readlink(step))
-            found = Path(target.anchor) if target.is_absolute() else found
+            resolved = Path(target.anchor) if target.is_absolute() else resolved
             rest = [*target.relative_to(target.anchor).parts, *rest]
         else:
-            found = step
+            resolved = step
     # No link is left, so that `x/..` can go.
-    return os.path.normpath(found) if links else name
+    return os.path.normpath(resolved) if links else name

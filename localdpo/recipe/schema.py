@@ -153,7 +153,7 @@ class DataSection(Section):
     @property
     def is_demo(self) -> bool:
         """Whether all that is trained on is the demo's own."""
-        return all(is_demo(each.source) for each in self.train_sources)
+        return all(is_demo(entry.source) for entry in self.train_sources)
 
 
 class TrainSection(Section):

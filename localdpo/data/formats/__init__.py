@@ -228,26 +228,26 @@ def detect(columns: Iterable[str], kind: Kind, label: str, empty: Collection[str
     both answers share: a prompt column that is there is the prompt, empty or not.
     Raises UserError that says what was found and what would fit.
     """
-    found = frozenset(columns)
-    filled = _first(found - frozenset(empty), kind)
-    entry = _first(found, kind) if filled is None or filled.shares else filled
+    present = frozenset(columns)
+    filled = _first(present - frozenset(empty), kind)
+    entry = _first(present, kind) if filled is None or filled.shares else filled
     if entry is not None:
         return entry
-    fitting = [entry for entry in FORMATS if entry.detected and entry.columns <= found]
+    fitting = [entry for entry in FORMATS if entry.detected and entry.columns <= present]
     other = next((_NAMES[entry.kind] for entry in fitting if "prompts" not in (entry.kind, kind)), None)
     of_kind = [entry for accepted in _accepted(kind) for entry in FORMATS if entry.kind == accepted]
     wanted = "; or ".join(", ".join(sorted(entry.columns)) for entry in of_kind if entry.usual)
     others = [entry for entry in of_kind if not entry.usual and entry.detected]
     more = f"; or those of the other {len(others)} formats in docs/data.md" if others else ""
-    closest = max(others, key=lambda entry: len(entry.columns & found), default=None)
-    if closest is not None and closest.columns & found:
+    closest = max(others, key=lambda entry: len(entry.columns & present), default=None)
+    if closest is not None and closest.columns & present:
         more += f", of which {closest.name} ({', '.join(sorted(closest.columns))}) is the closest"
     more += "".join(
         f"; or name the format {entry.name}"
         for entry in of_kind
-        if not entry.detected and entry.columns <= found
+        if not entry.detected and entry.columns <= present
     )
-    have = ", ".join(sorted(found)[:20]) or "none"
+    have = ", ".join(sorted(present)[:20]) or "none"
     problem = f"holds {other}, but this loss needs" if other else "found no"
     raise UserError(
         f"{label}: {problem} {_NAMES[kind]} (columns: {have}); expected the columns {wanted}{more}"

@@ -232,8 +232,8 @@ def _split_messages(
         shared += 1
     for name, rest in zip(names, (chosen[shared:], rejected[shared:]), strict=True):
         if rest[-1]["role"] != "assistant":
-            found = rest[-1]["role"]
-            raise RowProblem(name, f"expected an assistant message at the end, found role {found!r}")
+            role = rest[-1]["role"]
+            raise RowProblem(name, f"expected an assistant message at the end, found role {role!r}")
         if len(rest) > 1:
             raise RowSkip(PARTED)
     return chosen[:shared], chosen[shared:], rejected[shared:]
@@ -278,12 +278,12 @@ def unequal(read: Callable[[Record], ReadResult]) -> Callable[[Record], ReadResu
     """
 
     def checked(record: Record) -> ReadResult:
-        found = read(record)
+        result = read(record)
         for names in RATINGS:
             scores = [number(record[name], name) for name in names if record.get(name) is not None]
             if len(scores) == 2 and scores[0] == scores[1]:
                 raise RowSkip(EQUAL)
-        return found
+        return result
 
     return checked
 

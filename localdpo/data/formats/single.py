@@ -174,11 +174,11 @@ def _with_system(row: Asking, system: str) -> Asking:
         return row
     if present:
         raise RowSkip(SYSTEMS)
-    found = replace(row, prompt=[{"role": "system", "content": system}, *messages])
+    completed_row = replace(row, prompt=[{"role": "system", "content": system}, *messages])
     if turns is None:
-        return found
+        return completed_row
     # The space after a transcript's mark is no part of an answer that is a message.
     names = {Pair: ("chosen", "rejected"), Prompt: ()}.get(type(row), ("response",))
     sides: dict[str, Any] = {name: getattr(row, name) for name in names}
     sides = {name: side.removeprefix(" ") if isinstance(side, str) else side for name, side in sides.items()}
-    return replace(found, **sides)
+    return replace(completed_row, **sides)
