@@ -20,12 +20,12 @@ from textual.screen import Screen
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.text import printable
-from localdpo.dashboard.asked import Asked
 from localdpo.dashboard.commands import commands
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.once import svg_of
 from localdpo.dashboard.pace import Pace
+from localdpo.dashboard.pending import PendingCommands
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.terminal import Abilities, abilities_of, line_filters
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
@@ -127,7 +127,7 @@ class DashboardApp(App[None]):
         self.feed: RunFeed | None = None if run is None else RunFeed(run)
         self.now = clock
         self._jump = jump if run is not None else "runs"
-        self._asked = Asked()
+        self._pending = PendingCommands()
         self._pace = pace or Pace()
         self._life: tuple[bool, bool] | None = None
 
@@ -144,8 +144,8 @@ class DashboardApp(App[None]):
         return self.worker is not None and self.worker.returncode is None
 
     def status(self, now: float) -> str:
-        """What the worker was asked for and has not answered, for the first line."""
-        return self._asked.status(now)
+        """The commands that the worker has not answered, for the first line."""
+        return self._pending.status(now)
 
     def get_line_filters(self) -> list[LineFilter]:
         return line_filters(super().get_line_filters(), self.abilities)
@@ -167,7 +167,7 @@ class DashboardApp(App[None]):
         """Open another run on Live. `worker`: if it was just started from here."""
         self.feed = RunFeed(run)
         self.worker = worker
-        self._asked = Asked()
+        self._pending = PendingCommands()
         self._life = None
         self._poll()
         self.action_go("live")
@@ -175,7 +175,7 @@ class DashboardApp(App[None]):
     def detach(self) -> None:
         """Have no run open: the one that was is gone."""
         self.feed, self.worker = None, None
-        self._asked = Asked()
+        self._pending = PendingCommands()
         for screen in self._run_screens():
             screen.follow(None, self.now())
 
@@ -195,7 +195,7 @@ class DashboardApp(App[None]):
     def _may_wait(self) -> bool:
         """Whether nothing is drawn at this beat; never so while an answer is awaited."""
         feed = self.feed
-        if feed is None or self._asked.is_waiting or self._pace.is_due(beside_training=feed.trains_on_cpu):
+        if feed is None or self._pending or self._pace.is_due(beside_training=feed.trains_on_cpu):
             return False
         return self._life == (feed.run.is_running(), self.worker_lives)
 
@@ -213,9 +213,9 @@ class DashboardApp(App[None]):
         if not has_changed and life == self._life:
             return
         self._life = life
-        for answer in self._asked.settle(feed.state.acknowledgements, feed.alive):
+        for answer in self._pending.settle(feed.state.acknowledgements, feed.alive):
             self.notify(
-                answer.message, title=answer.command, severity="information" if answer.ok else "warning"
+                answer.message, title=answer.command or "", severity="information" if answer.ok else "warning"
             )
         if self._is_refused():
             self.exit()
@@ -277,10 +277,10 @@ class DashboardApp(App[None]):
             self.notify("press q to leave the dashboard", title="Ctrl-C")
 
     def action_pause(self) -> None:
-        """Pause the run, or let it go on; what was asked last and not answered counts."""
-        asked = self._asked.latest("pause", "resume")
+        """Pause the run or resume it; the latest pending command counts."""
+        pending = self._pending.latest("pause", "resume")
         is_paused = self.feed is not None and self.feed.state.progress.phase == "paused"
-        self.ask("resume" if asked == "pause" or (is_paused and asked is None) else "pause")
+        self.ask("resume" if pending == "pause" or (is_paused and pending is None) else "pause")
 
     def action_checkpoint(self) -> None:
         """Save a checkpoint now."""
@@ -317,7 +317,7 @@ class DashboardApp(App[None]):
         except UserError as error:
             self.notify(str(error), severity="error")
             return
-        self._asked.add(id, command, self.now())
+        self._pending.add(id, command, self.now())
         for screen in self._run_screens():
             screen.beat(self.now())
 

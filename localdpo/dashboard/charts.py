@@ -9,9 +9,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from localdpo.dashboard.chartdata import ChartSeries, Kind, Reference
 from localdpo.dashboard.plot import smooth_on
-from localdpo.dashboard.series import Series
+from localdpo.dashboard.series import ChartSeries, Kind, Reference, Series
 from localdpo.dashboard.state import RunState
 from localdpo.records.metrics import CHARTS as METRIC_CHARTS
 from localdpo.records.metrics import Metric

@@ -18,10 +18,10 @@ from typing import Final
 
 import numpy as np
 
-from localdpo.dashboard.chartdata import ChartSeries, Face, Kind
 from localdpo.dashboard.picture import Picture, fitted
 from localdpo.dashboard.plot import Stroke, band, braille, dots, envelope, gap_columns, stroke
 from localdpo.dashboard.scales import Scale, limits, short, short_step, ticks
+from localdpo.dashboard.series import ChartSeries, Face, Kind
 from localdpo.dashboard.window import Axis
 
 # Of how many dot columns the first so many are drawn; in ASCII the character of a point.

@@ -2,25 +2,8 @@
 
 Answers of every model are measured by heuristics and compared by a judge.
 
-The record is what `runs/NAME/eval/NAME.json` holds:
-
-    v, name, run        1; of the evaluation; of the run
-    source, prompts     where the prompts came from; how many
-    sampling            of every answer
-    contestants         [{name, label, role, fingerprint}], in the order of columns
-    versus              [before, after]: what `difference` is of, after less before
-    judge               {name, identity} or null
-    metrics             rows as `figures.metric_record` returns them; the judge's own scores come last
-    duels               as `figures.duel_record` returns them; the first answers "did it help?"
-    strengths           Bradley-Terry: [{name, value, low, high}], in logits, the base 0
-    conclusion          sentences
-    rows                for each prompt {id, prompt, category, answers: {contestant: {text, tokens, finished,
-                        metrics: {name: value}}}, verdicts: [{first, second, score, flipped, identical,
-                        orders: [{status, choice, score, reason, principle, raw}, ...]}],
-                        scores: {contestant: the same as one of orders}}; orders are (first, second), then
-                        (second, first), and a choice is in the order it was asked in
-
-It depends on the options alone: no times, no costs, nothing of how many questions were asked at a time.
+For what the record holds see records/evaluations.py; its metrics and duels are those of `figures`. It depends
+on the options alone: no times, no costs, nothing of how many questions were asked at a time.
 """
 
 from __future__ import annotations

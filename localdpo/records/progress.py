@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from localdpo.records.events import Event
 from localdpo.records.metrics import metric_of
+from localdpo.records.rundir import ENDS
 
 Phase = Literal[
     "starting",
@@ -25,12 +26,6 @@ Phase = Literal[
 
 # Steps differ in length with their batch; the median of this many is steady and still follows a change.
 _WINDOW: Final = 32
-_ENDS: Final[dict[str, Phase]] = {
-    "run.finished": "finished",
-    "run.failed": "failed",
-    "run.stopped": "stopped",
-    "run.crashed": "crashed",
-}
 _WORKING: Final = frozenset({"reference", "evaluating", "training"})
 _SILENT_SECONDS: Final = 30.0
 _SILENT_STEPS: Final = 5
@@ -166,8 +161,8 @@ def advance(progress: Progress, event: Event) -> Progress:
             return replace(progress, step=step, eval_seconds=took)
         case "checkpoint" if seconds is not None:
             return replace(progress, save_seconds=seconds)
-    if event.type in _ENDS:
-        return replace(progress, phase=_ENDS[event.type], step=step, paused_in=None)
+    if event.type in ENDS:
+        return replace(progress, phase=ENDS[event.type], step=step, paused_in=None)
     return progress
 
 

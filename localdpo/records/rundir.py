@@ -45,9 +45,11 @@ from localdpo.core.atomic import (
 from localdpo.core.errors import UserError
 from localdpo.records.events import Event, EventTail, read_events
 
-State = Literal["new", "running", "finished", "failed", "stopped", "crashed"]
+Ending = Literal["finished", "failed", "stopped", "crashed"]
+State = Literal["new", "running", Ending]
 
-_ENDS: Final[dict[str, State]] = {
+# The events that end a worker's life, and the state of the run after each.
+ENDS: Final[dict[str, Ending]] = {
     "run.finished": "finished",
     "run.failed": "failed",
     "run.stopped": "stopped",
@@ -249,7 +251,7 @@ class RunDir:
 
 def is_end(event: Event) -> bool:
     """Whether the event ends a worker's life."""
-    return event.type in _ENDS
+    return event.type in ENDS
 
 
 def state_of(events: Iterable[Event], running: bool) -> State:
@@ -261,7 +263,7 @@ def state_of(events: Iterable[Event], running: bool) -> State:
         return "running"
     state: State = "new"
     for event in events:
-        state = "crashed" if event.type in _STARTS else _ENDS.get(event.type, state)
+        state = "crashed" if event.type in _STARTS else ENDS.get(event.type, state)
     return state
 
 

@@ -211,7 +211,7 @@ def test_keys_give_the_worker_commands(running: RunDir):
     async def act(pilot: Pilot[None]) -> None:
         for keys, expected in COMMANDS:
             await press(pilot, *keys)
-            assert ("asked:" in frame_text(app).splitlines()[0]) is bool(expected), keys
+            assert ("sent:" in frame_text(app).splitlines()[0]) is bool(expected), keys
             found = take(running)
             assert [(one.command, one.save) for one in found] == expected, keys
             for one in found:
@@ -226,11 +226,11 @@ def test_what_was_asked_waits_until_it_is_answered(running: RunDir):
 
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "p")
-        assert "asked: pause, 0s" in frame_text(app)
+        assert "sent: pause, 0s" in frame_text(app)
         (found,) = take(running)
         reply(running, found, "paused after step 20")
         await a_look(pilot)
-        assert "asked:" not in frame_text(app).splitlines()[0]
+        assert "sent:" not in frame_text(app).splitlines()[0]
         assert "paused after step 20" in messages(app)
         assert "paused after step 20" in frame_text(app)
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.style import Style
 
-from localdpo.dashboard.chartdata import ChartSeries, Face, Kind, Reference
 from localdpo.dashboard.drawing import draw
 from localdpo.dashboard.picture import COLOURS, Picture, Styles, blend, fitted
 from localdpo.dashboard.plot import smooth
+from localdpo.dashboard.series import ChartSeries, Face, Kind, Reference
 from localdpo.dashboard.themes import PALETTES
 
 quick = settings(deadline=None, max_examples=120)

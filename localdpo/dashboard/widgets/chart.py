@@ -20,9 +20,9 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from localdpo.dashboard.chartdata import ChartSeries, Face, Reference
 from localdpo.dashboard.drawing import Drawing, draw
 from localdpo.dashboard.picture import Styles
+from localdpo.dashboard.series import ChartSeries, Face, Reference
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.dashboard.window import Axis

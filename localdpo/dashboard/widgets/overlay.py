@@ -12,10 +12,10 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Static
 
 from localdpo.core.text import printable
-from localdpo.dashboard.chartdata import ChartSeries, Kind, Reference
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.recipediff import differing, options_of, words
+from localdpo.dashboard.series import ChartSeries, Kind, Reference
 from localdpo.dashboard.widgets.chart import Chart
 from localdpo.out.console import Text
 from localdpo.records.metrics import ACCURACY, BY_NAME
