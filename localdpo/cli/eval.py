@@ -68,8 +68,7 @@ def evaluate(
         run_evaluation,
         write_page,
     )
-    from localdpo.evals.files import page
-    from localdpo.evals.table import text
+    from localdpo.evals.table import page, text
     from localdpo.out import print_json, say
     from localdpo.records.answers import Sampling
     from localdpo.records.rundir import find_run

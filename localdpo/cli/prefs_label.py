@@ -37,7 +37,7 @@ def label(
     from localdpo.core.errors import UserError
     from localdpo.out import say
     from localdpo.out.console import Console
-    from localdpo.prefs.label_journal import open_labelling
+    from localdpo.prefs.label import open_labelling
 
     path = journal or journal_of(data)
     if out is not None:

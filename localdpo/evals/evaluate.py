@@ -37,8 +37,7 @@ from localdpo.evals.figures import (
     rounded,
     strengths_record,
 )
-from localdpo.evals.files import write_record
-from localdpo.evals.table import conclusion
+from localdpo.evals.table import conclusion, write_record
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
 from localdpo.judging.base import Judge, PairVerdict, Question, both_orders

@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from localdpo.core.text import format_number, format_seconds
-from localdpo.evals.files import latest_record
-from localdpo.evals.table import heading, tables
+from localdpo.evals.table import heading, latest_record, tables
 from localdpo.pages import compare_values
 from localdpo.pages.chart import Look, Plot, PlotSeries, line_chart
 from localdpo.records.answers import answers_files, read_answers

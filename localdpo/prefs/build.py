@@ -3,7 +3,7 @@
 The folder of a build holds:
 
     candidates.jsonl   every answer that was generated; see candidates.py
-    verdicts.jsonl     every verdict that was given; see judging/journal.py
+    verdicts.jsonl     every verdict that was given; see records/verdicts.py
     train.jsonl        the pairs to train on, and valid.jsonl those to evaluate on, split by prompt
     report.json        what was kept and dropped, and why; see build_report.py
 

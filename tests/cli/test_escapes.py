@@ -22,7 +22,7 @@ from localdpo.cli.prefs_label import journal_of
 from localdpo.core.atomic import write_manifest
 from localdpo.core.text import escaped
 from localdpo.out import UNREAD_EXIT
-from localdpo.prefs.label_journal import open_labelling
+from localdpo.prefs.label import open_labelling
 from localdpo.recipe.load import dump_recipe, load_recipe
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.events import encode_event

@@ -17,7 +17,7 @@ from localdpo.cli import judging
 from localdpo.cli.main import app
 from localdpo.core.atomic import write_manifest
 from localdpo.core.errors import UserError
-from localdpo.evals.files import read_record
+from localdpo.evals.table import read_record
 from localdpo.judging.cost import Budget
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from localdpo.cli.main import app
 from localdpo.cli.prefs_label import journal_of
 from localdpo.core.errors import UserError
-from localdpo.prefs.label_journal import open_labelling
+from localdpo.prefs.label import open_labelling
 
 runner = CliRunner()
 

@@ -15,8 +15,7 @@ from textual.widgets import Input
 from localdpo.core.errors import UserError
 from localdpo.dashboard.label_app import LabelApp
 from localdpo.dashboard.once import frame_text
-from localdpo.prefs.label import Labelling
-from localdpo.prefs.label_journal import open_labelling
+from localdpo.prefs.label import Labelling, open_labelling
 from localdpo.records.log import unseal
 
 PAIRS = 4

@@ -13,7 +13,7 @@ from eval_parts import Told, asked, fair
 
 from localdpo.core.errors import UserError
 from localdpo.evals.evaluate import evaluate
-from localdpo.evals.files import read_record
+from localdpo.evals.table import read_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.base import Question
 from localdpo.judging.registry import Judges

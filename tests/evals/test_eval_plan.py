@@ -14,7 +14,7 @@ from localdpo.answering import generator
 from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.evals import evaluate as evals_evaluate
 from localdpo.evals.evaluate import EvalOptions, plan_evaluation, preview_lines, run_evaluation, write_page
-from localdpo.evals.files import read_record
+from localdpo.evals.table import read_record
 from localdpo.incidents.world import Facts
 from localdpo.judging import registry
 from localdpo.judging.base import JudgeStopped

@@ -11,8 +11,18 @@ from eval_parts import Told, asked, fair, first, tie
 
 from localdpo.core.errors import UserError
 from localdpo.evals.evaluate import evaluate
-from localdpo.evals.files import SHOWN_ROWS, latest_record, page, read_record, write_record
-from localdpo.evals.table import conclusion, duel_sentence, markdown, tables, text
+from localdpo.evals.table import (
+    SHOWN_ROWS,
+    conclusion,
+    duel_sentence,
+    latest_record,
+    markdown,
+    page,
+    read_record,
+    tables,
+    text,
+    write_record,
+)
 from localdpo.heuristics import STANDARD
 from localdpo.judging.registry import Judges
 from localdpo.records.evaluations import evaluation_text

@@ -8,8 +8,8 @@ import pytest
 from eval_parts import Told, asked, fair
 
 from localdpo.evals.evaluate import evaluate
-from localdpo.evals.files import write_record
 from localdpo.evals.report import EVAL_LOOKS, TRAIN_LOOKS, points_of, report_values
+from localdpo.evals.table import write_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.registry import Judges
 from localdpo.pages import render

@@ -16,7 +16,7 @@ from tiny_folders import make_adapter, recipe_text, write_pairs, write_rows
 from localdpo.cli.main import run
 from localdpo.core.atomic import write_manifest
 from localdpo.core.text import escaped
-from localdpo.evals.files import read_record
+from localdpo.evals.table import read_record
 from localdpo.records.rundir import RunDir
 
 HOSTILE = "\x1b[31m\x1b]52;c;SEVZ\x07\x9b2J\u202e[red]"

@@ -11,8 +11,8 @@ from browser import measure
 from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import prompt_row
 from localdpo.evals.evaluate import AnsweredPrompts, evaluate
-from localdpo.evals.files import page, write_record
 from localdpo.evals.report import report_values
+from localdpo.evals.table import page, write_record
 from localdpo.heuristics import STANDARD
 from localdpo.incidents.world import Facts
 from localdpo.judging.registry import Judges

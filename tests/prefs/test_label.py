@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError
-from localdpo.prefs.label import CHOICES, GAP, Item, Labelling, schedule
-from localdpo.prefs.label_journal import append, open_labelling
+from localdpo.prefs.label import CHOICES, GAP, Item, Labelling, append_record, open_labelling, schedule
 
 
 def items(count: int) -> list[Item]:
@@ -194,7 +193,7 @@ def test_a_broken_journal_names_its_line(line: str, message: str, source: str, t
 
 
 def test_another_file_is_no_journal(source: str, tmp_path: Path) -> None:
-    append(tmp_path / "other.jsonl", {"prompt": "q"})
+    append_record(tmp_path / "other.jsonl", {"prompt": "q"})
     with pytest.raises(UserError, match="not the header of a label journal"):
         open_labelling(source, tmp_path / "other.jsonl")
 

@@ -228,7 +228,7 @@ def _read_rubric(path: Path) -> object:
 
 
 def _read_labels(path: Path) -> object:
-    from localdpo.prefs.label_journal import open_labelling
+    from localdpo.prefs.label import open_labelling
 
     return open_labelling(str(path.parent / "rows.jsonl"), path).labels
 
@@ -250,8 +250,7 @@ def _read_manifest(path: Path) -> object:
 
 def _read_evaluation(path: Path) -> object:
     """As the report and the judge screen do."""
-    from localdpo.evals.files import read_record
-    from localdpo.evals.table import text
+    from localdpo.evals.table import read_record, text
     from localdpo.records.evaluations import read_evaluation
 
     read_evaluation(path)
@@ -434,14 +433,14 @@ def _rows_beside(folder: Path) -> None:
 
 
 def _labels() -> bytes:
-    from localdpo.prefs.label_journal import append, open_labelling
+    from localdpo.prefs.label import append_record, open_labelling
 
     def write(path: Path) -> None:
         _rows_beside(path.parent)
         open_labelling(str(path.parent / "rows.jsonl"), path)
         label = {"place": 0, "row": 1, "choice": "1", "swapped": True, "time": 1.0}
         for record in (label, {"undo": 0}, label, {"flag": 1, "on": True}, {"note": 1, "text": "short"}):
-            append(path, record)
+            append_record(path, record)
 
     return _written(write)
 
@@ -475,7 +474,7 @@ def _evaluation() -> bytes:
     from localdpo.answering.contestants import Contestant
     from localdpo.data.prompts import prompt_row
     from localdpo.evals.evaluate import AnsweredPrompts, evaluate
-    from localdpo.evals.files import write_record
+    from localdpo.evals.table import write_record
     from localdpo.heuristics import STANDARD
     from localdpo.judging.registry import Judges
     from localdpo.records.answers import AnswerRecord, Sampling
