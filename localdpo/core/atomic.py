@@ -312,20 +312,13 @@ def write_manifest(folder: Path) -> None:
     _write_through(folder / MANIFEST, text.encode() + b"\n")
 
 
-def verify_manifest(folder: str | Path) -> list[str]:
-    """What is wrong with a published folder, one line each; empty when every byte is as it was written.
-
-    Files that the manifest does not name are no problem (a file manager leaves some).
-    """
-    return verified_digests(folder)[1]
-
-
 def verified_digests(
     folder: str | Path, only: Sequence[str] | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """The sha256 of each file of a published folder, by name, and what is wrong with them.
 
-    `only`: the files to look at; None: all that the manifest names.
+    `only`: the files to look at; None: all that the manifest names. Files that the manifest does not name are
+    no problem (a file manager leaves some).
     """
     folder = Path(folder)
     try:

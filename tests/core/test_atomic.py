@@ -26,7 +26,7 @@ def save(folder: Path, text: str) -> None:
 
 
 def read(folder: Path) -> str:
-    assert atomic.verify_manifest(folder) == []
+    assert atomic.verified_digests(folder)[1] == []
     assert (folder / "state").read_text() == (folder / "weights").read_text() * 2
     return (folder / "weights").read_text()
 
@@ -115,27 +115,27 @@ def test_every_flipped_byte_and_every_cut_is_found(tmp_path: Path):
             path.write_bytes(damaged)
             # White space in the manifest carries nothing; every other byte does.
             if not (name == "manifest.json" and chr(content[place]).isspace()):
-                assert atomic.verify_manifest(folder), (name, place)
+                assert atomic.verified_digests(folder)[1], (name, place)
             path.write_bytes(content[:place])
             if content[place:].strip():
-                assert atomic.verify_manifest(folder), (name, place)
+                assert atomic.verified_digests(folder)[1], (name, place)
         path.write_bytes(content)
-    assert atomic.verify_manifest(folder) == []
+    assert atomic.verified_digests(folder)[1] == []
 
 
 def test_missing_parts_are_named(tmp_path: Path):
     folder = tmp_path / "c"
-    assert "manifest.json is missing" in atomic.verify_manifest(folder)[0]
+    assert "manifest.json is missing" in atomic.verified_digests(folder)[1][0]
     save(folder, "x")
     (folder / "weights").unlink()
-    assert atomic.verify_manifest(folder) == [f"{folder / 'weights'}: missing"]
+    assert atomic.verified_digests(folder)[1] == [f"{folder / 'weights'}: missing"]
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "..", "", "a/b"])
 def test_a_manifest_cannot_lead_out_of_its_folder(name: str, tmp_path: Path):
     entry = {"sha256": "0" * 64, "bytes": 1}
     (tmp_path / "manifest.json").write_text(json.dumps({"v": 1, "files": {name: entry}}))
-    assert "not a plain file name" in atomic.verify_manifest(tmp_path)[0]
+    assert "not a plain file name" in atomic.verified_digests(tmp_path)[1][0]
 
 
 # --- kills ---------------------------------------------------------------------------------------------

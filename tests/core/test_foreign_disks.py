@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.atomic import entries, publish_dir, verify_manifest
+from localdpo.core.atomic import entries, publish_dir, verified_digests
 from localdpo.core.errors import UserError
 from localdpo.records.answers import answers_files
 from localdpo.records.checkpoints import adapter_folder, newest_checkpoint, set_latest
@@ -63,7 +63,7 @@ def test_litter_in_a_checkpoint_is_no_part_of_it_and_harms_nothing(tmp_path: Pat
     checkpoint = published(run, 3)
     litter(run.checkpoints, checkpoint)
     (checkpoint / ".DS_Store").write_bytes(b"changed")
-    assert verify_manifest(checkpoint) == []
+    assert verified_digests(checkpoint)[1] == []
     assert newest_checkpoint(run) == checkpoint
 
 

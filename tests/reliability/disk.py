@@ -17,7 +17,7 @@ from pathlib import Path
 from kills import Whole, differences
 from tally import Tally
 
-from localdpo.core.atomic import verify_manifest
+from localdpo.core.atomic import verified_digests
 from localdpo.records.rundir import RunDir
 
 MAIN = [sys.executable, "-m", "localdpo"]
@@ -63,7 +63,7 @@ def tally_one(tally: Tally, full: Path, recipe: Path, whole: Whole, size: int) -
     run = RunDir(full / "runs" / "r")
     train = ["train", str(recipe), "--plain", "--run", "r", "--runs-dir", str(run.path.parent)]
     code, said = command(train, whole.cache)
-    problems = [line for path in run.checkpoints.glob("step-*") for line in verify_manifest(path)]
+    problems = [line for path in run.checkpoints.glob("step-*") for line in verified_digests(path)[1]]
     told = code == 0 or (code == 2 and TOLD.search(said) is not None)
     make_room(full, 2**26)
     again, said_again = command(train, whole.cache)
