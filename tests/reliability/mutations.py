@@ -264,9 +264,9 @@ def _read_inputs(path: Path) -> object:
 
 
 def _read_batches(path: Path) -> object:
-    from localdpo.judging.anthropic_batch import Ledger
+    from localdpo.judging.anthropic_batch import BatchLedger
 
-    return Ledger(path).batches
+    return BatchLedger(path).batches
 
 
 def _read_dashboard(path: Path) -> object:
@@ -514,12 +514,12 @@ def _inputs() -> bytes:
 
 
 def _batches() -> bytes:
-    from localdpo.judging.anthropic_batch import Ledger, Sent
+    from localdpo.judging.anthropic_batch import BatchLedger, SentBatch
 
     def write(path: Path) -> None:
-        ledger = Ledger(path)
-        ledger.add(Sent(1.0, ["a" * 64, "b" * 64], "msgbatch_1"))
-        ledger.add(Sent(2.0, ["c" * 64]))
+        ledger = BatchLedger(path)
+        ledger.add(SentBatch(1.0, ["a" * 64, "b" * 64], "msgbatch_1"))
+        ledger.add(SentBatch(2.0, ["c" * 64]))
 
     return _written(write)
 
