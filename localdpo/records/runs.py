@@ -12,7 +12,7 @@ from localdpo.records.checkpoints import damage_of
 from localdpo.records.deaths import end_lines
 from localdpo.records.evaluations import win_rate
 from localdpo.records.events import Event, EventTail, as_number, effective
-from localdpo.records.metrics import ACCURACY, all_tied, metric_of, metrics_of
+from localdpo.records.metrics import ACCURACY, BY_NAME, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Phase, Progress, advance
 from localdpo.records.rundir import RunDir, State, is_end, state_of
 
@@ -196,6 +196,7 @@ def _age(time: float | None, now: float) -> str:
     return "" if time is None else age(now - time)
 
 
+_KL: Final = BY_NAME["kl"]
 _COLUMNS: Final = (
     RunColumn("name", lambda run, now: run.name, lambda run: run.name, is_text=True),
     RunColumn("state", lambda run, now: run.state, lambda run: run.state, is_text=True),
@@ -203,13 +204,9 @@ _COLUMNS: Final = (
     RunColumn("loss", lambda run, now: run.loss or "", lambda run: run.loss, is_text=True),
     RunColumn("beta", lambda run, now: _number(run.beta, "g"), lambda run: run.beta),
     RunColumn("step", lambda run, now: run.steps, lambda run: run.step),
-    RunColumn(
-        "accuracy",
-        lambda run, now: run.ranked,
-        lambda run: run.accuracy,
-    ),
+    RunColumn("accuracy", lambda run, now: run.ranked, lambda run: run.accuracy),
     RunColumn("margin", lambda run, now: _number(run.margin), lambda run: run.margin),
-    RunColumn("kl", lambda run, now: _number(run.kl), lambda run: run.kl, lowest_first=True),
+    RunColumn("kl", lambda run, now: _number(run.kl), lambda run: run.kl, lowest_first=_KL.better == "lower"),
     RunColumn("win", lambda run, now: _number(run.win, ".0%"), lambda run: run.win),
     RunColumn("memory", lambda run, now: _number(run.memory, ".3g"), lambda run: run.memory),
     RunColumn("started", lambda run, now: _age(run.launched, now), lambda run: run.launched or run.updated),
