@@ -92,8 +92,8 @@ def compare(
 
 def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
     """Open the compare screen; the answers come from a process of their own."""
-    from localdpo.dashboard.compare_app import CompareApp
-    from localdpo.dashboard.leaving import run_app
+    from localdpo.dashboard.app import CompareApp
+    from localdpo.dashboard.appbase import run_app
 
     run_app(CompareApp(runs_dir, run, request))
 

@@ -67,8 +67,7 @@ def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
     match = _SIZE.fullmatch(size)
     if match is None:
         raise UserError(f"--size {size}: expected columns and rows, such as {DEFAULT_SIZE}")
-    from localdpo.dashboard.app import DashboardApp
-    from localdpo.dashboard.once import render_once
+    from localdpo.dashboard.app import DashboardApp, render_once
 
     app = DashboardApp(runs_dir, run, jump=jump)
     frame = render_once(app, (int(match[1]), int(match[2])))
@@ -85,7 +84,7 @@ def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str
     `worker`: the worker that the command started itself, on which it reports itself.
     """
     from localdpo.dashboard.app import DashboardApp
-    from localdpo.dashboard.leaving import run_app
+    from localdpo.dashboard.appbase import run_app
 
     app = DashboardApp(runs_dir, run, worker, jump)
     run_app(app)

@@ -1,6 +1,6 @@
 """The dashboard: one app that tails the files of a run and shows them on six screens.
 
-It never touches the training process but through command files (records/control.py); a run goes on when the
+It touches the training process through command files only (records/control.py); a run keeps training when the
 dashboard is left, closed or killed.
 """
 
@@ -8,96 +8,81 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
-from textual.filter import LineFilter
 from textual.screen import Screen
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
-from localdpo.core.text import printable
-from localdpo.dashboard.commands import commands
-from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.once import svg_of
-from localdpo.dashboard.pace import Pace
-from localdpo.dashboard.pending import PendingCommands
+from localdpo.dashboard.appbase import TerminalApp, frame_svg, frame_text
+from localdpo.dashboard.feed import PendingCommands, RunFeed
+from localdpo.dashboard.keymap import SCREEN_TITLES, bindings_of, key_name, keys_of, namespaced
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.terminal import Abilities, abilities_of, line_filters
-from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
+from localdpo.dashboard.themes import THEME_NAMES
+from localdpo.dashboard.throttle import RenderThrottle
 from localdpo.launch import Worker
+from localdpo.records.answers import AnswersRequest
 from localdpo.records.control import Command, send
 from localdpo.records.rundir import RunDir
 
-# Seconds between two looks at the log, and between two chunks of a long one (the keys work in between).
-_BEAT: Final = 0.2
-_CHUNK: Final = 0.02
-# Seconds without a beat where none is due beside a training: waking up costs that, too.
-_REST: Final = 1.0
-_FEW_COLOURS: Final = 16
+if TYPE_CHECKING:
+    from textual.pilot import Pilot
+
+# Seconds between two reads of the log, and between two chunks of a long one (the keys work in between).
+_POLL_SECONDS: Final = 0.2
+_READ_SECONDS: Final = 0.02
+# Seconds of sleep where no frame is due beside a training on the CPU: waking up costs that, too.
+_SLEEP_SECONDS: Final = 1.0
+# Seconds that a frame may take to be composed, for `render_once`.
+_COMPOSE_SECONDS: Final = 0.02
 
 
-def _live() -> RunScreen:
-    from localdpo.dashboard.screens.live import LiveScreen
+def _open_screen(name: str) -> RunScreen:
+    """A new screen. Its module is imported only now, so that the first paint does not wait for all six."""
+    match name:
+        case "live":
+            from localdpo.dashboard.screens.live import LiveScreen
 
-    return LiveScreen()
+            return LiveScreen()
+        case "samples":
+            from localdpo.dashboard.screens.samples import SamplesScreen
 
+            return SamplesScreen()
+        case "pairs":
+            from localdpo.dashboard.screens.pairs import PairsScreen
 
-def _samples() -> RunScreen:
-    from localdpo.dashboard.screens.samples import SamplesScreen
+            return PairsScreen()
+        case "compare":
+            from localdpo.dashboard.screens.compare import CompareScreen
 
-    return SamplesScreen()
+            return CompareScreen()
+        case "judge":
+            from localdpo.dashboard.screens.judge import JudgeScreen
 
-
-def _pairs() -> RunScreen:
-    from localdpo.dashboard.screens.pairs import PairsScreen
-
-    return PairsScreen()
-
-
-def _compare() -> RunScreen:
-    from localdpo.dashboard.screens.compare import CompareScreen
-
-    return CompareScreen()
-
-
-def _judge() -> RunScreen:
-    from localdpo.dashboard.screens.judge import JudgeScreen
-
-    return JudgeScreen()
-
-
-def _runs() -> RunScreen:
+            return JudgeScreen()
     from localdpo.dashboard.screens.runs import RunsScreen
 
     return RunsScreen()
 
 
-class DashboardApp(App[None]):
+class DashboardApp(TerminalApp):
     """The app. Without `run` it opens on Runs; `jump` names the screen to open on otherwise.
 
     Attributes:
         runs_dir: the folder of the runs.
         worker: the worker that was started from here, None for a viewer.
         feed: the log of the run that is open, None without one.
-        abilities: what the terminal can show; one choice for all widgets.
     """
 
-    TITLE = "localdpo"
-    CSS_PATH = "styles/app.tcss"
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "colon"
     SCREENS: ClassVar[dict[str, Callable[[], Screen]]] = {
-        "live": _live,
-        "samples": _samples,
-        "pairs": _pairs,
-        "compare": _compare,
-        "judge": _judge,
-        "runs": _runs,
+        name: partial(_open_screen, name) for name in SCREEN_TITLES
     }
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings_of(""),
@@ -114,45 +99,29 @@ class DashboardApp(App[None]):
         jump: str = "live",
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
-        pace: Pace | None = None,
+        throttle: RenderThrottle | None = None,
     ) -> None:
-        self.abilities: Abilities = abilities_of(environment)
-        super().__init__()
-        for name in THEME_NAMES:
-            self.register_theme(theme_of(name))
-        has_few = self.abilities.colour and self.abilities.colours <= _FEW_COLOURS
-        self.theme = "16" if has_few else "dark"
+        super().__init__(environment)
         self.runs_dir = runs_dir
         self.worker = worker
         self.feed: RunFeed | None = None if run is None else RunFeed(run)
         self.now = clock
         self._jump = jump if run is not None else "runs"
         self._pending = PendingCommands()
-        self._pace = pace or Pace()
-        self._life: tuple[bool, bool] | None = None
+        self._throttle = throttle or RenderThrottle()
+        # Whether worker and training were alive at the last poll.
+        self._last_alive: tuple[bool, bool] | None = None
 
     # --- what the screens read ------------------------------------------------------------------------
 
     @property
-    def palette(self) -> Palette:
-        """The colours of the theme, by meaning."""
-        return PALETTES.get(self.theme, PALETTES["dark"])
-
-    @property
     def worker_lives(self) -> bool:
-        """Whether a worker that was started from here has not ended; its lock may not be taken yet."""
+        """Whether a worker that was started from here has not ended; it may not hold the run's lock yet."""
         return self.worker is not None and self.worker.returncode is None
 
     def status(self, now: float) -> str:
-        """The commands that the worker has not answered, for the first line."""
+        """The commands that the worker has not answered yet, for the first line."""
         return self._pending.status(now)
-
-    def get_line_filters(self) -> list[LineFilter]:
-        return line_filters(super().get_line_filters(), self.abilities)
-
-    def notify(self, message: str, **options: Any) -> None:
-        """Show `message` for a while; it is never taken for markup, as names may look like it."""
-        super().notify(printable(message), **{**options, "markup": False})
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -161,14 +130,14 @@ class DashboardApp(App[None]):
         if self._is_refused():
             return
         self.push_screen(self._jump)
-        self._beats = self.set_interval(_BEAT, self._beat)
+        self._ticks = self.set_interval(_POLL_SECONDS, self._tick)
 
     def attach(self, run: RunDir, worker: Worker | None = None) -> None:
         """Open another run on Live. `worker`: if it was just started from here."""
         self.feed = RunFeed(run)
         self.worker = worker
         self._pending = PendingCommands()
-        self._life = None
+        self._last_alive = None
         self._poll()
         self.action_go("live")
 
@@ -179,40 +148,42 @@ class DashboardApp(App[None]):
         for screen in self._run_screens():
             screen.follow(None, self.now())
 
-    def _beat(self) -> None:
-        if self._may_wait():
+    def _tick(self) -> None:
+        if self._is_throttled():
             if self.feed is not None and self.feed.trains_on_cpu:
-                self._beats.pause()
-                self.set_timer(_REST, self._beats.resume)
+                self._ticks.pause()
+                self.set_timer(_SLEEP_SECONDS, self._ticks.resume)
             return
         self._poll()
         if not self.is_running:
             return
         now = self.now()
         for screen in self._run_screens():
-            screen.beat(now)
+            screen.refresh_time(now)
 
-    def _may_wait(self) -> bool:
-        """Whether nothing is drawn at this beat; never so while an answer is awaited."""
+    def _is_throttled(self) -> bool:
+        """Whether no frame is drawn now; never while a command waits for its answer."""
         feed = self.feed
-        if feed is None or self._pending or self._pace.is_due(beside_training=feed.trains_on_cpu):
+        if feed is None or self._pending:
             return False
-        return self._life == (feed.run.is_running(), self.worker_lives)
+        if self._throttle.is_due(beside_training=feed.trains_on_cpu):
+            return False
+        return self._last_alive == (feed.run.is_running(), self.worker_lives)
 
     def _poll(self) -> None:
-        """Read what the log brought, in chunks; a long log is read over several turns of the event loop."""
+        """Read the new lines of the log, a long log in chunks over several turns of the event loop."""
         feed = self.feed
         # The last timers go off while the screens are being taken down.
         if feed is None or not self.is_running:
             return
-        has_changed = feed.poll(_CHUNK)
+        has_changed = feed.poll(_READ_SECONDS)
         if feed.behind:
             self.set_timer(0.001, self._poll)
         # A worker that was started from here may end without a word in the log.
-        life = (feed.alive, self.worker_lives)
-        if not has_changed and life == self._life:
+        alive = (feed.alive, self.worker_lives)
+        if not has_changed and alive == self._last_alive:
             return
-        self._life = life
+        self._last_alive = alive
         for answer in self._pending.settle(feed.state.acknowledgements, feed.alive):
             self.notify(
                 answer.message, title=answer.command or "", severity="information" if answer.ok else "warning"
@@ -228,7 +199,7 @@ class DashboardApp(App[None]):
         return [screen for screen in self.screen_stack if isinstance(screen, RunScreen)]
 
     def _is_refused(self) -> bool:
-        """Whether the worker found a mistake before anything began: there is nothing to look at then."""
+        """Whether the worker refused to start: there is nothing to look at then."""
         if self.worker is None or self.worker.returncode is None or self.feed is None:
             return False
         return self.worker.returncode == USER_ERROR_EXIT or self.feed.state.start.time is None
@@ -247,37 +218,37 @@ class DashboardApp(App[None]):
 
     def action_help(self) -> None:
         """Show all keys."""
-        from localdpo.dashboard.screens.help import HelpScreen
+        from localdpo.dashboard.screens.dialogs import HelpScreen
 
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.screen_name or "runs"))
 
     def action_theme(self) -> None:
         """The next theme."""
-        place = THEME_NAMES.index(self.theme) if self.theme in THEME_NAMES else -1
-        self.set_theme(THEME_NAMES[(place + 1) % len(THEME_NAMES)])
+        index = THEME_NAMES.index(self.theme) if self.theme in THEME_NAMES else -1
+        self.set_theme(THEME_NAMES[(index + 1) % len(THEME_NAMES)])
 
     def set_theme(self, name: str) -> None:
-        """The theme `name`; what is drawn by hand is drawn anew."""
+        """Switch to the theme `name`, and redraw what Textual does not redraw by itself."""
         self.theme = name
         for screen in self._run_screens():
             screen.follow(self.feed, self.now())
         self.notify(f"theme: {name}", timeout=2)
 
     def action_leave(self) -> None:
-        """Leave; training goes on."""
+        """Leave; training continues."""
         self.exit()
 
     def action_interrupt(self) -> None:
-        """Ctrl-C: asks what to do with the run, and says how to leave it alone."""
+        """Ctrl-C: ask how to stop the run, and say how to leave without stopping it."""
         if self.feed is not None and self.feed.alive:
-            self.notify("training goes on when you leave with q; this asks how to stop it", title="Ctrl-C")
+            self.notify("training continues when you leave with q; this asks how to stop it", title="Ctrl-C")
             self.action_stop()
         else:
             self.notify("press q to leave the dashboard", title="Ctrl-C")
 
     def action_pause(self) -> None:
-        """Pause the run or resume it; the latest pending command counts."""
+        """Pause or resume the run; a command that is not answered yet counts as carried out."""
         pending = self._pending.latest("pause", "resume")
         is_paused = self.feed is not None and self.feed.state.progress.phase == "paused"
         self.ask("resume" if pending == "pause" or (is_paused and pending is None) else "pause")
@@ -292,23 +263,23 @@ class DashboardApp(App[None]):
 
     def action_stop(self) -> None:
         """Ask how to stop the run."""
-        from localdpo.dashboard.screens.dialogs import STOP_CHOICES, Choose
+        from localdpo.dashboard.screens.dialogs import STOP_CHOICES, ChoiceDialog
 
         if self.feed is None or not self.feed.alive:
             self._say_no_worker("stop")
             return
-        if isinstance(self.screen, Choose):
+        if isinstance(self.screen, ChoiceDialog):
             return
 
         def answered(choice: str | None) -> None:
             if choice in ("save", "discard"):
                 self.ask("stop", save=choice == "save")
 
-        name = self.feed.run.name
-        self.push_screen(Choose(f"Stop {name}?", "Training can be resumed later.", STOP_CHOICES), answered)
+        question = f"Stop {self.feed.run.name}?"
+        self.push_screen(ChoiceDialog(question, "Training can be resumed later.", STOP_CHOICES), answered)
 
     def ask(self, command: Command, *, save: bool = True) -> None:
-        """Give the worker a command; its answer is shown when it comes."""
+        """Send the worker a command; its answer is shown when it comes."""
         if self.feed is None or not self.feed.alive:
             self._say_no_worker(command)
             return
@@ -319,7 +290,7 @@ class DashboardApp(App[None]):
             return
         self._pending.add(id, command, self.now())
         for screen in self._run_screens():
-            screen.beat(self.now())
+            screen.refresh_time(self.now())
 
     def _say_no_worker(self, command: str) -> None:
         hint = "" if self.feed is None else " (6 Runs, then R, resumes the run)"
@@ -327,22 +298,31 @@ class DashboardApp(App[None]):
 
     # --- command palette and export -------------------------------------------------------------------
 
-    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
-        """The entries of the command palette: our own and no others."""
-        return commands(self, screen)
+    def get_system_commands(self, screen: Screen) -> Iterator[SystemCommand]:
+        """The entries of the command palette: every key of the table by name, the themes, the export."""
+        for key in (key for name in dict.fromkeys(("", self.screen_name)) for key in keys_of(name)):
+            if key.action in ("command_palette", "theme"):
+                continue
+            title = f"Go to {key.help}" if key.action.startswith("go(") else key.help.capitalize()
+            # Once the palette is gone.
+            run = partial(self.call_later, screen.run_action, namespaced(key))
+            yield SystemCommand(title, f"key {key_name(key.key, self.abilities.unicode)}", run)
+        for theme in THEME_NAMES:
+            yield SystemCommand(f"Theme: {theme}", "key T: the next one", partial(self.set_theme, theme))
+        yield SystemCommand("Export screen to SVG", "into the current folder", self.export_svg)
 
     @property
     def screen_name(self) -> str:
         """The name of the screen of a run that is up, below any dialog; empty before there is one."""
-        here = self._run_screens()
-        return here[-1].NAME if here else ""
+        screens = self._run_screens()
+        return screens[-1].NAME if screens else ""
 
     def export_svg(self) -> Path:
         """Write the screen as `localdpo-SCREEN-TIME.svg` into the current folder and say so; its path."""
         name = self.screen_name or "screen"
         path = Path(f"localdpo-{name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self.now()))}.svg")
         try:
-            write_text(path, svg_of(self))
+            write_text(path, frame_svg(self))
         except OSError as error:
             self.notify(f"{path}: cannot be written: {error.strerror}", severity="error")
         except UserError as error:
@@ -350,3 +330,33 @@ class DashboardApp(App[None]):
         else:
             self.notify(f"written: {path}")
         return path
+
+
+class CompareApp(DashboardApp):
+    """`localdpo compare` on a terminal: the dashboard on Compare.
+
+    `request`: the answers to generate at once, as far as the run's folder lacks them.
+    """
+
+    def __init__(self, runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
+        from localdpo.dashboard.screens.compare import CompareScreen
+
+        super().__init__(runs_dir, run, jump="compare")
+        self.uninstall_screen("compare")
+        self.install_screen(CompareScreen(request), "compare")
+
+
+def render_once(app: DashboardApp, size: tuple[int, int]) -> str:
+    """One frame of `app` at (columns, rows) when the log has been read to its end; needs no terminal."""
+    frames: list[str] = []
+
+    async def take(pilot: Pilot[object]) -> None:
+        while app.feed is not None and app.feed.behind:
+            await pilot.pause(_COMPOSE_SECONDS)
+        await pilot.pause()
+        await pilot.pause(_COMPOSE_SECONDS)
+        frames.append(frame_text(app))
+        app.exit()
+
+    app.run(headless=True, size=size, auto_pilot=take)
+    return frames[0]

@@ -9,9 +9,9 @@ from typing import Final, Literal
 
 import numpy as np
 
+from localdpo.dashboard.drawing import ChartSeries, Kind, ReferenceValue
 from localdpo.dashboard.plot import smooth_on
-from localdpo.dashboard.series import ChartSeries, Kind, Reference, Series
-from localdpo.dashboard.state import RunState
+from localdpo.dashboard.state import MetricSeries, RunState
 from localdpo.records.metrics import CHARTS as METRIC_CHARTS
 from localdpo.records.metrics import Metric
 
@@ -36,36 +36,36 @@ class Part:
     smoothed: bool = True
 
 
-def _zero(_: RunState) -> tuple[Reference, ...]:
-    return (Reference(0.0),)
+def _zero(_: RunState) -> tuple[ReferenceValue, ...]:
+    return (ReferenceValue(0.0),)
 
 
-def _half(_: RunState) -> tuple[Reference, ...]:
-    return (Reference(0.5, "0.5 chance"),)
+def _half(_: RunState) -> tuple[ReferenceValue, ...]:
+    return (ReferenceValue(0.5, "0.5 chance"),)
 
 
-def _nothing(_: RunState) -> tuple[Reference, ...]:
+def _nothing(_: RunState) -> tuple[ReferenceValue, ...]:
     return ()
 
 
-def _before_training(state: RunState) -> tuple[Reference, ...]:
+def _before_training(state: RunState) -> tuple[ReferenceValue, ...]:
     """The held-out loss at step 0, where policy and reference are one: ln 2 of the DPO loss."""
     losses = state.evals.get("loss")
     first = losses.at(0) if losses is not None else None
     if first is None:
-        return (Reference(_LN2, "ln 2"),) if state.start.loss == "sigmoid" else ()
-    return (Reference(first, "ln 2" if abs(first - _LN2) < 5e-4 else "before training"),)
+        return (ReferenceValue(_LN2, "ln 2"),) if state.start.loss == "sigmoid" else ()
+    return (ReferenceValue(first, "ln 2" if abs(first - _LN2) < 5e-4 else "before training"),)
 
 
-def _clipping(state: RunState) -> tuple[Reference, ...]:
+def _clipping(state: RunState) -> tuple[ReferenceValue, ...]:
     train = state.start.recipe.get("train")
     most = train.get("max_grad_norm") if isinstance(train, dict) else None
-    return (Reference(float(most), f"clipped at {most:g}"),) if isinstance(most, int | float) else ()
+    return (ReferenceValue(float(most), f"clipped at {most:g}"),) if isinstance(most, int | float) else ()
 
 
-def _memory_limit(state: RunState) -> tuple[Reference, ...]:
+def _memory_limit(state: RunState) -> tuple[ReferenceValue, ...]:
     limit = state.start.memory_limit_gb
-    return () if limit is None else (Reference(limit, f"limit {limit:.3g}"),)
+    return () if limit is None else (ReferenceValue(limit, f"limit {limit:.3g}"),)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ChartSpec:
     name: str
     titles: tuple[str, ...]
     parts: tuple[Part, ...]
-    references: Callable[[RunState], tuple[Reference, ...]] = _nothing
+    references: Callable[[RunState], tuple[ReferenceValue, ...]] = _nothing
 
 
 # How the series of a chart of several metrics are told apart: (colour, line). A metric alone in its chart
@@ -92,7 +92,7 @@ _LOOKS: Final[dict[str, tuple[str, Kind]]] = {
 }
 # Bare lines, without range and evaluations: the margin between them shows both.
 _BARE: Final = frozenset({"rewards/chosen", "rewards/rejected"})
-_REFERENCES: Final[dict[str, Callable[[RunState], tuple[Reference, ...]]]] = {
+_REFERENCES: Final[dict[str, Callable[[RunState], tuple[ReferenceValue, ...]]]] = {
     "margin": _zero,
     "accuracy": _half,
     "loss": _before_training,
@@ -133,7 +133,7 @@ def available(state: RunState) -> list[ChartSpec]:
     return [spec for spec in CHARTS if any(_series(state, part) is not None for part in spec.parts)]
 
 
-def _series(state: RunState, part: Part) -> Series | None:
+def _series(state: RunState, part: Part) -> MetricSeries | None:
     series = (state.train if part.source == "train" else state.evals).get(part.metric)
     return series if series is not None and len(series) else None
 
@@ -142,7 +142,7 @@ def _series(state: RunState, part: Part) -> Series | None:
 class _Kept:
     """The arrays of a series as they were at a version of it."""
 
-    series: Series
+    series: MetricSeries
     version: int
     cuts: int
     steps: np.ndarray
@@ -173,7 +173,7 @@ class Arrays:
         """Changes when one of the chart's series does."""
         return tuple(0 if (one := _series(state, part)) is None else one.version for part in spec.parts)
 
-    def _arrays(self, series: Series, part: Part, weight: float) -> _Kept:
+    def _arrays(self, series: MetricSeries, part: Part, weight: float) -> _Kept:
         key = (part.source, part.metric, weight)
         old = self._kept.get(key)
         if old is not None and old.series is series and old.version == series.version:

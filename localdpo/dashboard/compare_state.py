@@ -1,14 +1,27 @@
-"""What the compare screen shows, from an answers file, the votes and the judges' verdicts. No Textual."""
+"""What the compare screen shows: an answers file, the votes, the judges' verdicts, and the process that may
+be writing the answers. No Textual.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from localdpo.core.errors import UserError
 from localdpo.core.text import printable
-from localdpo.records.answers import AnswerRecord, AnswersTail, Header, rows_of
+from localdpo.dashboard.jobs import AnswersJob
+from localdpo.records.answers import (
+    AnswerRecord,
+    AnswersRequest,
+    AnswersTail,
+    Header,
+    Sampling,
+    answers_files,
+    rows_of,
+)
+from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Choice, VerdictTail
 from localdpo.records.votes import Subject, Vote, Votes, sides, subject, tally, text_id
 
@@ -32,7 +45,7 @@ class PromptView:
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
+class AnswerPair:
     """The two answers that filters, marks and votes are about."""
 
     trained: AnswerRecord
@@ -80,19 +93,19 @@ class Filter:
 
     name: str
     label: str
-    keeps: Callable[[PromptView, Duel | None, Verdicts], bool]
+    keeps: Callable[[PromptView, AnswerPair | None, Verdicts], bool]
     needs_verdicts: bool = False
 
 
-def _longer(view: PromptView, duel: Duel | None, verdicts: Verdicts) -> bool:
+def _longer(view: PromptView, duel: AnswerPair | None, verdicts: Verdicts) -> bool:
     return duel is not None and duel.trained.tokens > duel.other.tokens
 
 
-def _shorter(view: PromptView, duel: Duel | None, verdicts: Verdicts) -> bool:
+def _shorter(view: PromptView, duel: AnswerPair | None, verdicts: Verdicts) -> bool:
     return duel is not None and duel.trained.tokens < duel.other.tokens
 
 
-def _lost(view: PromptView, duel: Duel | None, verdicts: Verdicts) -> bool:
+def _lost(view: PromptView, duel: AnswerPair | None, verdicts: Verdicts) -> bool:
     return duel is not None and verdicts.lost(view.id, duel.trained.text, duel.other.text)
 
 
@@ -179,10 +192,10 @@ class CompareState:
         while FILTERS[self.filter].needs_verdicts and not self.verdicts:
             self.filter = (self.filter + 1) % len(FILTERS)
 
-    def duel(self, view: PromptView) -> Duel | None:
+    def duel(self, view: PromptView) -> AnswerPair | None:
         """The trained answer beside the other; None until both are there."""
         trained, other = view.answers.get(self.trained), view.answers.get(self.other)
-        return None if trained is None or other is None else Duel(trained, other)
+        return None if trained is None or other is None else AnswerPair(trained, other)
 
     def mark(self, view: PromptView) -> Mark:
         """The state of a prompt's two answers."""
@@ -254,3 +267,114 @@ class CompareState:
         return (
             None if duel is None else subject(view.id, text_id(duel.trained.text), text_id(duel.other.text))
         )
+
+
+# Without a request; with a temperature, so that another seed gives other answers.
+DEFAULT_SAMPLING: Final = Sampling(temperature=0.7)
+
+
+class AnswersSource:
+    """One run's answers. Without a request it shows the newest file that the run has.
+
+    Attributes:
+        state: what is shown; None until there is a file.
+        problem: what went wrong, one line.
+    """
+
+    def __init__(self, run: RunDir, request: AnswersRequest | None = None) -> None:
+        self.run = run
+        self.request = request
+        self.state: CompareState | None = None
+        self.problem: str | None = None
+        self._job: AnswersJob | None = None
+        self._file = 0
+        if request is not None:
+            self.generate(request)
+        self._open()
+
+    @property
+    def generating(self) -> bool:
+        """Whether a process started here is writing answers."""
+        return self._job is not None
+
+    def generate(self, request: AnswersRequest) -> None:
+        """Start the process that answers `request`; an earlier one ends."""
+        self.stop()
+        self.request, self.problem = request, None
+        try:
+            self._job = AnswersJob(request)
+        except OSError as error:
+            self.problem = f"generation cannot be started: {error.strerror or error}"
+
+    def again(self, next_seed: bool) -> str | None:
+        """Generate what is missing, or with the next seed everything anew; why not, if it cannot be."""
+        if self.generating:
+            return "answers are being generated already"
+        request = self.request or AnswersRequest(self.run.path, sampling=DEFAULT_SAMPLING)
+        if next_seed:
+            if not request.sampling.temperature:
+                return "at temperature 0 another seed gives the same answers"
+            request = replace(request, sampling=replace(request.sampling, seed=request.sampling.seed + 1))
+        self.generate(request)
+        return None
+
+    def next_file(self) -> str | None:
+        """Show the run's next file of answers; why not, if it cannot be."""
+        if self.generating:
+            return "another file can be opened when generation is done"
+        self._file += 1
+        self._open()
+        return None if len(answers_files(self.run.path)) > 1 else "the run has no other file of answers"
+
+    def poll(self) -> bool:
+        """Look at the process and the files; whether there is anything new to show."""
+        has_changed = self._poll_job()
+        if self.state is not None:
+            try:
+                has_changed |= self.state.tail.poll()
+            except UserError as error:
+                self.problem, self.state = str(error), None
+                return True
+            has_changed |= self.state.verdicts.poll()
+        return has_changed
+
+    def stop(self) -> None:
+        """End the process, if one was started. What it wrote stays."""
+        if self._job is not None:
+            self._job.stop()
+            self._job = None
+
+    def _poll_job(self) -> bool:
+        if self._job is None:
+            return False
+        is_over = not self._job.is_running
+        self._job.poll()
+        has_opened = self._open()
+        if is_over:
+            self.problem = self._job.problem() or self._job.note()
+            self._job = None
+            has_opened |= self.state is None and self._open()
+        return is_over or has_opened
+
+    def _open(self) -> bool:
+        """Show the job's file as soon as it is known, without a job the chosen one; whether it is another."""
+        path = self._path()
+        if path is None or (self.state is not None and self.state.tail.path == path):
+            return False
+        tail, verdicts = AnswersTail(path), Verdicts(self.run.verdicts)
+        try:
+            tail.poll()
+            votes = Votes(self.run.votes)
+        except UserError as error:
+            self.problem = str(error)
+            return True
+        verdicts.poll()
+        before, self.state = self.state, CompareState(tail, votes, verdicts)
+        self.state.blind = before is not None and before.blind
+        return True
+
+    def _path(self) -> Path | None:
+        if self._job is not None:
+            return self._job.path
+        files = answers_files(self.run.path)
+        return files[self._file % len(files)] if files else None

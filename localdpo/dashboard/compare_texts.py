@@ -10,7 +10,7 @@ from localdpo.core.text import count_words, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
-from localdpo.dashboard.widgets.difftext import clean, diff_text
+from localdpo.dashboard.widgets.answertext import clean, diff_text
 from localdpo.out.console import Text
 from localdpo.records.answers import AnswerRecord
 
@@ -24,8 +24,8 @@ _GAP: Final = "   "
 class PaneTexts(NamedTuple):
     """One answer as shown: the lines of its frame and what is in it."""
 
-    title: Text
     body: Text
+    title: Text
     subtitle: Text
 
 
@@ -44,7 +44,7 @@ class CompareTexts:
     generating: bool = False
     marked: bool = True
 
-    def asked(self) -> Text:
+    def status(self) -> Text:
         """`demo:prompts/heldout  37/96 answers   temperature 0.7, seed 7, ...`."""
         state, header = self.state, self.state.header
         line = _line()
@@ -55,7 +55,7 @@ class CompareTexts:
         if self.generating:
             line.append(f" {self.abilities.mark('waiting')} generating", self.palette.chosen)
         elif state.tail.missing:
-            line.append(" incomplete: g goes on", self.palette.rejected)
+            line.append(" incomplete: g resumes", self.palette.rejected)
         elif not state.tail.complete:
             line.append(" without log-probabilities: g adds them", self.palette.muted)
         sampling = header.sampling
@@ -73,12 +73,12 @@ class CompareTexts:
                 f"blind, {votes} vote{'' if votes == 1 else 's'}{_GAP}", f"bold {self.palette.rejected}"
             )
         line.append("show ", self.palette.muted)
-        for place, each in enumerate(FILTERS):
-            label = each.label.format(trained=state.label(state.trained), other=state.label(state.other))
+        for index, choice in enumerate(FILTERS):
+            label = choice.label.format(trained=state.label(state.trained), other=state.label(state.other))
             label = label if self.abilities.unicode else label.replace("≠", "/=")
-            if place == state.filter:
+            if index == state.filter:
                 line.append(f"[{label}]", f"bold {self.palette.chosen}")
-            elif each.needs_verdicts and not state.verdicts:
+            elif choice.needs_verdicts and not state.verdicts:
                 line.append(f" {label} (no verdicts) ", self.palette.muted)
             else:
                 line.append(f" {label} ")
@@ -90,45 +90,45 @@ class CompareTexts:
         mark = _MARKS[self.state.mark(view)][0 if self.abilities.unicode else 1]
         return mark + (self.abilities.mark("finished") if self.state.vote_of(view) is not None else " ")
 
-    def title(self, view: PromptView, name: str, place: int) -> str:
+    def title(self, view: PromptView, name: str, index: int) -> str:
         """Who a pane belongs to; a letter while names are hidden, letter and name after the vote."""
         state = self.state
         if not state.blind:
             return state.label(name)
         if state.hidden(view):
-            return f"answer {_SIDES[place]}"
+            return f"answer {_SIDES[index]}"
         vote = state.vote_of(view)
         won = ", your vote" if vote is not None and vote.winner == name else ""
-        return f"{_SIDES[place]} was {state.label(name)}{won}"
+        return f"{_SIDES[index]} was {state.label(name)}{won}"
 
     def tabs(self, view: PromptView, names: tuple[str, ...], here: int) -> Text:
         """The panes by title, the one that is shown in brackets."""
         line = _line()
-        for place, name in enumerate(names):
-            title = self.title(view, name, place)
-            if place == here:
+        for index, name in enumerate(names):
+            title = self.title(view, name, index)
+            if index == here:
                 line.append(f"[{title}] ", f"bold {self.palette.chosen}")
             else:
                 line.append(f" {title}  ")
         return line
 
-    def pane(self, view: PromptView, name: str, place: int, room: int) -> PaneTexts:
+    def pane(self, view: PromptView, name: str, index: int, room: int) -> PaneTexts:
         """One answer in a frame of `room` columns."""
-        title = Text(self.title(view, name, place))
+        title = Text(self.title(view, name, index))
         answer = view.answers.get(name)
         if answer is None:
             waiting = "being generated" if self.generating else "not generated yet"
             body = Text(f"{self.abilities.mark('waiting')} {waiting}", self.palette.muted)
-            return PaneTexts(title, body, Text())
+            return PaneTexts(body, title, Text())
         if self.state.hidden(view):
-            return PaneTexts(title, Text(clean(answer.text)), Text(length(answer)))
+            return PaneTexts(Text(clean(answer.text)), title, Text(length(answer)))
         title.append(f", {length(answer)}")
         labels = self.state.header.labels if self.state.header is not None else {}
         logps = logps_text(answer.logps, labels, self.abilities.unicode, room - 6)
-        return PaneTexts(title, self._body(view, name), Text(logps))
+        return PaneTexts(self._body(view, name), title, Text(logps))
 
     def figures(self, view: PromptView) -> Text:
-        """How the two answers differ, what stands below each of them, and the votes."""
+        """How the two answers differ, the legend of the lines below them, and the votes."""
         state, line = self.state, _line()
         if state.hidden(view):
             votable = "a: A is better   b: B is better   t: a tie   n: next without a vote"
@@ -151,7 +151,7 @@ class CompareTexts:
         if not self.marked or duel is None or not duel.differs or name not in (state.trained, state.other):
             return Text(clean(text))
         side: Literal["old", "new"] = "new" if name == state.trained else "old"
-        return diff_text(duel.other.text, duel.trained.text, side, self.palette, self.abilities.unicode)
+        return diff_text(duel.other.text, duel.trained.text, side, self.palette, self.abilities)
 
 
 def length(answer: AnswerRecord) -> str:
@@ -162,14 +162,14 @@ def length(answer: AnswerRecord) -> str:
 def logps_text(logps: Mapping[str, float], labels: Mapping[str, str], unicode: bool, room: int) -> str:
     """`base -1.31  SFT -0.92`: mean log-probability per token of one answer under each model, nats.
 
-    In less than `room` columns the names are cut to what still tells them apart: `b-1.31 S-0.92`.
+    In less than `room` columns the names are shortened as far as they stay distinct: `b-1.31 S-0.92`.
     """
     minus = "\N{MINUS SIGN}" if unicode else "-"
     names = [labels.get(name, name) for name in logps]
     values = [f"{value:.2f}".replace("-", minus) for value in logps.values()]
-    whole = "  ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-    if len(whole) <= room:
-        return whole
+    full = "  ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    if len(full) <= room:
+        return full
     return " ".join(f"{name}{value}" for name, value in zip(beginnings(names), values, strict=True))
 
 
@@ -187,7 +187,7 @@ def titles(views: Sequence[PromptView]) -> list[str]:
     words = [view.title.split(" ") for view in views]
     same = [len(set(column)) == 1 for column in zip(*words, strict=False)]
     shared = [*same, False].index(False) if len(words) > 1 else 0
-    return [" ".join(each[shared:]) or view.title for each, view in zip(words, views, strict=True)]
+    return [" ".join(title[shared:]) or view.title for title, view in zip(words, views, strict=True)]
 
 
 def _line() -> Text:

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
+from localdpo.dashboard.axes import Axis, Scale, limits, short, short_step, ticks
 from localdpo.dashboard.picture import Picture, fitted
 from localdpo.dashboard.plot import Stroke, band, braille, dots, envelope, gap_columns, stroke
-from localdpo.dashboard.scales import Scale, limits, short, short_step, ticks
-from localdpo.dashboard.series import ChartSeries, Face, Kind
-from localdpo.dashboard.window import Axis
 
+Kind = Literal["line", "dashed", "dotted", "points"]
 # Of how many dot columns the first so many are drawn; in ASCII the character of a point.
 _PATTERNS: Final[dict[Kind, tuple[tuple[int, int], str]]] = {
     "line": ((1, 1), "*"),
@@ -50,7 +49,80 @@ _MIN_LABELLED: Final = (22, 2)  # columns, rows inside the frame from which valu
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ChartSeries:
+    """One series of a chart.
+
+    Attributes:
+        name: for the legend.
+        steps, values: [n], sorted by step; what is not finite is a gap.
+        style: a colour of picture.COLOURS: `ink`, `chosen`, `rejected`, ...
+        kind: how it is drawn: a line (line, dashed, dotted) or marks (points).
+        band: whether the range of the values is shown behind the line.
+        line: the moving average [n]; None: the values themselves.
+    """
+
+    name: str
+    steps: np.ndarray
+    values: np.ndarray
+    style: str = "chosen"
+    kind: Kind = "line"
+    band: bool = False
+    line: np.ndarray | None = None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """What the line goes through [n]."""
+        return self.values if self.line is None else self.line
+
+    @property
+    def newest(self) -> float | None:
+        """The newest finite value of what is drawn, None without one."""
+        known = np.flatnonzero(np.isfinite(self.drawn[-256:]))
+        if not len(known):
+            known = np.flatnonzero(np.isfinite(self.drawn))
+            return float(self.drawn[known[-1]]) if len(known) else None
+        return float(self.drawn[-256:][known[-1]])
+
+    def at(self, step: float) -> float | None:
+        """The value at `step` or the newest one before; None before the first, and in a gap."""
+        place = int(np.searchsorted(self.steps, step, side="right")) - 1
+        return float(self.values[place]) if place >= 0 and np.isfinite(self.values[place]) else None
+
+
+@dataclass(frozen=True)
+class ReferenceValue:
+    """A value to compare with, drawn across the chart: 0.5, ln 2, 0."""
+
+    value: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a chart shows besides its series.
+
+    Attributes:
+        titles: the same title from long to short; the longest that fits is taken.
+        window: (left, right) edge in steps.
+        references: drawn where they lie within the scale; they do not widen it by more than half.
+        log: logarithmic scale, for values above 0.
+        cursor: step of the cross-hair.
+        ascii: no character beyond ASCII. shade: bands as characters, where tints would not be seen.
+        chosen: whether the frame is marked as the one that keys work on.
+    """
+
+    titles: tuple[str, ...]
+    window: tuple[float, float]
+    references: tuple[ReferenceValue, ...] = ()
+    log: bool = False
+    cursor: float | None = None
+    ascii: bool = False
+    shade: bool = False
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class DrawnChart:
     """A drawn chart: its picture, and from which column on which steps are (None where it is too small)."""
 
     picture: Picture
@@ -64,12 +136,12 @@ class Drawing:
         return self.axis.step(column - self.left)
 
 
-def draw(width: int, height: int, series: Sequence[ChartSeries], face: Face) -> Drawing:
-    """The chart at `width` x `height` cells. Any size from 1x1 on; what has no room is left out."""
+def draw(width: int, height: int, series: Sequence[ChartSeries], face: Face) -> DrawnChart:
+    """The chart at `width` x `height` cells. Any size from 1x1 on; what has no room is dropped."""
     picture = Picture(width, height)
     if width < 4 or height < 3:
         picture.put(0, 0, fitted(face.titles[-1], width, ""), "ink")
-        return Drawing(picture)
+        return DrawnChart(picture)
     _frame(picture, series, face)
     rows = height - 2
     has_axis = rows >= 2
@@ -82,7 +154,9 @@ def draw(width: int, height: int, series: Sequence[ChartSeries], face: Face) -> 
     axis = Axis(*face.window, columns)
     fine = Axis(*face.window, columns * per_column[0])
     inner = picture.part(1, 1 + margin, plot_rows, columns)
-    area = _Area(picture, inner, 1, 1 + margin, axis, scale, tuple(axis.places(one.steps) for one in series))
+    area = _Area(
+        picture, inner, 1, 1 + margin, axis, scale, tuple(axis.bounds(curve.steps) for curve in series)
+    )
     tints = _bands(area, series, face)
     _references(area, face)
     drawn = _lines(area, series, face, fine, per_column[1])
@@ -93,14 +167,14 @@ def draw(width: int, height: int, series: Sequence[ChartSeries], face: Face) -> 
     if has_axis:
         _axes(area, series, face, labels)
     _crosshair(area, face)
-    return Drawing(picture, area.left, axis)
+    return DrawnChart(picture, area.left, axis)
 
 
 @dataclass(frozen=True)
 class _Area:
     """Where the lines are drawn: `inner` [rows, columns] is the part of `picture` from (top, left) on.
 
-    `places` are `axis.places` of each series.
+    `bounds` are `axis.bounds` of each series.
     """
 
     picture: Picture
@@ -109,7 +183,7 @@ class _Area:
     left: int
     axis: Axis
     scale: Scale
-    places: tuple[np.ndarray, ...]
+    bounds: tuple[np.ndarray, ...]
 
     @property
     def rows(self) -> int:
@@ -126,11 +200,11 @@ def _scale(series: Sequence[ChartSeries], face: Face, rows: int) -> Scale:
     firm: list[np.ndarray] = []
     soft: list[np.ndarray] = []
     axis = Axis(*face.window, _RANGE_COLUMNS)
-    for one in series:
-        places = axis.places(one.steps)
-        firm += envelope(one.drawn, places)
-        if one.line is not None and one.band:
-            soft += envelope(one.values, places)
+    for curve in series:
+        bounds = axis.bounds(curve.steps)
+        firm += envelope(curve.drawn, bounds)
+        if curve.line is not None and curve.band:
+            soft += envelope(curve.values, bounds)
     low, high = limits(firm, soft, face.log, max(_ticks_on(rows), 2))
     for reference in face.references:
         near = high - low if np.isfinite(high - low) else 0.0
@@ -145,12 +219,12 @@ def _ticks_on(rows: int) -> int:
 
 def _labels(scale: Scale, rows: int) -> list[tuple[int, str]]:
     """(row, label) of the value axis, one a row."""
-    found: dict[int, str] = {}
+    labels: dict[int, str] = {}
     for value, label in ticks(scale.low, scale.high, _ticks_on(rows), scale.log):
         row = scale.row(value)
         if row is not None:
-            found[row] = label
-    return sorted(found.items())
+            labels[row] = label
+    return sorted(labels.items())
 
 
 def _frame(picture: Picture, series: Sequence[ChartSeries], face: Face) -> None:
@@ -170,30 +244,32 @@ def _frame(picture: Picture, series: Sequence[ChartSeries], face: Face) -> None:
     if value and len(title) + len(value) + 4 <= room:
         picture.put(0, width - 3 - len(value), f" {value} ", series[0].style, bold=True)
     column = 2
-    for text, one in _legend(series, face, width - 4):
-        picture.put(last, column, text, "muted" if one is None else one.style)
+    for text, curve in _legend(series, face, width - 4):
+        picture.put(last, column, text, "muted" if curve is None else curve.style)
         column += len(text)
 
 
-def _value(one: ChartSeries, face: Face) -> str:
-    value = one.newest if face.cursor is None else one.at(face.cursor)
+def _value(curve: ChartSeries, face: Face) -> str:
+    value = curve.newest if face.cursor is None else curve.at(face.cursor)
     return "" if value is None else short(value)
 
 
 def _legend(series: Sequence[ChartSeries], face: Face, room: int) -> list[tuple[str, ChartSeries | None]]:
     """Texts of the lower edge with their series: as much of it as has room, whole entries only."""
     head = "" if face.cursor is None else f" step {short_step(face.cursor)}"
-    named_ones = [one for one in series if one.name]
-    entries = [(_swatch(series, one, face), one.name, _value(one, face), one) for one in named_ones]
+    named_curves = [curve for curve in series if curve.name]
+    entries = [
+        (_swatch(series, curve, face), curve.name, _value(curve, face), curve) for curve in named_curves
+    ]
     if len(entries) == 1 and face.cursor is None:
         entries = []
     dotted = "-" if face.ascii else "┈"
     notes = "".join(f" {dotted} {reference.label}" for reference in face.references if reference.label)
     for headed, named, valued, noted in _FULLNESS_AT_STEP if head else _FULLNESS:
         parts: list[tuple[str, ChartSeries | None]] = [(head, None)] if headed else []
-        for swatch, name, value, one in entries:
+        for swatch, name, value, curve in entries:
             words = [swatch, *([name] if named else []), *([value] if valued and value else [])]
-            parts.append((f" {' '.join(words)}", one))
+            parts.append((f" {' '.join(words)}", curve))
         if noted and notes:
             parts.append((notes, None))
         length = sum(len(text) for text, _ in parts)
@@ -202,39 +278,39 @@ def _legend(series: Sequence[ChartSeries], face: Face, room: int) -> list[tuple[
     return []
 
 
-def _swatch(series: Sequence[ChartSeries], one: ChartSeries, face: Face) -> str:
-    if one.kind == "points":
-        return _mark(series, one, face)
-    return _SWATCHES[one.kind][face.ascii]
+def _swatch(series: Sequence[ChartSeries], curve: ChartSeries, face: Face) -> str:
+    if curve.kind == "points":
+        return _mark(series, curve, face)
+    return _SWATCHES[curve.kind][face.ascii]
 
 
-def _mark(series: Sequence[ChartSeries], one: ChartSeries, face: Face) -> str:
+def _mark(series: Sequence[ChartSeries], curve: ChartSeries, face: Face) -> str:
     points = [other for other in series if other.kind == "points"]
-    place = next(place for place, other in enumerate(points) if other is one)
-    return _MARKS[place % len(_MARKS)][face.ascii]
+    index = next(index for index, other in enumerate(points) if other is curve)
+    return _MARKS[index % len(_MARKS)][face.ascii]
 
 
 def _bands(area: _Area, series: Sequence[ChartSeries], face: Face) -> list[tuple[np.ndarray, str]]:
     """The range of the values: a tint, or light characters.
 
-    Gives the tinted cells [rows, columns] and their colours.
+    Returns the tinted cells [rows, columns] and their colours.
     """
     tints = []
     rows = np.arange(area.rows)[:, None]
-    for one, places in reversed(list(zip(series, area.places, strict=True))):
-        if not one.band or one.line is None:
+    for curve, bounds in reversed(list(zip(series, area.bounds, strict=True))):
+        if not curve.band or curve.line is None:
             continue
-        low, high = band(one.values, places)
+        low, high = band(curve.values, bounds)
         if area.scale.log:
             low = np.fmax(low, area.scale.low)
-        top, bottom = area.scale.place(high), area.scale.place(low)
+        top, bottom = area.scale.offsets(high), area.scale.offsets(low)
         if face.shade:
             covered = (rows + 0.75 > top) & (rows + 0.25 < bottom)
             area.inner.fill(covered, ":" if face.ascii else "░", "muted")
         else:
             edges = np.round(top * 8), np.round(bottom * 8)
-            tints.append((_tint(area.inner, *edges, one.style, has_blocks=not face.ascii), one.style))
-        area.inner.fill((rows == 0) & (top < -0.5), "^" if face.ascii else "▴", one.style)
+            tints.append((_tint(area.inner, *edges, curve.style, has_blocks=not face.ascii), curve.style))
+        area.inner.fill((rows == 0) & (top < -0.5), "^" if face.ascii else "▴", curve.style)
     return tints
 
 
@@ -281,32 +357,34 @@ def _lines(area: _Area, series: Sequence[ChartSeries], face: Face, fine: Axis, p
     """
     scale = Scale(area.scale.low, area.scale.high, area.rows * per_row, area.scale.log)
     taken = np.zeros((area.rows, area.columns), dtype=np.uint8)
-    for one in reversed([one for one in series if one.kind != "points"]):
-        pattern, char = _PATTERNS[one.kind]
-        mean = one.line is not None
-        line: Stroke = stroke(one.steps, one.drawn, fine, scale, mean)
+    for curve in reversed([curve for curve in series if curve.kind != "points"]):
+        pattern, char = _PATTERNS[curve.kind]
+        mean = curve.line is not None
+        line: Stroke = stroke(curve.steps, curve.drawn, fine, scale, mean)
         if face.ascii:
             points = dots(line, scale.rows)
             taken |= points
-            area.inner.fill(points, char, one.style)
+            area.inner.fill(points, char, curve.style)
             continue
         cells = braille(dots(line, scale.rows, pattern))
         taken |= cells
         own = cells > 0
-        area.inner.fill(own, taken[own] + np.uint32(0x2800), one.style)
+        area.inner.fill(own, taken[own] + np.uint32(0x2800), curve.style)
     return taken > 0
 
 
 def _points(area: _Area, series: Sequence[ChartSeries], face: Face) -> None:
-    """The marks, each of the newest point in its column; where they crowd, some are left out."""
-    for one, places in reversed(list(zip(series, area.places, strict=True))):
-        if one.kind != "points":
+    """The marks, each of the newest point in its column; where they crowd, some are skipped."""
+    for curve, bounds in reversed(list(zip(series, area.bounds, strict=True))):
+        if curve.kind != "points":
             continue
-        columns = np.flatnonzero(np.diff(places))
+        columns = np.flatnonzero(np.diff(bounds))
         if len(columns) * _MARK_GAP > area.columns:
             columns = columns[(columns[-1] - columns) % _MARK_GAP == 0]
-        rows = area.scale.rows_of(one.values[places[columns + 1] - 1])
-        area.inner.fill((rows[rows >= 0], columns[rows >= 0]), _mark(series, one, face), one.style, bold=True)
+        rows = area.scale.rows_of(curve.values[bounds[columns + 1] - 1])
+        area.inner.fill(
+            (rows[rows >= 0], columns[rows >= 0]), _mark(series, curve, face), curve.style, bold=True
+        )
 
 
 def _axes(area: _Area, series: Sequence[ChartSeries], face: Face, labels: list[tuple[int, str]]) -> None:
@@ -322,8 +400,8 @@ def _axes(area: _Area, series: Sequence[ChartSeries], face: Face, labels: list[t
     area.picture.put(base, area.left, level * area.columns, "line")
     for column, text in _step_labels(area.axis):
         area.picture.put(base, area.left + column, text, "muted")
-    for one, places in zip(series, area.places, strict=True):
-        for column in np.flatnonzero(gap_columns(one.values, places)).tolist():
+    for curve, bounds in zip(series, area.bounds, strict=True):
+        for column in np.flatnonzero(gap_columns(curve.values, bounds)).tolist():
             area.picture.put(base, area.left + column, cross, "critical", bold=True)
 
 
@@ -332,13 +410,13 @@ def _step_labels(axis: Axis) -> list[tuple[int, str]]:
     first, last = short_step(axis.left), short_step(axis.right)
     if len(first) + len(last) + 2 > axis.columns:
         return [(0, first)] if len(first) <= axis.columns else []
-    found, free, limit = [(0, first)], len(first) + 2, axis.columns - len(last) - 2
+    labels, free, limit = [(0, first)], len(first) + 2, axis.columns - len(last) - 2
     for value, _ in ticks(axis.left, axis.right, axis.columns // _COLUMNS_PER_TICK):
         text, column = short_step(value), axis.column(value)
         if column is not None and column - len(text) // 2 >= free and column + len(text) <= limit:
-            found.append((column - len(text) // 2, text))
+            labels.append((column - len(text) // 2, text))
             free = column + len(text) + 2
-    return [*found, (axis.columns - len(last), last)]
+    return [*labels, (axis.columns - len(last), last)]
 
 
 def _crosshair(area: _Area, face: Face) -> None:

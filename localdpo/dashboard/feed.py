@@ -1,18 +1,21 @@
-"""Reads the event log of one run into its state, a little at a time, so that the screen never waits."""
+"""A run as the screens follow it: its log, read in small pieces, and the commands sent to its worker."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 # Parses a log line in a third of the time that json.loads takes; a log of 100,000 lines waits for that.
 from pydantic_core import from_json
 
+from localdpo.core.text import format_seconds
 from localdpo.dashboard.state import RunState
 from localdpo.records.checkpoints import damage_of
+from localdpo.records.control import Acknowledgement
 from localdpo.records.events import EventTail
 from localdpo.records.rundir import RunDir
 
@@ -74,3 +77,47 @@ def _collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+class PendingCommands:
+    """The commands sent to the worker from here that are not answered yet, in the order of sending."""
+
+    def __init__(self) -> None:
+        # id -> (command, Unix time of sending)
+        self._sent: dict[str, tuple[str, float]] = {}
+
+    def add(self, id: str, command: str, now: float) -> None:
+        """A command was sent."""
+        self._sent[id] = (command, now)
+
+    def __bool__(self) -> bool:
+        return bool(self._sent)
+
+    def latest(self, *commands: str) -> str | None:
+        """The newest pending one of these commands, None if none is."""
+        pending = [command for command, _ in self._sent.values() if command in commands]
+        return pending[-1] if pending else None
+
+    def settle(self, answers: Iterable[Acknowledgement], alive: bool) -> list[Acknowledgement]:
+        """The answers to pending commands; a worker that is gone refuses all that are left."""
+        settled = []
+        for answer in answers:
+            if answer.id in self._sent:
+                command, _ = self._sent.pop(answer.id)
+                settled.append(replace(answer, command=command))
+        if not alive:
+            settled += [
+                Acknowledgement(id, command, False, "the worker ended before it answered")
+                for id, (command, _) in self._sent.items()
+                if command != "stop"  # the end itself answers it
+            ]
+            self._sent.clear()
+        return settled
+
+    def status(self, now: float) -> str:
+        """`sent: pause, 3s`, empty when nothing is pending."""
+        if not self._sent:
+            return ""
+        command, time = next(iter(self._sent.values()))
+        more = f" +{len(self._sent) - 1}" if len(self._sent) > 1 else ""
+        return f"sent: {command}{more}, {format_seconds(max(0.0, now - time))}"

@@ -11,9 +11,9 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 
-from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.themes import Palette, blend
 
-# What a cell's colour means; a cell holds its place in this table. "" is the text's own colour.
+# What a cell's colour means; a cell holds its index in this table. "" is the text's own colour.
 COLOURS: Final = ("", "ink", "muted", "line", "chosen", "rejected", "critical", "good", "ground")
 # How much of a series' colour its band takes over the ground.
 _TINT: Final = 0.24
@@ -63,7 +63,7 @@ class Picture:
         """Write one character, or codes of as many cells, into some cells.
 
         `cells`: a mask [height, width], or (rows, columns). `pale`: in the shade of `colour` that `tint`
-        gives the ground.
+        uses for the ground.
         """
         flags = COLOURS.index(colour) | (_BOLD if bold else 0) | (_PALE if pale else 0)
         self.codes[cells] = ord(char) if isinstance(char, str) else char
@@ -75,7 +75,7 @@ class Picture:
         self._styles[mask] = (self._styles[mask] & ~np.uint16(_GROUND)) | ground
 
     def lines(self, style_of: Callable[[int], Style]) -> list[list[Segment]]:
-        """The rows as segments; `style_of` gives the style of a code, see `Styles`."""
+        """The rows as segments; `style_of` maps a code to its style, see `Styles`."""
         lines = []
         for codes, styles in zip(self.codes, self._styles, strict=True):
             text = codes.tobytes().decode("utf-32-le")
@@ -95,7 +95,7 @@ class Picture:
 
 
 class Styles:
-    """The styles of a picture's cells under a palette, made once each. Never None: NO_COLOR fails on that."""
+    """The styles of a picture's cells under a palette, cached. Never None: NO_COLOR fails on that."""
 
     def __init__(self, palette: Palette) -> None:
         self.palette = palette
@@ -115,12 +115,6 @@ class Styles:
             colour = blend(palette.ground, colour, _TINT)
         back = blend(palette.ground, getattr(palette, ground), _TINT) if ground else palette.ground
         return Style(color=colour, bgcolor=back, bold=bool(code & _BOLD))
-
-
-def blend(ground: str, colour: str, share: float) -> str:
-    """The colour `share` of the way from `ground` to `colour`, all `#rrggbb`."""
-    pairs = [(int(ground[at : at + 2], 16), int(colour[at : at + 2], 16)) for at in (1, 3, 5)]
-    return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in pairs)
 
 
 def fitted(text: str, width: int, ellipsis: str = "…") -> str:

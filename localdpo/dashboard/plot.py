@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from localdpo.dashboard.scales import Scale
-from localdpo.dashboard.window import Axis
+from localdpo.dashboard.axes import Axis, Scale
 
 _BLOCK: Final = 64
 _BAND_POINTS: Final = 10
@@ -51,16 +50,16 @@ def smooth_on(before: np.ndarray, values: np.ndarray, weight: float) -> np.ndarr
     count = int(is_finite.sum())
     average = float(before[np.flatnonzero(is_finite)[-1]]) * (1 - weight**count) if count else 0.0
     fresh = np.full(len(values) - known, np.nan)
-    for place, value in enumerate(values[known:].tolist()):
+    for index, value in enumerate(values[known:].tolist()):
         if math.isfinite(value):
             count += 1
             average = weight * average + (1 - weight) * value
-            fresh[place] = average / (1 - weight**count)
+            fresh[index] = average / (1 - weight**count)
     return np.concatenate([before, fresh])
 
 
 def _average(values: np.ndarray, weight: float) -> np.ndarray:
-    """The moving average of finite values, in blocks: within one, a running sum of values / weight^place."""
+    """The moving average of finite values, in blocks: within one, a running sum of values / weight^index."""
     n = len(values)
     # A sum of huge values must not overflow.
     scale = max(float(values.max()), -float(values.min())) or 1.0
@@ -80,9 +79,9 @@ def _average(values: np.ndarray, weight: float) -> np.ndarray:
     return averaged * scale
 
 
-def envelope(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def envelope(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(smallest, largest) [c] finite value of each column of `values` [n]; NaN where a column has none."""
-    starts, ends = places[:-1], places[1:]
+    starts, ends = bounds[:-1], bounds[1:]
     low = np.full(len(starts), np.nan)
     high = low.copy()
     filled = ends > starts
@@ -96,16 +95,16 @@ def envelope(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.nda
     return low, high
 
 
-def band(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def band(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`envelope`, of a few columns to each side where a column has few points: a range needs about ten.
 
     NaN before the first and after the last column that has a value, in gaps, and far from any point.
     """
-    low, high = envelope(values, places)
+    low, high = envelope(values, bounds)
     known = np.flatnonzero(~np.isnan(low))
     if not len(known):
         return low, high
-    density = (places[-1] - places[0]) / len(low)
+    density = (bounds[-1] - bounds[0]) / len(low)
     reach = math.ceil(_BAND_POINTS / density / 2) if density < _BAND_POINTS / 2 else 0
     if reach:
         padded_low = np.pad(low, reach, constant_values=np.nan)
@@ -115,29 +114,29 @@ def band(values: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray
         wide_high = np.fmax.reduce([padded_high[at : at + len(low)] for at in around])
         inside = np.zeros(len(low), dtype=bool)
         inside[known[0] : known[-1] + 1] = True
-        inside &= ~(np.isnan(low) & gap_columns(values, places))
+        inside &= ~(np.isnan(low) & gap_columns(values, bounds))
         low, high = np.where(inside, wide_low, np.nan), np.where(inside, wide_high, np.nan)
     return low, high
 
 
-def means(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+def means(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """The mean [c] of the finite `values` [n] of each column; NaN where a column has none."""
-    found = np.full(len(places) - 1, np.nan)
-    sizes = np.diff(places)
+    averages = np.full(len(bounds) - 1, np.nan)
+    sizes = np.diff(bounds)
     filled = sizes > 0
     if filled.any():
         # Divided first: a sum of huge values would overflow.
-        parts = np.add.reduceat(values[: places[-1]] / len(values), places[:-1][filled])
-        found[filled] = parts / sizes[filled] * len(values)
-    return found
+        parts = np.add.reduceat(values[: bounds[-1]] / len(values), bounds[:-1][filled])
+        averages[filled] = parts / sizes[filled] * len(values)
+    return averages
 
 
-def gap_columns(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+def gap_columns(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Which columns [c] hold a value that is not finite."""
     if np.isfinite(values).all():
-        return np.zeros(len(places) - 1, dtype=bool)
+        return np.zeros(len(bounds) - 1, dtype=bool)
     count = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
-    return count[places[1:]] > count[places[:-1]]
+    return count[bounds[1:]] > count[bounds[:-1]]
 
 
 @dataclass(frozen=True)
@@ -163,18 +162,18 @@ def stroke(steps: np.ndarray, values: np.ndarray, axis: Axis, scale: Scale, mean
     if not is_drawn.all():
         part = np.cumsum(~is_drawn)[is_drawn]
         steps, values = steps[is_drawn], values[is_drawn]
-    places = axis.places(steps)
-    low, high = (means(values, places),) * 2 if mean else envelope(values, places)
-    top, bottom = _held(scale, high), _held(scale, low)
+    bounds = axis.bounds(steps)
+    low, high = (means(values, bounds),) * 2 if mean else envelope(values, bounds)
+    top, bottom = _clipped(scale, high), _clipped(scale, low)
     if len(steps) > 1:
         between = _between(steps, values, part, axis, scale)
         top, bottom = (np.floor(np.where(np.isnan(edge), between, edge)) for edge in (top, bottom))
-        _join(top, bottom, places[:-1], part)
+        _join(top, bottom, bounds[:-1], part)
     return Stroke(np.floor(top), np.floor(bottom))
 
 
-def _held(scale: Scale, values: np.ndarray) -> np.ndarray:
-    return np.minimum(np.maximum(scale.place(values), 0), scale.rows - 1e-6)
+def _clipped(scale: Scale, values: np.ndarray) -> np.ndarray:
+    return np.minimum(np.maximum(scale.offsets(values), 0), scale.rows - 1e-6)
 
 
 def _between(steps: np.ndarray, values: np.ndarray, part: np.ndarray, axis: Axis, scale: Scale) -> np.ndarray:
@@ -185,7 +184,7 @@ def _between(steps: np.ndarray, values: np.ndarray, part: np.ndarray, axis: Axis
     after = np.clip(after, 1, len(steps) - 1)
     begin, end = steps[after - 1], steps[after]
     share = (middles - begin) / np.maximum(end - begin, 1)
-    left, right = _held(scale, values[after - 1]), _held(scale, values[after])
+    left, right = _clipped(scale, values[after - 1]), _clipped(scale, values[after])
     heights = left + np.minimum(np.maximum(share, 0), 1) * (right - left)
     return np.where(is_inside & (part[after] == part[after - 1]), heights, np.nan)
 

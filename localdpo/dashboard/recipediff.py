@@ -12,8 +12,8 @@ def flatten(values: object, prefix: str = "") -> dict[str, object]:
         for key, value in values.items():
             flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     elif isinstance(values, list) and any(isinstance(value, Mapping) for value in values):
-        for place, value in enumerate(values):
-            flat.update(flatten(value, f"{prefix}[{place}]"))
+        for index, value in enumerate(values):
+            flat.update(flatten(value, f"{prefix}[{index}]"))
     else:
         flat[prefix] = values
     return flat
@@ -33,12 +33,12 @@ def options_of(text: str) -> dict[str, object] | None:
 def differing(recipes: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
     """The keys whose values are not the same in all recipes, with the value in each ("" where unset)."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
-    found = []
+    rows = []
     for key in keys:
         values = [words(recipe[key]) if key in recipe else "" for recipe in recipes]
         if len(set(values)) > 1:
-            found.append((key, values))
-    return found
+            rows.append((key, values))
+    return rows
 
 
 def words(value: object) -> str:

@@ -1,30 +1,118 @@
 """What a run's event log says, folded into one object that the screens read.
 
-A pure function of the log: the same events give the same state, however they are cut into batches. What a
-resume made void (steps after the checkpoint it went on from) is dropped as it is read.
+A pure function of the log: the same events give the same state, however they are cut into batches. Steps
+that a resume took back (those after its checkpoint) are dropped.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from typing import Any, Final
 
-from localdpo.dashboard.series import Series
+import numpy as np
+
 from localdpo.records.control import Acknowledgement, acknowledgement_of
 from localdpo.records.events import Event
 from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
 from localdpo.records.rundir import State, state_of
 
-# Lines of the log that are kept for the log view, and step lines of which more would push out all others.
+# Lines for the log view: of all events, and of steps, which would push out all others.
 LOG_LINES: Final = 2000
 STEP_LINES: Final = 2000
 _QUIET: Final = frozenset({"samples", "pairs"})
 _NUMBERS: Final = frozenset({float, int})
 _MISSING: Final = object()
+# Room for this much more is made at a time, as a share of what there is: a run's series are kept in full.
+_SPARE: Final = 1 / 8
+
+
+class MetricSeries:
+    """Points (step, value) in the order of their steps. NaN is a gap: a value that was not finite.
+
+    Attributes:
+        version: grows with every change, so that what was drawn from it can be kept until then.
+        cuts: how often points were dropped; while it stays, a newer version only has more points.
+    """
+
+    __slots__ = ("_count", "_steps", "_values", "cuts", "version")
+
+    def __init__(self) -> None:
+        self._steps = np.empty(0, dtype=np.int64)
+        self._values = np.empty(0, dtype=np.float64)
+        self._count = 0
+        self.version = 0
+        self.cuts = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, step: int, value: float | None) -> None:
+        """Add a point; None, as the log writes what is not finite, becomes NaN."""
+        self.extend([step], [value])
+
+    def extend(self, steps: Sequence[int] | np.ndarray, values: Sequence[float | None] | np.ndarray) -> None:
+        """Add points, as many steps as values; far cheaper than a call for each."""
+        end = self._count + len(steps)
+        if end > len(self._steps):
+            self._make_room(end + int(end * _SPARE))
+        self._steps[self._count : end] = steps
+        self._values[self._count : end] = values
+        self._count = end
+        self.version += 1
+
+    def _make_room(self, size: int) -> None:
+        """Move the points to arrays of `size`. Views of the old ones stay as they are."""
+        steps, values = self.steps, self.values
+        self._steps, self._values = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.float64)
+        self._steps[: len(steps)], self._values[: len(values)] = steps, values
+
+    def truncate(self, step: int) -> None:
+        """Drop the points after `step`: a resumed run takes those steps again."""
+        keep = bisect_right(self.steps, step)
+        if keep < self._count:
+            self._count = keep
+            self._make_room(keep)
+            self.version += 1
+            self.cuts += 1
+
+    @property
+    def steps(self) -> np.ndarray:
+        """int64 [n], a view that later points do not change."""
+        return _view(self._steps, self._count)
+
+    @property
+    def values(self) -> np.ndarray:
+        """float64 [n], a view that later points do not change."""
+        return _view(self._values, self._count)
+
+    @property
+    def last(self) -> float | None:
+        """The newest finite value, None if there is none."""
+        return next((float(value) for value in self.values[::-1] if np.isfinite(value)), None)
+
+    @property
+    def last_step(self) -> int:
+        """The step of the newest point, 0 without any."""
+        return int(self._steps[self._count - 1]) if self._count else 0
+
+    def at(self, step: int) -> float | None:
+        """The value at `step` or the newest one before it; None before the first point and in a gap."""
+        place = bisect_right(self.steps, step) - 1
+        if place < 0:
+            return None
+        value = float(self._values[place])
+        return value if np.isfinite(value) else None
+
+
+def _view(array: np.ndarray, count: int) -> np.ndarray:
+    view = array[:count]
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True)
@@ -45,12 +133,12 @@ class Start:
 
     @property
     def is_on_cpu(self) -> bool:
-        """Whether it trains on the CPU; a device is said with its library: `cpu (libopenblas.so.0)`."""
+        """Whether it trains on the CPU; a device is named with its library: `cpu (libopenblas.so.0)`."""
         return self.device.split(" ")[0] == "cpu"
 
 
 @dataclass(frozen=True)
-class Notice:
+class LoggedNotice:
     """A notice of the log, with its explanation and what to try."""
 
     time: float
@@ -63,7 +151,7 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class Sample:
+class WatchedSample:
     """The answers to one watched prompt at one evaluation."""
 
     prompt: str
@@ -76,7 +164,7 @@ class SampleSet:
     """The samples of the evaluation at `step`."""
 
     step: int
-    samples: tuple[Sample, ...]
+    samples: tuple[WatchedSample, ...]
 
 
 @dataclass(frozen=True)
@@ -106,9 +194,9 @@ class RunState:
         self.name = name
         self.start = Start()
         self.progress = Progress()
-        self.train: dict[str, Series] = {}
-        self.evals: dict[str, Series] = {}
-        self.notices: list[Notice] = []
+        self.train: dict[str, MetricSeries] = {}
+        self.evals: dict[str, MetricSeries] = {}
+        self.notices: list[LoggedNotice] = []
         self.samples: list[SampleSet] = []
         self.pairs: list[PairsFile] = []
         self.checkpoints: list[int] = []
@@ -174,83 +262,59 @@ class RunState:
             self._milestones.append(event)
         if event.type not in _QUIET:
             self._log.append((self.count, event))
-        take = _TAKES.get(event.type)
-        if take is not None:
-            take(self, event)
+        match event.type:
+            case "run.started":
+                self.start, self.ended = _start_of(event), None
+            case "run.resumed":
+                self.ended = None
+                if event.step is not None:
+                    self._drop_after(event.step)
+            case "run.finished" | "run.stopped" | "run.failed" | "run.crashed":
+                self.ended = event
+            case "eval":
+                _extend(self.evals, [event])
+            case "samples":
+                entries = event.data.get("samples")
+                if event.step is not None and isinstance(entries, list):
+                    samples = [_sample_of(entry) for entry in entries if isinstance(entry, Mapping)]
+                    self.samples.append(SampleSet(event.step, tuple(samples)))
+            case "pairs":
+                path = event.data.get("path")
+                if event.step is not None and isinstance(path, str):
+                    self.pairs.append(PairsFile(event.step, path))
+            case "checkpoint":
+                if event.step is not None:
+                    self.checkpoints.append(event.step)
+            case "notice":
+                words = [str(event.data.get(key, "")) for key in ("level", "name", "message", "why", "try")]
+                self.notices.append(LoggedNotice(event.time, event.step, *words))
+            case "control":
+                self.acknowledgements.append(acknowledgement_of(event))
 
-    def _started(self, event: Event) -> None:
-        self.start, self.ended = _start_of(event), None
-
-    def _resumed(self, event: Event) -> None:
-        self.ended = None
-        if event.step is None:
-            return
+    def _drop_after(self, step: int) -> None:
+        """Forget what the log says of later steps: a resumed run takes them again."""
         for series in (*self.train.values(), *self.evals.values()):
-            series.truncate(event.step)
-        self.samples = [entry for entry in self.samples if entry.step <= event.step]
-        self.pairs = [entry for entry in self.pairs if entry.step <= event.step]
-        self.checkpoints = [step for step in self.checkpoints if step <= event.step]
-
-    def _evaluated(self, event: Event) -> None:
-        _extend(self.evals, [event])
-
-    def _sampled(self, event: Event) -> None:
-        found = event.data.get("samples")
-        if event.step is not None and isinstance(found, list):
-            samples = tuple(_sample_of(entry) for entry in found if isinstance(entry, Mapping))
-            self.samples.append(SampleSet(event.step, samples))
-
-    def _paired(self, event: Event) -> None:
-        path = event.data.get("path")
-        if event.step is not None and isinstance(path, str):
-            self.pairs.append(PairsFile(event.step, path))
-
-    def _saved(self, event: Event) -> None:
-        if event.step is not None:
-            self.checkpoints.append(event.step)
-
-    def _noticed(self, event: Event) -> None:
-        keys = ("level", "name", "message", "why", "try")
-        self.notices.append(Notice(event.time, event.step, *(str(event.data.get(key, "")) for key in keys)))
-
-    def _answered(self, event: Event) -> None:
-        self.acknowledgements.append(acknowledgement_of(event))
-
-    def _ended(self, event: Event) -> None:
-        self.ended = event
+            series.truncate(step)
+        self.samples = [entry for entry in self.samples if entry.step <= step]
+        self.pairs = [entry for entry in self.pairs if entry.step <= step]
+        self.checkpoints = [saved for saved in self.checkpoints if saved <= step]
 
 
-_TAKES: Final = {
-    "run.started": RunState._started,
-    "run.resumed": RunState._resumed,
-    "eval": RunState._evaluated,
-    "samples": RunState._sampled,
-    "pairs": RunState._paired,
-    "checkpoint": RunState._saved,
-    "notice": RunState._noticed,
-    "control": RunState._answered,
-    "run.finished": RunState._ended,
-    "run.stopped": RunState._ended,
-    "run.failed": RunState._ended,
-    "run.crashed": RunState._ended,
-}
-
-
-def _extend(table: dict[str, Series], events: list[Event]) -> None:
-    """Add the metrics of `events` to their series, metric by metric; what is no number is left out."""
+def _extend(table: dict[str, MetricSeries], events: list[Event]) -> None:
+    """Add the metrics of `events` to their series, metric by metric; skip what is not a number."""
     events = [event for event in events if event.step is not None]
     steps = [event.step for event in events if event.step is not None]
     rows = [metrics_of(event) for event in events]
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name, _MISSING) for row in rows]
         if set(map(type, values)) <= _NUMBERS:
-            table.setdefault(name, Series()).extend(steps, values)
+            table.setdefault(name, MetricSeries()).extend(steps, values)
             continue
         if name == ACCURACY:  # nothing was ranked, which is no value that was not finite
             values = [_MISSING if all_tied(row) else v for v, row in zip(values, rows, strict=True)]
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
         if points:
-            table.setdefault(name, Series()).extend(*zip(*points, strict=True))
+            table.setdefault(name, MetricSeries()).extend(*zip(*points, strict=True))
 
 
 def _start_of(event: Event) -> Start:
@@ -273,5 +337,5 @@ def _start_of(event: Event) -> Start:
     )
 
 
-def _sample_of(entry: Mapping[str, Any]) -> Sample:
-    return Sample(*(str(entry.get(key, "")) for key in ("prompt", "reference", "policy")))
+def _sample_of(entry: Mapping[str, Any]) -> WatchedSample:
+    return WatchedSample(*(str(entry.get(key, "")) for key in ("prompt", "reference", "policy")))

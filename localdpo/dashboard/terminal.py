@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import get_character_cell_size
 from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
@@ -15,7 +16,7 @@ from localdpo.core.text import printable
 # Terminals whose fonts have neither blocks nor braille, whatever the locale says.
 _PLAIN_TERMS: Final = frozenset({"linux", "dumb", "vt100", "vt102", "vt220", "ansi", "cons25"})
 
-# Meaning -> (glyph, ASCII twin). A state is never told by colour alone.
+# Meaning -> (glyph, ASCII twin). A state is never shown by colour alone.
 MARKS: Final[Mapping[str, tuple[str, str]]] = {
     "new": ("○", "."),
     "starting": ("○", "."),
@@ -65,56 +66,52 @@ class Abilities:
     colour: bool = True
     colours: int = 2**24
 
+    @property
+    def has_few_colours(self) -> bool:
+        """Whether there are no shades of a colour: what would be a tint is then shown by characters."""
+        return not self.colour or self.colours <= 16
+
+    @property
+    def ellipsis(self) -> str:
+        """What stands for the end of a text that was cut."""
+        return "…" if self.unicode else "~"
+
     def mark(self, name: str) -> str:
         """The glyph of MARKS for `name`, in ASCII where the terminal has no more. KeyError if unknown."""
         return MARKS[name][0 if self.unicode else 1]
 
 
-def line_filters(own: Sequence[LineFilter], abilities: Abilities) -> list[LineFilter]:
-    """What every line of an app goes through: Textual's `own` (NO_COLOR), and ours for the terminal."""
-    filters = [*own, TextFilter()]
-    return filters if abilities.unicode else [*filters, AsciiFilter()]
-
-
 def abilities_of(environment: Mapping[str, str]) -> Abilities:
-    """The abilities that the environment tells of: TERM, COLORTERM, the locale, NO_COLOR, LOCALDPO_ASCII."""
+    """The abilities auto-detected from TERM, COLORTERM, the locale, NO_COLOR and LOCALDPO_ASCII."""
     term = environment.get("TERM", "").lower()
-    colour = "NO_COLOR" not in environment and term != "dumb"
-    return Abilities(_has_unicode(environment, term), colour, _colours(environment, term) if colour else 0)
-
-
-def _has_unicode(environment: Mapping[str, str], term: str) -> bool:
-    if environment.get("LOCALDPO_ASCII", "") not in ("", "0") or term in _PLAIN_TERMS:
-        return False
     # The first of these that is set decides, as in the C library; without any, today's terminals do.
     locale = next(
         (environment[key] for key in ("LC_ALL", "LC_CTYPE", "LANG") if environment.get(key)), "utf-8"
     )
-    return locale.lower().replace("-", "").endswith("utf8")
-
-
-def _colours(environment: Mapping[str, str], term: str) -> int:
+    is_plain = environment.get("LOCALDPO_ASCII", "") not in ("", "0") or term in _PLAIN_TERMS
+    has_unicode = not is_plain and locale.lower().replace("-", "").endswith("utf8")
+    if "NO_COLOR" in environment or term == "dumb":
+        return Abilities(has_unicode, colour=False, colours=0)
     if environment.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
-        return 2**24
-    return 256 if "256color" in term or "kitty" in term else 16
+        return Abilities(has_unicode)
+    return Abilities(has_unicode, colours=256 if "256color" in term or "kitty" in term else 16)
 
 
 class TextFilter(LineFilter):
-    """Takes out what would steer the terminal. Widgets show it as its escape; this is for what they miss."""
+    """Replaces what would steer the terminal. Widgets show its escape; this is for what they miss."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """`segments` of the same width in cells."""
         return [
             segment
             if segment.control or printable(segment.text) == segment.text
-            else Segment(_harmless(segment.text), segment.style)
+            else Segment(without_controls(segment.text), segment.style)
             for segment in segments
         ]
 
 
-def _harmless(text: str) -> str:
-    from rich.cells import get_character_cell_size
-
+def without_controls(text: str) -> str:
+    """`text` with a `?` for each cell of a character that would steer the terminal."""
     return "".join(char if printable(char) == char else "?" * get_character_cell_size(char) for char in text)
 
 
@@ -136,10 +133,9 @@ class AsciiFilter(LineFilter):
 
 def to_ascii(text: str) -> str:
     """`text` in ASCII, cell by cell: a character of two cells becomes two."""
-    from rich.cells import get_character_cell_size
-
     return "".join(
-        char if char.isascii() else _twin(char).ljust(get_character_cell_size(char), "?")[:2] for char in text
+        char if char.isascii() else _TWINS.get(char, "?").ljust(get_character_cell_size(char), "?")[:2]
+        for char in text
     )
 
 
@@ -159,7 +155,3 @@ _TWINS: Final[Mapping[str, str]] = {
     **{"▲": "^", "▼": "v", "▸": ">", "▶": ">", "◀": "<", "←": "<", "→": ">", "↑": "^", "↓": "v", "±": "~"},
     **{" ": " ", "○": "o", "◌": "o", "◍": "o"},
 }
-
-
-def _twin(char: str) -> str:
-    return _TWINS.get(char, "?")

@@ -135,3 +135,22 @@ def theme_of(name: str) -> Theme:
             "scrollbar-corner-color": palette.ground,
         },
     )
+
+
+def blend(ground: str, colour: str, share: float) -> str:
+    """The colour `share` of the way from `ground` to `colour`, all `#rrggbb`."""
+    pairs = zip(_channels(ground), _channels(colour), strict=True)
+    return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in pairs)
+
+
+def ink_on(ground: str) -> str:
+    """Black or white, whichever has more contrast on `ground` (relative luminance, WCAG 2.1)."""
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+        for share in (channel / 255 for channel in _channels(ground))
+    )
+    return "#000000" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "#ffffff"
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -12,8 +12,8 @@ from textual.pilot import Pilot
 from typer.testing import CliRunner
 
 from localdpo.cli.main import app
-from localdpo.dashboard.compare_app import CompareApp
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.app import CompareApp
+from localdpo.dashboard.appbase import frame_text
 from localdpo.records.answers import AnswersRequest, Sampling, answers_files, read_answers
 
 

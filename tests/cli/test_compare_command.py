@@ -192,7 +192,7 @@ def test_the_screen_needs_no_mlx() -> None:
     import subprocess
 
     code = (
-        "import sys, localdpo.dashboard.compare_app, localdpo.dashboard.screens.compare; "
+        "import sys, localdpo.dashboard.app, localdpo.dashboard.screens.compare; "
         "print(*sorted({'mlx', 'mlx_lm', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

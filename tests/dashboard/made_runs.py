@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from textual.app import App
+from textual.drivers.headless_driver import HeadlessDriver
+from textual.events import Key, Resize
+from textual.geometry import Size
+from textual.keys import _character_to_key, key_to_character
 from textual.pilot import Pilot
 
 from localdpo.dashboard.app import DashboardApp
-from localdpo.dashboard.pace import Pace
+from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.throttle import RenderThrottle
 from localdpo.records.events import encode_event
 from localdpo.records.rundir import RunDir
 
@@ -227,21 +234,16 @@ def _row(
 
 
 def make_app(run: RunDir | None, screen: str = "live", **more: Any) -> DashboardApp:
-    """The app on `run`, at the time NOW, as on a terminal of many colours."""
+    """The app on `run`, at the time NOW, as on a terminal of many colours, without a limit on its frames."""
     runs_dir = run.path.parent if run is not None else Path("runs")
     environment = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "en_US.UTF-8"}
     environment |= more.pop("environment", {})
-    more = {"clock": lambda: NOW, "pace": free_pace(), **more}
+    more = {"clock": lambda: NOW, "throttle": RenderThrottle(used=lambda: 0.0), **more}
     return DashboardApp(runs_dir, run, jump=screen, environment=environment, **more)
 
 
-def free_pace() -> Pace:
-    """A frame at every beat, however slow the machine is."""
-    return Pace(used=lambda: 0.0)
-
-
 def drive(
-    app: DashboardApp, act: Callable[[Pilot[None]], Awaitable[None]], size: tuple[int, int] = (120, 36)
+    app: App[Any], act: Callable[[Pilot[Any]], Awaitable[None]], size: tuple[int, int] = (120, 36)
 ) -> None:
     """Run the app without a terminal and let `act` press its keys."""
 
@@ -253,14 +255,60 @@ def drive(
     asyncio.run(run())
 
 
-async def settle(pilot: Pilot[None]) -> None:
-    """Wait until what was asked for is on the screen."""
-    await pilot.pause()
-    await pilot.pause(0.02)
+async def settle(pilot: Pilot[Any]) -> None:
+    """Wait until all messages are processed, laid out and painted, however long the machine takes.
+
+    Textual's own `pilot.pause` looks at the processor time of the process, and takes one that gets no time
+    for one that is idle.
+    """
+    app = pilot.app
+    # A widget asks for a layout only once its queue is empty, so that one idle round proves nothing yet.
+    idle_rounds = 0
+    while idle_rounds < 2 and app.is_running:
+        await pilot._wait_for_screen(timeout=60.0)
+        await app.animator.wait_until_complete()
+        # What Textual does at the next tick of its timers is done now.
+        app._check_resize()
+        screen = app.screen
+        screen._on_timer_update()
+        nodes = (app, *screen.walk_children(with_self=True))
+        is_idle = not (
+            screen._layout_required
+            or screen._repaint_required
+            or screen._dirty_widgets
+            or screen._callbacks
+            or any(node._next_callbacks or node._pending_message for node in nodes)
+            or not all(node._message_queue.empty() for node in nodes)
+        )
+        idle_rounds = idle_rounds + 1 if is_idle else 0
 
 
-async def press(pilot: Pilot[None], *keys: str) -> None:
+async def press(pilot: Pilot[Any], *keys: str) -> None:
     """Press keys one after the other, each to its end."""
     for key in keys:
-        await pilot.press(key)
+        name = _character_to_key(key) if len(key) == 1 else key
+        pilot.app.post_message(Key(name, key if len(key) == 1 else key_to_character(name)))
+        await settle(pilot)
+
+
+async def resize(pilot: Pilot[Any], width: int, height: int) -> None:
+    """Give the terminal another size."""
+    size = Size(width, height)
+    assert isinstance(pilot.app._driver, HeadlessDriver)
+    pilot.app._driver._size = size
+    pilot.app.post_message(Resize(size, size))
     await settle(pilot)
+
+
+async def until(pilot: Pilot[Any], happened: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until `happened()` is true; fails with the frame when it is not so after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen:\n{frame_text(pilot.app)}"
+        await pilot.pause(0.01)
+        await settle(pilot)
+
+
+async def shown(pilot: Pilot[Any], text: str) -> None:
+    """Wait until `text` is on the screen, wherever its lines break."""
+    await until(pilot, lambda: text in " ".join(frame_text(pilot.app).split()))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from localdpo.dashboard.alarms import alarms
 from localdpo.dashboard.state import RunState
+from localdpo.dashboard.widgets.notices import alarms
 from localdpo.records.events import Event
 
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import NOW, drive, make_app, make_run, press, settle
+from made_runs import NOW, drive, make_app, make_run, press, settle, shown, until
 from textual.pilot import Pilot
+from textual.widgets import OptionList
 
 from localdpo.dashboard.app import DashboardApp
+from localdpo.dashboard.appbase import frame_svg, frame_text
 from localdpo.dashboard.keymap import SCREEN_TITLES
-from localdpo.dashboard.once import frame_text, svg_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.screens.dialogs import Choose
-from localdpo.dashboard.screens.help import HelpScreen
+from localdpo.dashboard.screens.dialogs import ChoiceDialog, HelpScreen
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.widgets.bars import TopBar
 from localdpo.records.control import CommandFile, take
@@ -56,12 +56,6 @@ def commands(run: RunDir) -> list[tuple[str | None, bool]]:
 def reply(run: RunDir, found: CommandFile, message: str, ok: bool = True) -> None:
     with EventWriter(run.events) as log:
         log.write("control", 20, id=found.id, command=found.command, ok=ok, message=message)
-
-
-async def a_look(pilot: Pilot[None]) -> None:
-    """Wait for the next look at the log."""
-    await pilot.pause(0.22)
-    await settle(pilot)
 
 
 # --- screens -------------------------------------------------------------------------------------------
@@ -154,7 +148,7 @@ def test_leaving_stops_nothing(running: RunDir, key: str):
     app = make_app(running)
 
     async def act(pilot: Pilot[None]) -> None:
-        await pilot.press(key)
+        await press(pilot, key)
 
     drive(app, act)
     assert app.return_code == 0
@@ -166,7 +160,7 @@ def test_ctrl_c_asks_and_says_how_to_leave(running: RunDir):
 
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "ctrl+c")
-        assert isinstance(app.screen, Choose)
+        assert isinstance(app.screen, ChoiceDialog)
         assert any("leave with q" in message for message in messages(app))
         await press(pilot, "escape")
         assert name_of(app) == "live"
@@ -213,10 +207,10 @@ def test_keys_give_the_worker_commands(running: RunDir):
             await press(pilot, *keys)
             assert ("sent:" in frame_text(app).splitlines()[0]) is bool(expected), keys
             found = take(running)
-            assert [(one.command, one.save) for one in found] == expected, keys
-            for one in found:
-                reply(running, one, "done")
-            await a_look(pilot)
+            assert [(command.command, command.save) for command in found] == expected, keys
+            for command in found:
+                reply(running, command, "done")
+            await until(pilot, lambda: "sent:" not in frame_text(app).splitlines()[0])
 
     drive(app, act)
 
@@ -229,10 +223,9 @@ def test_what_was_asked_waits_until_it_is_answered(running: RunDir):
         assert "sent: pause, 0s" in frame_text(app)
         (found,) = take(running)
         reply(running, found, "paused after step 20")
-        await a_look(pilot)
-        assert "sent:" not in frame_text(app).splitlines()[0]
+        await until(pilot, lambda: "sent:" not in frame_text(app).splitlines()[0])
         assert "paused after step 20" in messages(app)
-        assert "paused after step 20" in frame_text(app)
+        await shown(pilot, "paused after step 20")
 
     drive(app, act)
 
@@ -262,7 +255,7 @@ def test_without_a_worker_a_command_says_so(finished: RunDir):
     assert commands(finished) == []
 
 
-def test_a_worker_that_dies_is_told_with_the_command_to_go_on():
+def test_a_crash_is_shown_with_the_resume_command():
     run = make_run(Path("runs"), "dpo", steps=20, end=None)
     lock = RunLock(run)
     lock.acquire()
@@ -278,9 +271,8 @@ def test_a_worker_that_dies_is_told_with_the_command_to_go_on():
                 signal="SIGKILL",
                 lines=["the worker was killed by SIGKILL", "resume with: x"],
             )
-        await a_look(pilot)
+        await shown(pilot, "✖ the worker was killed by SIGKILL")
         text = frame_text(app)
-        assert "✖ the worker was killed by SIGKILL" in text
         assert "resume with: localdpo train --resume --run dpo" in text
         assert "the worker ended before it answered" in messages(app)
         await press(pilot, "2", "1")
@@ -304,11 +296,10 @@ def test_the_palette_has_our_commands_only(finished: RunDir):
         assert len(titles) == len(set(titles))
         assert not {"Quit", "Keys", "Maximize", "Screenshot", "Theme"} & set(titles)
         await press(pilot, "colon")
-        await press(pilot, *"go to pairs")
-        await pilot.pause(0.3)
+        await press(pilot, *"to pairs")
+        await shown(pilot, "Go to Pairs:")
         await press(pilot, "enter")
-        await pilot.pause(0.2)
-        assert name_of(app) == "pairs"
+        await until(pilot, lambda: app.screen_name == "pairs")
 
     drive(app, act)
 
@@ -319,11 +310,10 @@ def test_a_palette_command_works_on_the_screen_below(finished: RunDir):
     async def act(pilot: Pilot[None]) -> None:
         assert "prompt 1 of 2" in frame_text(app)
         await press(pilot, "colon")
-        await press(pilot, *"next prompt")
-        await pilot.pause(0.3)
+        await press(pilot, *"xt prompt")
+        await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
         await press(pilot, "enter")
-        await pilot.pause(0.2)
-        assert "prompt 2 of 2" in frame_text(app)
+        await shown(pilot, "prompt 2 of 2")
 
     drive(app, act)
 
@@ -332,7 +322,7 @@ def test_the_screen_is_exported_without_an_address(finished: RunDir, tmp_path: P
     app = make_app(finished, "samples")
 
     async def act(pilot: Pilot[None]) -> None:
-        expected = svg_of(app)
+        expected = frame_svg(app)
         path = app.export_svg()
         await settle(pilot)
         text = path.read_text()
@@ -383,11 +373,7 @@ def test_a_long_log_is_read_in_pieces(finished: RunDir):
 
     async def act(pilot: Pilot[None]) -> None:
         assert app.feed is not None
-        for _ in range(200):
-            if not app.feed.behind:
-                break
-            await pilot.pause(0.02)
-        assert not app.feed.behind
+        await until(pilot, lambda: app.feed is not None and not app.feed.behind)
         assert app.feed.state.count > 30_000
 
     drive(app, act)

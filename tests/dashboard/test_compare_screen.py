@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from made_answers import header, record, write_answers
-from made_runs import drive, make_app, make_run, press, settle
+from made_runs import drive, make_app, make_run, press, resize, settle, shown
 from textual.pilot import Pilot
 
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.appbase import frame_text
 from localdpo.records.answers import AnswersWriter, answers_path
 from localdpo.records.rundir import RunDir
 from localdpo.records.votes import Votes
@@ -22,13 +22,12 @@ def run(tmp_path: Path) -> RunDir:
     return make_run(tmp_path, "made")
 
 
-def shown(run: RunDir, *keys: str, size: tuple[int, int] = (120, 36), **environment: str) -> str:
+def frame_after(run: RunDir, *keys: str, size: tuple[int, int] = (120, 36), **environment: str) -> str:
     """The frame after these keys."""
     app = make_app(run, "compare", environment=environment)
     frames: list[str] = []
 
     async def act(pilot: Pilot[None]) -> None:
-        await settle(pilot)
         await press(pilot, *keys)
         frames.append(frame_text(app))
 
@@ -36,18 +35,9 @@ def shown(run: RunDir, *keys: str, size: tuple[int, int] = (120, 36), **environm
     return frames[0]
 
 
-async def until(pilot: Pilot[None], words: str) -> None:
-    """Wait until these words are on the screen."""
-    for _ in range(200):
-        if words in frame_text(pilot.app):
-            return
-        await pilot.pause(0.05)
-    raise AssertionError(f"not on the screen after 10 s: {words}")
-
-
 def test_three_answers_stand_beside_each_other(run: RunDir) -> None:
     write_answers(run.path)
-    frame = shown(run)
+    frame = frame_after(run)
     assert "12/12 answers" in frame
     top = next(line for line in frame.splitlines() if "base, 2 tokens" in line)
     assert top.index("base, 2") < top.index("SFT, 7") < top.index("DPO, 8")
@@ -59,15 +49,15 @@ def test_three_answers_stand_beside_each_other(run: RunDir) -> None:
 
 def test_down_and_n_go_through_the_prompts(run: RunDir) -> None:
     write_answers(run.path)
-    assert "prompt 2" in shown(run, "down")
-    assert "prompt 3" in shown(run, "n")
-    assert "prompt 1 " in shown(run, "n", "n", "n")
-    assert "[bold]grass[/bold]" in shown(run, "down"), "prompts are no markup"
+    assert "prompt 2" in frame_after(run, "down")
+    assert "prompt 3" in frame_after(run, "n")
+    assert "prompt 1 " in frame_after(run, "n", "n", "n")
+    assert "[bold]grass[/bold]" in frame_after(run, "down"), "prompts are no markup"
 
 
 def test_f_filters_and_the_prompt_follows(run: RunDir) -> None:
     write_answers(run.path)
-    frame = shown(run, "f", "f", "f")
+    frame = frame_after(run, "f", "f", "f")
     assert "[shorter]" in frame
     assert "1 of 4 prompts" in frame
     assert "prompt 3" in frame
@@ -76,40 +66,40 @@ def test_f_filters_and_the_prompt_follows(run: RunDir) -> None:
 
 def test_a_filter_that_keeps_nothing_says_so(run: RunDir) -> None:
     write_answers(run.path, prompts=2)
-    assert "no prompt is left by this filter" in shown(run, "f", "f", "f")
-    assert "prompt 1 " in shown(run, "f", "f", "f", "f")
+    assert "no prompt passes this filter" in frame_after(run, "f", "f", "f")
+    assert "prompt 1 " in frame_after(run, "f", "f", "f", "f")
 
 
 def test_w_compares_with_another(run: RunDir) -> None:
     write_answers(run.path)
-    assert "DPO beside base" in shown(run, "w")
-    assert "DPO≠base" in shown(run, "w")
+    assert "DPO beside base" in frame_after(run, "w")
+    assert "DPO≠base" in frame_after(run, "w")
 
 
 def test_d_takes_the_marks_off(run: RunDir) -> None:
     write_answers(run.path)
-    assert "{+looks+}" in shown(run, LOCALDPO_ASCII="1")
-    assert "{+" not in shown(run, "d", LOCALDPO_ASCII="1")
+    assert "{+looks+}" in frame_after(run, LOCALDPO_ASCII="1")
+    assert "{+" not in frame_after(run, "d", LOCALDPO_ASCII="1")
 
 
 def test_enter_shows_one_answer_over_the_whole_width(run: RunDir) -> None:
     write_answers(run.path)
-    frame = shown(run, "right", "right", "enter")
+    frame = frame_after(run, "right", "right", "enter")
     assert "[DPO]" in frame
     assert "DPO, 8 tokens" in frame
     assert "SFT, 7 tokens" not in frame
-    assert "SFT, 7 tokens" in shown(run, "enter", "right", "enter")
+    assert "SFT, 7 tokens" in frame_after(run, "enter", "right", "enter")
 
 
 def test_votes_are_blind_kept_and_taken_back(run: RunDir) -> None:
     write_answers(run.path)
-    frame = shown(run, "v")
+    frame = frame_after(run, "v")
     assert "blind, 0 votes" in frame
     assert "answer A" in frame
     assert "It is." not in frame, "the base is not voted on"
     for word in ("DPO,", "SFT,", "was", "beside"):
         assert word not in frame
-    frame = shown(run, "v", "b")
+    frame = frame_after(run, "v", "b")
     (vote,) = Votes(run.path / "votes.jsonl").all()
     assert (vote.prompt, vote.choice, vote.seed, {vote.first, vote.second}) == (
         "id0",
@@ -121,17 +111,17 @@ def test_votes_are_blind_kept_and_taken_back(run: RunDir) -> None:
     assert f"A was {label[vote.first]}," in frame
     assert f"B was {label[vote.second]}, your vote" in frame
     assert "blind, 1 vote " in frame
-    shown(run, "v", "n", "a", "n", "t")
+    frame_after(run, "v", "n", "a", "n", "t")
     choices = [(each.prompt, each.choice) for each in Votes(run.path / "votes.jsonl").all()]
     assert choices == [("id0", "second"), ("id2", "first"), ("id3", "tie")]
-    assert "answer A" in shown(run, "v", "u")
+    assert "answer A" in frame_after(run, "v", "u")
     assert len(Votes(run.path / "votes.jsonl").all()) == 2
 
 
 def test_there_is_no_vote_on_equal_answers_nor_with_names(run: RunDir) -> None:
     write_answers(run.path)
-    shown(run, "a")
-    frame = shown(run, "v", "down", "a")
+    frame_after(run, "a")
+    frame = frame_after(run, "v", "down", "a")
     assert "nothing to vote on" in frame
     assert Votes(run.path / "votes.jsonl").all() == []
 
@@ -147,9 +137,9 @@ def test_answers_appear_as_they_are_written(run: RunDir) -> None:
         with AnswersWriter(path, header()) as writer:
             for name, expected in (("base", "1/12"), ("sft", "2/12"), ("dpo", "3/12")):
                 writer.answer(record(0, name))
-                await until(pilot, f"{expected} answers")
-                assert "incomplete: g goes on" in frame_text(app)
-        await until(pilot, "looks")
+                await shown(pilot, f"{expected} answers")
+                assert "incomplete: g resumes" in frame_text(app)
+        await shown(pilot, "looks")
         await press(pilot, "down")
         assert "not generated yet" in frame_text(app)
 
@@ -157,8 +147,10 @@ def test_answers_appear_as_they_are_written(run: RunDir) -> None:
 
 
 def test_without_answers_the_key_that_makes_them_is_named(run: RunDir) -> None:
-    assert "no answers yet: g generates them" in shown(run)
-    assert "no answers yet" in shown(run, "n", "f", "w", "v", "a", "u", "o", "d", "left", "enter", "pagedown")
+    assert "no answers yet: g generates them" in frame_after(run)
+    assert "no answers yet" in frame_after(
+        run, "n", "f", "w", "v", "a", "u", "o", "d", "left", "enter", "pagedown"
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +165,7 @@ def test_without_answers_the_key_that_makes_them_is_named(run: RunDir) -> None:
 )
 def test_every_size_shows_an_answer(size: tuple[int, int], environment: dict[str, str], run: RunDir) -> None:
     write_answers(run.path, ("base", "sft", "dpo", "run:b", "run:c"))
-    frame = shown(run, "right", "right", size=size, **environment)
+    frame = frame_after(run, "right", "right", size=size, **environment)
     assert "20/20 answers" in frame
     assert "The sky" in frame
     assert "DPO" in frame
@@ -190,7 +182,7 @@ def test_no_size_breaks_it(run: RunDir) -> None:
 
     async def act(pilot: Pilot[None]) -> None:
         for _ in range(12):
-            await pilot.resize_terminal(chance.randint(20, 200), chance.randint(6, 60))
+            await resize(pilot, chance.randint(20, 200), chance.randint(6, 60))
             await press(pilot, chance.choice(["n", "f", "v", "enter", "right", "d", "down", "pagedown"]))
 
     drive(app, act)

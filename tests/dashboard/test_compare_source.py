@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from made_answers import write_answers
 
-from localdpo.dashboard import compare_source
-from localdpo.dashboard.answers_job import AnswersJob
-from localdpo.dashboard.compare_source import AnswersSource
+from localdpo.dashboard import compare_state
+from localdpo.dashboard.compare_state import AnswersSource
+from localdpo.dashboard.jobs import AnswersJob
 from localdpo.records.answers import ANNOUNCEMENT, AnswersRequest, Sampling, answers_path
 from localdpo.records.rundir import RunDir
 
@@ -49,7 +49,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[AnswersReq
                 asked.append(request)
                 super().__init__(request, (sys.executable, "-c", program))
 
-        monkeypatch.setattr(compare_source, "AnswersJob", Job)
+        monkeypatch.setattr(compare_state, "AnswersJob", Job)
         return asked
 
     return set_program

@@ -202,11 +202,11 @@ def test_log_probabilities_fit_the_frame() -> None:
 def test_lines_say_what_is_missing(generating: bool, tmp_path: Path) -> None:
     state = state_of(tmp_path, write_answers(tmp_path, prompts=2, scores=False))
     texts = texts_of(state, generating=generating)
-    asked = texts.asked().plain
-    assert asked.startswith("6/12 answers")
-    assert ("generating" in asked) == generating
-    assert ("g goes on" in asked) != generating
-    assert "temperature 0.7, seed 3, at most 64 tokens" in asked
+    status = texts.status().plain
+    assert status.startswith("6/12 answers")
+    assert ("generating" in status) == generating
+    assert ("g resumes" in status) != generating
+    assert "temperature 0.7, seed 3, at most 64 tokens" in status
     assert "[all] DPO≠SFT" in texts.filters().plain
     assert texts_of(state, unicode=False).filters().plain.isascii()
     waiting = texts.pane(state.views()[3], "dpo", 0, 40).body.plain

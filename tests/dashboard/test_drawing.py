@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.style import Style
 
-from localdpo.dashboard.drawing import draw
+from localdpo.dashboard.drawing import ChartSeries, Face, Kind, ReferenceValue, draw
 from localdpo.dashboard.picture import COLOURS, Picture, Styles, blend, fitted
 from localdpo.dashboard.plot import smooth
-from localdpo.dashboard.series import ChartSeries, Face, Kind, Reference
 from localdpo.dashboard.themes import PALETTES
 
 quick = settings(deadline=None, max_examples=120)
@@ -56,7 +55,7 @@ def test_any_series_at_any_size_can_be_drawn(
     kinds: list[Kind] = ["line", "dashed", "dotted", "points"]
     shown = [series(points, "s", kind) for points, kind in zip(many, kinds, strict=False)]
     face = Face(
-        TITLES, (window[0], window[0] + window[1]), (Reference(0.5, "half"),), log, cursor, ascii, shade
+        TITLES, (window[0], window[0] + window[1]), (ReferenceValue(0.5, "half"),), log, cursor, ascii, shade
     )
     picture = draw(width, height, shown, face).picture
     lines = picture.text().split("\n")
@@ -118,12 +117,12 @@ def test_a_value_to_compare_with_is_drawn_and_named():
         12,
         series([0.9] * 101),
         series([0.1] * 9, "eval", "points"),
-        references=(Reference(0.5, "chance"),),
+        references=(ReferenceValue(0.5, "chance"),),
     )
     assert any(line.count("┈") > 30 for line in lines)
     assert "┈ chance" in lines[-1]
     # Far beyond the data it would flatten everything.
-    far = text_of(60, 12, series([0.9, 1.0] * 50), references=(Reference(50.0, "far"),))
+    far = text_of(60, 12, series([0.9, 1.0] * 50), references=(ReferenceValue(50.0, "far"),))
     assert not any(line.count("┈") > 30 for line in far)
 
 

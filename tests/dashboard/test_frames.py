@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import BEGAN, drive, make_app, make_evaluation, make_run, press
+from made_runs import BEGAN, drive, make_app, make_evaluation, make_run, press, resize, shown
 from textual.pilot import Pilot
 
-from localdpo.dashboard.app import DashboardApp
+from localdpo.dashboard.app import DashboardApp, render_once
+from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import SCREEN_TITLES
-from localdpo.dashboard.once import frame_text, render_once
 from localdpo.records.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,12 +24,12 @@ SIZES = ((80, 24), (120, 36), (200, 60))
 BARS = ("TopBar", "RunHeader", "KeyBar")
 # What must not be blank, screen by screen.
 REGIONS = {
-    "live": ("#tiles", "Chart"),
-    "samples": ("StepSlider", "#prompt-text", "#before-text", "#now-text"),
-    "pairs": ("StepSlider", "#list", "#chosen-text", "#rejected-text", "#legend"),
-    "compare": ("#asked",),
-    "judge": ("#judged", "#rates-text", "#conclusion", "#verdicts"),
-    "runs": ("#sorting", "#runs", "Chart", "#options-text"),
+    "live": ("#tiles", "LineChart"),
+    "samples": ("StepSlider", "#prompt Static", "#before Static", "#now Static"),
+    "pairs": ("StepSlider", "#list", "#chosen Static", "#rejected Static", "#legend"),
+    "compare": ("#answers-status",),
+    "judge": ("#judged", "#rates Static", "#conclusion", "#verdicts"),
+    "runs": ("#sorting", "#runs", "LineChart", "#options Static"),
 }
 
 
@@ -60,7 +60,7 @@ def check_regions(app: DashboardApp, screen: str) -> str:
         for region in (widget.region for widget in shown):
             text = [line[region.x : region.right] for line in lines[region.y : region.bottom]]
             assert "".join(text).strip(), f"{screen}: {selector} is blank"
-            if selector == "Chart":
+            if selector == "LineChart":
                 inner = "".join(line[1:-1] for line in text[1:-2])
                 drawn = sum(char not in " │┤└─0123456789.-" for char in inner)
                 assert drawn >= 5, f"{screen}: a chart is empty"
@@ -82,13 +82,10 @@ def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colou
 
     async def act(pilot: Pilot[None]) -> None:
         if screen == "runs":
-            # On a busy machine the table may take a moment.
-            while "early" not in frame_text(app):
-                await pilot.pause(0.05)
+            await shown(pilot, "early")
             await press(pilot, "space", "down", "space")
         for size in sizes:
-            await pilot.resize_terminal(*size)
-            await pilot.pause(0.25)
+            await resize(pilot, *size)
             frames.append(check_regions(app, screen))
             if colours == "nocolor":
                 assert coloured(app) == set()
@@ -174,8 +171,8 @@ def test_any_number_of_resizes(run: RunDir) -> None:
         for number in range(30):
             if number % 5 == 0:
                 await press(pilot, str(number // 5 + 1))
-            await pilot.resize_terminal(numbers.randint(1, 200), numbers.randint(1, 60))
-        await pilot.resize_terminal(120, 36)
+            await resize(pilot, numbers.randint(1, 200), numbers.randint(1, 60))
+        await resize(pilot, 120, 36)
         await press(pilot, "1")
         check_regions(app, "live")
 

@@ -4,7 +4,7 @@ import pytest
 
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.widgets.header import Word, fit, header_words, phase_of, progress_bar
+from localdpo.dashboard.widgets.bars import HeaderWord, fit, header_words, phase_of, progress_bar
 from localdpo.records.events import Event
 
 
@@ -47,7 +47,7 @@ def test_a_mac_says_whether_it_may_fall_asleep():
 
 def test_a_silent_run_has_its_age_in_another_colour():
     words = header_words(state_of(step(1, 2.0)), True, 300.0, Abilities())
-    assert words[-1] == Word("4m ago", "critical", True, 9) or words[-1].colour == "critical"
+    assert words[-1] == HeaderWord("4m ago", "critical", True, 9) or words[-1].colour == "critical"
     assert header_words(state_of(step(1, 2.0)), False, 300.0, Abilities())[-1].colour == "muted"
 
 
@@ -89,7 +89,12 @@ def test_a_run_without_a_log():
 
 
 def test_the_lightest_words_go_first():
-    words = [Word("state"), Word("name", weight=7), Word("beta", weight=4), Word("loss", weight=2)]
+    words = [
+        HeaderWord("state"),
+        HeaderWord("name", weight=7),
+        HeaderWord("beta", weight=4),
+        HeaderWord("loss", weight=2),
+    ]
     assert [word.text for word in fit(words, 100)] == ["state", "name", "beta", "loss"]
     assert [word.text for word in fit(words, 18)] == ["state", "name", "beta"]
     assert [word.text for word in fit(words, 1)] == ["state"]

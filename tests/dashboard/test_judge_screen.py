@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from made_runs import drive, make_app, make_evaluation, make_run, press
+from made_runs import drive, make_app, make_evaluation, make_run, press, shown
 from textual.pilot import Pilot
 
 from localdpo.core.errors import UserError
-from localdpo.dashboard.evaluation_job import EvaluationJob, eval_command
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.jobs import EvaluationJob, eval_command
 from localdpo.dashboard.screens.judge import FILTERS, passes
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
-from localdpo.dashboard.widgets import evaluating
-from localdpo.dashboard.widgets.rates import Drawing, interval_bar
+from localdpo.dashboard.widgets import evaluation
+from localdpo.dashboard.widgets.evaluation import EvaluationLine, RatesStyle, interval_bar
 from localdpo.records.evaluations import RateEstimate, evaluation_files, read_evaluation, win_rate
 from localdpo.records.rundir import RunDir
 
@@ -66,11 +66,11 @@ def test_a_damaged_evaluation_is_named(run: RunDir, text: str):
 
 
 def test_bars_show_value_interval_and_middle():
-    drawing = Drawing(PALETTES["dark"], Abilities(), 40)
+    drawing = RatesStyle(PALETTES["dark"], Abilities(), 40)
     assert interval_bar(RateEstimate(0.7, 0.6, 0.8), 21, drawing).plain == "          ┊ ├─●─┤    "
     assert interval_bar(RateEstimate(0.5, 0.0, 1.0), 11, drawing).plain == "├────●────┤"
     assert interval_bar(RateEstimate(0.0, None, None), 11, drawing).plain == "●    ┊     "
-    plain = Drawing(PALETTES["dark"], Abilities(unicode=False), 40)
+    plain = RatesStyle(PALETTES["dark"], Abilities(unicode=False), 40)
     assert interval_bar(RateEstimate(0.7, 0.6, 0.8), 21, plain).plain == "          : [-O-]    "
 
 
@@ -178,11 +178,10 @@ def test_without_an_evaluation_it_says_how_to_make_one(tmp_path: Path):
     app = make_app(run, "judge")
 
     async def act(pilot: Pilot[None]) -> None:
-        assert "not evaluated yet; do it with r, or with: localdpo eval dpo --runs-dir" in frame_text(app)
+        assert "not evaluated yet: press r, or run: localdpo eval dpo --runs-dir" in frame_text(app)
         await press(pilot, "enter", "f", "t", "m", "m", "left", "right", "down", "up", "escape")
         make_evaluation(run)
-        await pilot.pause(1.4)
-        assert "DPO vs SFT" in frame_text(app)
+        await shown(pilot, "DPO vs SFT")
 
     drive(app, act)
 
@@ -216,19 +215,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]
                 asked.append(list(options))
                 super().__init__(run, options, (sys.executable, "-c", program))
 
-        monkeypatch.setattr(evaluating, "EvaluationJob", Stand)
+        monkeypatch.setattr(evaluation, "EvaluationJob", Stand)
         return asked
 
     return set_program
-
-
-async def seen(pilot: Pilot[None], text: str) -> None:
-    """Wait until `text` is on the screen."""
-    for _ in range(200):
-        if text in " ".join(frame_text(pilot.app).split()):
-            return
-        await pilot.pause(0.05)
-    raise AssertionError(f"{text!r} is not on the screen:\n{frame_text(pilot.app)}")
 
 
 def test_an_evaluation_is_started_and_followed(tmp_path: Path, stand_in: Callable[[str], list[list[str]]]):
@@ -245,14 +235,14 @@ def test_an_evaluation_is_started_and_followed(tmp_path: Path, stand_in: Callabl
 
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "r")
-        await seen(pilot, "Evaluate dpo?")
+        await shown(pilot, "Evaluate dpo?")
         dialog = app.screen.query_one("#dialog").region
         assert abs(dialog.x + dialog.width / 2 - 60) <= 1
         assert abs(dialog.y + dialog.height / 2 - 18) <= 1
         await press(pilot, *"--limit", "space", *"12", "enter")
-        await seen(pilot, "evaluating: answers 8 of 12 (r stops it, and so does leaving)")
+        await shown(pilot, "evaluating: answers 8 of 12 (r stops it, and so does leaving)")
         (tmp_path / "go").touch()
-        await seen(pilot, "DPO vs SFT")
+        await shown(pilot, "DPO vs SFT")
         assert "evaluating" not in frame_text(app)
 
     drive(app, act)
@@ -269,11 +259,11 @@ def test_what_an_evaluation_refuses_is_said_and_the_line_kept(
 
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "r", "x", "enter")
-        await seen(pilot, "--judge: no judge x")
+        await shown(pilot, "--judge: no judge x")
         await press(pilot, "r", "y", "enter")
         await press(pilot, "r", "escape")
         await press(pilot, "r", "quotation_mark", "enter")
-        await seen(pilot, "the options cannot be read: No closing quotation")
+        await shown(pilot, "the options cannot be read: No closing quotation")
 
     drive(app, act)
     assert asked == [["x"], ["xy"]]
@@ -287,10 +277,10 @@ def test_an_evaluation_is_stopped_by_key_and_by_leaving(
     jobs: list[EvaluationJob] = []
 
     async def act(pilot: Pilot[None]) -> None:
-        line = app.screen.query_one(evaluating.Evaluating)
+        line = app.screen.query_one(EvaluationLine)
         for _ in range(2):
             await press(pilot, "r", "enter")
-            await seen(pilot, "evaluating: loading")
+            await shown(pilot, "evaluating: loading")
             assert line.job is not None
             jobs.append(line.job)
             await press(pilot, "r", "c")
@@ -298,7 +288,7 @@ def test_an_evaluation_is_stopped_by_key_and_by_leaving(
             if len(jobs) == 1:
                 await press(pilot, "r", "s")
                 assert not jobs[0].is_running
-                await seen(pilot, "stopped; r goes on")
+                await shown(pilot, "stopped; r resumes it")
 
     drive(app, act)
     assert not jobs[1].is_running

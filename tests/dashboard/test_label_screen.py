@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import drive, press
 from textual.pilot import Pilot
 from textual.widgets import Input
 
 from localdpo.core.errors import UserError
-from localdpo.dashboard.label_app import LabelApp
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.screens.label import LabelApp
 from localdpo.prefs.label import Labelling, open_labelling
 from localdpo.records.log import unseal
 
@@ -48,24 +47,11 @@ def pressed(state: Labelling, *keys: str, size: tuple[int, int] = (100, 30), **e
     frames: list[str] = []
 
     async def act(pilot: Pilot[None]) -> None:
-        for key in keys:
-            await pilot.press(key)
-        await pilot.pause(0.02)
+        await press(pilot, *keys)
         frames.append(frame_text(pilot.app))
 
     drive(LabelApp(state, TERMINAL | environment), act, size)
     return frames[0]
-
-
-def drive(
-    app: LabelApp, act: Callable[[Pilot[None]], Awaitable[None]], size: tuple[int, int] = (100, 30)
-) -> None:
-    async def run() -> None:
-        async with app.run_test(size=size) as pilot:
-            await pilot.pause(0.02)
-            await act(pilot)
-
-    asyncio.run(run())
 
 
 def test_a_pair_is_shown_blind(data: Path) -> None:
@@ -135,7 +121,7 @@ def test_at_the_end_it_says_so_and_only_undo_works(data: Path) -> None:
     state = opened(data)
     frame = pressed(state, *"12tb", *"1tfn")
     assert f"{PAIRS}/{PAIRS} answered" in frame
-    assert "That was all" in frame
+    assert "All pairs are labelled" in frame
     assert len(saved(data)) == PAIRS
     assert f"{PAIRS - 1}/{PAIRS} answered" in pressed(state, "u")
 
@@ -144,8 +130,7 @@ def test_q_leaves(data: Path) -> None:
     app = LabelApp(opened(data), TERMINAL)
 
     async def act(pilot: Pilot[None]) -> None:
-        await pilot.press("q")
-        await pilot.pause(0.02)
+        await press(pilot, "q")
         assert not app.is_running or app._exit
 
     drive(app, act)
@@ -162,8 +147,7 @@ def test_a_full_disk_ends_it_with_its_line(data: Path) -> None:
     app = LabelApp(state, TERMINAL)
 
     async def act(pilot: Pilot[None]) -> None:
-        await pilot.press("1")
-        await pilot.pause(0.02)
+        await press(pilot, "1")
 
     drive(app, act)
     assert str(app.labelling.failure) == "no space left on the disk"
@@ -190,8 +174,7 @@ def test_the_line_for_a_note_is_hidden_until_it_is_wanted(data: Path) -> None:
     async def act(pilot: Pilot[None]) -> None:
         line = app.labelling.query_one(Input)
         assert not line.display
-        await pilot.press("n")
-        await pilot.pause(0.02)
+        await press(pilot, "n")
         assert line.display
         assert line.has_focus
 

@@ -23,8 +23,8 @@ WATCH = "from localdpo.cli.watch import open_dashboard; open_dashboard(run.path.
 # Without a request for answers, which would take a model.
 COMPARE = """
 from localdpo.dashboard.app import DashboardApp
-from localdpo.dashboard.compare_app import CompareApp
-from localdpo.dashboard.leaving import run_app
+from localdpo.dashboard.app import CompareApp
+from localdpo.dashboard.appbase import run_app
 app = CompareApp.__new__(CompareApp)
 DashboardApp.__init__(app, run.path.parent, run, jump="compare")
 run_app(app)
@@ -52,7 +52,7 @@ def stuck():
 """
 STUCK = """
 from textual.app import App
-from localdpo.dashboard.leaving import run_app
+from localdpo.dashboard.appbase import run_app
 class Stuck(App):
     def on_ready(self):
         open("up", "w").close()

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from made_runs import BEGAN, NOW, drive, make_app, make_run, press, settle, step_metrics
+from made_runs import BEGAN, NOW, drive, make_app, make_run, press, resize, settle, shown, step_metrics, until
 from textual.events import MouseScrollDown, MouseScrollUp
 from textual.pilot import Pilot
 from textual.widgets import Input
 
 from localdpo.dashboard.app import DashboardApp
+from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import keys_of
-from localdpo.dashboard.once import frame_text
-from localdpo.dashboard.widgets.chart import Chart
+from localdpo.dashboard.screens.dialogs import NoticesScreen
+from localdpo.dashboard.widgets.chart import LineChart
 from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
 from localdpo.dashboard.widgets.log import LogView
-from localdpo.dashboard.widgets.notices import NoticesScreen
 from localdpo.records.events import EventWriter, encode_event
 from localdpo.records.rundir import RunDir, RunLock
 
@@ -67,7 +67,7 @@ def charts(app: DashboardApp) -> list[str | None]:
     """The names of the charts that are shown."""
     if not app.screen.query_one(ChartGrid).display:
         return []
-    return [chart.name for chart in app.screen.query(Chart) if chart.display]
+    return [chart.name for chart in app.screen.query(LineChart) if chart.display]
 
 
 def test_every_key_of_live_is_tested_here():
@@ -177,7 +177,7 @@ def test_choosing_and_maximising_charts(run: RunDir):
         assert len(charts(app)) == 6
         await press(pilot, "down", "down")
         focused = app.focused
-        assert isinstance(focused, Chart)
+        assert isinstance(focused, LineChart)
         await press(pilot, "up", "enter")
         assert charts(app) == ["loss"]  # from the KL, which stayed chosen: two down, one up
         await press(pilot, "enter")
@@ -198,8 +198,7 @@ def test_pages_of_charts(run: RunDir):
         assert seen(app).startswith("charts 1 to 6 of 9")
         await press(pilot, "left_square_bracket")
         assert seen(app).startswith("charts 7 to 9 of 9")
-        await pilot.resize_terminal(200, 60)
-        await settle(pilot)
+        await resize(pilot, 200, 60)
         assert seen(app).startswith("9 charts")
 
     drive(app, act)
@@ -225,8 +224,7 @@ def test_notices_are_acknowledged_one_by_one(run: RunDir):
         await press(pilot, "a", "a")
         assert "seen" not in frame_text(app)[: frame_text(app).index("margin")]
         add(run, notice("critical", "kl", NOW - 5))
-        await pilot.pause(0.5)
-        assert "CRITICAL kl seen" in frame_text(app)
+        await shown(pilot, "CRITICAL kl seen")
 
     drive(app, act)
 
@@ -260,7 +258,7 @@ def test_the_log_is_shown_and_hidden(run: RunDir):
         assert "step 40 loss" not in frame_text(app)
         await press(pilot, "l")
         assert "step 40 loss" in frame_text(app)
-        await pilot.resize_terminal(80, 24)
+        await resize(pilot, 80, 24)
         await press(pilot, "l", "l")
         assert app.screen.query_one(LogView).size.height >= 4
 
@@ -328,7 +326,7 @@ def test_the_mouse_points_zooms_and_opens(run: RunDir):
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        chart = next(iter(app.screen.query(Chart)))
+        chart = next(iter(app.screen.query(LineChart)))
         await pilot.hover(chart, offset=(20, 4))
         await settle(pilot)
         assert "values at step" in seen(app)
@@ -356,34 +354,32 @@ def test_new_steps_move_the_charts(run: RunDir):
 
     async def act(pilot: Pilot[None]) -> None:
         with RunLock(run), EventWriter(run.events) as log:
-            await pilot.pause(0.3)
+            await shown(pilot, "● training")
             before = frame_text(app)
             for step in range(21, 31):
                 log.write("step", step, metrics=step_metrics(step, 0))
-            await pilot.pause(0.5)
+            await shown(pilot, "step 30/40")
+            await shown(pilot, "step 30 loss")
             after = frame_text(app)
-        assert "step 30/40" in after
         assert before.split("\n")[8:18] != after.split("\n")[8:18]
 
     drive(app, act)
 
 
 @pytest.mark.parametrize("key", ["space", "escape", "end"])
-def test_what_is_frozen_stands_still_until_it_is_let_go(key: str):
+def test_what_is_frozen_does_not_change_until_it_is_resumed(key: str):
     run = make_run(Path("runs"), "alive", steps=20, end=None)
     app = make_app(run, clock=lambda: BEGAN + 23)
 
     async def act(pilot: Pilot[None]) -> None:
         with RunLock(run), EventWriter(run.events) as log:
-            while "training" not in frame_text(app):
-                await pilot.pause(0.05)
+            await shown(pilot, "● training")
             await press(pilot, "space")
-            assert "frozen: space goes on" in frame_text(app)
+            assert "frozen: space resumes" in frame_text(app)
             before = frame_text(app).split("\n")
             log.write("step", 21, metrics=step_metrics(21, 0))
-            await pilot.pause(0.5)
+            await shown(pilot, "step 21/40")
             after = frame_text(app).split("\n")
-            assert "step 21/40" in after[1]
             assert after[3:] == before[3:]
             await press(pilot, "s")
             assert "smoothed 0.97" in seen(app)
@@ -394,18 +390,17 @@ def test_what_is_frozen_stands_still_until_it_is_let_go(key: str):
     drive(app, act)
 
 
-def test_a_death_is_told_with_the_command_to_resume():
+def test_a_crash_is_shown_with_the_resume_command():
     run = make_run(Path("runs"), "alive", steps=20, end=None)
     lock = RunLock(run)
     lock.acquire()
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        await pilot.pause(0.3)
-        assert "● training" in frame_text(app)
+        await shown(pilot, "● training")
         lock.release()
-        while "localdpo train --resume --run alive" not in (text := frame_text(app)):
-            await pilot.pause(0.05)
+        await shown(pilot, "localdpo train --resume --run alive")
+        text = frame_text(app)
         assert "crashed" in text
         assert "crashed seen" not in text
         await press(pilot, "s")
@@ -422,13 +417,11 @@ def test_before_the_first_step_it_says_what_it_waits_for(size: tuple[int, int]):
 
     async def act(pilot: Pilot[None]) -> None:
         with RunLock(run):
-            await pilot.pause(0.3)
-            assert "No step yet: loading model and data." in frame_text(app)
+            await shown(pilot, "No step yet: loading model and data.")
             assert charts(app) == []
             await press(pilot, *[key.key for key in keys_of("live") if key.key not in ("A", "slash")])
             add(run, encode_event("step", 1, BEGAN + 1, {"metrics": {"loss": 2.0}}))
-            await pilot.pause(0.5)
-            assert "No step yet" not in frame_text(app)
+            await until(pilot, lambda: "No step yet" not in frame_text(app))
             assert charts(app) == ["loss"]
 
     drive(app, act, size)
@@ -456,7 +449,7 @@ def test_a_gap_is_seen(run: RunDir):
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        loss = next(chart for chart in app.screen.query(Chart) if chart.name == "loss")
+        loss = next(chart for chart in app.screen.query(LineChart) if chart.name == "loss")
         rows = frame_text(app).split("\n")[loss.region.y : loss.region.bottom]
         assert any("✖" in row[loss.region.x : loss.region.right] for row in rows)
 
@@ -512,10 +505,12 @@ def test_any_size_at_any_moment(run: RunDir):
 
     async def act(pilot: Pilot[None]) -> None:
         for number in range(40):
-            await pilot.resize_terminal(numbers.randint(1, 110), numbers.randint(1, 38))
+            await resize(pilot, numbers.randint(1, 110), numbers.randint(1, 38))
             if number % 3 == 0:
-                await pilot.press(numbers.choice(["m", "l", "left", "right_square_bracket", "plus", "minus"]))
-        await pilot.resize_terminal(80, 24)
+                await press(
+                    pilot, numbers.choice(["m", "l", "left", "right_square_bracket", "plus", "minus"])
+                )
+        await resize(pilot, 80, 24)
         await press(pilot, "escape", "escape", "escape", "0")
         assert charts(app)
 

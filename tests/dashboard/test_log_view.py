@@ -9,7 +9,7 @@ import pytest
 from made_runs import drive, make_app, make_run, settle
 from textual.pilot import Pilot
 
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.widgets import log as log_module
 from localdpo.dashboard.widgets.log import LogView, colour_of, log_line

@@ -7,7 +7,7 @@ import pytest
 from made_runs import drive, make_app, make_run, press
 from textual.pilot import Pilot
 
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.appbase import frame_text
 from localdpo.records.rundir import RunDir
 
 

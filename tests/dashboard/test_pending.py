@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from localdpo.dashboard.pending import PendingCommands
+from localdpo.dashboard.feed import PendingCommands
 from localdpo.records.control import Acknowledgement
 
 

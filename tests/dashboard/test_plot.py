@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localdpo.dashboard.axes import Axis, Scale
 from localdpo.dashboard.plot import (
     Stroke,
     band,
@@ -19,8 +20,6 @@ from localdpo.dashboard.plot import (
     smooth_on,
     stroke,
 )
-from localdpo.dashboard.scales import Scale
-from localdpo.dashboard.window import Axis
 
 ANY = st.one_of(
     st.floats(-1e3, 1e3), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e300, -1e300, 5e-324])
@@ -80,12 +79,12 @@ def test_every_column_keeps_its_smallest_and_largest_value(values: list[float], 
     array = np.array(values)
     steps = np.arange(len(array))
     axis = Axis(0.0, max(1.0, len(array) - 1.0), count)
-    places = axis.places(steps)
-    low, high = envelope(array, places)
-    assert places[0] == 0
-    assert places[-1] == len(array)
+    bounds = axis.bounds(steps)
+    low, high = envelope(array, bounds)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(array)
     for column in range(count):
-        inside = array[places[column] : places[column + 1]]
+        inside = array[bounds[column] : bounds[column + 1]]
         inside = inside[np.isfinite(inside)]
         assert (np.isnan(low[column]), np.isnan(high[column])) == (not len(inside),) * 2
         if len(inside):
@@ -96,9 +95,9 @@ def test_every_column_keeps_its_smallest_and_largest_value(values: list[float], 
 @given(lists, columns)
 def test_a_band_holds_all_values_and_invents_none(values: list[float], count: int):
     array = np.array(values)
-    places = Axis(0.0, max(1.0, len(array) - 1.0), count).places(np.arange(len(array)))
-    low, high = envelope(array, places)
-    wide_low, wide_high = band(array, places)
+    bounds = Axis(0.0, max(1.0, len(array) - 1.0), count).bounds(np.arange(len(array)))
+    low, high = envelope(array, bounds)
+    wide_low, wide_high = band(array, bounds)
     seen = ~np.isnan(low)
     assert (wide_low[seen] <= low[seen]).all()
     assert (wide_high[seen] >= high[seen]).all()
@@ -108,14 +107,14 @@ def test_a_band_holds_all_values_and_invents_none(values: list[float], count: in
 
 
 def test_means_of_columns():
-    places = Axis(0, 5, 3).places(np.arange(6))
-    assert means(np.arange(6.0), places).tolist() == [0.5, 2.5, 4.5]
-    assert means(np.full(6, 1e308), places) == pytest.approx([1e308] * 3)
+    bounds = Axis(0, 5, 3).bounds(np.arange(6))
+    assert means(np.arange(6.0), bounds).tolist() == [0.5, 2.5, 4.5]
+    assert means(np.full(6, 1e308), bounds) == pytest.approx([1e308] * 3)
 
 
 def test_gaps_are_found_in_their_column():
     values = np.array([0.0, math.nan, 1.0, 2.0, math.inf, 3.0])
-    assert gap_columns(values, Axis(0, 5, 3).places(np.arange(6))).tolist() == [True, False, True]
+    assert gap_columns(values, Axis(0, 5, 3).bounds(np.arange(6))).tolist() == [True, False, True]
 
 
 @quick

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.dashboard.series import Series
-from localdpo.dashboard.state import RunState
+from localdpo.dashboard.state import MetricSeries, RunState
 from localdpo.records.events import Event, effective
 
 
@@ -31,7 +30,7 @@ def fold(events: list[Event], *cuts: int) -> RunState:
 def seen(state: RunState) -> dict[str, Any]:
     """Everything that a screen could read, in a form that compares."""
 
-    def table(series: dict[str, Series]) -> dict[str, Any]:
+    def table(series: dict[str, MetricSeries]) -> dict[str, Any]:
         return {
             n: (s.steps.tolist(), np.nan_to_num(s.values, nan=-1e9).tolist())
             for n, s in series.items()

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_runs import drive, evaluation, make_app, make_run, press
+from made_runs import drive, evaluation, make_app, make_run, press, settle, shown
 from textual.pilot import Pilot
 
-from localdpo.dashboard.once import frame_text
+from localdpo.dashboard.appbase import frame_text
 from localdpo.records.rundir import RunDir
 
 
@@ -55,7 +55,7 @@ def test_a_click_on_the_slider_goes_there(run: RunDir):
     async def act(pilot: Pilot[None]) -> None:
         row = next(row for row, line in enumerate(frame_text(app).splitlines()) if "5 of 5" in line)
         await pilot.click(offset=(frame_text(app).splitlines()[row].index("┼"), row))
-        await pilot.pause()
+        await settle(pilot)
         assert "policy at step 0" in frame_text(app)
 
     drive(app, act)
@@ -70,13 +70,11 @@ def test_it_follows_new_evaluations_unless_it_was_moved(run: RunDir):
 
     async def act(pilot: Pilot[None]) -> None:
         more(50)
-        await pilot.pause(0.4)
-        assert "policy at step 50" in frame_text(app)
+        await shown(pilot, "policy at step 50")
         await press(pilot, "left")
         more(60)
-        await pilot.pause(0.4)
+        await shown(pilot, "5 of 7")
         assert "policy at step 40" in frame_text(app)
-        assert "5 of 7" in frame_text(app)
 
     drive(app, act)
 

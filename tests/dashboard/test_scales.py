@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localdpo.dashboard.scales import Scale, limits, short, short_step, ticks
+from localdpo.dashboard.axes import Scale, limits, short, short_step, ticks
 
 ANY = st.one_of(
     st.floats(-1e6, 1e6),

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from made_answers import write_answers
-from made_runs import drive, make_app, make_evaluation, make_run, press
+from made_runs import drive, make_app, make_evaluation, make_run, press, settle
 from rich.segment import ControlType, Segment
 from textual.color import Color
 from textual.pilot import Pilot
 
 from localdpo.core.text import escaped
-from localdpo.dashboard.once import frame_text, svg_of
+from localdpo.dashboard.appbase import frame_svg, frame_text
 from localdpo.dashboard.terminal import TextFilter
 from localdpo.records.rundir import RunDir
 
@@ -56,7 +56,7 @@ def test_a_screen_shows_hostile_text_as_it_is(run: RunDir, screen: str) -> None:
             frame = frame_text(app)
             assert [char for char in frame if escaped(char) != char] == []
             assert app.is_running
-        assert not [char for char in svg_of(app) if escaped(char) != char]
+        assert not [char for char in frame_svg(app) if escaped(char) != char]
         assert "[red]" in frame
 
     drive(app, act)
@@ -68,7 +68,7 @@ def test_a_notification_is_never_markup(run: RunDir) -> None:
     async def act(pilot: Pilot[None]) -> None:
         app.notify(f"{HOSTILE} is deleted")
         app.screen.notify(f"{HOSTILE} is finished", severity="warning")
-        await press(pilot)
+        await settle(pilot)
         assert frame_text(app).count("[red][@click=app.quit]x[/][link=y]") >= 2
 
     drive(app, act)

@@ -8,18 +8,19 @@ from rich.text import Text
 
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, theme_of
-from localdpo.dashboard.widgets.difftext import clean, diff_text
-from localdpo.dashboard.widgets.tokens import (
+from localdpo.dashboard.widgets.answertext import (
     SHADES,
-    View,
+    Tinting,
     blend,
+    clean,
+    diff_text,
     ink_on,
-    legend,
     scale_of,
     shade_of,
     signed,
     spans,
     style_of,
+    tints_legend,
     tokens_text,
     visible,
 )
@@ -27,8 +28,8 @@ from localdpo.dashboard.widgets.tokens import (
 DARK = PALETTES["dark"]
 
 
-def view(numbers: bool = False, **abilities: object) -> View:
-    return View(1.0, numbers, DARK, Abilities(**abilities))  # type: ignore[arg-type]
+def view(numbers: bool = False, **abilities: object) -> Tinting:
+    return Tinting(1.0, numbers, DARK, Abilities(**abilities))  # type: ignore[arg-type]
 
 
 def styles(text: Text) -> list[tuple[str, str]]:
@@ -37,24 +38,24 @@ def styles(text: Text) -> list[tuple[str, str]]:
 
 def test_both_sides_of_a_difference_are_marked():
     old, new = "login is slow.", "login is very broken."
-    assert diff_text(old, new, "new", DARK, True).plain == "login is «very broken»."
-    assert diff_text(old, new, "old", DARK, True).plain == "login is ⟨slow⟩."
-    assert diff_text(old, new, "new", DARK, False).plain == "login is {+very broken+}."
-    assert diff_text(old, new, "old", DARK, False).plain == "login is [-slow-]."
-    assert styles(diff_text(old, new, "new", DARK, True)) == [
+    assert diff_text(old, new, "new", DARK, Abilities()).plain == "login is «very broken»."
+    assert diff_text(old, new, "old", DARK, Abilities()).plain == "login is ⟨slow⟩."
+    assert diff_text(old, new, "new", DARK, Abilities(unicode=False)).plain == "login is {+very broken+}."
+    assert diff_text(old, new, "old", DARK, Abilities(unicode=False)).plain == "login is [-slow-]."
+    assert styles(diff_text(old, new, "new", DARK, Abilities())) == [
         ("«very broken»", f"bold underline {DARK.chosen}")
     ]
 
 
 def test_equal_texts_have_no_marks_and_white_space_none_of_its_own():
-    assert diff_text("a b", "a b", "new", DARK, True).plain == "a b"
-    assert diff_text("a b", "a  b", "new", DARK, True).plain == "a  b"
-    assert diff_text("a", "a\nb", "new", DARK, True).plain == "a\n«b»"
+    assert diff_text("a b", "a b", "new", DARK, Abilities()).plain == "a b"
+    assert diff_text("a b", "a  b", "new", DARK, Abilities()).plain == "a  b"
+    assert diff_text("a", "a\nb", "new", DARK, Abilities()).plain == "a\n«b»"
 
 
 def test_markup_and_control_characters_stay_text():
     assert clean("a\x1b[31mb\nc") == "a\\x1b[31mb\nc"
-    assert diff_text("", "[red]x[/red]", "new", DARK, True).plain == "«[red]x[/red]»"
+    assert diff_text("", "[red]x[/red]", "new", DARK, Abilities()).plain == "«[red]x[/red]»"
 
 
 def test_the_scale_ignores_an_outlier_and_what_is_no_number():
@@ -94,7 +95,7 @@ def test_a_rounded_zero_has_no_minus():
 
 
 def test_the_legend_names_both_ends():
-    assert legend(view()).plain.startswith("-1.000  -  -  -  -  0  +  +  +  +  +1.000 ")
+    assert tints_legend(view()).plain.startswith("-1.000  -  -  -  -  0  +  +  +  +  +1.000 ")
 
 
 def test_ink_is_readable_on_every_tint():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localdpo.dashboard.window import Axis, View, right_edge
+from localdpo.dashboard.axes import Axis, StepView, right_edge
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -15,7 +15,7 @@ quick = settings(deadline=None, max_examples=60)
     st.lists(st.sampled_from(["in", "out", "left", "right"]), max_size=15), st.integers(0, 10**6), st.data()
 )
 def test_whatever_is_done_the_window_lies_within_the_run(acts: list[str], last: int, data: st.DataObject):
-    view = View()
+    view = StepView()
     for act in acts:
         around = data.draw(st.none() | st.floats(0, max(last, 1)))
         if act in ("in", "out"):
@@ -27,25 +27,25 @@ def test_whatever_is_done_the_window_lies_within_the_run(acts: list[str], last: 
 
 
 def test_zooming_in_follows_the_newest_step_and_out_again_shows_all():
-    view = View().zoomed(True, 0, 1000)
+    view = StepView().zoomed(True, 0, 1000)
     assert view.window(0, 1000) == (500, 1000)
     assert view.window(0, 1100) == (600, 1100)
-    assert view.zoomed(False, 0, 1000) == View()
+    assert view.zoomed(False, 0, 1000) == StepView()
 
 
 def test_zooming_around_a_step_keeps_it_where_it_is():
-    view = View().zoomed(True, 0, 1000, around=250.0)
+    view = StepView().zoomed(True, 0, 1000, around=250.0)
     assert view.window(0, 1000) == (125, 625)
     assert view.window(0, 5000) == (125, 625)
 
 
 def test_panning_stops_at_both_ends():
-    view = View().zoomed(True, 0, 1000)
+    view = StepView().zoomed(True, 0, 1000)
     assert view.panned(0.25, 0, 1000) == view
     earlier = view.panned(-0.25, 0, 1000)
     assert earlier.window(0, 1000) == (375, 875)
     assert earlier.panned(-9, 0, 1000).window(0, 1000) == (0, 500)
-    assert View().panned(-0.25, 0, 1000) == View()
+    assert StepView().panned(-0.25, 0, 1000) == StepView()
 
 
 @quick
@@ -68,5 +68,5 @@ def test_columns_and_steps():
     assert [axis.column(step) for step in (0, 9.9, 10, 100)] == [0, 0, 1, 9]
     assert axis.column(101) is None
     assert axis.step(0) == 5.0
-    assert axis.places(np.array([0, 50, 99, 100, 200])).tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 4]
+    assert axis.bounds(np.array([0, 50, 99, 100, 200])).tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 4]
     assert axis.step(9) == pytest.approx(95)

@@ -271,12 +271,12 @@ def _read_batches(path: Path) -> object:
 
 def _read_dashboard(path: Path) -> object:
     """What the screens make of a log."""
-    from localdpo.dashboard.alarms import alarms
     from localdpo.dashboard.feed import RunFeed
     from localdpo.dashboard.runstable import RunIndex
     from localdpo.dashboard.terminal import Abilities
-    from localdpo.dashboard.widgets.header import header_words
+    from localdpo.dashboard.widgets.bars import header_words
     from localdpo.dashboard.widgets.log import log_line
+    from localdpo.dashboard.widgets.notices import alarms
     from localdpo.dashboard.widgets.tiles import tiles_of
 
     feed = RunFeed(RunDir(path.parent))

@@ -1,7 +1,7 @@
 """What every screen of a run has: the bar of screens, the run's header, how it ended, the keys.
 
 A screen subclasses RunScreen, sets NAME and BINDINGS = bindings_of(NAME), composes its body in `body` and
-draws the run in `show`. The app calls `show` after the log brought something, `tick` five times a second and
+draws the run in `show`. The app calls `show` after new lines of the log, `tick` five times a second and
 `reset` before the first `show` of another run.
 """
 
@@ -15,9 +15,8 @@ from textual.screen import Screen
 
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
-from localdpo.dashboard.widgets.bars import KeyBar, TopBar
-from localdpo.dashboard.widgets.ending import Ending
-from localdpo.dashboard.widgets.header import RunHeader
+from localdpo.dashboard.widgets.bars import Ending, KeyBar, RunHeader, TopBar
+from localdpo.dashboard.widgets.slider import StepSlider, Walk
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
@@ -32,7 +31,7 @@ class RunScreen(Screen[None]):
     """A screen of the dashboard. NAME is its name in keymap.SCREEN_TITLES."""
 
     NAME: ClassVar[str] = ""
-    # Whether how the open run ended is said below the header.
+    # Whether the line on how the open run ended is shown below the header.
     SHOWS_ENDING: ClassVar[bool] = True
 
     def __init__(self) -> None:
@@ -57,7 +56,7 @@ class RunScreen(Screen[None]):
 
     @property
     def feed(self) -> RunFeed | None:
-        """The run that the screen was last shown; None before the first `show`."""
+        """The run that the screen shows; None before the first `show`."""
         return self._feed
 
     def body(self) -> ComposeResult:
@@ -65,7 +64,7 @@ class RunScreen(Screen[None]):
         raise NotImplementedError
 
     def show(self, feed: RunFeed) -> None:
-        """Draw what the run has come to."""
+        """Draw the run as it is now."""
 
     def tick(self, now: float) -> None:
         """Draw what changes with time alone. `now`: Unix time in seconds."""
@@ -89,7 +88,7 @@ class RunScreen(Screen[None]):
         self.set_class(self.size.height < _TINY, "-tiny")
 
     def on_screen_resume(self) -> None:
-        # What happened while another screen was up is shown now; the widgets are mounted by this time.
+        # Catch up on what happened while another screen was up; the widgets are mounted by this time.
         self._is_ready = True
         self.follow(self.dashboard.feed, self.dashboard.now())
 
@@ -105,16 +104,50 @@ class RunScreen(Screen[None]):
             if self._feed is not None:
                 self.reset()
             self._feed = feed
-        header.show(feed, now)
+        header.show(feed, now, self.dashboard.worker_lives)
         if self.SHOWS_ENDING:
-            self.query_one(Ending).show(feed)
+            self.query_one(Ending).show(feed, self.dashboard.worker_lives)
         self.show(feed)
 
-    def beat(self, now: float) -> None:
-        """What changes with time alone, in header and body; called by the app."""
+    def refresh_time(self, now: float) -> None:
+        """Draw what changes with time alone, in header and body; called by the app."""
         if not self._is_ready:
             return
         if self._feed is not None:
-            self.query_one(RunHeader).show(self._feed, now)
+            self.query_one(RunHeader).show(self._feed, now, self.dashboard.worker_lives)
         self.query_one(TopBar).status = self.dashboard.status(now)
         self.tick(now)
+
+
+class StepScreen(RunScreen):
+    """A screen of what every evaluation brings, with a slider over their steps and keys to move along it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._walk = Walk()
+
+    def show_step(self) -> None:
+        """Draw what belongs to the step that is selected in `_walk`."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        self._walk = Walk()
+
+    def action_step(self, by: int) -> None:
+        """The evaluation so many further on."""
+        self._walk.move(by)
+        self.show_step()
+
+    def action_first(self) -> None:
+        """The first evaluation."""
+        self._walk.to(0)
+        self.show_step()
+
+    def action_last(self) -> None:
+        """The newest evaluation, and those to come."""
+        self._walk.newest()
+        self.show_step()
+
+    def on_step_slider_moved(self, event: StepSlider.Moved) -> None:
+        self._walk.to(event.index)
+        self.show_step()

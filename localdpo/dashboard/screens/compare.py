@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Container, Horizontal, Vertical, VerticalScroll
+from textual.containers import Container, Horizontal, Vertical
 from textual.widgets import DataTable, Static
 
-from localdpo.dashboard.compare_source import AnswersSource
-from localdpo.dashboard.compare_state import CompareState, PromptView
+from localdpo.dashboard.compare_state import AnswersSource, CompareState, PromptView
 from localdpo.dashboard.compare_texts import NO_ANSWERS, CompareTexts, titles
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.widgets.answerpane import AnswerPane
-from localdpo.dashboard.widgets.difftext import clean
-from localdpo.dashboard.widgets.table import ListTable
+from localdpo.dashboard.widgets.answertext import clean
+from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.out.console import Text
 from localdpo.records.answers import AnswersRequest
 from localdpo.records.verdicts import Choice
@@ -35,14 +33,14 @@ _LEAST_PANE: Final = 24
 class CompareScreen(RunScreen):
     """Prompts at the left, their answers beside each other, words marked that differ.
 
-    `request` is asked at once, and again by g. Without it the newest answers file is shown, and g asks the
-    run's held-out prompts.
+    `request`: answers to generate at once, and again by g. Without it the newest answers file is shown, and g
+    generates answers to the run's held-out prompts.
     """
 
     NAME = "compare"
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("compare")
     CSS: ClassVar[str] = """
-    #asked, #filters, #figures, #tabs { height: 1; padding: 0 1; }
+    #answers-status, #filters, #figures, #tabs { height: 1; padding: 0 1; }
     #compare { layout: horizontal; height: 1fr; }
     #compare > #prompts { width: 32; height: 1fr; border: round $line; overflow-x: hidden; }
     #compare.-stacked { layout: vertical; }
@@ -50,7 +48,7 @@ class CompareScreen(RunScreen):
     #compare.-low > #prompts { height: 2; }
     #question { height: auto; max-height: 30%; }
     #panes { height: 1fr; }
-    #panes > .answer { width: 1fr; height: 1fr; }
+    #panes > TextPanel { width: 1fr; height: 1fr; }
     #panes > .-here { border: round $chosen; }
     .-ascii #compare > #prompts { border: ascii $line; }
     .-ascii #compare.-stacked > #prompts { border: none; }
@@ -69,13 +67,12 @@ class CompareScreen(RunScreen):
         self._rows: object = None
 
     def body(self) -> ComposeResult:
-        yield Static(id="asked")
+        yield Static(id="answers-status")
         yield Static(id="filters")
         with Container(id="compare"):
             yield ListTable(id="prompts", show_header=False, cursor_type="row")
             with Vertical(id="answers-side"):
-                with VerticalScroll(classes="panel", id="question", can_focus=False):
-                    yield Static(id="question-text")
+                yield TextPanel("question")
                 yield Static(id="tabs")
                 yield Horizontal(id="panes")
         yield Static(id="figures")
@@ -147,8 +144,8 @@ class CompareScreen(RunScreen):
         self._draw()
 
     def action_scroll(self, by: int) -> None:
-        for pane in self.query(AnswerPane):
-            pane.scroll_relative(y=by * max(1, pane.size.height - 1), animate=False)
+        for panel in self.query_one("#panes").query(TextPanel):
+            panel.scroll_pages(by)
 
     def action_blind(self) -> None:
         if self._state is not None:
@@ -170,7 +167,7 @@ class CompareScreen(RunScreen):
         state, view = self._state, self._view()
         if state is not None and view is not None:
             taken = state.undo(view)
-            self.notify("no vote on this prompt" if taken is None else "the vote is taken back")
+            self.notify("no vote on this prompt" if taken is None else "vote undone")
             self._draw()
 
     def action_generate(self, next_seed: bool) -> None:
@@ -211,7 +208,7 @@ class CompareScreen(RunScreen):
         self.query_one("#compare").display = has_answers
         for id in ("#filters", "#figures", "#question"):
             self.query_one(id).display = has_answers and not is_low
-        self.query_one("#asked", Static).update(self._asked())
+        self.query_one("#answers-status", Static).update(self._status())
         if state is None or not has_answers:
             return
         texts = self._texts(state)
@@ -220,15 +217,14 @@ class CompareScreen(RunScreen):
         view = self._view()
         self.query_one("#answers-side").display = view is not None
         if view is None:
-            self.query_one("#figures", Static).update("no prompt is left by this filter: f chooses the next")
+            self.query_one("#figures", Static).update("no prompt passes this filter: f chooses the next")
             return
-        self.query_one("#question").border_title = f"prompt {view.index + 1}"
-        self.query_one("#question-text", Static).update(Text(clean(view.text)))
+        self.query_one("#question", TextPanel).show(Text(clean(view.text)), f"prompt {view.index + 1}")
         self.query_one("#figures", Static).update(texts.figures(view))
         self._draw_panes(state, texts, view)
 
-    def _asked(self) -> Text:
-        """What was asked, or why there is nothing to see."""
+    def _status(self) -> Text:
+        """The state of the answers file, or why there is none."""
         source = self._source
         if source is not None and source.problem is not None:
             mark = self.abilities.mark("critical")
@@ -236,7 +232,7 @@ class CompareScreen(RunScreen):
         if self._state is None:
             is_loading = source is not None and source.generating
             return Text("loading the model" if is_loading else NO_ANSWERS, self.palette.muted)
-        return self._texts(self._state).asked()
+        return self._texts(self._state).status()
 
     def _texts(self, state: CompareState) -> CompareTexts:
         generating = self._source is not None and self._source.generating
@@ -263,17 +259,19 @@ class CompareScreen(RunScreen):
     def _draw_panes(self, state: CompareState, texts: CompareTexts, view: PromptView) -> None:
         names = state.panes(view)
         self._pane = min(self._pane, len(names) - 1)
-        panes = list(self.query(AnswerPane))
-        more = [AnswerPane(f"pane-{place}") for place in range(len(panes), len(names))]
-        self.query_one("#panes").mount(*more)
-        panes += more
+        parent = self.query_one("#panes")
+        panels = list(parent.query(TextPanel))
+        more = [TextPanel(f"pane-{index}") for index in range(len(panels), len(names))]
+        parent.mount(*more)
+        panels += more
         room = self.size.width - (0 if self.size.width < _NARROW else _LIST_WIDTH)
-        one = self._full or room // len(names) < _LEAST_PANE
-        for place, pane in enumerate(panes):
-            pane.display = place < len(names) and (not one or place == self._pane)
-            pane.set_class(place == self._pane and not one, "-here")
-            if place < len(names):
-                pane.show(*texts.pane(view, names[place], place, room if one else room // len(names)))
+        is_single = self._full or room // len(names) < _LEAST_PANE
+        for index, panel in enumerate(panels):
+            panel.display = index < len(names) and (not is_single or index == self._pane)
+            panel.set_class(index == self._pane and not is_single, "-here")
+            if index < len(names):
+                width = room if is_single else room // len(names)
+                panel.show(*texts.pane(view, names[index], index, width))
         tabs = self.query_one("#tabs", Static)
-        tabs.display = one
+        tabs.display = is_single
         tabs.update(texts.tabs(view, names, self._pane))

@@ -1,25 +1,30 @@
-"""Judge: win rates with their intervals, categories, and every verdict with what the judge said."""
+"""Judge: win rates with their intervals, categories, and each verdict with the judge's reasons."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Container, Horizontal, VerticalScroll
+from textual.containers import Container, Horizontal
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
-from localdpo.dashboard.evaluation_job import eval_command
+from localdpo.dashboard.jobs import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.widgets.difftext import clean, diff_text
-from localdpo.dashboard.widgets.evaluating import Evaluating
-from localdpo.dashboard.widgets.rates import Drawing, categories_text, metrics_text, rates_text
-from localdpo.dashboard.widgets.table import ListTable
+from localdpo.dashboard.throttle import Interval
+from localdpo.dashboard.widgets.answertext import clean, diff_text
+from localdpo.dashboard.widgets.basic import ListTable, TextPanel
+from localdpo.dashboard.widgets.evaluation import (
+    EvaluationLine,
+    RatesStyle,
+    categories_text,
+    metrics_text,
+    rates_text,
+)
 from localdpo.out.console import Text
 from localdpo.records.evaluations import (
     Evaluation,
@@ -35,11 +40,11 @@ if TYPE_CHECKING:
 _NARROW: Final = 70
 _WIDE: Final = 110
 _LOW: Final = 30
-# Seconds between two looks for new evaluations.
-_EVERY: Final = 1.0
-# Columns of the list before the reason, with their padding, and those of the category.
+# Between two looks for new evaluations.
+_LOOK_SECONDS: Final = 1.0
+# Cells of the list's columns before the reason, with their padding, and of the category.
 _FIXED: Final = 36
-_KIND: Final = 10
+_CATEGORY: Final = 10
 # What the list of verdicts can be narrowed to, in the order of the key.
 FILTERS: Final = ("all", "lost", "tied", "flipped", "won", "none")
 _OUTCOMES: Final = {"won": "up", "lost": "down", "tied": "tied", "none": "unknown"}
@@ -59,43 +64,40 @@ class JudgeScreen(RunScreen):
     def __init__(self) -> None:
         super().__init__()
         self._files: list[Path] = []
-        self._place = 0
-        self._found: Evaluation | None = None
+        self._file = 0
+        self._evaluation: Evaluation | None = None
         self._duel = 0
         self._filter = 0
         self._listed: list[JudgedPrompt] = []
         self._row = 0
         self._drawn: object = None
-        self._looked = 0.0
+        self._looks = Interval(_LOOK_SECONDS)
 
     def body(self) -> ComposeResult:
         yield Static(id="judged")
-        self._evaluating = Evaluating()
-        yield self._evaluating
+        self._evaluation_line = EvaluationLine()
+        yield self._evaluation_line
         with Horizontal(id="figures-of-judge"):
-            for name in ("rates", "categories", "metrics"):
-                with VerticalScroll(classes="panel", id=name, can_focus=False):
-                    yield Static(id=f"{name}-text")
+            yield TextPanel("rates")
+            yield TextPanel("categories")
+            yield TextPanel("metrics")
         yield Static(id="conclusion")
         yield Static(id="verdict-filter")
         yield ListTable(id="verdicts", cursor_type="row")
         with Container(id="transcript"):
-            with VerticalScroll(classes="panel", id="verdict-prompt", can_focus=False):
-                yield Static(id="verdict-prompt-text")
+            yield TextPanel("verdict-prompt")
             with Horizontal(id="verdict-answers"):
-                for side in ("first", "second"):
-                    with VerticalScroll(classes="panel", id=f"{side}-answer", can_focus=False):
-                        yield Static(id=f"{side}-answer-text")
-            with VerticalScroll(classes="panel", id="opinions", can_focus=False):
-                yield Static(id="opinions-text")
+                yield TextPanel("first-answer")
+                yield TextPanel("second-answer")
+            yield TextPanel("opinions")
 
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one(ListTable).focus()
 
     def reset(self) -> None:
-        self._evaluating.stop()
-        self._files, self._place, self._found, self._drawn = [], 0, None, None
+        self._evaluation_line.stop()
+        self._files, self._file, self._evaluation, self._drawn = [], 0, None, None
         self._duel = self._filter = self._row = 0
         self.action_close()
 
@@ -103,10 +105,10 @@ class JudgeScreen(RunScreen):
         self._look()
 
     def tick(self, now: float) -> None:
-        if self._evaluating.follow():
-            self._place = 0
+        if self._evaluation_line.follow():
+            self._file = 0
             self._look()
-        if time.monotonic() - self._looked >= _EVERY:
+        if self._looks.has_passed:
             self._look()
 
     def on_resize(self) -> None:
@@ -119,17 +121,17 @@ class JudgeScreen(RunScreen):
     def action_judge(self) -> None:
         """Evaluate the run, or ask whether to stop doing it."""
         if self.feed is not None:
-            self._evaluating.ask(self.feed.run)
+            self._evaluation_line.ask(self.feed.run)
 
     def action_file(self, by: int) -> None:
         if self._files:
-            self._place = min(max(self._place + by, 0), len(self._files) - 1)
+            self._file = min(max(self._file + by, 0), len(self._files) - 1)
             self._duel = self._row = 0
             self._look()
 
     def action_duel(self) -> None:
-        if self._found is not None and self._found.duels:
-            self._duel = (self._duel + 1) % len(self._found.duels)
+        if self._evaluation is not None and self._evaluation.duels:
+            self._duel = (self._duel + 1) % len(self._evaluation.duels)
             self._row = 0
             self._draw()
 
@@ -159,9 +161,7 @@ class JudgeScreen(RunScreen):
 
     def action_other(self, by: int) -> None:
         """The verdict before or after, in list and transcript alike."""
-        if self._listed:
-            row = min(max(self._row + by, 0), len(self._listed) - 1)
-            self.query_one(ListTable).move_cursor(row=row)
+        self.query_one(ListTable).move_by(by)
 
     def on_data_table_row_highlighted(self, event: ListTable.RowHighlighted) -> None:
         if 0 <= event.cursor_row < len(self._listed):
@@ -175,132 +175,138 @@ class JudgeScreen(RunScreen):
 
     def _look(self) -> None:
         """Read the evaluation that is looked at, if it is new or changed."""
-        self._looked = time.monotonic()
+        self._looks.restart()
         if self.feed is None:
             return
         self._files = evaluation_files(self.feed.run)
-        self._place = min(self._place, max(0, len(self._files) - 1))
-        self._found, problem = None, ""
+        self._file = min(self._file, max(0, len(self._files) - 1))
+        self._evaluation, problem = None, ""
         if self._files:
             try:
-                self._found = read_evaluation(self._files[self._place])
+                self._evaluation = read_evaluation(self._files[self._file])
             except UserError as error:
                 problem = str(error)
         else:
-            problem = f"not evaluated yet; do it with r, or with: {eval_command(self.feed.run)}"
-        self.query_one("#body").set_class(self._found is None, "-empty")
-        if self._found is None:
+            problem = f"not evaluated yet: press r, or run: {eval_command(self.feed.run)}"
+        self.query_one("#body").set_class(self._evaluation is None, "-empty")
+        if self._evaluation is None:
             self.query_one("#judged", Static).update(Text(printable(problem)))
         self._draw()
 
     def _draw(self) -> None:
-        found = self._found
-        key = (found, self._place, len(self._files), self._duel, self._filter, self.palette, self.size)
-        if found is None or key == self._drawn:
+        evaluation = self._evaluation
+        key = (evaluation, self._file, len(self._files), self._duel, self._filter, self.palette, self.size)
+        if evaluation is None or key == self._drawn:
             return
         self._drawn = key
-        self.query_one("#judged", Static).update(self._heading(found))
-        body, duel = self.query_one("#body"), found.duels[self._duel] if found.duels else None
+        self.query_one("#judged", Static).update(self._heading(evaluation))
+        body, duel = self.query_one("#body"), evaluation.duels[self._duel] if evaluation.duels else None
         body.set_class(duel is None, "-unjudged")
-        body.set_class(duel is None or not duel.categories, "-one-kind")
+        body.set_class(duel is None or not duel.categories, "-one-category")
         body.set_class(self.size.width < _WIDE, "-slim")
         body.set_class(self.size.height < _LOW, "-low")
-        self._draw_figures(found, duel)
-        self.query_one("#conclusion", Static).update(Text(printable(" ".join(found.conclusion))))
-        self._list(found, duel)
+        self._draw_figures(evaluation, duel)
+        self.query_one("#conclusion", Static).update(Text(printable(" ".join(evaluation.conclusion))))
+        self._list(evaluation, duel)
 
-    def _draw_figures(self, found: Evaluation, duel: JudgedDuel | None) -> None:
+    def _draw_figures(self, evaluation: Evaluation, duel: JudgedDuel | None) -> None:
         """The panels of figures, all as high as the highest needs, within limits."""
         panels = 1 + (self.size.width >= _WIDE) + (duel is not None and bool(duel.categories))
-        drawing = Drawing(self.palette, self.abilities, self.size.width // panels - 4)
+        style = RatesStyle(self.palette, self.abilities, self.size.width // panels - 4)
         texts = (
-            ("rates", "win rate, ties half, 95% interval", rates_text(found, self._duel, drawing)),
-            ("categories", "by category", categories_text(duel, drawing)),
-            ("metrics", "measured", metrics_text(found, drawing)),
+            ("rates", "win rate, ties half, 95% interval", rates_text(evaluation, self._duel, style)),
+            ("categories", "by category", categories_text(duel, style)),
+            ("metrics", "measured", metrics_text(evaluation, style)),
         )
         for name, title, text in texts:
-            self._panel(name, title, text)
+            self.query_one(f"#{name}", TextPanel).show(text, title)
         rows = max(text.plain.rstrip("\n").count("\n") + 1 for name, _, text in texts if name != "metrics")
         body, figures = self.query_one("#body"), self.query_one("#figures-of-judge")
         figures.styles.height = min(rows + 2, self.size.height * 2 // 5)
         if body.has_class("-measured") or duel is None:
             figures.styles.height = "1fr"
 
-    def _panel(self, name: str, title: str, text: Text) -> None:
-        self.query_one(f"#{name}").border_title = title
-        self.query_one(f"#{name}-text", Static).update(text)
-
-    def _heading(self, found: Evaluation) -> Text:
-        judge = f"judge: {found.judge}" if found.judge is not None else "no judge"
-        seed = f"temperature {found.sampling.get('temperature')} seed {found.sampling.get('seed')}"
-        text = Text(printable(f"{judge}   {found.prompts} prompts of {found.source}   {seed}"))
+    def _heading(self, evaluation: Evaluation) -> Text:
+        judge = f"judge: {evaluation.judge}" if evaluation.judge is not None else "no judge"
+        seed = f"temperature {evaluation.sampling.get('temperature')} seed {evaluation.sampling.get('seed')}"
+        text = Text(printable(f"{judge}   {evaluation.prompts} prompts of {evaluation.source}   {seed}"))
         if len(self._files) > 1:
-            text.append(f"   {found.name}: {self._place + 1} of {len(self._files)}", self.palette.muted)
+            text.append(f"   {evaluation.name}: {self._file + 1} of {len(self._files)}", self.palette.muted)
         return text
 
-    def _list(self, found: Evaluation, duel: JudgedDuel | None) -> None:
+    def _list(self, evaluation: Evaluation, duel: JudgedDuel | None) -> None:
         """The verdicts of the duel that pass the filter."""
         table = self.query_one(ListTable)
-        every = found.judged(duel) if duel is not None else []
-        self._listed = [judged for judged in every if passes(judged, FILTERS[self._filter])]
-        said = self.query_one("#verdict-filter", Static)
+        verdicts = evaluation.judged(duel) if duel is not None else []
+        self._listed = [judged for judged in verdicts if passes(judged, FILTERS[self._filter])]
+        line = self.query_one("#verdict-filter", Static)
         if duel is not None:
-            first, second = found.labels[duel.first], found.labels[duel.second]
+            first, second = evaluation.labels[duel.first], evaluation.labels[duel.second]
             counts = ", ".join(
-                f"{name} {sum(passes(judged, name) for judged in every)}" for name in FILTERS[1:-1]
+                f"{name} {sum(passes(judged, name) for judged in verdicts)}" for name in FILTERS[1:-1]
             )
-            said.update(
+            line.update(
                 Text(f"{first} vs {second}: {FILTERS[self._filter]} ({len(self._listed)})   {counts}")
             )
         row = min(self._row, max(0, len(self._listed) - 1))
         table.clear(columns=True)
-        has_kinds = duel is not None and bool(duel.categories)
-        width = max(10, self.size.width - _FIXED - (_KIND + 2 if has_kinds else 0))
-        columns = {"prompt": 8, "category": _KIND, "verdict": 7, "orders": 9, "reason": width}
-        if not has_kinds:
+        has_categories = duel is not None and bool(duel.categories)
+        width = max(10, self.size.width - _FIXED - (_CATEGORY + 2 if has_categories else 0))
+        columns = {"prompt": 8, "category": _CATEGORY, "verdict": 7, "orders": 9, "reason": width}
+        if not has_categories:
             del columns["category"]
         for heading, cells in columns.items():
             table.add_column(heading, width=cells)
-        for one in self._listed:
-            shown = self._cells(one, width)
+        for judged in self._listed:
+            shown = self._cells(judged, width)
             table.add_row(*(shown[heading] for heading in columns))
         table.move_cursor(row=row)
         self._row = row
         self._draw_transcript()
 
-    def _cells(self, one: JudgedPrompt, width: int) -> dict[str, Text]:
+    def _cells(self, judged: JudgedPrompt, width: int) -> dict[str, Text]:
         """The cells of a verdict by their headings."""
         tones = {"won": self.palette.chosen, "lost": self.palette.rejected}
-        orders = "same text" if one.identical else "flipped" if one.flipped else "both"
-        reason = next((each.reason for each in one.orders if each.reason), "")
+        orders = "same text" if judged.identical else "flipped" if judged.flipped else "both"
+        reason = next((opinion.reason for opinion in judged.orders if opinion.reason), "")
         if not reason:
-            reason = ", ".join(dict.fromkeys(each.status for each in one.orders if each.status != "ok"))
-        verdict = f"{self.abilities.mark(_OUTCOMES[one.outcome])} {one.outcome}"
+            reason = ", ".join(
+                dict.fromkeys(opinion.status for opinion in judged.orders if opinion.status != "ok")
+            )
+        verdict = f"{self.abilities.mark(_OUTCOMES[judged.outcome])} {judged.outcome}"
         return {
-            "prompt": Text(printable(one.id)[:8], no_wrap=True),
-            "category": Text(printable(one.category)[:_KIND], no_wrap=True),
-            "verdict": Text(verdict, tones.get(one.outcome, self.palette.muted), no_wrap=True),
+            "prompt": Text(printable(judged.id)[:8], no_wrap=True),
+            "category": Text(printable(judged.category)[:_CATEGORY], no_wrap=True),
+            "verdict": Text(verdict, tones.get(judged.outcome, self.palette.muted), no_wrap=True),
             "orders": Text(orders, no_wrap=True),
             "reason": Text(printable(reason)[:width], no_wrap=True),
         }
 
     def _draw_transcript(self) -> None:
-        """The selected verdict: prompt, both answers with the words that differ, what the judge said."""
-        found = self._found
-        if found is None or not self._listed:
+        """The selected verdict: prompt, both answers with the words that differ, the judge's reasons."""
+        evaluation = self._evaluation
+        if evaluation is None or not self._listed:
             return
-        one, duel = self._listed[self._row], found.duels[self._duel]
-        names = (found.labels[duel.first], found.labels[duel.second])
-        self._panel("verdict-prompt", f"prompt {one.id}", Text(clean(one.prompt)))
-        unicode, (new, old) = self.abilities.unicode, one.answers
-        self._panel("first-answer", names[0], diff_text(old, new, "new", self.palette, unicode))
-        self._panel("second-answer", names[1], diff_text(old, new, "old", self.palette, unicode))
-        text = Text(f"{names[0]} {one.outcome} against {names[1]}", "bold")
-        for place, opinion in enumerate(one.orders):
-            shown = names if place == 0 else names[::-1]
+        judged, duel = self._listed[self._row], evaluation.duels[self._duel]
+        names = (evaluation.labels[duel.first], evaluation.labels[duel.second])
+        new, old = judged.answers
+        panels = {
+            "verdict-prompt": (Text(clean(judged.prompt)), f"prompt {judged.id}"),
+            "first-answer": (diff_text(old, new, "new", self.palette, self.abilities), names[0]),
+            "second-answer": (diff_text(old, new, "old", self.palette, self.abilities), names[1]),
+            "opinions": (self._opinions(judged, names), "the judge's reasons"),
+        }
+        for id, (text, title) in panels.items():
+            self.query_one(f"#{id}", TextPanel).show(text, title)
+
+    def _opinions(self, judged: JudgedPrompt, names: tuple[str, str]) -> Text:
+        """The judge's choice and reason in each order; `names`: of the two models."""
+        text = Text(f"{names[0]} {judged.outcome} against {names[1]}", "bold")
+        for number, opinion in enumerate(judged.orders):
+            shown = names if number == 0 else names[::-1]
             choice = {"first": shown[0], "second": shown[1], "tie": "a tie"}.get(
                 opinion.choice, opinion.status
             )
             text.append(f"\n{shown[0]} shown first: {choice}", "bold")
             text.append(f"  {clean(opinion.reason)}", "")
-        self._panel("opinions", "what the judge said", text)
+        return text

@@ -1,30 +1,32 @@
-"""Labelling pairs by keyboard: two answers without names, one key a pair, every key on the disk at once.
+"""`localdpo prefs label`: two answers without names, one key a pair, every key saved to disk at once.
 
-The state is made elsewhere (`localdpo.prefs.label`, which the dashboard does not import); this screen shows
-its `current` and passes keys on.
+The state comes from `localdpo.prefs.label`, which the dashboard does not import; the screen shows its
+`current` pair and passes keys on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Final, Protocol
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
+from localdpo.dashboard.appbase import TerminalApp
 from localdpo.dashboard.keymap import Key
-from localdpo.dashboard.widgets.answerpane import AnswerPane
-from localdpo.dashboard.widgets.difftext import clean
+from localdpo.dashboard.widgets.answertext import clean
+from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.out.console import Text
 
 # Columns below which the answers stand one above the other.
 _NARROW: Final = 80
-_ALL_DONE: Final = "That was all. u takes the last answer back, q leaves."
+_ALL_DONE: Final = "All pairs are labelled. u takes the last answer back, q leaves."
 KEYS: Final = (
     Key("label", "1", "choose('1')", "first", "the first answer is better"),
     Key("label", "2", "choose('2')", "second", "the second answer is better"),
@@ -33,8 +35,8 @@ KEYS: Final = (
     Key("label", "s", "choose('skip')", "skip", "no answer to this one"),
     Key("label", "u", "undo", "undo", "take the last answer back"),
     Key("label", "f", "flag", "flag", "mark the pair, or take the mark away"),
-    Key("label", "n", "note", "note", "write a note on the pair; enter keeps it, escape does not"),
-    Key("label", "q", "leave", "leave", "leave; everything is kept, the same command goes on"),
+    Key("label", "n", "note", "note", "write a note on the pair; enter saves it, escape does not"),
+    Key("label", "q", "leave", "leave", "leave; everything is saved, the same command resumes"),
 )
 
 
@@ -76,7 +78,7 @@ class LabelState(Protocol):
 
 
 class LabelScreen(Screen[None]):
-    """One pair at a time. `failure` is why a key could not be kept; the app is left then."""
+    """One pair at a time. `failure` is why a key could not be saved; the app is left then."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(key.key, key.action, key.help, show=False) for key in KEYS),
@@ -90,7 +92,7 @@ class LabelScreen(Screen[None]):
     #label-prompt { height: auto; max-height: 40%; }
     #label-panes { height: 1fr; layout: horizontal; }
     .-narrow #label-panes { layout: vertical; }
-    #label-panes > .answer { width: 1fr; height: 1fr; }
+    #label-panes > TextPanel { width: 1fr; height: 1fr; }
     #label-note { display: none; }
     """
 
@@ -101,12 +103,11 @@ class LabelScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(id="progress")
-        with VerticalScroll(classes="panel", id="label-prompt", can_focus=False):
-            yield Static(id="label-prompt-text")
+        yield TextPanel("label-prompt")
         with Horizontal(id="label-panes"):
-            yield AnswerPane("first")
-            yield AnswerPane("second")
-        yield Input(id="label-note", placeholder="note on this pair; enter keeps it, escape does not")
+            yield TextPanel("first")
+            yield TextPanel("second")
+        yield Input(id="label-note", placeholder="note on this pair; enter saves it, escape does not")
         yield Static(Text("  ".join(f"{key.key} {key.label}" for key in KEYS)), id="label-keys")
 
     def on_mount(self) -> None:
@@ -150,10 +151,10 @@ class LabelScreen(Screen[None]):
         self._change(lambda: self.state.note(event.value.strip()))
 
     def action_leave(self) -> None:
-        """Leave; what was answered is kept."""
+        """Leave; every answer is saved."""
         self.app.exit()
 
-    def _change(self, change: Any) -> None:
+    def _change(self, change: Callable[[], object]) -> None:
         try:
             change()
         except UserError as error:
@@ -172,11 +173,25 @@ class LabelScreen(Screen[None]):
             note = state.notes.get(now.item.row)
             progress.append(f"  note: {printable(note)}" if note else "")
         self.query_one("#progress", Static).update(progress)
-        asked = now.item.prompt if now is not None else _ALL_DONE
-        self.query_one("#label-prompt-text", Static).update(Text(clean(asked)))
+        self.query_one("#label-prompt", TextPanel).show(
+            Text(clean(now.item.prompt if now is not None else _ALL_DONE))
+        )
         self.query_one("#label-panes").display = now is not None
-        for place, name in enumerate(("first", "second")):
-            text = Text("" if now is None else clean(now.answers[place]))
-            pane = self.query_one(f"#{name}", AnswerPane)
-            pane.show(Text(str(place + 1)), text, Text())
-            pane.scroll_home(animate=False)
+        for index, name in enumerate(("first", "second")):
+            panel = self.query_one(f"#{name}", TextPanel)
+            panel.show(Text("" if now is None else clean(now.answers[index])), str(index + 1))
+            panel.scroll_home(animate=False)
+
+
+class LabelApp(TerminalApp):
+    """The app with this one screen. After `run`, `labelling.failure` says why a key could not be saved."""
+
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", show=False, system=True)]
+
+    def __init__(self, state: LabelState, environment: Mapping[str, str] = os.environ) -> None:
+        super().__init__(environment)
+        self.labelling = LabelScreen(state)
+
+    def on_mount(self) -> None:
+        self.push_screen(self.labelling)

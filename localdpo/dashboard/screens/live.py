@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.widgets import Input
 
-from localdpo.dashboard.alarms import alarms
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.state import Notice
+from localdpo.dashboard.screens.dialogs import NoticesScreen
+from localdpo.dashboard.state import LoggedNotice
+from localdpo.dashboard.throttle import Interval
+from localdpo.dashboard.widgets.basic import TextLine
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
-from localdpo.dashboard.widgets.line import Line
 from localdpo.dashboard.widgets.log import LogView
-from localdpo.dashboard.widgets.notices import Known, NoticeLine, NoticesScreen, known, pressing
+from localdpo.dashboard.widgets.notices import NoticeKey, NoticeLine, alarms, notice_key, unacknowledged
 from localdpo.dashboard.widgets.tiles import TileRow
 from localdpo.records.wording import PHASES
 
@@ -38,19 +38,19 @@ class LiveScreen(RunScreen):
     def __init__(self) -> None:
         super().__init__()
         self._wants_log: bool | None = None
-        self._read: set[Known] = set()
-        self._drawn = 0.0
+        self._acknowledged: set[NoticeKey] = set()
+        self._frames = Interval(_READING_SECONDS)
         self._has_news = False
         self._is_frozen = False
 
     def body(self) -> ComposeResult:
         yield NoticeLine(id="notice")
         yield TileRow(id="tiles")
-        yield Line(id="waiting")
+        yield TextLine(id="waiting")
         yield ChartGrid(self._draw_seen, id="charts")
-        yield Line(id="seen")
+        yield TextLine(id="seen")
         yield LogView(id="log")
-        yield Input(placeholder="words that a line must have; enter keeps them, esc clears", id="filter")
+        yield Input(placeholder="words that a line must contain; enter closes this, esc clears", id="filter")
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -74,13 +74,14 @@ class LiveScreen(RunScreen):
             self._charts.catch_up()
 
     def _catch_up(self) -> None:
-        """Draw what is new, unless the last frame is too young; called again a moment later."""
-        feed, now = self.feed, time.monotonic()
+        """Draw what is new; while a long log is being read, not more often than _READING_SECONDS."""
+        feed = self.feed
         if not self._has_news or feed is None or self._is_frozen:
             return
-        if feed.behind and now - self._drawn < _READING_SECONDS:
+        if feed.behind and not self._frames.has_passed:
             return
-        self._drawn, self._has_news = now, False
+        self._frames.restart()
+        self._has_news = False
         self.query_one(TileRow).show(feed.state)
         self._log.show(feed.state)
         self._charts.show(feed)
@@ -88,8 +89,8 @@ class LiveScreen(RunScreen):
         self._draw_seen()
 
     def reset(self) -> None:
-        self._read = set()
-        self._drawn = 0.0
+        self._acknowledged = set()
+        self._frames.expire()
         self._is_frozen = False
         self._charts.clear()
         self._log.clear()
@@ -116,10 +117,10 @@ class LiveScreen(RunScreen):
         if feed is None:
             return
         is_empty = self._charts.is_empty
-        waiting = self.query_one("#waiting", Line)
+        waiting = self.query_one("#waiting", TextLine)
         waiting.display, self._charts.display = is_empty, not is_empty
         if is_empty:
-            waiting.say(f"No step yet: {PHASES[feed.state.progress.phase]}.")
+            waiting.show(f"No step yet: {PHASES[feed.state.progress.phase]}.")
         words = self._charts.seen()
         if self._log.filter:
             lines, kept = self._log.count
@@ -127,24 +128,26 @@ class LiveScreen(RunScreen):
         elif self._log.display and not self._log.follow:
             words.append("log: end goes to the newest line")
         if self._is_frozen:
-            words.insert(0, "frozen: space goes on")
+            words.insert(0, "frozen: space resumes")
         text = (" · " if self.abilities.unicode else " | ").join(words)
-        self.query_one("#seen", Line).say(text)
+        self.query_one("#seen", TextLine).show(text)
 
     def _draw_notices(self, now: float) -> None:
         notices = self._notices(now)
-        # How the run ended stands above already.
-        open_ones = [one for one in pressing(notices, self._read) if one.name != "crashed"]
-        self.query_one(NoticeLine).show(open_ones, len(notices))
+        # The line on how the run ended shows a crash already.
+        pending = [
+            notice for notice in unacknowledged(notices, self._acknowledged) if notice.name != "crashed"
+        ]
+        self.query_one(NoticeLine).show(pending, len(notices))
 
-    def _notices(self, now: float) -> list[Notice]:
+    def _notices(self, now: float) -> list[LoggedNotice]:
         feed = self.feed
         return [] if feed is None else [*feed.state.notices, *alarms(feed.state, feed.alive, now)]
 
     # --- charts ---------------------------------------------------------------------------------------
 
     def action_freeze(self) -> None:
-        """Hold everything below the header still, or let it go on."""
+        """Freeze everything below the header, or resume."""
         self._is_frozen = not self._is_frozen
         self._catch_up()
         self._draw_seen()
@@ -191,7 +194,7 @@ class LiveScreen(RunScreen):
         """Take note of the notice that is shown; the next one takes its place."""
         notice = self.query_one(NoticeLine).first
         if notice is not None:
-            self._read.add(known(notice))
+            self._acknowledged.add(notice_key(notice))
             self._draw_notices(self.dashboard.now())
 
     def action_notices(self) -> None:

@@ -24,10 +24,10 @@ from localdpo.dashboard.runstable import (
     lead,
 )
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, Choose
-from localdpo.dashboard.widgets.line import Line
+from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, ChoiceDialog
+from localdpo.dashboard.throttle import Interval
+from localdpo.dashboard.widgets.basic import ListTable, TextLine
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
-from localdpo.dashboard.widgets.table import ListTable
 from localdpo.launch import start_worker
 from localdpo.out.console import Text
 from localdpo.records.rundir import RunDir
@@ -36,13 +36,13 @@ from localdpo.records.runs import RunSummary
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
 
-# Seconds between two looks at the folder.
-_EVERY: Final = 1.0
+# Between two looks at the folder.
+_LOOK_SECONDS: Final = 1.0
 _LOW: Final = 22
 
 
 class FilterInput(Input):
-    """The words to filter by; escape takes them away."""
+    """The words to filter by; escape clears them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "screen.filter_off", show=False)]
 
@@ -61,14 +61,14 @@ class RunsScreen(RunScreen):
         self._selected: str | None = None
         self._sort = 0
         self._reverse = False
-        self._looked = 0.0
+        self._looks = Interval(_LOOK_SECONDS)
         self._shown: list[RunSummary] = []
         self._columns: object = None
         self._cells: dict[str, list[Text]] = {}
 
     def body(self) -> ComposeResult:
         yield FilterInput(placeholder="filter: words in name, state, model or loss", id="filter")
-        yield Line(id="sorting")
+        yield TextLine(id="sorting")
         yield ListTable(id="runs", cursor_type="row")
         yield Static(id="ended")
         yield Overlay()
@@ -90,9 +90,9 @@ class RunsScreen(RunScreen):
     def tick(self, now: float) -> None:
         # A folder of many runs is read over several beats; one that is read is looked at once a second.
         self.query_one(Overlay).poll()
-        if self._index is None or (now - self._looked < _EVERY and not self._index.is_reading):
+        if self._index is None or not (self._looks.has_passed or self._index.is_reading):
             return
-        self._looked = now
+        self._looks.restart()
         self._index.refresh()
         self._fill()
 
@@ -147,9 +147,8 @@ class RunsScreen(RunScreen):
         """To the first or last row, or a page on or back."""
         table = self.query_one(ListTable)
         page = max(1, table.size.height - 2)
-        row = {"first": 0, "last": table.row_count - 1}.get(where)
-        row = table.cursor_row + (page if where == "next" else -page) if row is None else row
-        table.move_cursor(row=min(max(0, row), table.row_count - 1))
+        rows = {"first": -table.row_count, "before": -page, "next": page, "last": table.row_count}
+        table.move_by(rows[where])
 
     def action_resume(self) -> None:
         run = self._run()
@@ -175,7 +174,7 @@ class RunsScreen(RunScreen):
             if choice == "delete":
                 self._delete(run)
 
-        question = Choose(f"Delete {run.path}?", "This cannot be undone.", DELETE_CHOICES)
+        question = ChoiceDialog(f"Delete {run.path}?", "This cannot be undone.", DELETE_CHOICES)
         self.app.push_screen(question, answered)
 
     def on_input_changed(self) -> None:
@@ -211,7 +210,7 @@ class RunsScreen(RunScreen):
         else:
             self.notify(f"{run.name} is deleted")
         self._marked = [name for name in self._marked if name != run.name]
-        self._looked = 0.0
+        self._looks.expire()
         if self.dashboard.feed is not None and self.dashboard.feed.run.path == run.path:
             self.dashboard.detach()
 
@@ -270,7 +269,7 @@ class RunsScreen(RunScreen):
         elif total == 0:
             what = "no runs yet; start one with: localdpo train RECIPE"
         # The folder comes last: a long one may be cut.
-        self.query_one("#sorting", Line).say(f"{what}   in {self.dashboard.runs_dir}")
+        self.query_one("#sorting", TextLine).show(f"{what}   in {self.dashboard.runs_dir}")
 
     def _draw_overlay(self) -> None:
         """The marked runs below the table; without marks the selected one. How the selected one ended."""

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Container, VerticalScroll
+from textual.containers import Container
 from textual.widgets import Static
 
 from localdpo.core.text import count_words, printable, word_diff
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.widgets.difftext import clean, diff_text
-from localdpo.dashboard.widgets.slider import StepSlider, Walk
+from localdpo.dashboard.screens.base import StepScreen
+from localdpo.dashboard.widgets.answertext import clean, diff_text
+from localdpo.dashboard.widgets.basic import TextPanel
+from localdpo.dashboard.widgets.slider import StepSlider
 from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
-    from localdpo.dashboard.state import Sample
+    from localdpo.dashboard.state import WatchedSample
 
 # What the answer is compared with, in the order of the key.
 AGAINST: Final = ("reference", "evaluation before", "nothing")
@@ -28,7 +29,7 @@ _LOW: Final = 28
 _HISTORY: Final = 8
 
 
-class SamplesScreen(RunScreen):
+class SamplesScreen(StepScreen):
     """Reference and policy side by side with the words marked that differ; a slider over the evaluations."""
 
     NAME = "samples"
@@ -36,87 +37,67 @@ class SamplesScreen(RunScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._walk = Walk()
         self._prompt = 0
         self._against = 0
         self._drawn: object = None
 
     def body(self) -> ComposeResult:
         yield StepSlider("samples")
-        with VerticalScroll(classes="panel", id="prompt", can_focus=False):
-            yield Static(id="prompt-text")
+        yield TextPanel("prompt")
         with Container(id="answers"):
-            for side in ("before", "now"):
-                with VerticalScroll(classes="panel", id=side, can_focus=False):
-                    yield Static(id=f"{side}-text")
+            yield TextPanel("before")
+            yield TextPanel("now")
         yield Static(classes="panel", id="history")
 
     def reset(self) -> None:
-        self._walk = Walk()
+        super().reset()
         self._prompt = 0
         self._drawn = None
 
     def show(self, feed: RunFeed) -> None:
         self._walk.extend([entry.step for entry in feed.state.samples])
-        self._draw()
+        self.show_step()
 
     def on_resize(self) -> None:
         self.query_one("#answers").set_class(self.size.width < _NARROW, "-stacked")
         self.query_one("#body").set_class(self.size.height < _LOW, "-low")
         self._drawn = None
-        self._draw()
+        self.show_step()
 
     # --- keys -----------------------------------------------------------------------------------------
-
-    def action_step(self, by: int) -> None:
-        self._walk.move(by)
-        self._draw()
-
-    def action_first(self) -> None:
-        self._walk.to(0)
-        self._draw()
-
-    def action_last(self) -> None:
-        self._walk.newest()
-        self._draw()
 
     def action_prompt(self, by: int) -> None:
         count = len(self._samples())
         if count:
             self._prompt = (self._prompt + by) % count
-            self._draw()
+            self.show_step()
 
     def action_against(self) -> None:
         self._against = (self._against + 1) % len(AGAINST)
-        self._draw()
+        self.show_step()
 
     def action_scroll(self, by: int) -> None:
         for side in ("#before", "#now"):
-            pane = self.query_one(side)
-            pane.scroll_relative(y=by * max(1, pane.size.height - 1), animate=False)
-
-    def on_step_slider_moved(self, event: StepSlider.Moved) -> None:
-        self._walk.to(event.index)
-        self._draw()
+            self.query_one(side, TextPanel).scroll_pages(by)
 
     # --- drawing --------------------------------------------------------------------------------------
 
-    def _samples(self) -> tuple[Sample, ...]:
+    def _samples(self) -> tuple[WatchedSample, ...]:
         """Those of the evaluation that is looked at."""
         if self.feed is None or self._walk.index is None:
             return ()
         return self.feed.state.samples[self._walk.index].samples
 
-    def _draw(self) -> None:
+    def show_step(self) -> None:
         samples = self._samples()
-        place = min(self._prompt, len(samples) - 1)
+        index = min(self._prompt, len(samples) - 1)
         self.query_one("#body").set_class(not samples, "-empty")
         if not samples:
             self.query_one(StepSlider).show(self._walk)
             return
-        sample = samples[place]
-        name, old = self._other(sample, place)
-        key = (sample, name, old, place, len(samples), self._walk.steps[-1], self._walk.step, self.palette)
+        sample = samples[index]
+        name, old = self._baseline(sample, index)
+        key = (sample, name, old, index, len(samples), self._walk.steps[-1], self._walk.step, self.palette)
         if key == self._drawn:
             return
         self._drawn = key
@@ -124,28 +105,24 @@ class SamplesScreen(RunScreen):
         changed = f"{count_words(pieces, 'new')} words new, {count_words(pieces, 'old')} gone"
         note = f"against {name}: {changed}" if old is not None else ""
         self.query_one(StepSlider).show(self._walk, note)
-        self.query_one("#prompt").border_title = f"prompt {place + 1} of {len(samples)}"
-        self.query_one("#prompt-text", Static).update(Text(clean(sample.prompt)))
-        self._draw_answers(sample, name, old)
+        self.query_one("#prompt", TextPanel).show(
+            Text(clean(sample.prompt)), f"prompt {index + 1} of {len(samples)}"
+        )
+        title = f"policy at step {self._walk.step}"
+        before, now = self.query_one("#before", TextPanel), self.query_one("#now", TextPanel)
+        before.display = old is not None
+        if old is None:
+            now.show(Text(clean(sample.policy)), title, _length(sample.policy))
+        else:
+            old_text = diff_text(old, sample.policy, "old", self.palette, self.abilities)
+            before.show(old_text, name, _length(old))
+            new_text = diff_text(old, sample.policy, "new", self.palette, self.abilities)
+            now.show(new_text, title, _length(sample.policy))
         history = self.query_one("#history", Static)
         history.border_title = "this prompt at every evaluation, against the reference"
-        history.update(self._history(place))
+        history.update(self._history(index))
 
-    def _draw_answers(self, sample: Sample, name: str, old: str | None) -> None:
-        before, now = self.query_one("#before"), self.query_one("#now")
-        before.display = old is not None
-        now.border_title = f"policy at step {self._walk.step}"
-        now.border_subtitle = _length(sample.policy)
-        now_text, before_text = self.query_one("#now-text", Static), self.query_one("#before-text", Static)
-        if old is None:
-            now_text.update(Text(clean(sample.policy)))
-            return
-        before.border_title, before.border_subtitle = name, _length(old)
-        unicode = self.abilities.unicode
-        before_text.update(diff_text(old, sample.policy, "old", self.palette, unicode))
-        now_text.update(diff_text(old, sample.policy, "new", self.palette, unicode))
-
-    def _history(self, place: int) -> Text:
+    def _history(self, prompt: int) -> Text:
         """A line for each evaluation around the one that is looked at: words changed, the answer."""
         text = Text(no_wrap=True, overflow="ellipsis")
         index = self._walk.index
@@ -156,21 +133,19 @@ class SamplesScreen(RunScreen):
         width = len(str(self._walk.steps[-1]))
         mark = self.abilities.mark
         for number, entry in enumerate(entries, start=first):
-            if place >= len(entry.samples):
+            if prompt >= len(entry.samples):
                 continue
-            sample, is_here = entry.samples[place], number == index
+            sample, is_here = entry.samples[prompt], number == index
             pieces = word_diff(sample.reference, sample.policy)
-            text.append(
-                f"{mark('cursor') if is_here else ' '} step {entry.step:>{width}}  ",
-                "bold" if is_here else "",
-            )
+            cursor = mark("cursor") if is_here else " "
+            text.append(f"{cursor} step {entry.step:>{width}}  ", "bold" if is_here else "")
             text.append(f"{mark('new_text')}{count_words(pieces, 'new'):<3} ", self.palette.chosen)
             text.append(f"{mark('old')}{count_words(pieces, 'old'):<3} ", self.palette.rejected)
             text.append(printable(sample.policy) + "\n", "" if is_here else self.palette.muted)
         text.rstrip()
         return text
 
-    def _other(self, sample: Sample, place: int) -> tuple[str, str | None]:
+    def _baseline(self, sample: WatchedSample, prompt: int) -> tuple[str, str | None]:
         """Name and text of the answer to compare with; None for nothing."""
         kind = AGAINST[self._against]
         if kind == "nothing":
@@ -178,8 +153,8 @@ class SamplesScreen(RunScreen):
         index = self._walk.index
         if kind == "evaluation before" and index and self.feed is not None:
             earlier = self.feed.state.samples[index - 1]
-            if place < len(earlier.samples):
-                return f"policy at step {earlier.step}", earlier.samples[place].policy
+            if prompt < len(earlier.samples):
+                return f"policy at step {earlier.step}", earlier.samples[prompt].policy
         return "reference", sample.reference
 
 

@@ -1,21 +1,34 @@
-"""The first and the last line of every screen: the screens there are, and the keys that work here."""
+"""The lines around every screen: the bar of screens, what the run is doing, how it ended, the keys."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len
 from rich.style import Style
 from textual import events
 from textual.reactive import reactive
 from textual.widget import Widget
+from textual.widgets import Static
 
+from localdpo.core.process import HELD
+from localdpo.core.text import age, format_number, format_seconds, printable
+from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.keymap import SCREEN_TITLES, Key, key_name, keys_of, namespaced
+from localdpo.dashboard.picture import fitted
+from localdpo.dashboard.state import RunState
+from localdpo.dashboard.terminal import Abilities
+from localdpo.launch import ended_lines
 from localdpo.out.console import Text
+from localdpo.records.progress import Phase, event_age, silent_for
+from localdpo.records.rundir import State
+from localdpo.records.wording import PHASES
 
 if TYPE_CHECKING:
-    from localdpo.dashboard.app import DashboardApp
+    from localdpo.dashboard.feed import RunFeed
 
 # Shown at the right end of the last line whatever else has room.
 _ALWAYS: Final = ("question_mark", "q")
@@ -37,10 +50,10 @@ class ActionBar(Widget):
 
 
 class TopBar(ActionBar):
-    """The screens by number, the current one marked; at the right what the worker was asked for.
+    """The screens by number, the current one marked; at the right the commands that wait for an answer.
 
     Attributes:
-        status: `asked to pause, waiting 2s`, empty when nothing waits.
+        status: `sent: pause, 2s`, empty when nothing waits.
     """
 
     status: reactive[str] = reactive("")
@@ -50,8 +63,7 @@ class TopBar(ActionBar):
         self._screen = screen
 
     def render(self) -> Text:
-        app = cast("DashboardApp", self.app)
-        palette = app.palette
+        palette = app_of(self).palette
         line = Text(no_wrap=True, overflow="ellipsis")
         is_wide = self.size.width >= len("localdpo") + sum(len(title) + 4 for title in SCREEN_TITLES.values())
         if is_wide:
@@ -78,12 +90,11 @@ class KeyBar(ActionBar):
         self._always = [key for key in everywhere if key.key in _ALWAYS]
 
     def render(self) -> Text:
-        app = cast("DashboardApp", self.app)
-        unicode = app.abilities.unicode
-        right = self._words(self._always, unicode)
+        unicode = app_of(self).abilities.unicode
+        right = Text(_GAP).join(self._styled(words) for words in footer_words(self._always, unicode))
         room = self.size.width - right.cell_len
         left = Text()
-        for words in merged(self._keys, unicode):
+        for words in footer_words(self._keys, unicode):
             if left.cell_len + words.cell_len + 2 * len(_GAP) > room:
                 break
             left.append_text(self._styled(words)).append(_GAP)
@@ -92,33 +103,179 @@ class KeyBar(ActionBar):
         line.no_wrap, line.overflow = True, "crop"
         return line
 
-    def _words(self, keys: Sequence[Key], unicode: bool) -> Text:
-        line = Text()
-        for words in merged(keys, unicode):
-            line.append(_GAP if line else "").append_text(self._styled(words))
-        return line
-
     def _styled(self, words: Text) -> Text:
-        palette = cast("DashboardApp", self.app).palette
+        palette = app_of(self).palette
         styled = Text().append_text(words)
         styled.stylize(palette.muted)
         styled.stylize(f"bold {palette.chosen}", 0, words.plain.index(" "))
         return styled
 
 
-def merged(keys: Sequence[Key], unicode: bool) -> list[Text]:
+def footer_words(keys: Sequence[Key], unicode: bool) -> list[Text]:
     """`key label` of each, for a footer; keys of one label that follow each other share it (`←→ step`)."""
-    groups: list[list[Key]] = []
-    for key in keys:
-        if groups and groups[-1][0].label == key.label:
-            groups[-1].append(key)
-        else:
-            groups.append([key])
-    found = []
-    for group in groups:
+    texts = []
+    for label, group in itertools.groupby(keys, key=lambda key: key.label):
         text = Text()
         for key in group:
-            text.append(key_name(key.key, unicode), _action(namespaced(key)))
-        text.append(f" {group[0].label}", _action(namespaced(group[-1])))
-        found.append(text)
-    return found
+            action = _action(namespaced(key))
+            text.append(key_name(key.key, unicode), action)
+        texts.append(text.append(f" {label}", action))
+    return texts
+
+
+_BAR: Final = (8, 24)  # shortest and longest progress bar, in cells
+_LONGEST_NAME: Final = 28
+_WORDS: Final[dict[str, str]] = {"new": "not started", **{str(name): word for name, word in PHASES.items()}}
+# The colour of a state's mark and word; blue for what works, none of them without a mark and a word.
+_STATE_COLOURS: Final = {
+    "finished": "good",
+    "crashed": "critical",
+    "failed": "critical",
+    "paused": "rejected",
+    "stopped": "rejected",
+}
+
+
+@dataclass(frozen=True)
+class HeaderWord:
+    """A piece of the header: its text, a colour of the palette, its weight: the lightest is dropped first."""
+
+    text: str
+    colour: str = "ink"
+    bold: bool = False
+    weight: int = 9
+
+
+def phase_of(state: RunState, alive: bool, starting: bool = False) -> Phase | State:
+    """One word of terminal.MARKS for what the run is doing.
+
+    `alive`: its lock is held; `starting`: its worker was started and may not hold the lock yet.
+    """
+    if not alive:
+        return "starting" if starting else state.state(False)
+    # A worker that resumes a run has not written so yet.
+    return "starting" if state.progress.phase in ("stopped", "failed", "crashed") else state.progress.phase
+
+
+def header_words(
+    state: RunState, alive: bool, now: float, abilities: Abilities, starting: bool = False
+) -> list[HeaderWord]:
+    """The pieces of the header in their order, at the Unix time `now`, without the bar."""
+    phase, progress = phase_of(state, alive, starting), state.progress
+    beta = "β" if abilities.unicode else "beta"
+    word = _WORDS.get(phase, phase)
+    words = [
+        HeaderWord(f"{abilities.mark(phase)} {word}", _STATE_COLOURS.get(phase, "chosen"), True),
+        HeaderWord(fitted(printable(state.name), _LONGEST_NAME, "~"), "ink", True, 7),
+    ]
+    if phase == "loading" and progress.done:
+        words.append(HeaderWord(f"{progress.done:,} rows tokenised"))
+    if phase == "reference":
+        words.append(HeaderWord(f"{progress.done:,}/{progress.of:,} rows"))
+    if progress.total is not None:
+        words.append(HeaderWord(f"step {progress.step:,}/{progress.total:,}"))
+    if alive and progress.eta is not None:
+        words.append(HeaderWord(f"ETA {format_seconds(progress.eta)}", "ink", True, 8))
+    if state.start.loss:
+        words.append(HeaderWord(printable(state.start.loss), "muted", weight=2))
+    if state.start.beta is not None:
+        words.append(HeaderWord(f"{beta} {format_number(state.start.beta)}", "muted", weight=4))
+    rate = state.train.get("learning_rate")
+    if rate is not None and rate.last is not None and alive:
+        words.append(HeaderWord(f"lr {rate.last:.3g}", "muted", weight=3))
+    if alive and state.start.awake:
+        held = state.start.awake == HELD
+        words.append(HeaderWord("kept awake" if held else "may sleep", "muted", weight=1))
+    quiet = event_age(progress, now)
+    if quiet is not None:
+        is_silent = alive and silent_for(progress, now) is not None
+        words.append(
+            HeaderWord(age(quiet), "critical" if is_silent else "muted", is_silent, 9 if is_silent else 5)
+        )
+    return words
+
+
+def fit(words: Sequence[HeaderWord], width: int) -> list[HeaderWord]:
+    """The words that have room in `width` cells, those of least weight dropped first."""
+    kept = list(words)
+    while len(kept) > 1 and sum(cell_len(word.text) + len(_GAP) for word in kept) - len(_GAP) > width:
+        kept.remove(min(kept, key=lambda word: word.weight))
+    return kept
+
+
+def progress_bar(share: float, cells: int, unicode: bool) -> tuple[str, str]:
+    """(done, to do) of a bar of `cells` characters."""
+    done = round(min(max(share, 0.0), 1.0) * cells)
+    full, empty = ("━", "─") if unicode else ("=", "-")
+    return full * done, empty * (cells - done)
+
+
+class RunHeader(Widget):
+    """One row: which run, what it is doing, how far it is, how long it will still take."""
+
+    DEFAULT_CSS = "RunHeader { height: 1; width: 1fr; padding: 0 1; }"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line = Text()
+        self._shown: tuple[RunFeed, float, bool] | None = None
+
+    def show(self, feed: RunFeed, now: float, starting: bool) -> None:
+        """Show the run of `feed` at the Unix time `now`; `starting`: see `phase_of`."""
+        self._shown = feed, now, starting
+        app = app_of(self)
+        width = self.size.width or app.size.width - 2
+        words = fit(header_words(feed.state, feed.alive, now, app.abilities, starting), width)
+        left = width - sum(cell_len(word.text) + len(_GAP) for word in words)
+        line = Text(no_wrap=True, overflow="crop")
+        progress = feed.state.progress
+        for word in words:
+            colour = getattr(app.palette, word.colour)
+            line.append(word.text, f"bold {colour}" if word.bold else colour).append(_GAP)
+            if word.text.startswith("step ") and progress.total and left >= _BAR[0] + len("100%") + 3:
+                share = progress.step / progress.total
+                cells = min(left - len("100%") - 3, _BAR[1])
+                done, todo = progress_bar(share, cells, app.abilities.unicode)
+                line.append(done, app.palette.chosen).append(todo, app.palette.line)
+                line.append(f" {int(share * 100)}%{_GAP}", app.palette.ink)
+        line.rstrip()
+        if line != self._line:
+            self._line = line
+            self.refresh()
+
+    def render(self) -> Text:
+        return self._line
+
+    def on_resize(self) -> None:
+        if self._shown is not None:
+            self.show(*self._shown)
+
+
+class Ending(Static):
+    """Hidden while the run is alive; then a line on how it ended and one on how to resume it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: tuple[str, tuple[str, ...]] | None = None
+        self.display = False
+
+    def show(self, feed: RunFeed, starting: bool) -> None:
+        """Show how the run of `feed` ended, if it has; `starting`: see `phase_of`."""
+        state = feed.state.state(feed.alive)
+        if state in ("running", "new") or feed.behind or starting:
+            self.display, self._shown = False, None
+            return
+        lines = tuple(ended_lines(feed.run, feed.state.log()))
+        if state == "finished":
+            # Its last line is a command of some 200 characters, which leaving the dashboard prints.
+            lines = ("; ".join(lines[:2]),)
+        if (state, lines) == self._shown:
+            return
+        self._shown = (state, lines)
+        text = Text(no_wrap=False, overflow="fold")
+        text.append(f"{app_of(self).abilities.mark(state)} {printable(lines[0])}", "bold")
+        for line in lines[1:]:
+            text.append(f"\n  {printable(line)}")
+        self.display = True
+        self.update(text)
+        self.set_classes(f"-{state}")

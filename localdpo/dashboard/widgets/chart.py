@@ -11,7 +11,6 @@ A chart is drawn when something in it changed, and of the frame only the rows th
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Final, cast
 
 from rich.segment import Segment
 from textual import events
@@ -20,21 +19,13 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from localdpo.dashboard.drawing import Drawing, draw
+from localdpo.dashboard.appbase import app_of
+from localdpo.dashboard.axes import Axis
+from localdpo.dashboard.drawing import ChartSeries, DrawnChart, Face, ReferenceValue, draw
 from localdpo.dashboard.picture import Styles
-from localdpo.dashboard.series import ChartSeries, Face, Reference
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import Palette
-from localdpo.dashboard.window import Axis
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.app import DashboardApp
-
-# With no more than these, the tint of a band is black or as bright as a line.
-_FEW_COLOURS: Final = 16
 
 
-class Chart(Widget, can_focus=True):
+class LineChart(Widget, can_focus=True):
     """Series over steps; `show` gives it what to draw.
 
     `titles`: the title from long to short. `name` tells charts of a screen apart.
@@ -43,21 +34,21 @@ class Chart(Widget, can_focus=True):
     class Pointed(Message):
         """The mouse is over `step`, or (None) left the chart."""
 
-        def __init__(self, chart: Chart, step: float | None) -> None:
+        def __init__(self, chart: LineChart, step: float | None) -> None:
             super().__init__()
             self.chart, self.step = chart, step
 
     class Zoomed(Message):
         """The wheel asks to see more closely, or less, around `step`."""
 
-        def __init__(self, chart: Chart, closer: bool, step: float | None) -> None:
+        def __init__(self, chart: LineChart, closer: bool, step: float | None) -> None:
             super().__init__()
             self.chart, self.closer, self.step = chart, closer, step
 
     class Opened(Message):
         """A double click asks for the chart alone, or for all again."""
 
-        def __init__(self, chart: Chart) -> None:
+        def __init__(self, chart: LineChart) -> None:
             super().__init__()
             self.chart = chart
 
@@ -65,25 +56,25 @@ class Chart(Widget, can_focus=True):
         super().__init__(name=name)
         self._titles = titles
         self._series: Sequence[ChartSeries] = ()
-        self._references: tuple[Reference, ...] = ()
+        self._references: tuple[ReferenceValue, ...] = ()
         self._version: Hashable = None
         self._look: tuple[tuple[float, float] | None, bool, float | None] = (None, False, None)
         self._key: Hashable = None
-        self._drawing: Drawing | None = None
+        self._drawing: DrawnChart | None = None
         self._strips: list[Strip] = []
         self._styles: Styles | None = None
 
     def show(
         self,
         series: Sequence[ChartSeries],
-        references: tuple[Reference, ...] = (),
+        references: tuple[ReferenceValue, ...] = (),
         version: Hashable = None,
         *,
         window: tuple[float, float] | None = None,
         log: bool = False,
         cursor: float | None = None,
     ) -> None:
-        """Draw `series`, the first on top; they are the same as before if `version` (not None) is.
+        """Draw `series`, the first on top; an equal `version` (not None) means unchanged series.
 
         `window`: the first and last step seen (None: all there are); `log`: a logarithmic scale; `cursor`:
         the step of a cross-hair.
@@ -121,37 +112,29 @@ class Chart(Widget, can_focus=True):
 
     def _draw(self) -> bool:
         """Draw if anything changed since; whether it did."""
-        app = cast("DashboardApp", self.app)
-        palette, abilities = app.palette, app.abilities
+        palette, abilities = app_of(self).palette, app_of(self).abilities
         key = (self._version, self._look, self.size, palette.ground, palette.chosen, self.has_focus)
         if key == self._key:
             return False
         self._key = key
-        self._drawing = draw(self.size.width, self.size.height, self._series, self._face(abilities))
-        style = self._style_of(palette)
-        self._strips = [
-            Strip(segments or [Segment("", style(0))], self.size.width)
-            for segments in self._drawing.picture.lines(style)
-        ]
-        return True
-
-    def _face(self, abilities: Abilities) -> Face:
         window, log, cursor = self._look
-        return Face(
+        face = Face(
             self._titles,
             window or whole(self._series),
             self._references,
             log,
             cursor,
             ascii=not abilities.unicode,
-            shade=not abilities.colour or abilities.colours <= _FEW_COLOURS,
+            shade=abilities.has_few_colours,
             chosen=self.has_focus,
         )
-
-    def _style_of(self, palette: Palette) -> Styles:
+        self._drawing = draw(self.size.width, self.size.height, self._series, face)
         if self._styles is None or self._styles.palette != palette:
             self._styles = Styles(palette)
-        return self._styles
+        blank = [Segment("", self._styles(0))]
+        lines = self._drawing.picture.lines(self._styles)
+        self._strips = [Strip(segments or blank, self.size.width) for segments in lines]
+        return True
 
     def on_focus(self) -> None:
         self._redraw()
@@ -183,6 +166,6 @@ class Chart(Widget, can_focus=True):
 
 def whole(series: Sequence[ChartSeries]) -> tuple[float, float]:
     """From step 0 (or the first, if it is earlier) to the last of `series`; left < right."""
-    ends = [(float(one.steps[0]), float(one.steps[-1])) for one in series if len(one.steps)]
+    ends = [(float(curve.steps[0]), float(curve.steps[-1])) for curve in series if len(curve.steps)]
     first = min([0.0, *(begin for begin, _ in ends)])
     return first, max([first + 1.0, *(end for _, end in ends)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -12,11 +11,11 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 
+from localdpo.dashboard.axes import StepView, right_edge, short_step
 from localdpo.dashboard.charts import CHARTS, SMOOTHINGS, Arrays, ChartSpec, available
 from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.scales import short_step
-from localdpo.dashboard.widgets.chart import Chart
-from localdpo.dashboard.window import View, right_edge
+from localdpo.dashboard.throttle import Interval
+from localdpo.dashboard.widgets.chart import LineChart
 
 _LEAST: Final = (38, 9)  # the fewest columns and rows of a chart beside others
 _MOST_COLUMNS: Final = 4
@@ -24,7 +23,7 @@ _PAN: Final = 0.25
 # Where a column of dots holds this many steps, one more moves nothing that can be seen: then a second is
 # soon enough. What is done with keys and mouse is drawn at once.
 _CROWDED: Final = 20
-_CALM_SECONDS: Final = 1.0
+_CROWDED_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ def grid_of(width: int, height: int, charts: int) -> Grid:
 class ChartGrid(Container):
     """The charts. Those of which the run has no value are not shown.
 
-    `looked` is called when they are looked at in another way: `seen` has changed then.
+    `on_look` is called when page, zoom, cross-hair or smoothing change: `seen` has changed then.
     """
 
-    def __init__(self, looked: Callable[[], None], id: str | None = None) -> None:
+    def __init__(self, on_look: Callable[[], None], id: str | None = None) -> None:
         super().__init__(id=id)
-        self._looked = looked
+        self._on_look = on_look
         self._weight = SMOOTHINGS[0]
         self._has_log_axis = False
         self._page = 0
@@ -67,14 +66,14 @@ class ChartGrid(Container):
         self._feed: RunFeed | None = None
         self._arrays = Arrays()
         self._specs: list[ChartSpec] = []
-        self._view = View()
+        self._view = StepView()
         self._cursor: float | None = None
-        self._drawn = 0.0
+        self._redraws = Interval(_CROWDED_SECONDS)
         self._has_news = False
 
     def compose(self) -> ComposeResult:
         for spec in CHARTS:
-            yield Chart(spec.titles, name=spec.name)
+            yield LineChart(spec.titles, name=spec.name)
 
     # --- what is shown --------------------------------------------------------------------------------
 
@@ -86,7 +85,7 @@ class ChartGrid(Container):
     @property
     def is_plain(self) -> bool:
         """Whether all charts show all steps without a cross-hair."""
-        return self._alone is None and self._cursor is None and self._view == View()
+        return self._alone is None and self._cursor is None and self._view == StepView()
 
     def show(self, feed: RunFeed) -> None:
         """Draw what the run has come to."""
@@ -107,7 +106,7 @@ class ChartGrid(Container):
         left, right = self._window()
         axis = next((chart.axis for chart in self._charts() if chart.axis is not None), None)
         is_crowded = axis is not None and right - left > 2 * axis.columns * _CROWDED
-        if not is_crowded or time.monotonic() - self._drawn >= _CALM_SECONDS:
+        if not is_crowded or self._redraws.has_passed:
             self.draw()
 
     def seen(self) -> list[str]:
@@ -121,7 +120,7 @@ class ChartGrid(Container):
         return [
             f"{count} charts" if len(shown) == count else f"{which} of {count}",
             f"smoothed {self._weight:g}" if self._weight else "not smoothed",
-            "all steps" if self._view == View() else f"steps {short_step(left)} to {short_step(right)}",
+            "all steps" if self._view == StepView() else f"steps {short_step(left)} to {short_step(right)}",
             *(["log axis"] if self._has_log_axis else []),
             *([] if self._cursor is None else [f"values at step {short_step(self._cursor)}"]),
         ]
@@ -129,7 +128,7 @@ class ChartGrid(Container):
     def on_resize(self, event: events.Resize) -> None:
         self._arrange()
         self.draw()
-        self._looked()
+        self._on_look()
 
     def _grid(self) -> Grid:
         if self._alone is not None:
@@ -156,7 +155,7 @@ class ChartGrid(Container):
         used = self._grid() if self._alone else grid_of(self.size.width, self.size.height, len(shown))
         self.styles.grid_size_columns, self.styles.grid_size_rows = used.columns, used.rows
         names = {spec.name for spec in shown}
-        for chart in self.query(Chart):
+        for chart in self.query(LineChart):
             chart.display = chart.name in names
 
     def _extent(self) -> tuple[float, float]:
@@ -165,7 +164,7 @@ class ChartGrid(Container):
             return 0.0, 1.0
         state = self._feed.state
         last = max(
-            (one.last_step for table in (state.train, state.evals) for one in table.values()), default=0
+            (series.last_step for table in (state.train, state.evals) for series in table.values()), default=0
         )
         edge = right_edge(last, state.start.total, self._view.span) if self._feed.alive else float(last)
         return 0.0, max(1.0, edge)
@@ -178,7 +177,8 @@ class ChartGrid(Container):
         feed = self._feed
         if feed is None:
             return
-        self._drawn, self._has_news = time.monotonic(), False
+        self._redraws.restart()
+        self._has_news = False
         window, specs = self._window(), {spec.name: spec for spec in self._specs}
         for chart in self._charts():
             spec = specs[chart.name or ""]
@@ -191,15 +191,15 @@ class ChartGrid(Container):
                 cursor=self._cursor,
             )
 
-    def _charts(self) -> list[Chart]:
+    def _charts(self) -> list[LineChart]:
         names = {spec.name for spec in self._shown()}
-        return [chart for chart in self.query(Chart) if chart.name in names and chart.display]
+        return [chart for chart in self.query(LineChart) if chart.name in names and chart.display]
 
     def _look(self, *, arranged: bool = False) -> None:
         if arranged:
             self._arrange()
         self.draw()
-        self._looked()
+        self._on_look()
 
     # --- looking --------------------------------------------------------------------------------------
 
@@ -225,13 +225,13 @@ class ChartGrid(Container):
 
     def whole(self) -> None:
         """See the whole run."""
-        self._view = View()
+        self._view = StepView()
         self._look()
 
     def follow(self) -> None:
         """See the newest steps, and stay with them."""
         self._cursor = None
-        self._view = View(self._view.span)
+        self._view = StepView(self._view.span)
         self._look()
 
     def point(self, direction: int) -> None:
@@ -257,7 +257,7 @@ class ChartGrid(Container):
             self._charts()[0].focus()
             return
         charts = self._charts()
-        here = next((place for place, chart in enumerate(charts) if chart.has_focus), None)
+        here = next((index for index, chart in enumerate(charts) if chart.has_focus), None)
         if charts:
             charts[0 if here is None else (here + direction) % len(charts)].focus()
 
@@ -283,18 +283,18 @@ class ChartGrid(Container):
         elif self._alone is not None:
             self._alone = None
         else:
-            self._view = View()
+            self._view = StepView()
         self._look(arranged=True)
 
-    def on_chart_pointed(self, message: Chart.Pointed) -> None:
+    def on_line_chart_pointed(self, message: LineChart.Pointed) -> None:
         step = None if message.step is None else float(round(message.step))
         if step != self._cursor:
             self._cursor = step
             self._look()
 
-    def on_chart_zoomed(self, message: Chart.Zoomed) -> None:
+    def on_line_chart_zoomed(self, message: LineChart.Zoomed) -> None:
         self.zoom(message.closer, message.step)
 
-    def on_chart_opened(self, message: Chart.Opened) -> None:
+    def on_line_chart_opened(self, message: LineChart.Opened) -> None:
         message.chart.focus()
         self.maximise()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -13,15 +13,13 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from localdpo.core.text import printable
+from localdpo.dashboard.appbase import app_of
+from localdpo.dashboard.axes import short
 from localdpo.dashboard.picture import fitted
-from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
 from localdpo.records.events import Event
 from localdpo.records.metrics import ACCURACY, ALL_TIED, BY_NAME, HEADLINES, all_tied, metrics_of
 from localdpo.records.wording import format_event, format_headline
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.app import DashboardApp
 
 _KEPT: Final = LOG_LINES + STEP_LINES
 # Lines above that until the oldest are cut: cutting them one at a time would cost more.
@@ -62,8 +60,8 @@ def colour_of(event: Event) -> str:
     return _COLOURS.get(event.type, "ink")
 
 
-class Line(NamedTuple):
-    """A line of the log and the palette's name of its colour. Its event, ten times as large, is let go."""
+class LogLine(NamedTuple):
+    """A line of the log and the palette's name of its colour; its event, ten times as large, is not kept."""
 
     text: str
     colour: str
@@ -72,14 +70,14 @@ class Line(NamedTuple):
 class LogView(Widget, can_focus=True):
     """The lines. It scrolls on its own: Textual's scrolling lays out the whole screen for every new line.
 
-    `follow`: whether the newest is kept in sight.
+    `follow`: whether the newest line stays visible.
     """
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.follow = True
-        self._lines: list[Line] = []
-        self._shown: list[Line] = []
+        self._lines: list[LogLine] = []
+        self._shown: list[LogLine] = []
         self._seen = 0
         self._words: list[str] = []
         self._top = 0
@@ -107,7 +105,7 @@ class LogView(Widget, can_focus=True):
             return
         self._seen = fresh[-1][0]
         total = state.start.total
-        lines = [Line(log_line(event, total), colour_of(event)) for _, event in fresh]
+        lines = [LogLine(log_line(event, total), colour_of(event)) for _, event in fresh]
         self._lines += lines
         if len(self._lines) > _KEPT + _SLACK:
             del self._lines[:-_KEPT]
@@ -148,24 +146,24 @@ class LogView(Widget, can_focus=True):
         self.scroll_lines(_WHEEL)
 
     def render_line(self, y: int) -> Strip:
-        app = cast("DashboardApp", self.app)
-        place, width = self._first() + y, self.size.width
+        app = app_of(self)
+        index, width = self._first() + y, self.size.width
         ground = Style(color=app.palette.ink, bgcolor=app.palette.ground)
-        if place >= len(self._shown):
+        if index >= len(self._shown):
             return Strip([Segment(" " * width, ground)], width)
-        line = self._shown[place]
-        text = fitted(" " + line.text, width, "…" if app.abilities.unicode else "~")
+        line = self._shown[index]
+        text = fitted(" " + line.text, width, app.abilities.ellipsis)
         style = ground + Style(color=getattr(app.palette, line.colour))
         return Strip([Segment(text, style), Segment(" " * (width - cell_len(text)), ground)], width)
 
     def _first(self) -> int:
-        """The place of the line in the first row."""
+        """The index of the line in the first row."""
         last = max(0, len(self._shown) - self.size.height)
         return last if self.follow else min(self._top, last)
 
     def _choose(self) -> None:
         self._shown = [line for line in self._lines if self._matches(line)]
 
-    def _matches(self, line: Line) -> bool:
+    def _matches(self, line: LogLine) -> bool:
         text = line.text.lower()
         return all(word in text for word in self._words)

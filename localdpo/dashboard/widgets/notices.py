@@ -1,25 +1,20 @@
-"""Notices: the most pressing one in a line or two, and a box with all of them."""
+"""Notices: those that the viewer adds to the log's, and the line that shows the most severe one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import Final
 
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Static
 
-from localdpo.core.text import printable
+from localdpo.core.text import format_seconds, printable
+from localdpo.dashboard.appbase import TerminalApp, app_of
 from localdpo.dashboard.picture import fitted
-from localdpo.dashboard.state import Notice
+from localdpo.dashboard.state import LoggedNotice, RunState
 from localdpo.out.console import Text
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.app import DashboardApp
+from localdpo.records.metrics import measured
+from localdpo.records.progress import silent_for
 
 _SEVERITY: Final = {"info": 0, "warning": 1, "critical": 2}
 _COLOURS: Final = {"info": "chosen", "warning": "rejected", "critical": "critical"}
@@ -27,22 +22,31 @@ _WORDS: Final = {"info": "notice"}
 _WIDE: Final = 70  # columns from which the keys have their words
 _MARKS: Final = {"info": "notice"}
 
-# What makes two notices the same for whoever has read one: it may come again at a higher level.
-Known = tuple[str, str]
+NoticeKey = tuple[str, str]
 
 
-def known(notice: Notice) -> Known:
-    """What is remembered of a notice that was acknowledged."""
+def notice_key(notice: LoggedNotice) -> NoticeKey:
+    """(name, level): acknowledging a notice covers its repetitions, but not one at a higher level."""
     return notice.name, notice.level
 
 
-def pressing(notices: Iterable[Notice], read: set[Known]) -> list[Notice]:
-    """The notices that were not acknowledged, the gravest first, of equals the newest."""
-    open_ones = [notice for notice in notices if known(notice) not in read]
-    return sorted(open_ones, key=lambda notice: (-_SEVERITY.get(notice.level, 0), -notice.time))
+def unacknowledged(notices: Iterable[LoggedNotice], acknowledged: set[NoticeKey]) -> list[LoggedNotice]:
+    """The notices that were not acknowledged, the most severe first, of equals the newest."""
+    pending = [notice for notice in notices if notice_key(notice) not in acknowledged]
+    return sorted(pending, key=lambda notice: (-_SEVERITY.get(notice.level, 0), -notice.time))
 
 
-def _head(notice: Notice, app: DashboardApp) -> Text:
+def notice_text(notice: LoggedNotice, app: TerminalApp) -> Text:
+    """All that a notice says, for a dialog."""
+    text = _head(notice, app).append(printable(notice.name), app.palette.muted)
+    for label, words in (("", notice.message), ("why   ", notice.why), ("try   ", notice.advice)):
+        if words:
+            text.append("\n").append(label, f"bold {app.palette.muted}")
+            text.append(printable(words), app.palette.ink)
+    return text
+
+
+def _head(notice: LoggedNotice, app: TerminalApp) -> Text:
     mark = app.abilities.mark(_MARKS.get(notice.level, notice.level if notice.level in _SEVERITY else "info"))
     when = time.strftime("%H:%M", time.localtime(notice.time))
     at = "" if notice.step is None else f" step {notice.step:,}"
@@ -52,22 +56,22 @@ def _head(notice: Notice, app: DashboardApp) -> Text:
 
 
 class NoticeLine(Widget):
-    """The gravest notice that nobody acknowledged: what was seen and, in a second row, what it means."""
+    """The most severe notice that was not acknowledged: its message and, in a second row, what it means."""
 
     DEFAULT_CSS = "NoticeLine { height: 1; width: 1fr; padding: 0 1; display: none; }"
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._notices: Sequence[Notice] = ()
+        self._notices: Sequence[LoggedNotice] = ()
         self._total = 0
 
     @property
-    def first(self) -> Notice | None:
+    def first(self) -> LoggedNotice | None:
         """The notice that is shown."""
         return self._notices[0] if self._notices else None
 
-    def show(self, notices: Sequence[Notice], total: int) -> None:
-        """Show the first of `notices`, those that are open; `total`: how many there are with the others."""
+    def show(self, notices: Sequence[LoggedNotice], total: int) -> None:
+        """Show the first of `notices`; `total`: how many there are with the acknowledged ones."""
         if (list(notices), total) == (list(self._notices), self._total):
             return
         self._notices, self._total = notices, total
@@ -75,11 +79,10 @@ class NoticeLine(Widget):
         self.refresh()
 
     def render(self) -> Text:
-        app = cast("DashboardApp", self.app)
-        notice = self.first
+        app, notice = app_of(self), self.first
         if notice is None:
             return Text()
-        ellipsis = "…" if app.abilities.unicode else "~"
+        ellipsis = app.abilities.ellipsis
         keys = (
             f"  a acknowledge  A all ({self._total})"
             if self.size.width >= _WIDE
@@ -97,51 +100,82 @@ class NoticeLine(Widget):
         return head
 
 
-class NoticesScreen(ModalScreen[None]):
-    """All notices of the run, the newest first, with what each means and what to try."""
+_MEMORY_SHARE: Final = 0.9
+# The worker's own notice of the same thing; older logs do not have it.
+_MEMORY_NOTICE: Final = "memory"
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q,A", "dismiss", show=False),
-        Binding("up,k", "scroll(-1)", show=False),
-        Binding("down,j", "scroll(1)", show=False),
-        Binding("pageup", "scroll(-10)", show=False),
-        Binding("pagedown,space", "scroll(10)", show=False),
-    ]
-    DEFAULT_CSS = """
-    NoticesScreen { align: center middle; background: $background 60%; }
-    NoticesScreen > Vertical {
-        width: 100; max-width: 96%; height: auto; max-height: 96%;
-        border: round $rejected; background: $surface; padding: 0 2;
-    }
-    NoticesScreen VerticalScroll { height: auto; max-height: 1fr; }
-    NoticesScreen .entry { height: auto; margin-bottom: 1; }
+
+def alarms(state: RunState, alive: bool, now: float) -> list[LoggedNotice]:
+    """The viewer's own notices at the Unix time `now`: damage, silence, a crash, memory.
+
+    `alive`: whether a worker holds the run's lock.
     """
-
-    def __init__(self, notices: Sequence[Notice]) -> None:
-        super().__init__()
-        self._notices = sorted(notices, key=lambda notice: notice.time, reverse=True)
-
-    def compose(self) -> ComposeResult:
-        app = cast("DashboardApp", self.app)
-        with Vertical() as box:
-            box.border_title = f"notices ({len(self._notices)})"
-            box.border_subtitle = "esc closes"
-            with VerticalScroll():
-                if not self._notices:
-                    yield Static("Nothing to tell: no notice so far.", classes="entry")
-                for notice in self._notices:
-                    yield Static(_entry(notice, app), classes="entry")
-
-    def action_scroll(self, rows: int) -> None:
-        """Scroll the box by rows."""
-        self.query_one(VerticalScroll).scroll_relative(y=rows, animate=False)
+    candidates = (_damage(state, now), _silence(state, alive, now), _crash(state, alive), _memory(state))
+    return [notice for notice in candidates if notice is not None]
 
 
-def _entry(notice: Notice, app: DashboardApp) -> Text:
-    text = _head(notice, app).append(printable(notice.name), app.palette.muted)
-    for label, said in (("", notice.message), ("why   ", notice.why), ("try   ", notice.advice)):
-        if said:
-            text.append("\n").append(label, f"bold {app.palette.muted}").append(
-                printable(said), app.palette.ink
-            )
-    return text
+def _damage(state: RunState, now: float) -> LoggedNotice | None:
+    if state.damage is None:
+        return None
+    return LoggedNotice(
+        now if state.last_time is None else state.last_time,
+        None,
+        "warning",
+        "damaged-log",
+        state.damage,
+        "The content of those lines is missing on all screens: another program wrote into the log, or the "
+        "disk was full or is failing.",
+        "The checkpoints have checksums of their own and are not affected.",
+    )
+
+
+def _silence(state: RunState, alive: bool, now: float) -> LoggedNotice | None:
+    quiet = silent_for(state.progress, now) if alive else None
+    if quiet is None or state.last_time is None:
+        return None
+    return LoggedNotice(
+        state.last_time,
+        state.progress.step,
+        "warning",
+        "silence",
+        f"No event from the worker for {format_seconds(quiet)}, though its process is alive",
+        "A step takes much longer than those before, the machine slept, or the worker hangs.",
+        "Look at worker.log in the run's folder and at the machine's memory; x stops the run.",
+    )
+
+
+def _crash(state: RunState, alive: bool) -> LoggedNotice | None:
+    if alive or state.state(False) != "crashed" or state.last_time is None:
+        return None
+    logged = state.ended.data.get("lines") if state.ended is not None else None
+    lines = [str(line) for line in logged] if isinstance(logged, list) else []
+    return LoggedNotice(
+        state.last_time,
+        state.progress.step,
+        "critical",
+        "crashed",
+        lines[0]
+        if lines
+        else f"The worker exited; exit status unknown; its last step was {state.progress.step}",
+        "The process ended without a message: a signal, the system out of memory, a failed driver.",
+        "; ".join(lines[1:]) or "Resume the run: it continues from its last checkpoint.",
+    )
+
+
+def _memory(state: RunState) -> LoggedNotice | None:
+    held = measured(state.train, "memory_gb")
+    limit = state.start.memory_limit_gb
+    if held is None or limit is None or held.last is None or state.last_time is None:
+        return None
+    if held.last <= _MEMORY_SHARE * limit or any(_MEMORY_NOTICE in notice.name for notice in state.notices):
+        return None
+    return LoggedNotice(
+        state.last_time,
+        state.progress.step,
+        "warning",
+        "memory",
+        f"Memory with cache {held.last:.3g} GB, {held.last / limit:.0%} of the {limit:.3g} GB there are",
+        "A longer batch than any before may not fit; the process is then ended without warning.",
+        "Start a new run with a lower train.micro_batch_size or train.max_length, or with "
+        "train.gradient_checkpointing=true.",
+    )

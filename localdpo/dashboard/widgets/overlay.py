@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
 from rich.table import Table
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
-from textual.widgets import Static
+from textual.containers import Horizontal
 
 from localdpo.core.text import printable
+from localdpo.dashboard.appbase import app_of
+from localdpo.dashboard.drawing import ChartSeries, Kind, ReferenceValue
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.recipediff import differing, options_of, words
-from localdpo.dashboard.series import ChartSeries, Kind, Reference
-from localdpo.dashboard.widgets.chart import Chart
+from localdpo.dashboard.state import MetricSeries
+from localdpo.dashboard.widgets.basic import TextPanel
+from localdpo.dashboard.widgets.chart import LineChart
 from localdpo.out.console import Text
 from localdpo.records.metrics import ACCURACY, BY_NAME
 from localdpo.records.rundir import RunDir
 
-if TYPE_CHECKING:
-    from localdpo.dashboard.app import DashboardApp
-
-# How the runs are told apart, in the order of their letters: by colour and by line.
+# The colour and line of each run, in the order of their letters.
 _LOOKS: Final[tuple[tuple[str, Kind], ...]] = (
     ("chosen", "line"),
     ("rejected", "dashed"),
@@ -39,8 +38,8 @@ _SMOOTH: Final = 0.9
 _KEY_WIDTH: Final = 20
 # The metrics with a chart and the value to compare with; the later ones need a wider screen.
 _CHARTS: Final = (
-    (BY_NAME["rewards/margins"], Reference(0.0)),
-    (BY_NAME[ACCURACY], Reference(0.5, "0.5")),
+    (BY_NAME["rewards/margins"], ReferenceValue(0.0)),
+    (BY_NAME[ACCURACY], ReferenceValue(0.5, "0.5")),
     (BY_NAME["loss"], None),
 )
 # Columns of the screen from which on so many charts are shown.
@@ -59,16 +58,15 @@ class Overlay(Horizontal):
     def compose(self) -> ComposeResult:
         for metric, _ in _CHARTS:
             assert metric.chart is not None
-            yield Chart(metric.chart.titles, name=metric.name)
-        with VerticalScroll(classes="panel", id="options", can_focus=False):
-            yield Static(id="options-text")
+            yield LineChart(metric.chart.titles, name=metric.name)
+        yield TextPanel("options")
 
     def show(self, runs: Sequence[RunDir]) -> None:
         """Show these runs, the first as A."""
-        kept = {run.path: self._feeds.get(run.path) or RunFeed(run) for run in runs[:MOST_RUNS]}
-        if list(kept) != [feed.run.path for feed in self._shown]:
-            self._show_options([feed.run for feed in kept.values()])
-        self._feeds, self._shown = kept, list(kept.values())
+        feeds = {run.path: self._feeds.get(run.path) or RunFeed(run) for run in runs[:MOST_RUNS]}
+        if list(feeds) != [feed.run.path for feed in self._shown]:
+            self._show_options([feed.run for feed in feeds.values()])
+        self._feeds, self._shown = feeds, list(feeds.values())
         self.poll()
 
     def poll(self) -> None:
@@ -78,50 +76,46 @@ class Overlay(Horizontal):
         self._draw()
 
     def on_resize(self) -> None:
-        for place, chart in enumerate(self.query(Chart)):
-            chart.display = self.app.size.width >= _WIDTHS[place]
+        for index, chart in enumerate(self.query(LineChart)):
+            chart.display = self.app.size.width >= _WIDTHS[index]
 
     def _draw(self) -> None:
         key = tuple((feed.run.path, feed.state.version) for feed in self._shown)
         if key == self._drawn:
             return
         self._drawn = key
-        for chart, (metric, reference) in zip(self.query(Chart), _CHARTS, strict=True):
+        for chart, (metric, reference) in zip(self.query(LineChart), _CHARTS, strict=True):
             series = [
-                one
-                for place, feed in enumerate(self._shown)
-                if (one := self._series(place, feed, metric.name)) is not None
+                self._series(index, values)
+                for index, feed in enumerate(self._shown)
+                if (values := feed.state.train.get(metric.name) or feed.state.evals.get(metric.name))
+                is not None
             ]
             chart.show(series, () if reference is None else (reference,), version=key)
 
-    def _series(self, place: int, feed: RunFeed, metric: str) -> ChartSeries | None:
-        """The smoothed course of a metric over the steps; None where the log has none of it."""
-        found = feed.state.train.get(metric) or feed.state.evals.get(metric)
-        if found is None:
-            return None
-        colour, kind = _LOOKS[place]
-        name = chr(ord("A") + place) if len(self._shown) > 1 else ""
-        values = found.values
+    def _series(self, index: int, values: MetricSeries) -> ChartSeries:
+        """The smoothed curve of a metric of the run with this index."""
+        colour, kind = _LOOKS[index]
         is_alone = len(self._shown) == 1
-        line = smooth(values, _SMOOTH)
-        return ChartSeries(name, found.steps, values, colour, kind, band=is_alone, line=line)
+        line = smooth(values.values, _SMOOTH)
+        name = "" if is_alone else _letter(index)
+        return ChartSeries(name, values.steps, values.values, colour, kind, band=is_alone, line=line)
 
     def _show_options(self, runs: Sequence[RunDir]) -> None:
-        panel, text = self.query_one("#options"), self.query_one("#options-text", Static)
-        recipes = [_options(run) for run in runs]
-        panel.border_title = "options that differ" if len(runs) > 1 else "recipe"
-        known = [recipe for recipe in recipes if recipe is not None]
-        if not runs or len(known) < len(recipes):
-            text.update(Text("a recipe.yaml cannot be read" if runs else ""))
+        panel = self.query_one("#options", TextPanel)
+        recipes = [recipe for run in runs if (recipe := _options(run)) is not None]
+        title = "options that differ" if len(runs) > 1 else "recipe"
+        if not runs or len(recipes) < len(runs):
+            panel.show(Text("a recipe.yaml cannot be read" if runs else ""), title)
         elif len(runs) == 1:
-            text.update(self._table([""], [(key, [words(value)]) for key, value in known[0].items()]))
+            panel.show(self._table([""], [(key, [words(value)]) for key, value in recipes[0].items()]), title)
+        elif rows := differing(recipes):
+            panel.show(self._table([_letter(index) for index in range(len(runs))], rows), title)
         else:
-            letters = [chr(ord("A") + place) for place in range(len(runs))]
-            rows = differing(known)
-            text.update(self._table(letters, rows) if rows else Text("none: the recipes are the same"))
+            panel.show(Text("none: the recipes are the same"), title)
 
     def _table(self, heads: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
-        palette = cast("DashboardApp", self.app).palette
+        palette = app_of(self).palette
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=_KEY_WIDTH)
         for _ in heads:
@@ -131,6 +125,10 @@ class Overlay(Horizontal):
         for key, values in rows:
             table.add_row(Text(key, palette.muted), *(Text(printable(value) or "-") for value in values))
         return table
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index)
 
 
 def _options(run: RunDir) -> dict[str, object] | None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
 import numpy as np
 from rich.segment import Segment
 from textual.strip import Strip
 from textual.widget import Widget
 
+from localdpo.dashboard.appbase import app_of
+from localdpo.dashboard.axes import Axis, short
 from localdpo.dashboard.picture import Picture, Styles
 from localdpo.dashboard.plot import means, smooth
-from localdpo.dashboard.scales import short
 from localdpo.dashboard.state import RunState
-from localdpo.dashboard.window import Axis
 from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.app import DashboardApp
 
 _BARS: Final = ("▁▂▃▄▅▆▇█", "_.-~=+*#")
 _WEIGHT: Final = 0.9
@@ -45,13 +42,13 @@ class Tile:
 
 def tiles_of(state: RunState) -> list[Tile]:
     """The tiles of a run: those of whose metric it has a value, at most six."""
-    found: list[Tile] = []
+    tiles: list[Tile] = []
     for metric, tile in TILES.items():
-        if len(found) == _MOST:
+        if len(tiles) == _MOST:
             break
         series = measured(state.train, metric.name)
         if metric.name == ACCURACY and _last(state, TIES) == 1:
-            found.append(Tile(tile.name, tile.brief, ALL_TIED, "level", ()))
+            tiles.append(Tile(tile.name, tile.brief, ALL_TIED, "level", ()))
             continue
         if series is None or series.last is None:
             continue
@@ -67,11 +64,11 @@ def tiles_of(state: RunState) -> list[Tile]:
         axis = Axis(
             float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1), min(_COURSE_COLUMNS, len(steps))
         )
-        course = means(np.where(np.isfinite(values), values, np.nan), axis.places(steps))
-        found.append(
+        course = means(np.where(np.isfinite(values), values, np.nan), axis.bounds(steps))
+        tiles.append(
             Tile(tile.name, tile.brief, figure, trend(recent), tuple(course[np.isfinite(course)].tolist()))
         )
-    return found
+    return tiles
 
 
 def _last(state: RunState, name: str) -> float | None:
@@ -108,7 +105,7 @@ def sparkline(course: Sequence[float], cells: int, unicode: bool) -> str:
         return ""
     values = np.array(course)
     if len(values) > cells:
-        values = means(values, Axis(0, len(values) - 1, cells).places(np.arange(len(values))))
+        values = means(values, Axis(0, len(values) - 1, cells).bounds(np.arange(len(values))))
     low, high = float(values.min()), float(values.max())
     if high / 2 - low / 2 <= 1e-9 * max(abs(low), abs(high), 1e-300):
         return bars[0] * len(values)
@@ -132,7 +129,7 @@ class TileRow(Widget):
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        app = cast("DashboardApp", self.app)
+        app = app_of(self)
         if self._styles is None or self._styles.palette != app.palette:
             self._styles = Styles(app.palette)
         picture = self._boxes() if self.size.height >= 3 else self._line()
@@ -141,7 +138,7 @@ class TileRow(Widget):
         return Strip(segments or [Segment("", self._styles(0))], self.size.width)
 
     def _boxes(self) -> Picture:
-        app = cast("DashboardApp", self.app)
+        app = app_of(self)
         unicode = app.abilities.unicode
         picture = Picture(self.size.width, 3)
         corners, level, upright = ("╭╮╰╯", "─", "│") if unicode else ("++++", "-", "|")
@@ -163,7 +160,7 @@ class TileRow(Widget):
 
     def _line(self) -> Picture:
         """As many tiles as fit, whole: name, figure, trend."""
-        app = cast("DashboardApp", self.app)
+        app = app_of(self)
         picture = Picture(self.size.width, max(1, self.size.height))
         column = 1
         for tile in self._tiles:

@@ -1,9 +1,9 @@
-"""The value axis of a chart: what it spans, its rows, its ticks, how its numbers read. Pure."""
+"""The axes of a chart: which steps and values it spans, their columns and rows, ticks, numbers. Pure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -12,6 +12,106 @@ import numpy as np
 # flatten all else.
 _OUTLIER: Final = 4.0
 _INNER: Final = (0.02, 0.98)
+# The right edge of a growing run moves in jumps of this share: between two of them no column changes but the
+# last, so that a frame differs little from the one before.
+_GROWTH: Final = 1.04
+_ZOOM: Final = 2.0
+_FEWEST_STEPS: Final = 4.0
+
+
+# --- steps ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepView:
+    """Which steps are seen.
+
+    Attributes:
+        span: how many; None: the whole run.
+        end: the last of them; None: the newest, also when more come.
+    """
+
+    span: float | None = None
+    end: float | None = None
+
+    def window(self, first: float, last: float) -> tuple[float, float]:
+        """(left, right) edge in steps, left < right, of data that goes from `first` to `last`."""
+        last = max(last, first + 1.0)
+        if self.span is None:
+            return first, last
+        right = last if self.end is None else min(max(self.end, first + 1.0), last)
+        return max(first, right - self.span), right
+
+    def zoomed(self, closer: bool, first: float, last: float, around: float | None = None) -> StepView:
+        """Half or twice as many steps; `around`, where given, stays where it is."""
+        left, right = self.window(first, last)
+        factor = 1 / _ZOOM if closer else _ZOOM
+        span = max((right - left) * factor, min(_FEWEST_STEPS, last - first))
+        if span >= last - first:
+            return StepView()
+        share = 1.0 if around is None else (right - min(max(around, left), right)) / (right - left)
+        end = right if around is None else around + span * share
+        return replace(self, span=span, end=None if around is None and self.end is None else end)._within_run(
+            first, last
+        )
+
+    def panned(self, share: float, first: float, last: float) -> StepView:
+        """Moved by a share of what is seen, to the right if positive."""
+        if self.span is None:
+            return self
+        left, right = self.window(first, last)
+        return replace(self, end=right + share * (right - left))._within_run(first, last)
+
+    def _within_run(self, first: float, last: float) -> StepView:
+        """Moved back into the run; a view that reaches its end follows it."""
+        if self.span is None or self.end is None or self.end >= last:
+            return replace(self, end=None)
+        return replace(self, end=max(self.end, min(first + self.span, last)))
+
+
+def right_edge(last: float, total: float | None, span: float | None = None) -> float:
+    """The right edge for a run that is at step `last` of `total` and still running.
+
+    `span`: how many steps are seen, None for all. The edge moves in small jumps, at most 4% of what is seen.
+    """
+    if last < 1:
+        return last
+    if span is not None:
+        jump = span * (_GROWTH - 1)
+        edge = math.ceil(last / jump - 1e-9) * jump
+    else:
+        edge = _GROWTH ** math.ceil(math.log(last) / math.log(_GROWTH) - 1e-9)
+    return max(last, min(edge, total)) if total is not None and total >= last else max(last, edge)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Columns of equal width over the steps from `left` to `right`, left < right."""
+
+    left: float
+    right: float
+    columns: int
+
+    def bounds(self, steps: np.ndarray) -> np.ndarray:
+        """Indices [c + 1] into sorted `steps` [n]: column k holds the points bounds[k] to bounds[k + 1]."""
+        edges = self.left + np.arange(self.columns + 1) * ((self.right - self.left) / self.columns)
+        bounds = np.searchsorted(steps, edges, side="left")
+        bounds[-1] = np.searchsorted(steps, self.right, side="right")
+        return bounds
+
+    def column(self, step: float) -> int | None:
+        """The column of a step, None outside."""
+        if not self.left <= step <= self.right:
+            return None
+        share = (step - self.left) / (self.right - self.left)
+        return min(int(share * self.columns), self.columns - 1)
+
+    def step(self, column: int) -> float:
+        """The step in the middle of a column."""
+        return self.left + (column + 0.5) / self.columns * (self.right - self.left)
+
+
+# --- values ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -23,8 +123,8 @@ class Scale:
     rows: int
     log: bool = False
 
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Where on the rows, as fractions of a row: 0 is the upper edge; NaN for what a scale cannot show."""
+    def offsets(self, values: np.ndarray) -> np.ndarray:
+        """The distance from the upper edge in rows, with fractions; NaN for what the scale cannot show."""
         low, high = self.low, self.high
         if self.log:
             values = np.log(np.where(values > 0, values, np.nan))
@@ -34,10 +134,10 @@ class Scale:
 
     def rows_of(self, values: np.ndarray) -> np.ndarray:
         """The rows of `values` [n], int64 [n]; -1 outside and for what is not finite."""
-        places = self.place(np.where(np.isfinite(values), values, np.nan))
+        offsets = self.offsets(np.where(np.isfinite(values), values, np.nan))
         slack = 1e-9 * self.rows  # the limits themselves are inside, whatever rounding makes of them
-        is_inside = (places >= -slack) & (places <= self.rows + slack)
-        rows = np.clip(np.where(is_inside, places, 0.0), 0, self.rows - 1).astype(np.int64)
+        is_inside = (offsets >= -slack) & (offsets <= self.rows + slack)
+        rows = np.clip(np.where(is_inside, offsets, 0.0), 0, self.rows - 1).astype(np.int64)
         return np.where(is_inside, rows, -1)
 
     def row(self, value: float) -> int | None:
@@ -97,7 +197,7 @@ def ticks(low: float, high: float, count: int, log: bool = False) -> list[tuple[
     first, last = math.ceil(low / distance - 1e-6), math.floor(high / distance + 1e-6)
     if not 0 <= last - first <= 4 * count + 8:
         return [(low, short(low)), (high, short(high))]
-    values = [place * distance for place in range(first, last + 1)]
+    values = [index * distance for index in range(first, last + 1)]
     digits = max(0, -math.floor(math.log10(distance) + 1e-9))
     if round(distance, digits) != distance:
         digits += 1
