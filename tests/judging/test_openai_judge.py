@@ -19,7 +19,8 @@ from fake_server import FakeServer, Fault
 
 import localdpo
 from localdpo.core.errors import UserError
-from localdpo.judging.base import JudgeStopped, Question, both_orders, collect, tally
+from localdpo.judging import openai
+from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, both_orders, collect, tally
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.openai import OpenAIJudge
 from localdpo.judging.rubric import load_rubric
@@ -268,6 +269,15 @@ def test_a_server_that_drips_is_left_after_the_time_of_a_request(server: FakeSer
             judge(server, timeout=0.3, concurrency=concurrency), QUESTIONS, retry=Retry(tries=1, first=0.001)
         )
     assert time.monotonic() - start < 4
+
+
+def test_a_reply_without_end_is_read_to_its_limit_and_never_compressed(server: FakeServer):
+    server.fault = lambda number, body: Fault("status", 200, {}, "x" * (openai._MOST_BYTES + 10_000_000))
+    one = judge(server)
+    assert len(one._post(one.payload(QUESTIONS[0])).body) == openai._MOST_BYTES
+    assert server.headers[-1]["accept-encoding"] == "identity"
+    with pytest.raises(JudgeBusy, match="a reply that is no completion"):
+        one.ask(QUESTIONS[0])
 
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404, 405, 301, 307])
