@@ -50,6 +50,7 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
     """What the run is, in pairs of a word and a value; what its log does not say is skipped."""
     summary = summarise(run, log, run.is_running())
     start = next((event.data for event in reversed(log) if event.type == "run.started"), {})
+    device = start.get("device")
     facts: list[tuple[str, str | None]] = [
         ("state", summary.state),
         ("why", summary.why),
@@ -57,7 +58,7 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
         ("loss", summary.loss),
         ("beta", None if summary.beta is None else format_number(summary.beta)),
         ("step", summary.steps.replace("/", " of ")),
-        ("device", _text(start.get("device"))),
+        ("device", device if isinstance(device, str) else None),
         ("rows", _counts(start.get("rows"))),
         ("started", _moment(summary.started)),
         ("last event", _moment(summary.updated)),
@@ -137,10 +138,6 @@ def comparison_values(run: RunDir) -> dict[str, Any] | None:
         return None
     values = compare_values(read_answers(files[0]))
     return {**values, "prompts": values["prompts"][:SHOWN_PROMPTS], "total": len(values["prompts"])}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _counts(values: object) -> str | None:

@@ -28,6 +28,7 @@ MANY_INVALID: Final = 0.05
 MANY_FLIPS: Final = 0.2
 # Transcripts on the page; all of them are in the JSON file.
 SHOWN_ROWS: Final = 50
+ARROWS: Final = {"higher": " ↑", "lower": " ↓", "neutral": ""}
 TONES: Final[dict[str, Tone]] = {
     "better": "better",
     "worse": "worse",
@@ -94,7 +95,7 @@ def metrics_table(record: Record) -> Table:
         means = [Cell(_number(row["means"][name], digits) + _some_of(row, name, record)) for name in labels]
         tone = TONES.get(row["reading"], "")
         words = [Cell(_difference(row["difference"], digits), tone), Cell(row["reading"], tone)]
-        rows.append((Cell(_metric_name(row)), *means, *words))
+        rows.append((Cell(row["name"] + ARROWS[row["direction"]]), *means, *words))
     notes = (
         "↑ more is better, ↓ less is better. Difference with its 95% interval, paired bootstrap.",
         "Each interval is for itself: of twenty metrics without a difference, one may show one.",
@@ -160,11 +161,6 @@ def strengths_table(record: Record) -> Table:
     base = labels[record["strengths"][0]["name"]]
     note = f"In logits; {base} is 0. Intervals from resampled prompts."
     return Table("Strength over all pairs (Bradley-Terry)", ("", "strength", "95% interval"), rows, (note,))
-
-
-def _metric_name(row: Record) -> str:
-    arrow = {"higher": " ↑", "lower": " ↓", "neutral": ""}
-    return row["name"] + arrow[row["direction"]]
 
 
 def _some_of(row: Record, name: str, record: Record) -> str:
@@ -341,10 +337,11 @@ def duel_sentence(duel: Record, labels: Mapping[str, str]) -> str:
 
 
 def _metrics_sentence(metrics: Sequence[Record], before: str, after: str) -> str:
-    names = {
-        which: [f"{row['name']} ({_signed(row)})" for row in metrics if row["reading"] == which]
-        for which in ("better", "worse")
-    }
+    names: dict[str, list[str]] = {"better": [], "worse": []}
+    for row in metrics:
+        if row["reading"] in names:
+            difference = f"{row['difference']['value']:+.{row['digits']}f}"
+            names[row["reading"]].append(f"{row['name']} ({difference})")
     better = ", ".join(names["better"]) or "nothing"
     worse = ", ".join(names["worse"]) or "nothing"
     return f"{after} against {before}, beyond the interval, better: {better}; worse: {worse}."
@@ -381,10 +378,6 @@ def _length_caution(duel: Record, labels: Mapping[str, str]) -> list[str]:
         return []
     share = f"{_percent(controlled['value'])}, interval {_interval(controlled)}"
     return [f"Caution: at equal lengths {labels[duel['first']]} would win {share}: length may be why."]
-
-
-def _signed(row: Record) -> str:
-    return f"{row['difference']['value']:+.{row['digits']}f}"
 
 
 def _percent(rate: float) -> str:

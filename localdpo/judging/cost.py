@@ -155,7 +155,7 @@ class Budget:
         known (infinity) and there is a limit; Interrupted when `stop` is set while waiting.
         """
         with self._changed:
-            while not self._fits(worst_usd):
+            while self.max_usd is not None and self.spent + self._reserved + worst_usd > self.max_usd:
                 if self._in_flight == 0 or math.isinf(worst_usd):
                     raise self._too_much(worst_usd)
                 if stop.is_set():
@@ -172,9 +172,6 @@ class Budget:
             self._reserved = self._reserved - self._finite(worst_usd) if self._in_flight else 0.0
             self.spent += self._finite(usd)
             self._changed.notify_all()
-
-    def _fits(self, worst_usd: float) -> bool:
-        return self.max_usd is None or self.spent + self._reserved + worst_usd <= self.max_usd
 
     def _too_much(self, worst_usd: float) -> JudgeStopped:
         if math.isinf(worst_usd):

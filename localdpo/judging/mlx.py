@@ -92,14 +92,13 @@ class MlxJudge:
         """Judge a question in every order of its answers, and remember the verdicts."""
         labels = LABELS[self.rubric.mode]
         orders = sorted({question.answers, question.answers[::-1]})
-        texts = [self._text(Question(question.id, question.prompt, answers)) for answers in orders]
+        closing = _CLOSING[self.rubric.mode]
+        materials = [material(Question(question.id, question.prompt, answers)) for answers in orders]
+        texts = ["\n\n".join((self.rubric.text, _RULES, text, closing)) for text in materials]
         for answers, read in zip(orders, reader_of(self.model).read(texts, labels), strict=True):
             self._known[question.prompt, answers] = self._verdict(read)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-
-    def _text(self, question: Question) -> str:
-        return "\n\n".join((self.rubric.text, _RULES, material(question), _CLOSING[self.rubric.mode]))
 
     def _verdict(self, read: Read) -> Verdict:
         if read.logps is None:

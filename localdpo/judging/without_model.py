@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
-from localdpo.incidents.world import Facts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.records.verdicts import Choice, Verdict
 from localdpo.records.votes import Votes, subject, text_id
@@ -72,7 +71,8 @@ class RulesJudge:
                 "of one; name another judge with --judge"
             )
         if len(question.answers) == 1:
-            return _scored(question.answers[0], facts)
+            verdict = judge_once(question.answers[0], facts)
+            return Verdict("ok", score=1 + 4 * verdict.total / BEST_TOTAL, reason=finding_text(verdict))
         one, other = (judge_once(answer, facts) for answer in question.answers)
         if one.beats(other):
             return Verdict("ok", choice="first", reason=_comparison(one, other))
@@ -83,11 +83,6 @@ class RulesJudge:
     def worst_case_usd(self, question: Question) -> float:
         """0."""
         return 0.0
-
-
-def _scored(answer: str, facts: Facts) -> Verdict:
-    finding = judge_once(answer, facts)
-    return Verdict("ok", score=1 + 4 * finding.total / BEST_TOTAL, reason=finding_text(finding))
 
 
 def _comparison(one: IncidentVerdict, other: IncidentVerdict) -> str:
