@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -121,3 +122,12 @@ def test_python_that_is_shown_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert blocks
     for block in blocks:
         exec(compile(block, "docs", "exec"), {})
+
+
+def test_the_floors_of_the_design_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["id"] == "floors")
+    rows = re.findall(r"^\| \d+ \| (`.*?`) \|", text_of(DOCS / "design.md"), re.MULTILINE)
+    assert [set(re.findall(r"\w+", row)) for row in rows] == [
+        set(re.findall(r"\w+", layer)) for layer in layers
+    ]
