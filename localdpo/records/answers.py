@@ -191,7 +191,14 @@ class AnswersTail(LogTail):
             elif "logps" in entry:
                 self._take_scores(int(entry["prompt"]), entry["logps"])
             else:
-                record = _record_from(entry)
+                record = AnswerRecord(
+                    prompt_index=int(entry["prompt"]),
+                    contestant=str(entry["contestant"]),
+                    text=str(entry["text"]),
+                    tokens=int(entry["tokens"]),
+                    finished=bool(entry["finished"]),
+                    ids=tuple(entry["ids"]),
+                )
                 self.records[record.prompt_index, record.contestant] = record
         except DAMAGE as error:
             what = "the file" if self.header is None else "this line"
@@ -297,17 +304,6 @@ def _require_texts(objects: Iterable[Mapping[str, Any]], names: Sequence[str]) -
     """Raise KeyError, TypeError or ValueError unless each of `objects` has texts of these names."""
     if not all(isinstance(entry[name], str) for entry in objects for name in names):
         raise ValueError(f"expected text in {', '.join(names)}")
-
-
-def _record_from(entry: Mapping[str, Any]) -> AnswerRecord:
-    return AnswerRecord(
-        prompt_index=int(entry["prompt"]),
-        contestant=str(entry["contestant"]),
-        text=str(entry["text"]),
-        tokens=int(entry["tokens"]),
-        finished=bool(entry["finished"]),
-        ids=tuple(entry["ids"]),
-    )
 
 
 def rows_of(tail: AnswersTail) -> Sequence[Mapping[str, AnswerRecord]]:

@@ -41,10 +41,6 @@ class Verified:
     digests: Mapping[str, str]
 
 
-def _nothing_more(folder: Path) -> list[str]:
-    return []
-
-
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
     """The folders of published checkpoints in a run's folder of checkpoints, oldest first."""
     if not checkpoints.is_dir():
@@ -57,7 +53,7 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
-def newest_intact(checkpoints: Path, check: Check = _nothing_more) -> tuple[Verified | None, list[str]]:
+def newest_intact(checkpoints: Path, check: Check = lambda folder: []) -> tuple[Verified | None, list[str]]:
     """The newest intact checkpoint in a run's folder of checkpoints, None if there is none; and what is wrong
     with those that were skipped.
 

@@ -205,7 +205,10 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation:
         labels={str(who["name"]): str(who["label"]) for who in record["contestants"]},
         versus=(str(before), str(after)),
         duels=tuple(_duel(entry) for entry in record["duels"]),
-        metrics=tuple(_metric(entry) for entry in record["metrics"]),
+        metrics=tuple(
+            AnswerMetric(str(row["name"]), int(row["digits"]), dict(row["means"]), str(row["reading"]))
+            for row in record["metrics"]
+        ),
         conclusion=tuple(map(str, record["conclusion"])),
         rows=tuple(record["rows"]),
         record=record,
@@ -246,10 +249,6 @@ def _estimate(entry: Mapping[str, Any] | None) -> RateEstimate | None:
     return RateEstimate(
         float(entry["value"]), None if low is None else float(low), None if high is None else float(high)
     )
-
-
-def _metric(entry: Mapping[str, Any]) -> AnswerMetric:
-    return AnswerMetric(str(entry["name"]), int(entry["digits"]), dict(entry["means"]), str(entry["reading"]))
 
 
 def _judged(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> JudgedPrompt:

@@ -163,16 +163,13 @@ def effective(events: Iterable[Event]) -> list[Event]:
     `run.resumed` at step N says that the run resumes from the state after step N: earlier step, eval,
     samples, pairs and checkpoint events with a step above N are dropped. Everything else stays, in order.
     """
-    kept: list[Event] = []
+    valid: list[Event] = []
     for event in events:
         if event.type == "run.resumed" and event.step is not None:
-            kept = [old for old in kept if not _is_void(old, event.step)]
-        kept.append(event)
-    return kept
-
-
-def _is_void(event: Event, resumed_from: int) -> bool:
-    return event.type in REDONE_TYPES and event.step is not None and event.step > resumed_from
+            last = event.step
+            valid = [old for old in valid if old.type not in REDONE_TYPES or (old.step or 0) <= last]
+        valid.append(event)
+    return valid
 
 
 def encode_event(type: str, step: int | None, now: float, fields: Mapping[str, Any]) -> bytes:
