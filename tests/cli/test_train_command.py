@@ -204,7 +204,7 @@ def test_a_killed_run_says_how_to_go_on_and_goes_on():
     lines = killed.stderr.splitlines()
     assert lines[0].startswith("error: the worker was killed by SIGKILL after step 4 of 6")
     assert lines[1] == "resume with: localdpo train --resume --run dpo"
-    resumed = train("finish", *lines[1].split()[5:])
+    resumed = train("finish", *lines[1].removeprefix("resume with: localdpo train ").split())
     assert resumed.returncode == 0, resumed.stderr
     assert "run.resumed step 3/6" in resumed.stdout
     assert [e.step for e in read_events("runs/dpo/events.jsonl") if e.type == "step"] == [1, 2, 3, 4, 4, 5, 6]
