@@ -137,10 +137,11 @@ class HelpScreen(Dialog[None]):
             for name in [self._screen, "", *(name for name in SCREEN_TITLES if name != self._screen)]:
                 if keys_of(name):
                     yield Static(self._table(name), classes="entry")
-        yield Static("esc closes this   arrows scroll   : all commands by name", id="hint")
 
     def on_mount(self) -> None:
-        self.query_one("#dialog").border_title = "keys"
+        dialog = self.query_one("#dialog")
+        dialog.border_title = "keys"
+        dialog.border_subtitle = "esc closes, arrows scroll, : lists all commands"
         self.query_one("#keys").focus()
 
     def _table(self, name: str) -> Table:

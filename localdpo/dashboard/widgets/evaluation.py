@@ -18,6 +18,7 @@ from localdpo.records.evaluations import Evaluation, JudgedDuel, RateEstimate
 from localdpo.records.rundir import RunDir
 
 _EVEN: Final = 0.5
+_LEAST_BAR: Final = 8
 _DETAIL: Final = (
     "Options of `localdpo eval`; without any, `rules` judges the demo's incident reports (format, severity, "
     "action, facts), and other runs are measured only. "
@@ -54,7 +55,8 @@ def rates_text(evaluation: Evaluation, selected: int, style: RatesStyle) -> Text
         f"{evaluation.labels[duel.first]} vs {evaluation.labels[duel.second]}" for duel in evaluation.duels
     ]
     width = max((len(name) for name in names), default=0)
-    bar = max(8, style.width - width - 26)
+    # On a narrow screen the figures come first.
+    bar = style.width - width - 26
     for index, (duel, name) in enumerate(zip(evaluation.duels, names, strict=True)):
         mark = style.abilities.mark("cursor") if index == selected and len(names) > 1 else " "
         text.append(f"{mark}{name:<{width}} ", "bold" if index == selected else "")
@@ -62,10 +64,11 @@ def rates_text(evaluation: Evaluation, selected: int, style: RatesStyle) -> Text
             text.append("no verdicts\n", style.palette.muted)
             continue
         text.append(f"{100 * duel.rate.value:5.1f}% ", f"bold {_tone(duel.rate, style.palette)}")
-        text.append_text(interval_bar(duel.rate, bar, style))
+        if bar >= _LEAST_BAR:
+            text.append_text(interval_bar(duel.rate, bar, style))
         text.append(f" {_range(duel.rate)}\n", style.palette.muted)
     if evaluation.duels:
-        text.append("an interval across the middle: no verdict\n", style.palette.muted)
+        text.append("interval includes 50%: no verdict\n", style.palette.muted)
         text.append_text(_details(evaluation.duels[selected]))
     return text
 
@@ -91,7 +94,7 @@ def categories_text(duel: JudgedDuel | None, style: RatesStyle) -> Text:
         return Text("the prompts have no field `category`", style.palette.muted)
     text = Text(no_wrap=True, overflow="ellipsis")
     width = min(16, max(len(category.name) for category in duel.categories))
-    bar = max(8, style.width - width - 14)
+    bar = max(_LEAST_BAR, style.width - width - 14)
     for category in duel.categories:
         text.append(f"{printable(category.name)[:width]:<{width}} ")
         text.append_text(interval_bar(category.rate, bar, style))
