@@ -1,6 +1,7 @@
 # make setup   .venv with everything, at the versions of requirements.txt
 # make demo    DPO on the bundled demo, offline, into runs/demo (then runs/demo-2, ...)
 # make test    lint, types, import contracts and tests
+# make test-fast  ruff and the tests that start nothing, train nothing and draw nothing: within a minute
 # make lint    all of that but the tests
 # make bench   speed and memory, measured in tests/benchmarks
 # make docs    the pages of docs/ as a site, in build/site
@@ -13,7 +14,7 @@ STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs-installed
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test lint pytest bench docs soak clean
+.PHONY: setup demo test test-fast lint pytest bench docs soak clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,10 @@ lint: setup
 # Long files come first (tests/conftest.py). The programs that tests start find compiled modules.
 pytest: setup
 	PYTHONDONTWRITEBYTECODE= $(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: setup
+	$(BIN)/ruff check .
+	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks

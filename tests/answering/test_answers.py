@@ -30,6 +30,8 @@ from localdpo.records.answers import AnswerRecord, AnswersRequest, Sampling, ans
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(max_tokens=10)
 DRAWN = Sampling(max_tokens=12, temperature=1.0, seed=5)
 

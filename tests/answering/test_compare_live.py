@@ -16,6 +16,8 @@ from localdpo.dashboard.app import CompareApp
 from localdpo.dashboard.appbase import frame_text
 from localdpo.records.answers import AnswersRequest, Sampling, answers_files, read_answers
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_screen_asks_follows_and_shows(tmp_path: Path, tiny_model: Path, sft_adapter: Path) -> None:
     run = run_folder(tmp_path / "runs" / "a", tiny_model, sft_adapter)

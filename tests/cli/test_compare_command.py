@@ -17,6 +17,8 @@ from localdpo.core.errors import UserError
 from localdpo.records.answers import AnswerRecord, AnswersRequest, AnswersTail, Header, Sampling
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 THREE = [("base", "sky"), ("SFT", "the sky\nis up"), ("DPO", "the sky \x1b[31mtoday")]
 
 

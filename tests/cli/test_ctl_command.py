@@ -22,6 +22,8 @@ from localdpo.records.control import COMMANDS
 from localdpo.records.events import Event, EventWriter, read_events
 from localdpo.records.rundir import RunDir, RunLock
 
+pytestmark = pytest.mark.slow
+
 
 def until(happens: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds

@@ -28,6 +28,8 @@ from localdpo.records.checkpoints import set_latest
 from localdpo.records.events import encode_event
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 # A colour, a copy to the clipboard, a title, C1, cursor keys back, DEL, a reordering, markup of two kinds.
 HOSTILE = "\x1b[38;5;199m\x1b]52;c;SEVZ\x07\x1b]0;t\x1b\\\x9b2J\r\b\x7f\u202e[red][link=x][@click=app.quit]"
 NAME = "a\x1b]52;c;SEVZ\x07\x9b2J\r\u202e[red]"

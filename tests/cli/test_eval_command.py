@@ -22,6 +22,8 @@ from localdpo.judging.cost import Budget
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 Ask = Callable[..., str]
 
 

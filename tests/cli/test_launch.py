@@ -14,6 +14,8 @@ from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 from localdpo.records.wording import resume_command
 
+pytestmark = pytest.mark.slow
+
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 
 

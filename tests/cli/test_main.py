@@ -11,6 +11,8 @@ from command import localdpo
 
 from localdpo.cli import main
 
+pytestmark = pytest.mark.slow
+
 # pydantic is not among them: typer itself loads it to describe a command with options.
 HEAVY = ("mlx", "numpy", "transformers", "datasets", "yaml", "rich", "textual", "anthropic", "scipy")
 

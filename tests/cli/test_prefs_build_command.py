@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from localdpo.cli.main import app
 from localdpo.core.errors import LocalDPOError, UserError
 
+pytestmark = pytest.mark.slow
+
 runner = CliRunner()
 DEMO = ["--model", "demo:model", "--adapter", "demo:sft", "--limit", "12", "--max-tokens", "60"]
 

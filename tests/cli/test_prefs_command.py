@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from localdpo.cli.main import app
 from localdpo.core.errors import LocalDPOError
 
+pytestmark = pytest.mark.slow
+
 runner = CliRunner()
 
 

@@ -15,6 +15,8 @@ from localdpo.launch import Worker, start_worker
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 # Two calls into C that never end: one keeps the interpreter's lock, one gives it away.
 HOLDING = "import itertools; any(itertools.repeat(0))"
 RELEASING = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"

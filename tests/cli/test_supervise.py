@@ -17,6 +17,8 @@ from localdpo.launch.supervise import main
 from localdpo.records.events import Event, EventWriter, read_events
 from localdpo.records.rundir import RunDir, RunLock
 
+pytestmark = pytest.mark.slow
+
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 RESUME = "resume with: localdpo train --resume --run dpo"
 LAUNCHER = f"""

@@ -17,6 +17,8 @@ from localdpo.core.errors import UserError
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir, RunLock
 
+pytestmark = pytest.mark.slow
+
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.
 DRIVER = f"""

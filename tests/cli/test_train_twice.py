@@ -13,6 +13,8 @@ import pytest
 from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.
 DRIVER = f"""

@@ -14,6 +14,8 @@ from localdpo.cli.main import run
 from localdpo.core.atomic import write_manifest
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 JUDGE = ["--judge", "openai:http://127.0.0.1:9/v1#m", "--dry-run"]
 BUILD = ["prefs", "build", "PROMPTS", "--out", "OUT", "--model", "MODEL", *JUDGE]
 # What each option of each command reads; WRONG is where the wrong file goes.

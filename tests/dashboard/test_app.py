@@ -22,6 +22,8 @@ from localdpo.records.control import CommandFile, take
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

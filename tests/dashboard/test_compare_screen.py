@@ -16,6 +16,8 @@ from localdpo.records.answers import AnswersWriter, answers_path
 from localdpo.records.rundir import RunDir
 from localdpo.records.votes import Votes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:

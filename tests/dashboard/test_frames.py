@@ -19,6 +19,8 @@ from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import SCREEN_TITLES
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = ((80, 24), (120, 36), (200, 60))
 BARS = ("TopBar", "RunHeader", "KeyBar")

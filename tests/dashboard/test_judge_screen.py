@@ -20,6 +20,8 @@ from localdpo.dashboard.widgets.evaluation import EvaluationLine, RatesStyle, in
 from localdpo.records.evaluations import RateEstimate, evaluation_files, read_evaluation, win_rate
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:

@@ -17,6 +17,8 @@ from localdpo.dashboard.screens.label import LabelApp
 from localdpo.prefs.label import Labelling, open_labelling
 from localdpo.records.log import unseal
 
+pytestmark = pytest.mark.slow
+
 PAIRS = 4
 TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "en_US.UTF-8"}
 

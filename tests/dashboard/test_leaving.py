@@ -19,6 +19,8 @@ import pytest
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 WATCH = "from localdpo.cli.watch import open_dashboard; open_dashboard(run.path.parent, run, None)"
 # Without a request for answers, which would take a model.
 COMPARE = """

@@ -22,6 +22,8 @@ from localdpo.dashboard.widgets.log import LogView
 from localdpo.records.events import EventWriter, encode_event
 from localdpo.records.rundir import RunDir, RunLock
 
+pytestmark = pytest.mark.slow
+
 SEEN = re.compile(r"charts? [0-9 to]+of \d+.*|\d+ charts.*")
 
 

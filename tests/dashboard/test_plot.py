@@ -21,6 +21,8 @@ from localdpo.dashboard.plot import (
     stroke,
 )
 
+pytestmark = pytest.mark.slow
+
 ANY = st.one_of(
     st.floats(-1e3, 1e3), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e300, -1e300, 5e-324])
 )

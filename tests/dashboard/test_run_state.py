@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from localdpo.dashboard.state import MetricSeries, RunState
 from localdpo.records.events import Event, effective
 
+pytestmark = pytest.mark.slow
+
 
 def event(type: str, step: int | None = None, time: float = 0.0, **data: Any) -> Event:
     return Event(v=1, time=time, type=type, step=step, data=data)

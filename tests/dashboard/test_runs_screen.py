@@ -13,6 +13,8 @@ from localdpo.dashboard.screens import runs as runs_screen
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.records.rundir import RunDir, RunLock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -9,6 +9,8 @@ from textual.pilot import Pilot
 from localdpo.dashboard.appbase import frame_text
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:

@@ -18,6 +18,8 @@ from localdpo.dashboard.appbase import frame_svg, frame_text
 from localdpo.dashboard.terminal import TextFilter
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "[red][@click=app.quit]x[/][link=y]\x1b]52;c;SEVZ\x07\x9b2J\r\b\x7f\u202e\ud800"
 # What stands for something to the program; every other text of a file may hold anything.
 MEANT = {"type", "path", "status", "outcome", "name", "first", "second", "statuses", "order", "reading"}

@@ -28,7 +28,10 @@ SHORT = (
 STEP = re.compile(r"step ([\d,]+)/")
 BRAILLE = re.compile("[\u2801-\u28ff]")
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
 
 class Tmux:

@@ -16,6 +16,8 @@ from localdpo.records.control import take
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunLock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from localdpo.dashboard.axes import Axis, StepView, right_edge
 
+pytestmark = pytest.mark.slow
+
 quick = settings(deadline=None, max_examples=60)
 
 

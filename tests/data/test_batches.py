@@ -21,6 +21,8 @@ from localdpo.data.batches import (
 )
 from localdpo.data.types import EncodedRow
 
+pytestmark = pytest.mark.slow
+
 PINNED = [2, 4, 3, 6, 5, 0, 1, 7]
 PINNED_HALF = [0, 0, 1, 1, 2, 2, 3, 4, 7, 10]
 SIZES = st.integers(1, 60)

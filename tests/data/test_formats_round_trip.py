@@ -18,6 +18,8 @@ from localdpo.data.rows import read_rows
 from localdpo.data.sources import RowSource, SourceRow
 from localdpo.data.types import Message, Pair
 
+pytestmark = pytest.mark.slow
+
 WRITABLE = [entry.name for entry in FORMATS if entry.write is not None]
 # Formats of plain text lose white space at the ends of earlier turns, and say so.
 TRANSCRIPTS = ("hh", "responses")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from localdpo.data.batches import MULTIPLE, NARROWEST, Shape, columns, plan_shapes
 
+pytestmark = pytest.mark.slow
+
 RESPONSES = 2
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 700), st.integers(1, 700), st.integers(2, 1400))
 

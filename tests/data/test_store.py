@@ -26,6 +26,8 @@ from localdpo.data.sources import open_source
 from localdpo.data.store import TokenStore, open_store
 from localdpo.data.types import EncodedRow, EncodeReport
 
+pytestmark = pytest.mark.slow
+
 REAL_PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "alpaca_eval_pairs.jsonl"
 PAIRS = [{"prompt": f"question {i}", "chosen": "yes " * (i % 7 + 1), "rejected": "no"} for i in range(25)]
 

@@ -13,6 +13,8 @@ from localdpo.demo import build, dataset
 from localdpo.demo.dataset import Incident
 from localdpo.model.backend import device_name
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 

@@ -16,6 +16,8 @@ from localdpo.judging.without_model import BEST_TOTAL
 from localdpo.model.generate import generate
 from localdpo.model.load import load_base
 
+pytestmark = pytest.mark.slow
+
 DATA = [name for name in DEMO_NAMES if "/" in name]
 
 

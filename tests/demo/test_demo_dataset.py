@@ -3,12 +3,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.demo import dataset
 from localdpo.incidents import rules, world
 from localdpo.incidents.world import Facts
+
+pytestmark = pytest.mark.slow
 
 FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
 INCIDENT = (FACTS, world.report(FACTS, random.Random(0)))

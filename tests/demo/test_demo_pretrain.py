@@ -15,6 +15,8 @@ from localdpo.demo import build, corpus, pretrain
 from localdpo.demo.pretrain import GLANCE_WIDTH, WIDTH, Pretrainer, PretrainOptions
 from localdpo.model.load import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -14,6 +14,8 @@ from localdpo.demo.pretrain import SPECIAL, train_tokenizer
 from localdpo.incidents import world
 from localdpo.model.load import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TokenizerWrapper:

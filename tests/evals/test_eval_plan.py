@@ -24,6 +24,8 @@ from localdpo.records.answers import Sampling
 from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Verdict
 
+pytestmark = pytest.mark.slow
+
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
 
 

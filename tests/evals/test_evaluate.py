@@ -23,6 +23,8 @@ from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Verdict
 from localdpo.records.votes import Votes, sides, text_id
 
+pytestmark = pytest.mark.slow
+
 
 def evaluated(folder: Path, judge: Told | None, count: int = 40, **options: Any) -> dict[str, Any]:
     session = JudgeSession(options.pop("journal", None), concurrency=options.pop("concurrency", None))

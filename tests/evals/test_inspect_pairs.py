@@ -29,6 +29,8 @@ from localdpo.train.control import StopRequest
 from localdpo.train.evaluator import evaluate
 from localdpo.train.loop import Loop
 
+pytestmark = pytest.mark.slow
+
 EAGER = Backend("cpu", None, False, ())
 CONFIG = {
     "model_type": "llama",

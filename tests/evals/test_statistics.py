@@ -16,6 +16,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from localdpo.evals import statistics as stat
 
+pytestmark = pytest.mark.slow
+
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=300)
 
 

@@ -19,6 +19,8 @@ from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Journal, Retry, preview
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = both_orders(pairs(4))
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)
 KEY = "sk-test-key-of-the-tests"

@@ -20,6 +20,8 @@ from localdpo.judging.panel import Jury
 from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Journal, Retry, find_keys, preview
 
+pytestmark = pytest.mark.slow
+
 MODEL = "claude-opus-5-5"
 PAIRS = pairs(6)
 QUESTIONS = both_orders(PAIRS)

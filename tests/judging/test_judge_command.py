@@ -19,6 +19,8 @@ from localdpo.core.text import escaped
 from localdpo.evals.table import read_record
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "\x1b[31m\x1b]52;c;SEVZ\x07\x9b2J\u202e[red]"
 GOOD = json.dumps({"reason": "short", "choice": "first"})
 Eval = Callable[..., tuple[object, str, dict[str, Any] | None]]

@@ -17,6 +17,8 @@ from fake_server import FakeServer, Fault
 from localdpo.judging.base import Question
 from localdpo.judging.prompts import message
 
+pytestmark = pytest.mark.slow
+
 CLIENT = Path(__file__).with_name("killed_client.py")
 QUESTIONS = 12
 

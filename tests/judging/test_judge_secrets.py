@@ -15,6 +15,8 @@ from fake_server import FakeServer, Fault
 from localdpo.judging.base import JudgeStopped
 from localdpo.judging.remote import HIDDEN, Secret, key_from, server_text
 
+pytestmark = pytest.mark.slow
+
 CANARY = "sk-canary-0123456789-abcdef"
 CLIENT = Path(__file__).with_name("leaky_client.py")
 ECHO = {"x-echo": f"Bearer {CANARY}", "content-type": "application/json"}

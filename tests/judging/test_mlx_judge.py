@@ -18,6 +18,8 @@ from localdpo.judging.rubric import Rubric
 from localdpo.judging.run import JudgeSession
 from localdpo.model.load import load_base
 
+pytestmark = pytest.mark.slow
+
 PAIRWISE = Rubric("short", "pairwise", "Which is good?", "0" * 64)
 SCORE = Rubric("short", "score", "How good?", "1" * 64, principle="p1")
 QUESTIONS = [

@@ -26,6 +26,8 @@ from localdpo.judging.openai import OpenAIJudge
 from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Retry, find_keys
 
+pytestmark = pytest.mark.slow
+
 PAIRS = pairs(4)
 QUESTIONS = both_orders(PAIRS)
 FAST = Retry(tries=4, first=0.001, most=0.002, cap=300.0)

@@ -21,6 +21,8 @@ from localdpo.model.forward import Forward, batch_arrays, needed_shape, packed_w
 from localdpo.model.load import to_float32
 from localdpo.model.shared_prompt import can_share
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
 HYBRID = "qwen3_next"
 MIXTURES = {"qwen3_moe", "gpt_oss", HYBRID}

@@ -16,6 +16,8 @@ from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.generate import SampledAnswer, generate, generate_apart
 from localdpo.model.load import Base, load_base
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["What is the answer?", "7", "The answer to question number 7 is bad. " * 3, "question", "good good"]
 
 

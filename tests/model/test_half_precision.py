@@ -20,6 +20,8 @@ from localdpo.data.batches import collate
 from localdpo.data.types import Batch
 from localdpo.model.forward import Forward, batch_arrays
 
+pytestmark = pytest.mark.slow
+
 
 def half(family: str, seed: int) -> nn.Module:
     model = tiny(family, seed=seed)

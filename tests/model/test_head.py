@@ -10,6 +10,8 @@ from model_families import tiny
 
 from localdpo.model.head import Head, chunk_size, token_logps, token_scores
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere2"])
 @pytest.mark.parametrize("chunk", [1, 7, 32, 50, 64])

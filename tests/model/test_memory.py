@@ -24,6 +24,8 @@ from localdpo.model.head import CHUNK_BYTES
 from localdpo.model.load import load_base
 from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, model_shape
 
+pytestmark = pytest.mark.slow
+
 SIZES: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 4,

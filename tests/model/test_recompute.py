@@ -18,6 +18,8 @@ from localdpo.model import lora, shared_prompt
 from localdpo.model.arrays import recomputed
 from localdpo.model.forward import Forward, batch_arrays
 
+pytestmark = pytest.mark.slow
+
 
 def peak_of(compute: Callable[[], object]) -> float:
     """Bytes that MLX takes on top of what is alive before: the median of three tries.

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from localdpo.pages import chart as charts
 from localdpo.pages.chart import MOST_POINTS, Look, PlotSeries, axis, line_chart, thinned, ticks
 
+pytestmark = pytest.mark.slow
+
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
 
 

@@ -22,6 +22,8 @@ from localdpo.records.answers import AnswerRecord, Sampling
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600).to_dict()
 
 

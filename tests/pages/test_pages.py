@@ -14,6 +14,8 @@ from jinja2 import UndefinedError
 from localdpo.pages import compare_values, percent, render, signed, write_page
 from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     '</script><script>window.hit=1</script><img src=x onerror="parent.hit=1"> &amp; </p></article>\'"><b>',
     "a\x1b[31mred\x00 \u202ereversed {{ 7 * 7 }} {% raw %}",

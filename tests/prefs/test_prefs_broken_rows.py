@@ -18,6 +18,8 @@ from localdpo.prefs.report import as_object, finding_lines, summary_lines
 from localdpo.prefs.rewrite import clean, convert, writable
 from localdpo.prefs.settings import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 COUNT = 100
 
 

@@ -33,6 +33,8 @@ from localdpo.prefs.candidates import CandidateSource, candidate_seeds
 from localdpo.prefs.selection import CandidateJudging
 from localdpo.records.answers import AnswerRecord, read_answers
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = 16
 
 

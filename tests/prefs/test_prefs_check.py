@@ -21,6 +21,8 @@ from localdpo.prefs.checks.base import LEVELS, CheckSettings
 from localdpo.prefs.report import CheckReport, Result, as_object, closing_lines, finding_lines, summary_lines
 from localdpo.prefs.settings import open_tokenizer
 
+pytestmark = pytest.mark.slow
+
 REAL_PAIRS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "alpaca_eval_pairs.jsonl"
 ROWS = 1000
 

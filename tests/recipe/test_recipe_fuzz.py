@@ -13,6 +13,8 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe.describe import all_keys
 from localdpo.recipe.load import dump_recipe, load_recipe
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [path.read_bytes() for path in RECIPES]
 FRAGMENTS = [
     *b"\n\t :#-[]{},&*!|>'\"%@`?\\0\xff\xc3\x00\x85",

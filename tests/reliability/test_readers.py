@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mutations import READERS, tried
 
+pytestmark = pytest.mark.slow
+
 # Each within a second or two on two cores; the tokenizer is parsed in full each time.
 FEW = {"models": 40, "tokenizers": 30, "tokenizer configurations": 30, "adapters": 60}
 FEW |= dict.fromkeys(("recipes", "checks", "prices", "journals of labels", "logs in the dashboard"), 80)

@@ -21,6 +21,8 @@ import disk  # noqa: E402
 import kills  # noqa: E402
 from tally import Tally, require, table  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kills.Whole]:

@@ -20,7 +20,7 @@ from localdpo.train import data
 from localdpo.train.assemble import assemble, check_paths, tolerance
 from localdpo.train.data import hold_out, visited
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 @pytest.fixture

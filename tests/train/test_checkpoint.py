@@ -32,7 +32,7 @@ from localdpo.train.control import StopRequest
 from localdpo.train.loop import Loop
 from localdpo.train.step import make_optimizer
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 @pytest.fixture

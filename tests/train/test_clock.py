@@ -8,6 +8,8 @@ import pytest
 
 from localdpo.train.clock import Absence, Clock
 
+pytestmark = pytest.mark.slow
+
 # Stops itself for SECONDS by way of a child that sends SIGCONT, then says what the clock and the wall saw.
 STOPPED = """
 import os, signal, subprocess, sys, time

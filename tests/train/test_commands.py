@@ -27,6 +27,8 @@ from localdpo.train.clock import Clock
 from localdpo.train.control import PAUSED_IN_WORK, StopRequest
 from localdpo.train.loop import Loop, TrainingOutcome
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 Script = dict[str, list[str]]
 

@@ -12,7 +12,7 @@ from localdpo.recipe.load import dump_recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 def run(folder: Path, name: str, *overrides: str) -> Run:

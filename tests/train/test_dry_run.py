@@ -17,7 +17,7 @@ from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.recipe.load import load_recipe
 from localdpo.train.dry_run import dry_run
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 def shown(folder: Path, text: str) -> str:

@@ -20,7 +20,7 @@ from localdpo.train import evaluator
 from localdpo.train.assemble import Session
 from localdpo.train.evaluator import Sampler, WatchedPrompt, evaluate, exact_kl, mean_entropy
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 BETA = 0.1
 
 

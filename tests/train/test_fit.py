@@ -22,7 +22,7 @@ from localdpo.train.data import DrawnRows, Rows, micro_batch, open_rows
 from localdpo.train.fit import CPU_TOKENS, Layout, MemoryNeed, fit
 from localdpo.train.step import MAX_SHAPES, make_schedule
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 GPU = Backend("metal", None, True, ())
 
 

@@ -21,6 +21,8 @@ from training_runs import metrics_of, train
 from localdpo.core.names import BUNDLE
 from localdpo.model.backend import device_name
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).with_name("golden_dpo.json")
 UPDATE = "LOCALDPO_UPDATE_GOLDEN"
 STEPS = 50

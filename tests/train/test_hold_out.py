@@ -6,11 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.data.encode import prompt_key
 from localdpo.train.data import Rows, hold_out
+
+pytestmark = pytest.mark.slow
 
 
 class Store(list[Any]):

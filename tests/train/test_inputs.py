@@ -25,6 +25,8 @@ from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train import inputs, worker
 from localdpo.train.control import StopRequest
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Made:

@@ -17,7 +17,7 @@ from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.events import effective, read_events
 from localdpo.records.rundir import RunDir
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 STEP_METRICS = {
     "loss",
     "rewards/chosen",

@@ -34,7 +34,7 @@ from localdpo.train import unpaired
 from localdpo.train.assemble import Session, assemble
 from localdpo.train.dry_run import dry_run
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 RATE = 2.0**20
 LONG = "and then some more of it " * 4
 

@@ -18,7 +18,7 @@ from localdpo.model import lora
 from localdpo.records.rundir import RunDir
 from localdpo.train.checkpoint import REFERENCE_FILE
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 @pytest.fixture

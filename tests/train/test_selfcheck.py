@@ -13,6 +13,8 @@ from localdpo.train.selfcheck import CheckResult, Differs, compared, probes, wor
 from localdpo.train.selfcheck.__main__ import checks, facts, outcome
 from localdpo.train.selfcheck.numbers import Numbers
 
+pytestmark = pytest.mark.slow
+
 CPU, GPU = Backend("cpu", None, True, ()), Backend("metal", None, True, ())
 
 

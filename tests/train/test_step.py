@@ -22,7 +22,7 @@ from localdpo.train.data import DrawnRows
 from localdpo.train.fit import CPU_TOKENS
 from localdpo.train.step import StepArrays, StepResult, TrainStep
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 BETA = 0.1
 RATE = 2.0**20
 

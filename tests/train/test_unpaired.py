@@ -41,7 +41,7 @@ from localdpo.train.loop import Watch
 from localdpo.train.step import StepResult
 from localdpo.train.unpaired import mismatched_rows, partners
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 BETA = 0.1
 RATE = 2.0**20
 

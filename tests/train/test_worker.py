@@ -18,6 +18,8 @@ from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train import worker
 from localdpo.train.control import StopRequest
 
+pytestmark = pytest.mark.slow
+
 DYING = str(Path(__file__).with_name("dying_worker.py"))
 WORKER = [sys.executable, "-m", "localdpo.train"]
 # Where each life ends, in order, and its exit code. The first leaves no checkpoint.

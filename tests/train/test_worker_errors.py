@@ -20,7 +20,7 @@ from localdpo.records.rundir import RunDir
 from localdpo.train import worker
 from localdpo.train.control import StopRequest
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from training_runs import train
 
 from localdpo.evals.inspect_pairs import inspect_run
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 
 def trained(folder: Path, model: Path, **sections: Any) -> list[dict[str, Any]]:
