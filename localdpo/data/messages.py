@@ -278,18 +278,6 @@ def transcript_messages(text: str) -> list[Message] | None:
     return [{"role": _SPEAKERS[name], "content": words.strip()} for name, words in turns][:-1]
 
 
-def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """(prompt, chosen answer, rejected answer) of two transcripts that differ in the last answer only.
-
-    The prompt ends with the Assistant mark. None when they part before the last answer.
-    """
-    prompt = chosen[: chosen.rfind(ASSISTANT) + len(ASSISTANT)]
-    answers = chosen[len(prompt) :], rejected[len(prompt) :]
-    if not prompt.endswith(ASSISTANT) or not rejected.startswith(prompt) or MARK.search(answers[1]):
-        return None
-    return prompt, *answers
-
-
 # --- messages of an example -----------------------------------------------------------------------------
 
 

@@ -13,15 +13,15 @@ def test_it_stays_with_the_newest_until_it_is_moved():
     found = walk()
     assert (found.index, found.step) == (None, None)
     found.extend([0, 20])
-    assert (found.step, found.follows) == (20, True)
+    assert found.step == 20
     found.move(-1)
     found.extend([0, 20, 40])
-    assert (found.step, found.index, found.follows) == (0, 0, False)
+    assert (found.step, found.index) == (0, 0)
     found.move(1)
     assert found.step == 20
     found.move(5)
     found.extend([0, 20, 40, 60])
-    assert (found.step, found.follows) == (60, True)
+    assert found.step == 60
 
 
 def test_it_ends_at_both_ends():

@@ -34,11 +34,6 @@ class Walk:
         """The selected step."""
         return None if self.index is None else self.steps[self.index]
 
-    @property
-    def follows(self) -> bool:
-        """Whether a new step is selected when it comes."""
-        return self._chosen is None
-
     def extend(self, steps: Sequence[int]) -> None:
         """Set the steps, in order. If a resume dropped the selected one, the next is selected."""
         self.steps = list(steps)
