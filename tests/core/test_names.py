@@ -35,7 +35,7 @@ def test_an_unknown_demo_name_gets_the_nearest(bundle: Path):
 
 
 def test_a_known_name_without_its_file_says_how_to_make_it(bundle: Path):
-    with pytest.raises(UserError, match=r"python -m localdpo\.demo\.build"):
+    with pytest.raises(UserError, match="install localdpo again"):
         resolve("demo:sft", bundle)
 
 
