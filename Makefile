@@ -48,7 +48,7 @@ pytest: setup
 
 test-fast: setup
 	$(BIN)/ruff check .
-	$(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	PYTHONDONTWRITEBYTECODE= $(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks

@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal
 
@@ -142,6 +141,8 @@ def memory_given(environment: Mapping[str, str]) -> list[MachineFact]:
 
 def package(name: str) -> MachineFact:
     """The installed version of a package; nothing is imported."""
+    from importlib import metadata
+
     try:
         return MachineFact(name, metadata.version(name), "ok")
     except metadata.PackageNotFoundError:
