@@ -42,6 +42,10 @@ LONG = (
     "test_live_screen",
     "test_memory",
     "test_escapes",
+    "test_compare_screen",
+    "test_app",
+    "test_forward",
+    "test_answers",
     "test_demo_recipes",
     "test_commands",
 )

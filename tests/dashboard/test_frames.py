@@ -131,9 +131,12 @@ def test_ascii_frames_are_ascii(run: RunDir) -> None:
             text = check_regions(app, screen)
             assert text.isascii(), screen
             assert text.count("?") < 10, screen
-            for key in ("question_mark", "escape", "colon", "escape"):
-                await press(pilot, key)
-                assert frame_text(app).isascii(), (screen, key)
+            await press(pilot, "question_mark")
+            assert frame_text(app).isascii(), screen
+            await press(pilot, "escape")
+        await press(pilot, "colon")
+        assert frame_text(app).isascii()
+        await press(pilot, "escape")
         # The last screen is that of the runs, which has a dialog of its own.
         await press(pilot, "D")
         assert "Delete runs/dpo?" in frame_text(app)
@@ -170,9 +173,9 @@ def test_any_number_of_resizes(run: RunDir) -> None:
     app = make_app(run, "live")
 
     async def act(pilot: Pilot[None]) -> None:
-        for number in range(30):
-            if number % 5 == 0:
-                await press(pilot, str(number // 5 + 1))
+        for number in range(18):
+            if number % 3 == 0:
+                await press(pilot, str(number // 3 + 1))
             await resize(pilot, numbers.randint(1, 200), numbers.randint(1, 60))
         await resize(pilot, 120, 36)
         await press(pilot, "1")
