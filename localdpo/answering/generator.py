@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -322,7 +323,7 @@ class _Answering:
                 sampling.temperature,
                 seeds,
                 lambda i: self.ids[i].tolist(),
-                lambda name=name: self.models.use(name),  # type: ignore[misc]
+                partial(self.models.use, name),
             )
             for name in self.names
         ]

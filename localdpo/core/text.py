@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 # What steers a terminal (C0, DEL, C1), reorders text or hides in it (marks of direction, invisible signs,
 # tags), and lone surrogates. The two joiners stay, since scripts and emoji need them, and line break and tab.
@@ -33,9 +33,14 @@ def printable(text: str) -> str:
     return escaped(text).replace("\n", " ").replace("\t", " ")
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of JSON is a number; Python counts true and false among them."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def format_value(value: Any) -> str:
     """A number as `format_number` does it, anything else as text without line breaks."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+    if value is None or is_number(value):
         return format_number(value)
     return " ".join(str(value).split())
 

@@ -66,13 +66,13 @@ class Verdicts:
 
     def poll(self) -> bool:
         """Read the new verdicts; whether there was a choice between two answers in them."""
-        choices = [
-            ((record.judge, record.id, *map(text_id, record.answers)), record.verdict.choice)
-            for record in self._tail.poll()
-            if record.verdict.choice is not None and len(record.answers) == 2
-        ]
-        self._said.update(choices)  # type: ignore[arg-type]
-        return bool(choices)
+        has_choice = False
+        for record in self._tail.poll():
+            if record.verdict.choice is not None and len(record.answers) == 2:
+                first, second = map(text_id, record.answers)
+                self._said[record.judge, record.id, first, second] = record.verdict.choice
+                has_choice = True
+        return has_choice
 
     def lost(self, prompt: str, trained: str, other: str) -> bool:
         """Whether a judge preferred the text `other` in both orders."""

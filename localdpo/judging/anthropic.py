@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
 
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
@@ -53,7 +53,7 @@ class AnthropicJudge(RemoteJudge):
     """
 
     kind = "anthropic"
-    hints = {  # noqa: RUF012
+    hints: ClassVar[Mapping[int, str]] = {
         401: f"the key is not accepted; set {KEYS[0]} to a valid one",
         402: "there is no credit; add some, then run the same command again",
         403: "the key may not do this; use one of a workspace that may",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.text import is_number
 from localdpo.judging.base import Interrupted, JudgeStopped
 from localdpo.judging.rubric import read_yaml_file
 
@@ -128,9 +129,7 @@ def _price(entry: Any) -> Price | None:
 
 
 def _is_rate(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    )
+    return is_number(value) and math.isfinite(value) and value >= 0
 
 
 class Budget:

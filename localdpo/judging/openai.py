@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from localdpo.core.errors import UserError
@@ -67,7 +67,7 @@ class OpenAIJudge(RemoteJudge):
     """
 
     kind = "openai"
-    hints = {  # noqa: RUF012
+    hints: ClassVar[Mapping[int, str]] = {
         401: f"the key is not accepted; set {OWN_KEY}",
         402: "there is no credit",
         403: f"the key may not do this; set another in {OWN_KEY}",

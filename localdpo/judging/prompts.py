@@ -16,6 +16,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from localdpo.core.text import is_number
 from localdpo.judging.base import Question
 from localdpo.judging.rubric import Mode, Rubric, sha256_of_text
 from localdpo.records.verdicts import CHOICES, Verdict
@@ -185,7 +186,7 @@ def _verdict(text: str, mode: Mode) -> Verdict | None:
     said, reason = record[field], record["reason"]
     if mode == "pairwise" and isinstance(said, str) and said in CHOICES:
         return Verdict("ok", choice=said, reason=reason)
-    if mode == "score" and isinstance(said, int | float) and not isinstance(said, bool) and said in SCORES:
+    if mode == "score" and is_number(said) and said in SCORES:
         return Verdict("ok", score=float(said), reason=reason)
     return None
 

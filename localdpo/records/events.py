@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from localdpo.core.text import is_number
 from localdpo.records.log import LogTail, LogWriter, encode, unseal
 
 FORMAT_VERSION: Final = 1
@@ -216,7 +217,7 @@ def _cleaned(value: Any) -> Any:
 
 def as_number(value: Any) -> float | None:
     """`value` if it is a number, true and false aside."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if is_number(value) else None
 
 
 def finite(value: Any) -> Any:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from localdpo.core.text import is_number
 from localdpo.records.log import LogTail, decode, encode
 
 FORMAT_VERSION: Final = 1
@@ -184,4 +185,4 @@ def _usage(record: dict[str, Any]) -> Usage | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return is_number(value) and abs(value) <= sys.float_info.max

@@ -24,6 +24,7 @@ from mlx.utils import tree_unflatten
 
 from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.errors import UserError
+from localdpo.core.text import is_number
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
 from localdpo.records.checkpoints import STATE_FILE, checkpoint_folders, newest_intact, set_latest
@@ -150,7 +151,7 @@ def read_state(folder: Path) -> TrainState:
         inputs = raw.get("inputs", [])
         if not isinstance(inputs, list) or not all(isinstance(entry, dict) for entry in inputs):
             raise ValueError("expected objects in inputs")
-        if not isinstance(metrics, dict) or not all(map(_is_number, [seconds, *metrics.values()])):
+        if not isinstance(metrics, dict) or not all(map(is_number, [seconds, *metrics.values()])):
             raise ValueError("expected numbers as seconds and in metrics")
         seconds = float(seconds)
     except KeyError as error:
@@ -160,12 +161,8 @@ def read_state(folder: Path) -> TrainState:
     return TrainState(step, (first, second), seconds, metrics, inputs)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and _is_number(value) and value >= 0
+    return isinstance(value, int) and is_number(value) and value >= 0
 
 
 def restore(point: ResumePoint, model: nn.Module, optimizer: optim.Optimizer) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from localdpo.core.text import common_prefix
+from localdpo.core.text import common_prefix, is_number
 from localdpo.data.fields import (
     PROMPTS,
     RowProblem,
@@ -291,9 +291,9 @@ def unequal(read: Callable[[Record], ReadResult]) -> Callable[[Record], ReadResu
 def contradicts(record: Record) -> bool:
     """Whether the scores that a row has besides say that the rejected answer is the better one."""
     for names in RATINGS:
-        scores = [record.get(name) for name in names]
-        if all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
-            return bool(scores[0] < scores[1])  # type: ignore[operator]
+        chosen, rejected = (record.get(name) for name in names)
+        if is_number(chosen) and is_number(rejected):
+            return bool(chosen < rejected)
     return False
 
 
