@@ -47,7 +47,7 @@ def make_view(console: Console, progress: Progress) -> ProgressView:
 
 
 class LineView:
-    """One line of text for each event, for pipes and files."""
+    """One line of text for each event, for pipes and files; of a reference pass, one for each tenth."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console = console
@@ -60,7 +60,9 @@ class LineView:
         pass
 
     def show(self, event: Event) -> None:
-        self._progress = advance(self._progress, event)
+        before, self._progress = self._progress, advance(self._progress, event)
+        if event.type == "reference" and not _tenth_done(before, self._progress):
+            return
         line = format_event(event, self._progress.total)
         if line is not None and event.type not in _FAILURES:
             self.say(line)
@@ -117,6 +119,12 @@ class BarView:
             count=f"{done}/{of}" if of is not None else "",
             left=f"{format_seconds(left)} left" if left is not None else "",
         )
+
+
+def _tenth_done(before: Progress, now: Progress) -> bool:
+    """Whether a reference pass has come to its next tenth; an event for every batch is too much to read."""
+    done, of = before.done if before.phase == "reference" else 0, max(now.of or 0, 1)
+    return 10 * now.done // of > 10 * done // of
 
 
 def print_plain(console: Console, line: str) -> None:

@@ -44,6 +44,19 @@ def test_without_a_terminal_there_is_one_line_an_event():
     assert "\x1b" not in out.getvalue()
 
 
+def test_without_a_terminal_a_reference_pass_is_ten_lines():
+    out = io.StringIO()
+    with make_view(Console(file=out, width=40), Progress()) as view:
+        view.show(STARTED)
+        for total in (400, 64, 3):
+            for done in range(1, total + 1):
+                view.show(event("reference", done=done, total=total))
+    counts = [line.split()[2::2] for line in out.getvalue().splitlines()[1:]]
+    assert counts[:10] == [[str(done), "400"] for done in range(40, 401, 40)]
+    assert len(counts) == 10 + 10 + 3
+    assert counts[-1] == ["3", "3"]
+
+
 def test_a_failure_is_left_to_the_end_of_the_command():
     out = io.StringIO()
     with make_view(Console(file=out), Progress()) as view:
