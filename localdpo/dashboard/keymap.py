@@ -165,6 +165,9 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("runs", "pagedown", "jump('next')", "page", "a page on", False),
 )
 
+# Actions that ask a worker for something: the footer shows their keys while one is there to answer.
+NEED_WORKER: Final = frozenset({"pause", "stop", "checkpoint", "evaluate"})
+
 # How keys are written for people, in Unicode and in ASCII.
 _NAMES: Final[Mapping[str, tuple[str, str]]] = {
     "left": ("←", "Left"),

@@ -205,6 +205,7 @@ def test_keys_give_the_worker_commands(running: RunDir):
     app = make_app(running)
 
     async def act(pilot: Pilot[None]) -> None:
+        assert "p pause" in frame_text(app)
         for keys, expected in COMMANDS:
             await press(pilot, *keys)
             assert ("sent:" in frame_text(app).splitlines()[0]) is bool(expected), keys
@@ -252,6 +253,7 @@ def test_without_a_worker_a_command_says_so(finished: RunDir):
             await press(pilot, "x" if command == "stop" else command[0])
             assert name_of(app) == "live"
             assert any(f"nothing to {command}" in message for message in messages(app)), command
+        assert "p pause" not in frame_text(app)
 
     drive(app, act)
     assert commands(finished) == []

@@ -98,6 +98,7 @@ class RunScreen(Screen[None]):
             return
         header = self.query_one(RunHeader)
         header.display = feed is not None
+        self.query_one(KeyBar).has_worker = feed is not None and feed.alive
         if feed is None:
             return
         if feed is not self._feed:

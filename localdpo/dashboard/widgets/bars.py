@@ -17,7 +17,7 @@ from textual.widgets import Static
 from localdpo.core.process import HELD
 from localdpo.core.text import age, format_number, format_seconds, printable
 from localdpo.dashboard.appbase import app_of
-from localdpo.dashboard.keymap import SCREEN_TITLES, Key, key_name, keys_of, namespaced
+from localdpo.dashboard.keymap import NEED_WORKER, SCREEN_TITLES, Key, key_name, keys_of, namespaced
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
@@ -82,6 +82,8 @@ class TopBar(ActionBar):
 class KeyBar(ActionBar):
     """The keys of the screen and of the app, as many as there is room for; a click works like the key."""
 
+    has_worker: reactive[bool] = reactive(False)
+
     def __init__(self, screen: str) -> None:
         super().__init__()
         own = [key for key in keys_of(screen) if key.footer] if screen else []
@@ -94,7 +96,8 @@ class KeyBar(ActionBar):
         right = Text(_GAP).join(self._styled(words) for words in footer_words(self._always, unicode))
         room = self.size.width - right.cell_len
         left = Text()
-        for words in footer_words(self._keys, unicode):
+        keys = [key for key in self._keys if self.has_worker or key.action not in NEED_WORKER]
+        for words in footer_words(keys, unicode):
             if left.cell_len + words.cell_len + 2 * len(_GAP) > room:
                 break
             left.append_text(self._styled(words)).append(_GAP)
