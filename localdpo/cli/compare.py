@@ -41,6 +41,7 @@ def compare(
     limit: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             help="At most this many prompts of a file. "
             f"Default: {BROWSED_PROMPTS}, or {PRINTED_PROMPTS} where they are printed.",
@@ -48,8 +49,10 @@ def compare(
     ] = None,
     with_run: WithRunsOption = None,
     max_tokens: MaxTokensOption = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="0 takes the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the sampling.")] = 0,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""

@@ -43,15 +43,19 @@ def evaluate(
         Path | None, typer.Option("--checks", metavar="FILE", help="More heuristics, from a YAML file.")
     ] = None,
     prompts: PromptsOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many prompts.")] = 200,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most this many prompts.")] = 200,
     with_run: WithRunsOption = None,
     max_tokens: MaxTokensOption = 256,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="1: answers as the models give them; 0: the likeliest token.")
+        float,
+        typer.Option(
+            metavar="X", min=0.0, help="1: answers as the models give them; 0: the likeliest token."
+        ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the intervals.")] = 0,
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the files in RUN/eval. Default: the kind of judge.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Of the files in RUN/eval. Default: the kind of judge."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     html: Annotated[

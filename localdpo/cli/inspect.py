@@ -34,13 +34,16 @@ def inspect(
     ] = None,
     worst: Annotated[
         int | None,
-        typer.Option(min=1, help=f"List this many pairs, lowest margin first. Default: {DEFAULT_WORST}."),
+        typer.Option(
+            metavar="N", min=1, help=f"List this many pairs, lowest margin first. Default: {DEFAULT_WORST}."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score only the first N pairs. Default: all.", metavar="N")
     ] = None,
     split: Annotated[
-        Literal["valid", "train"], typer.Option(help="Which of the run's pairs to score.")
+        Literal["valid", "train"],
+        typer.Option(metavar="valid|train", help="Which of the run's pairs to score."),
     ] = "valid",
     source: Annotated[
         str | None, typer.Option(metavar="NAME", help="Score only the pairs of this data set of the recipe.")

@@ -32,7 +32,9 @@ WithRunsOption = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="RUN", help="Another run on the same base model; repeatable."),
 ]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens.")
+]
 
 # --- preference data -------------------------------------------------------------------------------------
 
@@ -66,16 +68,19 @@ ConstitutionOption = Annotated[
     str | None, typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric.")
 ]
 PrinciplesOption = Annotated[
-    Principles, typer.Option("--principles", help="One principle a prompt, or all of them.")
+    Principles,
+    typer.Option("--principles", metavar="sample|all", help="One principle a prompt, or all of them."),
 ]
 BatchOption = Annotated[bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")]
 ConcurrencyOption = Annotated[
-    int | None, typer.Option(min=1, help="Questions to the judge at a time. Default: the judge's own.")
+    int | None,
+    typer.Option(metavar="N", min=1, help="Questions to the judge at a time. Default: the judge's own."),
 ]
 JudgeTokensOption = Annotated[
     int | None,
     typer.Option(
         "--judge-tokens",
+        metavar="N",
         min=1,
         help="Longest reply of a judge behind a server, thoughts included. Default: the judge's own.",
     ),
@@ -84,7 +89,8 @@ PricesOption = Annotated[
     Path | None, typer.Option("--prices", metavar="FILE", help="Prices on top of the shipped ones.")
 ]
 MaxUsdOption = Annotated[
-    float | None, typer.Option("--max-usd", min=0.0, help="Never spend more than this on the judge.")
+    float | None,
+    typer.Option("--max-usd", metavar="USD", min=0.0, help="Never spend more than this on the judge."),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")

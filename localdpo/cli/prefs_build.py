@@ -35,14 +35,15 @@ def build(
         typer.Option("--max-length", min=2, metavar="N", help="Tokens at which training would cut a row."),
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", help="Candidates a prompt. Default: 2, compared; more are scored.")
+        int | None,
+        typer.Option("-n", metavar="N", help="Candidates a prompt. Default: 2, compared; more are scored."),
     ] = None,
     temperatures: Annotated[
         str, typer.Option(metavar="LIST", help="Of the candidates in turn, with commas.")
     ] = "1.0",
     max_tokens: MaxTokensOption = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the split.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many prompts.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the split.")] = 0,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many prompts.")] = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -63,12 +64,15 @@ def build(
     ] = None,
     judging: dict[str, Any],
     valid_fraction: Annotated[
-        float | None, typer.Option(min=0.0, max=0.5, help="Share of the pairs held out. Default: 0.1.")
+        float | None,
+        typer.Option(metavar="X", min=0.0, max=0.5, help="Share of the pairs held out. Default: 0.1."),
     ] = None,
     valid_count: Annotated[
-        int | None, typer.Option(min=0, help="Pairs held out, instead of a share.")
+        int | None, typer.Option(metavar="N", min=0, help="Pairs held out, instead of a share.")
     ] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help="Write the first N pairs and no more.")] = None,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Write the first N pairs and no more.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     dry_run: DryRunOption = False,
 ) -> None:

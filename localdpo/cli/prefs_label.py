@@ -19,9 +19,12 @@ def label(
         Path | None,
         typer.Option("--journal", metavar="FILE", help="Where labels are kept. Default: DATA.labels.jsonl."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order and of the sides.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order and of the sides.")] = 0,
     again: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement.")
+        float,
+        typer.Option(
+            metavar="X", min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement."
+        ),
     ] = 0.1,
     format_name: FormatOption = None,
     plain: Annotated[
