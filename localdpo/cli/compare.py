@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from localdpo.cli.options import MaxTokensOption, PromptsOption, RunArgument, RunsDirOption, WithRunsOption
+from localdpo.cli.options import (
+    MaxTokensOption,
+    PromptsOption,
+    RunArgument,
+    RunsDirOption,
+    WithRunsOption,
+    page_path,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +39,10 @@ def compare(
         bool, typer.Option("--json", help="Everything, log-probabilities included, as one JSON object.")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page and leave.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", callback=page_path, help="Write one self-contained page and leave."
+        ),
     ] = None,
     prompts: PromptsOption = None,
     prompt: Annotated[

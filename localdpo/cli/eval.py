@@ -16,6 +16,7 @@ from localdpo.cli.options import (
     RunArgument,
     RunsDirOption,
     WithRunsOption,
+    page_path,
 )
 
 
@@ -59,7 +60,8 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the page there, too.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", callback=page_path, help="Write the page there, too."),
     ] = None,
     dry_run: DryRunOption = False,
     runs_dir: RunsDirOption = Path("runs"),

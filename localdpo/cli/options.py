@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from localdpo.core.errors import UserError
+
 SPEC_HELP = "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports)"
 
 
@@ -16,6 +18,19 @@ class Principles(StrEnum):
 
     sample = "sample"
     all = "all"
+
+
+def page_path(path: Path | None) -> Path | None:
+    """The path of `--html` as it is, ahead of the work. Raises UserError where no page can be written.
+
+    A page replaces an earlier one, and nothing else: `--html pairs.jsonl` would lose the pairs.
+    """
+    if path is not None:
+        if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+            raise UserError(f"--html {path}: a page is written here; give a file name that ends in .html")
+        if not path.parent.is_dir():
+            raise UserError(f"--html {path}: the folder {path.parent} does not exist")
+    return path
 
 
 # --- runs and answers ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from localdpo.cli.options import (
     MaxLengthOption,
     RecipeOption,
     TokenizerOption,
+    page_path,
 )
 from localdpo.cli.prefs_build import build
 from localdpo.cli.prefs_label import label
@@ -55,7 +56,10 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as an HTML page.")
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", callback=page_path, help="Also write the report as an HTML page."
+        ),
     ] = None,
 ) -> None:
     """Check preference pairs for problems. The exit code is 1 if any error-level check fails."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.cli.options import RunArgument, RunsDirOption
+from localdpo.cli.options import RunArgument, RunsDirOption, page_path
 from localdpo.core.errors import UserError
 from localdpo.core.text import age, printable
 from localdpo.out import print_json, say
@@ -167,7 +167,10 @@ def report(
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", metavar="FILE", help="File to write. Default: report.html in the run's folder."
+            "--html",
+            metavar="FILE",
+            callback=page_path,
+            help="File to write. Default: report.html in the run's folder.",
         ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
@@ -178,7 +181,5 @@ def report(
 
     found = find_run(runs_dir, run)
     path = html or found.path / "report.html"
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
     write_page(path, "report", **report_values(found, lambda line: say(line, error=True)))
     say(f"written: {path}")

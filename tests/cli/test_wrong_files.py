@@ -93,3 +93,22 @@ def test_a_wrong_file_is_an_error_in_lines(
         assert Path(wrong).name in errors, (wrong, errors)
         assert "Traceback" not in errors
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command", [["compare", "tiny"], ["eval", "tiny"], ["report", "tiny"], ["prefs", "check", "PAIRS"]]
+)
+def test_a_page_replaces_no_file_that_is_none(
+    command: list[str], folder: Path, said: Callable[[list[str]], tuple[object, str]]
+) -> None:
+    before = (folder / "pairs.jsonl").read_bytes()
+    for place, problem in {
+        "pairs.jsonl": "give a file name that ends in .html",
+        ".": "give a file name that ends in .html",
+        "no-folder/page.html": "the folder no-folder does not exist",
+    }.items():
+        code, errors = said([*command, "--html", place])
+        assert (code, errors.count("\n")) == (2, 1), errors
+        assert errors.startswith(f"error: --html {place}: "), errors
+        assert problem in errors
+    assert (folder / "pairs.jsonl").read_bytes() == before
