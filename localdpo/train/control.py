@@ -91,10 +91,11 @@ class Control:
             self._wait_while_paused(_AT_ONCE)
 
     def refuse_rest(self, message: str) -> None:
-        """Refuse the commands that are left."""
-        for file in self._waiting + take(self._run):
-            self._answer(file, False, message)
-        self._waiting = []
+        """Refuse the commands that are left, and those that come meanwhile."""
+        while left := self._waiting + take(self._run):
+            self._waiting = []
+            for file in left:
+                self._answer(file, False, message)
 
     def _wait_while_paused(self, allowed: frozenset[str]) -> None:
         while self.paused and self._stop.reason is None:

@@ -220,6 +220,15 @@ def test_a_stop_saves_or_not_and_refuses_what_comes_after_it(tmp_path: Path, rec
     assert newest_checkpoint(other) is None
 
 
+def test_what_comes_while_the_rest_is_refused_is_refused_too(tmp_path: Path, recipe: str) -> None:
+    run = RunDir(tmp_path / "run")
+    script = {f"step:{STEPS}": ["checkpoint"], "control:None": ["pause", "evaluate"]}
+    assert life(fresh(run.path, recipe), run, script).stopped_by is None
+    commands = ("checkpoint", "pause", "evaluate")
+    assert answers(run) == [(command, False, "the run has ended") for command in commands]
+    assert os.listdir(run.control) == []
+
+
 def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, recipe: str) -> None:
     """A checkpoint in the middle of an evaluation would lack its metrics; a pause is obeyed there."""
     run = RunDir(tmp_path / "run")
