@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -11,17 +12,12 @@ import typer
 from localdpo.cli.options import RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
+    from localdpo.dashboard.widgets.answertext import Token
     from localdpo.evals.inspect_pairs import Inspection
     from localdpo.out.console import Console, Text
     from localdpo.train.token_rewards import PairRewards, ResponseRewards
 
 DEFAULT_WORST: Final = 20
-# Blue and orange of Okabe and Ito's palette, which people of every colour vision tell apart. Orange is also
-# the lighter one, so the two differ on a grey screen.
-REWARDED, PENALISED = (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)
-SHADES: Final = 4
-# The colour is strongest from this quantile of the rewards on: a single outlier must not pale the others.
-SCALE_QUANTILE: Final = 0.95
 MARK: Final = "▸"
 HEADINGS: Final = ("row", "margin", "ranked", "tokens", "chosen", "rejected")
 BEGINNING: Final = 40
@@ -191,92 +187,39 @@ def show_pair(console: Console, inspection: Inspection) -> None:
     """The prompt, and both responses with the reward of each token: as colour, or as numbers without it."""
     from rich.rule import Rule
 
+    from localdpo.dashboard.terminal import Abilities
+    from localdpo.dashboard.themes import PALETTES
+    from localdpo.dashboard.widgets.answertext import Tinting, scale_of, tints_legend, tokens_text
     from localdpo.out.console import Text
 
     (pair,) = inspection.pairs
-    limit = scale_of(pair)
+    responses = {
+        "chosen": [(token.text, token.reward) for token in pair.chosen.tokens],
+        "rejected": [(token.text, token.reward) for token in pair.rejected.tokens],
+    }
+    tinting = Tinting(scale_of(*responses.values()), False, PALETTES["light"], Abilities())
     coloured = console.color_system is not None and not console.no_color
     what = "log-probability / tokens" if pair.chosen.reference_logp is None else "log-ratio"
     row = f"{inspection.split} row {row_name(inspection, pair)}"
     title = f"{row}: margin {pair.margin:+.3f}, ranked {pair.ranked}"
     console.print(Rule(Text(title), align="left"))
     console.print(Text(pair.prompt))
-    for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        head = f"\n{name}: reward {response.reward:+.3f}, {len(response.tokens)} tokens"
+    for (name, tokens), response in zip(responses.items(), (pair.chosen, pair.rejected), strict=True):
+        head = f"\n{name}: reward {response.reward:+.3f}, {len(tokens)} tokens"
         console.print(Text(head, style="bold"))
-        tokens = coloured_tokens(response, limit) if coloured else numbered_tokens(response)
-        console.print(tokens, soft_wrap=not console.is_terminal)
+        text = tokens_text(tokens, tinting) if coloured else numbered_tokens(tokens)
+        console.print(text, soft_wrap=not console.is_terminal)
     console.print()
     meaning = f"beta ({inspection.beta:g}) * {what} of each token"
-    console.print(_legend(limit, meaning) if coloured else Text(f"in brackets: {meaning}"))
+    console.print(tints_legend(tinting, meaning) if coloured else Text(f"in brackets: {meaning}"))
 
 
-def scale_of(pair: PairRewards) -> float:
-    """The reward at which the colour of both responses' tokens is at its strongest, above 0."""
-    sizes = sorted(abs(token.reward) for token in (*pair.chosen.tokens, *pair.rejected.tokens))
-    return max(sizes[round(SCALE_QUANTILE * (len(sizes) - 1))], 1e-6)
-
-
-def style_of(reward: float, limit: float) -> str:
-    """The rich style of a reward: blue above 0, orange below, stronger with size, none near 0."""
-    shade = min(SHADES, round(abs(reward) / limit * SHADES))
-    if shade == 0:
-        return ""
-    end = REWARDED if reward > 0 else PENALISED
-    red, green, blue = (round(255 + (part - 255) * shade / SHADES) for part in end)
-    # White on the full blue and black on everything else keep at least 4.5:1 of contrast.
-    ink = "#ffffff" if reward > 0 and shade == SHADES else "#000000"
-    return f"{ink} on #{red:02x}{green:02x}{blue:02x}"
-
-
-def coloured_tokens(response: ResponseRewards, limit: float) -> Text:
-    """The response with each token on the colour of its reward."""
-    from localdpo.out.console import Text
-
-    text = Text()
-    for piece, reward in _spans(response):
-        text.append(_visible(piece), style=style_of(reward, limit))
-    return text
-
-
-def numbered_tokens(response: ResponseRewards) -> Text:
+def numbered_tokens(tokens: Sequence[Token]) -> Text:
     """The response with each token marked and its reward in brackets behind it."""
+    from localdpo.dashboard.widgets.answertext import signed, spans, visible
     from localdpo.out.console import Text
 
-    # Adding 0.0 removes the sign of a rounded zero.
-    numbered = [(piece, f"[{round(reward, 3) + 0.0:+.3f}]") for piece, reward in _spans(response)]
-    return Text("".join(MARK + _visible(piece, number) for piece, number in numbered))
-
-
-def _spans(response: ResponseRewards) -> list[tuple[str, float]]:
-    """(text, reward); tokens that form one character together are one span, with the sum of their rewards."""
-    spans: list[tuple[str, float]] = []
-    pending = 0.0
-    for token in response.tokens:
-        pending += token.reward
-        if token.text or token is response.tokens[-1]:
-            spans.append((token.text, pending))
-            pending = 0.0
-    return spans
-
-
-def _visible(piece: str, behind: str = "") -> str:
-    """A token without control characters; `behind` comes before the line break that it ends with."""
-    from localdpo.core.text import printable
-
-    body = piece.rstrip("\n")
-    breaks = len(piece) - len(body)
-    shown = "⏎\n".join(printable(line) for line in body.split("\n"))
-    return f"{shown}{'⏎' * breaks}{behind}{chr(10) if breaks else ''}"
-
-
-def _legend(limit: float, meaning: str) -> Text:
-    from localdpo.out.console import Text
-
-    text = Text()
-    for step in range(-SHADES, SHADES + 1):
-        if step in (-SHADES, SHADES):
-            text.append(f" {limit * step / SHADES:+.3f} ", style=style_of(step, SHADES))
-        else:
-            text.append("   ", style=style_of(step, SHADES))
-    return text.append(f"  {meaning}")
+    pieces = (
+        MARK + visible(piece, unicode=True, behind=f"[{signed(reward)}]") for piece, reward in spans(tokens)
+    )
+    return Text("".join(pieces))

@@ -55,8 +55,8 @@ def label(
         raise UserError(f"{path}: no labels there yet; label without --plain")
     state = open_labelling(data, path, seed=seed, again=again, format_name=format_name)
     if not plain:
+        from localdpo.cli.label_screen import LabelApp
         from localdpo.dashboard.appbase import run_app
-        from localdpo.dashboard.screens.label import LabelApp
 
         app = LabelApp(state)
         run_app(app)

@@ -13,7 +13,7 @@ from textual.widgets import Input
 
 from localdpo.core.errors import UserError
 from localdpo.dashboard.appbase import frame_text
-from localdpo.dashboard.screens.label import LabelApp
+from localdpo.cli.label_screen import LabelApp
 from localdpo.prefs.label import Labelling, open_labelling
 from localdpo.records.log import unseal
 

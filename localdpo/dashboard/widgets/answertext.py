@@ -122,13 +122,13 @@ def tokens_text(tokens: Sequence[Token], tinting: Tinting) -> Text:
     return text
 
 
-def tints_legend(tinting: Tinting) -> Text:
-    """`-0.120 [tints] +0.120`, and what the marks mean."""
+def tints_legend(tinting: Tinting, meaning: str = "token reward") -> Text:
+    """`-0.120 [tints] +0.120`, and what the tints mean."""
     text = Text(f"{-tinting.limit:+.3f} ", style=tinting.palette.muted, no_wrap=True, overflow="ellipsis")
     for shade in range(-SHADES, SHADES + 1):
         text.append(f" {'-' if shade < 0 else '+' if shade > 0 else '0'} ", style_of(shade, tinting))
     text.append(f" {tinting.limit:+.3f} ", style=tinting.palette.muted)
-    return text.append(" token reward; underlined: below 0", style=tinting.palette.muted)
+    return text.append(f" {meaning}; underlined: below 0", style=tinting.palette.muted)
 
 
 def signed(value: float) -> str:

@@ -1,14 +1,10 @@
-"""`localdpo prefs label`: two answers without names, one key a pair, every key saved to disk at once.
-
-The state comes from `localdpo.prefs.label`, which the dashboard does not import; the screen shows its
-`current` pair and passes keys on.
-"""
+"""The screen of `localdpo prefs label`: two answers without names, one key a pair, every key saved."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -23,6 +19,9 @@ from localdpo.dashboard.keymap import Key
 from localdpo.dashboard.widgets.answertext import clean
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.out.console import Text
+
+if TYPE_CHECKING:
+    from localdpo.prefs.label import Choice, Labelling
 
 # Columns below which the answers stand one above the other.
 _NARROW: Final = 80
@@ -40,45 +39,12 @@ KEYS: Final = (
 )
 
 
-class LabelItem(Protocol):
-    """A pair: its row from 1, and its prompt."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def prompt(self) -> str: ...
-
-
-class LabelShown(Protocol):
-    """What is shown: a pair, and its answers in the order of the screen."""
-
-    @property
-    def item(self) -> LabelItem: ...
-    @property
-    def answers(self) -> tuple[str, str]: ...
-
-
-class LabelState(Protocol):
-    """The state that the screen shows and changes. Every change may raise UserError (a full disk)."""
-
-    @property
-    def labels(self) -> Mapping[int, Any]: ...
-    @property
-    def places(self) -> Collection[Any]: ...
-    @property
-    def flags(self) -> Collection[int]: ...
-    @property
-    def notes(self) -> Mapping[int, str]: ...
-    @property
-    def current(self) -> LabelShown | None: ...
-    def answer(self, choice: Any) -> None: ...
-    def undo(self) -> bool: ...
-    def flag(self) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
 class LabelScreen(Screen[None]):
-    """One pair at a time. `failure` is why a key could not be saved; the app is left then."""
+    """One pair at a time: the `current` one of `state`, which keys change.
+
+    Attributes:
+        failure: why a key could not be saved; the app is left then.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(key.key, key.action, key.help, show=False) for key in KEYS),
@@ -96,7 +62,7 @@ class LabelScreen(Screen[None]):
     #label-note { display: none; }
     """
 
-    def __init__(self, state: LabelState) -> None:
+    def __init__(self, state: Labelling) -> None:
         super().__init__()
         self.state = state
         self.failure: UserError | None = None
@@ -118,7 +84,7 @@ class LabelScreen(Screen[None]):
 
     # --- keys -----------------------------------------------------------------------------------------
 
-    def action_choose(self, choice: str) -> None:
+    def action_choose(self, choice: Choice) -> None:
         """Answer for the pair that is shown."""
         if self.state.current is not None:
             self._change(lambda: self.state.answer(choice))
@@ -189,7 +155,7 @@ class LabelApp(TerminalApp):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", show=False, system=True)]
 
-    def __init__(self, state: LabelState, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, state: Labelling, environment: Mapping[str, str] = os.environ) -> None:
         super().__init__(environment)
         self.labelling = LabelScreen(state)
 
