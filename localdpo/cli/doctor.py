@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, Annotated, Any, Final, Literal
 
 import typer
@@ -292,11 +292,8 @@ def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any
                 text=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
-            assert process.stdout is not None
-            watch = _Watchdog(process)
             try:
-                for message in _messages(process.stdout):
-                    watch.feed()
+                for message in _messages(process):
                     if "facts" in message:
                         if not report.facts:
                             report.facts = _private(message["facts"])
@@ -308,21 +305,20 @@ def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any
                         line = CheckLine(**_private(message))
                         report.lines.append(line)
                         yield line
-                code = process.wait()
+                how = _ending(process.wait())
+            except Empty:
+                how = f"did not end in {CHECK_SECONDS:.0f} s"
             finally:
-                watch.end()
                 process.kill()
-                process.stdout.close()
                 process.wait()
             errors.seek(0)
             output = [line.strip() for line in errors.read().splitlines() if line.strip()]
-        if code == 0:
+        if process.returncode == 0:
             return
-        if begun is None and code == USER_ERROR_EXIT:
+        if begun is None and process.returncode == USER_ERROR_EXIT:
             raise UserError(
                 "; ".join(line.removeprefix("error: ") for line in output) or "the checks cannot begin"
             )
-        how = f"did not end in {CHECK_SECONDS:.0f} s" if watch.is_late else _ending(code)
         what = _private(f"the process {how}: {' | '.join(output[-4:]) or 'no message'}")
         line = CheckLine(begun or "start", "error", what)
         report.lines.append(line)
@@ -333,49 +329,33 @@ def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any
 
 
 def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    from localdpo.launch.explain import signal_name
+
+    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
 
 
-def _messages(lines: IO[str]) -> Iterator[dict[str, Any]]:
-    """The messages among what the process prints; libraries print too."""
-    for line in lines:
+def _messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """The messages among what the process prints; libraries print too.
+
+    Raises queue.Empty if it prints no line for CHECK_SECONDS.
+    """
+    assert process.stdout is not None
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def read(stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
+    while line := lines.get(timeout=CHECK_SECONDS):
         try:
             message = json.loads(line)
         except ValueError:
             continue
         if isinstance(message, dict) and message.keys() & {"facts", "begin", "state"}:
             yield message
-
-
-class _Watchdog:
-    """Kills a process that prints no message for CHECK_SECONDS."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process, self.is_late = process, False
-        self._start()
-
-    def _start(self) -> None:
-        self._timer = threading.Timer(CHECK_SECONDS, self._kill)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _kill(self) -> None:
-        self.is_late = True
-        self._process.kill()
-
-    def feed(self) -> None:
-        """Restart the time, after a message."""
-        self._timer.cancel()
-        self._start()
-
-    def end(self) -> None:
-        """Stop watching a process that has ended."""
-        self._timer.cancel()
 
 
 def _private(value: Any) -> Any:

@@ -122,8 +122,7 @@ def _response_object(response: ResponseRewards) -> dict[str, Any]:
 
 def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     """One line a pair, lowest margin first, below a line about all scored pairs."""
-    from localdpo.cli.plain import print_plain
-    from localdpo.cli.runs import text_table
+    from localdpo.cli.plain import print_plain, print_table
     from localdpo.records.metrics import ALL_TIED
 
     accuracy = inspection.accuracy
@@ -135,27 +134,7 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
         f"{inspection.source}, {accuracy_words}, margin {inspection.margin:+.3f}",
     )
     rows = [_row(pair, row_name(inspection, pair)) for pair in inspection.pairs]
-    if not console.is_terminal:
-        for line in text_table([HEADINGS, *rows]):
-            print_plain(console, line)
-        return
-    from rich.table import Table
-
-    from localdpo.out.console import Text
-
-    table = Table()
-    for heading in HEADINGS:
-        is_text = heading in ("chosen", "rejected")
-        table.add_column(
-            heading,
-            no_wrap=True,
-            justify="right" if heading in ("row", "margin") else "left",
-            overflow="ellipsis",
-            ratio=1 if is_text else None,
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    print_table(console, HEADINGS, rows, right=("row", "margin"))
 
 
 def row_name(inspection: Inspection, pair: PairRewards) -> str:

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from localdpo.cli.options import (
     BatchOption,
@@ -21,10 +21,11 @@ from localdpo.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from localdpo.evals.evaluate import EvaluationPlan
     from localdpo.judging.cost import Budget
     from localdpo.judging.registry import Hooks, JudgeRequest
     from localdpo.out.console import Console
-    from localdpo.records.answers import Header
+    from localdpo.prefs.build_plan import BuildPlan
 
 # Between two lines of progress where there is no terminal for a bar.
 LINE_SECONDS: Final = 5.0
@@ -76,24 +77,8 @@ def with_judge_options(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-class JudgedPlan(Protocol):
-    """What `carry_out` needs to know of a plan."""
-
-    @property
-    def header(self) -> Header:
-        """Of the answers file."""
-
-    @property
-    def most_verdicts(self) -> int:
-        """Questions to the judge, at most."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What to say before it begins."""
-
-
 Options = TypeVar("Options", bound="JudgeRequest")
-Plan = TypeVar("Plan", bound=JudgedPlan)
+Plan = TypeVar("Plan", bound="EvaluationPlan | BuildPlan")
 
 
 def carry_out(
@@ -130,8 +115,6 @@ class ProgressDisplay:
 
         self.console = console
         self.budget = budget
-        self.totals = dict(totals)
-        self.done = dict.fromkeys(totals, 0)
         self.last_line = time.monotonic()
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -144,25 +127,23 @@ class ProgressDisplay:
             disable=not console.is_terminal,
         )
         self.tasks = {
-            name: self.bars.add_task(name, total=total, spent="") for name, total in totals.items() if total
+            name: self.bars.add_task(name, total=total, spent="", visible=total > 0)
+            for name, total in totals.items()
         }
 
     def set_total(self, name: str, total: int) -> None:
         """Correct how many there will be."""
-        self.totals[name] = total
-        if name in self.tasks:
-            self.bars.update(self.tasks[name], total=total)
+        self.bars.update(self.tasks[name], total=total)
 
     def advance(self, name: str) -> None:
         """Count one more."""
-        self.done[name] += 1
-        done, total = self.done[name], self.totals[name]
-        if self.console.is_terminal:
-            spent = f"${self.budget.spent:.4f}" if name == "verdicts" and self.budget.spent else ""
-            self.bars.update(self.tasks[name], advance=1, spent=spent)
-        elif done == total or time.monotonic() - self.last_line >= LINE_SECONDS:
+        spent = f"${self.budget.spent:.4f}" if name == "verdicts" and self.budget.spent else ""
+        self.bars.update(self.tasks[name], advance=1, spent=spent)
+        task = self.bars.tasks[self.tasks[name]]
+        is_due = task.completed == task.total or time.monotonic() - self.last_line >= LINE_SECONDS
+        if is_due and not self.console.is_terminal:
             self.last_line = time.monotonic()
-            self.say(f"{name} {done:,} of {total:,}")
+            self.say(f"{name} {task.completed:,.0f} of {task.total or 0:,.0f}")
 
     def say(self, line: str) -> None:
         """Print a line, above the bars where there are any."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Final
 
 from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.core.text import format_seconds, printable
@@ -17,9 +17,6 @@ from localdpo.records.progress import Progress, advance
 from localdpo.records.wording import PHASES, format_event, format_headline
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
     from localdpo.launch import Worker
     from localdpo.out.console import Console
 
@@ -32,55 +29,21 @@ _STOP_MESSAGES: Final = (
 _FAILURES: Final = ("run.failed", "run.crashed")
 
 
-class ProgressView(Protocol):
-    """Shows the events of a run; a context manager."""
+class ProgressView:
+    """Shows the events of a run, as a context manager.
 
-    def __enter__(self) -> ProgressView: ...
-    def __exit__(self, *exc: object) -> None: ...
-    def show(self, event: Event) -> None: ...
-    def say(self, line: str) -> None: ...
-
-
-def make_view(console: Console, progress: Progress) -> ProgressView:
-    """The bar when `console` is a terminal, text lines when not. `progress`: where a resumed run was."""
-    return BarView(console, progress) if console.is_terminal else LineView(console, progress)
-
-
-class LineView:
-    """One line of text for each event, for pipes and files; of a reference pass, one for each tenth."""
-
-    def __init__(self, console: Console, progress: Progress) -> None:
-        self._console = console
-        self._progress = progress
-
-    def __enter__(self) -> LineView:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def show(self, event: Event) -> None:
-        before, self._progress = self._progress, advance(self._progress, event)
-        if event.type == "reference" and not _tenth_done(before, self._progress):
-            return
-        line = format_event(event, self._progress.total)
-        if line is not None and event.type not in _FAILURES:
-            self.say(line)
-
-    def say(self, line: str) -> None:
-        print_plain(self._console, line)
-
-
-class BarView:
-    """A bar with the phase and the time left; evaluations, notices and ends are lines above it."""
+    On a terminal: a bar with the phase and the time left, and above it a line for evaluations, notices and
+    ends. Into pipes and files: a line for each event, of a reference pass one for each tenth.
+    `progress`: where a resumed run was.
+    """
 
     def __init__(self, console: Console, progress: Progress) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
+        from rich.progress import Progress as Bars
 
         self._console = console
         self._progress = progress
-        self._bar: RichProgress = RichProgress(
+        self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[count]}"),
@@ -88,20 +51,26 @@ class BarView:
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
-        self._task: TaskID = self._bar.add_task("starting", total=None, count="", left="")
+        self._task = self._bars.add_task("starting", total=None, count="", left="")
 
-    def __enter__(self) -> BarView:
-        self._bar.start()
+    def __enter__(self) -> ProgressView:
+        self._bars.start()
         self._update()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
+        self._bars.stop()
 
     def show(self, event: Event) -> None:
-        self._progress = advance(self._progress, event)
-        line = format_headline(event, self._progress.total)
+        before, self._progress = self._progress, advance(self._progress, event)
+        if self._console.is_terminal:
+            line = format_headline(event, self._progress.total)
+        elif event.type == "reference" and not _tenth_done(before, self._progress):
+            line = None
+        else:
+            line = None if event.type in _FAILURES else format_event(event, self._progress.total)
         if line is not None:
             self.say(line)
         self._update()
@@ -111,7 +80,7 @@ class BarView:
 
     def _update(self) -> None:
         done, of, left = bar_state(self._progress)
-        self._bar.update(
+        self._bars.update(
             self._task,
             description=PHASES[self._progress.phase],
             completed=done,
@@ -130,6 +99,37 @@ def _tenth_done(before: Progress, now: Progress) -> bool:
 def print_plain(console: Console, line: str) -> None:
     """Print text as one line: no markup, no wrapping."""
     console.print(printable(line), soft_wrap=True)
+
+
+def print_table(
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    wrapped: Collection[str] = (),
+) -> None:
+    """Print rows of cells: a table on a terminal, elsewhere aligned lines with two spaces between columns.
+
+    `right`: headings of the columns that are aligned right; `wrapped`: of those that may take several lines.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+        for row in (headings, *rows):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print_plain(console, line.rstrip())
+        return
+    from rich.table import Table
+
+    from localdpo.out.console import Text
+
+    table = Table()
+    for name in headings:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in wrapped)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def bar_state(progress: Progress) -> tuple[int, int | None, float | None]:

@@ -17,7 +17,6 @@ from localdpo.records.control import COMMANDS, Command, send, wait_for
 from localdpo.records.rundir import find_run, list_runs
 
 if TYPE_CHECKING:
-    from localdpo.out.console import Console
     from localdpo.records.control import Acknowledgement
     from localdpo.records.rundir import RunDir
     from localdpo.records.runs import RunSummary
@@ -41,15 +40,17 @@ def runs(
     if as_json:
         print_json([summary.to_json() for summary in summaries])
         return
-    from localdpo.out.console import Console
+    from localdpo.cli.plain import print_table
+    from localdpo.out.console import Console, Text
+    from localdpo.records.runs import RUN_COLUMNS
 
     console = Console()
     rows = [row_of(summary, time.time()) for summary in summaries]
-    if console.is_terminal:
-        _print_table(console, rows, runs_dir)
+    if console.is_terminal and not rows:
+        console.print(Text(f"no runs in {runs_dir}; start one with `localdpo train RECIPE`"))
     else:
-        for line in text_table([HEADINGS, *rows]):
-            say(line)
+        numbers = [name for name in HEADINGS if not RUN_COLUMNS[name].is_text and name != HEADINGS[-1]]
+        print_table(console, HEADINGS, rows, right=numbers, wrapped=("model",))
     for summary in summaries:
         if summary.why is not None:
             say(printable(f"{summary.name}: {summary.why}"), error=True)
@@ -72,33 +73,6 @@ def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
     from localdpo.records.runs import RUN_COLUMNS
 
     return tuple(RUN_COLUMNS[heading].text(summary, now) or "-" for heading in HEADINGS)
-
-
-def text_table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as aligned lines, two spaces between columns."""
-    rows = [tuple(map(printable, row)) for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def _print_table(console: Console, rows: list[tuple[str, ...]], runs_dir: Path) -> None:
-    from rich.table import Table
-
-    from localdpo.out.console import Text
-    from localdpo.records.runs import RUN_COLUMNS
-
-    if not rows:
-        console.print(Text(f"no runs in {runs_dir}; start one with `localdpo train RECIPE`"))
-        return
-    table = Table()
-    for heading in HEADINGS:
-        is_left = RUN_COLUMNS[heading].is_text or heading == HEADINGS[-1]
-        table.add_column(heading, justify="left" if is_left else "right", no_wrap=heading != "model")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(table)
 
 
 # --- ctl -------------------------------------------------------------------------------------------------

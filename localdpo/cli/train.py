@@ -13,7 +13,7 @@ import typer
 from localdpo.cli.options import RunsDirOption
 from localdpo.core.atomic import LEAST_BYTES, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
-from localdpo.dashboard.recipediff import flatten
+from localdpo.dashboard.recipediff import differing, options_of
 from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
 
 if TYPE_CHECKING:
@@ -162,14 +162,11 @@ def resolve_recipe(request: Request, known: RunDir | None) -> Recipe:
 
 def differing_keys(old_text: str, new_text: str) -> str:
     """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two resolved recipes differ."""
-    import yaml
-
-    old, new = flatten(yaml.safe_load(old_text)), flatten(yaml.safe_load(new_text))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    rows = differing([options_of(old_text) or {}, options_of(new_text) or {}])
     differences = [
-        f"{key}: {old.get(key, 'not set')} there, {new.get(key, 'not set')} here" for key in keys[:3]
+        f"{key}: {old or 'not set'} there, {new or 'not set'} here" for key, (old, new) in rows[:3]
     ]
-    more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
+    more = f"; and {len(rows) - 3} more" if len(rows) > 3 else ""
     return ("; ".join(differences) or "written by another version of localdpo") + more
 
 
@@ -197,7 +194,7 @@ def say_finished(run: RunDir) -> None:
 
 def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show its events, explain its end; the exit code of the command."""
-    from localdpo.cli.plain import Interrupts, make_view
+    from localdpo.cli.plain import Interrupts, ProgressView
     from localdpo.launch import start_worker, watch
     from localdpo.out import say
     from localdpo.out.console import Console
@@ -210,7 +207,7 @@ def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
-        with make_view(console, before) as view:
+        with ProgressView(console, before) as view:
             view.say(f"run {run.path} (worker {worker.pid}, log {run.worker_log})")
             for event in watch(worker, on_poll=lambda: interrupts.report(view.say)):
                 view.show(event)

@@ -5,7 +5,7 @@ import io
 from logged import EVAL, METRICS, NOTICE, STARTED, event
 from rich.console import Console
 
-from localdpo.cli.plain import bar_state, make_view
+from localdpo.cli.plain import ProgressView, bar_state
 from localdpo.records.progress import Progress, progress_of
 
 
@@ -21,7 +21,7 @@ def test_the_bar_follows_the_phase():
 
 
 def show_all(console: Console) -> None:
-    with make_view(console, Progress()) as view:
+    with ProgressView(console, Progress()) as view:
         view.say("run runs/dpo")
         log = [STARTED, event("reference", done=8, total=64), event("step", 1, metrics=METRICS), EVAL, NOTICE]
         for one in [*log, event("samples", 10, samples=[]), event("run.finished", 60)]:
@@ -46,7 +46,7 @@ def test_without_a_terminal_there_is_one_line_an_event():
 
 def test_without_a_terminal_a_reference_pass_is_ten_lines():
     out = io.StringIO()
-    with make_view(Console(file=out, width=40), Progress()) as view:
+    with ProgressView(Console(file=out, width=40), Progress()) as view:
         view.show(STARTED)
         for total in (400, 64, 3):
             for done in range(1, total + 1):
@@ -59,7 +59,7 @@ def test_without_a_terminal_a_reference_pass_is_ten_lines():
 
 def test_a_failure_is_left_to_the_end_of_the_command():
     out = io.StringIO()
-    with make_view(Console(file=out), Progress()) as view:
+    with ProgressView(Console(file=out), Progress()) as view:
         for failure in ("run.failed", "run.crashed"):
             view.show(event(failure, 4, error="boom"))
     assert out.getvalue() == ""

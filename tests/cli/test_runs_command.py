@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.cli.runs import HEADINGS, row_of, runs, text_table
+from localdpo.cli.plain import print_table
+from localdpo.cli.runs import HEADINGS, row_of, runs
 from localdpo.core.text import age
+from localdpo.out.console import Console
 from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
@@ -104,4 +107,6 @@ def test_ages(seconds: float, text: str):
 
 
 def test_columns_are_aligned():
-    assert text_table([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
+    out = io.StringIO()
+    print_table(Console(file=out), ("a", "bb"), [("ccc", "d")], right=("bb",))
+    assert out.getvalue() == "a    bb\nccc  d\n"

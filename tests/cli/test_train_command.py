@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.cli.train import Request, differing_keys, exit_code, flatten, known_run, make_request, open_run
+from localdpo.cli.train import Request, differing_keys, exit_code, known_run, make_request, open_run
 from localdpo.core.atomic import published_dir
 from localdpo.core.errors import UserError
 from localdpo.records.events import read_events
@@ -155,7 +155,7 @@ def test_a_running_run_is_refused():
 
 
 def test_differences_are_few_words():
-    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
+    assert differing_keys("a: {b: 1.0}\n", "a: {b: 1.0000001}\n") == "a.b: 1 there, 1.0000001 here"
     assert (
         differing_keys("a: 1\nb: 2\n", "a: 1\nc: 3\n") == "b: 2 there, not set here; c: not set there, 3 here"
     )

@@ -11,9 +11,9 @@ from made_runs import drive, press
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from localdpo.cli.label_screen import LabelApp
 from localdpo.core.errors import UserError
 from localdpo.dashboard.appbase import frame_text
-from localdpo.cli.label_screen import LabelApp
 from localdpo.prefs.label import Labelling, open_labelling
 from localdpo.records.log import unseal
 
