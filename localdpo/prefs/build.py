@@ -49,8 +49,7 @@ def run_build(
     """
     options, hooks = plan.options, hooks or Hooks()
     options.out.mkdir(parents=True, exist_ok=True)
-    if not plan.candidates.exists():
-        _require_own(options.out, {TRAIN: b"", VALID: b""})
+    _require_own(options.out, {} if plan.candidates.exists() else {TRAIN: b"", VALID: b""})
     with AnswersWriter(plan.candidates, plan.header) as writer:
         clean_leftovers(options.out)
         if hooks.on_answer is not None:
@@ -99,7 +98,7 @@ def _write(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> dict[
 
 
 def _require_own(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Raise UserErrors for files of pairs that no build wrote as they are: replacing them would lose work.
+    """Raise UserErrors for files that no build wrote as they are: replacing them would lose work.
 
     The report has the digests of those that the build before wrote; one that was killed ahead of its report
     wrote what is written now, unless its options were others.
@@ -108,17 +107,26 @@ def _require_own(folder: Path, contents: Mapping[str, bytes]) -> None:
     for name, content in contents.items():
         path = folder / name
         if path.exists() and _digest(path.read_bytes()) not in (written.get(name), _digest(content)):
-            errors.append(UserError(f"{path}: not as a build wrote it; move it away, and run this again"))
+            errors.append(_not_own(path))
     if errors:
         raise UserErrors(errors)
 
 
 def _written(folder: Path) -> dict[str, str]:
-    """The digests of its files of pairs in the report of the build before; empty where it has none."""
+    """The digests of its files of pairs in the report of the build before; empty without a report.
+
+    Raises UserError for a report that no build wrote.
+    """
     try:
         return dict(json.loads((folder / REPORT).read_bytes())["files"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+    except FileNotFoundError:
         return {}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _not_own(folder / REPORT) from error
+
+
+def _not_own(path: Path) -> UserError:
+    return UserError(f"{path}: not as a build wrote it; move it away, and run this again")
 
 
 def _digest(content: bytes) -> str:

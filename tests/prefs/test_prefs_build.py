@@ -234,6 +234,19 @@ def test_files_that_no_build_wrote_are_not_replaced(
     assert not any(judge.asked for judge in judges)
 
 
+@pytest.mark.parametrize("content", ['{"accuracy": 0.9}', '{"files": 1}', "[]", "half a rep", "[" * 9999])
+def test_a_report_that_no_build_wrote_is_not_replaced(
+    content: str, options: BuildOptions, judges: list[CountingJudge]
+) -> None:
+    options.out.mkdir()
+    report = options.out / "report.json"
+    report.write_text(content)
+    with pytest.raises(UserError, match=r"report\.json: not as a build wrote it; move it away"):
+        built(options)
+    assert report.read_text() == content
+    assert list(options.out.iterdir()) == [report]
+
+
 def test_pairs_that_were_edited_by_hand_are_not_replaced(options: BuildOptions) -> None:
     first = built(options)
     train, valid = (options.out / name for name in ("train.jsonl", "valid.jsonl"))
