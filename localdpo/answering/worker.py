@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 
+from localdpo.core.atomic import disk_refusals
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.out import guard, json_text, say, say_device_error, say_errors
 from localdpo.records.answers import ANNOUNCEMENT, NOTE, AnswersRequest
@@ -32,7 +33,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     guard()
     try:
-        main(AnswersRequest.from_json(sys.argv[1]))
+        with disk_refusals():
+            main(AnswersRequest.from_json(sys.argv[1]))
     except LocalDPOError as error:
         say_errors(error)
         sys.exit(USER_ERROR_EXIT)

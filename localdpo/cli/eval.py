@@ -67,12 +67,12 @@ def evaluate(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
+    from localdpo.core.atomic import write_text
     from localdpo.evals.evaluate import (
         EvalOptions,
         plan_evaluation,
         preview_lines,
         run_evaluation,
-        write_page,
     )
     from localdpo.evals.table import page, text
     from localdpo.out import print_json, say
@@ -96,7 +96,7 @@ def evaluate(
         return
     record = carry_out(options, plan_evaluation, run_evaluation)
     if html is not None:
-        write_page(html, page(record))
+        write_text(html, page(record))
     if as_json:
         print_json(record)
         return

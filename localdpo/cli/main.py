@@ -22,6 +22,7 @@ from localdpo.cli.prefs import prefs
 from localdpo.cli.runs import ctl, report, runs
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
+from localdpo.core.atomic import disk_refusals
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.text import printable
 from localdpo.out import OutputError, guard, say, say_device_error, say_errors
@@ -79,8 +80,9 @@ def run() -> None:
     """Entry of the console script: run the command that sys.argv names and exit."""
     guard()
     try:
-        # Not standalone: typer would print usage errors in four lines, and end the process itself.
-        sys.exit(command_tree()(prog_name="localdpo", standalone_mode=False) or 0)
+        with disk_refusals():
+            # Not standalone: typer would print usage errors in four lines, and end the process itself.
+            sys.exit(command_tree()(prog_name="localdpo", standalone_mode=False) or 0)
     except USAGE_ERROR as error:
         say(usage_text(error), error=True)
         sys.exit(USER_ERROR_EXIT)

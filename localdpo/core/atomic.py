@@ -45,6 +45,10 @@ _UNSUPPORTED: Final = frozenset(
 )
 # mlx (0.32) says a short write in these words, without the errno.
 _MLX_WRITE_FAILED: Final = "Unable to write"
+# What a disk or its permissions say when they refuse a call that names a file.
+_REFUSED: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ENOSPC, errno.EDQUOT}
+)
 # With less free nothing useful can be written, an explanation included.
 LEAST_BYTES: Final = 64 * 1024
 _DEAD_AFTER_SECONDS: Final = 3600.0
@@ -83,6 +87,23 @@ def no_space_error(path: Path, needed: int) -> UserError:
         f"{path}: no space left on the disk (or over quota): {needed:,} bytes needed, "
         f"{free_bytes(path):,} free; make room and run the same command again"
     )
+
+
+@contextlib.contextmanager
+def disk_refusals() -> Iterator[None]:
+    """Turn what a disk or its permissions refuse in the block, wherever that was, into a UserError.
+
+    Other OSErrors (a file that is not there) are for whoever opened the file to explain, or bugs.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        path = Path(os.fsdecode(error.filename))
+        leftover = _LEFTOVER.fullmatch(path.name)
+        path = path if leftover is None else path.with_name(leftover["name"])
+        raise UserError(f"{path}: cannot be read or written ({error.strerror})") from error
 
 
 def require_space(path: Path, needed: int) -> None:

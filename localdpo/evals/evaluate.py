@@ -23,7 +23,6 @@ from localdpo.answering.generator import (
     read_partial,
 )
 from localdpo.answering.prompts import choose_prompts
-from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.figures import (
@@ -368,10 +367,3 @@ def preview_lines(plan: EvaluationPlan) -> list[str]:
         name = plan.judges.pairs.name
         lines += cost_lines(plan.options, name, questions, plan.journal, known=not missing)
     return [*lines, *plan.notes]
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page where a person wants it. Raises UserError when the folder is not there."""
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
-    write_text(path, text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localdpo import __version__
-from localdpo.core.atomic import LEAST_BYTES, require_space
+from localdpo.core.atomic import LEAST_BYTES, disk_refusals, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.model.arrays import named
 from localdpo.model.backend import memory_limit, prepare
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     try:
         if not run.exists():
             raise UserError(f"{run.path}: not the folder of a run: there is no {run.recipe.name} in it")
-        with RunLock(run):
+        with disk_refusals(), RunLock(run):
             run.clean()
             with EventWriter(run.events) as log:
                 for left in take(run):
@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
 def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
     """Train, and write how it ended."""
     try:
-        return _train(run, log, stop, accept)
+        with disk_refusals():
+            return _train(run, log, stop, accept)
     except LocalDPOError as error:
         with contextlib.suppress(UserError):  # a full disk must not hide what went wrong
             log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))

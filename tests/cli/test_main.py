@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,3 +158,24 @@ def test_a_device_that_gave_up_is_one_line_and_a_bug_keeps_its_traceback(
     monkeypatch.setattr(main, "command_tree", lambda: lambda **options: fail(RuntimeError("bad shapes")))
     with pytest.raises(RuntimeError, match="bad shapes"):
         main.run()
+
+
+def test_what_a_disk_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def read_only(**options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".report.html.tmp-0123456789ab"))
+
+    monkeypatch.setattr(main, "guard", lambda: None)
+    monkeypatch.setattr(main, "command_tree", lambda: read_only)
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == 2
+    path = tmp_path / "report.html"
+    assert capsys.readouterr().err == f"error: {path}: cannot be read or written (Permission denied)\n"
+
+
+def test_a_name_that_is_too_long_is_one_line():
+    done = localdpo("runs", "--runs-dir", "x" * 300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {'x' * 300}: cannot be read or written (File name too long)\n"

@@ -11,9 +11,9 @@ from eval_parts import Told, fair, first
 from tiny_folders import write_rows
 
 from localdpo.answering import generator
-from localdpo.core.errors import LocalDPOError, UserError
+from localdpo.core.errors import LocalDPOError
 from localdpo.evals import evaluate as evals_evaluate
-from localdpo.evals.evaluate import EvalOptions, plan_evaluation, preview_lines, run_evaluation, write_page
+from localdpo.evals.evaluate import EvalOptions, plan_evaluation, preview_lines, run_evaluation
 from localdpo.evals.table import read_record
 from localdpo.incidents.world import Facts
 from localdpo.judging import registry
@@ -188,8 +188,3 @@ def test_what_happens_on_the_way_is_told(run: RunDir, prompts: Path, monkeypatch
     run_evaluation(plan, hooks=Hooks(on_answer=count("answers"), on_verdict=count("verdicts")))
     assert seen["answers"] == 18
     assert 0 < seen["verdicts"] <= plan.most_verdicts
-
-
-def test_a_page_needs_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        write_page(tmp_path / "no" / "page.html", "x")
