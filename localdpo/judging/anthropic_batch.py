@@ -23,6 +23,7 @@ from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
 from localdpo.judging.remote import server_text
 from localdpo.judging.run import Patience
+from localdpo.records.log import DAMAGE, decode, seal
 from localdpo.records.verdicts import Verdict
 
 LEDGER: Final = "batches.json"
@@ -54,7 +55,7 @@ class BatchLedger:
     def save(self) -> None:
         """Write it; on the disk when this returns."""
         record = {"v": _VERSION, "batches": [asdict(batch) for batch in self.batches]}
-        atomic.write_text(self.path, json.dumps(record, indent=1) + "\n")
+        atomic.write_bytes(self.path, seal(json.dumps(record, indent=1)))
 
     def add(self, batch: SentBatch) -> None:
         """Note a batch that is about to be sent."""
@@ -278,7 +279,7 @@ def _unix_time(text: object) -> float:
 def _read_ledger(path: Path) -> list[SentBatch]:
     """The batches noted in a ledger; none without a file. Raises UserError for a damaged one."""
     try:
-        record = json.loads(path.read_bytes())
+        record = decode(path.read_bytes())
         if record["v"] != _VERSION:
             raise ValueError("another version")
         return [
@@ -287,5 +288,8 @@ def _read_ledger(path: Path) -> list[SentBatch]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        raise UserError(f"{path}: damaged, so batches under way are not known; mend or delete it") from None
+    except (OSError, *DAMAGE) as error:
+        raise UserError(
+            f"{path}: damaged, so batches in progress are not known; put back a copy, or delete it: "
+            "what was asked in them is then asked and paid again"
+        ) from error

@@ -18,6 +18,7 @@ from localdpo.judging.base import JudgeStopped, both_orders
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Journal, Retry, preview
+from localdpo.records.log import seal
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +176,13 @@ def test_a_batch_needs_a_journal(server: FakeServer):
         run_questions(batch_judge(), QUESTIONS)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"v": 2, "batches": []}', '{"v": 1, "batches": [{}]}'])
+SENT = seal(json.dumps({"v": 1, "batches": [{"time": 1.0, "keys": ["a" * 64], "id": "msgbatch_1"}]})).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"v": 2, "batches": []}', '{"v": 1, "batches": [{}]}', SENT.replace("aaa", "aab", 1)],
+)
 def test_a_damaged_ledger_is_not_taken_for_an_empty_one(server: FakeServer, journal: Journal, text: str):
     (journal.path.parent / LEDGER).write_text(text)
     with pytest.raises(UserError, match="damaged"):
