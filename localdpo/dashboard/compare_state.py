@@ -4,7 +4,7 @@ be writing the answers. No Textual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -16,7 +16,6 @@ from localdpo.records.answers import (
     AnswerRecord,
     AnswersRequest,
     AnswersTail,
-    Header,
     Sampling,
     answers_files,
     rows_of,
@@ -31,29 +30,43 @@ Mark = Literal["differs", "same", "waiting"]
 
 @dataclass(frozen=True, slots=True)
 class PromptView:
-    """One prompt and its answers so far: contestant -> answer, in the order of columns."""
+    """One prompt and its answers so far.
+
+    Attributes:
+        answers: contestant -> answer, in the order of columns.
+        pair: the two answers that filters, marks and votes are about: of the trained contestant and of the
+            one it is compared with; None until both are there.
+    """
 
     index: int
     id: str
     text: str
     answers: Mapping[str, AnswerRecord]
+    pair: tuple[AnswerRecord, AnswerRecord] | None
 
     @property
     def title(self) -> str:
         """The prompt on one line."""
         return " ".join(printable(self.text).split())
 
-
-@dataclass(frozen=True, slots=True)
-class AnswerPair:
-    """The two answers that filters, marks and votes are about."""
-
-    trained: AnswerRecord
-    other: AnswerRecord
+    @property
+    def mark(self) -> Mark:
+        """The state of the two answers."""
+        if self.pair is None:
+            return "waiting"
+        return "differs" if self.pair[0].text != self.pair[1].text else "same"
 
     @property
-    def differs(self) -> bool:
-        return self.trained.text != self.other.text
+    def more_tokens(self) -> int:
+        """By how many tokens the trained answer is longer."""
+        return 0 if self.pair is None else self.pair[0].tokens - self.pair[1].tokens
+
+    @property
+    def subject(self) -> Subject | None:
+        """What a vote on the two answers is about."""
+        return (
+            None if self.pair is None else subject(self.id, *(text_id(answer.text) for answer in self.pair))
+        )
 
 
 class Verdicts:
@@ -74,12 +87,14 @@ class Verdicts:
                 has_choice = True
         return has_choice
 
-    def lost(self, prompt: str, trained: str, other: str) -> bool:
-        """Whether a judge preferred the text `other` in both orders."""
-        one, two = text_id(trained), text_id(other)
+    def lost(self, view: PromptView) -> bool:
+        """Whether a judge preferred the other text to the trained one in both orders."""
+        if view.pair is None:
+            return False
+        trained, other = (text_id(answer.text) for answer in view.pair)
         return any(
-            self._said.get((judge, prompt, one, two)) == "second"
-            and self._said.get((judge, prompt, two, one)) == "first"
+            self._said.get((judge, view.id, trained, other)) == "second"
+            and self._said.get((judge, view.id, other, trained)) == "first"
             for judge in {judge for judge, *_ in self._said}
         )
 
@@ -93,75 +108,48 @@ class Filter:
 
     name: str
     label: str
-    keeps: Callable[[PromptView, AnswerPair | None, Verdicts], bool]
+    keeps: Callable[[PromptView, Verdicts], bool]
     needs_verdicts: bool = False
-
-
-def _longer(view: PromptView, duel: AnswerPair | None, verdicts: Verdicts) -> bool:
-    return duel is not None and duel.trained.tokens > duel.other.tokens
-
-
-def _shorter(view: PromptView, duel: AnswerPair | None, verdicts: Verdicts) -> bool:
-    return duel is not None and duel.trained.tokens < duel.other.tokens
-
-
-def _lost(view: PromptView, duel: AnswerPair | None, verdicts: Verdicts) -> bool:
-    return duel is not None and verdicts.lost(view.id, duel.trained.text, duel.other.text)
 
 
 # In the order of the key.
 FILTERS: Final = (
-    Filter("all", "all", lambda view, duel, verdicts: True),
-    Filter("differing", "{trained}≠{other}", lambda view, duel, verdicts: duel is not None and duel.differs),
-    Filter("longer", "longer", _longer),
-    Filter("shorter", "shorter", _shorter),
-    Filter("lost", "judge lost", _lost, needs_verdicts=True),
+    Filter("all", "all", lambda view, verdicts: True),
+    Filter("differing", "{trained}≠{other}", lambda view, verdicts: view.mark == "differs"),
+    Filter("longer", "longer", lambda view, verdicts: view.more_tokens > 0),
+    Filter("shorter", "shorter", lambda view, verdicts: view.more_tokens < 0),
+    Filter("lost", "judge lost", lambda view, verdicts: verdicts.lost(view), needs_verdicts=True),
 )
 
 
 class CompareState:
-    """The answers of one file, and how they are looked at.
+    """The answers of one file that has its header, and how they are looked at.
 
     Attributes:
         tail: the answers file.
+        header: what was asked.
         votes: of the run.
         verdicts: of the run's judges.
+        trained: the contestant that marks and votes are about: the run's own adapter.
+        others: whom it can be compared with: what it started from first, then the base, then other runs.
         filter: index into FILTERS.
         blind: whether names are hidden until a vote.
     """
 
     def __init__(self, tail: AnswersTail, votes: Votes, verdicts: Verdicts) -> None:
-        self.tail, self.votes, self.verdicts = tail, votes, verdicts
+        assert tail.header is not None
+        self.tail, self.header, self.votes, self.verdicts = tail, tail.header, votes, verdicts
+        self.trained = self.header.named("trained") or self.header.names[-1]
+        rest = [name for name in self.header.names if name != self.trained]
+        start = self.header.named("start")
+        self.others = sorted(rest, key=lambda name: name != start)
         self.filter = 0
         self.blind = False
         self._against = 0
 
-    @property
-    def header(self) -> Header | None:
-        """What was asked; None until the file begins."""
-        return self.tail.header
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The contestants, in the order of columns."""
-        return self.header.names if self.header is not None else ()
-
     def label(self, name: str) -> str:
         """What to call a contestant."""
-        return self.header.labels.get(name, name) if self.header is not None else name
-
-    @property
-    def trained(self) -> str:
-        """The contestant that marks and votes are about: the run's own adapter."""
-        trained = self.header.named("trained") if self.header is not None else None
-        return trained or (self.names[-1] if self.names else "")
-
-    @property
-    def others(self) -> Sequence[str]:
-        """Whom it can be compared with: what it started from first, then the base, then other runs."""
-        rest = [name for name in self.names if name != self.trained]
-        first = self.header.named("start") if self.header is not None else None
-        return sorted(rest, key=lambda name: name != first)
+        return self.header.labels[name]
 
     @property
     def other(self) -> str:
@@ -174,17 +162,17 @@ class CompareState:
 
     def views(self) -> list[PromptView]:
         """Every prompt, in order."""
-        if self.header is None:
-            return []
-        return [
-            PromptView(i, str(prompt["id"]), str(prompt["text"]), answers)
-            for i, (prompt, answers) in enumerate(zip(self.header.prompts, rows_of(self.tail), strict=True))
-        ]
+        views = []
+        for index, (prompt, answers) in enumerate(zip(self.header.prompts, rows_of(self.tail), strict=True)):
+            trained, other = answers.get(self.trained), answers.get(self.other)
+            pair = None if trained is None or other is None else (trained, other)
+            views.append(PromptView(index, prompt["id"], prompt["text"], answers, pair))
+        return views
 
     def visible(self) -> list[PromptView]:
         """The prompts that the filter keeps."""
         keeps = FILTERS[self.filter].keeps
-        return [view for view in self.views() if keeps(view, self.duel(view), self.verdicts)]
+        return [view for view in self.views() if keeps(view, self.verdicts)]
 
     def next_filter(self) -> None:
         """The next filter that has something to go by."""
@@ -192,39 +180,22 @@ class CompareState:
         while FILTERS[self.filter].needs_verdicts and not self.verdicts:
             self.filter = (self.filter + 1) % len(FILTERS)
 
-    def duel(self, view: PromptView) -> AnswerPair | None:
-        """The trained answer beside the other; None until both are there."""
-        trained, other = view.answers.get(self.trained), view.answers.get(self.other)
-        return None if trained is None or other is None else AnswerPair(trained, other)
-
-    def mark(self, view: PromptView) -> Mark:
-        """The state of a prompt's two answers."""
-        duel = self.duel(view)
-        if duel is None:
-            return "waiting"
-        return "differs" if duel.differs else "same"
-
     def next_after(self, index: int) -> PromptView | None:
         """The next prompt, from the start again after the last, whose answers differ; in blind mode, that
         have no vote yet. None if there is none."""
-        wanted = self.votable if self.blind else self._differs
-        found = [view for view in self.visible() if wanted(view)]
-        later = [view for view in found if view.index > index]
-        return next(iter(later + found), None)
+        wanted = [
+            view
+            for view in self.visible()
+            if view.mark == "differs" and not (self.blind and self.vote_of(view) is not None)
+        ]
+        later = [view for view in wanted if view.index > index]
+        return next(iter(later + wanted), None)
 
     def panes(self, view: PromptView) -> tuple[str, ...]:
         """Whose answers are shown, in order: all, or in blind mode the two to vote on."""
-        return self.sides(view) if self.blind else self.names
-
-    def _differs(self, view: PromptView) -> bool:
-        return self.mark(view) == "differs"
+        return self.sides(view) if self.blind else self.header.names
 
     # --- voting -----------------------------------------------------------------------------------------
-
-    @property
-    def seed(self) -> int:
-        """Of the sides in blind mode."""
-        return self.header.sampling.seed if self.header is not None else 0
 
     def hidden(self, view: PromptView) -> bool:
         """Whether names must not be shown: in blind mode, before the vote."""
@@ -232,41 +203,30 @@ class CompareState:
 
     def sides(self, view: PromptView) -> tuple[str, str]:
         """The two contestants in the order in which blind mode shows them."""
-        return sides(view.id, (self.trained, self.other), self.seed)
+        return sides(view.id, (self.trained, self.other), self.header.sampling.seed)
 
     def vote_of(self, view: PromptView) -> Vote | None:
         """The vote on the prompt's two answers."""
-        about = self._subject(view)
-        return None if about is None else self.votes.of(about)
-
-    def votable(self, view: PromptView) -> bool:
-        """Whether there are two different answers without a vote."""
-        return self.mark(view) == "differs" and self.vote_of(view) is None
+        return None if view.subject is None else self.votes.of(view.subject)
 
     def vote(self, view: PromptView, choice: Choice, now: float) -> bool:
         """Keep a vote; False where there are no two different answers to vote on."""
-        if self.mark(view) != "differs":
+        if view.mark != "differs":
             return False
         first, second = self.sides(view)
         answers = (text_id(view.answers[first].text), text_id(view.answers[second].text))
-        self.votes.add(Vote(now, view.id, first, second, choice, self.seed, answers))
+        seed = self.header.sampling.seed
+        self.votes.add(Vote(now, view.id, first, second, choice, seed, answers))
         return True
 
     def undo(self, view: PromptView) -> Vote | None:
         """Take the latest vote on the prompt's answers back; None if there was none."""
-        about = self._subject(view)
-        return None if about is None else self.votes.undo(about)
+        return None if view.subject is None else self.votes.undo(view.subject)
 
     def tally(self) -> tuple[int, int, int]:
         """(wins of the trained one, ties, wins of the other) among the votes on this file's answers."""
         votes = [vote for view in self.views() if (vote := self.vote_of(view)) is not None]
         return tally(votes, self.trained, self.other)
-
-    def _subject(self, view: PromptView) -> Subject | None:
-        duel = self.duel(view)
-        return (
-            None if duel is None else subject(view.id, text_id(duel.trained.text), text_id(duel.other.text))
-        )
 
 
 # Without a request; with a temperature, so that another seed gives other answers.
@@ -277,7 +237,7 @@ class AnswersSource:
     """One run's answers. Without a request it shows the newest file that the run has.
 
     Attributes:
-        state: what is shown; None until there is a file.
+        state: what is shown; None until a file has begun.
         problem: what went wrong, one line.
     """
 
@@ -329,14 +289,13 @@ class AnswersSource:
     def poll(self) -> bool:
         """Look at the process and the files; whether there is anything new to show."""
         has_changed = self._poll_job()
-        if self.state is not None:
-            try:
-                has_changed |= self.state.tail.poll()
-            except UserError as error:
-                self.problem, self.state = str(error), None
-                return True
-            has_changed |= self.state.verdicts.poll()
-        return has_changed
+        if self.state is None:
+            return (self.problem is None and self._open()) or has_changed
+        try:
+            return any([self.state.tail.poll(), self.state.verdicts.poll(), has_changed])
+        except UserError as error:
+            self.problem, self.state = str(error), None
+            return True
 
     def stop(self) -> None:
         """End the process, if one was started. What it wrote stays."""
@@ -357,20 +316,22 @@ class AnswersSource:
         return is_over or has_opened
 
     def _open(self) -> bool:
-        """Show the job's file as soon as it is known, without a job the chosen one; whether it is another."""
+        """Show the job's file, without a job the chosen one, once it has begun; whether it is another."""
         path = self._path()
         if path is None or (self.state is not None and self.state.tail.path == path):
             return False
         tail, verdicts = AnswersTail(path), Verdicts(self.run.verdicts)
         try:
             tail.poll()
-            votes = Votes(self.run.votes)
+            if tail.header is None:
+                return False
+            state = CompareState(tail, Votes(self.run.votes), verdicts)
         except UserError as error:
             self.problem = str(error)
             return True
         verdicts.poll()
-        before, self.state = self.state, CompareState(tail, votes, verdicts)
-        self.state.blind = before is not None and before.blind
+        state.blind = self.state is not None and self.state.blind
+        self.state = state
         return True
 
     def _path(self) -> Path | None:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from localdpo.core.text import count_words, word_diff
+from localdpo.core.text import count_words, counted, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.dashboard.widgets.answertext import clean, diff_text
 from localdpo.out.console import Text
 from localdpo.records.answers import AnswerRecord
+from localdpo.records.wording import format_sampling
 
 NO_ANSWERS: Final = "no answers yet: g generates them, in a process of its own"
 _SIDES: Final = ("A", "B")
@@ -48,8 +49,6 @@ class CompareTexts:
         """`demo:prompts/heldout  37/96 answers   temperature 0.7, seed 7, ...`."""
         state, header = self.state, self.state.header
         line = _line()
-        if header is None:
-            return line.append("the answers file is empty so far", self.palette.muted)
         total = len(header.prompts) * len(header.names)
         line.append(f"{total - state.tail.missing}/{total} answers", "bold")
         if self.generating:
@@ -58,19 +57,15 @@ class CompareTexts:
             line.append(" incomplete: g resumes", self.palette.rejected)
         elif not state.tail.complete:
             line.append(" without log-probabilities: g adds them", self.palette.muted)
-        sampling = header.sampling
-        drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
-        how = drawn if sampling.temperature else "likeliest tokens"
         line.append(f"{_GAP}{header.source or 'prompts'}")
-        return line.append(f"{_GAP}{how}, at most {sampling.max_tokens} tokens", self.palette.muted)
+        return line.append(f"{_GAP}{format_sampling(header.sampling)}", self.palette.muted)
 
     def filters(self) -> Text:
         """The filters by name, the current one in brackets, and how many prompts it keeps."""
         state, line = self.state, _line()
         if state.blind:
-            votes = sum(state.tally())
             line.append(
-                f"blind, {votes} vote{'' if votes == 1 else 's'}{_GAP}", f"bold {self.palette.rejected}"
+                f"blind, {counted(sum(state.tally()), 'vote')}{_GAP}", f"bold {self.palette.rejected}"
             )
         line.append("show ", self.palette.muted)
         for index, choice in enumerate(FILTERS):
@@ -87,7 +82,7 @@ class CompareTexts:
 
     def mark(self, view: PromptView) -> str:
         """The glyph of a prompt's state, and a tick where there is a vote."""
-        mark = _MARKS[self.state.mark(view)][0 if self.abilities.unicode else 1]
+        mark = _MARKS[view.mark][0 if self.abilities.unicode else 1]
         return mark + (self.abilities.mark("finished") if self.state.vote_of(view) is not None else " ")
 
     def title(self, view: PromptView, name: str, index: int) -> str:
@@ -123,8 +118,7 @@ class CompareTexts:
         if self.state.hidden(view):
             return PaneTexts(Text(clean(answer.text)), title, Text(length(answer)))
         title.append(f", {length(answer)}")
-        labels = self.state.header.labels if self.state.header is not None else {}
-        logps = logps_text(answer.logps, labels, self.abilities.unicode, room - 6)
+        logps = logps_text(answer.logps, self.state.header.labels, self.abilities.unicode, room - 6)
         return PaneTexts(self._body(view, name), title, Text(logps))
 
     def figures(self, view: PromptView) -> Text:
@@ -132,10 +126,11 @@ class CompareTexts:
         state, line = self.state, _line()
         if state.hidden(view):
             votable = "a: A is better   b: B is better   t: a tie   n: next without a vote"
-            return line.append(votable if state.votable(view) else "nothing to vote on: n goes to the next")
-        duel = state.duel(view)
-        if duel is not None:
-            pieces = word_diff(duel.other.text, duel.trained.text)
+            is_votable = view.mark == "differs"
+            return line.append(votable if is_votable else "nothing to vote on: n goes to the next")
+        if view.pair is not None:
+            trained, other = view.pair
+            pieces = word_diff(other.text, trained.text)
             words = f"{count_words(pieces, 'new')} words new, {count_words(pieces, 'old')} gone"
             line.append(f"{state.label(state.trained)} beside {state.label(state.other)}: {words}")
         won, ties, lost = state.tally()
@@ -147,16 +142,21 @@ class CompareTexts:
 
     def _body(self, view: PromptView, name: str) -> Text:
         """The answer; what the trained answer and the other do not share is marked in both."""
-        state, text, duel = self.state, view.answers[name].text, self.state.duel(view)
-        if not self.marked or duel is None or not duel.differs or name not in (state.trained, state.other):
+        text, trained = view.answers[name].text, self.state.trained
+        if (
+            not self.marked
+            or view.pair is None
+            or view.mark == "same"
+            or name not in (trained, self.state.other)
+        ):
             return Text(clean(text))
-        side: Literal["old", "new"] = "new" if name == state.trained else "old"
-        return diff_text(duel.other.text, duel.trained.text, side, self.palette, self.abilities)
+        side: Literal["old", "new"] = "new" if name == trained else "old"
+        return diff_text(view.pair[1].text, view.pair[0].text, side, self.palette, self.abilities)
 
 
 def length(answer: AnswerRecord) -> str:
     """How long an answer is: `41 tokens`, `256 tokens, cut`."""
-    return f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}{'' if answer.finished else ', cut'}"
+    return f"{counted(answer.tokens, 'token')}{'' if answer.finished else ', cut'}"
 
 
 def logps_text(logps: Mapping[str, float], labels: Mapping[str, str], unicode: bool, room: int) -> str:

@@ -17,7 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from localdpo.core.atomic import write_text
 from localdpo.core.text import format_number, word_diff
-from localdpo.records.answers import AnswerRecord, AnswersTail, Header, Sampling, rows_of
+from localdpo.records.answers import AnswerRecord, AnswersTail, Header, rows_of
+from localdpo.records.wording import format_sampling
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -83,7 +84,7 @@ def compare_values(tail: AnswersTail) -> dict[str, Any]:
     return {
         "run": header.run,
         "source": header.source or "a file",
-        "sampling": sampling_text(header.sampling),
+        "sampling": format_sampling(header.sampling),
         "labels": list(header.labels.values()),
         "against": None if reference is None else header.labels[reference],
         "trained": None if trained is None else header.labels[trained],
@@ -100,16 +101,6 @@ def compare_values(tail: AnswersTail) -> dict[str, Any]:
             )
         ],
     }
-
-
-def sampling_text(sampling: Sampling) -> str:
-    """How the answers were drawn, in words."""
-    how = (
-        f"temperature {sampling.temperature:g}, seed {sampling.seed}"
-        if sampling.temperature
-        else "likeliest token each time"
-    )
-    return f"{how}, at most {sampling.max_tokens} tokens"
 
 
 def _text_of(answers: Mapping[str, AnswerRecord], name: str | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from localdpo.core.names import is_demo, resolve
 from localdpo.core.text import format_seconds, format_value
+from localdpo.records.answers import Sampling
 from localdpo.records.checkpoints import adapter_folder
 from localdpo.records.events import Event
 from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, in_order, metrics_of
@@ -135,3 +136,10 @@ def resume_command(run: RunDir) -> str:
     if run.path.parent != DEFAULT_RUNS_DIR:
         words += ["--runs-dir", str(run.path.parent)]
     return shlex.join(words)
+
+
+def format_sampling(sampling: Sampling) -> str:
+    """How answers were drawn: `temperature 0.7, seed 3, at most 256 tokens`."""
+    drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+    how = drawn if sampling.temperature else "likeliest tokens"
+    return f"{how}, at most {sampling.max_tokens} tokens"

@@ -13,7 +13,7 @@ from localdpo.dashboard.compare_state import FILTERS, CompareState, Verdicts
 from localdpo.dashboard.compare_texts import CompareTexts, beginnings, logps_text, titles
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
-from localdpo.records.answers import AnswersTail, AnswersWriter, answers_path, read_answers
+from localdpo.records.answers import AnswersWriter, answers_path, read_answers
 from localdpo.records.votes import Votes
 
 
@@ -99,14 +99,13 @@ def test_without_a_start_adapter_it_is_the_base(tmp_path: Path) -> None:
 
 def test_answers_come_one_by_one(tmp_path: Path) -> None:
     path = answers_path(tmp_path, "k1")
-    state = CompareState(AnswersTail(path), Votes(tmp_path / "v"), Verdicts(tmp_path / "e"))
-    assert (state.views(), state.names, state.label("dpo")) == ([], (), "dpo")
     with AnswersWriter(path, header()) as writer:
+        state = state_of(tmp_path, path)
         for name, mark in (("base", "waiting"), ("dpo", "waiting"), ("sft", "differs")):
             writer.answer(record(0, name))
             state.tail.poll()
-            assert state.mark(state.views()[0]) == mark
-    assert state.duel(state.views()[1]) is None
+            assert state.views()[0].mark == mark
+    assert state.views()[1].pair is None
     assert filtered(state, "differing") == [0]
 
 
@@ -172,7 +171,9 @@ def test_names_are_nowhere_before_the_vote(tmp_path: Path) -> None:
 def test_words_that_differ_are_marked_on_both_sides(tmp_path: Path) -> None:
     state = state_of(tmp_path)
     view = state.views()[0]
-    plain = {name: texts_of(state, unicode=False).pane(view, name, 0, 60).body.plain for name in state.names}
+    plain = {
+        name: texts_of(state, unicode=False).pane(view, name, 0, 60).body.plain for name in state.header.names
+    }
     assert plain["base"] == "It is."
     assert "{+" in plain["dpo"]
     assert "[-" in plain["sft"]

@@ -204,12 +204,11 @@ class CompareScreen(RunScreen):
             return
         state, is_low = self._state, self.size.height < _LOW
         self.query_one("#compare").set_class(self.size.width < _NARROW, "-stacked").set_class(is_low, "-low")
-        has_answers = state is not None and state.header is not None
-        self.query_one("#compare").display = has_answers
+        self.query_one("#compare").display = state is not None
         for id in ("#filters", "#figures", "#question"):
-            self.query_one(id).display = has_answers and not is_low
+            self.query_one(id).display = state is not None and not is_low
         self.query_one("#answers-status", Static).update(self._status())
-        if state is None or not has_answers:
+        if state is None:
             return
         texts = self._texts(state)
         self.query_one("#filters", Static).update(texts.filters())
