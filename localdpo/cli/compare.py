@@ -105,10 +105,10 @@ def compare(
 
 def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
     """Open the compare screen; the answers come from a process of their own."""
-    from localdpo.dashboard.app import CompareApp
+    from localdpo.dashboard.app import DashboardApp
     from localdpo.dashboard.appbase import run_app
 
-    run_app(CompareApp(runs_dir, run, request))
+    run_app(DashboardApp(runs_dir, run, jump="compare", request=request))
 
 
 def answers_to(request: AnswersRequest) -> AnswersTail:

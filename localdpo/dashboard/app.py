@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -44,30 +45,9 @@ _COMPOSE_SECONDS: Final = 0.02
 
 def _open_screen(name: str) -> RunScreen:
     """A new screen. Its module is imported only now, so that the first paint does not wait for all six."""
-    match name:
-        case "live":
-            from localdpo.dashboard.screens.live import LiveScreen
-
-            return LiveScreen()
-        case "samples":
-            from localdpo.dashboard.screens.samples import SamplesScreen
-
-            return SamplesScreen()
-        case "pairs":
-            from localdpo.dashboard.screens.pairs import PairsScreen
-
-            return PairsScreen()
-        case "compare":
-            from localdpo.dashboard.screens.compare import CompareScreen
-
-            return CompareScreen()
-        case "judge":
-            from localdpo.dashboard.screens.judge import JudgeScreen
-
-            return JudgeScreen()
-    from localdpo.dashboard.screens.runs import RunsScreen
-
-    return RunsScreen()
+    module = import_module(f"localdpo.dashboard.screens.{name}")
+    screen: RunScreen = getattr(module, f"{name.capitalize()}Screen")()
+    return screen
 
 
 class DashboardApp(TerminalApp):
@@ -76,6 +56,7 @@ class DashboardApp(TerminalApp):
     Attributes:
         runs_dir: the folder of the runs.
         worker: the worker that was started from here, None for a viewer.
+        request: answers that Compare generates at once, as far as the run's folder lacks them.
         feed: the log of the run that is open, None without one.
     """
 
@@ -97,6 +78,7 @@ class DashboardApp(TerminalApp):
         run: RunDir | None,
         worker: Worker | None = None,
         jump: str = "live",
+        request: AnswersRequest | None = None,
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
         throttle: RenderThrottle | None = None,
@@ -104,6 +86,7 @@ class DashboardApp(TerminalApp):
         super().__init__(environment)
         self.runs_dir = runs_dir
         self.worker = worker
+        self.request = request
         self.feed: RunFeed | None = None if run is None else RunFeed(run)
         self.now = clock
         self._jump = jump if run is not None else "runs"
@@ -134,8 +117,7 @@ class DashboardApp(TerminalApp):
 
     def attach(self, run: RunDir, worker: Worker | None = None) -> None:
         """Open another run on Live. `worker`: if it was just started from here."""
-        self.feed = RunFeed(run)
-        self.worker = worker
+        self.feed, self.worker, self.request = RunFeed(run), worker, None
         self._pending = PendingCommands()
         self._last_alive = None
         self._poll()
@@ -251,15 +233,7 @@ class DashboardApp(TerminalApp):
         """Pause or resume the run; a command that is not answered yet counts as carried out."""
         pending = self._pending.latest("pause", "resume")
         is_paused = self.feed is not None and self.feed.state.progress.phase == "paused"
-        self.ask("resume" if pending == "pause" or (is_paused and pending is None) else "pause")
-
-    def action_checkpoint(self) -> None:
-        """Save a checkpoint now."""
-        self.ask("checkpoint")
-
-    def action_evaluate(self) -> None:
-        """Evaluate now."""
-        self.ask("evaluate")
+        self.action_ask("resume" if pending == "pause" or (is_paused and pending is None) else "pause")
 
     def action_stop(self) -> None:
         """Ask how to stop the run."""
@@ -273,12 +247,12 @@ class DashboardApp(TerminalApp):
 
         def answered(choice: str | None) -> None:
             if choice in ("save", "discard"):
-                self.ask("stop", save=choice == "save")
+                self.action_ask("stop", save=choice == "save")
 
         question = f"Stop {self.feed.run.name}?"
         self.push_screen(ChoiceDialog(question, "Training can be resumed later.", STOP_CHOICES), answered)
 
-    def ask(self, command: Command, *, save: bool = True) -> None:
+    def action_ask(self, command: Command, save: bool = True) -> None:
         """Send the worker a command; its answer is shown when it comes."""
         if self.feed is None or not self.feed.alive:
             self._say_no_worker(command)
@@ -330,20 +304,6 @@ class DashboardApp(TerminalApp):
         else:
             self.notify(f"written: {path}")
         return path
-
-
-class CompareApp(DashboardApp):
-    """`localdpo compare` on a terminal: the dashboard on Compare.
-
-    `request`: the answers to generate at once, as far as the run's folder lacks them.
-    """
-
-    def __init__(self, runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
-        from localdpo.dashboard.screens.compare import CompareScreen
-
-        super().__init__(runs_dir, run, jump="compare")
-        self.uninstall_screen("compare")
-        self.install_screen(CompareScreen(request), "compare")
 
 
 def render_once(app: DashboardApp, size: tuple[int, int]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from textual.binding import Binding, BindingType
+from textual.keys import format_key
 
 
 @dataclass(frozen=True)
@@ -54,30 +55,30 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("", "6", "go('runs')", "runs", "Runs: all runs of this folder", False),
     Key("", "p", "pause", "pause", "pause or resume the run"),
     Key("", "x", "stop", "stop", "stop the run; asks how"),
-    Key("", "c", "checkpoint", "save", "save a checkpoint now"),
-    Key("", "e", "evaluate", "evaluate", "evaluate now"),
+    Key("", "c", "ask('checkpoint')", "save", "save a checkpoint now"),
+    Key("", "e", "ask('evaluate')", "evaluate", "evaluate now"),
     Key("", "T", "theme", "theme", "next theme: dark, light, high contrast, 16 colours", False),
     Key("", "colon", "command_palette", "commands", "all commands by name", False),
     Key("", "question_mark", "help", "help", "all keys"),
     Key("", "q", "leave", "leave", "leave the dashboard; training continues"),
     # Live
-    Key("live", "s", "smooth", "smooth", "next smoothing of the lines: 0.9, 0.97, 0.99, none, 0.6"),
+    Key("live", "s", "charts('smooth')", "smooth", "next smoothing of the lines: 0.9, 0.97, 0.99, none, 0.6"),
     Key("live", "space", "freeze", "freeze", "freeze charts, figures and log, or resume", False),
-    Key("live", "y", "log_axis", "log axis", "logarithmic value axis, or linear again", False),
-    Key("live", "plus", "zoom(True)", "zoom", "zoom in, around the cross-hair or the newest step"),
-    Key("live", "minus", "zoom(False)", "zoom", "zoom out"),
-    Key("live", "equals_sign", "zoom(True)", "zoom", "the same as +, without shift", False),
-    Key("live", "0", "whole", "all steps", "show all steps", False),
-    Key("live", "comma", "pan(-1)", "pan", "earlier steps, when zoomed in", False),
-    Key("live", "full_stop", "pan(1)", "pan", "later steps, when zoomed in", False),
-    Key("live", "left", "point(-1)", "values", "cross-hair with values, one column left"),
-    Key("live", "right", "point(1)", "values", "cross-hair with values, one column right"),
-    Key("live", "up", "choose(-1)", "chart", "the chart before", False),
-    Key("live", "down", "choose(1)", "chart", "the next chart", False),
-    Key("live", "m", "maximise", "maximise", "maximise one chart, or show all again"),
-    Key("live", "enter", "maximise", "maximise", "the same as m", False),
-    Key("live", "left_square_bracket", "turn(-1)", "charts", "the charts before"),
-    Key("live", "right_square_bracket", "turn(1)", "charts", "the next charts"),
+    Key("live", "y", "charts('switch_axis')", "log axis", "logarithmic value axis, or linear again", False),
+    Key("live", "plus", "charts('zoom', True)", "zoom", "zoom in, around the cross-hair or the newest step"),
+    Key("live", "minus", "charts('zoom', False)", "zoom", "zoom out"),
+    Key("live", "equals_sign", "charts('zoom', True)", "zoom", "the same as +, without shift", False),
+    Key("live", "0", "charts('whole')", "all steps", "show all steps", False),
+    Key("live", "comma", "charts('pan', -1)", "pan", "earlier steps, when zoomed in", False),
+    Key("live", "full_stop", "charts('pan', 1)", "pan", "later steps, when zoomed in", False),
+    Key("live", "left", "charts('point', -1)", "values", "cross-hair with values, one column left"),
+    Key("live", "right", "charts('point', 1)", "values", "cross-hair with values, one column right"),
+    Key("live", "up", "charts('choose', -1)", "chart", "the chart before", False),
+    Key("live", "down", "charts('choose', 1)", "chart", "the next chart", False),
+    Key("live", "m", "charts('maximise')", "maximise", "maximise one chart, or show all again"),
+    Key("live", "enter", "charts('maximise')", "maximise", "the same as m", False),
+    Key("live", "left_square_bracket", "charts('turn', -1)", "charts", "the charts before"),
+    Key("live", "right_square_bracket", "charts('turn', 1)", "charts", "the next charts"),
     Key("live", "a", "acknowledge", "acknowledge", "acknowledge the notice shown", False),
     Key("live", "A", "notices", "notices", "all notices, with what they mean and what to try", False),
     Key("live", "l", "log", "log", "show or hide the log"),
@@ -166,35 +167,7 @@ KEYS: Final[tuple[Key, ...]] = (
 )
 
 # Actions that ask a worker for something: the footer shows their keys while one is there to answer.
-NEED_WORKER: Final = frozenset({"pause", "stop", "checkpoint", "evaluate"})
-
-# How keys are written for people, in Unicode and in ASCII.
-_NAMES: Final[Mapping[str, tuple[str, str]]] = {
-    "left": ("←", "Left"),
-    "right": ("→", "Right"),
-    "up": ("↑", "Up"),
-    "down": ("↓", "Down"),
-    "enter": ("⏎", "Enter"),
-    "space": ("space", "space"),
-    "escape": ("esc", "esc"),
-    "home": ("home", "home"),
-    "end": ("end", "end"),
-    "question_mark": ("?", "?"),
-    "colon": (":", ":"),
-    "slash": ("/", "/"),
-    "plus": ("+", "+"),
-    "minus": ("-", "-"),
-    "equals_sign": ("=", "="),
-    "left_square_bracket": ("[", "["),
-    "right_square_bracket": ("]", "]"),
-    "less_than_sign": ("<", "<"),
-    "greater_than_sign": (">", ">"),
-    "full_stop": (".", "."),
-    "comma": (",", ","),
-    "pageup": ("pgup", "pgup"),
-    "pagedown": ("pgdn", "pgdn"),
-    "tab": ("tab", "tab"),
-}
+NEED_WORKER: Final = frozenset({"pause", "stop", "ask('checkpoint')", "ask('evaluate')"})
 
 
 def keys_of(screen: str) -> list[Key]:
@@ -211,8 +184,8 @@ def bindings_of(screen: str) -> list[BindingType]:
 
 def key_name(key: str, unicode: bool = True) -> str:
     """How a key is written for people: `left` is an arrow, or the word in ASCII."""
-    names = _NAMES.get(key)
-    return key if names is None else names[0 if unicode else 1]
+    name = format_key(key)
+    return name if unicode or name.isascii() else key.capitalize()
 
 
 def namespaced(key: Key) -> str:

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from typer.testing import CliRunner
 
 from localdpo.cli.main import app
-from localdpo.dashboard.app import CompareApp
+from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
 from localdpo.records.answers import AnswersRequest, Sampling, answers_files, read_answers
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def test_the_screen_asks_follows_and_shows(tmp_path: Path, tiny_model: Path, sft_adapter: Path) -> None:
     run = run_folder(tmp_path / "runs" / "a", tiny_model, sft_adapter)
     request = AnswersRequest(run.path, texts=("What is good?", "What is bad?"), sampling=Sampling(6, 1.0, 1))
-    screen = CompareApp(tmp_path / "runs", run, request)
+    screen = DashboardApp(tmp_path / "runs", run, jump="compare", request=request)
 
     async def watch(pilot: Pilot[None]) -> None:
         for _ in range(600):

@@ -135,7 +135,7 @@ def test_answers_appear_as_they_are_written(run: RunDir) -> None:
     path.write_text("")
 
     async def act(pilot: Pilot[None]) -> None:
-        assert "the answers file is empty so far" in frame_text(app)
+        assert "no answers yet" in frame_text(app)
         with AnswersWriter(path, header()) as writer:
             for name, expected in (("base", "1/12"), ("sft", "2/12"), ("dpo", "3/12")):
                 writer.answer(record(0, name))

@@ -25,11 +25,8 @@ WATCH = "from localdpo.cli.watch import open_dashboard; open_dashboard(run.path.
 # Without a request for answers, which would take a model.
 COMPARE = """
 from localdpo.dashboard.app import DashboardApp
-from localdpo.dashboard.app import CompareApp
 from localdpo.dashboard.appbase import run_app
-app = CompareApp.__new__(CompareApp)
-DashboardApp.__init__(app, run.path.parent, run, jump="compare")
-run_app(app)
+run_app(DashboardApp(run.path.parent, run, jump="compare"))
 """
 LABEL = """
 import sys

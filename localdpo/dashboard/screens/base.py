@@ -36,7 +36,8 @@ class RunScreen(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._feed: RunFeed | None = None
+        # The run that the screen shows; None before the first `show`.
+        self.feed: RunFeed | None = None
         self._is_ready = False
 
     @property
@@ -53,11 +54,6 @@ class RunScreen(Screen[None]):
     def palette(self) -> Palette:
         """The colours of the theme, by meaning."""
         return self.dashboard.palette
-
-    @property
-    def feed(self) -> RunFeed | None:
-        """The run that the screen shows; None before the first `show`."""
-        return self._feed
 
     def body(self) -> ComposeResult:
         """The widgets between header and footer."""
@@ -101,10 +97,10 @@ class RunScreen(Screen[None]):
         self.query_one(KeyBar).has_worker = feed is not None and feed.alive
         if feed is None:
             return
-        if feed is not self._feed:
-            if self._feed is not None:
+        if feed is not self.feed:
+            if self.feed is not None:
                 self.reset()
-            self._feed = feed
+            self.feed = feed
         header.show(feed, now, self.dashboard.worker_lives)
         if self.SHOWS_ENDING:
             self.query_one(Ending).show(feed, self.dashboard.worker_lives)
@@ -114,8 +110,8 @@ class RunScreen(Screen[None]):
         """Draw what changes with time alone, in header and body; called by the app."""
         if not self._is_ready:
             return
-        if self._feed is not None:
-            self.query_one(RunHeader).show(self._feed, now, self.dashboard.worker_lives)
+        if self.feed is not None:
+            self.query_one(RunHeader).show(self.feed, now, self.dashboard.worker_lives)
         self.query_one(TopBar).status = self.dashboard.status(now)
         self.tick(now)
 

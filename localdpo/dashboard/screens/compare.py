@@ -16,7 +16,6 @@ from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.answertext import clean
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.out.console import Text
-from localdpo.records.answers import AnswersRequest
 from localdpo.records.verdicts import Choice
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ _LEAST_PANE: Final = 24
 class CompareScreen(RunScreen):
     """Prompts at the left, their answers beside each other, words marked that differ.
 
-    `request`: answers to generate at once, and again by g. Without it the newest answers file is shown, and g
-    generates answers to the run's held-out prompts.
+    Without a request of the app the newest answers file is shown, and g generates answers to the run's
+    held-out prompts.
     """
 
     NAME = "compare"
@@ -55,9 +54,8 @@ class CompareScreen(RunScreen):
     .-ascii #panes > .-here { border: ascii $chosen; }
     """
 
-    def __init__(self, request: AnswersRequest | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._request = request
         self._source: AnswersSource | None = None
         self._prompt = 0
         self._pane = 0
@@ -90,12 +88,12 @@ class CompareScreen(RunScreen):
     def reset(self) -> None:
         if self._source is not None:
             self._source.stop()
-        self._source = self._request = self._rows = None
+        self._source = self._rows = None
         self._prompt = self._pane = 0
 
     def show(self, feed: RunFeed) -> None:
         if self._source is None:
-            self._source = AnswersSource(feed.run, self._request)
+            self._source = AnswersSource(feed.run, self.dashboard.request)
             self._draw()
 
     def tick(self, now: float) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final
 
+from rich.console import RenderableType
 from rich.table import Table
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -21,26 +23,6 @@ from localdpo.dashboard.keymap import SCREEN_TITLES, key_name, keys_of
 from localdpo.dashboard.state import LoggedNotice
 from localdpo.dashboard.widgets.notices import notice_text
 from localdpo.out.console import Text
-
-Result = TypeVar("Result")
-
-
-class Dialog(ModalScreen[Result]):
-    """A box in the middle of the screen; escape closes it without a result.
-
-    A subclass yields its content in `content`. WIDE: for a box of text rather than of a question.
-    """
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", show=False)]
-    WIDE: ClassVar[bool] = False
-
-    def content(self) -> ComposeResult:
-        """The widgets in the box."""
-        raise NotImplementedError
-
-    def compose(self) -> ComposeResult:
-        with Vertical(id="dialog", classes="-wide" if self.WIDE else None):
-            yield from self.content()
 
 
 @dataclass(frozen=True)
@@ -67,27 +49,45 @@ STOP_EVALUATION_CHOICES: Final = (
 )
 
 
-class ChoiceDialog(Dialog[str]):
-    """Asks a question; its result is the value of the chosen answer, or None for escape.
+class QuestionDialog(ModalScreen[str]):
+    """A question in the middle of the screen; its result is the answer, or None for escape.
+
+    A subclass makes the widget that takes the answer in `entry`.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", show=False)]
+
+    def __init__(self, question: str, detail: str) -> None:
+        super().__init__()
+        self._question, self._detail = question, detail
+
+    def entry(self) -> Widget:
+        """What takes the answer."""
+        raise NotImplementedError
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog"):
+            yield Static(Text(printable(self._question), style="bold"), id="question")
+            yield Static(Text(printable(self._detail)), id="detail")
+            yield self.entry()
+
+
+class ChoiceDialog(QuestionDialog):
+    """Asks for one of some answers; its result is the answer's value.
 
     Arrow keys and enter, the answer's letter, or a click.
     """
 
     def __init__(self, question: str, detail: str, choices: tuple[DialogChoice, ...]) -> None:
-        super().__init__()
-        self._question, self._detail, self._choices = question, detail, choices
+        super().__init__(question, detail)
+        self._choices = choices
 
-    def content(self) -> ComposeResult:
-        yield Static(Text(printable(self._question), style="bold"), id="question")
-        yield Static(Text(printable(self._detail)), id="detail")
+    def entry(self) -> OptionList:
         options = [
             Option(Text.assemble((f" {choice.letter} ", "bold reverse"), " ", choice.words), id=choice.value)
             for choice in self._choices
         ]
-        yield OptionList(*options, id="choices")
-
-    def on_mount(self) -> None:
-        self.query_one(OptionList).focus()
+        return OptionList(*options, id="choices")
 
     def on_key(self, event: events.Key) -> None:
         for choice in self._choices:
@@ -100,49 +100,57 @@ class ChoiceDialog(Dialog[str]):
         self.dismiss(event.option_id)
 
 
-class LineDialog(Dialog[str]):
-    """Asks for a line of text that begins as `text`; its result is the line, or None for escape.
-
-    `placeholder`: shown while the line is empty.
-    """
+class LineDialog(QuestionDialog):
+    """Asks for a line of text that begins as `text`; `placeholder` is shown while it is empty."""
 
     def __init__(self, question: str, detail: str, text: str, placeholder: str) -> None:
-        super().__init__()
-        self._question, self._detail, self._text, self._placeholder = question, detail, text, placeholder
+        super().__init__(question, detail)
+        self._text, self._placeholder = text, placeholder
 
-    def content(self) -> ComposeResult:
-        yield Static(Text(printable(self._question), style="bold"), id="question")
-        yield Static(Text(printable(self._detail)), id="detail")
-        yield Input(self._text, self._placeholder, select_on_focus=False, id="line")
-
-    def on_mount(self) -> None:
-        self.query_one(Input).focus()
+    def entry(self) -> Input:
+        return Input(self._text, self._placeholder, select_on_focus=False, id="line")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
 
 
-class HelpScreen(Dialog[None]):
+class TextDialog(ModalScreen[None]):
+    """A box of entries, one below the other, that scrolls."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss", show=False),
+        Binding("k", "focused.scroll_up", show=False),
+        Binding("j", "focused.scroll_down", show=False),
+        Binding("space", "focused.page_down", show=False),
+    ]
+
+    # In the upper and in the lower line of the frame.
+    titles: tuple[str, str]
+
+    def entries(self) -> Iterator[RenderableType]:
+        """What the box shows."""
+        raise NotImplementedError
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="dialog", classes="-wide") as dialog, VerticalScroll(id="entries"):
+            for entry in self.entries():
+                yield Static(entry, classes="entry")
+        dialog.border_title, dialog.border_subtitle = self.titles
+
+
+class HelpScreen(TextDialog):
     """All keys, those of the screen it was opened from first."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "dismiss", show=False)]
-    WIDE = True
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark", "dismiss", show=False)]
 
     def __init__(self, screen: str) -> None:
         super().__init__()
         self._screen = screen
+        self.titles = "keys", "esc closes, arrows scroll, : lists all commands"
 
-    def content(self) -> ComposeResult:
-        with VerticalScroll(id="keys"):
-            for name in [self._screen, "", *(name for name in SCREEN_TITLES if name != self._screen)]:
-                if keys_of(name):
-                    yield Static(self._table(name), classes="entry")
-
-    def on_mount(self) -> None:
-        dialog = self.query_one("#dialog")
-        dialog.border_title = "keys"
-        dialog.border_subtitle = "esc closes, arrows scroll, : lists all commands"
-        self.query_one("#keys").focus()
+    def entries(self) -> Iterator[Table]:
+        for name in dict.fromkeys((self._screen, "", *SCREEN_TITLES)):
+            yield self._table(name)
 
     def _table(self, name: str) -> Table:
         app = app_of(self)
@@ -160,34 +168,18 @@ class HelpScreen(Dialog[None]):
         return table
 
 
-class NoticesScreen(Dialog[None]):
+class NoticesScreen(TextDialog):
     """All notices of the run, the newest first, with what each means and what to try."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,q,A", "dismiss", show=False),
-        Binding("up,k", "scroll(-1)", show=False),
-        Binding("down,j", "scroll(1)", show=False),
-        Binding("pageup", "scroll(-10)", show=False),
-        Binding("pagedown,space", "scroll(10)", show=False),
-    ]
-    WIDE = True
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,A", "dismiss", show=False)]
 
     def __init__(self, notices: Sequence[LoggedNotice]) -> None:
         super().__init__()
         self._notices = sorted(notices, key=lambda notice: notice.time, reverse=True)
+        self.titles = f"notices ({len(notices)})", "esc closes"
 
-    def content(self) -> ComposeResult:
-        with VerticalScroll(id="notices"):
-            if not self._notices:
-                yield Static("No notices so far.", classes="entry")
-            for notice in self._notices:
-                yield Static(notice_text(notice, app_of(self)), classes="entry")
-
-    def on_mount(self) -> None:
-        dialog = self.query_one("#dialog")
-        dialog.border_title = f"notices ({len(self._notices)})"
-        dialog.border_subtitle = "esc closes"
-
-    def action_scroll(self, rows: int) -> None:
-        """Scroll the box by rows."""
-        self.query_one(VerticalScroll).scroll_relative(y=rows, animate=False)
+    def entries(self) -> Iterator[Text]:
+        for notice in self._notices:
+            yield notice_text(notice, app_of(self))
+        if not self._notices:
+            yield Text("No notices so far.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -152,41 +152,9 @@ class LiveScreen(RunScreen):
         self._catch_up()
         self._draw_seen()
 
-    def action_smooth(self) -> None:
-        """The next smoothing."""
-        self._charts.smooth()
-
-    def action_log_axis(self) -> None:
-        """A logarithmic value axis, or a linear one again."""
-        self._charts.switch_axis()
-
-    def action_zoom(self, closer: bool) -> None:
-        """See fewer steps, or more."""
-        self._charts.zoom(closer)
-
-    def action_whole(self) -> None:
-        """See the whole run."""
-        self._charts.whole()
-
-    def action_pan(self, direction: int) -> None:
-        """See earlier or later steps."""
-        self._charts.pan(direction)
-
-    def action_point(self, direction: int) -> None:
-        """Move the cross-hair by a column."""
-        self._charts.point(direction)
-
-    def action_choose(self, direction: int) -> None:
-        """The chart before or after."""
-        self._charts.choose(direction)
-
-    def action_maximise(self) -> None:
-        """One chart alone, or all again."""
-        self._charts.maximise()
-
-    def action_turn(self, direction: int) -> None:
-        """The next or the previous charts."""
-        self._charts.turn(direction)
+    def action_charts(self, method: str, *values: Any) -> None:
+        """What a key does with the charts: a method of ChartGrid."""
+        getattr(self._charts, method)(*values)
 
     # --- notices and log ------------------------------------------------------------------------------
 
