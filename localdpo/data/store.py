@@ -17,11 +17,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from localdpo.core.atomic import clean_dead_leftovers, free_bytes, out_of_space, published_file
 from localdpo.core.errors import UserError
@@ -45,6 +45,7 @@ _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "unpaired": ("r0",),
 }
 _KEY, _LABEL = "prompt_key", "desirable"
+_IDS: Final = pa.list_(pa.field("item", pa.int32(), nullable=False))
 
 Progress = Callable[[int], object]
 """Called with the number of rows read so far."""
@@ -207,8 +208,7 @@ class _Writer:
         self._pending: list[EncodedRow] = []
         self._kind = kind
         names = ("prompt", *_RESPONSES[kind])
-        ids = pa.list_(pa.field("item", pa.int32(), nullable=False))
-        lists = [pa.field(name, ids, nullable=False) for name in names]
+        lists = [pa.field(name, _IDS, nullable=False) for name in names]
         # Bytes and not Arrow's booleans, which are packed bits and no array to be read in place.
         labels = [pa.field(_LABEL, pa.uint8(), nullable=False)] if kind == "unpaired" else []
         numbers = [pa.field(name, pa.int64(), nullable=False) for name in ("row", _KEY)]
@@ -254,7 +254,7 @@ class _Writer:
         )
         meta = {"report": asdict(report)}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.
-        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
+        empty = self._batch([])
         self._writer.write_batch(empty, custom_metadata={_META: json.dumps(meta).encode()})
         self._writer.close()
 
@@ -272,21 +272,32 @@ class _Writer:
             )
 
     def _write(self, rows: list[EncodedRow]) -> None:
-        columns = [[row.prompt for row in rows]]
-        columns += [[row.responses[k] for row in rows] for k in range(len(_RESPONSES[self._kind]))]
-        arrays: list[pa.Array] = [
-            pa.array([row.row for row in rows], pa.int64()),
-            pa.array([row.prompt_key for row in rows], pa.int64()),
+        self._writer.write_batch(self._batch(rows))
+
+    def _batch(self, rows: list[EncodedRow]) -> pa.RecordBatch:
+        lists = [[row.prompt for row in rows]]
+        lists += [[row.responses[k] for row in rows] for k in range(len(_RESPONSES[self._kind]))]
+        columns = [
+            _array([row.row for row in rows], np.int64),
+            _array([row.prompt_key for row in rows], np.int64),
+            *map(_list_array, lists),
         ]
-        for name, lists in zip(("prompt", *_RESPONSES[self._kind]), columns, strict=True):
-            offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int32)
-            values = pa.array(np.concatenate(lists))
-            kind = self._schema.field(name).type
-            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), values, type=kind))
         if self._kind == "unpaired":
-            arrays.append(pa.array([row.desirable for row in rows], pa.bool_()).cast(pa.uint8()))
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        self._writer.write_batch(batch)
+            columns.append(_array([row.desirable for row in rows], np.uint8))
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+def _array(values: Sequence[Any] | NDArray[Any], dtype: DTypeLike) -> pa.Array:
+    """An Arrow array over the values; `pa.array` imports pandas, which takes half a second."""
+    numbers = np.asarray(values, dtype)
+    kind = pa.from_numpy_dtype(numbers.dtype)
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _list_array(lists: list[NDArray[np.int32]]) -> pa.ListArray:
+    offsets = _array(np.cumsum([0, *map(len, lists)]), np.int32)
+    values = _array(np.concatenate([np.empty(0, np.int32), *lists]), np.int32)
+    return pa.ListArray.from_arrays(offsets, values, type=_IDS)
 
 
 def _disk_error(path: Path, written: int, error: OSError) -> UserError:
@@ -330,15 +341,17 @@ def _checksum(chunks: Iterable[bytes | memoryview], key: str) -> bytes:
     return checksum.to_bytes(_CHECKSUM_BYTES)
 
 
+def _view(array: pa.Array) -> NDArray[Any]:
+    """A NumPy view of an Arrow array; `to_numpy` imports pandas."""
+    return np.from_dlpack(array)
+
+
 def _block(batch: pa.RecordBatch) -> _Block:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     rows, keys, labels = columns.pop("row"), columns.pop(_KEY), columns.pop(_LABEL, None)
-    lists = tuple(
-        (column.offsets.to_numpy(zero_copy_only=True), column.values.to_numpy(zero_copy_only=True))
-        for column in columns.values()
-    )
-    marks = None if labels is None else labels.to_numpy(zero_copy_only=True)
-    return _Block(rows.to_numpy(zero_copy_only=True), keys.to_numpy(zero_copy_only=True), lists, marks)
+    lists = tuple((_view(column.offsets), _view(column.values)) for column in columns.values())
+    marks = None if labels is None else _view(labels)
+    return _Block(_view(rows), _view(keys), lists, marks)
 
 
 # --- several stores as one --------------------------------------------------------------------------------
