@@ -10,7 +10,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from textual._compositor import Compositor
 from textual.app import App
+from textual.css.stylesheet import Stylesheet
 from textual.drivers.headless_driver import HeadlessDriver
 from textual.events import Key, Resize
 from textual.geometry import Size
@@ -27,6 +30,8 @@ BEGAN = 1_700_000_000.0
 NOW = BEGAN + 7200.0
 EVERY = 10
 STEPS = 40
+# The style sheets that an app of this process has read, with their colours: every app reads the same ones.
+PARSED: dict[Any, Any] = {}
 DEVICE = "cpu (libopenblas.so.0)"
 
 RECIPE = """model: org/tiny
@@ -243,16 +248,42 @@ def make_app(run: RunDir | None, screen: str = "live", **more: Any) -> Dashboard
 
 
 def drive(
-    app: App[Any], act: Callable[[Pilot[Any]], Awaitable[None]], size: tuple[int, int] = (120, 36)
+    app: App[Any],
+    act: Callable[[Pilot[Any]], Awaitable[None]],
+    size: tuple[int, int] = (120, 36),
+    *,
+    paint: bool = False,
 ) -> None:
-    """Run the app without a terminal and let `act` press its keys."""
+    """Run the app without a terminal and let `act` press its keys.
+
+    Without `paint` it is drawn where `act` looks at a frame, and nothing in between: what a terminal would
+    get after each key takes most of the time, and nobody sees it.
+    """
 
     async def run() -> None:
         async with app.run_test(size=size, notifications=True) as pilot:
             await settle(pilot)
             await act(pilot)
 
-    asyncio.run(run())
+    render_update, parse_rules = Compositor.render_update, Stylesheet._parse_rules
+
+    def parse_once(sheet: Stylesheet, css: str, read_from: Any, *scope: Any, **named: Any) -> Any:
+        key = (css, read_from, scope, *named.items(), *sheet._variables.items())
+        if key not in PARSED:
+            PARSED[key] = parse_rules(sheet, css, read_from, *scope, **named)
+        return PARSED[key]
+
+    def only_whole_frames(compositor: Compositor, full: bool = False, **more: Any) -> Any:
+        if full:
+            return render_update(compositor, full, **more)
+        compositor._dirty_regions.clear()
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stylesheet, "_parse_rules", parse_once)
+        if not paint:
+            patch.setattr(Compositor, "render_update", only_whole_frames)
+        asyncio.run(run())
 
 
 async def settle(pilot: Pilot[Any]) -> None:
@@ -305,7 +336,7 @@ async def until(pilot: Pilot[Any], happened: Callable[[], object], seconds: floa
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"it did not happen:\n{frame_text(pilot.app)}"
-        await pilot.pause(0.01)
+        await pilot.pause(0.03)
         await settle(pilot)
 
 

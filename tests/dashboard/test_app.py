@@ -372,13 +372,13 @@ def test_the_dashboard_loads_no_model():
 
 def test_a_long_log_is_read_in_pieces(finished: RunDir):
     line = finished.events.read_bytes().splitlines(keepends=True)[4]
-    finished.events.write_bytes(finished.events.read_bytes() + line * 30_000)
+    finished.events.write_bytes(finished.events.read_bytes() + line * 10_000)
     app = make_app(finished)
 
     async def act(pilot: Pilot[None]) -> None:
         assert app.feed is not None
         await until(pilot, lambda: app.feed is not None and not app.feed.behind)
-        assert app.feed.state.count > 30_000
+        assert app.feed.state.count > 10_000
 
     drive(app, act)
 
@@ -392,7 +392,7 @@ def test_small_terminals_do_not_crash(finished: RunDir, size: tuple[int, int]):
             await press(pilot, key)
         await press(pilot, "question_mark")
 
-    drive(app, act, size)
+    drive(app, act, size, paint=True)
 
 
 def test_the_time_of_the_app_is_the_clocks(finished: RunDir):

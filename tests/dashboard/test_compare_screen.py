@@ -51,10 +51,18 @@ def test_three_answers_stand_beside_each_other(run: RunDir) -> None:
 
 def test_down_and_n_go_through_the_prompts(run: RunDir) -> None:
     write_answers(run.path)
-    assert "prompt 2" in frame_after(run, "down")
-    assert "prompt 3" in frame_after(run, "n")
-    assert "prompt 1 " in frame_after(run, "n", "n", "n")
-    assert "[bold]grass[/bold]" in frame_after(run, "down"), "prompts are no markup"
+    app = make_app(run, "compare")
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "down")
+        assert "prompt 2" in frame_text(app)
+        assert "[bold]grass[/bold]" in frame_text(app), "prompts are no markup"
+        await press(pilot, "up", "n")
+        assert "prompt 3" in frame_text(app)
+        await press(pilot, "n", "n")
+        assert "prompt 1 " in frame_text(app)
+
+    drive(app, act)
 
 
 def test_f_filters_and_the_prompt_follows(run: RunDir) -> None:
@@ -68,40 +76,69 @@ def test_f_filters_and_the_prompt_follows(run: RunDir) -> None:
 
 def test_a_filter_that_keeps_nothing_says_so(run: RunDir) -> None:
     write_answers(run.path, prompts=2)
-    assert "no prompt passes this filter" in frame_after(run, "f", "f", "f")
-    assert "prompt 1 " in frame_after(run, "f", "f", "f", "f")
+    app = make_app(run, "compare")
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "f", "f", "f")
+        assert "no prompt passes this filter" in frame_text(app)
+        await press(pilot, "f")
+        assert "prompt 1 " in frame_text(app)
+
+    drive(app, act)
 
 
 def test_w_compares_with_another(run: RunDir) -> None:
     write_answers(run.path)
-    assert "DPO beside base" in frame_after(run, "w")
-    assert "DPO≠base" in frame_after(run, "w")
+    frame = frame_after(run, "w")
+    assert "DPO beside base" in frame
+    assert "DPO≠base" in frame
 
 
 def test_d_takes_the_marks_off(run: RunDir) -> None:
     write_answers(run.path)
-    assert "{+looks+}" in frame_after(run, LOCALDPO_ASCII="1")
-    assert "{+" not in frame_after(run, "d", LOCALDPO_ASCII="1")
+    app = make_app(run, "compare", environment={"LOCALDPO_ASCII": "1"})
+
+    async def act(pilot: Pilot[None]) -> None:
+        assert "{+looks+}" in frame_text(app)
+        await press(pilot, "d")
+        assert "{+" not in frame_text(app)
+
+    drive(app, act)
 
 
 def test_enter_shows_one_answer_over_the_whole_width(run: RunDir) -> None:
     write_answers(run.path)
-    frame = frame_after(run, "right", "right", "enter")
-    assert "[DPO]" in frame
-    assert "DPO, 8 tokens" in frame
-    assert "SFT, 7 tokens" not in frame
-    assert "SFT, 7 tokens" in frame_after(run, "enter", "right", "enter")
+    app = make_app(run, "compare")
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "right", "right", "enter")
+        assert "[DPO]" in frame_text(app)
+        assert "DPO, 8 tokens" in frame_text(app)
+        assert "SFT, 7 tokens" not in frame_text(app)
+        await press(pilot, "left")
+        assert "SFT, 7 tokens" in frame_text(app)
+
+    drive(app, act)
 
 
 def test_votes_are_blind_kept_and_taken_back(run: RunDir) -> None:
     write_answers(run.path)
-    frame = frame_after(run, "v")
-    assert "blind, 0 votes" in frame
-    assert "answer A" in frame
-    assert "It is." not in frame, "the base is not voted on"
-    for word in ("DPO,", "SFT,", "was", "beside"):
-        assert word not in frame
-    frame = frame_after(run, "v", "b")
+    app = make_app(run, "compare")
+    frames = []
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "v")
+        frame = frame_text(app)
+        assert "blind, 0 votes" in frame
+        assert "answer A" in frame
+        assert "It is." not in frame, "the base is not voted on"
+        for word in ("DPO,", "SFT,", "was", "beside"):
+            assert word not in frame
+        await press(pilot, "b")
+        frames.append(frame_text(app))
+
+    drive(app, act)
+    frame = frames[0]
     (vote,) = Votes(run.path / "votes.jsonl").all()
     assert (vote.prompt, vote.choice, vote.seed, {vote.first, vote.second}) == (
         "id0",
@@ -122,8 +159,7 @@ def test_votes_are_blind_kept_and_taken_back(run: RunDir) -> None:
 
 def test_there_is_no_vote_on_equal_answers_nor_with_names(run: RunDir) -> None:
     write_answers(run.path)
-    frame_after(run, "a")
-    frame = frame_after(run, "v", "down", "a")
+    frame = frame_after(run, "a", "v", "down", "a")
     assert "nothing to vote on" in frame
     assert Votes(run.path / "votes.jsonl").all() == []
 
@@ -183,11 +219,11 @@ def test_no_size_breaks_it(run: RunDir) -> None:
     chance = random.Random(5)
 
     async def act(pilot: Pilot[None]) -> None:
-        for _ in range(12):
+        for _ in range(8):
             await resize(pilot, chance.randint(20, 200), chance.randint(6, 60))
             await press(pilot, chance.choice(["n", "f", "v", "enter", "right", "d", "down", "pagedown"]))
 
-    drive(app, act)
+    drive(app, act, paint=True)
 
 
 def test_another_run_has_other_answers(run: RunDir, tmp_path: Path) -> None:
