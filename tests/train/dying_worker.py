@@ -1,20 +1,24 @@
-"""The real worker process, sending itself signals: `dying_worker.py MOMENT SIGNALS RUN_DIR`.
+"""Workers that send themselves signals: reads jobs from stdin, starts a child for each, prints how it ended.
 
-A MOMENT is `EVENT:N`, right after the event of that type with step N (or `done` N) was written, or `save:N`,
-inside the checkpoint of step N, before its manifest. SIGNALS are `SIGKILL`, or several: `SIGINT+SIGINT`.
+A job is a JSON line {"run", "cache", "stderr", "moment", "signals"}. `moment` is `EVENT:N`, right after the
+event of that type with step N (or `done` N) was written, or `save:N`, inside the checkpoint of step N, before
+its manifest; null: never. `signals` is `SIGKILL`, or several: `SIGINT+SIGINT`.
+
+One parent for all of them, so that MLX is imported once where a child is a fork (see `children`).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
+from children import Job, serve, status_of
+
 from localdpo.core import atomic
 from localdpo.records.events import Event, EventWriter
-from localdpo.train.worker import main
+from localdpo.train import loop, worker  # noqa: F401  (the loop brings all that a worker imports)
 
 
 def send(names: str) -> None:
@@ -45,11 +49,18 @@ def inside_save(number: int, names: str) -> None:
     atomic.write_manifest = writing
 
 
-if __name__ == "__main__":
-    moment, names, run_dir = sys.argv[1:]
-    kind, _, number = moment.partition(":")
+def live(job: Job) -> int:
+    """The worker's life in a child; its exit code."""
+    os.environ["LOCALDPO_CACHE"] = job["cache"]
+    os.dup2(os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
+    os.dup2(2, 1)
+    kind, _, number = (job["moment"] or "").partition(":")
     if kind == "save":
-        inside_save(int(number), names)
-    else:
-        after_event(kind, int(number), names)
-    sys.exit(main([run_dir]))
+        inside_save(int(number), job["signals"])
+    elif kind:
+        after_event(kind, int(number), job["signals"])
+    return worker.main([job["run"]])
+
+
+if __name__ == "__main__":
+    serve(live, status_of)

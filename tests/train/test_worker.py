@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,8 +21,7 @@ from localdpo.train.control import StopRequest
 
 pytestmark = pytest.mark.slow
 
-DYING = str(Path(__file__).with_name("dying_worker.py"))
-WORKER = [sys.executable, "-m", "localdpo.train"]
+HERE = Path(__file__).resolve().parent
 # Where each life ends, in order, and its exit code. The first leaves no checkpoint.
 LIVES = (
     ("step:1", "SIGKILL", -9),
@@ -31,15 +31,31 @@ LIVES = (
 )
 
 
-def live(run: RunDir, cache: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*(command or WORKER), str(run.path)],
-        env={**os.environ, "LOCALDPO_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+class Workers:
+    """The process of dying_worker.py."""
+
+    def __init__(self) -> None:
+        folders = [os.environ.get("PYTHONPATH", ""), str(HERE), str(HERE.parent)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "dying_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders)), "HF_HUB_OFFLINE": "1"},
+        )
+
+    def live(self, run: RunDir, cache: Path, moment: str | None = None, signals: str | None = None) -> int:
+        """The exit status of one life of a worker, whose words are then in `said_by`."""
+        job = {"run": str(run.path), "cache": str(cache), "stderr": str(said_by(run))}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({**job, "moment": moment, "signals": signals}) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+def said_by(run: RunDir) -> Path:
+    return run.path.with_suffix(".stderr")
 
 
 @dataclass
@@ -79,21 +95,22 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapte
     whole, run = RunDir(folder / "whole"), RunDir(folder / "run")
     for each in (whole, run):
         write_recipe(each.path, text)
-    assert live(whole, folder / "cache-whole").returncode == 0
-    lives = []
-    for command in [*([sys.executable, DYING, moment, names] for moment, names, _ in LIVES), WORKER]:
-        done = live(run, folder / "cache", *command)
-        latest = newest_checkpoint(run)
-        hidden = [path.name for path in run.checkpoints.glob(".*")] if run.checkpoints.is_dir() else []
-        lives.append(
-            Life(
-                done.returncode,
-                done.stderr,
-                read_events(run.events),
-                None if latest is None else latest.name,
-                hidden,
+    workers, lives = Workers(), []
+    with workers.process, workers.process.stdin:
+        assert workers.live(whole, folder / "cache-whole") == 0, said_by(whole).read_text()
+        for moment, signals in [*((moment, signals) for moment, signals, _ in LIVES), (None, None)]:
+            code = workers.live(run, folder / "cache", moment, signals)
+            latest = newest_checkpoint(run)
+            hidden = [path.name for path in run.checkpoints.glob(".*")] if run.checkpoints.is_dir() else []
+            lives.append(
+                Life(
+                    code,
+                    said_by(run).read_text(),
+                    read_events(run.events),
+                    None if latest is None else latest.name,
+                    hidden,
+                )
             )
-        )
     return Story(whole, run, lives)
 
 
