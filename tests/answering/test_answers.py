@@ -198,7 +198,7 @@ def test_a_prompt_that_comes_twice_is_drawn_twice() -> None:
 def prefixes(whole: bytes) -> Iterator[bytes]:
     """What kills may have left: cut after some lines, and within some."""
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for end in [*ends[::4], *(end - 9 for end in ends[1::5])]:
+    for end in [*ends[::6], *(end - 9 for end in ends[1::7])]:
         yield whole[:end]
 
 
@@ -255,8 +255,8 @@ def test_the_global_random_state_is_left_alone(run: RunDir) -> None:
 
 def test_killed_generation_goes_on_to_the_same_file(run: RunDir, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": row.prompt, "n": 1}) + "\n" for row in rows(20)))
-    request = AnswersRequest(run.path, str(prompts), sampling=Sampling(60, 1.0, 2))
+    prompts.write_text("".join(json.dumps({"prompt": row.prompt, "n": 1}) + "\n" for row in rows(12)))
+    request = AnswersRequest(run.path, str(prompts), sampling=Sampling(40, 1.0, 2))
     command = [sys.executable, "-m", answers_worker.__name__, request.to_json()]
 
     def start() -> subprocess.Popen[bytes]:
@@ -267,13 +267,13 @@ def test_killed_generation_goes_on_to_the_same_file(run: RunDir, tmp_path: Path)
     line = worker.stdout.readline().decode()
     path = Path(json.loads(line.removeprefix("answers ")))
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (path.is_file() and path.read_bytes().count(b"\n") > 20):
+    while time.monotonic() < deadline and not (path.is_file() and path.read_bytes().count(b"\n") > 12):
         time.sleep(0.001)
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     worker.stdout.close()
     left = path.read_bytes()
-    assert 20 < left.count(b"\n") < 1 + 20 * 3
+    assert 12 < left.count(b"\n") < 1 + 12 * 3
     resumed = start()
     output, _ = resumed.communicate(timeout=100)
     assert resumed.returncode == 0, output.decode()

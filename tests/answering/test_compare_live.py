@@ -24,23 +24,26 @@ def test_the_screen_asks_follows_and_shows(tmp_path: Path, tiny_model: Path, sft
     request = AnswersRequest(run.path, texts=("What is good?", "What is bad?"), sampling=Sampling(6, 1.0, 1))
     screen = DashboardApp(tmp_path / "runs", run, jump="compare", request=request)
 
-    async def watch(pilot: Pilot[None]) -> None:
-        for _ in range(600):
-            frame = frame_text(screen)
-            if "6/6 answers" in frame and "generating" not in frame:
-                return
+    async def watch(pilot: Pilot[None], files: int) -> None:
+        for _ in range(1200):
+            made = answers_files(run.path)
+            # A frame is drawn only when a file has its header and six answers.
+            if len(made) == files and made[0].read_bytes().count(b"\n") > 6:
+                frame = frame_text(screen)
+                if "6/6 answers" in frame and "generating" not in frame:
+                    return
             await pilot.pause(0.1)
         raise AssertionError(frame_text(screen))
 
     async def act() -> None:
         async with screen.run_test(size=(120, 36)) as pilot:
-            await watch(pilot)
+            await watch(pilot, 1)
             (first,) = answers_files(run.path)
             assert "What is good?" in frame_text(screen)
             assert read_answers(first).complete
             await pilot.press("G")
             await pilot.pause()
-            await watch(pilot)
+            await watch(pilot, 2)
             assert "seed 2" in frame_text(screen)
             assert len(answers_files(run.path)) == 2
 
