@@ -2,6 +2,7 @@
 # make demo    DPO on the bundled demo, offline, into runs/demo (then runs/demo-2, ...)
 # make test    lint, types, import contracts and tests
 # make test-fast  ruff and the tests that start nothing, train nothing and draw nothing: within a minute
+# make test-long  what `make test` leaves out: more cases, more examples
 # make lint    all of that but the tests
 # make bench   speed and memory, measured in tests/benchmarks
 # make docs    the pages of docs/ as a site, in build/site
@@ -14,7 +15,7 @@ STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs-installed
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-fast lint pytest bench docs soak clean
+.PHONY: setup demo test test-fast test-long lint pytest bench docs soak clean
 
 setup: $(STAMP)
 
@@ -48,7 +49,11 @@ pytest: setup
 
 test-fast: setup
 	$(BIN)/ruff check .
-	PYTHONDONTWRITEBYTECODE= $(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	PYTHONDONTWRITEBYTECODE= $(OFFLINE) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not long"
+
+# Its first series is the cases that `make test` leaves out.
+test-long: setup
+	$(OFFLINE) $(BIN)/python tests/reliability/soak.py long
 
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks

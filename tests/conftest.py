@@ -6,6 +6,7 @@ The tiny model folders of the session are made when a test asks for one.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ from localdpo.model.backend import choose_device  # noqa: E402
 
 choose_device()
 # How long a case takes says how busy the machine is.
-settings.register_profile("suite", deadline=None)
+settings.register_profile("suite", deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=400)
 settings.load_profile("suite")
 
 # Files that take longest, in this order. Each file is run by one process, so a long one that came last would
@@ -51,7 +53,14 @@ LONG = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cases: Counter[object] = Counter()
+    for item in items:
+        if (kept := item.get_closest_marker("every")) is not None:
+            if cases[item.function] % kept.args[0]:
+                item.add_marker("long")
+            cases[item.function] += 1
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 

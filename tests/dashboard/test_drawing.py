@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.style import Style
 
@@ -13,7 +13,6 @@ from localdpo.dashboard.picture import COLOURS, Picture, Styles, blend, fitted
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.themes import PALETTES
 
-quick = settings(deadline=None, max_examples=120)
 values = st.one_of(
     st.floats(-10, 10), st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300, 5e-324, 0.0])
 )
@@ -31,7 +30,6 @@ def text_of(width: int, height: int, *shown: ChartSeries, **look: object) -> lis
     return draw(width, height, shown, face).picture.text().split("\n")
 
 
-@quick
 @given(
     st.lists(st.lists(values, max_size=30), max_size=4),
     st.integers(1, 90),

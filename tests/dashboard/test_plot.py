@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.dashboard.axes import Axis, Scale
@@ -28,7 +28,6 @@ ANY = st.one_of(
 )
 lists = st.lists(ANY, max_size=60)
 columns = st.integers(1, 90)
-quick = settings(deadline=None, max_examples=60)
 
 
 def slow_average(values: list[float], weight: float) -> list[float]:
@@ -44,14 +43,12 @@ def slow_average(values: list[float], weight: float) -> list[float]:
     return found
 
 
-@quick
 @given(st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(math.nan)), max_size=200), st.floats(0.05, 0.995))
 def test_the_moving_average_is_the_one_of_the_formula(values: list[float], weight: float):
     found = smooth(np.array(values), weight)
     assert np.allclose(found, slow_average(values, weight), rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
-@quick
 @given(st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(math.nan)), min_size=1, max_size=200), st.data())
 def test_a_grown_average_is_the_one_of_all(values: list[float], data: st.DataObject):
     known = data.draw(st.integers(0, len(values)))
@@ -64,7 +61,6 @@ def test_no_smoothing_gives_the_values_and_gaps():
     assert np.array_equal(smooth(np.array([1.0, math.inf, 3.0]), 0.0), [1.0, math.nan, 3.0], equal_nan=True)
 
 
-@quick
 @given(lists)
 def test_huge_values_are_averaged_without_overflow(values: list[float]):
     array = np.array(values)
@@ -75,7 +71,6 @@ def test_huge_values_are_averaged_without_overflow(values: list[float]):
         assert np.nanmax(np.abs(found)) <= limit
 
 
-@quick
 @given(lists, columns)
 def test_every_column_keeps_its_smallest_and_largest_value(values: list[float], count: int):
     array = np.array(values)
@@ -93,7 +88,6 @@ def test_every_column_keeps_its_smallest_and_largest_value(values: list[float], 
             assert (low[column], high[column]) == (inside.min(), inside.max())
 
 
-@quick
 @given(lists, columns)
 def test_a_band_holds_all_values_and_invents_none(values: list[float], count: int):
     array = np.array(values)
@@ -119,7 +113,6 @@ def test_gaps_are_found_in_their_column():
     assert gap_columns(values, Axis(0, 5, 3).bounds(np.arange(6))).tolist() == [True, False, True]
 
 
-@quick
 @given(lists, columns, st.integers(1, 60), st.booleans(), st.booleans())
 def test_a_line_is_drawn_within_its_rows_and_never_where_nothing_is(
     values: list[float], count: int, rows: int, log: bool, mean: bool

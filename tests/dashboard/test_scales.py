@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.dashboard.axes import Scale, limits, short, short_step, ticks
@@ -14,10 +14,8 @@ ANY = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
     st.sampled_from([1e300, -1e300, 1e-300, 5e-324, 0.0]),
 )
-quick = settings(deadline=None, max_examples=100)
 
 
-@quick
 @given(st.lists(ANY, max_size=20), st.lists(ANY, max_size=20), st.booleans(), st.integers(1, 12))
 def test_limits_hold_what_must_be_seen(must: list[float], bands: list[float], log: bool, count: int):
     low, high = limits([np.array(must)], [np.array(bands)], log, count)

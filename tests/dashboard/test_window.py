@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.dashboard.axes import Axis, StepView, right_edge
 
 pytestmark = pytest.mark.slow
 
-quick = settings(deadline=None, max_examples=60)
 
-
-@quick
 @given(
     st.lists(st.sampled_from(["in", "out", "left", "right"]), max_size=15), st.integers(0, 10**6), st.data()
 )
@@ -50,7 +47,6 @@ def test_panning_stops_at_both_ends():
     assert StepView().panned(-0.25, 0, 1000) == StepView()
 
 
-@quick
 @given(st.integers(1, 10**6), st.none() | st.floats(5, 10**5))
 def test_the_right_edge_leaves_little_room(last: int, span: float | None):
     edge = right_edge(last, None, span)

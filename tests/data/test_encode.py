@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import SHAPES, chat_tokenizer, plain_tokenizer, spaced_tokenizer
 
@@ -59,7 +59,6 @@ def rendered(tokenizer: Any, shape: str, prompt: str, answer: str, **kwargs: Any
 
 
 @pytest.mark.parametrize("shape", ALL)
-@settings(max_examples=30, deadline=None)
 @given(prompt=WORDS, chosen=WORDS, rejected=WORDS)
 def test_text_reads_back_and_ends_once(shape: str, prompt: str, chosen: str, rejected: str) -> None:
     tokenizer = chat_tokenizer(shape)
@@ -197,7 +196,6 @@ def test_an_end_of_turn_that_the_data_brings_is_not_doubled() -> None:
     assert [plain_tokenizer().decode(ids.tolist()) for ids in raw.responses] == [" yes</s>", " no</s>"]
 
 
-@settings(max_examples=40, deadline=None)
 @given(prompt=WORDS.filter(bool), chosen=WORDS, rejected=WORDS, bos=st.booleans())
 def test_raw_text_is_kept_and_closed(prompt: str, chosen: str, rejected: str, bos: bool) -> None:
     tokenizer = RAW[bos]
@@ -253,7 +251,6 @@ def ids_of(text: str) -> list[int]:
     return list(RAW[False](text)["input_ids"])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     prompt=WORDS.filter(bool),
     chosen=WORDS,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError, UserErrors
@@ -241,7 +241,6 @@ NAMES = sorted({name for entry in FORMATS for name in entry.columns} | {"tools",
 RECORD = st.dictionaries(st.sampled_from(NAMES), JSON | st.lists(MESSAGE, max_size=3))
 
 
-@settings(max_examples=80, deadline=None)
 @given(entry=st.sampled_from(FORMATS), record=RECORD)
 def test_no_row_makes_an_adapter_fail_otherwise(entry: Any, record: dict[str, Any]) -> None:
     with contextlib.suppress(RowProblem, RowSkip):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.data.fields import RowProblem
@@ -73,7 +73,6 @@ def stripped(messages: list[Message]) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", WRITABLE)
-@settings(max_examples=40, deadline=None)
 @given(pair=PAIRS, others=OTHERS)
 def test_a_written_pair_is_read_back(name: str, pair: Pair, others: dict[str, Any]) -> None:
     written = write_or_refuse(name, pair, others)

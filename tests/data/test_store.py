@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizers import chat_tokenizer, plain_tokenizer
 
@@ -250,7 +250,6 @@ def test_limit_takes_the_first_rows(pairs: Path, tmp_path: Path) -> None:
     assert [row.row for row in open_pairs(pairs, tmp_path, limit=3)] == [0, 1, 2]
 
 
-@settings(max_examples=50, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".jsonl", ".json"]))
 def test_a_file_with_damaged_bytes_is_refused_or_read(data: st.DataObject, suffix: str) -> None:
     rows = json.dumps(PAIRS[:4]) if suffix == ".json" else "\n".join(map(json.dumps, PAIRS[:4]))
@@ -333,6 +332,7 @@ def test_statistics(tmp_path: Path) -> None:
     not REAL_PAIRS.exists(), reason="the shared file of real pairs is not beside the repository"
 )
 @pytest.mark.parametrize("shape", ["llama3", "stripped"])
+@pytest.mark.every(2)
 def test_real_pairs(tmp_path: Path, shape: str) -> None:
     tokenizer = chat_tokenizer(shape)
     limits: dict[str, Any] = {"max_length": 1024, "max_prompt_length": 512, "limit": 200}

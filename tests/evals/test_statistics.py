@@ -77,6 +77,7 @@ def test_what_is_no_list_of_scores_is_refused(scores: list[object]) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.55, 0.62, 0.7, 0.4])
+@pytest.mark.every(4)
 def test_with_the_prompts_needed_four_runs_in_five_would_tell(rate: float) -> None:
     needed = stat.prompts_needed(rate)
     assert needed is not None
@@ -150,6 +151,7 @@ def test_few_prompts_give_a_difference_without_an_interval() -> None:
 
 
 @pytest.mark.parametrize("n", [10, 25])
+@pytest.mark.every(2)
 def test_small_samples_are_covered_nearly_as_often_as_promised(n: int) -> None:
     rng = np.random.default_rng(5)
     draws = rng.normal(0.3, 1.0, size=(400, n))

@@ -100,6 +100,7 @@ def test_public_tokens_are_those_up_to_the_shorter_response(shared: bool) -> Non
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.every(5)
 def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str, bits: int | None) -> None:
     model = adapted(family, bits)
     rows = random_rows(3, seed=1)
@@ -113,6 +114,7 @@ def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str, bi
 
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.every(5)
 def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(
     family: str, bits: int | None
 ) -> None:
@@ -126,6 +128,7 @@ def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.every(3)
 def test_a_hybrid_takes_the_plain_path(bits: int | None) -> None:
     model = adapted(HYBRID, bits)
     rows = random_rows(2, seed=3)
@@ -140,6 +143,7 @@ def test_a_hybrid_takes_the_plain_path(bits: int | None) -> None:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, HYBRID])
+@pytest.mark.every(3)
 def test_quantised_families_are_so_throughout_and_compute_something_else(family: str) -> None:
     rows = random_rows(2, seed=1)
     assert unquantised(tiny(family)) != set()
@@ -214,6 +218,7 @@ def test_the_first_response_token_is_scored_and_no_other_position() -> None:
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", HYBRID])
 @pytest.mark.parametrize("context", [16, 24, 80])
+@pytest.mark.every(4)
 def test_the_shape_changes_neither_scores_nor_gradients(family: str, context: int) -> None:
     """Not even where prompts are longer than its context and end at the head of their responses."""
     model = adapted(family)

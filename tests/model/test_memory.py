@@ -100,6 +100,7 @@ def measured(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.every(4)
 def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: Path) -> None:
     """Activations, scores, MLP and logits dominate in turn."""
     sizes = SIZES | case.sizes
@@ -125,6 +126,7 @@ def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: 
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.every(2)
 def test_a_recurrent_layer_keeps_a_state_of_every_token(checkpoint: bool, tmp_path: Path) -> None:
     heads = {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
     model = tiny("qwen3_next", **heads)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loss_oracles import random_pairs
 
@@ -70,7 +70,6 @@ def test_where_policy_equals_reference_all_pairs_tie():
     assert means["rewards/accuracies"] == means["displacement"] == means["rewards/margins"] == 0.0
 
 
-@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**16), cuts=st.lists(st.integers(1, 23), max_size=4, unique=True))
 def test_any_split_gives_the_figures_of_the_whole(seed, cuts):
     arrays = random_pairs(np.random.default_rng(seed), (24,))

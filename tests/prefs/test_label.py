@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from clean_pairs import clean_rows, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.core.errors import UserError
@@ -20,7 +20,6 @@ def items(count: int) -> list[Item]:
     return [Item(i + 1, f"prompt {i}", f"good {i}", f"bad {i}") for i in range(count)]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 80), st.integers(0, 9), st.floats(0, 1))
 def test_every_pair_comes_once_and_some_come_back_later(count: int, seed: int, again: float) -> None:
     places = schedule(count, seed, again)

@@ -380,6 +380,7 @@ def test_the_table_is_whole() -> None:
 
 
 @pytest.mark.skipif(not REAL_PAIRS.is_file(), reason="the real pairs are not beside the repository")
+@pytest.mark.long
 def test_real_pairs_have_the_known_bias(tokenizer: Any) -> None:
     report = check(str(REAL_PAIRS), CheckSettings(tokenizer=tokenizer, limits=Limits(1024)))
     assert report.facts["pairs"] == 793

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 from clean_pairs import text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.prefs.shingles import BANDS, SIGNATURE, Words, band_keys, signatures
@@ -43,7 +43,6 @@ def test_a_word_has_one_hash_wherever_it_stands() -> None:
     assert third == []
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_a_text_hashes_alone_as_among_others(texts: list[str]) -> None:
     assert words_of(*texts) == [words_of(one)[0] for one in texts]

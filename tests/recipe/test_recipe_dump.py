@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recipe_files import RECIPES, SMALLEST, write
 
@@ -76,7 +76,6 @@ def test_a_recipe_with_a_validation_set_says_nothing_of_a_held_out_share(tmp_pat
     assert reload(recipe, tmp_path) == recipe
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     text=st.from_regex(ONE_LINE, fullmatch=True)
     | st.sampled_from(["no", "1e-5", "null", "~", "0x1f", "1:2", "'"])
@@ -88,7 +87,6 @@ def test_any_text_survives(text: str, tmp_path_factory: pytest.TempPathFactory) 
     assert reload(recipe, tmp_path_factory.mktemp("dump")) == recipe
 
 
-@settings(deadline=None, max_examples=50)
 @given(rate=st.floats(min_value=0, exclude_min=True, allow_infinity=False))
 def test_any_number_survives_exactly(rate: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     recipe = Recipe.model_validate({"model": "m", "data": {"train": "t"}, "train": {"learning_rate": rate}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recipe_files import RECIPES
 
@@ -74,7 +74,6 @@ overrides = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(text=mutated(), changes=overrides)
 def test_a_mutated_recipe_gives_a_recipe_or_lines(
     text: bytes, changes: list[str], tmp_path_factory: pytest.TempPathFactory
@@ -82,7 +81,6 @@ def test_a_mutated_recipe_gives_a_recipe_or_lines(
     check(text, changes, tmp_path_factory.getbasetemp() / "fuzz.yaml")
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     text=st.binary(max_size=200)
     | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recipe_files import SMALLEST, problems, write
 
@@ -140,7 +140,6 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=50)
 @given(found=st.lists(entries, min_size=1, max_size=3))
 def test_a_dumped_list_loads_back(
     found: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory

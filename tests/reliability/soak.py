@@ -44,6 +44,7 @@ def beside(series: Callable[[kills.Whole, Path], Tally]) -> Callable[[Path], Tal
 
 
 SERIES: dict[str, Callable[[Path], Tally]] = {
+    "long": lambda folder: suite.run_tests(folder, "long tests", "tests", trials=8, options=suite.LONG),
     "kills": beside(lambda whole, folder: kills.kill_runs(whole, folder, "anywhere", 110)),
     "saves": beside(lambda whole, folder: kills.kill_runs(whole, folder, "save", 50)),
     "reference": beside(lambda whole, folder: kills.kill_runs(whole, folder, "reference", 20)),

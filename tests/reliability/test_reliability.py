@@ -37,15 +37,18 @@ def test_a_killed_run_ends_as_one_that_nobody_killed(
     require(kills.kill_runs(whole, tmp_path, kind, count))
 
 
+@pytest.mark.long
 def test_a_killed_build_ends_as_one_that_nobody_killed(tmp_path: Path) -> None:
     require(build_kills.kill_builds(tmp_path, 1))
 
 
+@pytest.mark.long
 def test_a_damaged_file_is_never_used_without_a_word(tmp_path: Path) -> None:
     require(corruption.corrupt(tmp_path, 6))
 
 
 @pytest.mark.skipif(not disk.can_mount(), reason="mounting a small volume needs root on Linux")
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, whole: kills.Whole) -> None:
     require(disk.fill_levels(whole, tmp_path, 1))
 

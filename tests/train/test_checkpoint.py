@@ -59,6 +59,7 @@ def save(session: Session, run: RunDir, optimizer: optim.Optimizer, step: int, k
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "lion"])
 @pytest.mark.parametrize("layers", [-1, 1])
+@pytest.mark.every(3)
 def test_what_is_saved_comes_back(
     name: str, layers: int, tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:
@@ -232,6 +233,7 @@ def test_mlx_running_out_of_space_leaves_the_previous_checkpoint(
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("base", ["tiny_model", "quantised_model"])
+@pytest.mark.every(3)
 def test_mlx_lm_loads_the_adapter_and_computes_the_same(
     kind: str, base: str, tmp_path: Path, pairs: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -255,6 +257,7 @@ def test_mlx_lm_loads_the_adapter_and_computes_the_same(
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.every(2)
 def test_a_run_resumed_in_one_process_takes_the_same_steps(
     compiled: bool, tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:

@@ -274,6 +274,7 @@ def test_a_step_without_desirable_rows_has_no_figures_of_them(tmp_path: Path, ti
 
 
 @pytest.mark.parametrize("sync", [None, 2])
+@pytest.mark.every(2)
 def test_a_resumed_run_takes_the_same_steps(
     sync: int | None, tmp_path: Path, rows: Path, tiny_model: Path
 ) -> None:
@@ -298,6 +299,7 @@ def test_a_resumed_run_takes_the_same_steps(
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+@pytest.mark.every(2)
 def test_training_learns_the_labels(loss: str, tmp_path: Path, tiny_model: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl", [rated(n) for n in range(40)])
     held_out = write_rows(tmp_path / "valid.jsonl", [rated(n) for n in range(40, 52)])
@@ -320,6 +322,7 @@ def test_training_learns_the_labels(loss: str, tmp_path: Path, tiny_model: Path)
     assert last["kl"] > 0
 
 
+@pytest.mark.long
 def test_swapped_labels_are_learnt_the_other_way_round(tmp_path: Path, tiny_model: Path) -> None:
     swapped = [{**rated(n), "label": not rated(n)["label"]} for n in range(40)]
     data = write_rows(tmp_path / "train.jsonl", swapped)
