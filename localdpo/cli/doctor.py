@@ -280,6 +280,8 @@ def run_checks(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[st
 
 
 def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any] | CheckLine]:
+    from localdpo.launch import failure
+
     after: list[str] = []
     while True:
         begun: str | None = None
@@ -305,7 +307,7 @@ def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any
                         line = CheckLine(**_private(message))
                         report.lines.append(line)
                         yield line
-                how = _ending(process.wait())
+                how = failure(process.wait())
             except Empty:
                 how = f"did not end in {CHECK_SECONDS:.0f} s"
             finally:
@@ -326,12 +328,6 @@ def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any
         if begun is None:
             return
         after = [begun]
-
-
-def _ending(code: int) -> str:
-    from localdpo.launch.explain import signal_name
-
-    return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
 
 
 def _messages(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:

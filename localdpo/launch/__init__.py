@@ -14,6 +14,7 @@ from localdpo.launch.explain import (
     UNSEEN_EXIT,
     ended_lines,
     explain_death,
+    failure,
     full_disk,
     is_device_failure,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Worker",
     "ended_lines",
     "explain_death",
+    "failure",
     "full_disk",
     "is_device_failure",
     "start_worker",

@@ -102,6 +102,13 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def failure(returncode: int) -> str:
+    """How a process ended that did not finish: `failed (exit code 1)` or `was killed by SIGKILL`."""
+    return (
+        f"failed (exit code {returncode})" if returncode >= 0 else f"was killed by {signal_name(-returncode)}"
+    )
+
+
 def _resume(run: RunDir) -> str:
     return f"{RESUME_WITH}{resume_command(run)}"
 
@@ -132,11 +139,7 @@ def _user_errors(run: RunDir, events: list[Event], log: str) -> list[str]:
 
 
 def _how(returncode: int) -> str:
-    if returncode == UNSEEN_EXIT:
-        return "exited (exit status unknown)"
-    return (
-        f"failed (exit code {returncode})" if returncode >= 0 else f"was killed by {signal_name(-returncode)}"
-    )
+    return "exited (exit status unknown)" if returncode == UNSEEN_EXIT else failure(returncode)
 
 
 def _where(run: RunDir, progress: Progress) -> str:

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 from localdpo.core.atomic import LEAST_BYTES, no_space_error, out_of_space, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.core.text import printable
-from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER, bytes_to_resume
+from localdpo.launch.explain import FINISHED_EXIT, STOPPED_EXIT, UNSEEN_EXIT, WORKER, bytes_to_resume, failure
 from localdpo.records.deaths import death_in, training_hint
 from localdpo.records.events import Event, EventTail
 from localdpo.records.rundir import LOCK_FD, RunDir, RunLock, is_end, state_of
@@ -209,17 +209,16 @@ class Job:
     def problem(self) -> str | None:
         """Why it ended without finishing, in one line; None if it has not ended, or finished."""
         code = self._process.poll()
-        if code in (None, 0):
+        if code is None or code == 0:
             return None
         lines = self.lines()
         if code in (USER_ERROR_EXIT, DEVICE_EXIT):
             errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             return printable("; ".join(errors)) if errors else f"{self._what} failed; see {self._log}"
-        how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
         last = f"; {printable(lines[-1])}" if lines else ""
         death = death_in("\n".join(lines))
         hint = f"; {death.cause}: {death.elsewhere}" if death is not None else ""
-        return f"{self._what} {how}{last} (more in {self._log}){hint}; {self._again}"
+        return f"{self._what} {failure(code)}{last} (more in {self._log}){hint}; {self._again}"
 
     def stop(self, patience: float = 10.0) -> None:
         """End the process: SIGTERM, and SIGKILL after `patience` seconds. Nothing happens if it has ended."""

@@ -55,7 +55,7 @@ def test_every_check_is_a_line_and_all_good_is_code_zero(
     ("second", "words"),
     [
         ("os.kill(os.getpid(), signal.SIGABRT)", "the process was killed by SIGABRT: no message"),
-        ("sys.exit('Metal is gone')", "the process ended with exit code 1: Metal is gone"),
+        ("sys.exit('Metal is gone')", "the process failed (exit code 1): Metal is gone"),
     ],
 )
 def test_a_process_that_dies_in_a_check_is_followed_by_one_that_goes_on(

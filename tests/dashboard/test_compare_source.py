@@ -67,7 +67,7 @@ def test_a_job_tells_its_file(tmp_path: Path) -> None:
         ("print('error: no such file'); print('error: nor that'); exit(2)", "no such file; nor that"),
         ("exit(2)", "generation failed; see "),
         ("raise ValueError('out of luck')", "failed (exit code 1); ValueError: out of luck (more in "),
-        ("import os; os.kill(os.getpid(), 9)", "was killed by signal 9 (more in "),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL (more in "),
         ("print('error: no room (x)'); raise SystemExit(4)", "no room (x)"),
         ("import os; print('[METAL] Insufficient Memory', flush=True); os.abort()", "lower --max-tokens"),
     ],
