@@ -52,6 +52,9 @@ _REFUSED: Final = frozenset(
 # With less free nothing useful can be written, an explanation included.
 LEAST_BYTES: Final = 64 * 1024
 _DEAD_AFTER_SECONDS: Final = 3600.0
+# A file above this is not hashed completely.
+WHOLE_FILE: Final = 64 * 2**20
+SAMPLES, SAMPLE_BYTES = 32, 2**16
 
 
 # --- space ---------------------------------------------------------------------------------------------
@@ -387,6 +390,20 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hash(file: Path) -> bytes:
+    """A hash that stands for the content of a file: of all of it, or, above WHOLE_FILE, of its size, its time
+    and samples of its bytes."""
+    stat = file.stat()
+    with file.open("rb") as stream:
+        if stat.st_size <= WHOLE_FILE:
+            return hashlib.file_digest(stream, "sha256").digest()
+        digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        for part in range(SAMPLES):
+            stream.seek(stat.st_size * part // SAMPLES)
+            digest.update(stream.read(SAMPLE_BYTES))
+        return digest.digest()
 
 
 # --- leftovers -----------------------------------------------------------------------------------------

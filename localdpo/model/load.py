@@ -18,16 +18,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_mlx_tokenizer
 from mlx_lm.utils import load_config, load_model
 
-from localdpo.core.atomic import entries
+from localdpo.core.atomic import entries, file_hash
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import resolve
+from localdpo.gguf.convert import cached_folder, is_gguf
 from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, keep_float32_exact
 from localdpo.model.head import text_model
 
-# A file above this is not hashed completely: its size, its time and samples of its bytes represent it.
-WHOLE_FILE = 64 * 2**20
-SAMPLES, SAMPLE_BYTES = 32, 2**16
 # What decides how text becomes tokens, how a conversation is rendered, and which tokens end a generation.
 TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -182,14 +180,18 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWr
 
 
 def model_path(name: str) -> Path:
-    """The folder of a model given as a `demo:` name, a folder or a hub id (downloaded once by mlx-lm).
+    """The folder of a model given as a `demo:` name, a folder, a GGUF file (converted once into the cache) or
+    a hub id (downloaded once by mlx-lm).
 
     Raises:
-        UserError: the folder does not exist or is no model, or the hub id cannot be had.
+        UserError, UserErrors: the folder does not exist or is no model, the file cannot be converted, or the
+            hub id cannot be had.
     """
     if name.startswith("demo:"):
         return resolve(name)
     path = Path(name).expanduser()
+    if is_gguf(name) and not path.is_dir():
+        return cached_folder(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
@@ -198,7 +200,8 @@ def model_path(name: str) -> Path:
         return path
     if looks_local(name):
         raise UserError(
-            f"model {name}: no such folder; expected a model folder, a hub id (org/name) or demo:model"
+            f"model {name}: no such folder; expected a model folder, a .gguf file, a hub id (org/name) or "
+            "demo:model"
         )
     return _from_hub(name)
 
@@ -256,10 +259,15 @@ def _dense(module: nn.Module) -> nn.Module | None:
     """The float32 layer of a quantised one; None for any other module."""
     if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedSwitchLinear):
         return None
+    # mx.dequantize computes in the type of the scales: 16 bits would round what the quantised numbers say.
+    # The other modes have no biases, and scales of 8 bits.
+    scales, biases = module.scales, module.get("biases")
+    if biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     weight = mx.dequantize(
         module.weight,
-        module.scales,
-        module.get("biases"),
+        scales,
+        biases,
         group_size=module.group_size,
         bits=module.bits,
         mode=module.mode,
@@ -283,7 +291,7 @@ def fingerprint(folder: Path) -> str:
         if file.suffix == ".json" and file.name not in {"config.json", "adapter_config.json"}:
             continue
         digest.update(file.name.encode())
-        digest.update(_file_hash(file))
+        digest.update(file_hash(file))
     return digest.hexdigest()
 
 
@@ -297,20 +305,8 @@ def tokenizer_fingerprint(folder: Path) -> str:
     files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}
     for file in sorted(files):
         digest.update(f"{file.relative_to(folder)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(_file_hash(file))
+        digest.update(file_hash(file))
     return digest.hexdigest()
-
-
-def _file_hash(file: Path) -> bytes:
-    stat = file.stat()
-    with file.open("rb") as stream:
-        if stat.st_size <= WHOLE_FILE:
-            return hashlib.file_digest(stream, "sha256").digest()
-        digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-        for part in range(SAMPLES):
-            stream.seek(stat.st_size * part // SAMPLES)
-            digest.update(stream.read(SAMPLE_BYTES))
-        return digest.digest()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _weight_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, se
     """Bytes of the weights as stored and with every parameter as float32, and the floating-point types."""
     stored = dense = 0
     floats = set()
-    packed_bits = int((config.get("quantization") or {}).get("bits", 4))
+    quantization = config.get("quantization") or {}
     for file in folder.glob("model*.safetensors"):
         for name, entry in read_header(file).items():
             start, end = entry["data_offsets"]
@@ -323,6 +323,9 @@ def _weight_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, se
             if entry["dtype"] in ("F32", "F16", "BF16"):
                 floats.add(entry["dtype"])
             if not name.endswith((".scales", ".biases")):
-                bits = packed_bits if entry["dtype"] == "U32" else BITS[entry["dtype"]]
+                # Layers may have bits of their own.
+                own = quantization.get(name.removesuffix(".weight"))
+                packed = (own if isinstance(own, dict) else quantization).get("bits", 4)
+                bits = int(packed) if entry["dtype"] == "U32" else BITS[entry["dtype"]]
                 dense += FLOAT * ((end - start) * 8 // bits)
     return stored, dense, floats

@@ -16,6 +16,7 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm.utils import quantize_model, save_model
 from model_families import tiny
 
+from localdpo.core import atomic
 from localdpo.core.errors import UserError
 from localdpo.model import load
 from localdpo.model.arrays import float_types
@@ -51,10 +52,14 @@ def test_float32_layers_equal_the_dequantised_ones(bits: int, group: int, mode: 
     model.model.layers[0].self_attn.q_proj.bias = mx.ones((64,), dtype=mx.bfloat16) * 0.5
     nn.quantize(model, group_size=group, bits=bits, mode=mode)
     layers = {"q": model.model.layers[0].self_attn.q_proj, "e": model.model.embed_tokens, "h": model.lm_head}
+    if mode == "affine":  # dequantised in float32, whatever type the scales have
+        parts = {
+            name: (q.scales.astype(mx.float32), q.biases.astype(mx.float32)) for name, q in layers.items()
+        }
+    else:
+        parts = {name: (q.scales, None) for name, q in layers.items()}
     expected = {
-        name: mx.dequantize(
-            q.weight, q.scales, q.get("biases"), group_size=group, bits=bits, mode=mode
-        ).astype(mx.float32)
+        name: mx.dequantize(q.weight, *parts[name], group_size=group, bits=bits, mode=mode).astype(mx.float32)
         for name, q in layers.items()
     }
     to_float32(model)
@@ -149,7 +154,7 @@ def test_the_fingerprint_changes_with_a_byte(
 ) -> None:
     """`whole`: the file is hashed in full; else samples, size and time stand for it, as for large files."""
     if not whole:
-        monkeypatch.setattr(load, "WHOLE_FILE", 1000)
+        monkeypatch.setattr(atomic, "WHOLE_FILE", 1000)
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     first = fingerprint(folder)
     assert fingerprint(Path(shutil.copytree(folder, tmp_path / "copy"))) == first

@@ -1,0 +1,262 @@
+"""The tokenizer in a GGUF file's metadata, and a tokenizer as such metadata.
+
+Two kinds are known. `gpt2` is byte-level BPE: the list of merges is in the file, and `tokenizer.ggml.pre`
+names the regular expressions that split text into words before (llama.cpp, llama-vocab.cpp); PRE has the
+original ones of the models' tokenizer.json. `llama` is SentencePiece's BPE: no merges, but a score for each
+token, and of all neighbours those are merged whose token has the highest score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from localdpo.core.errors import UserError
+from localdpo.gguf.file import GGUFFile
+
+# llama.cpp's types of tokens.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
+SPACE: Final = "▁"  # SentencePiece's
+# Tokens are some hundred characters long at most; every way to split one is looked at.
+LONGEST_TOKEN: Final = 2_000
+
+_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_ENDINGS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LETTERS: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE, _SLASHES = r"[^\r\n\p{L}\p{N}]?", _REST.replace("[\\r\\n]*", "[\\r\\n/]*")
+
+
+class Pre(NamedTuple):
+    """What `tokenizer.ggml.pre` stands for.
+
+    Attributes:
+        patterns: text is split by each in turn, what matches and what does not.
+        ignore_merges: whether a word that is a token is not built by merges.
+        bos: whether a text begins with the token for it, where the file does not say.
+        composed: whether Unicode is composed (NFC) first.
+    """
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False
+    bos: bool = False
+    composed: bool = False
+
+
+_LLAMA3: Final = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
+PRE: Final[Mapping[str, Pre]] = {
+    "gpt-2": Pre((_GPT2,)),
+    "smollm": Pre((r"\p{N}", _GPT2)),
+    "llama-bpe": Pre((_LLAMA3,), ignore_merges=True, bos=True),
+    "smaug-bpe": Pre((_LLAMA3,)),
+    "qwen2": Pre((rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_REST}",), composed=True),
+    "tekken": Pre(
+        (rf"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHES}",),
+        ignore_merges=True,
+        bos=True,
+    ),
+    "gpt-4o": Pre(
+        (
+            rf"{_BEFORE}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_ENDINGS}?"
+            rf"|\p{{N}}{{1,3}}|{_SLASHES}",
+        )
+    ),
+}
+# Other names for them.
+SAME: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("mpt", "olmo", "phi-2", "jina-es", "jina-de", "gigachat", "exaone4"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), "llama-bpe"),
+    **dict.fromkeys(("dbrx",), "smaug-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo"), "qwen2"),
+    **dict.fromkeys(("llama4",), "gpt-4o"),
+}
+# Key of the id below tokenizer.ggml -> transformers' name.
+SPECIAL: Final = {
+    "bos_token_id": "bos_token",
+    "eos_token_id": "eos_token",
+    "unknown_token_id": "unk_token",
+    "padding_token_id": "pad_token",
+}
+# Tokens that end an answer besides eos_token_id: of a turn, of a message.
+ENDS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def save_tokenizer(file: GGUFFile, folder: Path, *, rows: int) -> dict[str, Any]:
+    """Write the tokenizer of a file into `folder`; what config.json says of its ids.
+
+    Args:
+        rows: of the embedding.
+
+    Raises:
+        UserError: the file's tokenizer is of another kind, or does not fit together.
+    """
+    tokens = _tokens(file, rows)
+    ids = {key: _id(file, key, len(tokens)) for key in {*SPECIAL, *ENDS}}
+    kinds = _kinds(file, len(tokens))
+    backend = _backend(file, tokens, kinds, ids)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_max_length=file.value(f"{file.value('general.architecture', str)}.context_length", int),
+        chat_template=file.value("tokenizer.chat_template", str, "") or None,
+        **{name: tokens[number] for key, name in SPECIAL.items() if (number := ids[key]) is not None},
+    )
+    tokenizer.save_pretrained(folder)
+    ends = list(dict.fromkeys(number for key in ENDS if (number := ids[key]) is not None))
+    config: dict[str, Any] = {"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}
+    for key, name in (("bos_token_id", "bos_token_id"), ("padding_token_id", "pad_token_id")):
+        if ids[key] is not None:
+            config[name] = ids[key]
+    return config
+
+
+def _tokens(file: GGUFFile, rows: int) -> list[str]:
+    tokens: list[str] = file.value("tokenizer.ggml.tokens", list)
+    key = f"{file.path}: tokenizer.ggml.tokens"
+    if not 1 <= len(tokens) <= rows:
+        raise UserError(f"{key}: expected 1 to {rows:,}, the rows of the embedding, got {len(tokens):,}")
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        if len(token) > LONGEST_TOKEN:
+            raise UserError(f"{key}: token {number:,} has {len(token):,} characters")
+        if seen.setdefault(token, number) != number:
+            raise UserError(f"{key}: tokens {seen[token]:,} and {number:,} are the same")
+    return tokens
+
+
+def _id(file: GGUFFile, key: str, tokens: int) -> int | None:
+    if f"tokenizer.ggml.{key}" not in file.metadata:
+        return None
+    number = file.value(f"tokenizer.ggml.{key}", int)
+    if not 0 <= number < tokens:
+        raise UserError(f"{file.path}: tokenizer.ggml.{key}: expected below {tokens:,}, got {number:,}")
+    return number
+
+
+def _kinds(file: GGUFFile, tokens: int) -> list[int]:
+    """The type of each token."""
+    return _numbers(file, "token_type", tokens, np.full(tokens, NORMAL))
+
+
+def _numbers(file: GGUFFile, key: str, tokens: int, default: np.ndarray | None = None) -> list[Any]:
+    """A number for each token."""
+    values = file.value(f"tokenizer.ggml.{key}", np.ndarray, default)
+    if len(values) != tokens:
+        raise UserError(f"{file.path}: tokenizer.ggml.{key}: expected {tokens:,}, got {len(values):,}")
+    return list(values.tolist())
+
+
+def _backend(
+    file: GGUFFile, tokens: Sequence[str], kinds: Sequence[int], ids: Mapping[str, int | None]
+) -> Tokenizer:
+    model = file.value("tokenizer.ggml.model", str)
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    try:
+        if model == BYTE_LEVEL:
+            pre = _pre(file)
+            backend, adds_bos = _byte_level(vocabulary, _listed_merges(file), pre), pre.bos
+        elif model == SENTENCEPIECE:
+            unknown = ids["unknown_token_id"]
+            merges = _scored_merges(vocabulary, _numbers(file, "scores", len(tokens)))
+            backend = _sentencepiece(file, vocabulary, merges, None if unknown is None else tokens[unknown])
+            adds_bos = True
+        else:
+            raise UserError(
+                f"{file.path}: tokenizer.ggml.model: {model} is not supported; "
+                f"expected {BYTE_LEVEL} or {SENTENCEPIECE}"
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        # `tokenizers` raises bare Exceptions.
+        raise UserError(f"{file.path}: its tokenizer cannot be built: {error}") from error
+    special = {token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL}
+    # llama.cpp takes white space behind Phi 3's special tokens away, but not behind these three.
+    strips = file.value("general.architecture", str) == "phi3" and model == SENTENCEPIECE
+    bare = special - {"<unk>", "<s>", "<|endoftext|>"} if strips else set()
+    # Added in one call, which changes no id of tokens that are in the vocabulary.
+    backend.add_tokens(
+        [
+            AddedToken(token, normalized=False, special=token in special, rstrip=token in bare)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    bos, eos = ids["bos_token_id"], ids["eos_token_id"]
+    adds_bos, adds_eos = (
+        file.value(f"tokenizer.ggml.add_{name}_token", bool, default)
+        for name, default in (("bos", adds_bos), ("eos", False))
+    )
+    first = [tokens[bos]] if bos is not None and adds_bos else []
+    last = [tokens[eos]] if eos is not None and adds_eos else []
+    if first or last:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last],
+            special_tokens=[(token, vocabulary[token]) for token in {*first, *last}],
+        )
+    return backend
+
+
+def _pre(file: GGUFFile) -> Pre:
+    name = file.value("tokenizer.ggml.pre", str)
+    known = PRE.get(SAME.get(name, name))
+    if known is None:
+        raise UserError(
+            f"{file.path}: tokenizer.ggml.pre: how {name} splits words is not known; "
+            f"expected one of {', '.join(sorted({*PRE, *SAME}))}"
+        )
+    return known
+
+
+def _listed_merges(file: GGUFFile) -> list[tuple[str, str]]:
+    merges = []
+    for number, text in enumerate(file.value("tokenizer.ggml.merges", list)):
+        left, _, right = text.partition(" ")
+        if not left or not right:
+            raise UserError(f"{file.path}: tokenizer.ggml.merges: entry {number:,} is not two tokens")
+        merges.append((left, right))
+    return merges
+
+
+def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], pre: Pre) -> Tokenizer:
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.ignore_merges))
+    if pre.composed:
+        backend.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _scored_merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges that SentencePiece's scores imply, the best first; of the same token the earliest parts."""
+    merges = []
+    for token, number in vocabulary.items():
+        for cut in range(1, len(token)):
+            left, right = vocabulary.get(token[:cut]), vocabulary.get(token[cut:])
+            if left is not None and right is not None:
+                merges.append((-scores[number], number, left, right, token[:cut], token[cut:]))
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _sentencepiece(
+    file: GGUFFile, vocabulary: dict[str, int], merges: list[tuple[str, str]], unk: str | None
+) -> Tokenizer:
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    spaces: normalizers.Normalizer = normalizers.Replace(" ", SPACE)
+    parts: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if file.value("tokenizer.ggml.add_space_prefix", bool, True):
+        spaces = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+        parts.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = spaces
+    backend.decoder = decoders.Sequence(parts)
+    return backend
