@@ -101,7 +101,7 @@ def convert(path: Path, folder: Path, *, bits: int | None = None) -> Imported:
         writer.write(temp)
         config |= writer.quantization()
         (temp / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    types = Counter(type_name(tensor.kind) for _, tensor in located)
+    types = dict(Counter(type_name(tensor.kind) for _, tensor in located))
     return Imported(folder, family.name, types, writer.kept, writer.dequantised, writer.written)
 
 

@@ -300,7 +300,9 @@ class SaveSection(Section):
 class Recipe(Section):
     """Everything that decides a run. Paths are relative to the current directory, as in mlx-lm."""
 
-    model: Text = option(..., "folder, hub id or demo: name of the model", also="model_name_or_path")
+    model: Text = option(
+        ..., "folder, .gguf file, hub id or demo: name of the model", also="model_name_or_path"
+    )
     adapter: Text | None = option(
         None, "adapter to start from, often from SFT; it is part of the reference too"
     )

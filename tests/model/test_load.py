@@ -94,7 +94,7 @@ def test_where_a_model_is(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"no config\.json in this folder"):
         model_path(str(tmp_path))
     for name in ("missing", "./missing/model", "/missing", "a/b/c", "~/missing"):
-        with pytest.raises(UserError, match="no such folder; expected a model folder, a hub id"):
+        with pytest.raises(UserError, match=r"no such folder; expected a model folder, a \.gguf file, "):
             model_path(name)
     with pytest.raises(UserError, match="did you mean demo:model"):
         model_path("demo:modell")

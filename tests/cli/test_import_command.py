@@ -1,0 +1,58 @@
+"""`localdpo import`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import localdpo
+from gguf_files import TYPES, random_weights, write_gguf
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    return write_gguf(path, *random_weights("llama"), kind=TYPES.Q5_0)
+
+
+def test_a_file_is_imported_and_tried(tmp_path: Path, small_file: Path) -> None:
+    done = localdpo("import", str(small_file), str(tmp_path / "out"), "--bits", "8")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, answer, perplexity = done.stdout.splitlines()
+    assert first.startswith(f"{tmp_path}/out: llama, 21 tensors (5 F32, 16 Q5_0), ")
+    assert second == "16 tensors of types that MLX lacks became 8 bits"
+    assert answer.startswith("What is the capital of France? ->")
+    assert perplexity.startswith("perplexity ")
+    assert perplexity.endswith("tokens of a built-in paragraph")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization"] == {"group_size": 32, "bits": 8, "mode": "affine"}
+
+
+def test_json(tmp_path: Path, small_file: Path) -> None:
+    done = localdpo("import", str(small_file), str(tmp_path / "out"), "--no-check", "--json")
+    record = json.loads(done.stdout)
+    assert record["types"] == {"F32": 5, "Q5_0": 16}
+    assert record["folder"] == str(tmp_path / "out")
+    assert "check" not in record
+
+
+def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None:
+    done = localdpo("import", str(tmp_path / "model.bin"), str(tmp_path), "--bits", "3")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path}/model.bin: expected a .gguf file",
+        "error: --bits 3: expected 4 or 8",
+        f"error: {tmp_path}: exists already; give another folder",
+    ]
+    done = localdpo("import", str(small_file), str(tmp_path / "none" / "out"))
+    assert done.stderr == f"error: {tmp_path}/none/out: no such folder {tmp_path}/none; create it first\n"
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path, small_file: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(small_file.read_bytes()[:-100])
+    done = localdpo("import", str(tmp_path / "cut.gguf"), str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/cut.gguf: not a complete GGUF file: tensor ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
