@@ -24,6 +24,7 @@ from localdpo.dashboard.appbase import TerminalApp, frame_svg, frame_text
 from localdpo.dashboard.feed import PendingCommands, RunFeed
 from localdpo.dashboard.keymap import SCREEN_TITLES, bindings_of, key_name, keys_of, namespaced
 from localdpo.dashboard.screens.base import RunScreen
+from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.throttle import RenderThrottle
 from localdpo.launch import Worker
@@ -184,7 +185,7 @@ class DashboardApp(TerminalApp):
         """Whether the worker refused to start: there is nothing to look at then."""
         if self.worker is None or self.worker.returncode is None or self.feed is None:
             return False
-        return self.worker.returncode == USER_ERROR_EXIT or self.feed.state.start.time is None
+        return self.worker.returncode == USER_ERROR_EXIT or self.feed.state.start is NOT_STARTED
 
     # --- actions --------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 from localdpo.dashboard.drawing import ChartSeries, Kind, ReferenceValue
 from localdpo.dashboard.plot import smooth_on
 from localdpo.dashboard.state import MetricSeries, RunState
+from localdpo.records.events import as_number
 from localdpo.records.metrics import CHARTS as METRIC_CHARTS
 from localdpo.records.metrics import Metric
 
@@ -36,35 +37,22 @@ class Part:
     smoothed: bool = True
 
 
-def _zero(_: RunState) -> tuple[ReferenceValue, ...]:
-    return (ReferenceValue(0.0),)
-
-
-def _half(_: RunState) -> tuple[ReferenceValue, ...]:
-    return (ReferenceValue(0.5, "0.5 chance"),)
-
-
-def _nothing(_: RunState) -> tuple[ReferenceValue, ...]:
-    return ()
-
-
 def _before_training(state: RunState) -> tuple[ReferenceValue, ...]:
     """The held-out loss at step 0, where policy and reference are one: ln 2 of the DPO loss."""
     losses = state.evals.get("loss")
     first = losses.at(0) if losses is not None else None
     if first is None:
-        return (ReferenceValue(_LN2, "ln 2"),) if state.start.loss == "sigmoid" else ()
+        return (ReferenceValue(_LN2, "ln 2"),) if state.start.text("loss") == "sigmoid" else ()
     return (ReferenceValue(first, "ln 2" if abs(first - _LN2) < 5e-4 else "before training"),)
 
 
 def _clipping(state: RunState) -> tuple[ReferenceValue, ...]:
-    train = state.start.recipe.get("train")
-    most = train.get("max_grad_norm") if isinstance(train, dict) else None
-    return (ReferenceValue(float(most), f"clipped at {most:g}"),) if isinstance(most, int | float) else ()
+    most = as_number(state.start.recipe_section("train").get("max_grad_norm"))
+    return () if most is None else (ReferenceValue(most, f"clipped at {most:g}"),)
 
 
 def _memory_limit(state: RunState) -> tuple[ReferenceValue, ...]:
-    limit = state.start.memory_limit_gb
+    limit = state.start.number("memory_limit_gb")
     return () if limit is None else (ReferenceValue(limit, f"limit {limit:.3g}"),)
 
 
@@ -75,7 +63,7 @@ class ChartSpec:
     name: str
     titles: tuple[str, ...]
     parts: tuple[Part, ...]
-    references: Callable[[RunState], tuple[ReferenceValue, ...]] = _nothing
+    references: Callable[[RunState], tuple[ReferenceValue, ...]] = lambda state: ()
 
 
 # How the series of a chart of several metrics are told apart: (colour, line). A metric alone in its chart
@@ -93,12 +81,12 @@ _LOOKS: Final[dict[str, tuple[str, Kind]]] = {
 # Bare lines, without range and evaluations: the margin between them shows both.
 _BARE: Final = frozenset({"rewards/chosen", "rewards/rejected"})
 _REFERENCES: Final[dict[str, Callable[[RunState], tuple[ReferenceValue, ...]]]] = {
-    "margin": _zero,
-    "accuracy": _half,
+    "margin": lambda state: (ReferenceValue(0.0),),
+    "accuracy": lambda state: (ReferenceValue(0.5, "0.5 chance"),),
     "loss": _before_training,
-    "logp": _zero,
+    "logp": lambda state: (ReferenceValue(0.0),),
     "grad": _clipping,
-    "kl_sampled": _zero,
+    "kl_sampled": lambda state: (ReferenceValue(0.0),),
     "memory": _memory_limit,
 }
 
@@ -122,7 +110,7 @@ def _parts(metrics: Sequence[Metric]) -> tuple[Part, ...]:
 
 
 CHARTS: Final = tuple(
-    ChartSpec(chart.name, chart.titles, _parts(metrics), _REFERENCES.get(chart.name, _nothing))
+    ChartSpec(chart.name, chart.titles, _parts(metrics), _REFERENCES.get(chart.name, lambda state: ()))
     for chart, metrics in METRIC_CHARTS.items()
     if chart.on_screen
 )

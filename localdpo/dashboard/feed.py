@@ -48,7 +48,7 @@ class RunFeed:
     @property
     def trains_on_cpu(self) -> bool:
         """Whether a worker computes on the CPU, whose cores the screen shares; not while it is paused."""
-        return self.alive and self.state.start.is_on_cpu and self.state.progress.phase != "paused"
+        return self.alive and self.state.is_on_cpu and self.state.progress.phase != "paused"
 
     def poll(self, budget: float = 0.02) -> bool:
         """Read on for about `budget` seconds; whether anything changed, the worker's life included."""

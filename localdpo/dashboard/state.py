@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from localdpo.records.rundir import State, state_of
 # Lines for the log view: of all events, and of steps, which would push out all others.
 LOG_LINES: Final = 2000
 STEP_LINES: Final = 2000
+NOT_STARTED: Final = Event(v=1, time=0.0, type="run.started")
 _QUIET: Final = frozenset({"samples", "pairs"})
 _NUMBERS: Final = frozenset({float, int})
 _MISSING: Final = object()
@@ -50,10 +51,6 @@ class MetricSeries:
 
     def __len__(self) -> int:
         return self._count
-
-    def append(self, step: int, value: float | None) -> None:
-        """Add a point; None, as the log writes what is not finite, becomes NaN."""
-        self.extend([step], [value])
 
     def extend(self, steps: Sequence[int] | np.ndarray, values: Sequence[float | None] | np.ndarray) -> None:
         """Add points, as many steps as values; far cheaper than a call for each."""
@@ -116,28 +113,6 @@ def _view(array: np.ndarray, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Start:
-    """What `run.started` says of the run. None or empty where it does not."""
-
-    model: str = ""
-    loss: str = ""
-    beta: float | None = None
-    device: str = ""
-    path: str = ""
-    awake: str = ""
-    total: int | None = None
-    rows: Mapping[str, int] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    memory_limit_gb: float | None = None
-    time: float | None = None
-
-    @property
-    def is_on_cpu(self) -> bool:
-        """Whether it trains on the CPU; a device is named with its library: `cpu (libopenblas.so.0)`."""
-        return self.device.split(" ")[0] == "cpu"
-
-
-@dataclass(frozen=True)
 class LoggedNotice:
     """A notice of the log, with its explanation and what to try."""
 
@@ -179,10 +154,10 @@ class RunState:
     """The fold. `feed` takes events in the order of the log; the attributes are what they add up to.
 
     Attributes:
-        start: the latest `run.started`.
+        start: the latest `run.started`, or NOT_STARTED.
         progress: phase, step, total, time left.
         train, evals: series by metric name, of steps and of evaluations.
-        notices, samples, pairs, checkpoints (steps), acknowledgements: in the order of the log.
+        notices, samples, pairs, acknowledgements: in the order of the log.
         ended: the last event, if it ended the run (finished, stopped, failed, crashed).
         last_time: Unix time of the last event, None before the first.
         damage: a line about what is damaged in the log, None where nothing is.
@@ -192,14 +167,13 @@ class RunState:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.start = Start()
+        self.start = NOT_STARTED
         self.progress = Progress()
         self.train: dict[str, MetricSeries] = {}
         self.evals: dict[str, MetricSeries] = {}
         self.notices: list[LoggedNotice] = []
         self.samples: list[SampleSet] = []
         self.pairs: list[PairsFile] = []
-        self.checkpoints: list[int] = []
         self.acknowledgements: list[Acknowledgement] = []
         self.ended: Event | None = None
         self.last_time: float | None = None
@@ -226,6 +200,11 @@ class RunState:
             return False
         self.version += 1
         return True
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether it trains on the CPU; a device is named with its library: `cpu (libopenblas.so.0)`."""
+        return (self.start.text("device") or "").split(" ")[0] == "cpu"
 
     def state(self, running: bool) -> State:
         """The run's state; `running`: whether its lock is held."""
@@ -264,7 +243,7 @@ class RunState:
             self._log.append((self.count, event))
         match event.type:
             case "run.started":
-                self.start, self.ended = _start_of(event), None
+                self.start, self.ended = event, None
             case "run.resumed":
                 self.ended = None
                 if event.step is not None:
@@ -282,9 +261,6 @@ class RunState:
                 path = event.data.get("path")
                 if event.step is not None and isinstance(path, str):
                     self.pairs.append(PairsFile(event.step, path))
-            case "checkpoint":
-                if event.step is not None:
-                    self.checkpoints.append(event.step)
             case "notice":
                 words = [str(event.data.get(key, "")) for key in ("level", "name", "message", "why", "try")]
                 self.notices.append(LoggedNotice(event.time, event.step, *words))
@@ -297,7 +273,6 @@ class RunState:
             series.truncate(step)
         self.samples = [entry for entry in self.samples if entry.step <= step]
         self.pairs = [entry for entry in self.pairs if entry.step <= step]
-        self.checkpoints = [saved for saved in self.checkpoints if saved <= step]
 
 
 def _extend(table: dict[str, MetricSeries], events: list[Event]) -> None:
@@ -315,26 +290,6 @@ def _extend(table: dict[str, MetricSeries], events: list[Event]) -> None:
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
         if points:
             table.setdefault(name, MetricSeries()).extend(*zip(*points, strict=True))
-
-
-def _start_of(event: Event) -> Start:
-    data = event.data
-    recipe = data.get("recipe")
-    recipe = recipe if isinstance(recipe, Mapping) else {}
-    loss = recipe.get("loss")
-    beta = loss.get("beta") if isinstance(loss, Mapping) else None
-    rows = data.get("rows")
-    total = data.get("total_steps")
-    limit = data.get("memory_limit_gb")
-    return Start(
-        **{key: str(data.get(key, "")) for key in ("model", "loss", "device", "path", "awake")},
-        beta=float(beta) if isinstance(beta, int | float) else None,
-        total=total if isinstance(total, int) else None,
-        rows=rows if isinstance(rows, Mapping) else {},
-        recipe=recipe,
-        memory_limit_gb=float(limit) if isinstance(limit, int | float) else None,
-        time=event.time,
-    )
 
 
 def _sample_of(entry: Mapping[str, Any]) -> WatchedSample:

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localdpo.dashboard.charts import CHARTS
 from localdpo.dashboard.state import MetricSeries, RunState
+from localdpo.dashboard.terminal import Abilities
+from localdpo.dashboard.widgets.bars import header_words
 from localdpo.records.events import Event, effective
 
 pytestmark = pytest.mark.slow
@@ -47,7 +50,6 @@ def seen(state: RunState) -> dict[str, Any]:
         "notices": state.notices,
         "samples": state.samples,
         "pairs": state.pairs,
-        "checkpoints": state.checkpoints,
         "acknowledgements": state.acknowledgements,
         "ended": state.ended,
         "log": state.log(),
@@ -98,7 +100,7 @@ def test_however_the_log_is_cut_the_state_is_the_same(events: list[Event], cuts:
 @given(logs)
 def test_what_a_resume_makes_void_is_gone(events: list[Event]) -> None:
     whole, kept = seen(fold(events)), seen(fold(effective(events)))
-    for name in ("train", "evals", "samples", "pairs", "checkpoints"):
+    for name in ("train", "evals", "samples", "pairs"):
         assert whole[name] == kept[name], name
 
 
@@ -134,11 +136,17 @@ def test_an_end_is_forgotten_when_the_run_goes_on() -> None:
 
 def test_facts_of_the_start_survive_wrong_types() -> None:
     damaged = event("run.started", recipe=[1], rows="x", total_steps="9", model=None, memory_limit_gb="lots")
-    start = fold([damaged]).start
-    assert (start.total, start.beta, dict(start.recipe), dict(start.rows)) == (None, None, {}, {})
-    good = event("run.started", model="m", recipe={"loss": {"beta": 1}}, total_steps=9, memory_limit_gb=36)
-    assert fold([good]).start.beta == 1.0
-    assert fold([good]).start.memory_limit_gb == 36.0
+    good = event("run.started", loss="ipo", recipe={"loss": {"beta": 1}}, total_steps=9, memory_limit_gb=36)
+
+    def shown(start: Event) -> list[str]:
+        state = fold([start])
+        words = [word.text for word in header_words(state, True, 0.0, Abilities())]
+        return words[2:-1] + [
+            line.label for chart in CHARTS for line in chart.references(state) if line.label
+        ]
+
+    assert shown(damaged) == ["0.5 chance"]
+    assert shown(good) == ["step 0/9", "ipo", "β 1", "0.5 chance", "limit 36"]
 
 
 @pytest.mark.parametrize("data", [{}, {"samples": 3}, {"samples": [3]}, {"path": 4}, {"metrics": [1]}])

@@ -23,6 +23,7 @@ from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
 from localdpo.launch import ended_lines
 from localdpo.out.console import Text
+from localdpo.records.events import as_number
 from localdpo.records.progress import Phase, event_age, silent_for
 from localdpo.records.rundir import State
 from localdpo.records.wording import PHASES
@@ -165,7 +166,6 @@ def header_words(
 ) -> list[HeaderWord]:
     """The pieces of the header in their order, at the Unix time `now`, without the bar."""
     phase, progress = phase_of(state, alive, starting), state.progress
-    beta = "β" if abilities.unicode else "beta"
     word = _WORDS.get(phase, phase)
     words = [
         HeaderWord(f"{abilities.mark(phase)} {word}", _STATE_COLOURS.get(phase, "chosen"), True),
@@ -179,16 +179,17 @@ def header_words(
         words.append(HeaderWord(f"step {progress.step:,}/{progress.total:,}"))
     if alive and progress.eta is not None:
         words.append(HeaderWord(f"ETA {format_seconds(progress.eta)}", "ink", True, 8))
-    if state.start.loss:
-        words.append(HeaderWord(printable(state.start.loss), "muted", weight=2))
-    if state.start.beta is not None:
-        words.append(HeaderWord(f"{beta} {format_number(state.start.beta)}", "muted", weight=4))
+    if loss := state.start.text("loss"):
+        words.append(HeaderWord(printable(loss), "muted", weight=2))
+    beta = as_number(state.start.recipe_section("loss").get("beta"))
+    if beta is not None:
+        name = "β" if abilities.unicode else "beta"
+        words.append(HeaderWord(f"{name} {format_number(beta)}", "muted", weight=4))
     rate = state.train.get("learning_rate")
     if rate is not None and rate.last is not None and alive:
         words.append(HeaderWord(f"lr {rate.last:.3g}", "muted", weight=3))
-    if alive and state.start.awake:
-        held = state.start.awake == HELD
-        words.append(HeaderWord("kept awake" if held else "may sleep", "muted", weight=1))
+    if alive and (awake := state.start.text("awake")):
+        words.append(HeaderWord("kept awake" if awake == HELD else "may sleep", "muted", weight=1))
     quiet = event_age(progress, now)
     if quiet is not None:
         is_silent = alive and silent_for(progress, now) is not None

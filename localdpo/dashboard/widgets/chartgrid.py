@@ -166,7 +166,7 @@ class ChartGrid(Container):
         last = max(
             (series.last_step for table in (state.train, state.evals) for series in table.values()), default=0
         )
-        edge = right_edge(last, state.start.total, self._view.span) if self._feed.alive else float(last)
+        edge = right_edge(last, state.progress.total, self._view.span) if self._feed.alive else float(last)
         return 0.0, max(1.0, edge)
 
     def _window(self) -> tuple[float, float]:

@@ -104,7 +104,7 @@ class LogView(Widget, can_focus=True):
         if not fresh:
             return
         self._seen = fresh[-1][0]
-        total = state.start.total
+        total = state.progress.total
         lines = [LogLine(log_line(event, total), colour_of(event)) for _, event in fresh]
         self._lines += lines
         if len(self._lines) > _KEPT + _SLACK:

@@ -164,7 +164,7 @@ def _crash(state: RunState, alive: bool) -> LoggedNotice | None:
 
 def _memory(state: RunState) -> LoggedNotice | None:
     held = measured(state.train, "memory_gb")
-    limit = state.start.memory_limit_gb
+    limit = state.start.number("memory_limit_gb")
     if held is None or limit is None or held.last is None or state.last_time is None:
         return None
     if held.last <= _MEMORY_SHARE * limit or any(_MEMORY_NOTICE in notice.name for notice in state.notices):

@@ -58,7 +58,7 @@ def tiles_of(state: RunState) -> list[Tile]:
         known = line[np.isfinite(line)]
         figure = "-" if not math.isfinite(recent[-1]) else _figure(float(known[-1]))
         if metric.unit == "GB":
-            limit = state.start.memory_limit_gb
+            limit = state.start.number("memory_limit_gb")
             figure += " GB" if limit is None else f"/{limit:.3g} GB"
         steps = series.steps
         axis = Axis(
