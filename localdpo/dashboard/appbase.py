@@ -20,7 +20,7 @@ from textual.dom import DOMNode
 from textual.filter import LineFilter
 
 from localdpo.core.text import printable
-from localdpo.dashboard.terminal import Abilities, AsciiFilter, TextFilter, abilities_of
+from localdpo.dashboard.terminal import Abilities, CharFilter, abilities_of, to_ascii, without_controls
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
 from localdpo.out.console import Console
 
@@ -61,8 +61,8 @@ class TerminalApp(App[None]):
         return PALETTES.get(self.theme, PALETTES["dark"])
 
     def get_line_filters(self) -> list[LineFilter]:
-        filters = [*super().get_line_filters(), TextFilter()]
-        return filters if self.abilities.unicode else [*filters, AsciiFilter()]
+        filters = [*super().get_line_filters(), CharFilter(without_controls)]
+        return filters if self.abilities.unicode else [*filters, CharFilter(to_ascii)]
 
     def notify(self, message: str, **options: Any) -> None:
         """Show `message` for a while; it is never parsed as markup, as names may look like it."""
@@ -150,7 +150,9 @@ def frame_text(app: App[Any]) -> str:
     """The screen as text: one line a row, no escape codes, no trailing spaces."""
     width, _ = app.size
     console = Console(width=width, file=io.StringIO(), color_system=None, legacy_windows=False)
-    console.print(_composed(app), end="")
+    # What the compositor shows, screens below a dialog included. Textual has no public call for it.
+    frame: Any = app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)
+    console.print(frame, end="")
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().split("\n")
     return "\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n"
@@ -158,22 +160,5 @@ def frame_text(app: App[Any]) -> str:
 
 def frame_svg(app: App[Any]) -> str:
     """The screen as an SVG picture that refers to no address but those of its name spaces."""
-    width, height = app.size
-    console = Console(
-        width=width,
-        height=height,
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor",
-        record=True,
-        legacy_windows=False,
-        safe_box=False,
-    )
-    console.print(_composed(app), end="")
-    svg = _WEB_FONTS.sub("", console.export_svg(title="localdpo"))
+    svg = _WEB_FONTS.sub("", app.export_screenshot(title="localdpo"))
     return svg.replace("Fira Code", _FONT).replace(f"{_FONT}, monospace", _FONT)
-
-
-def _composed(app: App[Any]) -> Any:
-    """What the compositor shows, screens below a dialog included. Textual has no public call for it."""
-    return app.screen._compositor.render_update(full=True, screen_stack=app._background_screens)

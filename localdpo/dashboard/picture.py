@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
+from textual.strip import Strip
 
 from localdpo.dashboard.themes import Palette, blend
 
@@ -74,47 +75,34 @@ class Picture:
         ground = np.uint16(COLOURS.index(colour) << 4)
         self._styles[mask] = (self._styles[mask] & ~np.uint16(_GROUND)) | ground
 
-    def lines(self, style_of: Callable[[int], Style]) -> list[list[Segment]]:
-        """The rows as segments; `style_of` maps a code to its style, see `Styles`."""
-        lines = []
+    def strips(self, palette: Palette) -> list[Strip]:
+        """The rows in the colours of a palette."""
+        strips = []
         for codes, styles in zip(self.codes, self._styles, strict=True):
             text = codes.tobytes().decode("utf-32-le")
             cuts = [0, *(np.flatnonzero(np.diff(styles)) + 1).tolist(), self.width]
-            lines.append(
-                [
-                    Segment(text[begin:end], style_of(int(styles[begin])))
-                    for begin, end in itertools.pairwise(cuts)
-                    if begin < end
-                ]
-            )
-        return lines
+            segments = [
+                Segment(text[begin:end], _style(palette, int(styles[begin])))
+                for begin, end in itertools.pairwise(cuts)
+                if begin < end
+            ]
+            strips.append(Strip(segments or [Segment("", _style(palette, 0))], self.width))
+        return strips
 
     def text(self) -> str:
         """The characters alone, a line a row."""
         return "\n".join(row.tobytes().decode("utf-32-le") for row in self.codes)
 
 
-class Styles:
-    """The styles of a picture's cells under a palette, cached. Never None: NO_COLOR fails on that."""
-
-    def __init__(self, palette: Palette) -> None:
-        self.palette = palette
-        self._made: dict[int, Style] = {}
-
-    def __call__(self, code: int) -> Style:
-        style = self._made.get(code)
-        if style is None:
-            style = self._made[code] = self._make(code)
-        return style
-
-    def _make(self, code: int) -> Style:
-        palette = self.palette
-        name, ground = COLOURS[code & 0xF], COLOURS[code >> 4 & 0xF]
-        colour = getattr(palette, name or "ink")
-        if code & _PALE:
-            colour = blend(palette.ground, colour, _TINT)
-        back = blend(palette.ground, getattr(palette, ground), _TINT) if ground else palette.ground
-        return Style(color=colour, bgcolor=back, bold=bool(code & _BOLD))
+@cache
+def _style(palette: Palette, code: int) -> Style:
+    """The style of a cell under a palette. Never None: NO_COLOR fails on that."""
+    name, ground = COLOURS[code & 0xF], COLOURS[code >> 4 & 0xF]
+    colour = getattr(palette, name or "ink")
+    if code & _PALE:
+        colour = blend(palette.ground, colour, _TINT)
+    back = blend(palette.ground, getattr(palette, ground), _TINT) if ground else palette.ground
+    return Style(color=colour, bgcolor=back, bold=bool(code & _BOLD))
 
 
 def fitted(text: str, width: int, ellipsis: str = "…") -> str:

@@ -72,10 +72,6 @@ def _count(steps: int) -> str:
     return f"{steps // 1000}k" if steps < 1_000_000 else f"{steps / 1e6:.1f}M"
 
 
-def _last_part(model: str) -> str:
-    return model.rstrip("/").rsplit("/", 1)[-1]
-
-
 @dataclass(frozen=True)
 class Column:
     """A column as it is laid out.
@@ -96,7 +92,7 @@ class Column:
 
 COLUMNS: Final = (
     Column("name", RUN_COLUMNS["name"], 14, 0),
-    Column("model", RUN_COLUMNS["model"], 12, 8, _last_part),
+    Column("model", RUN_COLUMNS["model"], 12, 8, lambda model: Path(model).name),
     Column("loss", RUN_COLUMNS["loss"], 8, 4),
     Column("beta", RUN_COLUMNS["beta"], 4, 7),
     Column("step", RUN_COLUMNS["step"], _STEP_WIDTH, 1, _short_steps),

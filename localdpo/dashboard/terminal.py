@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,42 +97,36 @@ def abilities_of(environment: Mapping[str, str]) -> Abilities:
     return Abilities(has_unicode, colours=256 if "256color" in term or "kitty" in term else 16)
 
 
-class TextFilter(LineFilter):
-    """Replaces what would steer the terminal. Widgets show its escape; this is for what they miss."""
+class CharFilter(LineFilter):
+    """Replaces characters of every line by others, cell by cell.
+
+    Widgets show the escapes of what would steer the terminal (`without_controls`), and know better what to
+    draw in ASCII (`to_ascii`): this is for what they miss, and for what Textual draws.
+    """
+
+    def __init__(self, replaced: Callable[[str], str]) -> None:
+        super().__init__()
+        self._replaced = replaced
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """`segments` of the same width in cells."""
         return [
-            segment
-            if segment.control or printable(segment.text) == segment.text
-            else Segment(without_controls(segment.text), segment.style)
+            segment if segment.control else Segment(self._replaced(segment.text), segment.style)
             for segment in segments
         ]
 
 
 def without_controls(text: str) -> str:
     """`text` with a `?` for each cell of a character that would steer the terminal."""
+    if printable(text) == text:
+        return text
     return "".join(char if printable(char) == char else "?" * get_character_cell_size(char) for char in text)
 
 
-class AsciiFilter(LineFilter):
-    """Draws every line with ASCII only: borders, scrollbars and marks get a twin, other characters a `?`.
-
-    Widgets that know better (charts, marks) draw in ASCII themselves; this catches what Textual draws.
-    """
-
-    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """`segments` with their text in ASCII and of the same width in cells."""
-        return [
-            segment
-            if segment.control or segment.text.isascii()
-            else Segment(to_ascii(segment.text), segment.style)
-            for segment in segments
-        ]
-
-
 def to_ascii(text: str) -> str:
-    """`text` in ASCII, cell by cell: a character of two cells becomes two."""
+    """`text` in ASCII, cell by cell: borders and marks become their twins, others a `?` for each cell."""
+    if text.isascii():
+        return text
     return "".join(
         char if char.isascii() else _TWINS.get(char, "?").ljust(get_character_cell_size(char), "?")[:2]
         for char in text

@@ -12,7 +12,7 @@ from typing import Final
 from textual.theme import Theme
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Palette:
     """Colours by meaning, `#rrggbb`, for what is drawn by hand. In style sheets they are `$chosen` and so on.
 

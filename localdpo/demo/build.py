@@ -35,14 +35,10 @@ MODEL_BYTES, ADAPTER_BYTES = 2_000_000, 2_000_000  # more than is needed
 TOKENIZER_DOCUMENTS, TOKENIZER_ANSWERS = 4000, 1500
 TEMPERATURE = 1.0  # one for both answers: two would teach the model to prefer the colder one
 MAX_ANSWER_TOKENS = 80
-SFT_SETTINGS = {
+SFT_SETTINGS: Row = {
     "loss": "sft",
-    "train.epochs": 5,
-    "train.batch_size": 16,
-    "train.learning_rate": 2e-3,
-    "train.max_length": 256,
-    "lora.rank": 8,
-    "lora.scale": 10,
+    "train": {"epochs": 5, "batch_size": 16, "learning_rate": 2e-3, "max_length": 256},
+    "lora": {"rank": 8, "scale": 10},
 }
 
 
@@ -99,19 +95,17 @@ def train_sft(out: Path, seed: int, say: Say) -> None:
     from localdpo.recipe.schema import Recipe
 
     settings = {
-        "model": str(out / "model"),
-        "data.train": str(out / "demonstrations/train.jsonl"),
-        "data.valid": str(out / "demonstrations/valid.jsonl"),
-        "train.seed": seed,
-        "eval.samples": 0,
-        "eval.every": 100,
         **SFT_SETTINGS,
+        "model": str(out / "model"),
+        "data": {name: str(out / f"demonstrations/{name}.jsonl") for name in ("train", "valid")},
+        "train": {**SFT_SETTINGS["train"], "seed": seed},
+        "eval": {"samples": 0, "every": 100},
     }
     say("SFT: training")
     with tempfile.TemporaryDirectory(prefix="localdpo-demo-") as temp:
         run = Path(temp) / "sft"
         run.mkdir()
-        write_text(run / "recipe.yaml", dump_recipe(Recipe.model_validate(_nested(settings))))
+        write_text(run / "recipe.yaml", dump_recipe(Recipe.model_validate(settings)))
         done = subprocess.run(
             [sys.executable, "-m", "localdpo.train", str(run)], capture_output=True, text=True, check=False
         )
@@ -163,15 +157,6 @@ def make_preferences(out: Path, incidents: dict[str, list[Incident]], seed: int,
                 )
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(out / f"{name}.jsonl", (options.out / TRAIN).read_text())
-
-
-def _nested(settings: dict[str, object]) -> Row:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    values: Row = {}
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[name] = value
-    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

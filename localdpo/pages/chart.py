@@ -8,7 +8,7 @@ is the geometry; the template `chart.html.j2` writes it down.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final, Literal
@@ -153,19 +153,18 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
     return thin
 
 
-class _scale:
+def _scale(values: tuple[float, float], start: float, end: float) -> Callable[[float], float]:
     """Linear from a range of values to a range of pixels, rounded to a tenth."""
+    low, high = values
 
-    def __init__(self, values: tuple[float, float], start: float, end: float) -> None:
-        self.low, self.high = values
-        self.start, self.end = start, end
+    def place(value: float) -> float:
+        share = (value - low) / (high - low)
+        return round(start + min(1.0, max(0.0, share)) * (end - start), 1)
 
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
+    return place
 
 
-def _shape(series: PlotSeries, to_x: _scale, to_y: _scale) -> PlotShape:
+def _shape(series: PlotSeries, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> PlotShape:
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in thinned(series.points):
         if y is None or not math.isfinite(y):

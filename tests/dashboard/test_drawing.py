@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.style import Style
 
 from localdpo.dashboard.drawing import ChartSeries, Face, Kind, ReferenceValue, draw
-from localdpo.dashboard.picture import COLOURS, Picture, Styles, blend, fitted
+from localdpo.dashboard.picture import COLOURS, Picture, blend, fitted
 from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.themes import PALETTES
 
@@ -60,7 +60,7 @@ def test_any_series_at_any_size_can_be_drawn(
     assert len(lines) == height
     assert all(len(line) == width for line in lines)
     assert not ascii or picture.text().isascii()
-    for line in picture.lines(Styles(PALETTES["dark"])):
+    for line in picture.strips(PALETTES["dark"]):
         assert "".join(segment.text for segment in line)
         assert all(isinstance(segment.style, Style) for segment in line)
 
@@ -163,17 +163,10 @@ def test_the_longest_title_that_fits_is_taken():
 def test_a_band_is_a_tint_or_characters():
     noisy = series([0.0, 1.0] * 50)
     tinted = draw(60, 12, [noisy], Face(TITLES, (0.0, 100.0))).picture
-    grounds = {
-        segment.style.bgcolor
-        for line in tinted.lines(Styles(PALETTES["dark"]))
-        for segment in line
-        if segment.style
-    }
-    assert len(grounds) == 2
     plain = draw(60, 12, [noisy], Face(TITLES, (0.0, 100.0), ascii=True)).picture
-    assert (
-        len({s.style.bgcolor for line in plain.lines(Styles(PALETTES["dark"])) for s in line if s.style}) == 2
-    )
+    for picture in (tinted, plain):
+        strips = picture.strips(PALETTES["dark"])
+        assert len({segment.style.bgcolor for strip in strips for segment in strip if segment.style}) == 2
     assert plain.text().isascii()
     assert "░" in "".join(text_of(60, 12, noisy, shade=True))
     assert ":" in "".join(text_of(60, 12, noisy, shade=True, ascii=True))
@@ -216,11 +209,13 @@ def test_a_part_shares_its_cells():
 
 
 def test_every_colour_of_a_cell_has_a_style():
-    styles = Styles(PALETTES["light"])
-    for place in range(len(COLOURS)):
-        for ground in range(len(COLOURS)):
-            assert isinstance(styles(place | ground << 4), Style)
-    assert styles(3) is styles(3)
+    for palette in PALETTES.values():
+        picture = Picture(len(COLOURS), len(COLOURS))
+        for place, colour in enumerate(COLOURS):
+            picture.put(place, 0, "x" * len(COLOURS), colour)
+            picture.tint(np.arange(len(COLOURS)) == np.full((len(COLOURS), 1), place), colour)
+        segments = [segment for strip in picture.strips(palette) for segment in strip]
+        assert all(isinstance(segment.style, Style) for segment in segments)
 
 
 def test_colours_are_blended_and_texts_fitted():

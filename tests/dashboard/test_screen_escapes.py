@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from localdpo.core.text import escaped
 from localdpo.dashboard.appbase import frame_svg, frame_text
-from localdpo.dashboard.terminal import TextFilter
+from localdpo.dashboard.terminal import CharFilter, without_controls
 from localdpo.records.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -78,5 +78,5 @@ def test_a_notification_is_never_markup(run: RunDir) -> None:
 
 def test_what_a_widget_lets_pass_is_taken_out_in_the_last_filter() -> None:
     home = Segment("\x1b[H", control=[(ControlType.HOME,)])
-    segments = TextFilter().apply([Segment("a\x1b[2J\x9bé日\xad"), home], Color(0, 0, 0))
+    segments = CharFilter(without_controls).apply([Segment("a\x1b[2J\x9bé日\xad"), home], Color(0, 0, 0))
     assert [segment.text for segment in segments] == ["a[2Jé日?", "\x1b[H"]

@@ -4,7 +4,7 @@ import pytest
 from rich.segment import Segment
 from textual.color import Color
 
-from localdpo.dashboard.terminal import MARKS, Abilities, AsciiFilter, abilities_of, to_ascii
+from localdpo.dashboard.terminal import MARKS, Abilities, CharFilter, abilities_of, to_ascii
 
 UTF8 = {"LANG": "en_US.UTF-8"}
 
@@ -54,5 +54,5 @@ def test_states_have_marks_of_their_own():
 def test_the_filter_leaves_ascii_of_the_same_width():
     assert to_ascii("╭─ a ─╮ ✓ é 漢") == "+- a -+ + ? ??"
     assert to_ascii(chr(0x2212) + chr(0x201C) + chr(0x2019)) == "-\"'"
-    segments = AsciiFilter().apply([Segment("▲1"), Segment("plain")], Color(0, 0, 0))
+    segments = CharFilter(to_ascii).apply([Segment("▲1"), Segment("plain")], Color(0, 0, 0))
     assert [segment.text for segment in segments] == ["^1", "plain"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
@@ -11,7 +10,7 @@ from textual.containers import Container
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.text import printable
+from localdpo.core.text import common_prefix, printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import Tinting, clean, scale_of, signed, tints_legend, tokens_text
@@ -180,8 +179,7 @@ class PairsScreen(StepScreen):
 
 def parting(chosen: str, rejected: str) -> int:
     """The index of the first word in which two texts differ."""
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    return chosen.rfind(" ", 0, shared) + 1
+    return chosen.rfind(" ", 0, len(common_prefix([chosen, rejected]))) + 1
 
 
 def beginning(text: str, start: int, width: int) -> str:

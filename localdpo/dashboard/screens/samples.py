@@ -9,7 +9,7 @@ from textual.binding import BindingType
 from textual.containers import Container
 from textual.widgets import Static
 
-from localdpo.core.text import count_words, printable, word_diff
+from localdpo.core.text import count_words, counted, printable, word_diff
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text
@@ -159,5 +159,4 @@ class SamplesScreen(StepScreen):
 
 
 def _length(text: str) -> str:
-    words = len(text.split())
-    return f"{words} word{'' if words == 1 else 's'}"
+    return counted(len(text.split()), "word")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from rich.segment import Segment
 from textual import events
 from textual.geometry import Region
 from textual.message import Message
@@ -22,7 +21,6 @@ from textual.widget import Widget
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.axes import Axis
 from localdpo.dashboard.drawing import ChartSeries, DrawnChart, Face, ReferenceValue, draw
-from localdpo.dashboard.picture import Styles
 
 
 class LineChart(Widget, can_focus=True):
@@ -62,7 +60,6 @@ class LineChart(Widget, can_focus=True):
         self._key: Hashable = None
         self._drawing: DrawnChart | None = None
         self._strips: list[Strip] = []
-        self._styles: Styles | None = None
 
     def show(
         self,
@@ -113,7 +110,7 @@ class LineChart(Widget, can_focus=True):
     def _draw(self) -> bool:
         """Draw if anything changed since; whether it did."""
         palette, abilities = app_of(self).palette, app_of(self).abilities
-        key = (self._version, self._look, self.size, palette.ground, palette.chosen, self.has_focus)
+        key = (self._version, self._look, self.size, palette, self.has_focus)
         if key == self._key:
             return False
         self._key = key
@@ -129,11 +126,7 @@ class LineChart(Widget, can_focus=True):
             chosen=self.has_focus,
         )
         self._drawing = draw(self.size.width, self.size.height, self._series, face)
-        if self._styles is None or self._styles.palette != palette:
-            self._styles = Styles(palette)
-        blank = [Segment("", self._styles(0))]
-        lines = self._drawing.picture.lines(self._styles)
-        self._strips = [Strip(segments or blank, self.size.width) for segments in lines]
+        self._strips = self._drawing.picture.strips(palette)
         return True
 
     def on_focus(self) -> None:

@@ -20,7 +20,6 @@ _SEVERITY: Final = {"info": 0, "warning": 1, "critical": 2}
 _COLOURS: Final = {"info": "chosen", "warning": "rejected", "critical": "critical"}
 _WORDS: Final = {"info": "notice"}
 _WIDE: Final = 70  # columns from which the keys have their words
-_MARKS: Final = {"info": "notice"}
 
 NoticeKey = tuple[str, str]
 
@@ -47,7 +46,7 @@ def notice_text(notice: LoggedNotice, app: TerminalApp) -> Text:
 
 
 def _head(notice: LoggedNotice, app: TerminalApp) -> Text:
-    mark = app.abilities.mark(_MARKS.get(notice.level, notice.level if notice.level in _SEVERITY else "info"))
+    mark = app.abilities.mark(_WORDS.get(notice.level, notice.level if notice.level in _SEVERITY else "info"))
     when = time.strftime("%H:%M", time.localtime(notice.time))
     at = "" if notice.step is None else f" step {notice.step:,}"
     word = _WORDS.get(notice.level, notice.level).upper()

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from rich.segment import Segment
 from textual.strip import Strip
 from textual.widget import Widget
 
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.axes import Axis, short
-from localdpo.dashboard.picture import Picture, Styles
+from localdpo.dashboard.picture import Picture
 from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.state import RunState
 from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
@@ -119,7 +118,6 @@ class TileRow(Widget):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self._tiles: list[Tile] = []
-        self._styles: Styles | None = None
 
     def show(self, state: RunState) -> None:
         """Show the figures of a run."""
@@ -129,13 +127,9 @@ class TileRow(Widget):
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        app = app_of(self)
-        if self._styles is None or self._styles.palette != app.palette:
-            self._styles = Styles(app.palette)
         picture = self._boxes() if self.size.height >= 3 else self._line()
-        lines = picture.lines(self._styles)
-        segments = lines[y] if y < len(lines) else []
-        return Strip(segments or [Segment("", self._styles(0))], self.size.width)
+        strips = picture.strips(app_of(self).palette)
+        return strips[y] if y < len(strips) else Strip.blank(self.size.width)
 
     def _boxes(self) -> Picture:
         app = app_of(self)
