@@ -23,20 +23,13 @@ from localdpo.dashboard.picture import Picture, fitted
 from localdpo.dashboard.plot import Stroke, band, braille, dots, envelope, gap_columns, stroke
 
 Kind = Literal["line", "dashed", "dotted", "points"]
-# Of how many dot columns the first so many are drawn; in ASCII the character of a point.
-_PATTERNS: Final[dict[Kind, tuple[tuple[int, int], str]]] = {
-    "line": ((1, 1), "*"),
-    "dashed": ((6, 4), "o"),
-    "dotted": ((2, 1), "."),
-    "points": ((1, 1), "@"),
+# Of how many dot columns the first so many are drawn; a line in the legend; in ASCII every point of it.
+_LINES: Final[dict[Kind, tuple[tuple[int, int], str, str]]] = {
+    "line": ((1, 1), "━", "*"),
+    "dashed": ((6, 4), "╍", "o"),
+    "dotted": ((2, 1), "┈", "."),
 }
-_SWATCHES: Final[dict[Kind, tuple[str, str]]] = {
-    "line": ("━", "*"),
-    "dashed": ("╍", "o"),
-    "dotted": ("┈", "."),
-    "points": ("◆", "@"),
-}
-# Marks of the second and later series of points.
+# Marks of the series of points, in their order.
 _MARKS: Final = (("◆", "@"), ("◇", "%"), ("▲", "&"), ("△", "$"))
 # (step, names, values, reference values) in the legend, from full to sparse; at a step its values count most.
 _FULLNESS: Final = ((0, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0))
@@ -281,7 +274,8 @@ def _legend(series: Sequence[ChartSeries], face: Face, room: int) -> list[tuple[
 def _swatch(series: Sequence[ChartSeries], curve: ChartSeries, face: Face) -> str:
     if curve.kind == "points":
         return _mark(series, curve, face)
-    return _SWATCHES[curve.kind][face.ascii]
+    _, line, point = _LINES[curve.kind]
+    return point if face.ascii else line
 
 
 def _mark(series: Sequence[ChartSeries], curve: ChartSeries, face: Face) -> str:
@@ -358,7 +352,7 @@ def _lines(area: _Area, series: Sequence[ChartSeries], face: Face, fine: Axis, p
     scale = Scale(area.scale.low, area.scale.high, area.rows * per_row, area.scale.log)
     taken = np.zeros((area.rows, area.columns), dtype=np.uint8)
     for curve in reversed([curve for curve in series if curve.kind != "points"]):
-        pattern, char = _PATTERNS[curve.kind]
+        pattern, _, char = _LINES[curve.kind]
         mean = curve.line is not None
         line: Stroke = stroke(curve.steps, curve.drawn, fine, scale, mean)
         if face.ascii:

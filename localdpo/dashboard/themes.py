@@ -92,6 +92,10 @@ PALETTES: Final[dict[str, Palette]] = {
 THEME_NAMES: Final = tuple(PALETTES)
 
 
+_NAMED: Final = ("chosen", "rejected", "critical", "good", "muted", "ink", "band", "line")
+_SCROLLBAR_GROUNDS: Final = ("background", "background-hover", "background-active", "corner-color")
+
+
 def theme_of(name: str) -> Theme:
     """The Textual theme of PALETTES[name]."""
     palette = PALETTES[name]
@@ -109,14 +113,7 @@ def theme_of(name: str) -> Theme:
         panel=palette.surface,
         dark=palette.dark,
         variables={
-            "chosen": palette.chosen,
-            "rejected": palette.rejected,
-            "critical": palette.critical,
-            "good": palette.good,
-            "muted": palette.muted,
-            "ink": palette.ink,
-            "band": palette.band,
-            "line": palette.line,
+            **{name: getattr(palette, name) for name in _NAMED},
             "border": palette.line,
             "border-blurred": palette.line,
             "block-cursor-background": palette.chosen,
@@ -129,10 +126,7 @@ def theme_of(name: str) -> Theme:
             "scrollbar": palette.line,
             "scrollbar-hover": palette.muted,
             "scrollbar-active": palette.chosen,
-            "scrollbar-background": palette.ground,
-            "scrollbar-background-hover": palette.ground,
-            "scrollbar-background-active": palette.ground,
-            "scrollbar-corner-color": palette.ground,
+            **{f"scrollbar-{part}": palette.ground for part in _SCROLLBAR_GROUNDS},
         },
     )
 

@@ -1,31 +1,137 @@
 """The one way to print to the terminal: control characters of any text are escaped.
 
-`console.Console` and `console.Text` are rich's, for tables and bars. Every process calls `guard` first, which
-also escapes what others print (warnings, tracebacks).
+`say` and `print_json` print lines; `console.Console` and `console.Text` are rich's, for tables and bars.
+Every process calls `guard` first, which also escapes what others print (warnings, tracebacks).
 """
 
 from __future__ import annotations
 
-from localdpo.out.streams import (
-    UNREAD_EXIT,
-    Escaped,
-    OutputError,
-    guard,
-    json_text,
-    print_json,
-    say,
-    say_device_error,
-    say_errors,
-)
+import errno
+import io
+import json
+import os
+import re
+import sys
+from typing import Any, Final, NoReturn, TextIO
 
-__all__ = [
-    "UNREAD_EXIT",
-    "Escaped",
-    "OutputError",
-    "guard",
-    "json_text",
-    "print_json",
-    "say",
-    "say_device_error",
-    "say_errors",
-]
+from localdpo.core.errors import DEVICE_EXIT, LocalDPOError
+from localdpo.core.text import escaped, printable
+from localdpo.records.deaths import error_hint
+
+# As a shell names the end of a program by SIGPIPE.
+UNREAD_EXIT: Final = 141
+_NOBODY_READS: Final = (errno.EPIPE, errno.EIO)
+# How tqdm, which shows downloads, goes back to the line of a bar.
+_BACK: Final = re.compile(r"\r|(?:\x1b\[A)+")
+
+
+class Escaped(str):
+    """Text that is ready for the terminal: its user's text is escaped, its codes are the program's own."""
+
+
+class OutputError(OSError):
+    """A standard stream cannot be written, usually because the disk is full."""
+
+
+def guard() -> None:
+    """Put stdout and stderr behind the filter; done once by every process, before it prints."""
+    if sys.stdout is not None and not isinstance(sys.stdout, _Guarded):
+        sys.stdout = _Guarded(sys.stdout)
+    if sys.stderr is not None and not isinstance(sys.stderr, _Guarded):
+        sys.stderr = _Guarded(sys.stderr)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print `text`, line breaks and tabs included, on stdout, or on stderr if it is an `error`."""
+    print(escaped(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_errors(error: LocalDPOError) -> None:
+    """One `error: ...` line on stderr for each problem."""
+    for line in error.lines:
+        say(f"error: {printable(line)}", error=True)
+
+
+def say_device_error(error: RuntimeError | MemoryError) -> int:
+    """Report that a device failed or memory ran out, and what to do, in one `error: ...` line; DEVICE_EXIT.
+
+    Raises `error` again if it is anything else.
+    """
+    hint = error_hint(error)
+    if hint is None:
+        raise error
+    say(f"error: {hint} ({printable(str(error)) or type(error).__name__})", error=True)
+    return DEVICE_EXIT
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON in ASCII without control characters: neither a terminal nor an encoding changes it."""
+    # json.dumps escapes every one but DEL.
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON."""
+    say(json_text(value, indent=1))
+
+
+class _Guarded(io.TextIOBase):
+    """Writes text escaped, unless it is Escaped, to `stream`; what its encoding lacks as an escape, too.
+
+    A reader that has gone (`| head`) ends the process quietly. There is no `buffer`: bytes would get round
+    the filter.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+        self._is_fresh = True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        shown = text if isinstance(text, Escaped) else self._filtered(text)
+        try:
+            self._stream.write(shown)
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _filtered(self, text: str) -> str:
+        """`text` escaped. Only a bar may go back to the line's beginning, where nothing else stands in it."""
+        back = _BACK.match(text) if self._is_fresh else None
+        lead = back[0] if back else ""
+        if text:
+            self._is_fresh = bool(lead) or text.endswith("\n")
+        return lead + escaped(text[len(lead) :])
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        # What is still to be written goes nowhere, or the interpreter would complain of it at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        if error.errno in _NOBODY_READS:
+            raise SystemExit(UNREAD_EXIT) from None
+        raise OutputError(error.errno, error.strerror) from error

@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from localdpo.core.text import escaped
-from localdpo.out.streams import Escaped
+from localdpo.out import Escaped
 
 
 class Console(rich.console.Console):

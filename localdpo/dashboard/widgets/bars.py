@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -93,38 +93,26 @@ class KeyBar(ActionBar):
         self._always = [key for key in everywhere if key.key in _ALWAYS]
 
     def render(self) -> Text:
-        unicode = app_of(self).abilities.unicode
-        right = Text(_GAP).join(self._styled(words) for words in footer_words(self._always, unicode))
+        right = Text(_GAP).join(self._words(self._always))
         room = self.size.width - right.cell_len
-        left = Text()
-        keys = [key for key in self._keys if self.has_worker or key.action not in NEED_WORKER]
-        for words in footer_words(keys, unicode):
+        left = Text(no_wrap=True, overflow="crop")
+        for words in self._words(
+            [key for key in self._keys if self.has_worker or key.action not in NEED_WORKER]
+        ):
             if left.cell_len + words.cell_len + 2 * len(_GAP) > room:
                 break
-            left.append_text(self._styled(words)).append(_GAP)
-        gap = max(0, room - left.cell_len)
-        line = left.append(" " * gap).append_text(right)
-        line.no_wrap, line.overflow = True, "crop"
-        return line
+            left.append_text(words).append(_GAP)
+        return left.append(" " * max(0, room - left.cell_len)).append_text(right)
 
-    def _styled(self, words: Text) -> Text:
-        palette = app_of(self).palette
-        styled = Text().append_text(words)
-        styled.stylize(palette.muted)
-        styled.stylize(f"bold {palette.chosen}", 0, words.plain.index(" "))
-        return styled
-
-
-def footer_words(keys: Sequence[Key], unicode: bool) -> list[Text]:
-    """`key label` of each, for a footer; keys of one label that follow each other share it (`←→ step`)."""
-    texts = []
-    for label, group in itertools.groupby(keys, key=lambda key: key.label):
-        text = Text()
-        for key in group:
-            action = _action(namespaced(key))
-            text.append(key_name(key.key, unicode), action)
-        texts.append(text.append(f" {label}", action))
-    return texts
+    def _words(self, keys: Sequence[Key]) -> Iterator[Text]:
+        """`key label` of each; keys of one label that follow each other share it (`←→ step`)."""
+        app = app_of(self)
+        for label, group in itertools.groupby(keys, key=lambda key: key.label):
+            text = Text()
+            for key in group:
+                name, action = key_name(key.key, app.abilities.unicode), _action(namespaced(key))
+                text.append(name, Style.parse(f"bold {app.palette.chosen}") + action)
+            yield text.append(f" {label}", Style.parse(app.palette.muted) + action)
 
 
 _BAR: Final = (8, 24)  # shortest and longest progress bar, in cells
