@@ -6,7 +6,7 @@
 # make lint    all of that but the tests
 # make bench   speed and memory, measured in tests/benchmarks
 # make docs    the pages of docs/ as a site, in build/site
-# make soak    kills, full disks, damage, races and long runs in full: about an hour, one table
+# make soak    that, and kills, full disks, damage, races and long runs in full: over an hour, one table
 # make clean   remove .venv and caches; runs/ stays
 
 PYTHON ?= python3

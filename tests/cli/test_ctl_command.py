@@ -131,6 +131,7 @@ def test_time_stopped_by_a_signal_is_in_no_figure_and_a_shutdown_of_every_proces
     assert worked < events[-1].time - events[0].time - 2.2 + events[0].data["metrics"]["step_seconds"]
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_explained_within_two_seconds(run: RunDir, worker: Worker):
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)

@@ -201,6 +201,7 @@ def test_without_answers_the_key_that_makes_them_is_named(run: RunDir) -> None:
         ((200, 60), {}),
     ],
 )
+@pytest.mark.every(3)
 def test_every_size_shows_an_answer(size: tuple[int, int], environment: dict[str, str], run: RunDir) -> None:
     write_answers(run.path, ("base", "sft", "dpo", "run:b", "run:c"))
     frame = frame_after(run, "right", "right", size=size, **environment)

@@ -69,8 +69,13 @@ def check_regions(app: DashboardApp, screen: str) -> str:
     return frame
 
 
-@pytest.mark.parametrize("screen", SCREEN_TITLES)
-@pytest.mark.parametrize("colours", ["dark", "nocolor"])
+CASES = [(screen, "dark") for screen in SCREEN_TITLES] + [
+    pytest.param(screen, "nocolor", marks=[] if screen == "live" else [pytest.mark.long])
+    for screen in SCREEN_TITLES
+]
+
+
+@pytest.mark.parametrize(("screen", "colours"), CASES)
 def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colours: str) -> None:
     """One terminal that is resized: every size shows what it shows when it is the first."""
     environment = {}

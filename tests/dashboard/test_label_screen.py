@@ -157,6 +157,7 @@ def test_a_full_disk_ends_it_with_its_line(data: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 12), (60, 20), (200, 50)])
+@pytest.mark.every(3)
 def test_every_size_shows_both_answers(data: Path, size: tuple[int, int]) -> None:
     state = opened(data)
     frame = pressed(state, size=size)

@@ -369,6 +369,7 @@ def test_new_steps_move_the_charts(run: RunDir):
 
 
 @pytest.mark.parametrize("key", ["space", "escape", "end"])
+@pytest.mark.every(2)
 def test_what_is_frozen_does_not_change_until_it_is_resumed(key: str):
     run = make_run(Path("runs"), "alive", steps=20, end=None)
     app = make_app(run, clock=lambda: BEGAN + 23)
@@ -412,6 +413,7 @@ def test_a_crash_is_shown_with_the_resume_command():
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 12)])
+@pytest.mark.every(3)
 def test_before_the_first_step_it_says_what_it_waits_for(size: tuple[int, int]):
     run = RunDir.create(Path("runs"), "new", "model: m\n")
     run.events.write_bytes(encode_event("run.started", None, BEGAN, {"total_steps": 9}))
@@ -482,6 +484,7 @@ def test_another_run_starts_afresh(run: RunDir):
     [{"NO_COLOR": "1"}, {"COLORTERM": "", "TERM": "xterm"}, {"LOCALDPO_ASCII": "1"}],
     ids=["no colour", "16 colours", "ascii"],
 )
+@pytest.mark.every(2)
 def test_poorer_terminals_see_the_same_charts(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ):
@@ -506,7 +509,7 @@ def test_any_size_at_any_moment(run: RunDir):
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        for number in range(24):
+        for number in range(12):
             await resize(pilot, numbers.randint(1, 110), numbers.randint(1, 38))
             if number % 3 == 0:
                 await press(
@@ -516,7 +519,7 @@ def test_any_size_at_any_moment(run: RunDir):
         await press(pilot, "escape", "escape", "escape", "0")
         assert charts(app)
 
-    drive(app, act)
+    drive(app, act, paint=True)
 
 
 @pytest.mark.parametrize(

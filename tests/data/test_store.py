@@ -335,9 +335,9 @@ def test_statistics(tmp_path: Path) -> None:
 @pytest.mark.every(2)
 def test_real_pairs(tmp_path: Path, shape: str) -> None:
     tokenizer = chat_tokenizer(shape)
-    limits: dict[str, Any] = {"max_length": 1024, "max_prompt_length": 512, "limit": 200}
+    limits: dict[str, Any] = {"max_length": 1024, "max_prompt_length": 512, "limit": 60}
     store = open_pairs(REAL_PAIRS, tmp_path, tokenizer=tokenizer, **limits)
-    lines = REAL_PAIRS.read_text().splitlines()[:200]
+    lines = REAL_PAIRS.read_text().splitlines()[:60]
     assert store.report.read == len(lines)
     assert len(store) + store.report.dropped_total == len(lines)
     longest = store.prompt_lengths + store.response_lengths.max(axis=1)

@@ -79,8 +79,8 @@ def test_pairs_are_what_prefs_build_makes_of_the_sft_model(
 
 
 def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"400 pairs wanted, only \d of 8 prompts made one"):
-        build.make_preferences(demo_folder(tmp_path), {"preferences/train": heldout(8)}, 0, lambda line: None)
+    with pytest.raises(UserError, match=r"400 pairs wanted, only \d of 2 prompts made one"):
+        build.make_preferences(demo_folder(tmp_path), {"preferences/train": heldout(2)}, 0, lambda line: None)
 
 
 def test_keeping_an_adapter_that_is_not_there_is_one_line(

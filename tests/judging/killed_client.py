@@ -24,7 +24,7 @@ from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Journal
 from localdpo.records.verdicts import Verdict
 
-PAIRS = pairs(6)
+PAIRS = pairs(4)
 
 
 def client(folder: Path, die_after: int | None, concurrency: int, batch: bool) -> None:

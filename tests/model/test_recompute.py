@@ -134,9 +134,9 @@ def test_an_adapted_layer_computes_exactly_what_mlx_lms_computes(dtype: mx.Dtype
 
 
 def test_adapted_layers_keep_no_float32_copy_of_a_16_bit_input() -> None:
-    """256 tokens of 128 features are 64 KB, or 128 KB in float32, and 24 layers keep them."""
+    """256 tokens of 128 features are 64 KB, or 128 KB in float32, and 8 layers keep them."""
     mx.random.seed(0)
-    layers = [LoRALinear(128, 128, r=4) for _ in range(24)]
+    layers = [LoRALinear(128, 128, r=4) for _ in range(8)]
     for layer in layers:
         layer.linear.weight = layer.linear.weight.astype(mx.bfloat16)
         layer.linear.freeze()
@@ -151,4 +151,4 @@ def test_adapted_layers_keep_no_float32_copy_of_a_16_bit_input() -> None:
     for layer in layers:
         layer.__class__ = lora.LeanLoRALinear
     ours = peak_of(gradients)
-    assert ours < theirs - 600_000
+    assert ours < theirs - 200_000

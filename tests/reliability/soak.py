@@ -2,7 +2,7 @@
 
     python tests/reliability/soak.py [NAME ...]      the series of these names only
 
-Takes about an hour on two cores. Ends with exit code 1 unless every promise was kept.
+Takes more than an hour on two cores. Ends with exit code 1 unless every promise was kept.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def random_script(seed: int) -> Script:
     return script
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("LOCALDPO_TEST_TRIALS", 8))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LOCALDPO_TEST_TRIALS", 3))))
 def test_random_commands_leave_the_weights_of_an_undisturbed_run(
     seed: int, tmp_path: Path, recipe: str, alone: tuple[dict[str, np.ndarray], list[Any]]
 ) -> None:

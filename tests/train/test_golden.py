@@ -1,9 +1,10 @@
-"""Fifty steps of DPO on the demo model, against the ones that are written down in golden_dpo.json.
+"""Steps of DPO on the demo model, against the fifty that are written down in golden_dpo.json: the first 15 in
+`make test`, all in `make test-long`.
 
 Whatever changes the numbers of training fails here: the order of batches, the tokens that are scored, the
 forward pass, a loss, the optimizer, the schedule. Where the change is meant, or the demo was built anew:
 
-    LOCALDPO_UPDATE_GOLDEN=1 python -m pytest tests/train/test_golden.py
+    LOCALDPO_UPDATE_GOLDEN=1 python -m pytest -m long tests/train/test_golden.py
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_runs import metrics_of, train
+from training_runs import metrics_of, session_of
 
 from localdpo.core.names import BUNDLE
 from localdpo.model.backend import device_name
+from localdpo.records.events import Event, EventWriter
+from localdpo.records.rundir import RunDir
+from localdpo.train.control import StopRequest
+from localdpo.train.loop import Loop
 
 pytestmark = pytest.mark.slow
 
@@ -53,11 +58,26 @@ def inputs() -> dict[str, str]:
     return {file: hashlib.sha256((BUNDLE / file).read_bytes()).hexdigest()[:16] for file in files}
 
 
-def trajectory(folder: Path) -> dict[str, list[float]]:
-    """The recorded metrics of every step."""
-    run = train(folder, RECIPE).run
+class StoppingLog(EventWriter):
+    """A log that asks the run to stop without saving once it has this step."""
+
+    def __init__(self, run: RunDir, last: int, stop: StopRequest) -> None:
+        super().__init__(run.events)
+        self.last, self.stop = last, stop
+
+    def write(self, type: str, step: int | None = None, **fields: Any) -> Event:
+        if (type, step) == ("step", self.last):
+            self.stop.reason, self.stop.save = "stop", False
+        return super().write(type, step, **fields)
+
+
+def trajectory(folder: Path, count: int) -> dict[str, list[float]]:
+    """The recorded metrics of the first steps."""
+    session, run, stop = session_of(folder, RECIPE), RunDir(folder), StopRequest()
+    with StoppingLog(run, count, stop) as log:
+        Loop(session, run, log, stop).run()
     steps = metrics_of(run, "step")
-    assert len(steps) == STEPS
+    assert len(steps) == count
     return {short: [step[name] for step in steps] for short, name in RECORDED.items()}
 
 
@@ -69,14 +89,17 @@ def write_golden(found: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(600)  # minutes without OpenBLAS, seconds with it
 @pytest.mark.skipif(device_name() != "cpu", reason="the golden steps are those of the CPU backend in float32")
-def test_fifty_steps_are_the_golden_ones(tmp_path: Path, own_cache: Path) -> None:
-    found = trajectory(tmp_path / "run")
-    if os.environ.get(UPDATE) == "1":
+@pytest.mark.parametrize("count", [15, pytest.param(STEPS, marks=pytest.mark.long)])
+def test_the_steps_are_the_golden_ones(tmp_path: Path, own_cache: Path, count: int) -> None:
+    found = trajectory(tmp_path / "run", count)
+    if os.environ.get(UPDATE) == "1" and count == STEPS:
         write_golden(found)
         pytest.skip(f"{GOLDEN.name} was written anew")
     golden = json.loads(GOLDEN.read_text())
     assert golden["inputs"] == inputs(), f"the demo was built anew: run this test once with {UPDATE}=1"
     for name in RECORDED:
-        np.testing.assert_allclose(found[name], golden[name], rtol=RTOL, atol=ATOL[name], err_msg=name)
+        np.testing.assert_allclose(
+            found[name], golden[name][:count], rtol=RTOL, atol=ATOL[name], err_msg=name
+        )
     # Training has taken place: the golden steps are not those of a model that stands still.
     assert np.mean(golden["loss"][-5:]) < np.log(2) - 0.01
