@@ -78,6 +78,14 @@ def _find(name: str) -> RowSource:
     raise UserError(f"{name}: no such file{_near(path)}")
 
 
+def hub_id(name: str) -> str | None:
+    """The id of the hub's data set that `name` stands for; None for a file, a folder or a `demo:` name."""
+    if is_demo(name) or Path(name).expanduser().exists():
+        return None
+    match = _NAME.fullmatch(name)
+    return match["id"] if match and _is_hub_id(match["id"]) else None
+
+
 def _is_hub_id(text: str) -> bool:
     if not _HUB_ID.fullmatch(text) or text.startswith(".") or text.lower().endswith(_FILE_LIKE):
         return False

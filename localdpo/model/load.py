@@ -231,7 +231,7 @@ def to_float32(model: nn.Module) -> None:
     """Replace quantised layers by dense ones and cast every weight to float32, in place."""
     replaced = []
     for name, module in model.named_modules():
-        dense = _dense(module)
+        dense = dense_layer(module)
         if dense is not None:
             mx.eval(dense.parameters())
             replaced.append((name, dense))
@@ -255,8 +255,8 @@ def recurrent_layers(model: nn.Module) -> int:
     return sum(isinstance(cache, ArraysCache) for cache in make_prompt_cache(text_model(model)))
 
 
-def _dense(module: nn.Module) -> nn.Module | None:
-    """The float32 layer of a quantised one; None for any other module."""
+def dense_layer(module: nn.Module) -> nn.Module | None:
+    """The float32 layer of a quantised one, not evaluated; None for any other module."""
     if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding | QuantizedSwitchLinear):
         return None
     # mx.dequantize computes in the type of the scales: 16 bits would round what the quantised numbers say.

@@ -36,6 +36,8 @@ from localdpo.records.rundir import run_of
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 TYPES = ("lora", "dora")
+# The weights of an adapter in PEFT's layout; its adapter_config.json has the same name as mlx-lm's.
+PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 # What mlx-lm puts adapters on.
 _ADAPTED = (
@@ -104,6 +106,10 @@ def open_adapter(name: str, note: Note | None = None) -> Verified:
     if not adapter.path.is_dir():
         raise UserError(f"adapter {name}: {_why_missing(path)}")
     missing = [file for file in files if not (adapter.path / file).is_file()]
+    if missing and any((adapter.path / file).is_file() for file in PEFT_FILES):
+        raise UserError(
+            f"adapter {name}: this is a PEFT adapter; `localdpo import {name} OUT` writes it for mlx-lm"
+        )
     if missing:
         raise UserError(f"adapter {name}: {' and '.join(missing)} missing in this folder")
     return adapter
@@ -259,9 +265,7 @@ def _check_keys(model: nn.Module, config: LoraConfig) -> None:
     blocks = model.layers[-config.layers :] if config.layers > 0 else model.layers
     # As mlx-lm: the names within a block, and within the whole model.
     modules = [pair for block in blocks for pair in block.named_modules()] + model.named_modules()
-    layers = dict.fromkeys(
-        name for name, module in modules if hasattr(module, "to_lora") or isinstance(module, _ADAPTED)
-    )
+    layers = dict.fromkeys(name for name, module in modules if takes_adapter(module))
     problems = [
         UserError(f"lora.keys: {_quote(key)} is no linear layer of the model's blocks{_near(key, layers)}")
         for key in config.keys or ()
@@ -269,6 +273,11 @@ def _check_keys(model: nn.Module, config: LoraConfig) -> None:
     ]
     if problems:
         raise UserErrors(problems)
+
+
+def takes_adapter(module: nn.Module) -> bool:
+    """Whether mlx-lm puts an adapter on this module."""
+    return hasattr(module, "to_lora") or isinstance(module, _ADAPTED)
 
 
 def _near(key: str, layers: Iterable[str]) -> str:
@@ -296,7 +305,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         UserError: names or shapes that are not exactly the model's.
     """
     file = folder / WEIGHTS_FILE
-    loaded, wanted = load_arrays(file), named(model.trainable_parameters())
+    set_weights(model, load_arrays(file), file)
+
+
+def set_weights(model: nn.Module, loaded: Mapping[str, mx.array], file: Path) -> None:
+    """The same with weights that were read from `file`."""
+    wanted = named(model.trainable_parameters())
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - loaded.keys())]
     problems += [f"{name} is not in the model" for name in sorted(loaded.keys() - wanted.keys())]
     problems += [

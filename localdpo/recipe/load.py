@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,19 +69,30 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return recipe
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Recipe, rename: Callable[[str], str] = str) -> str:
     """`recipe` as YAML with every default written out; loading it returns an equal recipe.
+
+    `rename` is applied to every text, for a recipe that others read: names of files may be shortened.
 
     Options that the loss does not read are omitted (they cannot be set), and so are the weight of a single
     loss, the sync of a reference that stays, and a held-out share that is not used.
     """
-    values = recipe.model_dump(mode="json")
+    values = _renamed(recipe.model_dump(mode="json"), rename)
     weights = {} if recipe.loss.weights is None else {"weights": values["loss"]["weights"]}
     sync = {} if recipe.loss.sync_every is None else {name: values["loss"][name] for name in SYNC_OPTIONS}
     values["loss"] = {"type": values["loss"]["type"], **weights, **recipe.loss.options, **sync}
     if recipe.data.valid is not None:
         del values["data"]["valid_fraction"]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    """The value with its texts renamed; keys of objects stay."""
+    if isinstance(value, dict):
+        return {key: _renamed(inner, rename) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, rename) for inner in value]
+    return rename(value) if isinstance(value, str) else value
 
 
 class _Problems:

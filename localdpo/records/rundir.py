@@ -9,6 +9,7 @@ runs/NAME/
     pairs/               the pairs of lowest margin at each evaluation
     answers/             answers of its models, votes.jsonl: what people said of them
     eval/                evaluations, and verdicts.jsonl: what judges said
+    exports.jsonl        the exports that were made of it
     worker.log           stdout and stderr of the worker
     lock                 held (flock) while a worker lives, with its process id in it
 
@@ -90,6 +91,7 @@ class RunDir:
         self.evaluations = self.path / "eval"
         self.verdicts = self.evaluations / "verdicts.jsonl"
         self.pairs = self.path / "pairs"
+        self.exports = self.path / "exports.jsonl"
 
     @property
     def name(self) -> str:

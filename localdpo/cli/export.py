@@ -1,0 +1,136 @@
+"""`localdpo export` and `import`: a run for other programs, checked; and what others made, for mlx-lm."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from localdpo.cli.options import RunArgument, RunsDirOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from localdpo.interop.export import Export
+
+FAILED_EXIT: Final = 1
+TARGET_HELP: Final = "mlx, peft, hf (transformers) or lmstudio"
+
+
+def export(
+    run: RunArgument = None,
+    to: Annotated[str, typer.Option("--to", metavar="TARGET", help=f"{TARGET_HELP}.")] = "mlx",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write. Default: exports/RUN-TARGET."),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option("--bits", metavar="N", help="Of merged layers of a quantised base. Default: 8."),
+    ] = None,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer dense.")] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an earlier export, and keep one that fails its check."),
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="REPO", help="Upload it to this model repository, after asking."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without asking.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON object.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Write the trained model or adapter for another program. The exit code is 1 if its check fails."""
+    from localdpo.core.errors import UserError
+    from localdpo.out import print_json, say
+    from localdpo.records.rundir import find_run
+
+    if yes and push is None:
+        raise UserError("--yes: there is no --push to confirm")
+    if push is not None and not yes and not sys.stdin.isatty():
+        raise UserError(f"--push {push}: nobody can be asked here; give --yes to upload without asking")
+    found = find_run(runs_dir, run)
+    note = _prepared()
+    from localdpo.interop.export import ExportRequest
+    from localdpo.interop.export import export as write
+    from localdpo.interop.targets import Settings
+
+    request = ExportRequest(found, to, out, Settings(bits, dequantize), checkpoint, force)
+    done = write(request, note)
+    record: dict[str, Any] = {**done.record, "path": str(done.path), "written": done.written}
+    if not as_json:
+        say("\n".join(summary(done)))
+    if done.written and push is not None and (yes or _agreed(done.path, push)):
+        from localdpo.interop.hub import push as upload
+
+        record["url"] = upload(done.path, push)
+        note(f"uploaded: {record['url']}")
+    if as_json:
+        print_json(record)
+    if not done.written:
+        raise typer.Exit(FAILED_EXIT)
+
+
+def summary(done: Export) -> list[str]:
+    """The table of the check, and what came of it."""
+    from localdpo.cli.runs import text_table
+    from localdpo.interop.check import LEAST_KEPT, table
+
+    check = done.check
+    lines = [f"{check.rows:,} {check.of}:", *text_table(table(check)), ""]
+    lost = f"keeps {100 * check.kept:.1f}% of the {check.measure}, less than {100 * LEAST_KEPT:.0f}%"
+    if not done.written:
+        return [
+            *lines,
+            f"failed, nothing written: it {lost}; more bits (--bits 8, --dequantize) lose less, "
+            "--force keeps it all the same",
+        ]
+    if not check.passed:
+        lines.append(f"warning: it {lost}; kept because of --force, and its card says so")
+    return [*lines, f"written: {done.path}"]
+
+
+def _agreed(folder: Path, repo: str) -> bool:
+    return typer.confirm(f"upload {folder} to {repo} on the Hugging Face hub?", err=True)
+
+
+def _prepared() -> Callable[[str], None]:
+    """Prepare MLX; what prints a line on stderr."""
+    from localdpo.cli.plain import print_plain
+    from localdpo.model.backend import prepare
+    from localdpo.out.console import Console
+
+    errors = Console(stderr=True)
+
+    def note(line: str) -> None:
+        print_plain(errors, line)
+
+    for hint in prepare().hints:
+        note(hint)
+    return note
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a PEFT adapter.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Base model of an adapter. Default: what it names."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier import.")] = False,
+) -> None:
+    """Write an adapter of another program in mlx-lm's layout, to train on from it or to compare with."""
+    from localdpo.out import say
+
+    note = _prepared()
+    from localdpo.interop.importing import import_path
+
+    what = import_path(source.expanduser(), out.expanduser(), model=model, force=force, note=note)
+    say(f"written: {out}, from {what}")

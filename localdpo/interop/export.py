@@ -1,0 +1,132 @@
+"""`localdpo export`: from a run to an artefact of another program, checked before it is called done."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+
+from localdpo import __version__
+from localdpo.interop.card import write_card
+from localdpo.interop.check import Check, CheckResult
+from localdpo.interop.folder import write_json
+from localdpo.interop.origin import base_of, original_of, public
+from localdpo.interop.place import check_place, written
+from localdpo.interop.targets import Settings, Target, target_of
+from localdpo.interop.trained import Trained, open_trained
+from localdpo.records.exports import note_export
+from localdpo.records.rundir import RunDir
+
+RECORD: Final = "export.json"
+VERSION: Final = 1
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What a person asked for; see `localdpo export --help`.
+
+    Attributes:
+        out: folder of the artefact (of the layout, for a target that has one); None: exports/RUN-TARGET.
+        force: replace an earlier export, and keep one that failed its check.
+    """
+
+    run: RunDir
+    target: str
+    out: Path | None = None
+    settings: Settings = field(default_factory=Settings)
+    checkpoint: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that was checked.
+
+    Attributes:
+        path: of the artefact; written: whether it is there.
+        record: the content of its export.json.
+    """
+
+    path: Path
+    written: bool
+    check: CheckResult
+    record: dict[str, Any]
+
+
+def export(request: ExportRequest, note: Note) -> Export:
+    """Write the artefact beside its place, load it again, compare it with base + adapter, and put it there.
+
+    One that keeps less than it must is removed, unless `force` is given. `note` gets a line for what a person
+    should know.
+
+    Raises:
+        UserError, UserErrors: what was asked for does not exist, has no place in the target's layout, or does
+            not fit on the disk.
+    """
+    target = target_of(request.target, request.settings)
+    place = _place(request, target)
+    trained = open_trained(request.run, request.checkpoint, note)
+    artefact = target.prepare(trained, request.settings)
+    check_place(place, artefact.size, RECORD, force=request.force)
+    note("scoring rows of the run under base + adapter")
+    check = Check(trained)
+    _free()
+    note(f"writing {target.what}")
+    try:
+        with written(place, artefact) as (folder, lines):
+            for line in lines:
+                note(line)
+            _free()
+            note("loading it again, and scoring the same rows")
+            result = check.compare(target.load(trained, folder))
+            record = _record(trained, request, result)
+            if not (result.passed or request.force):
+                raise _CheckFailed
+            write_json(folder / RECORD, record)
+            write_card(folder, trained, target, result)
+        is_written = True
+    except _CheckFailed:
+        is_written = False
+    note_export(trained.run, {**record, "path": str(place), "written": is_written})
+    return Export(place, is_written, result, record)
+
+
+class _CheckFailed(Exception):
+    """Ends the writing of an artefact, so that nothing of it stays."""
+
+
+def _place(request: ExportRequest, target: Target) -> Path:
+    """The folder of the artefact."""
+    name = request.run.name
+    place = Path(request.out or Path("exports") / f"{name}-{target.name}").expanduser()
+    if target.place:
+        place = place.joinpath(*target.place, name)
+    return place
+
+
+def _record(trained: Trained, request: ExportRequest, result: CheckResult) -> dict[str, Any]:
+    """The content of export.json, without the folders of this machine."""
+    recipe = trained.recipe
+    base, original = base_of(recipe, trained.base), original_of(recipe, trained.base)
+    return {
+        "v": VERSION,
+        "localdpo": __version__,
+        "target": request.target,
+        "run": trained.run.name,
+        "checkpoint": trained.adapter.name,
+        "base_model": base.name,
+        "original_model": None if original is None else public(original),
+        "settings": asdict(request.settings),
+        "check": result.to_json(),
+    }
+
+
+def _free() -> None:
+    """Let go of the model that was used last, before the next one is loaded."""
+    gc.collect()
+    mx.clear_cache()

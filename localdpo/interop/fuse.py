@@ -1,0 +1,79 @@
+"""An adapter merged into the weights of its base.
+
+A small change disappears when the sum is rounded to the base's own 4 bits: the steps of such a layer are
+larger than what an adapter of a few steps changes. The sum is therefore computed in float32 and rounded once,
+at 8 bits unless something else is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+from mlx_lm.utils import dequantize_model
+
+from localdpo.core.errors import UserError
+from localdpo.model.arrays import named
+from localdpo.model.load import dense_layer
+
+ADAPTERS: Final = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, DoRALinear, DoRAEmbedding)
+BITS: Final = (2, 3, 4, 5, 6, 8)
+DEFAULT_BITS: Final = 8
+_QUANTISED: Final = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+# Groups that MLX quantises in; the others are those of formats that have no scale and bias a group.
+_GROUPS: Final = (32, 64, 128)
+
+
+def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
+    """Merge the adapters of a model into its layers, in place; nothing is evaluated.
+
+    `bits`: of merged layers whose base is quantised; None leaves those dense, in the type of the base's
+    scales. Returns the quantisation of every merged layer that has one, as config.json names it.
+
+    Raises:
+        UserError: a kind of adapter that cannot be merged.
+    """
+    merged: list[tuple[str, nn.Module]] = []
+    quantisation: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, ADAPTERS):
+            continue
+        inner = "embedding" if "embedding" in module else "linear"
+        base = module[inner]
+        dtype = _dtype(base)
+        module[inner] = _float32(base)
+        # mlx-lm's own sum, which rounds to the type of the layer: float32 here.
+        layer = module.fuse(dequantize=True)
+        if bits is not None and isinstance(base, _QUANTISED):
+            group = base.group_size if base.group_size in _GROUPS else min(_GROUPS)
+            quantisation[name] = {"group_size": group, "bits": bits, "mode": "affine"}
+            layer = layer.to_quantized(**quantisation[name])
+        layer.set_dtype(dtype)
+        merged.append((name, layer))
+    model.update_modules(tree_unflatten(merged))
+    if left := [name for name in named(model.parameters()) if name.endswith(("lora_a", "lora_b"))]:
+        raise UserError(f"{left[0]}: this kind of layer cannot be merged with its adapter; export --to peft")
+    return quantisation
+
+
+def dequantise(model: nn.Module) -> None:
+    """Make every quantised layer dense, in the type of its scales; nothing is evaluated."""
+    dequantize_model(model)
+
+
+def _float32(base: nn.Module) -> nn.Module:
+    dense = dense_layer(base)
+    if dense is None:
+        base.set_dtype(mx.float32)
+    return base if dense is None else dense
+
+
+def _dtype(base: nn.Module) -> mx.Dtype:
+    """The type of a layer's numbers: that of its scales where it is quantised, if they have one."""
+    dtype = base.scales.dtype if isinstance(base, _QUANTISED) else base.weight.dtype
+    return dtype if mx.issubdtype(dtype, mx.floating) else mx.bfloat16

@@ -1,0 +1,147 @@
+"""What is exported for PEFT and transformers computes there what it computes here, in every family of the table.
+
+transformers makes a tiny random model, mlx-lm loads it with a random adapter, and both sides score the same
+token ids: transformers with PEFT the base and the exported adapter, transformers alone the merged model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_folders import make_adapter, make_tokenizer
+
+from localdpo.interop.folder import SAME_NAMES
+from localdpo.interop.targets import TARGETS, Settings
+from localdpo.interop.trained import Trained
+from localdpo.model import lora
+from localdpo.model.load import load_base
+from localdpo.recipe.load import load_recipe
+from localdpo.records.rundir import RunDir
+
+MISSING = [name for name in ("torch", "peft") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.skipif(
+        bool(MISSING),
+        reason=f"{', '.join(MISSING)} not installed: pip install -e '.[parity]' for the optional extra",
+    ),
+    # What torch and PEFT warn about on import and while loading is theirs.
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(600),
+]
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+# What a family needs besides.
+EXTRA: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 64},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 64},
+    "granite": {
+        "embedding_multiplier": 1.5,
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+}
+IDS = np.random.default_rng(1).integers(3, 300, (2, 24))
+
+
+def make_family(folder: Path, family: str, *, tied: bool) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    tokenizer = make_tokenizer()
+    config = AutoConfig.for_model(
+        family,
+        **SHAPE | EXTRA.get(family, {}),
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=tied,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Norms away from what they begin with, so that one read wrongly would show.
+            parameter.normal_(0.0, 0.15 if parameter.ndim == 2 else 0.05) if parameter.ndim == 2 else (
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trained(folder: Path, base: Path, **shape: Any) -> Trained:
+    """A random adapter of the model, as an export takes it."""
+    config = make_adapter(folder / "adapter", base, **shape)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"model: {base}\ndata: {{train: demo:preferences/train}}\n")
+    return Trained(RunDir(folder), load_recipe(recipe), folder / "adapter", config, base)
+
+
+def exported(run: Trained, target: str, folder: Path) -> Path:
+    folder.mkdir()
+    TARGETS[target].prepare(run, Settings()).write(folder)
+    return folder
+
+
+def mlx_logps(base: Path, adapter: Path | None = None) -> np.ndarray:
+    """Log-probability of every token of IDS but the first."""
+    model = load_base(str(base)).model
+    if adapter is not None:
+        lora.attach(model, lora.read_config(adapter), seed=0)
+        lora.load_weights(model, adapter)
+    logits = model(mx.array(IDS)).astype(mx.float32)
+    every = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return np.take_along_axis(np.array(every)[:, :-1], IDS[:, 1:, None], axis=-1)[..., 0]
+
+
+def torch_logps(model: Any) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor(IDS)).logits.float()
+    every = torch.log_softmax(logits, dim=-1).numpy()
+    return np.take_along_axis(every[:, :-1], IDS[:, 1:, None], axis=-1)[..., 0]
+
+
+def loaded(folder: Path, peft: Path | None = None) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    if peft is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, peft)
+
+
+@pytest.mark.parametrize("family", sorted(SAME_NAMES))
+def test_peft_and_transformers_compute_the_same(family: str, tmp_path: Path) -> None:
+    base = make_family(tmp_path / "base", family, tied=family.startswith("gemma"))
+    run = trained(tmp_path, base)
+    here, plain = mlx_logps(base, run.adapter), mlx_logps(base)
+    assert np.abs(here - plain).max() > 0.1
+    assert torch_logps(loaded(base)) == pytest.approx(plain, abs=1e-3)
+    peft = exported(run, "peft", tmp_path / "peft")
+    assert torch_logps(loaded(base, peft)) == pytest.approx(here, abs=1e-3)
+    hf = exported(run, "hf", tmp_path / "hf")
+    assert torch_logps(loaded(hf)) == pytest.approx(here, abs=1e-3)
