@@ -49,7 +49,7 @@ def export(
 ) -> None:
     """Write the trained model or adapter for another program. The exit code is 1 if its check fails."""
     from localdpo.core.errors import UserError
-    from localdpo.out import print_json, say
+    from localdpo.out import print_json
     from localdpo.records.rundir import find_run
 
     if yes and push is None:
@@ -66,7 +66,7 @@ def export(
     done = write(request, note)
     record: dict[str, Any] = {**done.record, "path": str(done.path), "written": done.written}
     if not as_json:
-        say("\n".join(summary(done)))
+        show(done)
     if done.written and push is not None and (yes or _agreed(done.path, push)):
         from localdpo.interop.hub import push as upload
 
@@ -78,27 +78,33 @@ def export(
         raise typer.Exit(FAILED_EXIT)
 
 
-def summary(done: Export) -> list[str]:
-    """The table of the check, and what came of it."""
-    from localdpo.cli.runs import text_table
+def show(done: Export) -> None:
+    """Print the table of the check, and what came of it."""
+    from localdpo.cli.plain import print_plain, print_table
     from localdpo.interop.check import LEAST_KEPT, table
+    from localdpo.out.console import Console
 
-    check = done.check
-    lines = [f"{check.rows:,} {check.of}:", *text_table(table(check)), ""]
+    console, check = Console(), done.check
+    headings, *rows = table(check)
+    print_table(console, headings, rows, right=headings[1:])
     lost = f"keeps {100 * check.kept:.1f}% of the {check.measure}, less than {100 * LEAST_KEPT:.0f}%"
     if not done.written:
-        return [
-            *lines,
+        print_plain(
+            console,
             f"failed, nothing written: it {lost}; more bits (--bits 8, --dequantize) lose less, "
             "--force keeps it all the same",
-        ]
+        )
+        return
     if not check.passed:
-        lines.append(f"warning: it {lost}; kept because of --force, and its card says so")
-    return [*lines, f"written: {done.path}"]
+        print_plain(console, f"warning: it {lost}; kept because of --force, and its card says so")
+    print_plain(console, f"written: {done.path}")
 
 
 def _agreed(folder: Path, repo: str) -> bool:
-    return typer.confirm(f"upload {folder} to {repo} on the Hugging Face hub?", err=True)
+    try:
+        return typer.confirm(f"upload {folder} to {repo} on the Hugging Face hub?", err=True)
+    except typer.Abort:
+        return False
 
 
 def _prepared() -> Callable[[str], None]:

@@ -61,8 +61,8 @@ def write_card(folder: Path, trained: Trained, target: Target, check: CheckResul
 
 def _checked(check: CheckResult) -> str:
     lines = [
-        f"The same {check.rows:,} {check.of} under base + adapter and under these files, loaded anew. The "
-        f"{check.measure} is the change since the run began, in nats.",
+        "The same rows under base + adapter and under these files, loaded anew. The "
+        f"{check.measure} is the change since the run began.",
         "",
         *markdown_table(table(check)),
     ]

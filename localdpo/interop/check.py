@@ -167,8 +167,8 @@ class Check:
 
 
 def table(result: CheckResult) -> list[tuple[str, str, str]]:
-    """The rows of the table that is printed and stored: what, base + adapter, export."""
-    rows = [("", "base + adapter", "export")]
+    """The table that is printed and is in the card, its head first: what, base + adapter, export."""
+    rows = [(f"{result.rows:,} {result.of}", "base + adapter", "export")]
     rows.append((f"{result.measure}, nats", f"{result.trained:+.3f}", f"{result.exported:+.3f}"))
     rows.append((f"{result.measure} kept", "100.0%", f"{100 * result.kept:.1f}%"))
     if result.accuracies is not None:

@@ -29,8 +29,6 @@ SAME_NAMES = frozenset(
         "phi3",
         "qwen2",
         "qwen3",
-        "smollm3",
-        "starcoder2",
     }
 )
 

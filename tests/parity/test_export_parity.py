@@ -1,4 +1,4 @@
-"""What is exported for PEFT and transformers computes there what it computes here, in every family of the table.
+"""What is exported for PEFT and transformers computes there what it computes here, in every family.
 
 transformers makes a tiny random model, mlx-lm loads it with a random adapter, and both sides score the same
 token ids: transformers with PEFT the base and the exported adapter, transformers alone the merged model.
@@ -7,6 +7,7 @@ token ids: transformers with PEFT the base and the exported adapter, transformer
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,16 @@ SHAPE: dict[str, Any] = {
 # What a family needs besides.
 EXTRA: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 64},
-    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 64},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 64, "num_hidden_layers": 6},
     "granite": {
         "embedding_multiplier": 1.5,
         "attention_multiplier": 0.25,
         "residual_multiplier": 0.5,
         "logits_scaling": 2.0,
     },
-    "smollm3": {"no_rope_layers": [1, 0, 1]},
+}
+OLDER: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6}
 }
 IDS = np.random.default_rng(1).integers(3, 300, (2, 24))
 
@@ -76,12 +79,18 @@ def make_family(folder: Path, family: str, *, tied: bool) -> Path:
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Norms away from what they begin with, so that one read wrongly would show.
-            parameter.normal_(0.0, 0.15 if parameter.ndim == 2 else 0.05) if parameter.ndim == 2 else (
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, 0.15)
+            else:
+                # Norms and biases away from what they begin with, so that one read wrongly would show.
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-            )
     model.save_pretrained(folder)
+    # mlx-lm reads the older names of transformers' options, and has other defaults.
+    file = folder / "config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"rope_theta": 10000.0} | OLDER.get(family, {}))
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -124,7 +133,9 @@ def loaded(folder: Path, peft: Path | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     if peft is None:
@@ -140,7 +151,7 @@ def test_peft_and_transformers_compute_the_same(family: str, tmp_path: Path) -> 
     run = trained(tmp_path, base)
     here, plain = mlx_logps(base, run.adapter), mlx_logps(base)
     assert np.abs(here - plain).max() > 0.1
-    assert torch_logps(loaded(base)) == pytest.approx(plain, abs=1e-3)
+    assert torch_logps(loaded(base)) == pytest.approx(plain, abs=1e-3), "the base itself"
     peft = exported(run, "peft", tmp_path / "peft")
     assert torch_logps(loaded(base, peft)) == pytest.approx(here, abs=1e-3)
     hf = exported(run, "hf", tmp_path / "hf")
