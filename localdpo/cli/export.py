@@ -1,4 +1,4 @@
-"""`localdpo export` and `import`: a run for other programs, checked; and what others made, for mlx-lm."""
+"""`localdpo export`: what a run trained, for other programs, checked."""
 
 from __future__ import annotations
 
@@ -121,22 +121,3 @@ def _prepared() -> Callable[[str], None]:
     for hint in prepare().hints:
         note(hint)
     return note
-
-
-def import_(
-    source: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a PEFT adapter.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="NAME", help="Base model of an adapter. Default: what it names."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier import.")] = False,
-) -> None:
-    """Write an adapter of another program in mlx-lm's layout, to train on from it or to compare with."""
-    from localdpo.out import say
-
-    note = _prepared()
-    from localdpo.interop.importing import import_path
-
-    what = import_path(source.expanduser(), out.expanduser(), model=model, force=force, note=note)
-    say(f"written: {out}, from {what}")

@@ -15,13 +15,12 @@ from localdpo.interop.card import write_card
 from localdpo.interop.check import Check, CheckResult
 from localdpo.interop.folder import write_json
 from localdpo.interop.origin import base_of, original_of, public
-from localdpo.interop.place import check_place, written
+from localdpo.interop.place import RECORD, check_place, written
 from localdpo.interop.targets import Settings, Target, target_of
 from localdpo.interop.trained import Trained, open_trained
 from localdpo.records.exports import note_export
 from localdpo.records.rundir import RunDir
 
-RECORD: Final = "export.json"
 VERSION: Final = 1
 Note = Callable[[str], None]
 
@@ -72,7 +71,7 @@ def export(request: ExportRequest, note: Note) -> Export:
     place = _place(request, target)
     trained = open_trained(request.run, request.checkpoint, note)
     artefact = target.prepare(trained, request.settings)
-    check_place(place, artefact.size, RECORD, force=request.force)
+    check_place(place, artefact.size, force=request.force)
     note("scoring rows of the run under base + adapter")
     check = Check(trained)
     _free()

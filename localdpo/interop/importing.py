@@ -1,24 +1,57 @@
-"""`localdpo import`: what other programs made, in mlx-lm's layout. What it is, its content says."""
+"""`localdpo import`: what other programs made, as a folder in mlx-lm's layout.
+
+What lies at a path its content says, by the table IMPORTERS. To add a kind, write its `convert`, and a line
+there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import mlx.core as mx
 
-from localdpo import __version__
-from localdpo.core.errors import UserError
-from localdpo.interop.folder import write_json
+from localdpo.core.atomic import published_dir
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.gguf.convert import REQUANTISED_BITS
+from localdpo.gguf.convert import convert as convert_gguf
+from localdpo.gguf.file import MAGIC
+from localdpo.interop.folder import nbytes, write_json
 from localdpo.interop.peft import from_peft, is_peft
-from localdpo.interop.place import Artefact, check_place, written
 from localdpo.model import lora
-from localdpo.model.load import build_model, read_json_object
+from localdpo.model.load import build_model, load_base, read_json_object
+from localdpo.model.trial import try_out
 
-RECORD: Final = "import.json"
-VERSION: Final = 1
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What a person asked for; see `localdpo import --help`."""
+
+    source: Path
+    out: Path
+    model: str | None = None
+    bits: int | None = None
+    check: bool = True
+
+    @property
+    def given(self) -> set[str]:
+        """The options that not every kind takes, and that were given."""
+        options = {
+            "--model": self.model is not None,
+            "--bits": self.bits is not None,
+            "--no-check": not self.check,
+        }
+        return {name for name, is_given in options.items() if is_given}
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was written: for people, and for programs."""
+
+    lines: list[str]
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,63 +60,104 @@ class Importer:
 
     Attributes:
         what: it is, in a few words.
-        matches: whether a path is one; looks at names and first bytes, and never fails.
-        prepare: from the path and the name of the base model (None: what the file says) to what will be
-            written; raises UserError(s) for what mlx-lm has no place for.
+        options: of --model, --bits and --no-check, those that it takes.
+        matches: whether a path is one; looks at names and first bytes.
+        convert: writes the folder, whole or not at all; raises UserError(s) for what mlx-lm has no place for.
     """
 
     what: str
+    options: frozenset[str]
     matches: Callable[[Path], bool]
-    prepare: Callable[[Path, str | None], Artefact]
+    convert: Callable[[ImportRequest], ImportReport]
 
 
-def import_path(
-    source: Path, out: Path, *, model: str | None, force: bool, note: Callable[[str], None]
-) -> str:
-    """Write what is at `source` as the folder `out`; returns what it is.
+def import_path(request: ImportRequest) -> ImportReport:
+    """Write what is at the path as a folder in mlx-lm's layout.
 
-    Raises UserError(s) for what is not there, is of no known kind, or does not fit its base model.
+    Raises UserError(s) for what is not there, of no known kind, damaged, or does not fit its base model.
     """
+    source, out = request.source, request.out
+    importer, problems = None, list[str]()
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
-    if (source / lora.WEIGHTS_FILE).is_file():
-        raise UserError(
-            f"{source}: this is an adapter of mlx-lm already; name it in a recipe as it is, adapter: {source}"
+        problems.append(f"{source}: no such file or folder")
+    elif (source / lora.WEIGHTS_FILE).is_file():
+        problems.append(
+            f"{source}: this is an adapter of mlx-lm already; a recipe can name it as its adapter"
         )
-    importer = next((entry for entry in IMPORTERS if entry.matches(source)), None)
-    if importer is None:
-        known = "; ".join(entry.what for entry in IMPORTERS)
-        raise UserError(f"{source}: of no kind that can be imported; expected one of: {known}")
-    artefact = importer.prepare(source, model)
-    check_place(out, artefact.size, RECORD, force=force)
-    with written(out, artefact) as (folder, lines):
-        for line in lines:
-            note(line)
-        record = {"v": VERSION, "localdpo": __version__, "from": importer.what, "source": source.name}
-        write_json(folder / RECORD, record)
-    return importer.what
+    else:
+        importer = next((entry for entry in IMPORTERS if entry.matches(source)), None)
+        if importer is None:
+            problems.append(f"{source}: expected {' or '.join(entry.what for entry in IMPORTERS)}")
+        else:
+            useless = sorted(request.given - importer.options)
+            problems += [f"{option}: {importer.what} has no use for it" for option in useless]
+    if request.bits is not None and request.bits not in REQUANTISED_BITS:
+        problems.append(f"--bits {request.bits}: expected {' or '.join(map(str, REQUANTISED_BITS))}")
+    if out.exists() or out.is_symlink():
+        problems.append(f"{out}: exists already; give another folder")
+    if not out.absolute().parent.is_dir():
+        problems.append(f"{out}: no such folder {out.parent}; create it first")
+    if problems or importer is None:
+        raise UserErrors([UserError(problem) for problem in problems])
+    return importer.convert(request)
 
 
-def _peft(source: Path, model: str | None) -> Artefact:
-    config = source / lora.CONFIG_FILE
-    name = model or read_json_object(config).get("base_model_name_or_path")
+# --- the kinds -----------------------------------------------------------------------------------------
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def _gguf(request: ImportRequest) -> ImportReport:
+    written = convert_gguf(request.source, request.out, bits=request.bits)
+    types = ", ".join(f"{count} {name}" for name, count in sorted(written.types.items()))
+    count, size = sum(written.types.values()), f"{written.bytes / 1e6:,.0f} MB"
+    lines = [f"{request.out}: {written.family}, {count} tensors ({types}), {size}"]
+    if written.kept:
+        lines.append(f"{written.kept} tensors stay quantised as they are")
+    if written.dequantised:
+        became = "float16" if request.bits is None else f"{request.bits} bits"
+        lines.append(f"{written.dequantised} tensors of types that MLX lacks became {became}")
+    record = {**asdict(written), "folder": str(request.out)}
+    if request.check:
+        trial = try_out(load_base(str(request.out)))
+        record["check"] = asdict(trial)
+        lines.append(f"{trial.asked} -> {' '.join(trial.answer.split())}")
+        lines.append(
+            f"perplexity {trial.perplexity:.2f} over the {trial.tokens} tokens of a built-in paragraph"
+        )
+    return ImportReport(lines, record)
+
+
+def _peft(request: ImportRequest) -> ImportReport:
+    config = request.source / lora.CONFIG_FILE
+    name = request.model or read_json_object(config).get("base_model_name_or_path")
     if not isinstance(name, str):
         raise UserError(
             f"{config} base_model_name_or_path: expected the base model's name; give it with --model"
         )
-    base, _ = build_model(name)
-    shape, weights = from_peft(source, base)
-    lora.attach(base, shape, seed=0)
-    lora.set_weights(base, weights, source)
-
-    def write(folder: Path) -> list[str]:
+    model, _ = build_model(name)
+    shape, weights = from_peft(request.source, model)
+    lora.attach(model, shape, seed=0)
+    lora.set_weights(model, weights, request.source)
+    with published_dir(request.out, nbytes(weights)) as folder:
         write_json(folder / lora.CONFIG_FILE, shape.to_json(name))
         mx.save_safetensors(str(folder / lora.WEIGHTS_FILE), weights)
-        return [f"{shape.type} adapter of rank {shape.rank}, scale {shape.scale:g}, for {name}"]
-
-    return Artefact(sum(array.nbytes for array in weights.values()) + 2**20, write)
+    line = f"{request.out}: {shape.type} adapter of rank {shape.rank}, scale {shape.scale:g}, for {name}"
+    return ImportReport([line], {**shape.to_json(name), "folder": str(request.out)})
 
 
 IMPORTERS: Final = (
-    Importer(f"the folder of a PEFT adapter ({lora.CONFIG_FILE} and {lora.PEFT_FILES[0]})", is_peft, _peft),
+    Importer(
+        f"the folder of a PEFT adapter ({lora.CONFIG_FILE} and {lora.PEFT_FILES[0]})",
+        frozenset({"--model"}),
+        is_peft,
+        _peft,
+    ),
+    Importer("a .gguf file", frozenset({"--bits", "--no-check"}), _is_gguf, _gguf),
 )

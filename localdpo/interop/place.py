@@ -7,9 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from localdpo.core.atomic import clean_dead_leftovers, published_dir, require_space
 from localdpo.core.errors import UserError
+
+# The file by which an artefact is known.
+RECORD: Final = "export.json"
 
 
 @dataclass(frozen=True)
@@ -25,19 +29,18 @@ class Artefact:
     write: Callable[[Path], list[str]]
 
 
-def check_place(place: Path, size: int, record: str, *, force: bool) -> None:
+def check_place(place: Path, size: int, *, force: bool) -> None:
     """Raise UserError unless an artefact of `size` bytes can be written as the folder `place`.
 
-    `record`: the file by which an earlier artefact is known. Nothing else is ever replaced, and an earlier
-    one with `force` alone.
+    Nothing but an earlier artefact is ever replaced, and that with `force` alone.
     """
     if place.is_symlink():
         raise UserError(
             f"{place}: this is a link, which is neither followed nor replaced; name another folder"
         )
-    if place.exists() and not (place / record).is_file():
+    if place.exists() and not (place / RECORD).is_file():
         raise UserError(
-            f"{place}: exists already, without {record} in it, so it is not replaced; name another folder"
+            f"{place}: exists already, without {RECORD} in it, so it is not replaced; name another folder"
         )
     if place.exists() and not force:
         raise UserError(f"{place}: exists already; name another folder, or give --force to replace it")

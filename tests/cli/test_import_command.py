@@ -38,10 +38,12 @@ def test_json(tmp_path: Path, small_file: Path) -> None:
 
 
 def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"no model")
     done = localdpo("import", str(tmp_path / "model.bin"), str(tmp_path), "--bits", "3")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"error: {tmp_path}/model.bin: expected a .gguf file",
+        f"error: {tmp_path}/model.bin: expected the folder of a PEFT adapter (adapter_config.json and "
+        "adapter_model.safetensors) or a .gguf file",
         "error: --bits 3: expected 4 or 8",
         f"error: {tmp_path}: exists already; give another folder",
     ]

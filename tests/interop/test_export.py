@@ -19,8 +19,8 @@ from localdpo.core import atomic
 from localdpo.core.atomic import verified_digests, write_manifest
 from localdpo.core.errors import LocalDPOError
 from localdpo.interop import check, export
-from localdpo.interop.export import RECORD, ExportRequest
-from localdpo.interop.place import Artefact
+from localdpo.interop.export import ExportRequest
+from localdpo.interop.place import RECORD, Artefact
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.interop.trained import Trained
 from localdpo.records.log import decode

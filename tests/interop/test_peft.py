@@ -220,11 +220,10 @@ def test_import_makes_an_adapter_that_training_takes(
 ) -> None:
     result = localdpo("import", str(peft_folder), str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
-    assert f"lora adapter of rank 4, scale 8, for {tiny_model}" in result.stderr
+    assert f"lora adapter of rank 4, scale 8, for {tiny_model}" in result.stdout
     assert lora.open_adapter(str(tmp_path / "out")).digests.keys() == {lora.CONFIG_FILE, lora.WEIGHTS_FILE}
     again = localdpo("import", str(peft_folder), str(tmp_path / "out"))
-    assert (again.returncode, "--force" in again.stderr) == (2, True)
-    assert localdpo("import", str(peft_folder), str(tmp_path / "out"), "--force").returncode == 0
+    assert (again.returncode, "exists already; give another folder" in again.stderr) == (2, True)
 
 
 def test_import_needs_a_base_that_fits(peft_folder: Path, quantised_model: Path, tmp_path: Path) -> None:
@@ -236,11 +235,14 @@ def test_import_needs_a_base_that_fits(peft_folder: Path, quantised_model: Path,
     assert not (tmp_path / "b").exists()
 
 
-def test_import_says_what_it_expects(tmp_path: Path, sft_adapter: Path) -> None:
+def test_import_says_what_it_expects(tmp_path: Path, sft_adapter: Path, peft_folder: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     assert "no such file or folder" in localdpo("import", str(tmp_path / "no"), str(tmp_path / "o")).stderr
     unknown = localdpo("import", str(tmp_path / "notes.txt"), str(tmp_path / "o")).stderr
-    assert "expected one of: the folder of a PEFT adapter" in unknown
+    assert "expected the folder of a PEFT adapter" in unknown
+    assert "or a .gguf file" in unknown
+    bits = localdpo("import", str(peft_folder), str(tmp_path / "o"), "--bits", "8").stderr
+    assert "--bits: the folder of a PEFT adapter" in bits
     own = localdpo("import", str(sft_adapter), str(tmp_path / "o"))
     assert "this is an adapter of mlx-lm already" in own.stderr
 

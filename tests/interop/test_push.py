@@ -17,7 +17,7 @@ import pytest
 from made_runs import make_run
 
 from localdpo.core.atomic import MANIFEST
-from localdpo.interop.export import RECORD
+from localdpo.interop.place import RECORD
 
 
 class Hub(ThreadingHTTPServer):
