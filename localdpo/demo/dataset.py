@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,34 +34,25 @@ def split_incidents(seed: int, counts: Mapping[str, int] = COUNTS) -> dict[str, 
     return {name: list(islice(draw, count)) for name, count in counts.items()}
 
 
-@dataclass(frozen=True)
-class Carelessness:
-    """How often a demonstration has each flaw; the flaws are independent of each other."""
-
-    severity: float = 0.3
-    missing: float = 0.25
-    rambling: float = 0.2
-    action: float = 0.1
-
-
+# How often a demonstration has each flaw; the flaws are independent of each other.
+FLAWS = {"severity": 0.3, "missing": 0.25, "rambling": 0.2, "action": 0.1}
 _OPTIONAL = ("percent", "region", "minutes", "customers")
 _RAMBLE = (" Maybe {cause}.", " The cause may be {cause}.", " I think of {cause}.")
 
 
-def demonstration(facts: Facts, rng: random.Random, care: Carelessness | None = None) -> str:
-    """An answer in the fixed format, with flaws as often as `care` says."""
-    care = care or Carelessness()
+def demonstration(facts: Facts, rng: random.Random) -> str:
+    """An answer in the fixed format, with flaws as often as FLAWS says."""
     level = world.severity(facts)
     action = world.next_action(facts)
     missing: list[str] = []
-    if rng.random() < care.severity:
+    if rng.random() < FLAWS["severity"]:
         level = rng.choice([name for name in world.SEVERITIES if name != level])
-    if rng.random() < care.missing:
+    if rng.random() < FLAWS["missing"]:
         missing = rng.sample(_OPTIONAL, rng.choice((1, 1, 2)))
     summary = world.summary(facts, missing)
-    if rng.random() < care.rambling:
+    if rng.random() < FLAWS["rambling"]:
         summary += rng.choice(_RAMBLE).format(cause=rng.choice(world.CAUSES))
-    if rng.random() < care.action:
+    if rng.random() < FLAWS["action"]:
         others = [symptom.action for symptom in world.SYMPTOMS.values() if symptom.action != action]
         action = rng.choice(others)
     return world.answer(level, summary, action)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from textual import events
 from textual.geometry import Region
-from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -28,27 +26,6 @@ class LineChart(Widget, can_focus=True):
 
     `titles`: the title from long to short. `name` tells charts of a screen apart.
     """
-
-    class Pointed(Message):
-        """The mouse is over `step`, or (None) left the chart."""
-
-        def __init__(self, chart: LineChart, step: float | None) -> None:
-            super().__init__()
-            self.chart, self.step = chart, step
-
-    class Zoomed(Message):
-        """The wheel asks to see more closely, or less, around `step`."""
-
-        def __init__(self, chart: LineChart, closer: bool, step: float | None) -> None:
-            super().__init__()
-            self.chart, self.closer, self.step = chart, closer, step
-
-    class Opened(Message):
-        """A double click asks for the chart alone, or for all again."""
-
-        def __init__(self, chart: LineChart) -> None:
-            super().__init__()
-            self.chart = chart
 
     def __init__(self, titles: tuple[str, ...], name: str | None = None) -> None:
         super().__init__(name=name)
@@ -87,6 +64,10 @@ class LineChart(Widget, can_focus=True):
     def axis(self) -> Axis | None:
         """The steps and columns of the chart as it was last drawn; None before, and where it is too small."""
         return self._drawing.axis if self._drawing is not None else None
+
+    def step_at(self, column: int) -> float | None:
+        """The step in the middle of a column; None outside the axes."""
+        return None if self._drawing is None else self._drawing.step_at(column)
 
     def render_line(self, y: int) -> Strip:
         self._draw()
@@ -134,27 +115,6 @@ class LineChart(Widget, can_focus=True):
 
     def on_blur(self) -> None:
         self._redraw()
-
-    def _step_at(self, event: events.MouseEvent) -> float | None:
-        return None if self._drawing is None else self._drawing.step_at(event.x)
-
-    def on_mouse_move(self, event: events.MouseMove) -> None:
-        self.post_message(self.Pointed(self, self._step_at(event)))
-
-    def on_leave(self) -> None:
-        self.post_message(self.Pointed(self, None))
-
-    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        event.stop()
-        self.post_message(self.Zoomed(self, True, self._step_at(event)))
-
-    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        event.stop()
-        self.post_message(self.Zoomed(self, False, self._step_at(event)))
-
-    def on_click(self, event: events.Click) -> None:
-        if event.chain == 2:
-            self.post_message(self.Opened(self))
 
 
 def whole(series: Sequence[ChartSeries]) -> tuple[float, float]:

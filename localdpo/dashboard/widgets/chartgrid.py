@@ -286,15 +286,34 @@ class ChartGrid(Container):
             self._view = StepView()
         self._look(arranged=True)
 
-    def on_line_chart_pointed(self, message: LineChart.Pointed) -> None:
-        step = None if message.step is None else float(round(message.step))
+    # --- mouse ----------------------------------------------------------------------------------------
+
+    def _step_at(self, event: events.MouseEvent) -> float | None:
+        """The step under the mouse; None where it is on no chart."""
+        chart, region = self.screen.get_widget_at(event.screen_x, event.screen_y)
+        return chart.step_at(event.screen_x - region.x) if isinstance(chart, LineChart) else None
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        step = self._step_at(event)
+        self._point_at(None if step is None else float(round(step)))
+
+    def on_leave(self) -> None:
+        self._point_at(None)
+
+    def _point_at(self, step: float | None) -> None:
         if step != self._cursor:
             self._cursor = step
             self._look()
 
-    def on_line_chart_zoomed(self, message: LineChart.Zoomed) -> None:
-        self.zoom(message.closer, message.step)
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.zoom(True, self._step_at(event))
 
-    def on_line_chart_opened(self, message: LineChart.Opened) -> None:
-        message.chart.focus()
-        self.maximise()
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.zoom(False, self._step_at(event))
+
+    def on_click(self, event: events.Click) -> None:
+        """A double click shows the chart alone, or all again; the first click has focused it."""
+        if event.chain == 2:
+            self.maximise()
