@@ -15,7 +15,6 @@ from localdpo.cli.options import (
     JudgeTokensOption,
     MaxUsdOption,
     PricesOption,
-    Principles,
     PrinciplesOption,
     RubricOption,
 )
@@ -34,7 +33,7 @@ LINE_SECONDS: Final = 5.0
 def judge_fields(
     rubric: RubricOption = None,
     constitution: ConstitutionOption = None,
-    principles: PrinciplesOption = Principles.sample,
+    principles: PrinciplesOption = "sample",
     batch: BatchOption = False,
     max_usd: MaxUsdOption = None,
     concurrency: ConcurrencyOption = None,
@@ -45,7 +44,7 @@ def judge_fields(
     return {
         "rubrics": tuple(rubric or ()),
         "constitution": constitution,
-        "principles": principles.value,
+        "principles": principles,
         "batch": batch,
         "max_usd": max_usd,
         "concurrency": concurrency,

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from localdpo.core.errors import UserError
 
 SPEC_HELP = "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports)"
-
-
-class Principles(StrEnum):
-    """Which of a constitution's principles the judge applies to a prompt."""
-
-    sample = "sample"
-    all = "all"
 
 
 def page_path(path: Path | None) -> Path | None:
@@ -83,7 +75,7 @@ ConstitutionOption = Annotated[
     str | None, typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric.")
 ]
 PrinciplesOption = Annotated[
-    Principles,
+    Literal["sample", "all"],
     typer.Option("--principles", metavar="sample|all", help="One principle a prompt, or all of them."),
 ]
 BatchOption = Annotated[bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")]

@@ -80,7 +80,7 @@ def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
 
 def ctl(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"{_MEANINGS}.")],
+    command: Annotated[Command, typer.Argument(metavar="COMMAND", help=f"{_MEANINGS}.")],
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="With stop: save a checkpoint first, or not.")
     ] = True,
@@ -90,11 +90,10 @@ def ctl(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Pause, resume, checkpoint, evaluate or stop a run that is training, from anywhere."""
-    wanted = _command(command)
-    if not save and wanted != "stop":
-        raise UserError(f"--no-save works only with stop, not with {wanted}")
+    if not save and command != "stop":
+        raise UserError(f"--no-save works only with stop, not with {command}")
     found = find_run(runs_dir, run)
-    answer = _wait(found, send(found, wanted, save=save), timeout)
+    answer = _wait(found, send(found, command, save=save), timeout)
     if answer is None:
         raise UserError(
             f"{found.path}: no answer within {timeout:g} s: {_busy(found)}; the command runs after that"
@@ -102,13 +101,6 @@ def ctl(
     if not answer.ok:
         raise UserError(f"{found.path}: {answer.message}")
     say(answer.message)
-
-
-def _command(name: str) -> Command:
-    for command in COMMANDS:
-        if command == name:
-            return command
-    raise UserError(f"{name}: no such command; expected one of {', '.join(COMMANDS)}")
 
 
 def _wait(run: RunDir, id: str, timeout: float) -> Acknowledgement | None:

@@ -14,6 +14,7 @@ from localdpo.cli.options import RunsDirOption
 from localdpo.core.errors import UserError
 from localdpo.out import say
 from localdpo.records.rundir import RunDir, find_run, list_runs
+from localdpo.records.wording import runs_dir_words
 
 if TYPE_CHECKING:
     from localdpo.launch import Worker
@@ -97,8 +98,6 @@ def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str
 
 def say_continues(run: RunDir, pid: int | None) -> None:
     """Print that training continues, and how to return to its dashboard."""
-    words = ["localdpo", "watch", run.name]
-    if run.path.parent != Path("runs"):
-        words += ["--runs-dir", str(run.path.parent)]
+    words = ["localdpo", "watch", run.name, *runs_dir_words(run)]
     who = f" (process {pid})" if pid is not None else ""
     say(f"training continues{who}; return to the dashboard with: {shlex.join(words)}")

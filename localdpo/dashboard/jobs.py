@@ -17,6 +17,7 @@ from localdpo.launch import Job
 from localdpo.records.answers import ANNOUNCEMENT, NOTE, AnswersRequest
 from localdpo.records.answers import FOLDER as ANSWERS_FOLDER
 from localdpo.records.rundir import RunDir
+from localdpo.records.wording import runs_dir_words
 
 _LOG: Final = "worker.log"
 _ANSWERS_WORKER: Final = (sys.executable, "-m", "localdpo.answering.worker")
@@ -73,5 +74,4 @@ def eval_command(run: RunDir, options: Sequence[str] = ()) -> str:
 
 
 def _eval_words(run: RunDir, options: Sequence[str]) -> list[str]:
-    folder = [] if run.path.parent == Path("runs") else ["--runs-dir", str(run.path.parent)]
-    return ["eval", run.name, *folder, *options]
+    return ["eval", run.name, *runs_dir_words(run), *options]

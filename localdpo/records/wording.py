@@ -132,10 +132,12 @@ def _first_prompt(event: Event) -> str | None:
 
 def resume_command(run: RunDir) -> str:
     """The command that resumes `run`, ready for a shell in the current directory."""
-    words = ["localdpo", "train", "--resume", "--run", run.name]
-    if run.path.parent != DEFAULT_RUNS_DIR:
-        words += ["--runs-dir", str(run.path.parent)]
-    return shlex.join(words)
+    return shlex.join(["localdpo", "train", "--resume", "--run", run.name, *runs_dir_words(run)])
+
+
+def runs_dir_words(run: RunDir) -> list[str]:
+    """The option that a command in the current directory needs to find `run`, if any."""
+    return [] if run.path.parent == DEFAULT_RUNS_DIR else ["--runs-dir", str(run.path.parent)]
 
 
 def format_sampling(sampling: Sampling) -> str:
