@@ -58,12 +58,3 @@ def test_a_dead_worker_is_critical_with_the_words_of_its_supervisor():
     )
     (alarm,) = alarms(told, False, 20.0)
     assert (alarm.message, alarm.advice) == ("killed by SIGKILL", "resume with: x")
-
-
-def test_memory_is_told_unless_the_log_has_done_so():
-    full = event("step", 11, 11.0, metrics={"peak_memory_gb": 10.0, "memory_gb": 15.0})
-    (alarm,) = alarms(running(full), True, 12.0)
-    assert alarm.name == "memory"
-    assert "94% of the 16 GB" in alarm.message
-    said = event("notice", 11, 11.0, level="warning", name="memory", message="m", why="w")
-    assert names(running(full, said), True, 12.0) == []

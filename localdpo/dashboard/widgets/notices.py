@@ -13,7 +13,6 @@ from localdpo.dashboard.appbase import TerminalApp, app_of
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import LoggedNotice, RunState
 from localdpo.out.console import Text
-from localdpo.records.metrics import measured
 from localdpo.records.progress import silent_for
 
 _SEVERITY: Final = {"info": 0, "warning": 1, "critical": 2}
@@ -99,17 +98,12 @@ class NoticeLine(Widget):
         return head
 
 
-_MEMORY_SHARE: Final = 0.9
-# The worker's own notice of the same thing; older logs do not have it.
-_MEMORY_NOTICE: Final = "memory"
-
-
 def alarms(state: RunState, alive: bool, now: float) -> list[LoggedNotice]:
-    """The viewer's own notices at the Unix time `now`: damage, silence, a crash, memory.
+    """The viewer's own notices at the Unix time `now`: damage, silence, a crash.
 
     `alive`: whether a worker holds the run's lock.
     """
-    candidates = (_damage(state, now), _silence(state, alive, now), _crash(state, alive), _memory(state))
+    candidates = (_damage(state, now), _silence(state, alive, now), _crash(state, alive))
     return [notice for notice in candidates if notice is not None]
 
 
@@ -158,23 +152,4 @@ def _crash(state: RunState, alive: bool) -> LoggedNotice | None:
         else f"The worker exited; exit status unknown; its last step was {state.progress.step}",
         "The process ended without a message: a signal, the system out of memory, a failed driver.",
         "; ".join(lines[1:]) or "Resume the run: it continues from its last checkpoint.",
-    )
-
-
-def _memory(state: RunState) -> LoggedNotice | None:
-    held = measured(state.train, "memory_gb")
-    limit = state.start.number("memory_limit_gb")
-    if held is None or limit is None or held.last is None or state.last_time is None:
-        return None
-    if held.last <= _MEMORY_SHARE * limit or any(_MEMORY_NOTICE in notice.name for notice in state.notices):
-        return None
-    return LoggedNotice(
-        state.last_time,
-        state.progress.step,
-        "warning",
-        "memory",
-        f"Memory with cache {held.last:.3g} GB, {held.last / limit:.0%} of the {limit:.3g} GB there are",
-        "A longer batch than any before may not fit; the process is then ended without warning.",
-        "Start a new run with a lower train.micro_batch_size or train.max_length, or with "
-        "train.gradient_checkpointing=true.",
     )
