@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from math import prod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
+from safetensors import SafetensorError, safe_open
 
 from localdpo.core.errors import UserError
 
-# The format's own limit.
-_LONGEST_HEADER: Final = 100_000_000
-_LENGTH_BYTES: Final = 8
-BITS: Final = {
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
-"""Bits of a number of each dtype of a safetensors file."""
-TensorEntry: TypeAlias = "dict[str, Any]"
-"""What a header says of a tensor: dtype, shape and the two data_offsets of its bytes."""
 # MLX's stubs give what custom_function returns no call's type.
 _custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
@@ -72,85 +57,21 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     return arrays
 
 
-def read_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors that the header of a safetensors file lists, once it is known to describe the file exactly.
+def read_header(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Name -> (dtype, shape) of the tensors of a safetensors file; dtypes are the format's own (F32, BF16).
 
-    The file is eight bytes with the header's length, the header (a JSON object: name -> dtype, shape and the
-    two offsets of its bytes), then the bytes. A damaged header can still be read, and its tensors get other
-    values without a word; so the offsets must cover the bytes exactly, each of them once.
+    MLX reads a damaged header without a word and gives its tensors other values; safetensors' own reader
+    makes sure that the tensors cover the file exactly.
 
     Raises:
-        UserError: with the file and the tensor, where it does not.
+        UserError: with what is wrong.
     """
     try:
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            start = stream.read(_LENGTH_BYTES)
-            length = int.from_bytes(start, "little")
-            if len(start) < _LENGTH_BYTES or length > min(_LONGEST_HEADER, size - _LENGTH_BYTES):
-                raise ValueError(f"its header cannot be {length:,} bytes long, the file has {size:,}")
-            text = stream.read(length).decode("utf-8")
-        header = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
-        _check_header(header, size - _LENGTH_BYTES - length)
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{file}: cannot be read: not a complete safetensors file: {why}") from error
-    tensors: dict[str, TensorEntry] = header
-    return tensors
-
-
-def _check_header(header: Any, size: int) -> None:
-    """Raise ValueError unless the tensors cover `size` bytes, without a gap and without sharing any.
-
-    Notes (`__metadata__`) are checked and removed.
-    """
-    if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
-    # MLX writes null for no notes.
-    meta = header.pop("__metadata__", None) or {}
-    if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
-        raise ValueError("__metadata__ is no object of texts")
-    end = 0
-    for first, last, name in sorted(_byte_ranges(header)):
-        if first != end:
-            raise ValueError(f"tensor {name!r} begins at byte {first:,} of the data, expected {end:,}")
-        end = last
-    if end != size:
-        raise ValueError(f"its tensors have {end:,} bytes, the file has {size:,} for them")
-
-
-def _byte_ranges(header: Mapping[str, Any]) -> Iterator[tuple[int, int, str]]:
-    """First byte, end and name of each tensor, whose shape and dtype need just so many bytes."""
-    for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"tensor {name!r}: expected dtype, shape and data_offsets")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in BITS:
-            raise ValueError(f"tensor {name!r}: unknown dtype {dtype!r}")
-        if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-            raise ValueError(f"tensor {name!r}: expected whole numbers as shape and two as data_offsets")
-        first, last = offsets
-        if prod(shape) * BITS[dtype] != (last - first) * 8:
-            raise ValueError(
-                f"tensor {name!r}: {dtype} of shape {tuple(shape)} does not have {last - first:,} bytes"
-            )
-        yield first, last, name
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    by_name = dict(members)
-    if len(by_name) < len(members):
-        raise ValueError("its header has a name twice")
-    return by_name
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"its header holds {text}")
+        with safe_open(file, framework="numpy") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read: not a complete safetensors file: {error}") from error
 
 
 # --- gradient checkpointing ----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
-from localdpo.model.arrays import BITS, float_types, read_header
+from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, memory_limit
 from localdpo.model.head import chunk_size, text_model
 
@@ -38,6 +38,8 @@ UNKNOWN_BYTES: Final = 2 * 36 * 1024 * 2
 
 # Bytes of a float32 number.
 FLOAT = 4
+# A safetensors file begins with the length of its header in so many bytes.
+_LENGTH_BYTES = 8
 # Copies of the adapter: its weights, their gradients, and Adam's two moments.
 ADAPTER_COPIES = 4
 # Buffers of a chunk of logits that are alive together, of one chunk and of a chain of them (see `head`).
@@ -317,15 +319,16 @@ def _weight_bytes(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, se
     floats = set()
     quantization = config.get("quantization") or {}
     for file in folder.glob("model*.safetensors"):
-        for name, entry in read_header(file).items():
-            start, end = entry["data_offsets"]
-            stored += end - start
-            if entry["dtype"] in ("F32", "F16", "BF16"):
-                floats.add(entry["dtype"])
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        stored += file.stat().st_size - _LENGTH_BYTES - header
+        for name, (dtype, shape) in read_header(file).items():
+            if dtype in ("F32", "F16", "BF16"):
+                floats.add(dtype)
             if not name.endswith((".scales", ".biases")):
                 # Layers may have bits of their own.
                 own = quantization.get(name.removesuffix(".weight"))
-                packed = (own if isinstance(own, dict) else quantization).get("bits", 4)
-                bits = int(packed) if entry["dtype"] == "U32" else BITS[entry["dtype"]]
-                dense += FLOAT * ((end - start) * 8 // bits)
+                bits = int((own if isinstance(own, dict) else quantization).get("bits", 4))
+                numbers = math.prod(shape)
+                dense += FLOAT * (numbers * 32 // bits if dtype == "U32" else numbers)
     return stored, dense, floats
