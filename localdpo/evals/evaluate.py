@@ -9,7 +9,7 @@ on the options alone: no times, no costs, nothing of how many questions were ask
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from localdpo.evals.figures import (
 from localdpo.evals.table import conclusion, write_record
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import load_checks, with_standard
-from localdpo.judging.base import Judge, PairVerdict, Question, both_orders
+from localdpo.judging.base import PairVerdict, Question
 from localdpo.judging.cost import Budget
 from localdpo.judging.prompts import conversation_text, question_about
 from localdpo.judging.registry import (
@@ -50,10 +50,10 @@ from localdpo.judging.registry import (
     judge_session,
     judge_spec,
     make_judges,
-    open_journal,
     wants_scores,
 )
-from localdpo.judging.run import JudgeSession, find_keys
+from localdpo.judging.rubric import MODES
+from localdpo.judging.run import JudgeSession
 from localdpo.records.answers import Header, Sampling
 from localdpo.records.rundir import RunDir, check_name
 from localdpo.records.verdicts import Verdict, damaged_verdicts
@@ -261,15 +261,6 @@ class EvaluationPlan:
             options.run, self.contestants, self.prompts, self.source, options.sampling, answers
         )
 
-    def questions(self, answered: AnsweredPrompts) -> list[tuple[Judge, Sequence[Question]]]:
-        """Everything that is asked about these answers, by judge."""
-        questions: list[tuple[Judge, Sequence[Question]]] = []
-        if self.judges.pairs is not None:
-            questions.append((self.judges.pairs, both_orders(answered.pairs())))
-        if self.judges.scores is not None:
-            questions.append((self.judges.scores, answered.singles()))
-        return questions
-
 
 def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
     """Look at everything that was named. Loads no model. Raises UserError(s) for what does not fit."""
@@ -291,9 +282,8 @@ def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
 
 def _judges(options: EvalOptions, spec: str | None) -> Judges:
     if spec is not None:
-        scored = wants_scores(options, spec)
-        votes = options.run.votes
-        return make_judges(options, spec, ("pairwise", "score") if scored else ("pairwise",), votes=votes)
+        modes = MODES if wants_scores(options, spec) else MODES[:1]
+        return make_judges(replace(options, votes=options.run.votes), spec, modes)
     given = {
         "--scores": options.scores,
         "--rubric": options.rubrics,
@@ -316,7 +306,7 @@ def run_evaluation(
     """
     options, hooks = plan.options, hooks or Hooks()
     if missing_answers(plan.answers_path, plan.header):
-        find_keys(plan.judges.pairs, plan.judges.scores)
+        plan.judges.find_keys()
     answers = answer_all(
         options.run,
         plan.contestants,
@@ -331,11 +321,8 @@ def run_evaluation(
     if plan.judges.pairs is None:
         record = evaluate(plan.name, answered, plan.heuristics, plan.judges)
     else:
-        questions = plan.questions(answered)
-        if hooks.on_questions is not None:
-            hooks.on_questions(sum(len(to_ask) for _, to_ask in questions))
-        with open_journal(plan.journal, questions) as journal:
-            session = judge_session(options, journal, budget=budget, hooks=hooks)
+        questions = plan.judges.questions(answered.pairs(), answered.singles())
+        with judge_session(options, plan.journal, questions, budget=budget, hooks=hooks) as session:
             votes = _votes(options)
             record = evaluate(plan.name, answered, plan.heuristics, plan.judges, session, votes)
     write_record(options.run, record)
@@ -363,7 +350,8 @@ def preview_lines(plan: EvaluationPlan) -> list[str]:
     if plan.judges.pairs is not None:
         records = longest_answers(plan.header) if missing else read_partial(plan.answers_path).records
         answers = {name: [records[i, name] for i in range(len(plan.prompts))] for name in plan.header.names}
-        questions = plan.questions(plan.answered(answers))
+        answered = plan.answered(answers)
+        questions = plan.judges.questions(answered.pairs(), answered.singles())
         name = plan.judges.pairs.name
         lines += cost_lines(plan.options, name, questions, plan.journal, known=not missing)
     return [*lines, *plan.notes]

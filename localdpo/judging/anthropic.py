@@ -77,7 +77,6 @@ class AnthropicJudge(RemoteJudge):
         return reply if isinstance(reply, Verdict) else self.read(reply)
 
     def find_key(self) -> None:
-        """Raise JudgeStopped without a key."""
         self.client()
 
     def payload(self, question: Question) -> dict[str, Any]:

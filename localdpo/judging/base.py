@@ -15,16 +15,17 @@ RuntimeError
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.records.verdicts import Choice, Status, Verdict
 
-_SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
-_OTHER: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
+CHOICE_SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+SWAPPED: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
 _SAME: Final = Verdict("ok", choice="tie", reason="the two answers are the same text; nobody was asked")
 
 
@@ -66,7 +67,7 @@ class Interrupted(RuntimeError):
     """The command is being stopped; whoever waits has to give up."""
 
 
-class Judge(Protocol):
+class Judge(ABC):
     """One judge. `ask` may be called from several threads, at most `concurrency` at a time.
 
     Attributes:
@@ -77,15 +78,19 @@ class Judge(Protocol):
 
     name: str
     identity: Mapping[str, str]
-    concurrency: int
+    concurrency: int = 1
 
+    @abstractmethod
     def ask(self, question: Question) -> Verdict:
         """One verdict. Raises JudgeBusy or JudgeStopped; never invents a verdict."""
-        ...
 
     def worst_case_usd(self, question: Question) -> float:
         """The most that asking this question once can cost; 0 for a local judge."""
-        ...
+        return 0.0
+
+    def find_key(self) -> None:
+        """Raise JudgeStopped if there is no key for a server that wants one; before long work, say."""
+        return None
 
 
 # --- pairs in both orders ---------------------------------------------------------------------------------
@@ -121,14 +126,14 @@ class PairVerdict:
     @property
     def flipped(self) -> bool:
         """Whether the two orders disagree."""
-        return self.choices is not None and self.choices[0] != _OTHER[self.choices[1]]
+        return self.choices is not None and self.choices[0] != SWAPPED[self.choices[1]]
 
     @property
     def score(self) -> float | None:
         """1 when a won, 0 when b won, 1/2 for a tie or a disagreement; None without two verdicts."""
         if self.choices is None:
             return None
-        return 0.5 if self.flipped else _SCORES[self.choices[0]]
+        return 0.5 if self.flipped else CHOICE_SCORES[self.choices[0]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from localdpo.core.errors import UserError
 from localdpo.data.batches import collate
 from localdpo.data.encode import NO_SCORED_TOKEN, Encoder, Limits
 from localdpo.data.types import Demonstration, EncodedRow
-from localdpo.judging.base import Question
+from localdpo.judging.base import Judge, Question
 from localdpo.judging.prompts import material, require_mode
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_rubric, sha256_of_text
 from localdpo.model.backend import prepare
@@ -51,16 +51,13 @@ _LONGEST: Final = 32_768
 _REMEMBERED: Final = 64
 
 
-class MlxJudge:
+class MlxJudge(Judge):
     """A model from a folder, the hub or a `demo:` name; loaded when the first question is asked.
 
-    Attributes:
-        name, identity, concurrency: as in Judge. The model's fingerprint is part of the identity.
+    The model's fingerprint is part of the identity.
 
     Raises UserError for a model that is not there, here or when it is loaded.
     """
-
-    concurrency = 1
 
     def __init__(self, model: str, rubric: Rubric | None = None) -> None:
         self.model = model
@@ -83,10 +80,6 @@ class MlxJudge:
         if key not in self._known:
             self._judge(question)
         return self._known[key]
-
-    def worst_case_usd(self, question: Question) -> float:
-        """0."""
-        return 0.0
 
     def _judge(self, question: Question) -> None:
         """Judge a question in every order of its answers, and remember the verdicts."""

@@ -7,25 +7,22 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Final, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Literal
 
-from localdpo.judging.base import Judge, Question
+from localdpo.judging.base import CHOICE_SCORES, Judge, Question
 from localdpo.judging.rubric import Constitution, Mode, Rubric
-from localdpo.records.verdicts import Choice, Usage, Verdict
+from localdpo.records.verdicts import Usage, Verdict
 
 CombiningRule = Literal["majority", "mean"]
 Principles = Literal["sample", "all"]
-_VALUES: Final[dict[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
-class Panel:
+class Panel(Judge):
     """Base of the jury and of the constitution: who is asked, and how their verdicts become one."""
 
-    name: str
-    identity: Mapping[str, str]
-    concurrency: int
+    members: Sequence[Judge]
 
     def members_for(self, question: Question) -> Sequence[Judge]:
         """The judges that this question goes to; the same ones each time for the same question."""
@@ -42,6 +39,10 @@ class Panel:
     def worst_case_usd(self, question: Question) -> float:
         """The sum over the members."""
         return sum(member.worst_case_usd(question) for member in self.members_for(question))
+
+    def find_key(self) -> None:
+        for member in self.members:
+            member.find_key()
 
 
 class Jury(Panel):
@@ -123,7 +124,7 @@ def _decide(valid: Sequence[Verdict], rule: CombiningRule) -> Verdict:
         score = statistics.fmean(scores) if rule == "mean" else statistics.median(scores)
         return Verdict("ok", score=score)
     if rule == "mean":
-        balance = sum(_VALUES[choice] - 0.5 for choice in choices)
+        balance = sum(CHOICE_SCORES[choice] - 0.5 for choice in choices)
         return Verdict("ok", choice="first" if balance > 0 else "second" if balance < 0 else "tie")
     votes = Counter(choices).most_common(1)
     won = bool(votes) and 2 * votes[0][1] > len(choices)
@@ -152,9 +153,5 @@ def assemble(judge: Judge, question: Question, verdicts: Iterator[Verdict]) -> V
 
 def add_usage(verdicts: Sequence[Verdict]) -> Usage:
     """What several verdicts cost together."""
-    return Usage(
-        input_tokens=sum(verdict.usage.input_tokens for verdict in verdicts),
-        output_tokens=sum(verdict.usage.output_tokens for verdict in verdicts),
-        cached_tokens=sum(verdict.usage.cached_tokens for verdict in verdicts),
-        usd=sum(verdict.usage.usd for verdict in verdicts),
-    )
+    names = (field.name for field in fields(Usage))
+    return Usage(**{name: sum(getattr(verdict.usage, name) for verdict in verdicts) for name in names})

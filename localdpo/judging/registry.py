@@ -13,13 +13,14 @@ A judge's module is loaded when it is asked for, so that naming one costs nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.judging.base import Judge, Question
+from localdpo.judging.base import Judge, Question, both_orders
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_constitution, load_rubric, rubrics_by_mode
@@ -28,33 +29,40 @@ from localdpo.judging.without_model import RULES, HumanJudge, RulesJudge, judges
 from localdpo.records.answers import AnswerRecord
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeOptions:
-    """What a judge is built with; each reads what it knows.
+@dataclass(frozen=True, kw_only=True)
+class JudgeRequest:
+    """What a person asked for about the judge: the judge options of `localdpo eval` and `prefs build`.
 
     Attributes:
-        mode: two answers compared ("pairwise") or one scored ("score").
-        rubric: a shipped name or a path; by default the one of the mode.
-        constitution: a shipped name or a path, instead of the rubric.
+        judge: as `make_judge` takes it; None is rules for the demo's prompts, else nobody.
+        rubrics: shipped names or paths, at most one for pairs and one for scores.
+        constitution: a shipped name or a path, instead of the rubrics.
         principles: one principle a question, or all of them.
+        scores: whether single answers are scored, too; None is the default of `wants_scores`.
         batch: ask Claude in Message Batches.
-        concurrency, max_tokens: None is the judge's own default.
+        concurrency: questions at a time; None is the judge's own default.
+        judge_tokens: longest reply of a judge behind a server; None is the judge's own default.
         prices: a file on top of the shipped prices.
+        max_usd: the most that may be spent; None is no limit.
         votes: the file that the votes of people are read from.
     """
 
-    mode: Mode = "pairwise"
-    rubric: str | None = None
+    judge: str | None = None
+    rubrics: tuple[str, ...] = ()
     constitution: str | None = None
     principles: Principles = "sample"
+    scores: bool | None = None
     batch: bool = False
     concurrency: int | None = None
-    max_tokens: int | None = None
+    judge_tokens: int | None = None
     prices: Path | None = None
+    max_usd: float | None = None
     votes: Path | None = None
 
 
-Build = Callable[[str, Rubric, JudgeOptions], Judge]
+# Questions by who is asked.
+Asked = Sequence[tuple[Judge, Sequence[Question]]]
+Build = Callable[[str, Rubric, JudgeRequest], Judge]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,56 +80,50 @@ class JudgeKind:
     reads_rubric: bool = True
 
 
-def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
-    """The judge that `spec` names. Nothing is asked and no key is read yet.
+def make_judge(spec: str, request: JudgeRequest | None = None, mode: Mode = "pairwise") -> Judge:
+    """The judge that `spec` names, of two answers or one. Nothing is asked and no key is read yet.
 
     Raises UserError for a name, rubric or option that does not fit.
     """
-    options = options or JudgeOptions()
+    request = request or JudgeRequest()
     name, _, rest = spec.partition(":")
     if name == "jury":
-        return _jury(rest, options)
+        return _jury(rest, request, mode)
     entry = JUDGES.get(name)
     if entry is None:
         known = ", ".join([*(entry.form for entry in JUDGES.values()), "jury:ONE+OTHER"])
         raise UserError(f"{spec}: no such judge; expected one of {known}")
-    if not entry.reads_rubric and (options.rubric or options.constitution):
+    if not entry.reads_rubric and (request.rubrics or request.constitution):
         raise UserError(f"{spec}: this judge reads no rubric and no constitution; leave them out")
-    if options.batch and name != "anthropic":
+    if request.batch and name != "anthropic":
         raise UserError(f"{spec}: only anthropic can be asked in batches")
-    if options.constitution is None:
-        return entry.build(rest, _rubric(options), options)
-    if options.rubric is not None:
+    if request.constitution is None:
+        rubric = load_rubric(rubrics_by_mode(request.rubrics).get(mode, DEFAULTS[mode]))
+        return entry.build(rest, rubric, request)
+    if request.rubrics:
         raise UserError("give a rubric or a constitution, not both")
-    constitution = load_constitution(options.constitution)
+    constitution = load_constitution(request.constitution)
     return ConstitutionJudge(
-        constitution, options.mode, options.principles, lambda rubric: entry.build(rest, rubric, options)
+        constitution, mode, request.principles, lambda rubric: entry.build(rest, rubric, request)
     )
 
 
-def _rubric(options: JudgeOptions) -> Rubric:
-    rubric = load_rubric(options.rubric or DEFAULTS[options.mode])
-    if rubric.mode != options.mode:
-        raise UserError(f"rubric {rubric.name} is for mode {rubric.mode}, expected one for {options.mode}")
-    return rubric
-
-
-def _jury(rest: str, options: JudgeOptions) -> Judge:
+def _jury(rest: str, request: JudgeRequest, mode: Mode) -> Judge:
     names = [name.strip() for name in rest.split("+")]
     if len(names) < 2 or not all(names):
         raise UserError(f"jury:{rest}: expected two judges or more, joined by +")
     if any(name.startswith("jury:") for name in names):
         raise UserError(f"jury:{rest}: a jury cannot sit in a jury; name the judges themselves")
-    return Jury([make_judge(name, _for_member(name, options)) for name in names])
+    return Jury([make_judge(name, _for_member(name, request), mode) for name in names])
 
 
-def _for_member(name: str, options: JudgeOptions) -> JudgeOptions:
-    """The options of a jury that this member can read; the others are for its other members."""
+def _for_member(name: str, request: JudgeRequest) -> JudgeRequest:
+    """The options that this member of a jury can read; the others are for its other members."""
     kind = name.partition(":")[0]
     entry = JUDGES.get(kind)
     if entry is not None and not entry.reads_rubric:
-        options = replace(options, rubric=None, constitution=None)
-    return replace(options, batch=options.batch and kind == "anthropic")
+        request = replace(request, rubrics=(), constitution=None)
+    return replace(request, batch=request.batch and kind == "anthropic")
 
 
 def _nothing_after(rest: str, name: str) -> None:
@@ -129,12 +131,12 @@ def _nothing_after(rest: str, name: str) -> None:
         raise UserError(f"{name}:{rest}: expected {name} alone")
 
 
-def _rules(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
+def _rules(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     _nothing_after(rest, "rules")
     return RulesJudge()
 
 
-def _mlx(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
+def _mlx(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     from localdpo.judging.mlx import MlxJudge
 
     if not rest:
@@ -142,23 +144,23 @@ def _mlx(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
     return MlxJudge(rest, rubric)
 
 
-def _human(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
+def _human(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     _nothing_after(rest, "human")
-    if options.votes is None:
+    if request.votes is None:
         raise UserError("human: expected a file of votes; vote in the comparison first")
-    return HumanJudge(options.votes)
+    return HumanJudge(request.votes)
 
 
-def _anthropic(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
+def _anthropic(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     from localdpo.judging.anthropic import AnthropicJudge
     from localdpo.judging.anthropic_batch import AnthropicBatchJudge
 
-    kind = AnthropicBatchJudge if options.batch else AnthropicJudge
-    limits = {"max_tokens": options.max_tokens, "concurrency": options.concurrency}
-    return kind(rubric, load_prices(options.prices), rest or None, **limits)
+    kind = AnthropicBatchJudge if request.batch else AnthropicJudge
+    limits = {"max_tokens": request.judge_tokens, "concurrency": request.concurrency}
+    return kind(rubric, load_prices(request.prices), rest or None, **limits)
 
 
-def _openai(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
+def _openai(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     from localdpo.judging.openai import OpenAIJudge
 
     url, _, model = rest.partition("#")
@@ -166,8 +168,8 @@ def _openai(rest: str, rubric: Rubric, options: JudgeOptions) -> Judge:
         raise UserError(
             f"openai:{rest}: expected openai:URL#MODEL, as in openai:http://127.0.0.1:8080/v1#name"
         )
-    limits = {"max_tokens": options.max_tokens, "concurrency": options.concurrency}
-    return OpenAIJudge(rubric, load_prices(options.prices), url, model, **limits)
+    limits = {"max_tokens": request.judge_tokens, "concurrency": request.concurrency}
+    return OpenAIJudge(rubric, load_prices(request.prices), url, model, **limits)
 
 
 JUDGES: Final[dict[str, JudgeKind]] = {
@@ -182,38 +184,23 @@ JUDGES: Final[dict[str, JudgeKind]] = {
 # --- the judges of a command ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgeRequest:
-    """What a person asked for about the judge: the judge options of `localdpo eval` and `prefs build`.
-
-    Attributes:
-        judge: as `make_judge` takes it; None is rules for the demo's prompts, else nobody.
-        rubrics: at most one for pairs and one for scores.
-        scores: whether single answers are scored, too; None is the default of `wants_scores`.
-        judge_tokens: longest reply of a judge behind a server; None is the judge's own default.
-        max_usd: the most that may be spent; None is no limit.
-
-    The others are as in JudgeOptions.
-    """
-
-    judge: str | None = None
-    rubrics: tuple[str, ...] = ()
-    constitution: str | None = None
-    principles: Principles = "sample"
-    scores: bool | None = None
-    batch: bool = False
-    concurrency: int | None = None
-    judge_tokens: int | None = None
-    prices: Path | None = None
-    max_usd: float | None = None
-
-
 @dataclass(frozen=True)
 class Judges:
     """Who compares two answers, and who scores one. None: nobody is asked that."""
 
     pairs: Judge | None = None
     scores: Judge | None = None
+
+    def find_keys(self) -> None:
+        """Raise JudgeStopped if a key is missing; for commands whose first question comes late."""
+        for judge in (self.pairs, self.scores):
+            if judge is not None:
+                judge.find_key()
+
+    def questions(self, pairs: Sequence[Question], singles: Sequence[Question]) -> Asked:
+        """What is asked about these pairs, in both orders, and single answers, by judge."""
+        asked = ((self.pairs, both_orders(pairs)), (self.scores, singles))
+        return [(judge, questions) for judge, questions in asked if judge is not None]
 
 
 @dataclass(frozen=True)
@@ -245,58 +232,38 @@ def wants_scores(request: JudgeRequest, spec: str) -> bool:
     return spec == RULES or "score" in rubrics_by_mode(request.rubrics)
 
 
-def make_judges(
-    request: JudgeRequest, spec: str, modes: Iterable[Mode], *, votes: Path | None = None
-) -> Judges:
+def make_judges(request: JudgeRequest, spec: str, modes: Iterable[Mode]) -> Judges:
     """The judges that `spec` names, for these modes. Raises UserError as `make_judge` does."""
-    rubrics = rubrics_by_mode(request.rubrics)
-    judges = {
-        mode: make_judge(
-            spec,
-            JudgeOptions(
-                mode=mode,
-                rubric=rubrics.get(mode),
-                constitution=request.constitution,
-                principles=request.principles,
-                batch=request.batch,
-                concurrency=request.concurrency,
-                max_tokens=request.judge_tokens,
-                prices=request.prices,
-                votes=votes,
-            ),
-        )
-        for mode in modes
-    }
+    judges = {mode: make_judge(spec, request, mode) for mode in modes}
     return Judges(judges.get("pairwise"), judges.get("score"))
 
 
-# Questions by who is asked.
-Asked = Iterable[tuple[Judge, Sequence[Question]]]
-
-
-def open_journal(path: Path, questions: Asked) -> Journal:
-    """The journal to ask these questions with; on the disk after every verdict if verdicts cost money."""
-    costs = any(judge.worst_case_usd(one) > 0 for judge, to_ask in questions for one in to_ask[:1])
-    return Journal(path, sync=costs)
-
-
+@contextmanager
 def judge_session(
     request: JudgeRequest,
-    journal: Journal | None,
+    path: Path,
+    questions: Asked,
     *,
     budget: Budget | None = None,
     retry: Retry | None = None,
     hooks: Hooks,
-) -> JudgeSession:
-    """A session within the request's limits."""
-    return JudgeSession(
-        journal=journal,
-        budget=budget or Budget(request.max_usd),
-        retry=retry,
-        concurrency=request.concurrency,
-        on_verdict=hooks.on_verdict,
-        on_wait=hooks.on_wait,
-    )
+) -> Iterator[JudgeSession]:
+    """A session to ask these questions in, within the request's limits.
+
+    Its journal is at `path`, and on the disk after every verdict if verdicts cost money.
+    """
+    if hooks.on_questions is not None:
+        hooks.on_questions(sum(len(to_ask) for _, to_ask in questions))
+    costs = any(judge.worst_case_usd(question) > 0 for judge, to_ask in questions for question in to_ask[:1])
+    with Journal(path, sync=costs) as journal:
+        yield JudgeSession(
+            journal=journal,
+            budget=budget or Budget(request.max_usd),
+            retry=retry,
+            concurrency=request.concurrency,
+            on_verdict=hooks.on_verdict,
+            on_wait=hooks.on_wait,
+        )
 
 
 def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path, known: bool) -> list[str]:
@@ -307,12 +274,8 @@ def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path
         known: whether the answers in `questions` are those that will be judged, or stand-ins of the greatest
             length, in which case the journal holds none of them.
     """
-    opened = Journal(journal) if known and journal.is_file() else None
-    try:
+    with Journal(journal) if known and journal.is_file() else nullcontext() as opened:
         previews = [preview(judge, to_ask, opened) for judge, to_ask in questions]
-    finally:
-        if opened is not None:
-            opened.close()
     count, cached = sum(each.questions for each in previews), sum(each.cached for each in previews)
     usd = sum(each.worst_usd for each in previews)
     price = "an amount that is not known (no price for this model)" if usd == math.inf else f"${usd:.2f}"

@@ -16,13 +16,14 @@ import os
 import queue
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
 
 from localdpo.core.text import printable
 from localdpo.judging import prompts
-from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
+from localdpo.judging.base import Judge, JudgeBusy, JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Verdict
@@ -53,11 +54,10 @@ class Reply(NamedTuple):
     body: str
 
 
-class RemoteJudge:
+class RemoteJudge(Judge):
     """What judges behind a server share: one model under one rubric, its price, and one request.
 
     Attributes:
-        name, identity, concurrency: as in Judge.
         max_tokens: most tokens of a reply, thoughts included.
         timeout: seconds that a request may take in all.
         batch: whether verdicts are billed at the price of a batch.
@@ -69,9 +69,8 @@ class RemoteJudge:
     kind: ClassVar[str]
     hints: ClassVar[Mapping[int, str]]
     batch: ClassVar[bool] = False
-    # The defaults of a kind.
+    # The defaults of a kind, with `concurrency`.
     max_tokens: int
-    concurrency: int
     timeout: float
 
     def __init__(
@@ -102,9 +101,9 @@ class RemoteJudge:
         self.address = ""
         self.secret: Secret | None = None
 
+    @abstractmethod
     def payload(self, question: Question) -> dict[str, Any]:
         """The body of the request that asks `question`. Raises ValueError for one of another mode."""
-        raise NotImplementedError
 
     def worst_case_usd(self, question: Question) -> float:
         """Every byte of the request a token, all of them the dearest kind, and the longest reply."""

@@ -109,15 +109,6 @@ class Patience:
 
 
 @runtime_checkable
-class KeyedJudge(Protocol):
-    """A judge whose server wants a key."""
-
-    def find_key(self) -> None:
-        """Raise JudgeStopped if there is none."""
-        ...
-
-
-@runtime_checkable
 class BatchJudge(Protocol):
     """A judge that is asked everything at once and answers later, in any order."""
 
@@ -133,17 +124,6 @@ class BatchJudge(Protocol):
         What has to be known to resume after a kill is kept in `folder`. Raises JudgeStopped and JudgeBusy.
         """
         ...
-
-
-def find_keys(*judges: Judge | None) -> None:
-    """Raise JudgeStopped if a key is missing that one of `judges`, or of their members, cannot do without.
-
-    For commands that do long work before the first question. None is nobody.
-    """
-    for judge in judges:
-        for leaf in leaves(judge, Question("", "", ())) if judge is not None else ():
-            if isinstance(leaf, KeyedJudge):
-                leaf.find_key()
 
 
 def key_of(identity: Mapping[str, str], question: Question) -> str:

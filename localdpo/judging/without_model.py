@@ -17,15 +17,13 @@ from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
-from localdpo.judging.base import JudgeStopped, Question
-from localdpo.records.verdicts import Choice, Verdict
+from localdpo.judging.base import SWAPPED, Judge, JudgeStopped, Question
+from localdpo.records.verdicts import Verdict
 from localdpo.records.votes import Votes, subject, text_id
 
 # Raise it when the rules say something else about the same answers: it is part of the journal's key.
 RULES_VERSION: Final = "1"
 BEST_TOTAL: Final = 3.5
-_OTHER: Mapping[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie"}
-
 RULES: Final = "rules"
 
 
@@ -48,7 +46,7 @@ def refuse_others(spec: str, rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-class RulesJudge:
+class RulesJudge(Judge):
     """Prefers the answer that beats the other by the demo's rules; what neither beats is a tie.
 
     It looks at each answer alone, so both orders agree. One answer is scored by its total, 0 to BEST_TOTAL,
@@ -56,11 +54,7 @@ class RulesJudge:
     """
 
     name = RULES
-    identity: Mapping[str, str]
-    concurrency = 1
-
-    def __init__(self) -> None:
-        self.identity = {"judge": "rules", "version": RULES_VERSION}
+    identity: Mapping[str, str] = {"judge": "rules", "version": RULES_VERSION}
 
     def ask(self, question: Question) -> Verdict:
         """Always "ok". Raises JudgeStopped for a prompt without the facts of an incident."""
@@ -80,10 +74,6 @@ class RulesJudge:
             return Verdict("ok", choice="second", reason=_comparison(one, other))
         return Verdict("ok", choice="tie", reason=f"neither beats the other: {_comparison(one, other)}")
 
-    def worst_case_usd(self, question: Question) -> float:
-        """0."""
-        return 0.0
-
 
 def _comparison(one: IncidentVerdict, other: IncidentVerdict) -> str:
     return f"first {finding_text(one)}; second {finding_text(other)}"
@@ -99,7 +89,7 @@ def finding_text(finding: IncidentVerdict) -> str:
     return ", ".join(faults) or "all right"
 
 
-class HumanJudge:
+class HumanJudge(Judge):
     """Answers from a file of votes (records/votes.py).
 
     A question that nobody voted on is "refused": counted and shown, never scored. The identity holds a hash
@@ -110,8 +100,6 @@ class HumanJudge:
     """
 
     name = "human"
-    identity: Mapping[str, str]
-    concurrency = 1
 
     def __init__(self, path: Path) -> None:
         self._votes = Votes(path)
@@ -130,8 +118,4 @@ class HumanJudge:
         if vote is None:
             return Verdict("refused", reason="nobody voted on these two answers")
         in_order = vote.answers[0] == text_id(question.answers[0])
-        return Verdict("ok", choice=vote.choice if in_order else _OTHER[vote.choice], reason="vote")
-
-    def worst_case_usd(self, question: Question) -> float:
-        """0."""
-        return 0.0
+        return Verdict("ok", choice=vote.choice if in_order else SWAPPED[vote.choice], reason="vote")

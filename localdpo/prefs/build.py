@@ -24,8 +24,8 @@ from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
 from localdpo.judging.cost import Budget
-from localdpo.judging.registry import Hooks, judge_session, open_journal
-from localdpo.judging.run import Retry, find_keys
+from localdpo.judging.registry import Hooks, judge_session
+from localdpo.judging.run import Retry
 from localdpo.prefs.build_plan import BuildPlan
 from localdpo.prefs.build_report import report_of, rows_of_build
 from localdpo.prefs.candidates import by_prompt, make_candidates
@@ -56,15 +56,15 @@ def run_build(
             for record in list(writer.tail.records.values()):
                 hooks.on_answer(record)
         if writer.tail.missing:
-            find_keys(plan.judges.pairs, plan.judges.scores)
+            plan.judges.find_keys()
         make_candidates(options.source, plan.prompts, plan.sampling, plan.tokenizer, writer, hooks.on_answer)
         answers = by_prompt(writer.tail.records, len(plan.prompts), plan.sampling.judged)
         judging = CandidateJudging(plan, answers)
         questions = judging.questions()
-        if hooks.on_questions is not None:
-            hooks.on_questions(sum(len(to_ask) for _, to_ask in questions))
-        with open_journal(plan.verdicts, questions) as journal:
-            outcome = judging.run(judge_session(options, journal, budget=budget, retry=retry, hooks=hooks))
+        with judge_session(
+            options, plan.verdicts, questions, budget=budget, retry=retry, hooks=hooks
+        ) as session:
+            outcome = judging.run(session)
         return _write(plan, answers, outcome)
 
 

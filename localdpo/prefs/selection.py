@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from localdpo.data.encode import IDENTICAL, Encoder
 from localdpo.data.types import Example, Pair
-from localdpo.judging.base import Judge, PairVerdict, Question, both_orders, collect
+from localdpo.judging.base import PairVerdict, Question, both_orders, collect
 from localdpo.judging.prompts import question_about
+from localdpo.judging.registry import Asked
 from localdpo.judging.run import JudgeSession
 from localdpo.prefs.candidates import REVISION
 from localdpo.prefs.settings import end_ids
@@ -222,15 +223,11 @@ class CandidateJudging:
                 twins.setdefault(i, {})[second] = SAME_WHEN_CUT if reason.startswith(IDENTICAL) else reason
         return twins
 
-    def questions(self) -> list[tuple[Judge, list[Question]]]:
+    def questions(self) -> Asked:
         """Everything that may be asked about the candidates, by judge."""
-        questions: list[tuple[Judge, list[Question]]] = []
-        if self.plan.judges.pairs is not None:
-            questions.append((self.plan.judges.pairs, both_orders(self._pairs())))
-        if self.plan.judges.scores is not None:
-            singles = [self._question(i, name) for i, names in self.ready.items() for name in names]
-            questions.append((self.plan.judges.scores, singles))
-        return questions
+        pairs = self._pairs() if self.plan.paired else []
+        singles = [self._question(i, name) for i, names in self.ready.items() for name in names]
+        return self.plan.judges.questions(pairs, singles)
 
     def run(self, session: JudgeSession) -> BuildOutcome:
         """Ask about every prompt's usable candidates, and make the pairs.

@@ -9,7 +9,7 @@ from pathlib import Path
 from localdpo.answering.contestants import Contestant
 from localdpo.data.prompts import PromptRow, prompt_row
 from localdpo.evals.evaluate import AnsweredPrompts
-from localdpo.judging.base import JudgeStopped, Question
+from localdpo.judging.base import Judge, JudgeStopped, Question
 from localdpo.records.answers import AnswerRecord, Role, Sampling
 from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Usage, Verdict
@@ -55,7 +55,7 @@ def asked(folder: Path, count: int, **facts: Sequence[object]) -> AnsweredPrompt
     )
 
 
-class Told:
+class Told(Judge):
     """A judge that says what a function says, and counts the questions."""
 
     def __init__(self, say: Say, concurrency: int = 16, name: str = "told") -> None:

@@ -54,7 +54,7 @@ def options(run: RunDir, prompts: Path, **changes: Any) -> EvalOptions:
 
 
 def told(monkeypatch: pytest.MonkeyPatch, judge: Told) -> Told:
-    monkeypatch.setattr(registry, "make_judge", lambda spec, options: judge)
+    monkeypatch.setattr(registry, "make_judge", lambda spec, request, mode: judge)
     return judge
 
 
@@ -112,16 +112,16 @@ def test_mistakes_are_told_before_anything_is_done(
 def test_rubrics_go_where_their_mode_says(
     run: RunDir, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[str, str | None]] = []
+    made: list[str] = []
 
-    def make(spec: str, options: Any) -> Told:
-        made.append((options.mode, options.rubric))
+    def make(spec: str, request: Any, mode: str) -> Told:
+        made.append(mode)
         return Told(fair)
 
     monkeypatch.setattr(registry, "make_judge", make)
     plan_evaluation(options(run, prompts, judge="anthropic"))
     plan_evaluation(options(run, prompts, judge="anthropic", rubrics=("quality", "triage")))
-    assert made == [("pairwise", None), ("pairwise", "triage"), ("score", "quality")]
+    assert made == ["pairwise", "pairwise", "score"]
 
 
 def test_a_look_ahead_costs_and_asks_nothing(

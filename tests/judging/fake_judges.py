@@ -11,7 +11,7 @@ from localdpo.judging.run import Journal, JudgeSession
 from localdpo.records.verdicts import Usage, Verdict
 
 
-class FakeJudge:
+class FakeJudge(Judge):
     """Answers with `decide(question)`; counts what it was asked."""
 
     def __init__(

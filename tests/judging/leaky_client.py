@@ -11,7 +11,7 @@ from fake_judges import pairs, run_questions
 
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
 from localdpo.judging.base import JudgeStopped, both_orders
-from localdpo.judging.registry import JudgeOptions, make_judge
+from localdpo.judging.registry import JudgeRequest, make_judge
 from localdpo.judging.run import Journal, Retry
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     logging.getLogger().addHandler(logging.StreamHandler())
     retry = Retry(tries=3, first=0.001, most=0.002)
     for number, spec in enumerate(specs):
-        judge = make_judge(spec, JudgeOptions(batch=batch))
+        judge = make_judge(spec, JudgeRequest(batch=batch))
         if isinstance(judge, AnthropicBatchJudge):
             judge.poll = 0.01
         with Journal(folder / f"{number}.jsonl") as journal:

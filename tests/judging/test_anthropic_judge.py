@@ -18,7 +18,7 @@ from localdpo.judging.base import JudgeStopped, Question, both_orders, collect, 
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.panel import Jury
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.run import Journal, Retry, find_keys, preview
+from localdpo.judging.run import Journal, Retry, preview
 
 pytestmark = pytest.mark.slow
 
@@ -167,7 +167,7 @@ def test_no_key_is_said_before_anything_is_sent(server: FakeServer, monkeypatch:
     monkeypatch.delenv("ANTHROPIC_AUTH_TOKEN", raising=False)
     # A look at the cost needs no key.
     assert preview(judge(), QUESTIONS).questions == len(QUESTIONS)
-    for ask in (lambda: run_questions(judge(), QUESTIONS), lambda: find_keys(Jury([judge(), judge()]))):
+    for ask in (lambda: run_questions(judge(), QUESTIONS), Jury([judge(), judge()]).find_key):
         with pytest.raises(JudgeStopped, match="set ANTHROPIC_API_KEY"):
             ask()
     assert server.requests == 0

@@ -8,7 +8,7 @@ import pytest
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import JudgeStopped, Question
-from localdpo.judging.registry import JudgeOptions, make_judge
+from localdpo.judging.registry import JudgeRequest, make_judge
 from localdpo.judging.run import JudgeSession
 from localdpo.judging.without_model import HumanJudge
 from localdpo.records.votes import Choice, Vote, Votes, text_id
@@ -64,7 +64,7 @@ def test_without_votes_there_is_no_judge(tmp_path: Path) -> None:
 
 
 def test_the_registry_knows_it_and_pairs_have_no_flips(votes: Path) -> None:
-    judge = make_judge("human", JudgeOptions(votes=votes))
+    judge = make_judge("human", JudgeRequest(votes=votes))
     pairs = [
         Question("p", "?", ("bad", "good")),
         Question("q", "?", ("one", "two")),

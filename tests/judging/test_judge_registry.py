@@ -11,13 +11,13 @@ from localdpo.judging.anthropic_batch import AnthropicBatchJudge
 from localdpo.judging.cost import TokenCounts, load_prices
 from localdpo.judging.openai import OpenAIJudge
 from localdpo.judging.panel import ConstitutionJudge, Jury
-from localdpo.judging.registry import JudgeOptions, make_judge
+from localdpo.judging.registry import JudgeRequest, make_judge
 
 
 def test_judges_are_made_from_their_names():
-    one = make_judge("anthropic:claude-haiku-4-5", JudgeOptions(concurrency=16))
+    one = make_judge("anthropic:claude-haiku-4-5", JudgeRequest(concurrency=16))
     assert (one.name, one.concurrency) == ("anthropic claude-haiku-4-5", 16)
-    assert isinstance(make_judge("anthropic:m", JudgeOptions(batch=True)), AnthropicBatchJudge)
+    assert isinstance(make_judge("anthropic:m", JudgeRequest(batch=True)), AnthropicBatchJudge)
     two = make_judge("openai:http://localhost:1234/v1#org/model:4bit")
     assert isinstance(two, OpenAIJudge)
     assert (two.model, two.url) == ("org/model:4bit", "http://localhost:1234/v1/chat/completions")
@@ -31,19 +31,19 @@ def test_identities_tell_all_that_matters_apart():
     made = [
         make_judge("anthropic:m"),
         make_judge("anthropic:n"),
-        make_judge("anthropic:m", JudgeOptions(rubric="triage")),
-        make_judge("anthropic:m", JudgeOptions(mode="score")),
+        make_judge("anthropic:m", JudgeRequest(rubrics=("triage",))),
+        make_judge("anthropic:m", mode="score"),
         make_judge("openai:http://localhost:1/v1#m"),
         make_judge("openai:http://localhost:2/v1#m"),
     ]
     assert len({tuple(sorted(judge.identity.items())) for judge in made}) == len(made)
     # How many are asked at a time, or in batches, does not change a verdict.
-    same = make_judge("anthropic:m", JudgeOptions(batch=True, concurrency=3))
+    same = make_judge("anthropic:m", JudgeRequest(batch=True, concurrency=3))
     assert same.identity == made[0].identity
 
 
 def test_a_constitution_takes_the_place_of_the_rubric():
-    judge = make_judge("anthropic:m", JudgeOptions(constitution="assistant", principles="all"))
+    judge = make_judge("anthropic:m", JudgeRequest(constitution="assistant", principles="all"))
     assert isinstance(judge, ConstitutionJudge)
     assert len({tuple(sorted(member.identity.items())) for member in judge.members}) == 6
     assert judge.name == "anthropic m under assistant (all)"
@@ -56,25 +56,25 @@ def test_a_constitution_takes_the_place_of_the_rubric():
         ("openai:gpt", {}, "expected openai:URL#MODEL"),
         ("mlx", {}, "expected mlx:MODEL"),
         ("rules:x", {}, "expected rules alone"),
-        ("rules", {"rubric": "helpful"}, "reads no rubric"),
+        ("rules", {"rubrics": ("helpful",)}, "reads no rubric"),
         ("human", {}, "vote"),
         ("jury:anthropic", {}, "two judges or more"),
         ("jury:a+b", {}, "a: no such judge"),
         ("jury:rules+jury:a+b", {}, "cannot sit in a jury"),
         ("rules", {"batch": True}, "only anthropic"),
-        ("anthropic:m", {"rubric": "quality"}, "for mode score"),
-        ("anthropic:m", {"rubric": "helpful", "constitution": "assistant"}, "not both"),
+        ("anthropic:m", {"rubrics": ("helpful", "triage")}, "one for mode pairwise already"),
+        ("anthropic:m", {"rubrics": ("helpful",), "constitution": "assistant"}, "not both"),
         ("anthropic:m", {"prices": Path("/none.yaml")}, "/none.yaml: cannot be read"),
     ],
 )
 def test_what_does_not_fit_is_said(spec: str, options: dict[str, object], said: str):
     with pytest.raises(UserError) as error:
-        make_judge(spec, JudgeOptions(**options))  # type: ignore[arg-type]
+        make_judge(spec, JudgeRequest(**options))  # type: ignore[arg-type]
     assert said in str(error.value)
 
 
 def test_members_of_a_jury_get_what_they_read():
-    jury = make_judge("jury:rules+anthropic:m", JudgeOptions(rubric="triage", batch=True))
+    jury = make_judge("jury:rules+anthropic:m", JudgeRequest(rubrics=("triage",), batch=True))
     assert isinstance(jury, Jury)
     assert isinstance(jury.members[1], AnthropicBatchJudge)
     assert jury.members[1].rubric.name == "triage"

@@ -9,7 +9,7 @@ import pytest
 from localdpo.judging import mlx
 from localdpo.judging.base import Question
 from localdpo.judging.panel import leaves
-from localdpo.judging.registry import JudgeOptions, make_judge
+from localdpo.judging.registry import JudgeRequest, make_judge
 from localdpo.judging.rubric import Mode
 from localdpo.judging.run import Journal, key_of
 from localdpo.records.verdicts import Usage, Verdict
@@ -52,13 +52,13 @@ def test_a_judge_keeps_the_keys_of_its_verdicts(
 ) -> None:
     monkeypatch.setattr(mlx, "fingerprint", lambda folder: "f")
     monkeypatch.setattr(mlx, "tokenizer_fingerprint", lambda folder: "t")
-    judge = make_judge(spec, JudgeOptions(mode=mode, constitution=constitution))
+    judge = make_judge(spec, JudgeRequest(constitution=constitution), mode)
     (asked,) = leaves(judge, QUESTIONS[mode])
     assert key_of(asked.identity, QUESTIONS[mode]) == KEYS[spec, mode, constitution]
 
 
 def test_a_batch_has_keys_of_its_limit_alone() -> None:
-    judge = make_judge(CLAUDE, JudgeOptions(batch=True, max_tokens=100))
+    judge = make_judge(CLAUDE, JudgeRequest(batch=True, judge_tokens=100))
     assert key_of(judge.identity, QUESTIONS["pairwise"]) == BATCH
 
 

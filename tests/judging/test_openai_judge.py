@@ -23,8 +23,9 @@ from localdpo.judging import openai
 from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, both_orders, collect, tally
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.openai import OpenAIJudge
+from localdpo.judging.registry import Judges
 from localdpo.judging.rubric import load_rubric
-from localdpo.judging.run import Retry, find_keys
+from localdpo.judging.run import Retry
 
 pytestmark = pytest.mark.slow
 
@@ -75,12 +76,12 @@ def test_a_refusal_that_arrives_after_another_thread_found_the_form_is_no_end(se
 
 def test_only_openai_itself_needs_a_key(server: FakeServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    find_keys(None, judge(server))
+    judge(server).find_key()
     theirs = OpenAIJudge(load_rubric("helpful"), load_prices(), "https://api.openai.com/v1", "gpt")
     with pytest.raises(JudgeStopped, match="no key for openai gpt: set OPENAI_API_KEY"):
-        find_keys(None, judge(server), theirs)
+        Judges(judge(server), theirs).find_keys()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai-for-openai-alone")
-    find_keys(theirs)
+    Judges(theirs).find_keys()
 
 
 def test_good_replies_are_verdicts_and_a_local_server_costs_nothing(server: FakeServer):

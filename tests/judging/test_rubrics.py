@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.judging.base import Question
+from localdpo.judging.base import Judge, Question
 from localdpo.judging.panel import ConstitutionJudge
 from localdpo.judging.prompts import prompt_identity
 from localdpo.judging.rubric import SHIPPED_CONSTITUTIONS, SHIPPED_RUBRICS, load_constitution, load_rubric
@@ -87,10 +87,8 @@ def test_what_is_wrong_with_a_constitution_is_said(tmp_path: Path, text: str, sa
         assert part in line
 
 
-class UnderRubric:
+class UnderRubric(Judge):
     """Chooses by what the rubric's principle is."""
-
-    concurrency = 1
 
     def __init__(self, rubric):
         self.rubric = rubric

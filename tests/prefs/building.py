@@ -12,7 +12,8 @@ from typing import Any
 from tiny_folders import write_rows
 
 from localdpo.judging.base import Judge, Question
-from localdpo.judging.registry import JudgeOptions
+from localdpo.judging.registry import JudgeRequest
+from localdpo.judging.rubric import Mode
 from localdpo.prefs.build_plan import BuildOptions
 from localdpo.prefs.candidates import CandidateSource
 from localdpo.records.verdicts import Usage, Verdict
@@ -21,14 +22,13 @@ PRICE = 0.01
 FILES = ("candidates.jsonl", "train.jsonl", "valid.jsonl", "report.json")
 
 
-class CountingJudge:
+class CountingJudge(Judge):
     """Prefers the answer with more of the letter e; its score is that number, from 1 to 5. Costs PRICE.
 
     Each question is a line in `log` before it is answered, so that one that was asked in vain counts too.
     """
 
     name = "counting"
-    concurrency = 1
 
     def __init__(self, mode: str, log: Path | None = None, choose: Callable[[int, int], str] | None = None):
         self.identity: Mapping[str, str] = {"judge": "counting", "mode": mode}
@@ -57,12 +57,11 @@ def append(path: Path, value: object) -> None:
     os.close(fd)
 
 
-def maker(judges: list[CountingJudge], **options: Any) -> Callable[[str, JudgeOptions | None], Judge]:
+def maker(judges: list[CountingJudge], **options: Any) -> Callable[[str, JudgeRequest | None, Mode], Judge]:
     """Stands for `make_judge`: a counting judge each time, put into `judges`."""
 
-    def make(spec: str, asked: JudgeOptions | None = None) -> Judge:
-        assert asked is not None
-        judges.append(CountingJudge(asked.mode, **options))
+    def make(spec: str, request: JudgeRequest | None = None, mode: Mode = "pairwise") -> Judge:
+        judges.append(CountingJudge(mode, **options))
         return judges[-1]
 
     return make

@@ -24,7 +24,8 @@ from children import Job, serve, status_of
 from localdpo.answering.generator import AnswerColumn, fill_groups
 from localdpo.judging import registry
 from localdpo.judging.base import Judge
-from localdpo.judging.registry import JudgeOptions
+from localdpo.judging.registry import JudgeRequest
+from localdpo.judging.rubric import Mode
 from localdpo.prefs import build_plan, candidates
 from localdpo.prefs.build import run_build
 
@@ -37,9 +38,8 @@ def build(job: Job) -> int:
     append(folder / "parts.jsonl", {"there": started})
     append(folder / "asked.jsonl", {"there": [[one["prompt"], *one["answers"]] for one in told]})
 
-    def make(spec: str, options: JudgeOptions | None = None) -> Judge:
-        assert options is not None
-        return CountingJudge(options.mode, folder / "asked.jsonl")
+    def make(spec: str, request: JudgeRequest | None = None, mode: Mode = "pairwise") -> Judge:
+        return CountingJudge(mode, folder / "asked.jsonl")
 
     def watched(column: AnswerColumn) -> AnswerColumn:
         def prompt_ids(i: int) -> list[int]:

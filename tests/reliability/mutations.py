@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
-from localdpo.judging.base import Question
+from localdpo.judging.base import Judge, Question
 from localdpo.records.rundir import RunDir
 from localdpo.records.verdicts import Verdict
 
@@ -491,18 +491,15 @@ def _evaluation() -> bytes:
         return write_record(RunDir(folder), record).read_bytes()
 
 
-class _Longest:
+class _Longest(Judge):
     """A judge that prefers the first of two answers unless the second is longer."""
 
-    name, concurrency, local = "longest", 1, True
+    name = "longest"
     identity: Mapping[str, str] = {"judge": "longest"}
 
     def ask(self, question: Question) -> Verdict:
         one, other = question.answers
         return Verdict("ok", "second" if len(other) > len(one) else "first", reason="longer")
-
-    def worst_case_usd(self, question: Question) -> float:
-        return 0.0
 
 
 def _inputs() -> bytes:
