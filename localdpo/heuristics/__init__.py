@@ -6,7 +6,6 @@ not apply: an answer that is not scored is never counted as 0.
 
 from __future__ import annotations
 
-from localdpo.heuristics.base import Direction, Heuristic
-from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD
+from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD, Direction, Heuristic
 
 __all__ = ["GENERAL", "HEURISTICS", "STANDARD", "Direction", "Heuristic"]

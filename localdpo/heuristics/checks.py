@@ -15,13 +15,15 @@ replaces it. Paths in the file are relative to the current folder.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.heuristics.base import CheckOptions, Heuristic, OptionProblem
-from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD
+from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD, Heuristic
 from localdpo.incidents.rules import incident_facts
 from localdpo.recipe import strict_yaml
 
@@ -67,27 +69,40 @@ def _read(document: strict_yaml.Document, problems: list[strict_yaml.YamlProblem
             problem((name,), "unknown key; a file of checks has only `checks`")
     checks: list[Heuristic] = []
     for index, entry in enumerate(value["checks"]):
+        at: strict_yaml.KeyPath = ("checks", index)
+        if not isinstance(entry, dict):
+            problem(at, f"expected a mapping with a kind: {', '.join(HEURISTICS)}")
+            continue
+        kind = str(entry.get("kind"))
+        if kind not in HEURISTICS:
+            problem((*at, "kind"), f"no such kind; the kinds are {', '.join(HEURISTICS)}")
+            continue
+        options = {"name": kind, **entry}
+        del options["kind"]
+        if options["name"] in [check.name for check in checks]:
+            problem((*at, "name"), f"there is a check named {options['name']!r} already; give another name")
+            continue
         try:
-            checks.append(_check(entry, [check.name for check in checks]))
-        except OptionProblem as error:
-            problem(("checks", index, *error.path), error.message)
+            checks.append(HEURISTICS[kind](**options))
+        except ValidationError as error:
+            for item in error.errors():
+                problem((*at, *item["loc"]), _message(item, kind))
+        except ValueError as error:  # options that do not go together
+            problem(at, str(error))
     return checks
 
 
-def _check(entry: Any, taken: Collection[str]) -> Heuristic:
-    """The heuristic of one entry. `taken`: names of the checks before it. Raises OptionProblem."""
-    if not isinstance(entry, dict):
-        raise OptionProblem((), f"expected a mapping with a kind: {', '.join(HEURISTICS)}")
-    options = CheckOptions(entry)
-    kind = options.text("kind")
-    if kind not in HEURISTICS:
-        raise OptionProblem(("kind",), f"no such kind; the kinds are {', '.join(HEURISTICS)}")
-    name = options.text("name", kind)
-    if name in taken:
-        raise OptionProblem(("name",), f"there is a check named {name!r} already; give another name")
-    heuristic = HEURISTICS[kind](name, options)
-    options.finish()
-    return heuristic
+def _message(item: Any, kind: str) -> str:
+    """What pydantic says about an option, in words."""
+    match item["type"]:
+        case "missing_argument":
+            return "missing"
+        case "unexpected_keyword_argument":
+            known = sorted(["kind", *inspect.signature(HEURISTICS[kind]).parameters])
+            return f"no such option of this kind; it has {', '.join(known)}"
+        case "value_error":
+            return str(item["ctx"]["error"])
+    return f"{item['msg'].replace('Input should be', 'expected')}, got {item['input']!r}"
 
 
 def _key(path: strict_yaml.KeyPath) -> str:

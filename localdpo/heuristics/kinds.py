@@ -1,7 +1,7 @@
 """Every heuristic: the kinds that a file of checks may name, those that apply to any answer, and the demo's.
 
-A new kind is one function here that takes the check's name and options, under `@kind("its name")`. It returns
-the heuristic and raises OptionProblem for a wrong option.
+A new kind is one function here under `@kind("its name")`. Its parameters are the options of a check of this
+kind, checked by their types; `name` and `better` are those of all kinds.
 """
 
 from __future__ import annotations
@@ -9,19 +9,41 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, validate_call
 
-from localdpo.heuristics.base import CheckOptions, Heuristic, OptionProblem
 from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
 
-Build: TypeAlias = Callable[[str, CheckOptions], Heuristic]
+Direction = Literal["higher", "lower", "neutral"]
+Score: TypeAlias = Callable[[str, str, Mapping[str, Any]], "float | None"]
+"""(prompt, answer, facts) -> the number, or None where the heuristic does not apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heuristic:
+    """One number about an answer.
+
+    Attributes:
+        name: short, unique in a table; the name of its row.
+        direction: which way is better; neutral where neither is.
+        score: from prompt, answer and the other columns of the prompt's row.
+        digits: after the point, in a table.
+    """
+
+    name: str
+    direction: Direction
+    score: Score
+    digits: int = 3
+
+
+Build: TypeAlias = Callable[..., Heuristic]
 HEURISTICS: Final[dict[str, Build]] = {}
 
-LENGTH_UNITS: Final = ("words", "characters")
 REPETITION_WORDS: Final = 4
 # Refusals come first; further on such words are mostly about something else.
 REFUSAL_WINDOW: Final = 200
@@ -39,108 +61,38 @@ _HOLE = re.compile(r"\{\{|\}\}|\{(?P<name>\w+)\}|[{}]")
 
 
 def kind(name: str) -> Callable[[Build], Build]:
-    """Enter a function into HEURISTICS under this name."""
+    """Enter a function into HEURISTICS under this name; there it checks its arguments by their types."""
 
     def enter(build: Build) -> Build:
-        HEURISTICS[name] = build
+        HEURISTICS[name] = validate_call(config=ConfigDict(strict=True))(build)
         return build
 
     return enter
 
 
-# --- format ----------------------------------------------------------------------------------------------
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected text, got {value!r}; put it in quotes")
+    return value
 
 
-@kind("regex")
-def regex(name: str, options: CheckOptions) -> Heuristic:
-    """1 when the answer matches a regular expression, else 0.
-
-    Options: `pattern`; `whole` (true: the entire answer must match, white space around it aside).
-    """
-    pattern = _compiled(options.text("pattern"))
-    whole = options.flag("whole", True)
-
-    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
-        match = pattern.fullmatch(answer.strip()) if whole else pattern.search(answer)
-        return float(match is not None)
-
-    return Heuristic(name, options.better("higher"), score)
+def _plain(text: str) -> str:
+    """Lower case, straight apostrophes, one space between words."""
+    return " ".join(text.casefold().translate(_APOSTROPHES).split())
 
 
-@kind("schema")
-def schema(name: str, options: CheckOptions) -> Heuristic:
-    """1 when the entire answer is JSON that a JSON schema accepts, else 0.
-
-    Options: `schema` (a mapping) or `file` (a JSON file that holds it).
-    """
-    inline, file = options.mapping("schema"), options.optional("file")
-    if (inline is None) == (file is None):
-        raise OptionProblem((), "expected `schema` (the schema itself) or `file` (a JSON file with it)")
-    option = "schema" if file is None else "file"
-    content = inline if file is None else _json_file(file)
-    # A schema of another address would be fetched while answers are scored.
-    if remote := next((ref for ref in _references(content) if not ref.startswith("#")), None):
-        raise OptionProblem(
-            (option,), f"refers to {remote}; only references within the schema (#...) are read"
-        )
-    validator_class = validator_for(content)
+def _compiled(pattern: object) -> re.Pattern[str]:
     try:
-        validator_class.check_schema(content)
-    except SchemaError as error:
-        raise OptionProblem((option,), f"not a JSON schema: {error.message}") from error
-    validator = validator_class(content)
-
-    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
-        try:
-            value = json.loads(answer)
-        except (ValueError, RecursionError):
-            return 0.0
-        return float(validator.is_valid(value))
-
-    return Heuristic(name, options.better("higher"), score)
+        return re.compile(_text(pattern))
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
 
 
-@kind("template")
-def template(name: str, options: CheckOptions) -> Heuristic:
-    """1 when the answer fits a template with holes, where a regular expression is more than is needed.
-
-    Options: `template`. White space around template and answer does not count.
-    """
-    try:
-        pattern = template_pattern(options.text("template").strip())
-    except ValueError as error:
-        raise OptionProblem(("template",), str(error)) from error
-
-    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
-        return float(pattern.fullmatch(answer.strip()) is not None)
-
-    return Heuristic(name, options.better("higher"), score)
-
-
-@kind("label")
-def label(name: str, options: CheckOptions) -> Heuristic:
-    """1 when the answer names the label that a column of the row holds, else 0.
-
-    Options: `column`, and `pattern`: its group 1 (else all it matches) is the label in the answer. Without a
-    pattern the entire answer is the label. Case and white space around do not count. A row without the column
-    is not scored; an answer that does not contain the pattern scores 0.
-    """
-    column, text = options.text("column"), options.optional("pattern")
+def _label_pattern(text: object) -> re.Pattern[str] | None:
     pattern = None if text is None else _compiled(text)
     if pattern is not None and pattern.groups > 1:
-        raise OptionProblem(("pattern",), "expected at most one group; write (?:...) for the others")
-
-    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float | None:
-        wanted = _column_value(facts, column)
-        if wanted is None:
-            return None
-        named: str | None = answer
-        if pattern is not None:
-            match = pattern.search(answer)
-            named = match[pattern.groups] if match else None
-        return float(named is not None and named.strip().casefold() == str(wanted).strip().casefold())
-
-    return Heuristic(name, options.better("higher"), score)
+        raise ValueError("expected at most one group; write (?:...) for the others")
+    return pattern
 
 
 def template_pattern(template: str) -> re.Pattern[str]:
@@ -167,21 +119,117 @@ def template_pattern(template: str) -> re.Pattern[str]:
     return re.compile("".join([*parts, re.escape(template[end:])]))
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise OptionProblem(("pattern",), f"not a regular expression: {error}") from error
-
-
-def _json_file(file: str) -> Mapping[str, Any]:
-    try:
-        content = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OptionProblem(("file",), f"cannot read {file}: {error}") from error
+def _schema_validator(schema: object) -> Any:
+    """What validates by a JSON schema, which is a mapping or the path of a JSON file that holds one."""
+    content = schema
+    if isinstance(schema, str):
+        try:
+            content = json.loads(Path(schema).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"cannot read {schema}: {error}") from error
     if not isinstance(content, dict):
-        raise OptionProblem(("file",), f"{file} holds no JSON object")
-    return content
+        raise ValueError(f"expected a JSON object, got {content!r}"[:200])
+    # A schema of another address would be fetched while answers are scored.
+    if remote := next((ref for ref in _references(content) if not ref.startswith("#")), None):
+        raise ValueError(f"refers to {remote}; only references within the schema (#...) are read")
+    validator_class = validator_for(content)
+    try:
+        validator_class.check_schema(content)
+    except SchemaError as error:
+        raise ValueError(f"not a JSON schema: {error.message}") from error
+    return validator_class(content)
+
+
+Text: TypeAlias = Annotated[str, PlainValidator(_text)]
+Phrase: TypeAlias = Annotated[Text, AfterValidator(_plain), Field(min_length=1)]
+
+
+@kind("regex")
+def regex(
+    name: Text,
+    pattern: Annotated[re.Pattern[str], PlainValidator(_compiled)],
+    whole: bool = True,
+    better: Direction = "higher",
+) -> Heuristic:
+    """1 when the answer matches a regular expression, else 0.
+
+    `whole`: the entire answer must match, white space around it aside.
+    """
+
+    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
+        match = pattern.fullmatch(answer.strip()) if whole else pattern.search(answer)
+        return float(match is not None)
+
+    return Heuristic(name, better, score)
+
+
+@kind("schema")
+def schema(
+    name: Text,
+    schema: Annotated[Any, BeforeValidator(_schema_validator)] = None,
+    file: Annotated[Any, BeforeValidator(_text), AfterValidator(_schema_validator)] = None,
+    better: Direction = "higher",
+) -> Heuristic:
+    """1 when the entire answer is JSON that a JSON schema accepts, else 0.
+
+    `schema` is the schema, or `file` a JSON file that holds it.
+    """
+    if (schema is None) == (file is None):
+        raise ValueError("expected `schema` (the schema itself) or `file` (a JSON file with it)")
+    validator = schema or file
+
+    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):
+            return 0.0
+        return float(validator.is_valid(value))
+
+    return Heuristic(name, better, score)
+
+
+@kind("template")
+def template(
+    name: Text,
+    template: Annotated[re.Pattern[str], PlainValidator(lambda text: template_pattern(_text(text).strip()))],
+    better: Direction = "higher",
+) -> Heuristic:
+    """1 when the answer fits a template with holes, where a regular expression is more than is needed.
+
+    White space around template and answer does not count.
+    """
+
+    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
+        return float(template.fullmatch(answer.strip()) is not None)
+
+    return Heuristic(name, better, score)
+
+
+@kind("label")
+def label(
+    name: Text,
+    column: Text,
+    pattern: Annotated[re.Pattern[str] | None, PlainValidator(_label_pattern)] = None,
+    better: Direction = "higher",
+) -> Heuristic:
+    """1 when the answer names the label that a column of the row holds, else 0.
+
+    Group 1 of the pattern (else all it matches) is the label in the answer; without a pattern the entire
+    answer is. Case and white space around do not count. A row without the column is not scored; an answer
+    that does not contain the pattern scores 0.
+    """
+
+    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float | None:
+        wanted = _column_value(facts, column)
+        if wanted is None:
+            return None
+        named: str | None = answer
+        if pattern is not None:
+            match = pattern.search(answer)
+            named = match[pattern.groups] if match else None
+        return float(named is not None and named.strip().casefold() == str(wanted).strip().casefold())
+
+    return Heuristic(name, better, score)
 
 
 def _references(value: Any) -> Iterator[str]:
@@ -210,51 +258,55 @@ def _column_value(facts: Mapping[str, Any], column: str) -> Any:
 
 
 @kind("length")
-def length(name: str, options: CheckOptions) -> Heuristic:
+def length(
+    name: Text, unit: Literal["words", "characters"] = "words", better: Direction = "neutral"
+) -> Heuristic:
     """How long an answer is. Neither way is better, but judges tend to like longer answers.
 
-    Options: `unit`: words, which are runs of characters between white space (default), or characters (code
-    points, white space around the answer aside).
+    Words are runs of characters between white space, characters code points (white space around the answer
+    aside).
     """
-    in_words = options.choice("unit", LENGTH_UNITS, "words") == "words"
 
     def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
-        return float(len(answer.split()) if in_words else len(answer.strip()))
+        return float(len(answer.split()) if unit == "words" else len(answer.strip()))
 
-    return Heuristic(name, options.better("neutral"), score, digits=1)
+    return Heuristic(name, better, score, digits=1)
 
 
 @kind("repetition")
-def repetition(name: str, options: CheckOptions) -> Heuristic:
-    """The share of an answer's n-grams that occurred before: see `repeated_share`.
-
-    Options: `n`, the words of an n-gram (4).
-    """
-    n = options.positive("n", REPETITION_WORDS)
+def repetition(
+    name: Text, n: Annotated[int, Field(ge=1)] = REPETITION_WORDS, better: Direction = "lower"
+) -> Heuristic:
+    """The share of an answer's n-grams of words that occurred before: see `repeated_share`."""
 
     def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float | None:
         return repeated_share(answer, n)
 
-    return Heuristic(name, options.better("lower"), score)
+    return Heuristic(name, better, score)
 
 
 @kind("refusal")
-def refusal(name: str, options: CheckOptions) -> Heuristic:
-    """1 when one of some phrases occurs near the beginning of the answer, else 0.
+def refusal(
+    name: Text,
+    phrases: Annotated[
+        list[Annotated[Text, AfterValidator(_plain), Field(min_length=1)]], Field(min_length=1)
+    ]
+    | None = None,
+    better: Direction = "lower",
+) -> Heuristic:
+    """1 when one of some phrases (by default REFUSALS) occurs near the beginning of the answer, else 0.
 
     Its limits: the phrases are English; a refusal in other words is not seen, and an answer that quotes such
     a phrase in its first characters counts as one. It does not know whether refusing was right: for prompts
     that should be refused, set `better: higher`, and for mixed ones `better: neutral`.
-
-    Options: `phrases`, a list to look for instead of the built-in one.
     """
-    phrases = tuple(_plain(phrase) for phrase in options.texts("phrases", REFUSALS))
+    wanted = phrases or REFUSALS
 
     def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
         start = _plain(answer)[:REFUSAL_WINDOW]
-        return float(any(phrase in start for phrase in phrases))
+        return float(any(phrase in start for phrase in wanted))
 
-    return Heuristic(name, options.better("lower"), score)
+    return Heuristic(name, better, score)
 
 
 def repeated_share(answer: str, n: int) -> float | None:
@@ -268,11 +320,6 @@ def repeated_share(answer: str, n: int) -> float | None:
     words = answer.casefold().split()
     grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else None
-
-
-def _plain(text: str) -> str:
-    """Lower case, straight apostrophes, one space between words."""
-    return " ".join(text.casefold().translate(_APOSTROPHES).split())
 
 
 # --- without a file of checks ----------------------------------------------------------------------------
@@ -291,9 +338,9 @@ def _incident(name: str, holds: Callable[[IncidentVerdict], bool]) -> Heuristic:
 # For anybody's answers.
 GENERAL: Final[tuple[Heuristic, ...]] = (
     Heuristic("empty", "lower", lambda prompt, answer, facts: float(not answer.strip())),
-    length("words", CheckOptions({})),
-    repetition("repetition", CheckOptions({})),
-    refusal("refusal", CheckOptions({})),
+    length("words"),
+    repetition("repetition"),
+    refusal("refusal"),
 )
 # And for answers to the demo's prompts, whose rows hold an incident's facts.
 STANDARD: Final[tuple[Heuristic, ...]] = (

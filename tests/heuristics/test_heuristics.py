@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.heuristics import HEURISTICS, STANDARD, Heuristic
-from localdpo.heuristics.base import CheckOptions, OptionProblem
 from localdpo.heuristics.kinds import repeated_share, template_pattern
 from localdpo.incidents import world
 from localdpo.incidents.rules import incident_facts
@@ -22,7 +21,7 @@ SCHEMA = {"type": "object", "required": ["level"], "properties": {"level": {"enu
 
 
 def made(kind: str, **options: Any) -> Heuristic:
-    return HEURISTICS[kind]("it", CheckOptions(options))
+    return HEURISTICS[kind](name="it", **options)
 
 
 def score(heuristic: Heuristic, answer: str, **facts: Any) -> float | None:
@@ -80,20 +79,21 @@ def test_schema_reads_the_whole_answer_as_json(answer: str, value: float, tmp_pa
     file.write_text(json.dumps(SCHEMA))
     assert score(made("schema", schema=SCHEMA), answer) == value
     assert score(made("schema", file=str(file)), answer) == value
+    with pytest.raises(ValueError, match="`schema`"):
+        made("schema", schema=SCHEMA, file=str(file))
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({}, "`schema`"),
-        ({"schema": {}, "file": "x"}, "`schema`"),
         ({"schema": {"type": "nonsense"}}, "not a JSON schema"),
         ({"schema": {"items": {"$ref": "http://example.org/x.json"}}}, "within the schema"),
         ({"file": "nowhere.json"}, "cannot read nowhere.json"),
     ],
 )
 def test_schema_mistakes(options: dict[str, Any], why: str) -> None:
-    with pytest.raises(OptionProblem, match=why):
+    with pytest.raises(ValueError, match=why):
         made("schema", **options)
 
 
@@ -105,7 +105,7 @@ def test_label_compares_with_the_column() -> None:
     assert score(heuristic, "Level: sev3", facts={"level": None}) is None
     assert score(heuristic, "Level: sev3", facts="text") is None
     assert score(made("label", column="n"), " 4 ", n=4) == 1
-    with pytest.raises(OptionProblem, match="at most one group"):
+    with pytest.raises(ValueError, match="at most one group"):
         made("label", column="n", pattern="(a)(b)")
 
 
@@ -177,6 +177,4 @@ def test_every_kind_takes_a_direction_of_ones_own(kind: str) -> None:
         "template": {"template": "{x}"},
         "label": {"column": "x"},
     }
-    options = CheckOptions({**needed.get(kind, {}), "better": "neutral"})
-    assert HEURISTICS[kind]("it", options).direction == "neutral"
-    options.finish()
+    assert made(kind, **needed.get(kind, {}), better="neutral").direction == "neutral"
