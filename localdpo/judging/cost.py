@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, TypeAlias
 
-from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.text import is_number
+from pydantic import BaseModel, ConfigDict, Field
+
 from localdpo.judging.base import Interrupted, JudgeStopped
-from localdpo.judging.rubric import read_yaml_file
+from localdpo.recipe.yaml_file import load_yaml
 
 SHIPPED: Final = Path(__file__).parent / "prices.yaml"
-_RATES: Final = ("input", "output", "cache_write", "cache_read")
 _MILLION: Final = 1_000_000
 _BATCH: Final = 0.5
 _LOOK_AGAIN: Final = 0.2  # seconds; how soon a waiting thread sees that the run is being stopped
@@ -35,20 +34,22 @@ class TokenCounts:
         return self.input + self.cache_write + self.cache_read
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars a million tokens. `above`, for requests of more than `above_tokens`, replaces all of it."""
+Rate: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-    input: float
-    output: float
-    cache_write: float
-    cache_read: float
-    above_tokens: int | None = None
-    above: Price | None = None
+
+class Price(BaseModel):
+    """US dollars a million tokens. `above`, for longer requests, replaces all of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    input: Rate
+    output: Rate
+    cache_write: Rate
+    cache_read: Rate
+    above: LongPrice | None = None
 
     def usd(self, tokens: TokenCounts, batch: bool = False) -> float:
         """What one request costs."""
-        if self.above is not None and self.above_tokens is not None and tokens.all_input > self.above_tokens:
+        if self.above is not None and tokens.all_input > self.above.tokens:
             return self.above.usd(tokens, batch)
         total = (
             tokens.input * self.input
@@ -60,15 +61,20 @@ class Price:
 
     def worst(self, input_tokens: int, output_tokens: int, batch: bool = False) -> float:
         """The most that a request of at most so many tokens can cost, whatever is cached."""
-        if self.above is not None and self.above_tokens is not None and input_tokens > self.above_tokens:
+        if self.above is not None and input_tokens > self.above.tokens:
             return self.above.worst(input_tokens, output_tokens, batch)
         dearest = max(self.input, self.cache_write, self.cache_read)
         total = (input_tokens * dearest + output_tokens * self.output) / _MILLION
         return total * (_BATCH if batch else 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class PriceTable:
+class LongPrice(Price):
+    """The price of requests of more than `tokens` tokens."""
+
+    tokens: Rate
+
+
+class PriceTable(BaseModel):
     """Prices by model id, and the day they were looked up on."""
 
     date: str
@@ -86,50 +92,11 @@ def load_prices(path: Path | None = None) -> PriceTable:
 
     Raises UserError or UserErrors for a file that is not in the form of `prices.yaml`.
     """
-    table = _read(SHIPPED)
+    table = load_yaml(SHIPPED, PriceTable)
     if path is None:
         return table
-    own = _read(path)
-    return PriceTable(own.date, table.models | own.models)
-
-
-def _read(path: Path) -> PriceTable:
-    document = read_yaml_file(path)
-    value = document.value
-    if not isinstance(value, dict) or not isinstance(value.get("models"), dict) or "date" not in value:
-        raise UserError(f"{path}: expected `date:` and `models:` with a price for each, as in {SHIPPED}")
-    models: dict[str, Price] = {}
-    problems = []
-    for name, entry in value["models"].items():
-        price = _price(entry)
-        if price is None:
-            line = document.lines[("models", name)]
-            rates = ", ".join(_RATES)
-            problems.append(UserError(f"{path}:{line} models.{name}: expected numbers >= 0 for {rates}"))
-        else:
-            models[name] = price
-    if problems:
-        raise UserErrors(problems)
-    return PriceTable(str(value["date"]), models)
-
-
-def _price(entry: Any) -> Price | None:
-    """The price of an entry, or None when it is not one."""
-    if not isinstance(entry, dict) or not all(_is_rate(entry.get(name)) for name in _RATES):
-        return None
-    into, out, write, read = (float(entry[name]) for name in _RATES)
-    price = Price(into, out, write, read)
-    if entry.keys() == set(_RATES):
-        return price
-    above = entry.get("above")
-    if entry.keys() != {*_RATES, "above"} or not isinstance(above, dict) or not _is_rate(above.get("tokens")):
-        return None
-    longer = _price({name: value for name, value in above.items() if name != "tokens"})
-    return replace(price, above_tokens=int(above["tokens"]), above=longer) if longer else None
-
-
-def _is_rate(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value) and value >= 0
+    own = load_yaml(path, PriceTable)
+    return PriceTable(date=own.date, models=table.models | own.models)
 
 
 class Budget:

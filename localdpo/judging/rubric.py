@@ -20,13 +20,17 @@ The shipped ones are in `rubrics/` and `constitutions/`; a user's is named by it
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
-from localdpo.core.errors import UserError, UserErrors
-from localdpo.recipe.strict_yaml import Document, read_yaml
+from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
+
+from localdpo.core.errors import UserError
+from localdpo.recipe.strict_yaml import read_yaml
+from localdpo.recipe.yaml_file import load_yaml, read_text
 
 Mode = Literal["pairwise", "score"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
@@ -34,7 +38,6 @@ SHIPPED_RUBRICS: Final = Path(__file__).parent / "rubrics"
 SHIPPED_CONSTITUTIONS: Final = Path(__file__).parent / "constitutions"
 DEFAULTS: Final[dict[Mode, str]] = {"pairwise": "helpful", "score": "quality"}
 _FENCE: Final = "---"
-_MAX_BYTES: Final = 256 * 1024
 _INTRODUCTIONS: Final[dict[Mode, str]] = {
     "pairwise": """\
 You compare two answers to the same conversation by one principle and by nothing else: the one that keeps it
@@ -69,7 +72,7 @@ def load_rubric(name: str) -> Rubric:
     Raises UserError.
     """
     path = _find_file(name, SHIPPED_RUBRICS, ".md", "rubric")
-    content = _read_text(path)
+    content = read_text(path)
     head, text = _split(content, path)
     document = read_yaml(head)
     if document.problems:
@@ -95,12 +98,30 @@ def rubrics_by_mode(names: Sequence[str]) -> dict[Mode, str]:
     return rubrics
 
 
-@dataclass(frozen=True, slots=True)
-class Principle:
+Text: TypeAlias = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class Principle(BaseModel):
     """One sentence to judge by."""
 
-    id: str
-    text: str
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    id: Text
+    text: Text
+
+
+class _ConstitutionFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    principles: tuple[Principle, ...]
+
+    @field_validator("principles")
+    @classmethod
+    def _check_ids(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
+        if not principles:
+            raise ValueError("expected one or more, each with id and text")
+        counts = Counter(principle.id for principle in principles)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"each needs an id of its own; given twice: {', '.join(twice)}")
+        return principles
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +151,7 @@ def load_constitution(name: str) -> Constitution:
     Raises UserError if the file cannot be read, UserErrors with everything that is wrong in it.
     """
     path = _find_file(name, SHIPPED_CONSTITUTIONS, ".yaml", "constitution")
-    document = read_yaml_file(path)
-    entries = document.value.get("principles") if isinstance(document.value, dict) else None
-    if not isinstance(entries, list) or not entries or len(document.value) != 1:  # type: ignore[arg-type]
-        raise UserError(f"{path}: expected `principles:` with a list of one or more, each with id and text")
-    problems = [
-        UserError(f"{path}:{document.lines[('principles', number)]} {problem}")
-        for number in range(len(entries))
-        if (problem := _problem_of_principle(entries, number))
-    ]
-    if problems:
-        raise UserErrors(problems)
-    return Constitution(path.stem, tuple(Principle(entry["id"], entry["text"]) for entry in entries))
-
-
-def _problem_of_principle(entries: list[object], number: int) -> str | None:
-    """What is wrong with one entry, if anything."""
-    entry = entries[number]
-    if not isinstance(entry, dict) or entry.keys() != {"id", "text"}:
-        return "expected a principle with `id` and `text`"
-    if not all(isinstance(value, str) and value.strip() for value in entry.values()):
-        return "expected words in `id` and `text`"
-    earlier = [other.get("id") for other in entries[:number] if isinstance(other, dict)]
-    return f"the id {entry['id']} is taken" if entry["id"] in earlier else None
+    return Constitution(path.stem, load_yaml(path, _ConstitutionFile).principles)
 
 
 def _find_file(name: str, shipped: Path, suffix: str, what: str) -> Path:
@@ -163,28 +162,6 @@ def _find_file(name: str, shipped: Path, suffix: str, what: str) -> Path:
         known = ", ".join(sorted(file.stem for file in shipped.glob(f"*{suffix}")))
         raise UserError(f"{name}: no such {what}; name one of {known}, or the path of a {suffix} file")
     return path
-
-
-def read_yaml_file(path: Path) -> Document:
-    """A small YAML file. Raises UserErrors with everything that is wrong in it as YAML."""
-    document = read_yaml(_read_text(path))
-    if document.problems:
-        problems = [f"{path}:{problem.line} {problem.message}" for problem in document.problems]
-        raise UserErrors([UserError(line) for line in problems])
-    return document
-
-
-def _read_text(path: Path) -> str:
-    """A small UTF-8 text file. Raises UserError."""
-    try:
-        data = path.read_bytes()
-        if len(data) > _MAX_BYTES:
-            raise UserError(f"{path}: {len(data):,} bytes, expected at most {_MAX_BYTES:,}")
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def sha256_of_text(text: str) -> str:

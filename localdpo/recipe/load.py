@@ -36,6 +36,7 @@ from localdpo.recipe.describe import (
 from localdpo.recipe.loss import SYNC_OPTIONS
 from localdpo.recipe.schema import ACROSS_SECTIONS, AS_LIST, SHORTHANDS, Recipe, expand_shorthands
 from localdpo.recipe.strict_yaml import KeyPath
+from localdpo.recipe.yaml_file import key_text
 from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 
 MAX_BYTES: Final = 256 * 1024
@@ -111,7 +112,7 @@ class _Problems:
         if line is None:
             above = [path[:end] for end in range(len(path), 0, -1)]
             line = next((self.lines[key] for key in above if key in self.lines), 1)
-        key = _short(_key_text(path))
+        key = _short(key_text(path))
         self.noted.append(((0, line), path, f"{self.name}:{line}{' ' + key if key else ''}: {message}"))
 
     def note_override(self, number: int, text: str, message: str, path: KeyPath = ()) -> None:
@@ -130,7 +131,7 @@ class _Problems:
             known.append(path)
             if path[:2] in self.overrides:
                 number, text = self.overrides[path[:2]]
-                inside = f" {_key_text(path)}" if path[2:] else ""
+                inside = f" {key_text(path)}" if path[2:] else ""
                 self.note_override(number, f"{_short(text)}{inside}", _message(item, path), path)
             else:
                 self.note(path, _message(item, path))
@@ -225,15 +226,9 @@ def _key_path(item: Any) -> KeyPath:
     return location[:length]
 
 
-def _key_text(path: KeyPath) -> str:
-    """The path as it is written in messages: `data.train[1].weight`, indices from 0."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
-
-
 def _message(item: Any, path: KeyPath) -> str:
     if item["type"] == "extra_forbidden":
-        return unknown_key(_key_text(path[:-1]), str(path[-1]), dotted=False)
+        return unknown_key(key_text(path[:-1]), str(path[-1]), dotted=False)
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if item["type"] == ACROSS_SECTIONS:

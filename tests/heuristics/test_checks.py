@@ -78,7 +78,7 @@ other: 1
         "9 checks[4].unit: expected 'words' or 'characters', got 'miles'",
         "11 checks[5].n: expected greater than or equal to 1, got 0",
         "13 checks[6].name: there is a check named 'same' already",
-        "16 checks[7].colour: no such option of this kind; it has better, kind, name, template",
+        "16 checks[7].colour: unknown key",
         "18 checks[8].phrases[1]: expected text, got 3",
         "19 checks[9]: expected a mapping",
     ]

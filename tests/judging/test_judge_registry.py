@@ -132,8 +132,8 @@ def test_a_file_of_ones_own_overrules_entry_by_entry(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("models: {}", "expected `date:`"),
-        ("date: x\nmodels:\n  m: {input: 1}", ":3 models.m: expected numbers"),
+        ("models: {}", ":1 date: missing"),
+        ("date: x\nmodels:\n  m: {input: 1}", ":3 models.m.output: missing"),
         ("date: x\nmodels:\n  m: {input: -1, output: 1, cache_write: 1, cache_read: 1}", ":3 "),
         ("date: x\nmodels:\n  m: {input: 1, output: 1, cache_write: 1, cache_read: 1, above: 3}", ":3 "),
         ("date: x\nmodels:\n  m: {input: 1e999, output: 1, cache_write: 1, cache_read: 1}", ":3 "),

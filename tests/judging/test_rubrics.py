@@ -67,13 +67,16 @@ def test_the_shipped_constitution_loads():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1", ["expected `principles:`"]),
-        ("principles: []", ["expected `principles:`"]),
+        ("a: 1", [":1 principles: missing", ":1 a: unknown key"]),
+        ("principles: []", [":1 principles: "]),
         (
-            "principles:\n - id: a\n   text: b\n - id: a\n   text: c\n - x",
-            ["4 the id a is taken", "6 expected a"],
+            "principles:\n - id: a\n   text: b\n - id: a\n   text: c",
+            [":1 principles: each needs an id of its own; given twice: a"],
         ),
-        ("principles:\n - {id: a, text: 3}", ["2 expected words"]),
+        (
+            "principles:\n - {id: a, text: 3}\n - x",
+            [":2 principles[0].text: expected a valid string, got 3", ":3 principles[1]: expected a mapping"],
+        ),
         ("principles: &x [1]", ["anchors"]),
     ],
 )
