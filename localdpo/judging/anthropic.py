@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
-from localdpo.judging.remote import RemoteJudge, key_from
+from localdpo.judging.remote import RemoteJudge, key_from, redact
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Usage, Verdict
 
@@ -110,7 +110,7 @@ class AnthropicJudge(RemoteJudge):
         if not isinstance(content, list) or usage is None:
             return None
         blocks = [block for block in content if isinstance(block, dict) and block.get("type") == "text"]
-        words = self.redact("".join(text for block in blocks if isinstance(text := block.get("text"), str)))
+        words = redact("".join(text for block in blocks if isinstance(text := block.get("text"), str)))
         return replace(self._verdict(message, words), usage=usage, principle=self.rubric.principle)
 
     def _verdict(self, message: dict[str, Any], words: str) -> Verdict:
@@ -118,7 +118,7 @@ class AnthropicJudge(RemoteJudge):
             case "refusal":
                 details = message.get("stop_details")
                 why = details.get("explanation") if isinstance(details, dict) else None
-                return Verdict("refused", reason=self.redact(why) if isinstance(why, str) else "", raw=words)
+                return Verdict("refused", reason=redact(why) if isinstance(why, str) else "", raw=words)
             case "max_tokens" | "model_context_window_exceeded":
                 return Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=words)
             case _:
@@ -169,8 +169,8 @@ class AnthropicJudge(RemoteJudge):
                     raise JudgeStopped(f"no key for {self.name}: set {KEYS[0]} in the environment")
                 from anthropic import Anthropic, DefaultHttpxClient
 
-                name, self.secret = key
-                credentials = {"api_key" if name == KEYS[0] else "auth_token": self.secret.reveal()}
+                name, secret = key
+                credentials = {"api_key" if name == KEYS[0] else "auth_token": secret.get_secret_value()}
                 # Its retries are off, for they honour any retry-after, hours too. So are redirects: the key
                 # stays here.
                 http = DefaultHttpxClient(follow_redirects=False)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel
 
 from localdpo.core import atomic
 from localdpo.core.errors import UserError
@@ -23,11 +25,10 @@ from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
 from localdpo.judging.remote import server_text
 from localdpo.judging.run import Patience
-from localdpo.records.log import DAMAGE, decode, seal
+from localdpo.records.log import seal, unseal
 from localdpo.records.verdicts import Verdict
 
 LEDGER: Final = "batches.json"
-_VERSION: Final = 1
 # The service takes 100,000 requests and 256 MB a batch; smaller ones lose less when one expires.
 _MOST_REQUESTS: Final = 10_000
 _MOST_BYTES: Final = 100_000_000
@@ -36,8 +37,7 @@ _FIRST_POLL: Final = 10.0
 _LONGEST_POLL: Final = 300.0
 
 
-@dataclass
-class SentBatch:
+class SentBatch(BaseModel):
     """A batch in the ledger. `id` is None between "about to send" and "sent"."""
 
     time: float
@@ -45,17 +45,33 @@ class SentBatch:
     id: str | None = None
 
 
+class _LedgerFile(BaseModel):
+    v: Literal[1]
+    batches: list[SentBatch]
+
+
 class BatchLedger:
-    """The batches whose results were not all taken yet, in a file that is replaced at every change."""
+    """The batches whose results were not all taken yet, in a file that is replaced at every change.
+
+    Raises UserError for a damaged one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.batches = _read_ledger(path)
+        try:
+            self._file = _LedgerFile.model_validate_json(unseal(path.read_bytes()))
+        except FileNotFoundError:
+            self._file = _LedgerFile(v=1, batches=[])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: damaged, so batches in progress are not known; put back a copy, or delete it: "
+                "what was asked in them is then asked and paid again"
+            ) from error
+        self.batches = self._file.batches
 
     def save(self) -> None:
         """Write it; on the disk when this returns."""
-        record = {"v": _VERSION, "batches": [asdict(batch) for batch in self.batches]}
-        atomic.write_bytes(self.path, seal(json.dumps(record, indent=1)))
+        atomic.write_bytes(self.path, seal(self._file.model_dump_json(indent=1)))
 
     def add(self, batch: SentBatch) -> None:
         """Note a batch that is about to be sent."""
@@ -92,7 +108,9 @@ class AnthropicBatchJudge(AnthropicJudge):
         ledger = BatchLedger(folder / LEDGER)
         rest = dict(questions)
         for batch in [sent for sent in ledger.batches if rest.keys() & set(sent.keys)]:
-            self._resume(batch, ledger, patience)
+            if batch.id is None:  # an earlier run was about to send it
+                batch.id = patience.insist(partial(self._look_for, batch, ledger))
+                ledger.save()
             if batch.id is not None:
                 self._take(batch, ledger, rest, answered, patience)
             ledger.remove(batch)
@@ -106,16 +124,10 @@ class AnthropicBatchJudge(AnthropicJudge):
 
     # --- sending -------------------------------------------------------------------------------------
 
-    def _resume(self, batch: SentBatch, ledger: BatchLedger, patience: Patience) -> None:
-        """Find the id of a batch that an earlier run was about to send, if it was sent at all."""
-        if batch.id is None:
-            batch.id = patience.insist(lambda: self._look_for(batch, ledger))
-            ledger.save()
-
     def _send(
         self, keys: list[str], questions: Mapping[str, Question], ledger: BatchLedger, patience: Patience
     ) -> SentBatch:
-        batch = SentBatch(time.time(), keys)
+        batch = SentBatch(time=time.time(), keys=keys)
         requests = [{"custom_id": key, "params": self.payload(questions[key])} for key in keys]
         ledger.add(batch)
         unsure = False
@@ -219,7 +231,7 @@ class AnthropicBatchJudge(AnthropicJudge):
         except ValueError:
             same = False
         if not same:
-            shown = server_text(str(url), self.secret, 100)
+            shown = server_text(str(url), 100)
             raise JudgeStopped(f"{self.name}: the results are said to be at {shown}, not on {base}; refused")
         return str(url)
 
@@ -243,7 +255,7 @@ class AnthropicBatchJudge(AnthropicJudge):
             verdict = self.verdict_of(result.get("message"))
             return verdict or Verdict("unparseable", raw=json.dumps(result)[:1000])
         error = result.get("error") if kind == "errored" else None
-        words = server_text(json.dumps(error), self.secret) if error is not None else ""
+        words = server_text(json.dumps(error)) if error is not None else ""
         return Verdict("unanswered", reason=f"the request was {kind} {words}".strip())
 
     def _record(self, send: Callable[[Any], Any], hints: Mapping[int, str] | None = None) -> dict[str, Any]:
@@ -274,22 +286,3 @@ def _unix_time(text: object) -> float:
         return datetime.fromisoformat(str(text)).timestamp()
     except ValueError:
         return 0.0
-
-
-def _read_ledger(path: Path) -> list[SentBatch]:
-    """The batches noted in a ledger; none without a file. Raises UserError for a damaged one."""
-    try:
-        record = decode(path.read_bytes())
-        if record["v"] != _VERSION:
-            raise ValueError("another version")
-        return [
-            SentBatch(float(one["time"]), [str(key) for key in one["keys"]], one["id"])
-            for one in record["batches"]
-        ]
-    except FileNotFoundError:
-        return []
-    except (OSError, *DAMAGE) as error:
-        raise UserError(
-            f"{path}: damaged, so batches in progress are not known; put back a copy, or delete it: "
-            "what was asked in them is then asked and paid again"
-        ) from error

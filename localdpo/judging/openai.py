@@ -23,11 +23,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from localdpo.core.errors import UserError
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
-from localdpo.judging.remote import RemoteJudge, Reply, Secret, key_from
+from localdpo.judging.remote import RemoteJudge, Reply, key_from
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Usage, Verdict
 
@@ -88,7 +90,6 @@ class OpenAIJudge(RemoteJudge):
 
     def ask(self, question: Question) -> Verdict:
         """One request, no retries (the session does those); more while the server refuses its form."""
-        self.secret = self._key()
         form: _Form | None = self._form
         tried: list[_Form] = []
         first: Reply | None = None
@@ -140,7 +141,7 @@ class OpenAIJudge(RemoteJudge):
         """See RemoteJudge; in the form that is tried first now."""
         return self._payload(question, self._form)
 
-    def _key(self) -> Secret | None:
+    def _key(self) -> SecretStr | None:
         names = (OWN_KEY, OPENAI_KEY) if self.host == OPENAI_HOST else (OWN_KEY,)
         key = key_from(names)
         return key[1] if key else None
@@ -182,8 +183,8 @@ class OpenAIJudge(RemoteJudge):
             # What is compressed could be of any length.
             "Accept-Encoding": "identity",
         }
-        if self.secret is not None:
-            headers["Authorization"] = f"Bearer {self.secret.reveal()}"
+        if (key := self._key()) is not None:
+            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         content = json.dumps(payload).encode()
 
         def exchange() -> tuple[int, Mapping[str, str], str]:

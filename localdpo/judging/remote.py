@@ -2,7 +2,7 @@
 
 Keys are read from the environment, sent to the one server they are for, and shown nowhere. A server can send
 a key back (in an error, a header, a reply), and then it would be in the journal, on the screen or in a log.
-So every text from a server goes through `Secret.redact`, and log records of the HTTP packages do as well
+So every text from a server goes through `redact`, and log records of the HTTP packages do as well
 (ANTHROPIC_LOG=debug prints the headers of each reply).
 """
 
@@ -20,6 +20,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+
+from pydantic import SecretStr
 
 from localdpo.core.text import printable
 from localdpo.judging import prompts
@@ -43,7 +45,7 @@ _BUSY: Final = (408, 409, 425, 429)
 _NEVER_SENT: Final = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ProxyError"}
 
 _lock = threading.Lock()
-_known: set[str] = set()
+_keys: set[str] = set()
 
 
 class Reply(NamedTuple):
@@ -63,7 +65,6 @@ class RemoteJudge(Judge):
         batch: whether verdicts are billed at the price of a batch.
         hints: what to do about an HTTP status, for people.
         address: of the server, for people.
-        secret: the key, once it was read.
     """
 
     kind: ClassVar[str]
@@ -99,7 +100,6 @@ class RemoteJudge(Judge):
             **prompts.prompt_identity(rubric),
         }
         self.address = ""
-        self.secret: Secret | None = None
 
     @abstractmethod
     def payload(self, question: Question) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class RemoteJudge(Judge):
         try:
             status, headers, body = within(self.timeout, send)
             lower = {name.lower(): value for name, value in headers.items()}
-            return Reply(status, lower, self.redact(body))
+            return Reply(status, lower, redact(body))
         except (TimeoutError, httpx2.RequestError) as error:
             kind = type(error).__name__
             slow = isinstance(error, TimeoutError | httpx2.TimeoutException)
@@ -146,7 +146,7 @@ class RemoteJudge(Judge):
         JudgeBusy for one that passes (429 and 5xx, 529 "overloaded" included).
         """
         status = reply.status
-        words = server_text(message_of(reply.body), self.secret)
+        words = server_text(message_of(reply.body))
         said = f"{self.name}: HTTP {status}" + (f" ({words})" if words else "")
         if status in _STOP:
             hint = {**self.hints, **(hints or {})}.get(status, "look at the address of the server")
@@ -161,12 +161,8 @@ class RemoteJudge(Judge):
 
     def unreadable(self, body: str, expected: str) -> JudgeBusy:
         """The error for a reply of status 200 that is not what was `expected`, such as HTML of a proxy."""
-        words = server_text(body, self.secret, 80)
+        words = server_text(body, 80)
         return JudgeBusy(f"{self.name}: a reply that is no {expected} ({words})", billed=True)
-
-    def redact(self, text: str) -> str:
-        """`text` without the key."""
-        return self.secret.redact(text) if self.secret is not None else text
 
 
 def message_of(body: str) -> str:
@@ -236,31 +232,13 @@ def _number(text: str | None) -> float | None:
     return max(0.0, value) if math.isfinite(value) else None
 
 
-class Secret:
-    """A key. Its text is only in `reveal()`, not in its repr, so no traceback shows it."""
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-        guard_logs(value)
-
-    def reveal(self) -> str:
-        """The key itself, for the header of a request."""
-        return self._value
-
-    def redact(self, text: str) -> str:
-        """`text` without the key."""
-        return text.replace(self._value, HIDDEN) if len(self._value) >= _SHORTEST else text
-
-    def __repr__(self) -> str:
-        return "Secret()"
-
-
 def key_from(
     names: tuple[str, ...], environment: Mapping[str, str] = os.environ
-) -> tuple[str, Secret] | None:
+) -> tuple[str, SecretStr] | None:
     """The first of the environment variables `names` that is set, and its key; None without any.
 
-    Raises JudgeStopped when it holds what no header may hold; an HTTP package would quote it in its error.
+    From then on `redact` hides the key, and no log record of an HTTP package shows it. Raises JudgeStopped
+    when it holds what no header may hold; an HTTP package would quote it in its error.
     """
     for name in names:
         value = environment.get(name, "").strip()
@@ -269,23 +247,25 @@ def key_from(
                 raise JudgeStopped(
                     f"{name}: the key holds a space or a character that no key has; set it again"
                 )
-            return name, Secret(value)
+            if len(value) >= _SHORTEST:
+                with _lock:
+                    if not _keys:
+                        logging.setLogRecordFactory(_Redacting(logging.getLogRecordFactory()))
+                    _keys.add(value)
+            return name, SecretStr(value)
     return None
 
 
-def guard_logs(value: str) -> None:
-    """From now on no log record of an HTTP package shows `value`."""
-    if len(value) < _SHORTEST:
-        return
-    with _lock:
-        if not _known:
-            logging.setLogRecordFactory(_Redacting(logging.getLogRecordFactory()))
-        _known.add(value)
+def redact(text: str) -> str:
+    """`text` without the keys that were read."""
+    for value in tuple(_keys):
+        text = text.replace(value, HIDDEN)
+    return text
 
 
-def server_text(text: str, secret: Secret | None, longest: int = 200) -> str:
+def server_text(text: str, longest: int = 200) -> str:
     """Words of a server for one line of an error: no key, no control characters, not too long."""
-    line = " ".join(printable(secret.redact(text) if secret else text).split())
+    line = " ".join(printable(redact(text)).split())
     return line if len(line) <= longest else f"{line[:longest]}..."
 
 
@@ -299,13 +279,7 @@ class _Redacting:
         record: logging.LogRecord = self.inner(*args, **kwargs)
         if record.name.split(".")[0] in _LOGGERS:
             if record.exc_info:
-                record.exc_text = _hide(logging.Formatter().formatException(record.exc_info))
+                record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
                 record.exc_info = None
-            record.msg, record.args = _hide(record.getMessage()), ()
+            record.msg, record.args = redact(record.getMessage()), ()
         return record
-
-
-def _hide(text: str) -> str:
-    for value in tuple(_known):
-        text = text.replace(value, HIDDEN)
-    return text

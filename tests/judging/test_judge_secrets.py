@@ -13,7 +13,7 @@ import pytest
 from fake_server import FakeServer, Fault
 
 from localdpo.judging.base import JudgeStopped
-from localdpo.judging.remote import HIDDEN, Secret, key_from, server_text
+from localdpo.judging.remote import HIDDEN, key_from, server_text
 
 pytestmark = pytest.mark.slow
 
@@ -75,12 +75,11 @@ def test_a_canary_is_nowhere(tmp_path: Path, mode: str):
 
 
 def test_a_key_is_not_in_a_repr_or_in_a_servers_words():
-    secret = Secret(CANARY)
-    assert CANARY not in repr(secret)
-    assert CANARY not in f"{secret} {secret!r} {[secret]} {vars(secret).keys()}"
-    assert server_text(f"bad key\n\x1b[31m {CANARY}", secret) == f"bad key \\x1b[31m {HIDDEN}"
-    assert server_text("x" * 500, None).endswith("x...")
-    assert secret.reveal() == CANARY
+    found = key_from(("KEY",), {"KEY": CANARY})
+    assert found is not None
+    assert CANARY not in f"{found} {found[1]} {found[1]!r}"
+    assert server_text(f"bad key\n\x1b[31m {CANARY}") == f"bad key \\x1b[31m {HIDDEN}"
+    assert server_text("x" * 500).endswith("x...")
 
 
 @pytest.mark.parametrize("value", ["two words", "new\nline", "caf\u00e9", "tab\there"])
@@ -94,11 +93,11 @@ def test_keys_are_taken_in_order_and_without_white_space_around_them():
     assert key_from(("A", "B"), {}) is None
     found = key_from(("A", "B"), {"A": " ", "B": f" {CANARY}\n"})
     assert found is not None
-    assert (found[0], found[1].reveal()) == ("B", CANARY)
+    assert (found[0], found[1].get_secret_value()) == ("B", CANARY)
 
 
 def test_log_records_of_others_are_left_alone(caplog: pytest.LogCaptureFixture):
-    Secret(CANARY)
+    key_from(("KEY",), {"KEY": CANARY})
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("anthropic.deep.down").debug("sent %s", {"key": CANARY})
         logging.getLogger("mine").debug("sent %s", "this")

@@ -515,8 +515,8 @@ def _batches() -> bytes:
 
     def write(path: Path) -> None:
         ledger = BatchLedger(path)
-        ledger.add(SentBatch(1.0, ["a" * 64, "b" * 64], "msgbatch_1"))
-        ledger.add(SentBatch(2.0, ["c" * 64]))
+        ledger.add(SentBatch(time=1.0, keys=["a" * 64, "b" * 64], id="msgbatch_1"))
+        ledger.add(SentBatch(time=2.0, keys=["c" * 64]))
 
     return _written(write)
 
