@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -30,16 +30,17 @@ from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
     Chunk,
+    Example,
     Family,
+    Finding,
     PairColumn,
-    PairFinding,
 )
 from localdpo.prefs.checks.lengths import Lengths, TokenLengths
 from localdpo.prefs.checks.overlap import Overlap
 from localdpo.prefs.checks.reference import ReferenceAccuracy
 from localdpo.prefs.checks.repeats import Duplicates, Labels
 from localdpo.prefs.checks.texts import Markers, Skew
-from localdpo.prefs.report import CheckReport, Result, RowExample
+from localdpo.prefs.report import CheckReport
 
 # A new check is an entry in its family's file; a new family is a class and a line in FAMILIES.
 # What reading alone shows: rows that are no pair, columns that nobody reads, scores against the order.
@@ -128,7 +129,7 @@ def check(
     facts = {"rows": reading.rows, "pairs": reading.pairs}
     if reading.pairs:
         for family in families:
-            results += [reading.resolve(finding) for finding in family.finish()]
+            results += [reading.resolve(finding) for finding in family.finish(reading.pairs)]
             facts |= family.facts()
     results.sort(key=lambda result: LEVELS.index(result.check.level))
     return CheckReport(
@@ -176,35 +177,33 @@ class _Reading:
         if len(chunk):
             yield chunk
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> Iterator[Finding]:
         """Findings about the rows that make no pair, and about how the others were read."""
         for check_, notes in ((UNREADABLE, self._unreadable), (UNUSABLE, self._unusable)):
             if notes:
-                examples = tuple(RowExample((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
+                examples = tuple(Example((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
                 numbers = np.fromiter(notes, np.int64)
                 reasons = [f"{reason} ({count:,})" for reason, count in Counter(notes.values()).most_common()]
                 words = "; ".join(reasons) if check_ is UNUSABLE else check_.what
                 message = f"{counted(len(notes), 'row')}: {words}"
-                yield Result(check_, len(notes), self.rows, message, examples, numbers)
+                yield Finding(check_, len(notes), self.rows, message, examples, numbers)
         if self.notes.unread:
-            yield Result(UNREAD, max(self.notes.unread.values()), self.rows, name_unread(self.notes.unread))
+            yield Finding(UNREAD, max(self.notes.unread.values()), self.rows, name_unread(self.notes.unread))
         if shared := self.notes.shared_words:
-            yield Result(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
+            yield Finding(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
         if against := self.notes.against_scores:
-            examples = tuple(RowExample((row + 1,)) for row in against[:EXAMPLES])
+            examples = tuple(Example((row + 1,)) for row in against[:EXAMPLES])
             numbers = np.array(against, np.int64)
             message = f"{len(against):,} pairs: {AGAINST_SCORES}"
-            yield Result(SCORES, len(against), self.pairs, message, examples, numbers)
+            yield Finding(SCORES, len(against), self.pairs, message, examples, numbers)
 
-    def resolve(self, finding: PairFinding) -> Result:
+    def resolve(self, finding: Finding) -> Finding:
         """A finding with the numbers of pairs replaced by the numbers of their rows."""
         first, last = self._first.values, self._last.values
-        examples = tuple(
-            RowExample(
-                tuple(dict.fromkeys(int(row[pair]) + 1 for pair in example.pairs for row in (first, last))),
-                example.note,
-            )
+        rows = [
+            tuple(dict.fromkeys(int(row[pair]) + 1 for pair in example.numbers for row in (first, last)))
             for example in finding.examples
-        )
-        rows = np.unique(np.concatenate([first[finding.pairs], last[finding.pairs]]))
-        return Result(finding.check, finding.count, finding.total, finding.message, examples, rows)
+        ]
+        examples = tuple(map(Example, rows, (example.note for example in finding.examples)))
+        numbers = np.unique(np.concatenate([first[finding.numbers], last[finding.numbers]]))
+        return replace(finding, examples=examples, numbers=numbers)

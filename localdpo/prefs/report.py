@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from localdpo.core.text import format_seconds, printable
-from localdpo.prefs.checks.base import LEVELS, NOTHING, Check
+from localdpo.prefs.checks.base import LEVELS, Finding
 
 VERSION: Final = 1
 BAR: Final = 30
 _PARTS = ("prompt", "chosen", "rejected", "row")
-
-
-@dataclass(frozen=True, slots=True)
-class RowExample:
-    """Rows that belong to one example, numbered from 1, and a few words."""
-
-    rows: tuple[int, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one check found: `count` of `total`, and `rows` int64 from 0, those that cleaning would drop."""
-
-    check: Check
-    count: int
-    total: int
-    message: str
-    examples: tuple[RowExample, ...] = ()
-    rows: NDArray[np.int64] = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +26,7 @@ class CheckReport:
     source: str
     read_as: str
     facts: Mapping[str, Any]
-    results: tuple[Result, ...]
+    results: tuple[Finding, ...]
     not_checked: tuple[str, ...]
     seconds: float
 
@@ -81,7 +58,7 @@ def as_object(report: CheckReport) -> dict[str, Any]:
                 "message": result.message,
                 "advice": result.check.advice,
                 "examples": [
-                    {"rows": list(example.rows), "note": example.note} for example in result.examples
+                    {"rows": list(example.numbers), "note": example.note} for example in result.examples
                 ],
             }
             for result in report.results
@@ -120,12 +97,12 @@ def summary_lines(report: CheckReport) -> list[str]:
     return lines
 
 
-def finding_lines(report: CheckReport, result: Result) -> list[str]:
+def finding_lines(report: CheckReport, result: Finding) -> list[str]:
     """One finding: what, where (file:row of the first), what to do. The first line begins with its level."""
     check = result.check
     lines = [f"{check.level}: {check.name} ({result.count:,} of {result.total:,}): {result.message}"]
     for example in result.examples:
-        where = f"{report.source}:{','.join(map(str, example.rows))}"
+        where = f"{report.source}:{','.join(map(str, example.numbers))}"
         lines.append(f"    {where}  {printable(example.note)}".rstrip())
     return [*lines, f"    what to do: {check.advice}"]
 

@@ -105,7 +105,7 @@ def clean(
     names = names_to_drop(drop) | {UNREADABLE.name}
     check_output(out, force=force)
     report = check(source, settings, progress)
-    flagged = {r.check.name: r.rows for r in report.results if r.check.name in names and len(r.rows)}
+    flagged = {r.check.name: r.numbers for r in report.results if r.check.name in names and len(r.numbers)}
     dropped = {int(row) for rows in flagged.values() for row in rows}
     read = kept = 0
     with json_lines(out) as put:

@@ -17,8 +17,8 @@ from clean_pairs import Row, clean_rows, text, write
 from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits
 from localdpo.prefs.check import CHECKS, FAMILIES, check
-from localdpo.prefs.checks.base import LEVELS, CheckSettings
-from localdpo.prefs.report import CheckReport, Result, as_object, closing_lines, finding_lines, summary_lines
+from localdpo.prefs.checks.base import LEVELS, CheckSettings, Finding
+from localdpo.prefs.report import CheckReport, as_object, closing_lines, finding_lines, summary_lines
 from localdpo.prefs.settings import open_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def settings(tokenizer: Any, valid_rows: list[Row], tmp_path: Path) -> CheckSett
     return CheckSettings(tokenizer=tokenizer, limits=Limits(2000), against=[valid])
 
 
-def named(report: CheckReport) -> dict[str, Result]:
+def named(report: CheckReport) -> dict[str, Finding]:
     return {result.check.name: result for result in report.results}
 
 
@@ -163,8 +163,8 @@ def test_a_planted_defect_is_found_at_its_row(
         settings = replace(settings, tokenizer=None)
     report = check(write(tmp_path / "pairs.jsonl", rows), settings)
     found = named(report)
-    assert sorted(found[name].rows.tolist()) == sorted(planted)
-    shown = {row for example in found[name].examples for row in example.rows}
+    assert sorted(found[name].numbers.tolist()) == sorted(planted)
+    shown = {row for example in found[name].examples for row in example.numbers}
     assert {row + 1 for row in planted} <= shown
     # Some defects are two at once: an exact copy has the same prompt too.
     also = {
@@ -185,8 +185,8 @@ def test_all_defects_are_found_in_one_file(
     planted = {name: plant(rows) for name, plant in make.items() if name not in ELSEWHERE}
     found = named(check(write(tmp_path / "pairs.jsonl", rows), settings))
     for name, places in planted.items():
-        assert set(places) <= set(found[name].rows.tolist()), name
-    extra = {name: len(set(found[name].rows.tolist()) - set(planted[name])) for name in planted}
+        assert set(places) <= set(found[name].numbers.tolist()), name
+    extra = {name: len(set(found[name].numbers.tolist()) - set(planted[name])) for name in planted}
     # The copies, the contradiction and the circle share a prompt with the rows that they were made from.
     assert {name: count for name, count in extra.items() if count} == {"repeated-prompts": 4}
 
@@ -228,7 +228,7 @@ def test_rows_cut_at_the_limit_are_counted(tokenizer: Any, tmp_path: Path) -> No
         row["chosen"] += " and so on" * 900
     path = write(tmp_path / "pairs.jsonl", rows)
     report = check(path, CheckSettings(tokenizer=tokenizer, limits=Limits(2500)))
-    assert named(report)["truncated"].rows.tolist() == list(range(7))
+    assert named(report)["truncated"].numbers.tolist() == list(range(7))
     assert report.facts["truncated"] == 7
     # A few long rows are what a limit is for.
     write(tmp_path / "pairs.jsonl", rows[3:])
@@ -244,7 +244,7 @@ def test_rows_that_the_template_refuses_are_errors(tmp_path: Path) -> None:
     rows = clean_rows(3)
     rows[1]["prompt"] = [{"role": "system", "content": "s"}, {"role": "user", "content": rows[1]["prompt"]}]
     report = check(write(tmp_path / "p.jsonl", rows), CheckSettings(tokenizer=strict))
-    assert named(report)["not-rendered"].rows.tolist() == [1]
+    assert named(report)["not-rendered"].numbers.tolist() == [1]
     assert "No system role" in named(report)["not-rendered"].examples[0].note
 
 
@@ -257,7 +257,7 @@ def test_what_the_template_leaves_out_is_named(tmp_path: Path) -> None:
     rows = clean_rows(3)
     rows[1]["prompt"] = [{"role": "system", "content": "Zz top"}, {"role": "user", "content": "Why?"}]
     report = check(write(tmp_path / "p.jsonl", rows), CheckSettings(tokenizer=silent))
-    assert named(report)["left-out"].rows.tolist() == [1]
+    assert named(report)["left-out"].numbers.tolist() == [1]
     assert named(report)["left-out"].examples[0].note == "the chat template leaves out system text"
 
 
@@ -268,7 +268,7 @@ def test_merged_boundaries_are_named(tokenizer: Any, tmp_path: Path) -> None:
         {**row, "chosen": f"\n{row['chosen']}", "rejected": f"\n{row['rejected']}"} for row in rows[:2]
     ]
     report = check(write(tmp_path / "p.jsonl", rows), CheckSettings(tokenizer=tokenizer, template="raw"))
-    assert named(report)["boundary-merges"].rows.tolist() == [2]
+    assert named(report)["boundary-merges"].numbers.tolist() == [2]
 
 
 def test_a_reference_that_ranks_nearly_all_right_is_named(tmp_path: Path) -> None:
@@ -295,8 +295,8 @@ def test_both_rows_of_a_pair_are_named(tmp_path: Path) -> None:
         rows += [{"prompt": row["prompt"], "completion": row["rejected"], "label": False}]
     rows[3]["completion"] = ""
     report = check(write(tmp_path / "kto.jsonl", rows), CheckSettings(format_name="kto"))
-    assert named(report)["empty-answers"].rows.tolist() == [2, 3]
-    assert named(report)["empty-answers"].examples[0].rows == (3, 4)
+    assert named(report)["empty-answers"].numbers.tolist() == [2, 3]
+    assert named(report)["empty-answers"].examples[0].numbers == (3, 4)
 
 
 def test_templates_are_no_duplicates(tmp_path: Path) -> None:
@@ -334,8 +334,8 @@ def test_the_same_prompt_as_text_and_as_messages_is_the_same(tmp_path: Path) -> 
     report = check(
         write(tmp_path / "train.jsonl", [row, {**row, "prompt": message}]), CheckSettings(against=against)
     )
-    assert named(report)["overlap-exact"].rows.tolist() == [0, 1]
-    assert named(report)["duplicate-pairs"].rows.tolist() == [1]
+    assert named(report)["overlap-exact"].numbers.tolist() == [0, 1]
+    assert named(report)["duplicate-pairs"].numbers.tolist() == [1]
 
 
 def test_data_to_compare_with_must_have_prompts(tmp_path: Path) -> None:

@@ -53,23 +53,26 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class PairExample:
-    """An example of a finding: the numbers of its pairs, counted from 0 among all pairs, and a few words."""
+class Example:
+    """The pairs of an example by number from 0, in a report its rows by number from 1, and a few words."""
 
-    pairs: tuple[int, ...]
+    numbers: tuple[int, ...]
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class PairFinding:
-    """What a check found: `count` of `total` pairs, and `pairs` int64, those that cleaning would drop."""
+class Finding:
+    """What a check found: `count` of `total`, and what cleaning would drop.
+
+    `numbers` int64 are those of pairs, in a report those of rows, both from 0.
+    """
 
     check: Check
     count: int
     total: int
     message: str
-    examples: tuple[PairExample, ...] = ()
-    pairs: NDArray[np.int64] = field(default_factory=lambda: NOTHING)
+    examples: tuple[Example, ...] = ()
+    numbers: NDArray[np.int64] = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class Family(ABC):
         """Look at the next pairs."""
 
     @abstractmethod
-    def finish(self) -> Iterable[PairFinding]:
-        """What was found in all pairs."""
+    def finish(self, total: int) -> Iterable[Finding]:
+        """What was found in all pairs, `total` of them."""
 
     def facts(self) -> Mapping[str, Any]:
         """Figures for the report, as JSON values."""
@@ -117,14 +120,14 @@ class Family(ABC):
 
 def flagged_pairs(
     check: Check, total: int, notes: Mapping[int, str], message: str | None = None
-) -> list[PairFinding]:
+) -> list[Finding]:
     """The finding of a check that flags pairs one by one, each with a note; none when there are none."""
     pairs = sorted(notes)
     if not pairs:
         return []
     message = message or f"{len(pairs):,} pairs: {check.what}"
-    examples = tuple(PairExample((pair,), notes[pair]) for pair in pairs[:EXAMPLES])
-    return [PairFinding(check, len(pairs), total, message, examples, np.array(pairs, np.int64))]
+    examples = tuple(Example((pair,), notes[pair]) for pair in pairs[:EXAMPLES])
+    return [Finding(check, len(pairs), total, message, examples, np.array(pairs, np.int64))]
 
 
 def excerpt(text: str, width: int = 60) -> str:

@@ -23,10 +23,10 @@ from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
     Chunk,
+    Example,
     Family,
+    Finding,
     PairColumn,
-    PairExample,
-    PairFinding,
     difference_histogram,
     flagged_pairs,
     hashes,
@@ -86,7 +86,7 @@ class Lengths(Family):
         self._lengths.add(np.array([[len(text) for text in side] for side in texts]).T)
         self._prompts.add(hashes(chunk.prompts))
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """Empty sides, and the share of pairs whose chosen answer is longer."""
         table = self._table()
         yield from flagged_pairs(EMPTY, len(table), self._empty, "an answer is empty")
@@ -122,7 +122,7 @@ def _longer_facts(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> dict[s
     }
 
 
-def _length_bias(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> Iterator[PairFinding]:
+def _length_bias(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> Iterator[Finding]:
     """The finding LENGTH when either side is the longer one in more than BIASED_SHARE of the pairs."""
     facts = _longer_facts(chosen, rejected, unit)
     for side, count in (("chosen", facts["longer"]), ("rejected", facts["shorter"])):
@@ -134,8 +134,8 @@ def _length_bias(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> Iterato
             )
             difference = (chosen.astype(np.int64) - rejected) * (1 if side == "chosen" else -1)
             worst = np.argsort(-difference, kind="stable")[:3]
-            examples = tuple(PairExample((int(i),), f"{difference[i]:+,} {unit}") for i in worst)
-            yield PairFinding(LENGTH, count, unequal, message, examples)
+            examples = tuple(Example((int(i),), f"{difference[i]:+,} {unit}") for i in worst)
+            yield Finding(LENGTH, count, unequal, message, examples)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------
@@ -208,11 +208,9 @@ class TokenLengths(Family):
         self._cut: list[int] = []
         self._merged: list[int] = []
         self._dropped: dict[str, list[int]] = defaultdict(list)
-        self._total = 0
 
     def add(self, chunk: Chunk) -> None:
         """Encode the pairs of a chunk."""
-        self._total += len(chunk)
         examples = list(enumerate(chunk.pairs, chunk.start))
         encoded = self._encoder.encode(examples)
         for reason, pairs in encoded.dropped.items():
@@ -229,33 +227,33 @@ class TokenLengths(Family):
                 self._dropped[reason] += pairs
             self._cut += [row.row for row in cut.rows]
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """Rows that cannot be rendered, rows lost or cut at the limits, merged boundaries."""
         when_cut = {pair: why for why in _AT_LIMITS for pair in self._dropped[why]}
         # The checks of labels report identical answers.
         others = self._dropped.keys() - {*_AT_LIMITS, IDENTICAL}
         refused = {pair: why for why in sorted(others) for pair in self._dropped[why]}
         message = f"{len(refused):,} pairs cannot be written as tokens"
-        yield from flagged_pairs(REFUSED, self._total, refused, message)
+        yield from flagged_pairs(REFUSED, total, refused, message)
         message = f"{len(when_cut):,} pairs have nothing to learn within the limits"
-        yield from flagged_pairs(LOST, self._total, when_cut, message)
-        cut = share(len(self._cut), self._total)
+        yield from flagged_pairs(LOST, total, when_cut, message)
+        cut = share(len(self._cut), total)
         if cut > MANY_CUT:
             message = f"{cut:.1%} of the pairs lose tokens at {self._limit_words()}"
-            yield from flagged_pairs(TRUNCATED, self._total, dict.fromkeys(self._cut, ""), message)
+            yield from flagged_pairs(TRUNCATED, total, dict.fromkeys(self._cut, ""), message)
         message = f"{len(self._rewritten):,} pairs are not rendered as they are, or as prompts will be"
-        yield from flagged_pairs(REWRITTEN, self._total, self._rewritten, message)
+        yield from flagged_pairs(REWRITTEN, total, self._rewritten, message)
         message = f"{len(self._merged):,} pairs would share a token at the boundary"
-        yield from flagged_pairs(MERGED, self._total, dict.fromkeys(self._merged, ""), message)
+        yield from flagged_pairs(MERGED, total, dict.fromkeys(self._merged, ""), message)
 
     def facts(self) -> dict[str, Any]:
         table = self._lengths.values.reshape(-1, 3)
         names = ("prompt", "chosen", "rejected")
-        total = table[:, 0] + table[:, 1:].max(axis=1) if len(table) else table[:, 0]
+        rows = table[:, 0] + table[:, 1:].max(axis=1) if len(table) else table[:, 0]
         return {
             "tokens": {
                 **{name: summary(table[:, i]) for i, name in enumerate(names)},
-                "row": summary(total),
+                "row": summary(rows),
             },
             "chosen_longer_tokens": _longer_facts(table[:, 1], table[:, 2], "tokens"),
             "limits": None if self._limits is None else self._limit_words(),

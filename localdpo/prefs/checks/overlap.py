@@ -18,7 +18,7 @@ from localdpo.prefs.checks.base import (
     CheckSettings,
     Chunk,
     Family,
-    PairFinding,
+    Finding,
     excerpt,
     flagged_pairs,
     prompt_texts,
@@ -99,11 +99,9 @@ class Overlap(Family):
         self._runs, self._run_prompts = _unshared_runs(words)
         self._bands = _bands(words)
         self._notes: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
-        self._total = 0
 
     def add(self, chunk: Chunk) -> None:
         """Look for each prompt; the strongest kind of overlap is what counts."""
-        self._total += len(chunk)
         keys = _text_keys(chunk.subject_words)
         runs = self._runs_in(chunk.subject_words)
         near = self._near(chunk)
@@ -116,10 +114,10 @@ class Overlap(Family):
                     self._notes[check.name][chunk.start + i] = f"{prompt.where}: {excerpt(prompt.text)}"
                     break
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """One finding for each kind of overlap."""
         for check in self.checks:
-            yield from flagged_pairs(check, self._total, self._notes[check.name])
+            yield from flagged_pairs(check, total, self._notes[check.name])
 
     def facts(self) -> dict[str, Any]:
         return {"evaluation_prompts": len(self.prompts)}

@@ -14,9 +14,9 @@ from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
     Chunk,
+    Example,
     Family,
-    PairExample,
-    PairFinding,
+    Finding,
     PairScorer,
     share,
 )
@@ -67,7 +67,7 @@ class ReferenceAccuracy(Family):
             elif (replaced := self._random.randrange(number + 1)) < self._size:
                 self._sample[replaced] = (number, pair)
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """Score the sample."""
         self._sample.sort(key=lambda item: item[0])
         scores = self._score([pair for _, pair in self._sample])
@@ -86,8 +86,8 @@ class ReferenceAccuracy(Family):
                 f"the reference finds the chosen answer likelier, token by token, in {by_token / count:.0%} "
                 f"of {count:,} pairs"
             )
-            examples = tuple(PairExample((number,)) for number, _ in self._sample[:3])
-            yield PairFinding(ACCURACY, by_token, count, message, examples)
+            examples = tuple(Example((number,)) for number, _ in self._sample[:3])
+            yield Finding(ACCURACY, by_token, count, message, examples)
 
     def facts(self) -> dict[str, Any]:
         return self._facts

@@ -12,10 +12,10 @@ from localdpo.prefs.checks.base import (
     EXAMPLES,
     Check,
     Chunk,
+    Example,
     Family,
+    Finding,
     PairColumn,
-    PairExample,
-    PairFinding,
     flagged_pairs,
     hashes,
 )
@@ -75,10 +75,9 @@ class Labels(Family):
         self._better.add(hashes(list(zip(chunk.prompts, chunk.chosen, strict=True))))
         self._worse.add(hashes(list(zip(chunk.prompts, chunk.rejected, strict=True))))
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """Identical sides, contradictions, and longer circles without them."""
         better, worse = self._better.values, self._worse.values
-        total = len(better)
         yield from flagged_pairs(IDENTICAL, total, self._identical, "chosen and rejected are the same text")
         yield from flagged_pairs(
             SAME_WORDS, total, self._same_words, "chosen and rejected differ in white space or case only"
@@ -115,7 +114,7 @@ def _in_circles(better: NDArray[Any], worse: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _grouped(
     check: Check, flagged: NDArray[np.bool_], better: NDArray[Any], worse: NDArray[Any], message: str
-) -> Iterator[PairFinding]:
+) -> Iterator[Finding]:
     """One finding; its examples are the pairs that belong together."""
     pairs = np.flatnonzero(flagged)
     if not len(pairs):
@@ -128,8 +127,8 @@ def _grouped(
             groups[answers] = [pair]
         else:
             groups[group | answers] = [*groups.pop(group), pair]
-    examples = tuple(PairExample(tuple(members)) for members in list(groups.values())[:EXAMPLES])
-    yield PairFinding(check, len(pairs), len(flagged), message, examples, pairs)
+    examples = tuple(Example(tuple(members)) for members in list(groups.values())[:EXAMPLES])
+    yield Finding(check, len(pairs), len(flagged), message, examples, pairs)
 
 
 # --- repeats ---------------------------------------------------------------------------------------------
@@ -202,10 +201,9 @@ class Duplicates(Family):
         self._near_prompts.add(chunk.subject_words, chunk.start)
         self._near_answers.add(words, 2 * chunk.start)
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """What repeats: pairs, then prompts and answers, exactly and nearly."""
         prompts = self._prompts.values
-        total = len(prompts)
         again, first = _earlier(self._pairs.values)
         yield from _finding(PAIRS, total, again, first, "{n} pairs are in the data already")
         repeats, first = _earlier(prompts)
@@ -308,11 +306,9 @@ def _first_partners(indices: Indices, partners: Indices) -> tuple[Indices, Indic
     return unique, partners[first]
 
 
-def _finding(
-    check: Check, total: int, pairs: Indices, partners: Indices, message: str
-) -> Iterator[PairFinding]:
+def _finding(check: Check, total: int, pairs: Indices, partners: Indices, message: str) -> Iterator[Finding]:
     if len(pairs):
         shown = list(zip(pairs.tolist(), partners.tolist(), strict=True))[:EXAMPLES]
-        examples = tuple(PairExample((partner, pair)) for pair, partner in shown)
+        examples = tuple(Example((partner, pair)) for pair, partner in shown)
         words = message.format(n=f"{len(pairs):,}")
-        yield PairFinding(check, len(pairs), total, words, examples, pairs)
+        yield Finding(check, len(pairs), total, words, examples, pairs)

@@ -19,7 +19,7 @@ from localdpo.prefs.checks.base import (
     CheckSettings,
     Chunk,
     Family,
-    PairFinding,
+    Finding,
     flagged_pairs,
     share,
 )
@@ -65,11 +65,9 @@ class Markers(Family):
         self._marked = [(mark, check) for mark, check in marks if any(sign in mark for sign in _SIGNS)]
         self._unmarked = [(mark, check) for mark, check in marks if (mark, check) not in self._marked]
         self._notes: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
-        self._total = 0
 
     def add(self, chunk: Chunk) -> None:
         """Find the first mark of each pair, special tokens before the others."""
-        self._total += len(chunk)
         sides = zip(chunk.chosen, chunk.rejected, chunk.prompts, strict=True)
         for number, texts in enumerate(sides, chunk.start):
             hits = [
@@ -86,10 +84,10 @@ class Markers(Family):
         marks = self._unmarked + (self._marked if any(sign in text for sign in _SIGNS) else [])
         return [(mark, check) for mark, check in marks if mark in text]
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """Special tokens, then other marks."""
         for check in self.checks:
-            yield from flagged_pairs(check, self._total, self._notes[check.name])
+            yield from flagged_pairs(check, total, self._notes[check.name])
 
 
 # --- skew ------------------------------------------------------------------------------------------------
@@ -149,14 +147,12 @@ class Skew(Family):
     checks: ClassVar[tuple[Check, ...]] = (MARKDOWN, LANGUAGE)
 
     def __init__(self) -> None:
-        self._total = 0
         self._markdown: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         self._languages: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         self._mismatches: dict[int, str] = {}
 
     def add(self, chunk: Chunk) -> None:
         """Features and languages of every answer."""
-        self._total += len(chunk)
         for number, texts in enumerate(zip(chunk.chosen, chunk.rejected, strict=True), chunk.start):
             languages = []
             for side, text in enumerate(texts):
@@ -167,18 +163,18 @@ class Skew(Family):
             if differ(chosen, rejected):
                 self._mismatches[number] = f"chosen {chosen}, rejected {rejected}"
 
-    def finish(self) -> Iterator[PairFinding]:
+    def finish(self, total: int) -> Iterator[Finding]:
         """Markdown that one side has more of, and pairs in two languages."""
-        skewed = [name for name in ("any", *_FEATURES) if self._is_skewed(name)]
+        skewed = [name for name in ("any", *_FEATURES) if self._is_skewed(name, total)]
         if skewed:
             words = ", ".join(
                 f"{name} {self._share(0, name):.0%} of chosen, {self._share(1, name):.0%} of rejected answers"
                 for name in skewed
             )
             count = max(abs(self._markdown[0][name] - self._markdown[1][name]) for name in skewed)
-            yield PairFinding(MARKDOWN, count, self._total, words)
+            yield Finding(MARKDOWN, count, total, words)
         message = f"{len(self._mismatches):,} pairs have answers in two languages or scripts"
-        yield from flagged_pairs(LANGUAGE, self._total, self._mismatches, message)
+        yield from flagged_pairs(LANGUAGE, total, self._mismatches, message)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -189,13 +185,13 @@ class Skew(Family):
         }
 
     def _share(self, side: int, name: str) -> float:
-        return share(self._markdown[side][name], self._total)
+        return share(self._markdown[side][name], self._languages[side].total())
 
-    def _is_skewed(self, name: str) -> bool:
+    def _is_skewed(self, name: str, total: int) -> bool:
         first, second = self._share(0, name), self._share(1, name)
         mean = (first + second) / 2
-        error = float(np.sqrt(2 * mean * (1 - mean) / max(1, self._total)))
-        return self._total >= ENOUGH_PAIRS and abs(first - second) > max(SKEW, SKEW_ERRORS * error)
+        error = float(np.sqrt(2 * mean * (1 - mean) / total))
+        return total >= ENOUGH_PAIRS and abs(first - second) > max(SKEW, SKEW_ERRORS * error)
 
 
 def markdown_of(text: str) -> list[str]:
