@@ -143,4 +143,4 @@ def _held_out(plan: BuildPlan, built: Sequence[BuiltPair]) -> list[bool]:
             f"--valid-count {wanted}: only {len(built):,} pairs were kept, which leaves none to train on; "
             "give a smaller one (nothing is generated or asked again)"
         )
-    return split_by_prompt([plan.prompts[each.pair.prompt].id for each in built], wanted, options.seed)
+    return split_by_prompt([plan.prompts[pair.prompt].id for pair in built], wanted, options.seed)

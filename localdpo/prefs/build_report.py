@@ -56,8 +56,8 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
         "rubric": " and ".join(plan.rubrics) or None,
     }
     rows = []
-    for each in built:
-        pair, prompt, texts = each.pair, plan.prompts[each.pair.prompt], answers[each.pair.prompt]
+    for pair in built:
+        prompt, texts = plan.prompts[pair.prompt], answers[pair.prompt]
         sides = {"chosen": pair.chosen, "rejected": pair.rejected}
         row: dict[str, Any] = {"prompt": prompt.prompt}
         row |= {name: value for name, value in prompt.facts.items() if name not in OWN_COLUMNS}
@@ -77,8 +77,8 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
                 }
                 for side, name in sides.items()
             },
-            "verdicts": [_verdict(used) for used in each.used],
-            "usd": sum(used.verdict.usage.usd for used in each.used),
+            "verdicts": [_verdict(used) for used in pair.used],
+            "usd": sum(used.verdict.usage.usd for used in pair.used),
         }
         rows.append(row)
     return rows
@@ -157,7 +157,7 @@ def temperature_rows(
     rows = []
     for temperature in dict.fromkeys(sampling.temperatures):
         names = [name for name in sampling.judged if sampling.temperature(name) == temperature]
-        sides = [(each.pair.chosen in names, each.pair.rejected in names) for each in built]
+        sides = [(pair.chosen in names, pair.rejected in names) for pair in built]
         scores = [score for name in names for score in outcome.scores.get(name, ())]
         rows.append(
             {
@@ -191,14 +191,12 @@ def winner(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _longer_share(answers: Candidates, built: Sequence[BuiltPair]) -> float | None:
     """The share of the pairs whose chosen answer has more tokens; None without pairs."""
-    pairs = [(answers[each.pair.prompt], each.pair) for each in built]
-    longer = sum(texts[pair.chosen].tokens > texts[pair.rejected].tokens for texts, pair in pairs)
-    return longer / len(pairs) if pairs else None
+    tokens = [[answers[pair.prompt][name].tokens for name in (pair.chosen, pair.rejected)] for pair in built]
+    return sum(chosen > rejected for chosen, rejected in tokens) / len(built) if built else None
 
 
 def _margins(built: Sequence[BuiltPair]) -> dict[str, float] | None:
-    scores = [each.pair.scores for each in built if each.pair.scores is not None]
-    margins = [chosen - rejected for chosen, rejected in scores]
+    margins = [pair.scores[0] - pair.scores[1] for pair in built if pair.scores is not None]
     return {"mean": fmean(margins), "lowest": min(margins), "highest": max(margins)} if margins else None
 
 

@@ -6,7 +6,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
@@ -42,13 +42,27 @@ NOT_REVISED: Final = "the judge prefers the answer before its revision"
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Two candidates of a prompt, by name, and their scores if they have any."""
+class UsedVerdict:
+    """One verdict that a pair rests on: the names of the answers in the order they were asked in."""
+
+    names: tuple[str, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPair:
+    """Two candidates of a prompt, by name.
+
+    Attributes:
+        scores: of the chosen and the rejected one, if they have any.
+        used: every verdict about the prompt's answers.
+    """
 
     prompt: int
     chosen: str
     rejected: str
     scores: tuple[float, float] | None = None
+    used: tuple[UsedVerdict, ...] = ()
 
 
 def usable(answers: Mapping[str, AnswerRecord]) -> tuple[list[str], Counter[str]]:
@@ -67,7 +81,7 @@ def usable(answers: Mapping[str, AnswerRecord]) -> tuple[list[str], Counter[str]
     return kept, dropped
 
 
-def by_choice(prompt: int, names: tuple[str, str], verdict: PairVerdict) -> Chosen | str:
+def by_choice(prompt: int, names: tuple[str, str], verdict: PairVerdict) -> BuiltPair | str:
     """The pair that two verdicts of two orders make of `names`, or why there is none."""
     if not verdict.valid:
         return NO_VERDICT
@@ -76,19 +90,19 @@ def by_choice(prompt: int, names: tuple[str, str], verdict: PairVerdict) -> Chos
     if verdict.score == 0.5:
         return TIE
     first, second = names if verdict.score == 1.0 else names[::-1]
-    return Chosen(prompt, first, second)
+    return BuiltPair(prompt, first, second)
 
 
-def with_scores(pair: Chosen, chosen: Verdict, rejected: Verdict) -> Chosen | str:
+def with_scores(pair: BuiltPair, chosen: Verdict, rejected: Verdict) -> BuiltPair | str:
     """The pair with the scores of its answers, or why it is dropped: they must point the same way."""
     if chosen.score is None or rejected.score is None:
         return UNSCORED
     if chosen.score <= rejected.score:
         return CONTRADICTED
-    return Chosen(pair.prompt, pair.chosen, pair.rejected, (chosen.score, rejected.score))
+    return replace(pair, scores=(chosen.score, rejected.score))
 
 
-def by_scores(prompt: int, scores: Mapping[str, float | None]) -> Chosen | str:
+def by_scores(prompt: int, scores: Mapping[str, float | None]) -> BuiltPair | str:
     """The pair that scores make of candidates (name -> score, None without one), or why there is none."""
     known = {name: score for name, score in scores.items() if score is not None}
     if len(known) < 2:
@@ -98,7 +112,7 @@ def by_scores(prompt: int, scores: Mapping[str, float | None]) -> Chosen | str:
     if indices is None:
         return ALL_EQUAL
     best, low = indices
-    return Chosen(prompt, names[best], names[low], (values[best], values[low]))
+    return BuiltPair(prompt, names[best], names[low], (values[best], values[low]))
 
 
 def best_and_low(scores: Sequence[float]) -> tuple[int, int] | None:
@@ -132,22 +146,6 @@ def split_by_prompt(prompts: Sequence[str], wanted: int, seed: int) -> list[bool
 
 
 # --- asking the judge ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class UsedVerdict:
-    """One verdict that a pair rests on: the names of the answers in the order they were asked in."""
-
-    names: tuple[str, ...]
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltPair:
-    """A pair that is kept, and every verdict about its prompt's answers."""
-
-    pair: Chosen
-    used: tuple[UsedVerdict, ...]
 
 
 @dataclass
@@ -234,10 +232,12 @@ class CandidateJudging:
 
         Raises JudgeStopped; what was answered is in the journal then.
         """
-        if self.plan.paired:
-            self._compare(session)
+        if not self.plan.paired:
+            self.outcome.built = self._best(session)
+        elif self.plan.judges.scores is None:
+            self.outcome.built = self._compared(session)
         else:
-            self._score_all(session)
+            self.outcome.built = self._scored(session, self._compared(session))
         return self.outcome
 
     def _question(self, i: int, *names: str) -> Question:
@@ -246,59 +246,55 @@ class CandidateJudging:
     def _pairs(self) -> list[Question]:
         return [self._question(i, *names) for i, names in self.ready.items()]
 
-    def _compare(self, session: JudgeSession) -> None:
-        """Two answers: both orders, and scores of the pairs that are left if they are wanted."""
+    def _kept(self, pair: BuiltPair | str, used: Sequence[UsedVerdict]) -> list[BuiltPair]:
+        """The pair, which rests on these verdicts too; nothing for the reason why there is none."""
+        if isinstance(pair, str):
+            self.outcome.pairs[pair] += 1
+            return []
+        return [replace(pair, used=(*pair.used, *used))]
+
+    def _compared(self, session: JudgeSession) -> list[BuiltPair]:
+        """The pairs of two answers that are compared in both orders."""
         assert self.plan.judges.pairs is not None
         pairs = self._pairs()
         verdicts = session.ask(self.plan.judges.pairs, both_orders(pairs))
         self.outcome.verdicts += verdicts
         built: list[BuiltPair] = []
         for (i, (first, second)), verdict in zip(self.ready.items(), collect(pairs, verdicts), strict=True):
-            chosen = by_choice(i, (first, second), verdict)
-            if isinstance(chosen, Chosen) and chosen.rejected == REVISION:
-                chosen = NOT_REVISED
-            if isinstance(chosen, str):
-                self.outcome.pairs[chosen] += 1
-                continue
+            pair = by_choice(i, (first, second), verdict)
+            if isinstance(pair, BuiltPair) and pair.rejected == REVISION:
+                pair = NOT_REVISED
             used = (UsedVerdict((first, second), verdict.first), UsedVerdict((second, first), verdict.second))
-            built.append(BuiltPair(chosen, used))
-        self.outcome.built = built if self.plan.judges.scores is None else self._scored(session, built)
+            built += self._kept(pair, used)
+        return built
 
     def _scored(self, session: JudgeSession, built: Sequence[BuiltPair]) -> list[BuiltPair]:
         """The pairs with the scores of their answers; those that the scores contradict are dropped."""
-        sides = {each.pair.prompt: [each.pair.chosen, each.pair.rejected] for each in built}
-        verdicts = self._ask_scores(session, sides)
-        kept = []
-        for each in built:
-            names = sides[each.pair.prompt]
-            chosen, rejected = (verdicts[each.pair.prompt, name] for name in names)
-            pair = with_scores(each.pair, chosen, rejected)
-            if isinstance(pair, str):
-                self.outcome.pairs[pair] += 1
-            else:
-                scored = (UsedVerdict((names[0],), chosen), UsedVerdict((names[1],), rejected))
-                kept.append(BuiltPair(pair, (*each.used, *scored)))
+        verdicts = self._ask_scores(session, {pair.prompt: [pair.chosen, pair.rejected] for pair in built})
+        kept: list[BuiltPair] = []
+        for pair in built:
+            chosen, rejected = verdicts[pair.prompt]
+            kept += self._kept(with_scores(pair, chosen.verdict, rejected.verdict), (chosen, rejected))
         return kept
 
-    def _score_all(self, session: JudgeSession) -> None:
+    def _best(self, session: JudgeSession) -> list[BuiltPair]:
         """More than two answers: every one is scored, and the scores make the pair."""
-        verdicts = self._ask_scores(session, self.ready)
-        for i, names in self.ready.items():
-            chosen = by_scores(i, {name: verdicts[i, name].score for name in names})
-            if isinstance(chosen, str):
-                self.outcome.pairs[chosen] += 1
-            else:
-                used = tuple(UsedVerdict((name,), verdicts[i, name]) for name in names)
-                self.outcome.built.append(BuiltPair(chosen, used))
+        built: list[BuiltPair] = []
+        for i, used in self._ask_scores(session, self.ready).items():
+            built += self._kept(by_scores(i, {each.names[0]: each.verdict.score for each in used}), used)
+        return built
 
     def _ask_scores(
         self, session: JudgeSession, names: Mapping[int, Sequence[str]]
-    ) -> dict[tuple[int, str], Verdict]:
+    ) -> dict[int, list[UsedVerdict]]:
+        """The scores of some candidates of each prompt, in their order."""
         assert self.plan.judges.scores is not None
         singles = [(i, name) for i, of_prompt in names.items() for name in of_prompt]
         verdicts = session.ask(self.plan.judges.scores, [self._question(*single) for single in singles])
         self.outcome.verdicts += verdicts
-        for (_, name), verdict in zip(singles, verdicts, strict=True):
+        scored: dict[int, list[UsedVerdict]] = {i: [] for i in names}
+        for (i, name), verdict in zip(singles, verdicts, strict=True):
+            scored[i].append(UsedVerdict((name,), verdict))
             if verdict.score is not None:
                 self.outcome.scores.setdefault(name, []).append(verdict.score)
-        return dict(zip(singles, verdicts, strict=True))
+        return scored

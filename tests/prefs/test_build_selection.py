@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from localdpo.judging.base import PairVerdict
 from localdpo.prefs import selection
-from localdpo.prefs.selection import Chosen, best_and_low, by_choice, by_scores, split_by_prompt, usable
+from localdpo.prefs.selection import BuiltPair, best_and_low, by_choice, by_scores, split_by_prompt, usable
 from localdpo.records.answers import AnswerRecord
 from localdpo.records.verdicts import Verdict
 
@@ -43,8 +43,8 @@ def test_empty_cut_and_repeated_answers_are_not_judged() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "found"),
     [
-        ("first", "second", Chosen(3, "a", "b")),
-        ("second", "first", Chosen(3, "b", "a")),
+        ("first", "second", BuiltPair(3, "a", "b")),
+        ("second", "first", BuiltPair(3, "b", "a")),
         ("first", "first", selection.FLIPPED),
         ("first", "tie", selection.FLIPPED),
         ("tie", "tie", selection.TIE),
@@ -60,8 +60,8 @@ def test_a_verdict_that_says_nothing_makes_no_pair() -> None:
 
 
 def test_scores_must_say_what_the_choice_says() -> None:
-    pair = Chosen(3, "a", "b")
-    assert selection.with_scores(pair, scored(4), scored(3)) == Chosen(3, "a", "b", (4, 3))
+    pair = BuiltPair(3, "a", "b")
+    assert selection.with_scores(pair, scored(4), scored(3)) == BuiltPair(3, "a", "b", (4, 3))
     assert selection.with_scores(pair, scored(3), scored(3)) == selection.CONTRADICTED
     assert selection.with_scores(pair, scored(2), scored(3)) == selection.CONTRADICTED
     assert selection.with_scores(pair, scored(2), Verdict("truncated")) == selection.UNSCORED
@@ -101,7 +101,7 @@ def test_the_rejected_answer_is_always_worse(scores: list[int]) -> None:
 
 
 def test_candidates_without_a_score_are_left_out() -> None:
-    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}) == Chosen(7, "3", "1", (4.5, 2.0))
+    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}) == BuiltPair(7, "3", "1", (4.5, 2.0))
     assert by_scores(7, {"1": 2.0, "2": None}) == selection.UNSCORED
     assert by_scores(7, {"1": 2.0, "2": 2.0}) == selection.ALL_EQUAL
 
