@@ -69,14 +69,14 @@ NO_JUDGE_HINT: Final = (
 
 @dataclass(frozen=True)
 class AnsweredPrompts:
-    """What is evaluated: models, prompts and answers, and where they belong."""
+    """What is evaluated: models, prompts and answers (none before they are generated)."""
 
     run: RunDir
     contestants: Sequence[Contestant]
     prompts: Sequence[PromptRow]
     source: str
     sampling: Sampling
-    answers: AnswersByName
+    answers: AnswersByName = field(default_factory=dict)
 
     @property
     def versus(self) -> tuple[str, str]:
@@ -233,9 +233,7 @@ class EvaluationPlan:
 
     options: EvalOptions
     name: str
-    contestants: list[Contestant]
-    prompts: list[PromptRow]
-    source: str
+    asked: AnsweredPrompts
     heuristics: list[Heuristic]
     judges: Judges
     answers_path: Path
@@ -243,23 +241,12 @@ class EvaluationPlan:
     notes: tuple[str, ...] = ()
 
     @property
-    def journal(self) -> Path:
-        """The file of the run that keeps every verdict."""
-        return self.options.run.verdicts
-
-    @property
     def most_verdicts(self) -> int:
         """Questions to the judge, at most: both orders of every pair, and every answer if it scores."""
-        pairs = 0 if self.judges.pairs is None else len(duels_of(self.contestants))
-        singles = 0 if self.judges.scores is None else len(self.contestants)
-        return len(self.prompts) * (2 * pairs + singles)
-
-    def answered(self, answers: AnswersByName) -> AnsweredPrompts:
-        """What is evaluated, with these answers."""
-        options = self.options
-        return AnsweredPrompts(
-            options.run, self.contestants, self.prompts, self.source, options.sampling, answers
-        )
+        models = self.asked.contestants
+        pairs = 0 if self.judges.pairs is None else len(duels_of(models))
+        singles = 0 if self.judges.scores is None else len(models)
+        return len(self.asked.prompts) * (2 * pairs + singles)
 
 
 def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
@@ -276,8 +263,9 @@ def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
     notes += damaged_verdicts(options.run.verdicts)
     notes += [NO_JUDGE_HINT] if spec is None else []
     path, header = plan_answers(options.run, models, rows, options.sampling, source=source)
+    asked = AnsweredPrompts(options.run, models, rows, source, options.sampling)
     heuristics = with_standard(own, facts)
-    return EvaluationPlan(options, name, models, rows, source, heuristics, judges, path, header, tuple(notes))
+    return EvaluationPlan(options, name, asked, heuristics, judges, path, header, tuple(notes))
 
 
 def _judges(options: EvalOptions, spec: str | None) -> Judges:
@@ -309,20 +297,20 @@ def run_evaluation(
         plan.judges.find_keys()
     answers = answer_all(
         options.run,
-        plan.contestants,
-        plan.prompts,
+        plan.asked.contestants,
+        plan.asked.prompts,
         options.sampling,
         scores=False,
-        source=plan.source,
+        source=plan.asked.source,
         on_answer=hooks.on_answer,
     )
-    answered = plan.answered(answers)
+    answered = replace(plan.asked, answers=answers)
     options.run.evaluations.mkdir(exist_ok=True)
     if plan.judges.pairs is None:
         record = evaluate(plan.name, answered, plan.heuristics, plan.judges)
     else:
         questions = plan.judges.questions(answered.pairs(), answered.singles())
-        with judge_session(options, plan.journal, questions, budget=budget, hooks=hooks) as session:
+        with judge_session(options, options.run.verdicts, questions, budget=budget, hooks=hooks) as session:
             votes = _votes(options)
             record = evaluate(plan.name, answered, plan.heuristics, plan.judges, session, votes)
     write_record(options.run, record)
@@ -339,19 +327,20 @@ def _votes(options: EvalOptions) -> Votes | None:
 def preview_lines(plan: EvaluationPlan) -> list[str]:
     """What the evaluation would generate, ask and cost at most. Loads no model and asks nobody."""
     missing = missing_answers(plan.answers_path, plan.header)
-    labels = ", ".join(contestant.label for contestant in plan.contestants)
-    wanted = len(plan.prompts) * len(plan.contestants)
+    asked = plan.asked
+    labels = ", ".join(contestant.label for contestant in asked.contestants)
+    wanted = len(asked.prompts) * len(asked.contestants)
     lines = [
-        f"prompts: {len(plan.prompts)} of {plan.source}",
+        f"prompts: {len(asked.prompts)} of {asked.source}",
         f"models: {labels}",
         f"answers: {wanted:,} of at most {plan.header.sampling.max_tokens} tokens, {missing:,} to generate",
         f"heuristics: {', '.join(heuristic.name for heuristic in plan.heuristics)}",
     ]
     if plan.judges.pairs is not None:
         records = longest_answers(plan.header) if missing else read_partial(plan.answers_path).records
-        answers = {name: [records[i, name] for i in range(len(plan.prompts))] for name in plan.header.names}
-        answered = plan.answered(answers)
+        answers = {name: [records[i, name] for i in range(len(asked.prompts))] for name in plan.header.names}
+        answered = replace(asked, answers=answers)
         questions = plan.judges.questions(answered.pairs(), answered.singles())
         name = plan.judges.pairs.name
-        lines += cost_lines(plan.options, name, questions, plan.journal, known=not missing)
+        lines += cost_lines(plan.options, name, questions, plan.options.run.verdicts, known=not missing)
     return [*lines, *plan.notes]

@@ -20,6 +20,9 @@ Floats: TypeAlias = "NDArray[np.float64]"
 
 CONFIDENCE: Final = 0.95
 POWER: Final = 0.8
+# The normal quantiles of a two-sided interval (1.96), and of the power of a test.
+_Z: Final = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+_Z_POWER: Final = float(stats.norm.ppf(POWER))
 RESAMPLES: Final = 10_000
 STRENGTH_RESAMPLES: Final = 1000
 # Weight of ridge/2 w^2 in logistic models, which keeps them finite when one model wins everything.
@@ -58,12 +61,7 @@ class SignTest:
     p: float
 
 
-def quantile(confidence: float = CONFIDENCE) -> float:
-    """The normal quantile of a two-sided interval: 1.96 at 0.95."""
-    return float(stats.norm.ppf(0.5 + confidence / 2))
-
-
-def wilson(rate: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
+def wilson(rate: float, n: int) -> Estimate:
     """The interval of a rate on n trials, after Wilson (1927), "Probable inference".
 
         centre = (p + z^2/2n) / (1 + z^2/n),  half = z/(1 + z^2/n) sqrt(p(1-p)/n + z^2/4n^2)
@@ -73,7 +71,7 @@ def wilson(rate: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
     """
     if n < 1 or not 0 <= rate <= 1:
         raise ValueError(f"wilson needs n >= 1 and a rate in [0, 1], got n={n} and {rate}")
-    z2 = quantile(confidence) ** 2
+    z2 = _Z**2
     scale = 1 + z2 / n
     half = math.sqrt(z2) / scale * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
     centre = (rate + z2 / (2 * n)) / scale
@@ -94,20 +92,20 @@ def sign_test(scores: ArrayLike) -> SignTest:
     return SignTest(wins, losses, float(p))
 
 
-def prompts_needed(rate: float, confidence: float = CONFIDENCE, power: float = POWER) -> int | None:
+def prompts_needed(rate: float) -> int | None:
     """How many prompts it takes to tell a true win rate of `rate` from one half.
 
         n = ((z_conf / 2 + z_power sqrt(p(1-p))) / (p - 1/2))^2
 
     (Fleiss, "Statistical Methods for Rates and Proportions", one proportion against a fixed one): with so
-    many prompts the interval excludes one half in `power` of all repetitions. None for a rate of one half.
+    many prompts the interval excludes one half in POWER of all repetitions. None for a rate of one half.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"a rate lies in [0, 1], got {rate}")
     effect = abs(rate - 0.5)
     if effect == 0:
         return None
-    spread = quantile(confidence) / 2 + float(stats.norm.ppf(power)) * math.sqrt(rate * (1 - rate))
+    spread = _Z / 2 + _Z_POWER * math.sqrt(rate * (1 - rate))
     # A few ulps of an effect such as 0.62 - 0.5 must not add a prompt to a whole number.
     return max(1, math.ceil((spread / effect) ** 2 - 1e-9))
 
@@ -272,7 +270,7 @@ def length_controlled(scores: ArrayLike, difference: ArrayLike) -> LengthControl
         )
     weights, covariance = fit_logistic(s, np.tanh(d / d.std()))
     theta, phi = (float(w) for w in weights)
-    half = quantile() * float(np.sqrt(covariance[0, 0]))
+    half = _Z * float(np.sqrt(covariance[0, 0]))
     ends = (float(expit(theta - half)), float(expit(theta + half)))
     return LengthControlled(Estimate(float(expit(theta)), *ends), phi)
 

@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 SCORES: Final = (1, 2, 3, 4, 5)
 _REASON: Final = {"type": "string", "description": "why, in one to three sentences"}
 
-# `reason` comes first: a model that has to say why before it decides decides better.
+
+def _schema(field: str, values: dict[str, Any]) -> dict[str, Any]:
+    """`reason` comes first: a model that has to say why before it decides decides better."""
+    return {
+        "type": "object",
+        "properties": {"reason": _REASON, field: values},
+        "required": ["reason", field],
+        "additionalProperties": False,
+    }
+
+
 SCHEMAS: Final[dict[Mode, dict[str, Any]]] = {
-    "pairwise": {
-        "type": "object",
-        "properties": {"reason": _REASON, "choice": {"type": "string", "enum": list(CHOICES)}},
-        "required": ["reason", "choice"],
-        "additionalProperties": False,
-    },
-    "score": {
-        "type": "object",
-        "properties": {"reason": _REASON, "score": {"type": "integer", "enum": list(SCORES)}},
-        "required": ["reason", "score"],
-        "additionalProperties": False,
-    },
+    "pairwise": _schema("choice", {"type": "string", "enum": list(CHOICES)}),
+    "score": _schema("score", {"type": "integer", "enum": list(SCORES)}),
 }
 
 _MATERIAL_RULES: Final = """\
