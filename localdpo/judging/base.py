@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -83,6 +83,14 @@ class Judge(ABC):
     @abstractmethod
     def ask(self, question: Question) -> Verdict:
         """One verdict. Raises JudgeBusy or JudgeStopped; never invents a verdict."""
+
+    def leaves(self, question: Question) -> list[Judge]:
+        """The judges that are really asked: of a panel its members."""
+        return [self]
+
+    def assemble(self, question: Question, verdicts: Iterator[Verdict]) -> Verdict:
+        """The verdict from those of `leaves(question)`, taken in that order."""
+        return next(verdicts)
 
     def worst_case_usd(self, question: Question) -> float:
         """The most that asking this question once can cost; 0 for a local judge."""

@@ -36,6 +36,12 @@ class Panel(Judge):
         """Ask every member in turn. A JudgeSession does not use this: it asks the members itself."""
         return self.combine([member.ask(question) for member in self.members_for(question)])
 
+    def leaves(self, question: Question) -> list[Judge]:
+        return [leaf for member in self.members_for(question) for leaf in member.leaves(question)]
+
+    def assemble(self, question: Question, verdicts: Iterator[Verdict]) -> Verdict:
+        return self.combine([member.assemble(question, verdicts) for member in self.members_for(question)])
+
     def worst_case_usd(self, question: Question) -> float:
         """The sum over the members."""
         return sum(member.worst_case_usd(question) for member in self.members_for(question))
@@ -134,21 +140,6 @@ def _decide(valid: Sequence[Verdict], rule: CombiningRule) -> Verdict:
 def _said(verdict: Verdict) -> str:
     said = verdict.choice if verdict.choice is not None else verdict.score
     return f"{verdict.status if said is None else said}. {verdict.reason}".rstrip(". ")
-
-
-def leaves(judge: Judge, question: Question) -> list[Judge]:
-    """The judges that are really asked, panels of panels taken apart."""
-    if isinstance(judge, Panel):
-        return [leaf for member in judge.members_for(question) for leaf in leaves(member, question)]
-    return [judge]
-
-
-def assemble(judge: Judge, question: Question, verdicts: Iterator[Verdict]) -> Verdict:
-    """The verdict of `judge` from the verdicts of its `leaves`, taken in that order."""
-    if isinstance(judge, Panel):
-        members = judge.members_for(question)
-        return judge.combine([assemble(member, question, verdicts) for member in members])
-    return next(verdicts)
 
 
 def add_usage(verdicts: Sequence[Verdict]) -> Usage:

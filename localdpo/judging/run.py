@@ -31,7 +31,6 @@ from localdpo.judging.base import (
     collect,
 )
 from localdpo.judging.cost import Budget
-from localdpo.judging.panel import assemble, leaves
 from localdpo.records.log import LogWriter
 from localdpo.records.verdicts import Verdict, VerdictRecord, VerdictTail, encode_verdict
 
@@ -252,7 +251,7 @@ def _plan(judge: Judge, questions: Sequence[Question]) -> tuple[dict[str, _Task]
     keys: list[list[str]] = []
     for index, question in enumerate(questions):
         keys.append([])
-        for leaf in leaves(judge, question):
+        for leaf in judge.leaves(question):
             key = key_of(leaf.identity, question)
             tasks.setdefault(key, _Task(key, leaf, question)).waiting.append(index)
             keys[index].append(key)
@@ -295,7 +294,7 @@ class _Run:
                 continue
             question = self.questions[index]
             parts = iter([self.known[key] for key in self.keys[index]])
-            self.results[index] = assemble(self.judge, question, parts)
+            self.results[index] = self.judge.assemble(question, parts)
             if self.session.on_verdict is not None:
                 self.session.on_verdict(question, self.results[index])
 

@@ -8,7 +8,6 @@ import pytest
 
 from localdpo.judging import mlx
 from localdpo.judging.base import Question
-from localdpo.judging.panel import leaves
 from localdpo.judging.registry import JudgeRequest, make_judge
 from localdpo.judging.rubric import Mode
 from localdpo.judging.run import Journal, key_of
@@ -53,7 +52,7 @@ def test_a_judge_keeps_the_keys_of_its_verdicts(
     monkeypatch.setattr(mlx, "fingerprint", lambda folder: "f")
     monkeypatch.setattr(mlx, "tokenizer_fingerprint", lambda folder: "t")
     judge = make_judge(spec, JudgeRequest(constitution=constitution), mode)
-    (asked,) = leaves(judge, QUESTIONS[mode])
+    (asked,) = judge.leaves(QUESTIONS[mode])
     assert key_of(asked.identity, QUESTIONS[mode]) == KEYS[spec, mode, constitution]
 
 
