@@ -30,9 +30,9 @@ from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
     Chunk,
-    Example,
     Family,
     Finding,
+    FindingExample,
     PairColumn,
 )
 from localdpo.prefs.checks.lengths import Lengths, TokenLengths
@@ -181,7 +181,9 @@ class _Reading:
         """Findings about the rows that make no pair, and about how the others were read."""
         for check_, notes in ((UNREADABLE, self._unreadable), (UNUSABLE, self._unusable)):
             if notes:
-                examples = tuple(Example((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES])
+                examples = tuple(
+                    FindingExample((row + 1,), note) for row, note in list(notes.items())[:EXAMPLES]
+                )
                 numbers = np.fromiter(notes, np.int64)
                 reasons = [f"{reason} ({count:,})" for reason, count in Counter(notes.values()).most_common()]
                 words = "; ".join(reasons) if check_ is UNUSABLE else check_.what
@@ -192,7 +194,7 @@ class _Reading:
         if shared := self.notes.shared_words:
             yield Finding(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
         if against := self.notes.against_scores:
-            examples = tuple(Example((row + 1,)) for row in against[:EXAMPLES])
+            examples = tuple(FindingExample((row + 1,)) for row in against[:EXAMPLES])
             numbers = np.array(against, np.int64)
             message = f"{len(against):,} pairs: {AGAINST_SCORES}"
             yield Finding(SCORES, len(against), self.pairs, message, examples, numbers)
@@ -204,6 +206,6 @@ class _Reading:
             tuple(dict.fromkeys(int(row[pair]) + 1 for pair in example.numbers for row in (first, last)))
             for example in finding.examples
         ]
-        examples = tuple(map(Example, rows, (example.note for example in finding.examples)))
+        examples = tuple(map(FindingExample, rows, (example.note for example in finding.examples)))
         numbers = np.unique(np.concatenate([first[finding.numbers], last[finding.numbers]]))
         return replace(finding, examples=examples, numbers=numbers)

@@ -53,7 +53,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class FindingExample:
     """The pairs of an example by number from 0, in a report its rows by number from 1, and a few words."""
 
     numbers: tuple[int, ...]
@@ -71,7 +71,7 @@ class Finding:
     count: int
     total: int
     message: str
-    examples: tuple[Example, ...] = ()
+    examples: tuple[FindingExample, ...] = ()
     numbers: NDArray[np.int64] = field(default_factory=lambda: NOTHING)
 
 
@@ -126,7 +126,7 @@ def flagged_pairs(
     if not pairs:
         return []
     message = message or f"{len(pairs):,} pairs: {check.what}"
-    examples = tuple(Example((pair,), notes[pair]) for pair in pairs[:EXAMPLES])
+    examples = tuple(FindingExample((pair,), notes[pair]) for pair in pairs[:EXAMPLES])
     return [Finding(check, len(pairs), total, message, examples, np.array(pairs, np.int64))]
 
 

@@ -23,9 +23,9 @@ from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
     Chunk,
-    Example,
     Family,
     Finding,
+    FindingExample,
     PairColumn,
     difference_histogram,
     flagged_pairs,
@@ -134,7 +134,7 @@ def _length_bias(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> Iterato
             )
             difference = (chosen.astype(np.int64) - rejected) * (1 if side == "chosen" else -1)
             worst = np.argsort(-difference, kind="stable")[:3]
-            examples = tuple(Example((int(i),), f"{difference[i]:+,} {unit}") for i in worst)
+            examples = tuple(FindingExample((int(i),), f"{difference[i]:+,} {unit}") for i in worst)
             yield Finding(LENGTH, count, unequal, message, examples)
 
 

@@ -14,9 +14,9 @@ from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
     Chunk,
-    Example,
     Family,
     Finding,
+    FindingExample,
     PairScorer,
     share,
 )
@@ -86,7 +86,7 @@ class ReferenceAccuracy(Family):
                 f"the reference finds the chosen answer likelier, token by token, in {by_token / count:.0%} "
                 f"of {count:,} pairs"
             )
-            examples = tuple(Example((number,)) for number, _ in self._sample[:3])
+            examples = tuple(FindingExample((number,)) for number, _ in self._sample[:3])
             yield Finding(ACCURACY, by_token, count, message, examples)
 
     def facts(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from localdpo.prefs.checks.base import (
     EXAMPLES,
     Check,
     Chunk,
-    Example,
     Family,
     Finding,
+    FindingExample,
     PairColumn,
     flagged_pairs,
     hashes,
@@ -127,7 +127,7 @@ def _grouped(
             groups[answers] = [pair]
         else:
             groups[group | answers] = [*groups.pop(group), pair]
-    examples = tuple(Example(tuple(members)) for members in list(groups.values())[:EXAMPLES])
+    examples = tuple(FindingExample(tuple(members)) for members in list(groups.values())[:EXAMPLES])
     yield Finding(check, len(pairs), len(flagged), message, examples, pairs)
 
 
@@ -309,6 +309,6 @@ def _first_partners(indices: Indices, partners: Indices) -> tuple[Indices, Indic
 def _finding(check: Check, total: int, pairs: Indices, partners: Indices, message: str) -> Iterator[Finding]:
     if len(pairs):
         shown = list(zip(pairs.tolist(), partners.tolist(), strict=True))[:EXAMPLES]
-        examples = tuple(Example((partner, pair)) for pair, partner in shown)
+        examples = tuple(FindingExample((partner, pair)) for pair, partner in shown)
         words = message.format(n=f"{len(pairs):,}")
         yield Finding(check, len(pairs), total, words, examples, pairs)
