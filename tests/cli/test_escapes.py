@@ -57,6 +57,13 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["tiny", "--name", HOSTILE],
         ["tiny", "--prompts", HOSTILE],
     ],
+    "export": [
+        ["tiny", "--to", "peft", "--out", "OUT", "--force"],
+        ["tiny", "--to", "peft", "--out", "OUT", "--force", "--json"],
+        ["tiny", "--to", HOSTILE],
+        ["tiny", "--to", "peft", "--checkpoint", HOSTILE],
+    ],
+    "import": [[HOSTILE, "OUT"]],
     "inspect": [["tiny"], ["tiny", "--pair", "1"], ["tiny", "--json"], [HOSTILE]],
     "report": [["tiny"], ["tiny", "--html", f"/nowhere{HOSTILE}/x"]],
     "doctor": [[], ["--json"]],

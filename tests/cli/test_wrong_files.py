@@ -31,6 +31,7 @@ PLACES: dict[str, list[str]] = {
     "constitution": ["eval", "tiny", "--constitution", "WRONG", *JUDGE],
     "rubric": ["eval", "tiny", "--rubric", "WRONG", *JUDGE],
     "prices": ["eval", "tiny", "--prices", "WRONG", *JUDGE],
+    "what to import": ["import", "WRONG", "OUT"],
     "pairs to check": ["prefs", "check", "WRONG"],
     "tokenizer to check with": ["prefs", "check", "PAIRS", "--model", "WRONG"],
     "rows to keep out": ["prefs", "check", "PAIRS", "--against", "WRONG"],
