@@ -99,6 +99,9 @@ class Loop:
             if any(event.type == "step" for event in events):
                 # It crashed before its first checkpoint: readers drop the steps that are taken again.
                 self.log.write("run.resumed", 0)
+        saved = next((event.step for event in reversed(events) if event.type == "checkpoint"), None)
+        if saved is not None and not (folder := self.run_dir.checkpoint_path(saved)).exists():
+            self.notice("lost-checkpoint", f"{folder}: saved before, and missing now")
         for problem in problems:
             self.notice("damaged-checkpoint", f"skipped a damaged checkpoint: {problem}")
         if lost is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,19 @@ def test_the_first_life_is_void_when_a_run_died_before_its_first_checkpoint(
     steps = [event.step for event in effective(read_events(second.run.events)) if event.type == "step"]
     assert steps == [1, 2, 3]
     assert_same_arrays(files_of(second.run.latest), weights)
+
+
+def test_a_checkpoint_that_was_deleted_is_missed(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
+    text = recipe_text(tiny_model, pairs, train={"max_steps": 3}, save={"every": 1})
+    folder = tmp_path / "run"
+    whole = files_of(train(folder, text).run.latest)
+    for lost, newest in (([3], 2), ([2, 3], 0)):
+        for step in lost:
+            shutil.rmtree(RunDir(folder).checkpoint_path(step))
+        again = train(folder, text)
+        resumed = [event.step for event in again.events if event.type == "run.resumed"]
+        notices = [event.data for event in again.events if event.data.get("name") == "lost-checkpoint"]
+        assert resumed[-1] == newest
+        assert notices[-1]["message"] == f"{again.run.checkpoint_path(3)}: saved before, and missing now"
+        assert len(notices) == len(resumed)
+        assert_same_arrays(files_of(again.run.latest), whole)
