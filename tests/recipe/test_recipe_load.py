@@ -67,7 +67,7 @@ loss.beta: 3
 num_train_epochs: 3
 """
     assert problems(tmp_path, text, "loss.bta=1") == [
-        "r.yaml:1 model: missing; expected text: folder, hub id or demo: name of the model",
+        "r.yaml:1 model: missing; expected text: folder, .gguf file, hub id or demo: name of the model",
         "r.yaml:1 modle: unknown key; did you mean model?",
         "r.yaml:2 learning_rate: unknown key; did you mean train.learning_rate?",
         "r.yaml:4 data.train: expected text or a list of one or more data sets, got 5; put it in quotes",
