@@ -145,8 +145,11 @@ def answers_path(run: Path, key: str) -> Path:
 
 
 def answers_files(run: Path) -> list[Path]:
-    """The answers files of a run's folder, the most recently written first."""
-    files = entries(run / FOLDER, "*.jsonl")
+    """The answers files of a run's folder, the most recently written first, without empty ones.
+
+    A full disk leaves an empty file.
+    """
+    files = [path for path in entries(run / FOLDER, "*.jsonl") if path.stat().st_size]
     return sorted(files, key=lambda path: (-path.stat().st_mtime, path.name))
 
 
