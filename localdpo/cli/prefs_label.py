@@ -47,6 +47,8 @@ def label(
         from localdpo.prefs.rewrite import check_output
 
         check_output(out, force=force)  # before the work, not after it
+        if out.resolve() == path.resolve():
+            raise UserError(f"--out {out}: the labels are kept there; give another name")
     if not plain and not Console().is_terminal:
         raise UserError(
             "labelling takes a terminal; --plain prints the counts and the agreement of the labels"

@@ -67,6 +67,17 @@ def test_decided_pairs_are_written_as_labelled(pairs: Path, tmp_path: Path) -> N
     assert "exists already" in str(again.exception)
 
 
+def test_the_pairs_do_not_replace_the_labels(pairs: Path) -> None:
+    journal = journal_of(str(pairs))
+    state = open_labelling(str(pairs), journal, again=0.0)
+    state.answer("1")
+    before = journal.read_bytes()
+    result = runner.invoke(app, ["prefs", "label", str(pairs), "--plain", "--out", str(journal), "--force"])
+    assert isinstance(result.exception, UserError)
+    assert result.exception.message == f"--out {journal}: the labels are kept there; give another name"
+    assert journal.read_bytes() == before
+
+
 def test_it_takes_a_terminal(pairs: Path) -> None:
     result = runner.invoke(app, ["prefs", "label", str(pairs)])
     assert isinstance(result.exception, UserError)
