@@ -6,7 +6,7 @@ old content or the new, never a mixture, and at most a temporary that `clean_lef
 The trade-off: each write costs two or three disk flushes, so this is for files of which a run writes a
 few (recipes, checkpoints), not for the event log.
 
-A folder cannot be renamed over a full one. `publish_dir` then sets the old one aside first; between the
+A folder cannot be renamed over a full one. `published_dir` then sets the old one aside first; between the
 two renames neither has its name, and `clean_leftovers` puts the old one back if the kill came there.
 """
 
@@ -116,17 +116,22 @@ def require_space(path: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _all_or_nothing(path: Path, temp: Path, needed: int) -> Iterator[None]:
-    """Take `temp` away when the block raises, and turn a full disk into a UserError about `path`."""
+def _temporary(final: Path, needed: int) -> Iterator[Path]:
+    """A new name beside `final` to write `needed` bytes to; what is there goes when the block raises.
+
+    Raises UserError about `final` where they do not fit, before the block or in it.
+    """
+    require_space(final, needed)
+    temp = _beside(final, _TEMP)
     try:
-        yield
+        yield temp
     except BaseException as error:
-        full = _says_full(error, path)
+        full = _says_full(error, final)
         # A temporary that cannot be taken away now (a disk in trouble) must not hide what went wrong.
         with contextlib.suppress(OSError):
             _remove(temp)
         if full:
-            raise no_space_error(path, needed) from error
+            raise no_space_error(final, needed) from error
         raise
 
 
@@ -187,22 +192,17 @@ def fsync_fd(fd: int) -> None:
     os.fsync(fd)
 
 
-def fsync_file(path: Path) -> None:
-    """Force the content of a file to the disk."""
-    _fsync_path(path, os.O_RDONLY)
-
-
 def fsync_dir(path: Path) -> None:
     """Force the names in a folder to the disk, where the file system can (network shares often cannot)."""
     try:
-        _fsync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+        _fsync_path(path)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
 
 
-def _fsync_path(path: Path, flags: int) -> None:
-    fd = os.open(path, flags)
+def _fsync_path(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         fsync_fd(fd)
     finally:
@@ -220,9 +220,7 @@ def write_text(path: str | Path, text: str) -> None:
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Put `data` at `path`, replacing what is there. Raises UserError when it does not fit the disk."""
     path = Path(path)
-    require_space(path, len(data))
-    temp = _beside(path, _TEMP)
-    with _all_or_nothing(path, temp, len(data)):
+    with _temporary(path, len(data)) as temp:
         _write_through(temp, data)
         os.replace(temp, path)
         fsync_dir(path.parent)
@@ -262,8 +260,7 @@ def _write_through(path: Path, data: bytes) -> None:
 def replace_symlink(link: str | Path, target: str) -> None:
     """Make `link` a symbolic link to `target` (kept as given, so relative stays relative), atomically."""
     link = Path(link)
-    temp = _beside(link, _TEMP)
-    with _all_or_nothing(link, temp, len(target)):
+    with _temporary(link, len(target)) as temp:
         os.symlink(target, temp)
         os.replace(temp, link)
         fsync_dir(link.parent)
@@ -273,47 +270,49 @@ def replace_symlink(link: str | Path, target: str) -> None:
 
 
 @contextlib.contextmanager
-def published_dir(final: str | Path, needed: int) -> Iterator[Path]:
-    """Give an empty folder to fill with files; publish it as `final` when the block ends.
+def new_dir(final: Path, needed: int) -> Iterator[Path]:
+    """Give an empty folder to fill with files; it takes the name `final` when the block ends.
 
-    When the block raises, the folder is taken away and `final` stays as it was. `needed` is the size of
+    Where a folder that holds anything has that name by then, it stays and OSError is raised: of several
+    processes one makes it. UserError as in `published_dir`.
+    """
+    with _temporary(final, needed) as temp:
+        os.mkdir(temp)
+        yield temp
+        for path in entries(temp):
+            _fsync_path(path)
+        os.rename(temp, final)
+        fsync_dir(final.parent)
+
+
+@contextlib.contextmanager
+def published_dir(final: Path, needed: int) -> Iterator[Path]:
+    """Give an empty folder to fill with files; publish it as `final`, with its manifest, when the block ends.
+
+    An earlier folder `final` is replaced; it stays as it was when the block raises. `needed` is the size of
     what will be written, in bytes, checked before. Raises UserError when the disk is full, also when it is
     mlx that could not write.
     """
-    final = Path(final)
-    require_space(final, needed)
-    temp = _beside(final, _TEMP)
-    with _all_or_nothing(final, temp, needed):
+    with _temporary(final, needed) as temp:
         os.mkdir(temp)
         yield temp
-        publish_dir(temp, final)
-
-
-def publish_dir(temp: str | Path, final: str | Path) -> None:
-    """Flush every file of the folder `temp`, write its manifest last, and rename it to `final`.
-
-    `temp` must lie beside `final` and hold only files. An earlier folder `final` is replaced.
-    """
-    temp, final = Path(temp), Path(final)
-    if temp.parent != final.parent:
-        raise ValueError(f"{temp} and {final} must be in one folder")
-    for path in entries(temp):
-        fsync_file(path)
-    write_manifest(temp)
-    fsync_dir(temp)
-    aside = _beside(final, _ASIDE)
-    replaced = final.is_dir()
-    if replaced:
-        os.rename(final, aside)
-    try:
-        os.rename(temp, final)
-    except BaseException:
+        for path in entries(temp):
+            _fsync_path(path)
+        write_manifest(temp)
+        fsync_dir(temp)
+        aside = _beside(final, _ASIDE)
+        replaced = final.is_dir()
         if replaced:
-            os.rename(aside, final)
-        raise
-    fsync_dir(final.parent)
-    if replaced:
-        shutil.rmtree(aside)
+            os.rename(final, aside)
+        try:
+            os.rename(temp, final)
+        except BaseException:
+            if replaced:
+                os.rename(aside, final)
+            raise
+        fsync_dir(final.parent)
+        if replaced:
+            shutil.rmtree(aside)
 
 
 def remove_dir(folder: Path) -> None:
@@ -414,35 +413,28 @@ def is_leftover(path: Path) -> bool:
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
-def clean_leftovers(folder: str | Path) -> None:
+def clean_leftovers(folder: Path, *, shared: bool = False) -> None:
     """Take away the temporaries of an earlier crash in `folder` (not below it).
 
     A folder that was set aside goes back to its name if nothing took its place. Only the one process that
-    writes here may call this: the temporaries of a living writer would go too.
+    writes here may call this: the temporaries of a living writer would go too. `shared`: others write here as
+    well, so only what nobody has written to for an hour goes.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None:
             continue
-        final = folder / match["name"]
-        if match["kind"] == _ASIDE and not final.exists():
-            os.rename(path, final)
-        else:
-            _remove(path)
-
-
-def clean_dead_leftovers(folder: Path) -> None:
-    """The same for a folder that several processes write to: only temporaries that nobody has written to for
-    an hour go."""
-    for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
-            # Another process may take it away at the same time.
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.lstat().st_mtime > _DEAD_AFTER_SECONDS:
-                    _remove(path)
+        # Another process may take it away at the same time.
+        with contextlib.suppress(FileNotFoundError):
+            if shared and time.time() - path.lstat().st_mtime <= _DEAD_AFTER_SECONDS:
+                continue
+            final = folder / match["name"]
+            if match["kind"] == _ASIDE and not final.exists():
+                os.rename(path, final)
+            else:
+                _remove(path)
 
 
 def _beside(path: Path, kind: str) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
-from localdpo.core.atomic import clean_dead_leftovers, free_bytes, out_of_space, published_file
+from localdpo.core.atomic import clean_leftovers, free_bytes, out_of_space, published_file
 from localdpo.core.errors import UserError
 from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
 from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
@@ -178,7 +178,7 @@ def _build(
     written = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        clean_dead_leftovers(path.parent)
+        clean_leftovers(path.parent, shared=True)
         with published_file(path) as file:
             writer = _Writer(file, kind)
             while examples := list(itertools.islice(rows, BLOCK_ROWS)):

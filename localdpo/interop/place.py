@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.atomic import clean_dead_leftovers, published_dir, require_space
+from localdpo.core.atomic import clean_leftovers, published_dir, require_space
 from localdpo.core.errors import UserError
 
 # The file by which an artefact is known.
@@ -56,7 +56,7 @@ def written(place: Path, artefact: Artefact) -> Iterator[tuple[Path, list[str]]]
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        clean_dead_leftovers(place.parent)
+        clean_leftovers(place.parent, shared=True)
     except OSError as error:
         raise UserError(
             f"{place.parent}: cannot be written: {error.strerror}; name another folder"

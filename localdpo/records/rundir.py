@@ -13,13 +13,15 @@ runs/NAME/
     worker.log           stdout and stderr of the worker
     lock                 held (flock) while a worker lives, with its process id in it
 
-Who makes, starts, cleans or takes away a run does so under its lock. The lock goes with the descriptor, from
-the command that starts a worker to the supervisor and the worker, so that there is no moment between them.
+A run is made with its recipe in one rename. Who starts, cleans or takes away a run does so under its lock.
+The lock goes with the descriptor, from the command that starts a worker to the supervisor and the worker, so
+that there is no moment between them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -34,14 +36,11 @@ from typing import Final, Literal
 from localdpo.core.atomic import (
     clean_leftovers,
     entries,
-    fsync_dir,
-    is_leftover,
-    is_litter,
     is_unsupported,
+    new_dir,
     no_space_error,
     out_of_space,
     remove_empty_dir,
-    write_text,
 )
 from localdpo.core.errors import UserError
 from localdpo.records.events import Event, EventTail, read_events
@@ -64,8 +63,8 @@ _LOCK_BYTES: Final = 4096  # a block of the file system
 # The environment variable with the number of the descriptor through which a process was given a run's lock.
 LOCK_FD: Final = "LOCALDPO_LOCK_FD"
 # What a run has that did not begin, and what its log may say.
-_FIRST_FILES: Final = ("events.jsonl", "worker.log", "inputs.json", "recipe.yaml", "lock")
-_FIRST_FOLDERS: Final = ("control", "checkpoints")
+_FIRST_FILES: Final = frozenset({"events.jsonl", "worker.log", "inputs.json", "recipe.yaml", "lock"})
+_FIRST_FOLDERS: Final = frozenset({"control", "checkpoints"})
 _FIRST_EVENTS: Final = frozenset({"data", "notice", "control", "run.failed", "run.stopped", "run.crashed"})
 
 
@@ -121,8 +120,13 @@ class RunDir:
         """
         check_name(name)
         run = cls(spelled(Path(runs_dir) / name))
-        if run.exists() or not run._make(recipe_text):
-            _refuse_other_recipe(run, recipe_text, differences)
+        if not run._make(recipe_text):
+            old = run.recipe.read_text(encoding="utf-8")
+            if old != recipe_text:
+                what = f" ({differences(old, recipe_text)})" if differences is not None else ""
+                raise UserError(
+                    f"{run.path}: this run belongs to another recipe{what}; choose another --run name"
+                )
         return run
 
     @classmethod
@@ -137,33 +141,44 @@ class RunDir:
                 return run
 
     def _make(self, recipe_text: str) -> bool:
-        """Make the run in its folder, which may be there without one; False if another process was first.
+        """Make the run, its recipe in it, by one rename; False if there is one, or another process was first.
 
-        The lock decides who is: a folder alone says nothing, since its maker may have died.
+        Raises UserError for a folder that holds something else or cannot be made, and a disk without locks.
         """
+        data = recipe_text.encode()
         while not self.exists():
-            is_new = _make_folder(self)
             try:
-                with RunLock(self, signed=False):
-                    if not self.exists():
-                        self._fill(recipe_text, is_new)
-            except UserError as error:
-                # Another has the lock: it has made the run by now, or is taking it away.
-                if not (isinstance(error, NoFolderError) or self.exists()):
-                    raise
-        return self.made_here
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                clean_leftovers(self.path.parent, shared=True)
+                if self.path.is_dir():
+                    self._remove_remains()
+                with new_dir(Path(os.path.realpath(self.path)), len(data) + _LOCK_BYTES) as folder:
+                    (folder / self.recipe.name).write_bytes(data)
+                    with RunLock(RunDir(folder), signed=False):
+                        self.made_here = True
+                return True
+            except OSError as error:
+                self.made_here = False
+                # Another process may have made it, or taken it away, in between.
+                if not (error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) and self.path.is_dir()):
+                    raise _folder_error(self, error) from error
+        return False
 
-    def _fill(self, recipe_text: str, is_new: bool) -> None:
+    def _remove_remains(self) -> None:
+        """Take away a folder with nothing in it but what file managers and killed makers leave.
+
+        Raises UserError if it holds something else.
+        """
         clean_leftovers(self.path)
-        try:
-            write_text(self.recipe, recipe_text)
-        except UserError:
-            if is_new:
-                self.lock.unlink()
-                remove_empty_dir(self.path)
-            raise
-        fsync_dir(self.path.parent)
-        self.made_here = True
+        foreign = [path.name for path in entries(self.path) if path.name != self.lock.name]
+        if foreign and not self.exists():
+            raise UserError(
+                f"{self.path}: not the folder of a run (no {self.recipe.name}, but {foreign[0]}); "
+                "choose another --run name"
+            )
+        if not foreign:
+            self.lock.unlink(missing_ok=True)
+            remove_empty_dir(self.path)
 
     def discard(self) -> bool:
         """Take away a run that was made here and that nothing came of; whether it is gone.
@@ -171,33 +186,27 @@ class RunDir:
         Nothing goes of a run that another process has by now, or that holds anything but what the first
         moments of a run make.
         """
-        if not self.made_here:
-            return False
-        try:
-            with RunLock(self, signed=False):
-                if not self._is_unbegun():
-                    return False
-                for folder in _FIRST_FOLDERS:
-                    with contextlib.suppress(FileNotFoundError):
-                        remove_empty_dir(self.path / folder)
-                for name in _FIRST_FILES:
-                    (self.path / name).unlink(missing_ok=True)
-                remove_empty_dir(self.path)
-        except (UserError, OSError):
-            return False
-        return True
+        if self.made_here:
+            with contextlib.suppress(UserError, OSError), RunLock(self, signed=False):
+                if self._is_unbegun():
+                    self._take_away()
+                    return True
+        return False
 
     def delete(self) -> None:
         """Delete the run. Raises UserError when a worker has it, OSError when it cannot be."""
         with RunLock(self, signed=False):
-            # One rename, so that nobody finds the half of a run.
-            aside = self.path.with_name(f".{self.name}.deleted-{secrets.token_hex(6)}")
-            self.path.rename(aside)
-            try:
-                shutil.rmtree(aside)
-            except OSError:
-                aside.rename(self.path)
-                raise
+            self._take_away()
+
+    def _take_away(self) -> None:
+        """In one rename, so that nobody finds the half of a run."""
+        aside = self.path.with_name(f".{self.name}.deleted-{secrets.token_hex(6)}")
+        self.path.rename(aside)
+        try:
+            shutil.rmtree(aside)
+        except OSError:
+            aside.rename(self.path)
+            raise
 
     def _is_unbegun(self) -> bool:
         for path in entries(self.path):
@@ -267,10 +276,6 @@ def state_of(events: Iterable[Event], running: bool) -> State:
     for event in events:
         state = "crashed" if event.type in _STARTS else ENDS.get(event.type, state)
     return state
-
-
-class NoFolderError(UserError):
-    """A run whose folder is not there, or not any more."""
 
 
 class RunLock:
@@ -352,29 +357,29 @@ def _lock_file(run: RunDir) -> int | None:
         raise _lock_error(run, error) from error
     try:
         _flock_patiently(fd)
-        if os.path.samestat(os.fstat(fd), os.stat(run.lock)):
-            return fd
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
+        is_there = run.lock.exists() and os.path.samestat(os.fstat(fd), os.stat(run.lock))
+    except BaseException as error:
         os.close(fd)
-        raise already_running(run) from None
-    except OSError as error:
-        os.close(fd)
-        raise _lock_error(run, error) from error
+        if isinstance(error, BlockingIOError):
+            raise already_running(run) from None
+        if isinstance(error, OSError):
+            raise _lock_error(run, error) from error
+        raise
+    if is_there:
+        return fd
     os.close(fd)
     return None
 
 
 def _lock_error(run: RunDir, error: OSError) -> UserError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return NoFolderError(f"{run.path}: there is no such run")
+        return UserError(f"{run.path}: there is no such run")
     if out_of_space(error):
         return no_space_error(run.lock, _LOCK_BYTES)
     if is_unsupported(error):
         return UserError(
-            f"{run.lock}: this disk keeps no locks ({error.strerror}), as network shares and some foreign "
-            "disks do not, so two workers could train one run; give a --runs-dir on another disk"
+            f"{run.path.parent}: this disk keeps no locks ({error.strerror}), as network shares and some "
+            "foreign disks do not, so two workers could train one run; give a --runs-dir on another disk"
         )
     return UserError(f"{run.lock}: the run cannot be locked: {error.strerror}; give another --runs-dir")
 
@@ -484,43 +489,12 @@ def _last_active(run: RunDir) -> float:
     return 0.0
 
 
-def _refuse_other_recipe(
-    run: RunDir, recipe_text: str, differences: Callable[[str, str], str] | None
-) -> None:
-    old = run.recipe.read_text(encoding="utf-8")
-    if old == recipe_text:
-        return
-    what = f" ({differences(old, recipe_text)})" if differences is not None else ""
-    raise UserError(f"{run.path}: this run belongs to another recipe{what}; choose another --run name")
-
-
-def _make_folder(run: RunDir) -> bool:
-    """Make the folder of a new run; False if it was there. Raises UserError if it holds something."""
-    try:
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(run.path):
-            run.path.mkdir()
-            return True
-        foreign = sorted(
-            path.name
-            for path in run.path.iterdir()
-            if path.name != run.lock.name and not is_leftover(path) and not is_litter(path)
-        )
-    except (FileExistsError, NotADirectoryError):
-        if run.path.is_dir():
-            return False  # another process was faster
-        raise UserError(f"{run.path}: expected a folder for the run, found a file in the way") from None
-    except FileNotFoundError:
-        return False  # just taken away again; its lock will not be found either
-    except PermissionError:
-        raise UserError(f"{run.path}: no permission to make this folder; give another --runs-dir") from None
-    except OSError as error:
-        if out_of_space(error):
-            raise no_space_error(run.path, _LOCK_BYTES) from error
-        raise UserError(f"{run.path}: this folder cannot be made: {error.strerror}") from error
-    if foreign and not run.exists():
-        raise UserError(
-            f"{run.path}: not the folder of a run (no {run.recipe.name}, but {foreign[0]}); "
-            "choose another --run name"
-        )
-    return False
+def _folder_error(run: RunDir, error: OSError) -> UserError:
+    """The error for the folder of a run that cannot be made."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return UserError(f"{run.path}: expected a folder for the run, found a file in the way")
+    if isinstance(error, PermissionError):
+        return UserError(f"{run.path}: no permission to make this folder; give another --runs-dir")
+    if out_of_space(error):
+        return no_space_error(run.path, _LOCK_BYTES)
+    return UserError(f"{run.path}: this folder cannot be made: {error.strerror}")

@@ -25,7 +25,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from localdpo.core.atomic import clean_dead_leftovers, write_bytes
+from localdpo.core.atomic import clean_leftovers, write_bytes
 from localdpo.core.errors import UserError
 from localdpo.core.names import cache_dir
 from localdpo.data.types import Batch
@@ -132,7 +132,7 @@ class ReferenceScores:
         values = self.values[self._visited].astype("<f4").tobytes()
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            clean_dead_leftovers(self.file.parent)
+            clean_leftovers(self.file.parent, shared=True)
             write_bytes(self.file, self._header(values) + values)
         except OSError as error:
             raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.core.atomic import entries, publish_dir, verified_digests
+from localdpo.core.atomic import entries, published_dir, verified_digests
 from localdpo.core.errors import UserError
 from localdpo.records.answers import answers_files
 from localdpo.records.checkpoints import adapter_folder, newest_checkpoint, set_latest
@@ -27,11 +27,10 @@ def litter(*folders: Path) -> None:
 
 
 def published(run: RunDir, step: int, name: str = "state.json") -> Path:
-    temp = run.checkpoints / f".step-{step:06d}.tmp-0123456789ab"
-    temp.mkdir(parents=True)
-    (temp / name).write_text("{}")
-    litter(temp)
-    publish_dir(temp, run.checkpoint_path(step))
+    run.checkpoints.mkdir(exist_ok=True)
+    with published_dir(run.checkpoint_path(step), 0) as temp:
+        (temp / name).write_text("{}")
+        litter(temp)
     return run.checkpoint_path(step)
 
 
@@ -116,7 +115,7 @@ def test_without_locks_a_run_is_shown_and_not_trained(
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert not run.is_running()
     assert run.status() == "new"
-    with pytest.raises(UserError, match=r"lock: this disk keeps no locks .*give a --runs-dir on another"):
+    with pytest.raises(UserError, match=r"this disk keeps no locks .*give a --runs-dir on another"):
         RunLock(run).acquire()
     with pytest.raises(UserError, match="this disk keeps no locks"):
         RunDir.create(tmp_path, "other", "model: m\n")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,16 +212,36 @@ def test_what_was_not_made_here_or_is_running_is_never_discarded(
 
 def test_a_lock_of_a_run_that_was_taken_away_is_not_held(run: RunDir):
     """One waits for the lock while its holder takes the folder away, and another makes the run anew."""
-    run.recipe.unlink()
+
+    def hold() -> int:
+        with RunLock(run) as lock:
+            return os.stat(lock.fd).st_ino
+
     with RunLock(run, signed=False):
-        waiting = ThreadPoolExecutor(1).submit(RunDir.create, run.path.parent, "dpo", "model: b\n")
+        waiting = ThreadPoolExecutor(1).submit(hold)
         time.sleep(0.1)
-        run.lock.unlink()
-        run.path.rmdir()
-    assert waiting.result().recipe.read_text() == "model: b\n"
+        shutil.rmtree(run.path)
+        made = RunDir.create(run.path.parent, "dpo", "model: b\n")
+    assert waiting.result() == os.stat(made.lock).st_ino
     run.delete()
     with pytest.raises(UserError, match="there is no such run"):
         RunLock(run).acquire()
+
+
+def test_a_killed_maker_leaves_nothing_under_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunDir.create(tmp_path, "dpo", "model: a\n")
+    (left,) = tmp_path.iterdir()
+    assert list_runs(tmp_path) == []
+    os.utime(left, (0, 0))
+    assert RunDir.create(tmp_path, "dpo", "model: b\n").made_here
+    assert os.listdir(tmp_path) == ["dpo"]
 
 
 @pytest.mark.parametrize(
