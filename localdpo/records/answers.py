@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 from localdpo.core.atomic import entries
 from localdpo.core.errors import UserError
 from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
+from localdpo.records.typed import as_record
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "answers"
@@ -66,16 +67,8 @@ class AnswersRequest:
 
     @classmethod
     def from_json(cls, text: str) -> AnswersRequest:
-        """What `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        entry = json.loads(text)
-        return cls(
-            run=Path(entry["run"]),
-            prompts=entry["prompts"],
-            texts=tuple(entry["texts"]),
-            limit=entry["limit"],
-            with_runs=tuple(Path(path) for path in entry["with_runs"]),
-            sampling=Sampling(**entry["sampling"]),
-        )
+        """What `to_json` wrote. Raises ValueError for anything else."""
+        return as_record(cls, json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,16 +284,10 @@ def header_from(entry: Mapping[str, Any]) -> Header:
     """The header of a file's first line. Raises KeyError, TypeError or ValueError for anything else."""
     if entry["v"] != FORMAT_VERSION:
         raise ValueError(f"format {entry['v']}, expected {FORMAT_VERSION}")
-    sampling = Sampling(**entry["sampling"])
-    numbers = (sampling.max_tokens, sampling.temperature, sampling.seed)
-    if not all(isinstance(value, int | float) for value in numbers):
-        raise ValueError("expected numbers in sampling")
-    _require_texts(entry["contestants"], ("name", "label", "role"))
-    _require_texts(entry["prompts"], ("id", "text"))
-    rest = {name: entry[name] for name in ("key", "run", "source", "depends")}
-    return Header(
-        sampling=sampling, contestants=tuple(entry["contestants"]), prompts=tuple(entry["prompts"]), **rest
-    )
+    header = as_record(Header, entry)
+    _require_texts(header.contestants, ("name", "label", "role"))
+    _require_texts(header.prompts, ("id", "text"))
+    return header
 
 
 def _require_texts(objects: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from localdpo.core.atomic import entries, write_bytes
 from localdpo.core.errors import UserError
 from localdpo.records.log import read_sealed, seal
 from localdpo.records.rundir import RunDir
+from localdpo.records.typed import as_record
 
 _VERSION: Final = 1
 
@@ -45,12 +46,19 @@ class RateEstimate:
 
 
 @dataclass(frozen=True)
+class ControlledRate:
+    """The win rate at equal lengths, None where it is refused."""
+
+    rate: RateEstimate | None
+
+
+@dataclass(frozen=True)
 class CategoryRate:
     """The win rate in one category of prompts; `valid` is how many have a verdict."""
 
     name: str
     valid: int
-    rate: RateEstimate
+    win_rate: RateEstimate
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,8 @@ class JudgedDuel:
     flips: int
     identical: int
     statuses: Mapping[str, int]
-    rate: RateEstimate | None
-    controlled: RateEstimate | None
+    win_rate: RateEstimate | None
+    length_controlled: ControlledRate | None
     categories: tuple[CategoryRate, ...]
     people: Mapping[str, Any] | None
 
@@ -88,18 +96,16 @@ class Opinion:
     """What the judge said of a pair in one order; `choice` is of that order."""
 
     status: str
-    choice: str
-    reason: str
+    choice: str | None
+    reason: str | None
 
 
 @dataclass(frozen=True)
-class JudgedPrompt:
-    """The verdict on one prompt. `score` is 1 if the first won, 0 if the second, None without verdict."""
+class JudgedPair:
+    """The verdict on two answers. `score` is 1 if the first won, 0 if the second, None without verdict."""
 
-    id: str
-    category: str
-    prompt: str
-    answers: tuple[str, str]
+    first: str
+    second: str
     score: float | None
     flipped: bool
     identical: bool
@@ -114,13 +120,31 @@ class JudgedPrompt:
 
 
 @dataclass(frozen=True)
+class EvaluatedAnswer:
+    """A contestant's answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class EvaluatedRow:
+    """A prompt with its answers, by contestant, and the verdicts on them."""
+
+    id: str
+    prompt: str
+    category: str | None
+    answers: Mapping[str, EvaluatedAnswer]
+    verdicts: tuple[JudgedPair, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One evaluation.
 
     Attributes:
+        judge: its name, None without one.
         labels: contestant -> what to call it.
         versus: (before, after).
-        rows: one a prompt, see the module.
         record: the object in the file.
     """
 
@@ -134,16 +158,17 @@ class Evaluation:
     duels: tuple[JudgedDuel, ...]
     metrics: tuple[AnswerMetric, ...]
     conclusion: tuple[str, ...]
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[EvaluatedRow, ...]
     record: Mapping[str, Any]
 
-    def judged(self, duel: JudgedDuel) -> list[JudgedPrompt]:
-        """The verdicts of a duel, in the order of the prompts."""
+    def judged(self, duel: JudgedDuel) -> list[tuple[EvaluatedRow, JudgedPair]]:
+        """The prompts of a duel, in order, each with the verdict."""
+        pair = (duel.first, duel.second)
         return [
-            _judged(row, verdict)
+            (row, verdict)
             for row in self.rows
-            for verdict in row["verdicts"]
-            if (verdict["first"], verdict["second"]) == (duel.first, duel.second)
+            for verdict in row.verdicts
+            if (verdict.first, verdict.second) == pair
         ]
 
 
@@ -186,85 +211,24 @@ def win_rate(run: RunDir) -> float | None:
             duels = read_evaluation(path).duels
         except UserError:
             continue
-        if duels and duels[0].rate is not None:
-            return duels[0].rate.value
+        if duels and duels[0].win_rate is not None:
+            return duels[0].win_rate.value
     return None
 
 
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:
     if record["v"] != _VERSION:
         raise ValueError(f"version {record['v']}, expected {_VERSION}")
-    before, after = record["versus"]
     judge = record["judge"]
-    evaluation = Evaluation(
-        name=str(record["name"]),
+    evaluation = as_record(
+        Evaluation,
+        record,
         judge=None if judge is None else str(judge["name"]),
-        source=str(record["source"]),
-        prompts=int(record["prompts"]),
-        sampling=record["sampling"],
         labels={str(who["name"]): str(who["label"]) for who in record["contestants"]},
-        versus=(str(before), str(after)),
-        duels=tuple(_duel(entry) for entry in record["duels"]),
-        metrics=tuple(
-            AnswerMetric(str(row["name"]), int(row["digits"]), dict(row["means"]), str(row["reading"]))
-            for row in record["metrics"]
-        ),
-        conclusion=tuple(map(str, record["conclusion"])),
-        rows=tuple(record["rows"]),
         record=record,
     )
-    for duel in evaluation.duels:
-        evaluation.judged(duel)  # raises for rows that are not as they should be
+    for row in evaluation.rows:
+        for verdict in row.verdicts:
+            if not {verdict.first, verdict.second} <= row.answers.keys():
+                raise ValueError(f"prompt {row.id}: a verdict on an answer that is not there")
     return evaluation
-
-
-def _duel(entry: Mapping[str, Any]) -> JudgedDuel:
-    controlled = entry["length_controlled"]
-    return JudgedDuel(
-        first=str(entry["first"]),
-        second=str(entry["second"]),
-        **{
-            key: int(entry[key])
-            for key in ("prompts", "valid", "wins", "ties", "losses", "flips", "identical")
-        },
-        statuses=dict(entry["statuses"]),
-        rate=_estimate(entry["win_rate"]),
-        controlled=None if controlled is None else _estimate(controlled["rate"]),
-        categories=tuple(_category(category) for category in entry["categories"]),
-        people=entry["people"],
-    )
-
-
-def _category(entry: Mapping[str, Any]) -> CategoryRate:
-    rate = _estimate(entry["win_rate"])
-    if rate is None:
-        raise ValueError("a category without a win rate")
-    return CategoryRate(str(entry["name"]), int(entry["valid"]), rate)
-
-
-def _estimate(entry: Mapping[str, Any] | None) -> RateEstimate | None:
-    if entry is None or entry["value"] is None:
-        return None
-    low, high = entry["low"], entry["high"]
-    return RateEstimate(
-        float(entry["value"]), None if low is None else float(low), None if high is None else float(high)
-    )
-
-
-def _judged(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> JudgedPrompt:
-    names = (verdict["first"], verdict["second"])
-    first, second = (str(row["answers"][name]["text"]) for name in names)
-    score = verdict["score"]
-    return JudgedPrompt(
-        id=str(row["id"]),
-        category=str(row["category"] or ""),
-        prompt=str(row["prompt"]),
-        answers=(first, second),
-        score=None if score is None else float(score),
-        flipped=bool(verdict["flipped"]),
-        identical=bool(verdict["identical"]),
-        orders=tuple(
-            Opinion(str(order["status"]), str(order["choice"] or ""), str(order["reason"] or ""))
-            for order in verdict["orders"]
-        ),
-    )

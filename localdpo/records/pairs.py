@@ -10,17 +10,17 @@ A token's number is its reward; one whose text is empty is a part of the charact
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from localdpo.core.atomic import write_bytes
 from localdpo.core.errors import UserError
 from localdpo.records.events import finite
 from localdpo.records.log import read_sealed, seal
 from localdpo.records.rundir import RunDir
+from localdpo.records.typed import as_record
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class PairsRecord:
     pairs: tuple[WorstPair, ...]
 
 
+_PARSE: Final = partial(as_record, PairsRecord)
+
+
 def write_pairs(run: RunDir, record: PairsRecord) -> str:
     """Write the file of a step; its path, relative to the run's folder."""
     path = run.pairs / f"step-{record.step:06d}.json"
@@ -75,30 +78,4 @@ def read_pairs(run: RunDir, path: str) -> PairsRecord:
     relative = Path(path)
     if relative.is_absolute() or ".." in relative.parts:
         raise UserError(f"{run.path}: the log names {path}, which is not in the run's folder")
-    return read_sealed(run.path / relative, _pairs, "a file of pairs that training wrote")
-
-
-def _pairs(content: Mapping[str, Any]) -> PairsRecord:
-    pairs = tuple(map(_pair, content["pairs"]))
-    return PairsRecord(int(content["step"]), float(content["beta"]), pairs)
-
-
-def _pair(entry: Mapping[str, Any]) -> WorstPair:
-    return WorstPair(
-        row=int(entry["row"]),
-        source=str(entry["source"]),
-        prompt=str(entry["prompt"]),
-        margin=_number(entry["margin"]),
-        chosen=_response(entry["chosen"]),
-        rejected=_response(entry["rejected"]),
-    )
-
-
-def _response(entry: Mapping[str, Any]) -> RewardedResponse:
-    tokens = tuple((str(text), _number(reward)) for text, reward in entry["tokens"])
-    return RewardedResponse(str(entry["text"]), _number(entry["reward"]), tokens)
-
-
-def _number(value: Any) -> float:
-    """What was not finite is written as null."""
-    return math.nan if value is None else float(value)
+    return read_sealed(run.path / relative, _PARSE, "a file of pairs that training wrote")

@@ -14,12 +14,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from localdpo.core.text import is_number
 from localdpo.records.log import LogTail, decode, encode
+from localdpo.records.typed import as_record
 
 FORMAT_VERSION: Final = 1
 Choice = Literal["first", "second", "tie"]
@@ -159,30 +159,17 @@ def damaged_verdicts(path: Path) -> list[str]:
 
 def _verdict(record: Any) -> Verdict | None:
     """The verdict of a line. Nothing in it is believed that a judge could not have said."""
-    if not isinstance(record, dict) or not isinstance(record.get("usage"), dict):
+    try:
+        verdict = as_record(Verdict, record)
+    except ValueError:
         return None
-    status, choice, score = record.get("status"), record.get("choice"), record.get("score")
-    if status not in STATUSES or (choice is not None and choice not in CHOICES):
-        return None
-    if score is not None and not (_is_number(score) and 1 <= score <= 5):
-        return None
-    if (status == "ok") != ((choice is None) != (score is None)):
-        return None
-    reason, raw, principle = (record.get(name) for name in ("reason", "raw", "principle"))
-    usage = _usage(record["usage"])
-    if not (isinstance(reason, str) and isinstance(raw, str)) or usage is None:
-        return None
-    if principle is not None and not isinstance(principle, str):
-        return None
-    return Verdict(status, choice, score, reason, principle, usage, raw)
-
-
-def _usage(record: dict[str, Any]) -> Usage | None:
-    names = {"input_tokens", "output_tokens", "cached_tokens", "usd"}
-    if record.keys() != names or not all(_is_number(value) and value >= 0 for value in record.values()):
-        return None
-    return Usage(**record)
-
-
-def _is_number(value: object) -> bool:
-    return is_number(value) and abs(value) <= sys.float_info.max
+    score, usage = verdict.score, verdict.usage
+    says_nothing = verdict.choice is None and score is None
+    is_possible = (
+        (verdict.status == "ok") != says_nothing
+        and (verdict.choice is None or score is None)
+        and (score is None or 1 <= score <= 5)
+        and asdict(usage).keys() == record["usage"].keys()
+        and all(0 <= value <= sys.float_info.max for value in astuple(usage))
+    )
+    return verdict if is_possible else None

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
-from localdpo.records.verdicts import CHOICES, Choice
+from localdpo.records.typed import as_record
+from localdpo.records.verdicts import Choice
 
 _ID_DIGITS: Final = 16
 # (id of the prompt, ids of both texts in a fixed order): what a vote is about.
@@ -124,7 +125,7 @@ class Votes:
                 if stack:
                     stack.pop()
                 return
-            vote = _vote_from(entry, (one, other))
+            vote = as_record(Vote, entry)
         except DAMAGE as error:
             raise UserError(
                 f"{where}: not a vote ({type(error).__name__}: {error}); remove the line to continue"
@@ -138,17 +139,3 @@ def tally(votes: Iterable[Vote], one: str, other: str) -> tuple[int, int, int]:
     won = sum(vote.winner == one for vote in about)
     ties = sum(vote.winner is None for vote in about)
     return won, ties, len(about) - won - ties
-
-
-def _vote_from(entry: dict[str, Any], answers: tuple[str, str]) -> Vote:
-    if entry["choice"] not in CHOICES:
-        raise ValueError(f"choice {entry['choice']!r}, expected one of {', '.join(CHOICES)}")
-    return Vote(
-        time=float(entry["time"]),
-        prompt=str(entry["prompt"]),
-        first=str(entry["first"]),
-        second=str(entry["second"]),
-        choice=entry["choice"],
-        seed=int(entry["seed"]),
-        answers=answers,
-    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from mlx.utils import tree_unflatten
 
 from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.errors import UserError
-from localdpo.core.text import is_number
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
 from localdpo.records.checkpoints import STATE_FILE, checkpoint_folders, newest_intact, set_latest
 from localdpo.records.rundir import RunDir
+from localdpo.records.typed import as_record
 from localdpo.records.wording import resume_command
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -91,9 +91,8 @@ def save(
         if moved is not None:
             mx.save_safetensors(str(folder / REFERENCE_FILE), moved)
         (folder / lora.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        content = {"v": VERSION, "step": state.step, "random": state.random, "seconds": state.seconds}
-        content |= {"metrics": state.metrics, "inputs": state.inputs}
-        (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        content = json.dumps({"v": VERSION, **asdict(state)}, indent=2)
+        (folder / STATE_FILE).write_text(content + "\n")
     set_latest(final)
     for old in _expendable(checkpoint_folders(run.checkpoints), final, keep):
         remove_dir(old)
@@ -145,24 +144,12 @@ def read_state(folder: Path) -> TrainState:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.get("v") != VERSION:
             raise ValueError(f"expected an object with v {VERSION}")
-        (first, second), step, seconds, metrics = (raw[k] for k in ("random", "step", "seconds", "metrics"))
-        if not all(_is_count(value) for value in (first, second, step)) or max(first, second) >= 2**32:
+        state = as_record(TrainState, raw)
+        if min(state.step, *state.random) < 0 or max(state.random) >= 2**32:
             raise ValueError("expected step and both words of random as whole numbers of 0 or more")
-        inputs = raw.get("inputs", [])
-        if not isinstance(inputs, list) or not all(isinstance(entry, dict) for entry in inputs):
-            raise ValueError("expected objects in inputs")
-        if not isinstance(metrics, dict) or not all(map(is_number, [seconds, *metrics.values()])):
-            raise ValueError("expected numbers as seconds and in metrics")
-        seconds = float(seconds)
-    except KeyError as error:
-        raise UserError(f"{file}: {error.args[0]} is missing") from error
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not the state of a run: {error}") from error
-    return TrainState(step, (first, second), seconds, metrics, inputs)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and is_number(value) and value >= 0
+    return state
 
 
 def restore(point: ResumePoint, model: nn.Module, optimizer: optim.Optimizer) -> None:

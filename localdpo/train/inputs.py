@@ -28,6 +28,7 @@ from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import read_log
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir, run_of
+from localdpo.records.typed import as_record
 from localdpo.records.wording import resume_command
 from localdpo.train import checkpoint
 
@@ -137,10 +138,7 @@ def to_json(inputs: Sequence[Input]) -> list[dict[str, Any]]:
 
 def from_json(values: Any) -> list[Input]:
     """The inputs of a JSON form. Raises ValueError or TypeError for what is none."""
-    inputs = [Input(**value) for value in values]
-    if not all(isinstance(text, str) for entry in inputs for text in (entry.what, entry.name, entry.digest)):
-        raise ValueError("expected what, name and digest as text")
-    return inputs
+    return [as_record(Input, value) for value in values]
 
 
 def keep(run: RunDir, inputs: Sequence[Input]) -> None:

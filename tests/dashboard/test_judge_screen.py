@@ -39,11 +39,11 @@ def test_an_evaluation_is_read(run: RunDir):
     found = read_evaluation(path)
     assert (found.name, found.judge, found.prompts, found.versus) == ("rules", "rules", 4, ("sft", "dpo"))
     duel = found.duels[0]
-    assert duel.rate == RateEstimate(0.5, 0.2, 0.8)
+    assert duel.win_rate == RateEstimate(0.5, 0.2, 0.8)
     assert [category.name for category in duel.categories] == ["outage", "slow"]
     judged = found.judged(duel)
-    assert [one.outcome for one in judged] == ["won", "lost", "tied", "none"]
-    counts = {name: sum(passes(one, name) for one in judged) for name in FILTERS}
+    assert [verdict.outcome for _, verdict in judged] == ["won", "lost", "tied", "none"]
+    counts = {name: sum(passes(verdict, name) for _, verdict in judged) for name in FILTERS}
     assert counts == {"all": 4, "lost": 1, "tied": 1, "flipped": 1, "won": 1, "none": 1}
 
 

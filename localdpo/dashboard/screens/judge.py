@@ -27,9 +27,10 @@ from localdpo.dashboard.widgets.evaluation import (
 )
 from localdpo.out.console import Text
 from localdpo.records.evaluations import (
+    EvaluatedRow,
     Evaluation,
     JudgedDuel,
-    JudgedPrompt,
+    JudgedPair,
     evaluation_files,
     read_evaluation,
 )
@@ -50,9 +51,9 @@ FILTERS: Final = ("all", "lost", "tied", "flipped", "won", "none")
 _OUTCOMES: Final = {"won": "up", "lost": "down", "tied": "tied", "none": "unknown"}
 
 
-def passes(judged: JudgedPrompt, name: str) -> bool:
+def passes(verdict: JudgedPair, name: str) -> bool:
     """Whether a verdict belongs to the filter `name` of FILTERS."""
-    return name == "all" or name == judged.outcome or (name == "flipped" and judged.flipped)
+    return name == "all" or name == verdict.outcome or (name == "flipped" and verdict.flipped)
 
 
 class JudgeScreen(RunScreen):
@@ -68,7 +69,7 @@ class JudgeScreen(RunScreen):
         self._evaluation: Evaluation | None = None
         self._duel = 0
         self._filter = 0
-        self._listed: list[JudgedPrompt] = []
+        self._listed: list[tuple[EvaluatedRow, JudgedPair]] = []
         self._row = 0
         self._drawn: object = None
         self._looks = Interval(_LOOK_SECONDS)
@@ -237,13 +238,13 @@ class JudgeScreen(RunScreen):
     def _list(self, evaluation: Evaluation, duel: JudgedDuel | None) -> None:
         """The verdicts of the duel that pass the filter."""
         table = self.query_one(ListTable)
-        verdicts = evaluation.judged(duel) if duel is not None else []
-        self._listed = [judged for judged in verdicts if passes(judged, FILTERS[self._filter])]
+        judged = evaluation.judged(duel) if duel is not None else []
+        self._listed = [entry for entry in judged if passes(entry[1], FILTERS[self._filter])]
         line = self.query_one("#verdict-filter", Static)
         if duel is not None:
             first, second = evaluation.labels[duel.first], evaluation.labels[duel.second]
             counts = ", ".join(
-                f"{name} {sum(passes(judged, name) for judged in verdicts)}" for name in FILTERS[1:-1]
+                f"{name} {sum(passes(verdict, name) for _, verdict in judged)}" for name in FILTERS[1:-1]
             )
             line.update(
                 Text(f"{first} vs {second}: {FILTERS[self._filter]} ({len(self._listed)})   {counts}")
@@ -257,14 +258,14 @@ class JudgeScreen(RunScreen):
             del columns["category"]
         for heading, cells in columns.items():
             table.add_column(heading, width=cells)
-        for judged in self._listed:
-            shown = self._cells(judged, width)
+        for prompt, verdict in self._listed:
+            shown = self._cells(prompt, verdict, width)
             table.add_row(*(shown[heading] for heading in columns))
         table.move_cursor(row=row)
         self._row = row
         self._draw_transcript()
 
-    def _cells(self, judged: JudgedPrompt, width: int) -> dict[str, Text]:
+    def _cells(self, row: EvaluatedRow, judged: JudgedPair, width: int) -> dict[str, Text]:
         """The cells of a verdict by their headings."""
         tones = {"won": self.palette.chosen, "lost": self.palette.rejected}
         orders = "same text" if judged.identical else "flipped" if judged.flipped else "both"
@@ -275,8 +276,8 @@ class JudgeScreen(RunScreen):
             )
         verdict = f"{self.abilities.mark(_OUTCOMES[judged.outcome])} {judged.outcome}"
         return {
-            "prompt": Text(printable(judged.id)[:8], no_wrap=True),
-            "category": Text(printable(judged.category)[:_CATEGORY], no_wrap=True),
+            "prompt": Text(printable(row.id)[:8], no_wrap=True),
+            "category": Text(printable(row.category or "")[:_CATEGORY], no_wrap=True),
             "verdict": Text(verdict, tones.get(judged.outcome, self.palette.muted), no_wrap=True),
             "orders": Text(orders, no_wrap=True),
             "reason": Text(printable(reason)[:width], no_wrap=True),
@@ -287,26 +288,25 @@ class JudgeScreen(RunScreen):
         evaluation = self._evaluation
         if evaluation is None or not self._listed:
             return
-        judged, duel = self._listed[self._row], evaluation.duels[self._duel]
+        (row, verdict), duel = self._listed[self._row], evaluation.duels[self._duel]
         names = (evaluation.labels[duel.first], evaluation.labels[duel.second])
-        new, old = judged.answers
+        new, old = row.answers[duel.first].text, row.answers[duel.second].text
         panels = {
-            "verdict-prompt": (Text(clean(judged.prompt)), f"prompt {judged.id}"),
+            "verdict-prompt": (Text(clean(row.prompt)), f"prompt {row.id}"),
             "first-answer": (diff_text(old, new, "new", self.palette, self.abilities), names[0]),
             "second-answer": (diff_text(old, new, "old", self.palette, self.abilities), names[1]),
-            "opinions": (self._opinions(judged, names), "the judge's reasons"),
+            "opinions": (self._opinions(verdict, names), "the judge's reasons"),
         }
         for id, (text, title) in panels.items():
             self.query_one(f"#{id}", TextPanel).show(text, title)
 
-    def _opinions(self, judged: JudgedPrompt, names: tuple[str, str]) -> Text:
+    def _opinions(self, verdict: JudgedPair, names: tuple[str, str]) -> Text:
         """The judge's choice and reason in each order; `names`: of the two models."""
-        text = Text(f"{names[0]} {judged.outcome} against {names[1]}", "bold")
-        for number, opinion in enumerate(judged.orders):
+        text = Text(f"{names[0]} {verdict.outcome} against {names[1]}", "bold")
+        for number, opinion in enumerate(verdict.orders):
             shown = names if number == 0 else names[::-1]
-            choice = {"first": shown[0], "second": shown[1], "tie": "a tie"}.get(
-                opinion.choice, opinion.status
-            )
+            choices = {"first": shown[0], "second": shown[1], "tie": "a tie"}
+            choice = choices.get(opinion.choice or "", opinion.status)
             text.append(f"\n{shown[0]} shown first: {choice}", "bold")
-            text.append(f"  {clean(opinion.reason)}", "")
+            text.append(f"  {clean(opinion.reason or '')}", "")
         return text

@@ -60,13 +60,13 @@ def rates_text(evaluation: Evaluation, selected: int, style: RatesStyle) -> Text
     for index, (duel, name) in enumerate(zip(evaluation.duels, names, strict=True)):
         mark = style.abilities.mark("cursor") if index == selected and len(names) > 1 else " "
         text.append(f"{mark}{name:<{width}} ", "bold" if index == selected else "")
-        if duel.rate is None:
+        if duel.win_rate is None:
             text.append("no verdicts\n", style.palette.muted)
             continue
-        text.append(f"{100 * duel.rate.value:5.1f}% ", f"bold {_tone(duel.rate, style.palette)}")
+        text.append(f"{100 * duel.win_rate.value:5.1f}% ", f"bold {_tone(duel.win_rate, style.palette)}")
         if bar >= _LEAST_BAR:
-            text.append_text(interval_bar(duel.rate, bar, style))
-        text.append(f" {_range(duel.rate)}\n", style.palette.muted)
+            text.append_text(interval_bar(duel.win_rate, bar, style))
+        text.append(f" {_range(duel.win_rate)}\n", style.palette.muted)
     if evaluation.duels:
         text.append("interval includes 50%: no verdict\n", style.palette.muted)
         text.append_text(_details(evaluation.duels[selected]))
@@ -76,8 +76,8 @@ def rates_text(evaluation: Evaluation, selected: int, style: RatesStyle) -> Text
 def _details(duel: JudgedDuel) -> Text:
     lines = [f"won {duel.wins}, tied {duel.ties}, lost {duel.losses}; same text {duel.identical}"]
     lines.append(f"changed with the order: {duel.flips} of {duel.valid - duel.identical}")
-    if duel.controlled is not None:
-        lines.append(f"at equal lengths {100 * duel.controlled.value:.1f}% {_range(duel.controlled)}")
+    if (controlled := duel.length_controlled) is not None and (rate := controlled.rate) is not None:
+        lines.append(f"at equal lengths {100 * rate.value:.1f}% {_range(rate)}")
     if duel.valid < duel.prompts:
         why = ", ".join(f"{status} {count}" for status, count in duel.statuses.items())
         lines.append(f"without a verdict: {duel.prompts - duel.valid} ({why})")
@@ -97,8 +97,10 @@ def categories_text(duel: JudgedDuel | None, style: RatesStyle) -> Text:
     bar = max(_LEAST_BAR, style.width - width - 14)
     for category in duel.categories:
         text.append(f"{printable(category.name)[:width]:<{width}} ")
-        text.append_text(interval_bar(category.rate, bar, style))
-        text.append(f" {100 * category.rate.value:3.0f}%", f"bold {_tone(category.rate, style.palette)}")
+        text.append_text(interval_bar(category.win_rate, bar, style))
+        text.append(
+            f" {100 * category.win_rate.value:3.0f}%", f"bold {_tone(category.win_rate, style.palette)}"
+        )
         text.append(f" n{category.valid}\n", style.palette.muted)
     return text
 
