@@ -2,7 +2,7 @@
 
 A generated part stands between two comments of its page, `<!-- generated: NAME -->` and `<!-- end -->`; PARTS
 names the function that writes it. A test compares the pages with what this would write, so an option, a loss,
-a format, a check or a command is described once, in the code.
+a format, a notice, a check or a command is described once, in the code.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from localdpo.cli.main import app
 from localdpo.data.fields import COMMON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
+from localdpo.objective import notices
 from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS
 from localdpo.objective.registry import LOSSES
 from localdpo.prefs.check import CHECKS
@@ -130,6 +131,12 @@ def metrics() -> str:
     return table(("metric", "unit", "measured at", "better", "chart"), rows)
 
 
+def notice_rules() -> str:
+    """Every notice that a run's metrics may raise."""
+    rows = ((f"`{rule.name}`", ", ".join(rule.levels), rule.when) for rule in notices.RULES)
+    return table(("name", "level", "raised if"), rows)
+
+
 def checks() -> str:
     """Every check of `prefs check`."""
     rows = ((f"`{c.name}`", c.level, c.what, c.advice, "yes" if c.drops else "") for c in CHECKS)
@@ -158,6 +165,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "loss-options": loss_options,
     "formats": formats,
     "metrics": metrics,
+    "notices": notice_rules,
     "checks": checks,
     "commands": commands,
 }

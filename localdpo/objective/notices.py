@@ -1,8 +1,8 @@
 """What a person who watches a run should know, as pure functions of the metrics' history.
 
 Standard library only. A record is (step, metrics) with the metrics' names as in the event log; a value that
-was not finite is None there. Each rule looks at the newest records and returns a notice or None, and
-`new_notices` returns what the newest record of a history adds.
+was not finite is None there. Each rule looks at the newest records and returns the level and message of its
+notice, or None; `new_notices` returns what the newest record of a history adds.
 
 Thresholds without a source beside them are choices of this project, made to stay silent on healthy runs.
 """
@@ -61,6 +61,15 @@ class History:
     train: Sequence[Record]
     evals: Sequence[Record]
 
+    @property
+    def last_step(self) -> int:
+        return max((records[-1][0] for records in (self.train, self.evals) if records), default=0)
+
+
+# The level and the message of a notice.
+Sighting = tuple[Level, str]
+Look = Callable[[History], Sighting | None]
+
 
 def values_of(records: Sequence[Record], name: str, count: int) -> list[float]:
     """The last `count` finite values of `name`, oldest first; fewer where there are fewer."""
@@ -74,8 +83,42 @@ def values_of(records: Sequence[Record], name: str, count: int) -> list[float]:
     return values[::-1]
 
 
-def last_step(history: History) -> int:
-    return max((records[-1][0] for records in (history.train, history.evals) if records), default=0)
+@dataclass(frozen=True)
+class NoticeRule:
+    """A notice, and the function that decides whether a history raises it.
+
+    Attributes:
+        levels: those that it can have. when: what raises it, for the documentation.
+        why, try_: as in RunNotice.
+        data: the kinds of rows that it can be said of. What a pair's two responses do to each other, or
+            whether one of them is ranked right, cannot be said of single responses.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    when: str
+    why: str
+    try_: str
+    data: tuple[DataKind, ...]
+    look: Look
+
+
+RULES: list[NoticeRule] = []
+ON_PAIRS: tuple[DataKind, ...] = ("pairs",)
+WITH_REFERENCE: tuple[DataKind, ...] = ("pairs", "unpaired")
+ON_EVERYTHING: tuple[DataKind, ...] = ("pairs", "unpaired", "demonstrations")
+
+
+def notice(
+    name: str, *levels: Level, when: str, why: str, try_: str, data: tuple[DataKind, ...] = ON_PAIRS
+) -> Callable[[Look], Look]:
+    """Enter a function into RULES as the rule of this notice."""
+
+    def enter(look: Look) -> Look:
+        RULES.append(NoticeRule(name, levels, when, why, try_, data, look))
+        return look
+
+    return enter
 
 
 def rises(values: Sequence[float]) -> bool:
@@ -101,27 +144,39 @@ DISPLACEMENT_INFO = 0.03  # nats per token below the reference
 DISPLACEMENT_WARNING = 0.1
 
 
-def not_finite(history: History) -> RunNotice | None:
+@notice(
+    "nan",
+    "critical",
+    when="a metric is not finite",
+    why="A NaN or an infinity in the loss or the gradient spreads to every weight at the next update; "
+    "nothing after this step is of use.",
+    try_="Resume from the last checkpoint with a lower train.learning_rate or train.max_grad_norm; if it is "
+    "there at the first step, look at the row of that batch.",
+    data=WITH_REFERENCE,
+)
+def not_finite(history: History) -> Sighting | None:
     for records, where in ((history.train, "in training"), (history.evals, "in the evaluation")):
         if not records:
             continue
         step, metrics = records[-1]
         bad = [name for name, value in metrics.items() if value is None or not math.isfinite(value)]
         if bad:
-            return RunNotice(
-                "nan",
-                "critical",
-                step,
-                f"{', '.join(bad)} not finite {where} at step {step}",
-                "A NaN or an infinity in the loss or the gradient spreads to every weight at the next "
-                "update; nothing after this step is of use.",
-                "Resume from the last checkpoint with a lower train.learning_rate or train.max_grad_norm; "
-                "if it is there at the first step, look at the row of that batch.",
-            )
+            return "critical", f"{', '.join(bad)} not finite {where} at step {step}"
     return None
 
 
-def kl_spike(history: History) -> RunNotice | None:
+@notice(
+    "kl-spike",
+    "warning",
+    "critical",
+    when="the KL is more than 3 (10) times its median, in 5 logs in a row",
+    why="The policy is leaving the reference fast. Rewards keep growing out there while answers get worse, "
+    "because the data says nothing about such text.",
+    try_="Lower train.learning_rate or raise loss.beta, and compare the samples with those of an earlier "
+    "checkpoint.",
+    data=WITH_REFERENCE,
+)
+def kl_spike(history: History) -> Sighting | None:
     values = values_of(history.train, "kl", KL_MEDIAN_LOGS + KL_LOGS_IN_A_ROW)
     before, last = values[:-KL_LOGS_IN_A_ROW], values[-KL_LOGS_IN_A_ROW:]
     if len(before) < KL_MEDIAN_LOGS_MIN or min(last) <= KL_FLOOR:
@@ -129,19 +184,23 @@ def kl_spike(history: History) -> RunNotice | None:
     median = statistics.median(before)
     if min(last) <= KL_WARNING_RATIO * median:
         return None
-    return RunNotice(
-        "kl-spike",
+    return (
         "critical" if min(last) > KL_CRITICAL_RATIO * median else "warning",
-        last_step(history),
         f"KL to the reference at {last[-1]:.3g} nats per token, median before {median:.3g}",
-        "The policy is leaving the reference fast. Rewards keep growing out there while answers get worse, "
-        "because the data says nothing about such text.",
-        "Lower train.learning_rate or raise loss.beta, and compare the samples with those of an earlier "
-        "checkpoint.",
     )
 
 
-def displacement(history: History) -> RunNotice | None:
+@notice(
+    "displacement",
+    "info",
+    "warning",
+    when="the margin grows while chosen answers become less likely than under the reference",
+    why="The margin grows because rejected responses fall faster than chosen ones. The probability that "
+    "both lose goes to other text, which no pair has judged.",
+    try_="Lower train.learning_rate, raise loss.beta, or take a loss that holds the chosen response up "
+    "(dpop, apo_zero, nca_pair, or an SFT term).",
+)
+def displacement(history: History) -> Sighting | None:
     chosen = values_of(history.train, "logratio_per_token/chosen", DISPLACEMENT_WINDOW)
     margins = values_of(history.train, "rewards/margins", DISPLACEMENT_WINDOW)
     if len(chosen) < DISPLACEMENT_WINDOW or len(margins) < DISPLACEMENT_WINDOW:
@@ -150,15 +209,9 @@ def displacement(history: History) -> RunNotice | None:
     falling_while_margin_rises = not rises(chosen) and rises(margins)
     if fall < DISPLACEMENT_INFO or (fall < DISPLACEMENT_WARNING and not falling_while_margin_rises):
         return None
-    return RunNotice(
-        "displacement",
+    return (
         "warning" if fall >= DISPLACEMENT_WARNING else "info",
-        last_step(history),
         f"Chosen responses {fall:.2g} nats per token less likely than under the reference",
-        "The margin grows because rejected responses fall faster than chosen ones. The probability that "
-        "both lose goes to other text, which no pair has judged.",
-        "Lower train.learning_rate, raise loss.beta, or take a loss that holds the chosen response up "
-        "(dpop, apo_zero, nca_pair, or an SFT term).",
     )
 
 
@@ -215,7 +268,15 @@ def _chance_width(pairs: int) -> float:
     return ACCURACY_SIGMAS * math.sqrt(0.25 / max(pairs, 1))
 
 
-def accuracy_stuck(history: History) -> RunNotice | None:
+@notice(
+    "accuracy-stuck",
+    "warning",
+    when="the reward accuracy stays at chance well after warm-up",
+    why="The policy distinguishes chosen from rejected responses no better than a coin.",
+    try_="Look at a few pairs with --dry-run: is the difference one that this model can see? Then try a "
+    "higher train.learning_rate or more steps.",
+)
+def accuracy_stuck(history: History) -> Sighting | None:
     train, evals, facts = _train_accuracy(history), _eval_accuracies(history), history.facts
     if train is not None and abs(train[0] - 0.5) <= _chance_width(train[1]):
         seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
@@ -225,18 +286,19 @@ def accuracy_stuck(history: History) -> RunNotice | None:
         seen = f"{evals[-1]:.2f} in evaluation {ACCURACY_EVALS} times running ({facts.pairs_per_eval} pairs)"
     else:
         return None
-    return RunNotice(
-        "accuracy-stuck",
-        "warning",
-        last_step(history),
-        f"Reward accuracy cannot be distinguished from chance: {seen}",
-        "The policy distinguishes chosen from rejected responses no better than a coin.",
-        "Look at a few pairs with --dry-run: is the difference one that this model can see? Then try a "
-        "higher train.learning_rate or more steps.",
-    )
+    return "warning", f"Reward accuracy cannot be distinguished from chance: {seen}"
 
 
-def labels_swapped(history: History) -> RunNotice | None:
+@notice(
+    "labels-swapped",
+    "warning",
+    when="the reward accuracy is below chance",
+    why="The policy prefers the rejected responses more often than chance allows: chosen and rejected may "
+    "be swapped in the training or in the validation data.",
+    try_="Read one pair of data.train and one of data.valid with --dry-run and check which response is meant "
+    "to win.",
+)
+def labels_swapped(history: History) -> Sighting | None:
     train, evals, facts = _train_accuracy(history), _eval_accuracies(history), history.facts
     if train is not None and train[0] < 0.5 - _chance_width(train[1]):
         seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
@@ -244,61 +306,52 @@ def labels_swapped(history: History) -> RunNotice | None:
         seen = f"{evals[-1]:.2f} on the {facts.pairs_per_eval} pairs of the evaluation"
     else:
         return None
-    return RunNotice(
-        "labels-swapped",
-        "warning",
-        last_step(history),
-        f"Reward accuracy clearly below one half: {seen}",
-        "The policy prefers the rejected responses more often than chance allows: chosen and rejected may "
-        "be swapped in the training or in the validation data.",
-        "Read one pair of data.train and one of data.valid with --dry-run and check which response is "
-        "meant to win.",
-    )
+    return "warning", f"Reward accuracy clearly below one half: {seen}"
 
 
-def memorised(history: History) -> RunNotice | None:
+@notice(
+    "memorised",
+    "warning",
+    when="training accuracy is near 1 and the loss near 0 before half of the steps",
+    why="The training pairs are already ranked almost perfectly: they are memorised, or something simple "
+    "(length, format) gives them away. What follows mostly pushes the policy further from the "
+    "reference.",
+    try_="Stop here or lower train.max_steps, and compare with the held-out accuracy; look for a feature "
+    "that all chosen responses share.",
+)
+def memorised(history: History) -> Sighting | None:
     losses = values_of(history.train, "loss", MEMORISED_WINDOW)
     accuracies = values_of(history.train, "rewards/accuracies", MEMORISED_WINDOW)
     if len(losses) < MEMORISED_WINDOW or len(accuracies) < MEMORISED_WINDOW:
         return None
     first = history.train[0][1].get("loss")
-    step = last_step(history)
-    if first is None or step > MEMORISED_RUN_SHARE * history.facts.total_steps:
+    if first is None or history.last_step > MEMORISED_RUN_SHARE * history.facts.total_steps:
         return None
     loss, accuracy = statistics.fmean(losses), statistics.fmean(accuracies)
     if accuracy < MEMORISED_ACCURACY or loss > MEMORISED_LOSS_SHARE * first:
         return None
     held_out = values_of(history.evals, "rewards/accuracies", 1)
     compare = f", {held_out[0]:.2f} on held-out pairs" if held_out else ""
-    return RunNotice(
-        "memorised",
-        "warning",
-        step,
-        f"Training accuracy {accuracy:.2f} and loss {loss:.3g} before half of the run{compare}",
-        "The training pairs are already ranked almost perfectly: they are memorised, or something "
-        "simple (length, format) gives them away. What follows mostly pushes the policy further from the "
-        "reference.",
-        "Stop here or lower train.max_steps, and compare with the held-out accuracy; look for a feature "
-        "that all chosen responses share.",
-    )
+    return "warning", f"Training accuracy {accuracy:.2f} and loss {loss:.3g} before half of the run{compare}"
 
 
-def responses_growing(history: History) -> RunNotice | None:
+@notice(
+    "responses-growing",
+    "warning",
+    when="sampled answers have become 1.5 times as long",
+    why="Training easily learns that longer is better where chosen responses are longer than rejected ones.",
+    try_="Compare the lengths of chosen and rejected responses with --dry-run; on pairs, a per-token loss "
+    "(sigmoid_norm, simpo) or r_dpo takes length out.",
+    data=WITH_REFERENCE,
+)
+def responses_growing(history: History) -> Sighting | None:
     lengths = values_of(history.evals, "samples/response_tokens", len(history.evals))
     if len(lengths) < 1 + GROWTH_EVALS:
         return None
     first, last = lengths[0], lengths[-GROWTH_EVALS:]
     if min(last) < max(GROWTH_RATIO * first, first + GROWTH_TOKENS):
         return None
-    return RunNotice(
-        "responses-growing",
-        "warning",
-        last_step(history),
-        f"Sampled responses at {last[-1]:.0f} tokens on average, {first:.0f} before training",
-        "Training easily learns that longer is better where chosen responses are longer than rejected ones.",
-        "Compare the lengths of chosen and rejected responses with --dry-run; on pairs, a per-token loss "
-        "(sigmoid_norm, simpo) or r_dpo takes length out.",
-    )
+    return "warning", f"Sampled responses at {last[-1]:.0f} tokens on average, {first:.0f} before training"
 
 
 # --- the machine: memory that is nearly full, and steps that have become slow -------------------------------
@@ -310,23 +363,32 @@ SPEED_SKIP = 8
 SPEED_LOST = 0.3
 
 
-def memory_nearly_full(history: History) -> RunNotice | None:
+@notice(
+    "memory",
+    "warning",
+    when="memory in use is above 90% of the limit",
+    why="Beyond this the system swaps, which makes steps many times slower, or ends the run.",
+    try_="Start a new run with a lower train.micro_batch_size or train.max_length, or with "
+    "train.gradient_checkpointing=true.",
+    data=ON_EVERYTHING,
+)
+def memory_nearly_full(history: History) -> Sighting | None:
     limit = history.facts.memory_limit_gb
     held = values_of(history.train, "memory_gb", 1) or values_of(history.train, "peak_memory_gb", 1)
     if limit is None or not held or held[0] <= MEMORY_SHARE * limit:
         return None
-    return RunNotice(
-        "memory",
-        "warning",
-        last_step(history),
-        f"Memory with cache {held[0]:.1f} GB of {limit:.1f} GB",
-        "Beyond this the system swaps, which makes steps many times slower, or ends the run.",
-        "Start a new run with a lower train.micro_batch_size or train.max_length, or with "
-        "train.gradient_checkpointing=true.",
-    )
+    return "warning", f"Memory with cache {held[0]:.1f} GB of {limit:.1f} GB"
 
 
-def slower(history: History) -> RunNotice | None:
+@notice(
+    "slower",
+    "info",
+    when="tokens per second fell by 30%",
+    why="The same work takes longer: another program uses the machine, it is hot and throttled, or it swaps.",
+    try_="Look at the memory chart and at other programs; training itself is not affected.",
+    data=ON_EVERYTHING,
+)
+def slower(history: History) -> Sighting | None:
     """The newest steps' tokens per second against the best stretch of as many steps before them."""
     if len(history.train) < SPEED_SKIP + 2 * SPEED_WINDOW:
         return None
@@ -340,38 +402,10 @@ def slower(history: History) -> RunNotice | None:
     ]
     if now >= (1.0 - SPEED_LOST) * max(earlier):
         return None
-    return RunNotice(
-        "slower",
-        "info",
-        last_step(history),
-        f"{now:.0f} tokens a second, {max(earlier):.0f} before",
-        "The same work takes longer: another program uses the machine, it is hot and throttled, or it swaps.",
-        "Look at the memory chart and at other programs; training itself is not affected.",
-    )
+    return "info", f"{now:.0f} tokens a second, {max(earlier):.0f} before"
 
 
 # --- all rules ----------------------------------------------------------------------------------------------
-
-Rule = Callable[[History], RunNotice | None]
-# Rules that hold for any training, pairs or not.
-MACHINE_RULES: tuple[Rule, ...] = (memory_nearly_full, slower)
-RULES: tuple[Rule, ...] = (
-    *MACHINE_RULES,
-    not_finite,
-    kl_spike,
-    labels_swapped,
-    accuracy_stuck,
-    displacement,
-    memorised,
-    responses_growing,
-)
-# By the kind of rows that a loss trains on. What a pair's two responses do to each other, or whether one of
-# them is ranked right, cannot be said of single responses.
-RULES_FOR: Mapping[DataKind, tuple[Rule, ...]] = {
-    "pairs": RULES,
-    "unpaired": (*MACHINE_RULES, not_finite, kl_spike, responses_growing),
-    "demonstrations": MACHINE_RULES,
-}
 
 
 def new_notices(
@@ -379,15 +413,19 @@ def new_notices(
     train: Sequence[Record],
     evals: Sequence[Record],
     facts: RunFacts,
-    rules: Sequence[Rule] = RULES,
+    data: DataKind = "pairs",
 ) -> list[RunNotice]:
-    """What the newest record adds; call it after each one. `raised`: (name, level) of the notices so far.
+    """What the newest record adds, by the rules for rows of the kind `data`; call it after each one.
 
-    A name is raised again only at a higher level than before.
+    `raised`: (name, level) of the notices so far. A name is raised again only at a higher level than before.
     """
     highest: dict[str, int] = {}
     for name, level in raised:
         highest[name] = max(highest.get(name, -1), SEVERITY[level])
     history = History(facts, train, evals)
-    fired = [notice for rule in rules if (notice := rule(history)) is not None]
-    return [n for n in fired if SEVERITY[n.level] > highest.get(n.name, -1)]
+    notices = []
+    for rule in RULES:
+        seen = rule.look(history) if data in rule.data else None
+        if seen is not None and SEVERITY[seen[0]] > highest.get(rule.name, -1):
+            notices.append(RunNotice(rule.name, seen[0], history.last_step, seen[1], rule.why, rule.try_))
+    return notices

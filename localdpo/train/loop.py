@@ -20,7 +20,7 @@ from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import random_key
 from localdpo.model.backend import memory_limit
-from localdpo.objective.notices import LOOK_BACK, RULES_FOR, Record, RunFacts, new_notices
+from localdpo.objective.notices import LOOK_BACK, Record, RunFacts, new_notices
 from localdpo.records.checkpoints import lost_lines
 from localdpo.records.control import Command
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
@@ -296,8 +296,7 @@ class Watch:
                 self._raised.append((event.data["name"], event.data["level"]))
 
     def _new(self) -> list[dict[str, str]]:
-        rules = RULES_FOR[self._data]
-        raised = new_notices(self._raised, self._train, self._evals, self.facts, rules)
+        raised = new_notices(self._raised, self._train, self._evals, self.facts, self._data)
         self._raised += [(notice.name, notice.level) for notice in raised]
         return [notice.fields() for notice in raised]
 

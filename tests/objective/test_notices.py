@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from localdpo.objective.notices import MACHINE_RULES, RunFacts, new_notices
+from localdpo.objective.notices import RunFacts, new_notices
 
 STEPS = 200
 FACTS = RunFacts(pairs_per_step=16, pairs_per_eval=128, total_steps=STEPS, warmup_steps=10)
@@ -276,9 +276,9 @@ def test_memory_is_counted_with_the_cache_where_the_log_has_it():
 
 def test_memory_is_told_without_pairs():
     train = [(1, {"loss": 2.0, "peak_memory_gb": 35.0})]
-    found = new_notices([], train, [], memory_facts(36.0), MACHINE_RULES)
+    found = new_notices([], train, [], memory_facts(36.0), "demonstrations")
     assert [notice.name for notice in found] == ["memory"]
-    assert new_notices([("memory", "warning")], train, [], memory_facts(36.0), MACHINE_RULES) == []
+    assert new_notices([("memory", "warning")], train, [], memory_facts(36.0), "demonstrations") == []
 
 
 @pytest.mark.parametrize(("factor", "fires"), [(0.5, True), (0.65, True), (0.75, False), (1.3, False)])
