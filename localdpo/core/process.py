@@ -71,6 +71,10 @@ class SignalPipe:
 
         self._before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
 
+    def wait(self, timeout: float) -> None:
+        """Return when there is a signal to read, or after `timeout` seconds."""
+        select.select([self._reading], [], [], timeout)
+
     def read(self, timeout: float | None = 0.0) -> list[int]:
         """The signals since the last call; waits `timeout` seconds for the first, without end if None."""
         if not select.select([self._reading], [], [], timeout)[0]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Any, Final, Literal, TypeGuard
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, Literal, TypeGuard, TypeVar
 
 # What steers a terminal (C0, DEL, C1), reorders text or hides in it (marks of direction, invisible signs,
 # tags), and lone surrogates. The two joiners stay, since scripts and emoji need them, and line break and tab.
@@ -15,6 +17,7 @@ _STEERING: Final = re.compile(
 )
 Op = Literal["same", "old", "new"]
 Piece = tuple[Op, str]
+Items = TypeVar("Items", str, list[str])
 
 # A word is a run of letters and digits, a run of white space, or one other character, so that the pieces put
 # together are the text again.
@@ -77,10 +80,10 @@ def age(seconds: float) -> str:
     return f"{whole}s ago"
 
 
-def common_prefix(texts: Sequence[str]) -> str:
-    """The longest beginning that all texts share, by character; "" for no texts."""
+def common_prefix(texts: Sequence[Items]) -> Items:
+    """The longest beginning that one or more texts share, by character; of lists, by item."""
     # The least and the greatest differ where any two do.
-    low, high = min(texts, default=""), max(texts, default="")
+    low, high = min(texts), max(texts)
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return low[:length]
 
@@ -93,26 +96,19 @@ def word_diff(old: str, new: str) -> list[Piece]:
     on either side (after what both begin and end with) the whole middle is one replacement.
     """
     before, after = _WORD.findall(old), _WORD.findall(new)
-    start = _shared(before, after)
-    end = _shared(before[start:][::-1], after[start:][::-1])
+    start = len(common_prefix([before, after]))
+    end = len(common_prefix([before[start:][::-1], after[start:][::-1]]))
     middle_old, middle_new = before[start : len(before) - end], after[start : len(after) - end]
-    pieces = [("same", "".join(before[:start])), *_middle(middle_old, middle_new)]
+    pieces: list[Piece] = [("same", "".join(before[:start])), *_middle(middle_old, middle_new)]
     pieces.append(("same", "".join(before[len(before) - end :])))
-    return list(_joined(pieces))
+    kinds = groupby((piece for piece in pieces if piece[1]), key=itemgetter(0))
+    return [(op, "".join(text for _, text in alike)) for op, alike in kinds]
 
 
 def count_words(pieces: list[Piece], op: Op) -> int:
     """How many words (white space does not count) the pieces of one op hold."""
     texts = [text for kind, text in pieces if kind == op]
     return sum(not word.isspace() for text in texts for word in _WORD.findall(text))
-
-
-def _shared(old: list[str], new: list[str]) -> int:
-    """How many words both begin with."""
-    for index, (a, b) in enumerate(zip(old, new, strict=False)):
-        if a != b:
-            return index
-    return min(len(old), len(new))
 
 
 def _middle(old: list[str], new: list[str]) -> Iterator[Piece]:
@@ -129,20 +125,3 @@ def _middle(old: list[str], new: list[str]) -> Iterator[Piece]:
         else:
             yield "old", "".join(old[i:j])
             yield "new", "".join(new[k:m])
-
-
-def _joined(pieces: list[Piece]) -> Iterator[Piece]:
-    """The pieces without empty ones, neighbours of one op put together."""
-    held_op: Op = "same"
-    held = ""
-    for op, text in pieces:
-        if not text:
-            continue
-        if op == held_op:
-            held += text
-            continue
-        if held:
-            yield held_op, held
-        held_op, held = op, text
-    if held:
-        yield held_op, held

@@ -6,7 +6,7 @@ Three kinds of time do not count:
 - SIGSTOP until SIGCONT. A process cannot see SIGSTOP, so a thread looks at the time ten times a second.
   When SIGCONT comes, everything since its last look was spent stopped, to within a tenth of a second. A gap
   between two looks alone is no proof, since other code may have kept the thread waiting: it takes the signal
-  too, which Python writes into a pipe (`signal.set_wakeup_fd`) also while the main thread is inside MLX.
+  too, which Python writes into a pipe (see `SignalPipe`) also while the main thread is inside MLX.
 - The machine's sleep. `time.monotonic` does not run then, on Linux and macOS alike; the clock that does run
   tells how long it was.
 
@@ -15,8 +15,6 @@ A container that is frozen from outside sends no signal, so its time is counted.
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import sys
 import threading
@@ -24,6 +22,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from localdpo.core.process import SignalPipe
 
 _BEAT_SECONDS: Final = 0.1
 # A gap that is too long for the thread's own rhythm, and how long to wait for the signal that explains it.
@@ -56,16 +56,11 @@ class Clock:
         self._stopped = 0.0
         self._slept = self._sleep_so_far()
         self._last: float | None = None
-        self._signals: int | None = None
+        self._signals: SignalPipe | None = None
 
     def install(self) -> None:
         """Watch for SIGSTOP and SIGCONT of this process. Only from the main thread."""
-        reading, writing = os.pipe()
-        os.set_blocking(reading, False)
-        os.set_blocking(writing, False)
-        signal.signal(signal.SIGCONT, lambda number, frame: None)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        self._signals, self._last = reading, self._monotonic()
+        self._signals, self._last = SignalPipe([signal.SIGCONT]), self._monotonic()
         threading.Thread(target=self._beat_for_ever, name="clock", daemon=True).start()
 
     def now(self) -> float:
@@ -95,33 +90,22 @@ class Clock:
         if self._signals is None or self._last is None:
             return
         with self._lock:
-            continued = _has_continued(self._signals)
+            continued = bool(self._signals.read())
             now = self._monotonic()
             gap = now - self._last
-            if gap > _GAP_SECONDS:
-                if not continued and select.select([self._signals], [], [], _SIGNAL_SECONDS)[0]:
-                    continued = _has_continued(self._signals)
-                if continued:
-                    self._away += gap
-                    self._stopped += gap
+            if gap > _GAP_SECONDS and (continued or self._signals.read(_SIGNAL_SECONDS)):
+                self._away += gap
+                self._stopped += gap
             self._last = now
 
     def _beat_for_ever(self) -> None:
         assert self._signals is not None
         while True:
-            select.select([self._signals], [], [], _BEAT_SECONDS)
+            self._signals.wait(_BEAT_SECONDS)
             self.look()
 
     def _sleep_so_far(self) -> float:
         return self._awake_or_not() - self._monotonic()
-
-
-def _has_continued(pipe: int) -> bool:
-    """Empty the pipe of signals; whether SIGCONT was among them."""
-    try:
-        return signal.SIGCONT in os.read(pipe, 4096)
-    except BlockingIOError:
-        return False
 
 
 def _with_sleep() -> float:
