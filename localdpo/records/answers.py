@@ -222,8 +222,7 @@ class AnswersWriter(LogWriter):
     Opening it writes the header if the file is new. `tail` knows what the file holds, what was written here
     included.
 
-    Raises:
-        UserError: another process writes the file, it is damaged, or the disk is full.
+    Raises UserError when another process writes the file, it is damaged, or the disk is full.
     """
 
     def __init__(self, path: Path, header: Header) -> None:

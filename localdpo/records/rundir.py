@@ -29,6 +29,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
@@ -428,12 +429,8 @@ def new_run_name(runs_dir: str | Path, prefix: str) -> str:
     Characters that a run name cannot have become '-'.
     """
     stem = _stem(prefix)
-    number = 1
-    while True:
-        name = stem if number == 1 else f"{stem}-{number}"
-        if not os.path.lexists(Path(runs_dir) / name):
-            return name
-        number += 1
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    return next(name for name in names if not os.path.lexists(Path(runs_dir) / name))
 
 
 def runs_of(runs_dir: str | Path, prefix: str) -> list[RunDir]:
@@ -471,9 +468,6 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
         )
     if name is None:
         return runs[0]
-    for run in runs:
-        if run.name == name:
-            return run
     if (run := RunDir(spelled(Path(runs_dir) / name))).exists():
         return run
     known = ", ".join(run.name for run in runs[:5])

@@ -76,8 +76,7 @@ def save(
 
     `reference`: the adapter of a reference that moves; one that stays is the run's start.
 
-    Raises:
-        UserError: no space left; earlier checkpoints and LATEST stay as they were.
+    Raises UserError when there is no space left; earlier checkpoints and LATEST stay as they were.
     """
     weights, moments = named(lora.adapter_weights(model)), named(optimizer.state)
     moved = None if reference is None else named(reference)
@@ -164,7 +163,6 @@ def restore(point: ResumePoint, model: nn.Module, optimizer: optim.Optimizer) ->
 def moved_reference(folder: Path) -> lora.Weights:
     """The adapter weights of the reference in a checkpoint of a run whose reference moves.
 
-    Raises:
-        UserError: the file cannot be read.
+    Raises UserError when the file cannot be read.
     """
     return tree_unflatten(list(load_arrays(folder / REFERENCE_FILE).items()))

@@ -26,8 +26,7 @@ from localdpo.train.step import make_schedule
 def dry_run(recipe: Recipe, console: Console) -> None:
     """Print what a run of the recipe would be. The model is built, but its weights are not loaded.
 
-    Raises:
-        UserError, UserErrors: what would stop the run: a missing model or adapter, bad data.
+    Raises UserError or UserErrors for what would stop the run: a missing model or adapter, bad data.
     """
 
     def show(*lines: str) -> None:

@@ -74,8 +74,7 @@ class Input:
 def inputs_of(recipe: Recipe, what: Collection[str] = EVERY) -> list[Input]:
     """The inputs of the recipe as they are now, those of the kinds `what`. Rows are not counted.
 
-    Raises:
-        UserErrors: those that are missing or cannot be read, all at once.
+    Raises UserErrors for those that are missing or cannot be read, all at once.
     """
     inputs: dict[tuple[str, str], Input] = {}
     problems: list[str] = []
@@ -157,8 +156,7 @@ def keep(run: RunDir, inputs: Sequence[Input]) -> None:
 def read(run: RunDir) -> list[Input] | None:
     """The inputs in the run's inputs.json; None where it is damaged.
 
-    Raises:
-        FileNotFoundError: there is no inputs.json.
+    Raises FileNotFoundError when there is none.
     """
     content = (run.path / FILE).read_bytes()
     try:
@@ -229,8 +227,7 @@ def require_unchanged(
 
     `note` reports changes when `accept`, and a run of a version that recorded no digests.
 
-    Raises:
-        UserErrors: inputs that changed, unless they are accepted.
+    Raises UserErrors for inputs that changed, unless they are accepted.
     """
     before = recorded(run, note)
     if before is None:

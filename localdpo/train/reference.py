@@ -105,8 +105,7 @@ class ReferenceScores:
 
         Where `after_batch(done, total)` returns False, the pass ends and saves what it has.
 
-        Raises:
-            UserError: the file cannot be written.
+        Raises UserError when the file cannot be written.
         """
         # Another run, or another pass of this one over the same rows, may have scored them since.
         self._read()
