@@ -10,7 +10,7 @@ from mlx_lm import stream_generate
 from tiny_folders import make_adapter, recipe_text, write_pairs
 
 from localdpo.core.atomic import write_manifest
-from localdpo.data.prompts import PromptRow, prompt_row
+from localdpo.data.prompts import PromptRow
 from localdpo.data.types import Side
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.events import EventWriter
@@ -22,7 +22,7 @@ PROMPTS: list[Side] = ["What is question number 7?", [{"role": "user", "content"
 def rows(count: int = 2) -> list[PromptRow]:
     """The two prompts, then numbered ones."""
     more: list[Side] = [f"What is the answer to question {i}?" for i in range(2, count)]
-    return [prompt_row(prompt) for prompt in [*PROMPTS, *more][:count]]
+    return [PromptRow(prompt) for prompt in [*PROMPTS, *more][:count]]
 
 
 def run_folder(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.data.prompts import PromptRow, prompt_row, read_prompt_rows
+from localdpo.data.prompts import PromptRow, read_prompt_rows
 from localdpo.data.types import Kind
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
@@ -40,7 +40,7 @@ def choose_prompts(
 
     The second value says where they come from. Raises UserError(s) for a file without usable prompts.
     """
-    given = [prompt_row(text) for text in dict.fromkeys(texts)]
+    given = [PromptRow(text) for text in dict.fromkeys(texts)]
     if file is None and given:
         return given, GIVEN
     rows: list[PromptRow] = []

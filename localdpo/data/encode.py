@@ -161,7 +161,7 @@ class Encoder:
             for response, close in zip(ids.responses, text.close, strict=True):
                 if close:
                     response.append(self.tokens.require_eos())
-            ids.prompt = [*self._start(text, ids.prompt), *ids.prompt]
+            ids.prompt = self.tokens.started(text, ids.prompt)
             every.append(ids)
         return every
 
@@ -196,11 +196,6 @@ class Encoder:
                 return _Ids([*before, *wholes[0][:shared]], [whole[shared:] for whole in wholes])
         return _Ids(prompt, [self.tokens.continuation(answer) for answer in text.responses], merged=True)
 
-    def _start(self, text: Rendered, prompt: list[int]) -> list[int]:
-        """The tokenizer's own leading tokens for raw text, unless the text brings them itself."""
-        leading = self.tokens.leading if text.start else []
-        return [] if prompt[: len(leading)] == leading else leading
-
     def _fit(self, ids: _Ids, example: Example, text: Rendered) -> bool:
         """Start an empty prompt, cut to the limits, drop what cannot be trained on. True if cut."""
         alike = len(ids.responses) > 1 and all(r == ids.responses[0] for r in ids.responses)
@@ -211,7 +206,7 @@ class Encoder:
             self._make_context(ids)
         # Of a long text not all ids are known.
         is_long = len(text.prompt) > _LONG
-        ids.key = text_key(text.prompt.encode()) if is_long else prompt_key(_int32(ids.prompt))
+        ids.key = prompt_key(text.prompt.encode() if is_long else _int32(ids.prompt))
         cut = self._cut(ids, example, text)
         if any(not response for response in ids.responses):
             raise RowSkip(NO_SCORED_TOKEN)
@@ -372,14 +367,9 @@ def _turns(messages: Sequence[Message]) -> _Turns:
     return _Turns(list(messages[:start]), turns[:-1], turns[-1] if turns else [])
 
 
-def prompt_key(ids: NDArray[np.int32]) -> int:
-    """A hash of a prompt's ids, 56 bits: different prompts have different ones, as good as surely."""
-    return text_key(ids.tobytes())
-
-
-def text_key(text: bytes) -> int:
-    """A hash of 56 bits."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
+def prompt_key(ids: NDArray[np.int32] | bytes) -> int:
+    """A hash of a prompt's ids or text, 56 bits: different prompts have different ones, as good as surely."""
+    return int.from_bytes(hashlib.blake2b(bytes(ids), digest_size=7).digest())
 
 
 def encode_prompt(
@@ -403,9 +393,7 @@ def encode_prompt(
         rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs, responses)
     except RowSkip as drop:
         raise UserError(f"prompt: {drop.reason}") from drop
-    ids = tokens.encode([rendered.prompt])[0]
-    if rendered.start and ids[: len(tokens.leading)] != tokens.leading:
-        ids = [*tokens.leading, *ids]
+    ids = tokens.started(rendered, tokens.encode([rendered.prompt])[0])
     if not ids:
         if tokens.bos is None:
             raise UserError(f"prompt: {NO_CONTEXT}")
@@ -449,6 +437,11 @@ class _Tokens:
         if self.backend is None:
             return []
         return list(self.backend.encode(text, add_special_tokens=False).offsets)
+
+    def started(self, text: Rendered, prompt: list[int]) -> list[int]:
+        """The prompt with the tokenizer's own leading tokens, where raw text does not bring them itself."""
+        leading = self.leading if text.start else []
+        return prompt if prompt[: len(leading)] == leading else [*leading, *prompt]
 
     def continuation(self, text: str) -> list[int]:
         """Ids of `text` as the continuation of other text.

@@ -98,7 +98,8 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
 
     Needs no colour. A token that holds only a part of a character shows with the tokens that complete it.
     """
-    names = ("chosen", "rejected") if len(row.responses) == 2 else (_name(row.desirable),)
+    label = {None: "response", True: "desirable response", False: "undesirable response"}[row.desirable]
+    names = ("chosen", "rejected") if len(row.responses) == 2 else (label,)
     prompt = row.prompt.tolist()
     lines = [f"prompt ({len(prompt)} tokens, not scored):", _decode(tokenizer, prompt), ""]
     for name, response in zip(names, row.responses, strict=True):
@@ -106,12 +107,6 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
         marked = "".join(MARK + text.replace("\n", NEWLINE) for _, text in spans)
         lines += [f"{name} ({len(response)} tokens, all scored):", marked + CLOSE, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _name(desirable: bool | None) -> str:
-    if desirable is None:
-        return "response"
-    return "desirable response" if desirable else "undesirable response"
 
 
 def token_spans(

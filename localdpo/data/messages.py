@@ -22,7 +22,7 @@ from localdpo.data.fields import (
     read_field,
     text,
 )
-from localdpo.data.types import Example, Message, Side
+from localdpo.data.types import Message, Side
 from localdpo.recipe.schema import RESERVED_TEMPLATE_OPTIONS
 
 # What data sets call the members of a message, and who speaks; other roles stay as they are.
@@ -165,7 +165,8 @@ def _speak(message: Message, name: str) -> None:
     if message["role"] in _USUAL and "function_call" not in message:
         return
     role = message["role"].strip().lower().replace("-", "_")
-    if role in _CALLS or (role == "function" and _call_text(message.get("content"))):
+    call = json_or_none(message.get("content")) if role == "function" else None
+    if role in _CALLS or (isinstance(call, dict) and {"name", "arguments"} <= call.keys()):
         message["role"] = "assistant"
         message["tool_calls"] = from_json(message.pop("content", None), f"{name}.content")
         return
@@ -173,12 +174,6 @@ def _speak(message: Message, name: str) -> None:
     if isinstance(message.get("function_call"), str | dict):
         # OpenAI's call before a message could hold several.
         message["tool_calls"] = [{"type": "function", "function": message.pop("function_call")}]
-
-
-def _call_text(content: Any) -> bool:
-    """Whether a text is the JSON of a call: an object with name and arguments."""
-    call = json_or_none(content)
-    return isinstance(call, dict) and {"name", "arguments"} <= call.keys()
 
 
 def _content(value: Any, name: str) -> str:
@@ -214,16 +209,8 @@ def _call(value: Any, name: str) -> dict[str, Any]:
     if inner is not None:
         call["function"] = inner = _object(inner, f"{name}.function")
         if "arguments" in inner:
-            inner["arguments"] = _arguments(inner["arguments"])
+            inner["arguments"] = as_object(inner["arguments"])
     return call
-
-
-def _arguments(value: Any) -> Any:
-    """The arguments of a call as an object. A text that is none, as a model may write it, stays as it is."""
-    decoded = value
-    while isinstance(decoded, str):
-        decoded = json_or_none(decoded) if decoded.strip() else {}
-    return decoded if isinstance(decoded, dict) else value
 
 
 def _tool(value: Any, name: str) -> Any:
@@ -288,11 +275,6 @@ def side_messages(side: Side, role: str) -> list[Message]:
     return transcript_messages(side) or [{"role": role, "content": side}]
 
 
-def conversation(example: Example) -> tuple[list[Message], list[Message]]:
-    """`as_conversation` of an example."""
-    return as_conversation(example.prompt, example.responses)
-
-
 def as_conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Message], list[Message]]:
     """The prompt's messages and one assistant message per response; plain text is wrapped."""
     is_transcript = isinstance(prompt, str) and transcript_messages(prompt) is not None
@@ -307,8 +289,10 @@ def as_conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Messa
 
 
 def as_object(arguments: Any) -> Any:
-    """The arguments of a tool call; JSON text of an object is read."""
-    decoded = json_or_none(arguments)
+    """The arguments of a tool call as an object. A text that is none, as a model may write it, stays."""
+    decoded = arguments
+    while isinstance(decoded, str):
+        decoded = json_or_none(decoded) if decoded.strip() else {}
     return decoded if isinstance(decoded, dict) else arguments
 
 

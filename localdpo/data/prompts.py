@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from localdpo.core.errors import UserError
@@ -18,18 +19,16 @@ from localdpo.data.types import Kind, Side
 PROMPT_ID_DIGITS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PromptRow:
     """A prompt and the other columns of its row.
 
     Attributes:
-        id: the first digits of the sha256 of `asked`; equal requests have equal ids.
         facts: the columns that are no part of the prompt, for heuristics and judges that check facts.
         tools, template_kwargs: what goes to the chat template with the prompt.
         responses: the answers of its row, if it has any: the opening of an answer may depend on them.
     """
 
-    id: str
     prompt: Side
     facts: Mapping[str, Any] = field(default_factory=dict)
     tools: list[Any] | None = None
@@ -49,22 +48,12 @@ class PromptRow:
     @property
     def asked(self) -> Any:
         """What is sent to the model, as a JSON value: the prompt alone where nothing goes with it."""
-        return _asked(self.prompt, self.tools, self.template_kwargs)
+        return [self.prompt, *self.options] if self.tools or self.template_kwargs else self.prompt
 
-
-def prompt_row(
-    prompt: Side,
-    facts: Mapping[str, Any] | None = None,
-    tools: list[Any] | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> PromptRow:
-    """The row of a prompt, with its id."""
-    kwargs = template_kwargs or {}
-    return PromptRow(prompt_id(_asked(prompt, tools, kwargs)), prompt, facts or {}, tools, kwargs)
-
-
-def _asked(prompt: Side, tools: list[Any] | None, template_kwargs: Mapping[str, Any]) -> Any:
-    return [prompt, tools, dict(template_kwargs)] if tools or template_kwargs else prompt
+    @cached_property
+    def id(self) -> str:
+        """The first digits of the sha256 of `asked`; equal requests have equal ids."""
+        return prompt_id(self.asked)
 
 
 def prompt_id(asked: Any) -> str:
@@ -119,13 +108,15 @@ def read_prompt_rows(
                 if name not in adapter.reads
             }
             example = row.result
-            prompt = prompt_row(example.prompt, facts, example.tools, example.template_kwargs)
+            prompt = PromptRow(
+                example.prompt, facts, example.tools, example.template_kwargs, example.responses
+            )
             if seen is not None:
                 if prompt.id in seen:
                     repeated = True
                     continue
                 seen.add(prompt.id)
-            prompts.append(replace(prompt, responses=example.responses))
+            prompts.append(prompt)
     problems.raise_if_any()
     if not prompts and not repeated:
         reasons = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in skipped.items())

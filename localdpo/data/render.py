@@ -315,10 +315,8 @@ class Renderer:
             least, opening = None, header
         else:
             # Never inside an answer; shorter than `written` only if the opening depends on the answer.
-            least, opening = (
-                len(conversation),
-                self._whole_tokens(common_prefix([written, *rests]), [written, *rests]),
-            )
+            texts, least = [written, *rests], len(conversation)
+            opening = self._whole_tokens(common_prefix(texts), texts)
         return _Opened(conversation + opening, tuple(rest[len(opening) :] for rest in rests), sent, least)
 
     def _probe(self, prompt: list[Message], context: _Context) -> tuple[str, str]:
@@ -336,7 +334,9 @@ class Renderer:
         in either (None where it is unclear which part of `sent` that is)."""
         if not prompt:
             return "", "", None, before
-        shown = [*prompt[:-1], _with_mark(prompt[-1])]
+        content = prompt[-1].get("content")
+        marked = (content if isinstance(content, str) else "") + STOP
+        shown = [*prompt[:-1], prompt[-1] | {"content": marked}]
         _, in_sent, header = self._apply(shown, context, opening=True).rpartition(STOP)
         _, in_written, written = self._probe(shown, context)[0].rpartition(STOP)
         if in_sent and in_written and sent.endswith(header) and before.endswith(written):
@@ -425,11 +425,6 @@ class Renderer:
         if ends and not text[ends[-1].end() :].strip():
             return text[: ends[-1].end()], True
         return body, False
-
-
-def _with_mark(message: Message) -> Message:
-    content = message.get("content")
-    return message | {"content": (content if isinstance(content, str) else "") + STOP}
 
 
 def _marked(message: Message, number: int) -> Message:

@@ -242,6 +242,7 @@ class _Writer:
     def close(self, notes: ReadingNotes) -> None:
         if self._pending:
             self._write(self._pending)
+        lost = {f"{REASONING_LOST} ({self.lost / max(1, self.whole):.0%} of their text)": self.reasoning_lost}
         report = EncodeReport(
             self.read,
             self.kept,
@@ -250,18 +251,13 @@ class _Writer:
             self.merged,
             self.halves // 2,
             dict(notes.unread),
-            notes.counts() | self._written_notes(),
+            {note: count for note, count in (notes.counts() | self.notes | lost).items() if count},
         )
         meta = {"report": asdict(report)}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.
         empty = self._batch([])
         self._writer.write_batch(empty, custom_metadata={_META: json.dumps(meta).encode()})
         self._writer.close()
-
-    def _written_notes(self) -> dict[str, int]:
-        """What the chat template made of the rows, with how many it is true of."""
-        lost = {f"{REASONING_LOST} ({self.lost / max(1, self.whole):.0%} of their text)": self.reasoning_lost}
-        return {note: count for note, count in (self.notes | lost).items() if count}
 
     def require_reasoning(self, label: str) -> None:
         """Raise UserError where the chat template left the reasoning out of every row's answers."""

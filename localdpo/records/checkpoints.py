@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -160,7 +161,8 @@ def set_latest(checkpoint: Path) -> None:
         return
     if link.is_dir() and not link.is_symlink():
         # Copying a run with its links followed makes one.
-        os.rename(link, _free_name(link))
+        names = (link.with_name(f"{LATEST}.aside-{number}") for number in count(1))
+        os.rename(link, next(name for name in names if not os.path.lexists(name)))
     try:
         replace_symlink(link, checkpoint.name)
     except OSError as error:
@@ -172,10 +174,3 @@ def adapter_folder(run: RunDir) -> Path:
     """Where people and mlx-lm find the run's adapter: LATEST, or the newest checkpoint without a link."""
     newest = None if run.latest.is_symlink() else newest_checkpoint(run)
     return run.latest if newest is None else newest
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.aside-{number}")):
-        number += 1
-    return aside

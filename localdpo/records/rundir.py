@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import chain, count
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal
 
 from localdpo.core.atomic import (
@@ -304,8 +303,12 @@ class RunLock:
         while fd is None:
             fd = _lock_file(self.run)
         self._fd = fd
-        if self._signed:
-            self.sign(os.getpid())
+        try:
+            if self._signed:
+                self.sign(os.getpid())
+        except BaseException:
+            self.release()
+            raise
 
     def sign(self, pid: int) -> None:
         """Write the worker's process id into the lock. Raises UserError when the disk is full."""
@@ -322,16 +325,10 @@ class RunLock:
             self._fd = None
 
     def __enter__(self) -> RunLock:
-        try:
-            self.acquire()
-        except BaseException:
-            self.release()
-            raise
+        self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.release()
 
 

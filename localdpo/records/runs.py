@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -148,19 +147,13 @@ class RunReader:
         self.run = run
         self._tail = EventTail(run.events)
         self._fold = SummaryFold(run)
-        self._stamp: tuple[int, int] | None = None
         self.summary = self._fold.summary(False)
 
     def refresh(self) -> bool:
         """Read what is new; whether the summary changed."""
         # The lock before the log: a run that ends in between is shown as running, never as crashed.
         running = self.run.is_running()
-        with contextlib.suppress(FileNotFoundError):
-            status = self.run.events.stat()
-            stamp = (status.st_mtime_ns, status.st_size)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._fold.feed(self._tail.poll())
+        self._fold.feed(self._tail.poll())
         before, self.summary = self.summary, self._fold.summary(running)
         return self.summary != before
 

@@ -60,7 +60,12 @@ def format_headline(event: Event, total: int | None) -> str | None:
     if event.type == "eval":
         of = f"/{total}" if total is not None else ""
         metrics = metrics_of(event)
-        values = [f"{it.label} {_short(it.name, metrics)}" for it in HEADLINES if it.name in metrics]
+        values = []
+        for metric in (metric for metric in HEADLINES if metric.name in metrics):
+            # In three digits, so that the line fits 80 columns.
+            value = metrics[metric.name]
+            shown = f"{value:.3g}" if isinstance(value, float) else metric_words(metric.name, metrics)
+            values.append(f"{metric.label} {shown}")
         return f"evaluation at step {event.step}{of}: {'  '.join(values)}"
     if event.type == "notice":
         return notice_text(event.data)
@@ -86,12 +91,6 @@ def notice_text(data: Mapping[str, Any]) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:
     return [word for key, value in values.items() for word in (key, format_value(value))]
-
-
-def _short(key: str, metrics: Mapping[str, Any]) -> str:
-    """A metric in three digits, so that the line fits 80 columns."""
-    value = metrics[key]
-    return f"{value:.3g}" if isinstance(value, float) else metric_words(key, metrics)
 
 
 def metric_words(name: str, metrics: Mapping[str, Any]) -> str:

@@ -227,11 +227,9 @@ class MovingReference:
         if step % self._every != 0:
             return
         policy = lora.adapter_weights(self._forward.model)
-        self.weights = tree_map(self._mixed, self.weights, policy)
+        alpha = self._alpha
+        self.weights = tree_map(lambda old, new: alpha * new + (1.0 - alpha) * old, self.weights, policy)
         mx.eval(self.weights)
-
-    def _mixed(self, reference: mx.array, policy: mx.array) -> mx.array:
-        return self._alpha * policy + (1.0 - self._alpha) * reference
 
 
 def moving_reference(loss: LossSection, forward: Forward) -> MovingReference | None:

@@ -9,13 +9,13 @@ import pytest
 from localdpo.answering import generator
 from localdpo.answering.contestants import Contestant
 from localdpo.answering.generator import plan_answers, prompt_seeds
-from localdpo.data.prompts import prompt_row
+from localdpo.data.prompts import PromptRow
 from localdpo.judging.rubric import load_constitution
 from localdpo.prefs.candidates import CandidateHashes, CandidateSampling, candidate_seeds, header_of
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Sampling
 from localdpo.records.rundir import RunDir
 
-PROMPTS = [prompt_row("What?"), prompt_row([{"role": "user", "content": "Why?"}]), prompt_row("What?")]
+PROMPTS = [PromptRow("What?"), PromptRow([{"role": "user", "content": "Why?"}]), PromptRow("What?")]
 CANDIDATES = """\
 {"v":1,"key":"55cbd4a7cb84f5d1","run":"prefs build","sampling":{"max_tokens":64,"temperature":0.7,"seed":5},\
 "contestants":[{"name":"1","label":"candidate 1","role":"other","adapter":"","fingerprint":"a",\

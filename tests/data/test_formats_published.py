@@ -13,7 +13,7 @@ from tiny_tokenizers import chat_tokenizer
 from localdpo.core.errors import UserError
 from localdpo.data.formats import FORMATS, named_format
 from localdpo.data.formats.pairs import CLOSE, EQUAL, FEW
-from localdpo.data.messages import conversation
+from localdpo.data.messages import as_conversation
 from localdpo.data.rows import UNMATCHED, InvalidRow, ReadRow, Skipped, read_rows, source_format
 from localdpo.data.sources import open_source
 from localdpo.data.store import open_store
@@ -47,7 +47,10 @@ def test_a_published_row_gives_the_better_answer_as_chosen(name: str, tmp_path: 
     given = name if name in MUST_BE_NAMED else None
     (row,) = rows_of(tmp_path / "rows.jsonl", *ROWS[name], format_name=given)
     assert isinstance(row.result, Pair)
-    assert conversation(row.result) == ([user("q")], [assistant("a"), assistant("b")])
+    assert as_conversation(row.result.prompt, row.result.responses) == (
+        [user("q")],
+        [assistant("a"), assistant("b")],
+    )
     told = source_format(open_source(str(tmp_path / "rows.jsonl")), "pairs", given)
     assert told is not None
     assert told.name == name

@@ -13,7 +13,7 @@ from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, named_format
 from localdpo.data.formats.pairs import RATINGS
 from localdpo.data.formats.write import SCORES, WHITE_SPACE, Written
-from localdpo.data.messages import conversation
+from localdpo.data.messages import as_conversation
 from localdpo.data.rows import read_rows
 from localdpo.data.sources import RowSource, SourceRow
 from localdpo.data.types import Message, Pair
@@ -79,8 +79,8 @@ def test_a_written_pair_is_read_back(name: str, pair: Pair, others: dict[str, An
     if written is None:
         return
     (found,) = read_back(name, written.records)
-    prompt, answers = conversation(pair)
-    back, back_answers = conversation(found)
+    prompt, answers = as_conversation(pair.prompt, pair.responses)
+    back, back_answers = as_conversation(found.prompt, found.responses)
     assert back_answers == answers
     assert back == prompt or (WHITE_SPACE in written.lost and back == stripped(prompt))
     assert WHITE_SPACE not in written.lost or name in TRANSCRIPTS

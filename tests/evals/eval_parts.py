@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from localdpo.answering.contestants import Contestant
-from localdpo.data.prompts import PromptRow, prompt_row
+from localdpo.data.prompts import PromptRow
 from localdpo.evals.evaluate import AnsweredPrompts
 from localdpo.judging.base import Judge, JudgeStopped, Question
 from localdpo.records.answers import AnswerRecord, Role, Sampling
@@ -29,7 +29,7 @@ def contestants(roles: Sequence[tuple[str, str, Role]] = ROLES) -> list[Contesta
 def prompts(count: int, **facts: Sequence[object]) -> list[PromptRow]:
     """Prompts with columns: `category=["a", "b"]` goes round."""
     return [
-        prompt_row(f"prompt {i}", {name: values[i % len(values)] for name, values in facts.items()})
+        PromptRow(f"prompt {i}", {name: values[i % len(values)] for name, values in facts.items()})
         for i in range(count)
     ]
 

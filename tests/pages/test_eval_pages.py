@@ -9,7 +9,7 @@ import pytest
 from browser import measure
 
 from localdpo.answering.contestants import Contestant
-from localdpo.data.prompts import prompt_row
+from localdpo.data.prompts import PromptRow
 from localdpo.evals.evaluate import AnsweredPrompts, evaluate
 from localdpo.evals.report import report_values
 from localdpo.evals.table import page, write_record
@@ -38,7 +38,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     asked = AnsweredPrompts(
         RunDir(tmp_path_factory.mktemp("run")),
         [Contestant(name, label, None, "none", role) for name, label, role in roles],
-        [prompt_row(f"report {i} <script>hit = 1</script>", {"facts": FACTS}) for i in range(3)],
+        [PromptRow(f"report {i} <script>hit = 1</script>", {"facts": FACTS}) for i in range(3)],
         "a file",
         Sampling(),
         answers,

@@ -16,7 +16,7 @@ from tiny_folders import write_rows
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.encode import Limits
-from localdpo.data.prompts import prompt_row
+from localdpo.data.prompts import PromptRow
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
 from localdpo.judging import registry
@@ -84,7 +84,7 @@ def test_pairs_hold_what_the_judge_prefers_and_where_they_are_from(options: Buil
         assert row["topic"] == prompts[json.dumps(row["prompt"])]
         assert isinstance(row["chosen"], str) == isinstance(row["prompt"], str)
         origin = row["provenance"]
-        assert origin["prompt"] == prompt_row(row["prompt"]).id
+        assert origin["prompt"] == PromptRow(row["prompt"]).id
         place = [one["id"] for one in made.header.prompts].index(origin["prompt"])  # type: ignore[union-attr]
         assert made.records[place, origin["chosen"]["candidate"]].text == chosen
         assert made.records[place, origin["rejected"]["candidate"]].text == rejected
@@ -181,7 +181,7 @@ def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> 
         names, _ = selection.usable({name: made[i, name] for name in "123"})
         scores = {name: float(min(5, 1 + made[i, name].text.count("e"))) for name in names}
         found = selection.by_scores(i, scores) if len(names) > 1 else ""
-        row = kept.pop(prompt_row(prompt["prompt"]).id, None)
+        row = kept.pop(PromptRow(prompt["prompt"]).id, None)
         if isinstance(found, str):
             assert row is None
             continue
@@ -334,7 +334,7 @@ def test_candidates_are_those_of_their_temperature_and_seed(options: BuildOption
 
 
 def test_every_candidate_has_noise_of_its_own() -> None:
-    rows = [prompt_row("a"), prompt_row("b"), prompt_row("a")]
+    rows = [PromptRow("a"), PromptRow("b"), PromptRow("a")]
     seeds = [candidate_seeds(rows, seed, name) for seed in (0, 1) for name in ("1", "2", "critique")]
     assert len({seed for of_candidate in seeds for seed in of_candidate}) == 18
 
@@ -405,7 +405,7 @@ def test_a_revision_follows_from_the_critique(options: BuildOptions, monkeypatch
     made = read_answers(options.out / "candidates.jsonl").records
     first, last = asked[:PROMPTS], asked[-4:]
     for i, messages in zip(range(PROMPTS - 4, PROMPTS), last, strict=True):
-        row = prompt_row(first[i])
+        row = PromptRow(first[i])
         told = [row.text, made[i, "1"].text, made[i, "critique"].text]
         assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant", "user"]
         assert [message["content"] for message in (messages[0], messages[1], messages[3])] == told

@@ -11,7 +11,7 @@ import pytest
 from clean_pairs import clean_rows, write
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.data.messages import conversation
+from localdpo.data.messages import as_conversation
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
 from localdpo.prefs.rewrite import convert, writable
@@ -25,7 +25,7 @@ def rows_in(path: Path) -> list[Any]:
 
 def pairs_in(path: Path, format_name: str) -> list[Any]:
     rows = read_examples(open_source(str(path)), "pairs", None, format_name)
-    return [conversation(pair) for _, pair in rows]  # type: ignore[arg-type]
+    return [as_conversation(pair.prompt, pair.responses) for _, pair in rows]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", writable())

@@ -472,7 +472,7 @@ def _state_beside(folder: Path) -> None:
 
 def _evaluation() -> bytes:
     from localdpo.answering.contestants import Contestant
-    from localdpo.data.prompts import prompt_row
+    from localdpo.data.prompts import PromptRow
     from localdpo.evals.evaluate import AnsweredPrompts, evaluate
     from localdpo.evals.table import write_record
     from localdpo.heuristics import STANDARD
@@ -481,7 +481,7 @@ def _evaluation() -> bytes:
 
     roles = (("base", "base"), ("sft", "start"), ("dpo", "trained"))
     every = [Contestant(name, name, None, "none", role) for name, role in roles]  # type: ignore[arg-type]
-    rows = [prompt_row(f"prompt {n}", {"category": "ab"[n % 2]}) for n in range(6)]
+    rows = [PromptRow(f"prompt {n}", {"category": "ab"[n % 2]}) for n in range(6)]
     answers = {
         name: [AnswerRecord(n, name, f"{name} {n % 4}", 2, True) for n in range(6)] for name, _ in roles
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from localdpo.data.fields import OPTIONS, RowProblem
 from localdpo.data.formats.pairs import RATINGS
-from localdpo.data.messages import ASSISTANT, HUMAN, MARK, conversation, transcript_messages
+from localdpo.data.messages import ASSISTANT, HUMAN, MARK, as_conversation, transcript_messages
 from localdpo.data.types import Message, Pair
 
 Columns = Mapping[str, Any]
@@ -119,7 +119,7 @@ def labelled(pair: Pair, columns: Columns) -> Written:
 
 
 def _messages(pair: Pair) -> tuple[list[Message], Message, Message]:
-    prompt, (chosen, rejected) = conversation(pair)
+    prompt, (chosen, rejected) = as_conversation(pair.prompt, pair.responses)
     return prompt, chosen, rejected
 
 
