@@ -38,7 +38,7 @@ TEXT_SUFFIXES = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".cfg", ".sh", 
     [
         "localdpo, localdpo.recipe.load, localdpo.records.events, localdpo.records.rundir",
         "localdpo.recipe.describe, localdpo.objective.registry",
-        "localdpo.cli.main, localdpo.launch",
+        "localdpo.cli.main, localdpo.launch.processes",
     ],
 )
 def test_the_light_half_of_the_house_loads_nothing_heavy(imports: str) -> None:

@@ -280,7 +280,7 @@ def run_checks(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[st
 
 
 def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any] | CheckLine]:
-    from localdpo.launch import failure
+    from localdpo.launch.explain import failure
 
     after: list[str] = []
     while True:

@@ -17,7 +17,7 @@ from localdpo.records.progress import Progress, advance
 from localdpo.records.wording import PHASES, format_event, format_headline
 
 if TYPE_CHECKING:
-    from localdpo.launch import Worker
+    from localdpo.launch.processes import Worker
     from localdpo.out.console import Console
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)

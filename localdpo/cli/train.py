@@ -17,7 +17,7 @@ from localdpo.dashboard.recipediff import differing, options_of
 from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
 
 if TYPE_CHECKING:
-    from localdpo.launch import Worker
+    from localdpo.launch.processes import Worker
     from localdpo.recipe.schema import Recipe
 
 CRASHED_EXIT = 1
@@ -195,7 +195,7 @@ def say_finished(run: RunDir) -> None:
 def train_and_watch(run: RunDir, accept_changes: bool) -> int:
     """Start the worker, show its events, explain its end; the exit code of the command."""
     from localdpo.cli.plain import Interrupts, ProgressView
-    from localdpo.launch import start_worker, watch
+    from localdpo.launch.processes import start_worker, watch
     from localdpo.out import say
     from localdpo.out.console import Console
     from localdpo.records.checkpoints import read_log
@@ -227,7 +227,7 @@ def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
     """
     from localdpo.cli.plain import Interrupts
     from localdpo.cli.watch import open_dashboard, say_continues
-    from localdpo.launch import start_worker
+    from localdpo.launch.processes import start_worker
 
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
@@ -244,7 +244,7 @@ def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
 def report_end(worker: Worker, by_keyboard: bool) -> int:
     """Print how the run of an ended worker ended, and what to do next; the exit code of the command."""
     from localdpo.cli.plain import print_plain
-    from localdpo.launch import FINISHED_EXIT, explain_death, full_disk, is_device_failure
+    from localdpo.launch.explain import FINISHED_EXIT, explain_death, full_disk, is_device_failure
     from localdpo.out.console import Console
     from localdpo.records.events import read_events
     from localdpo.records.wording import closing_lines
@@ -271,7 +271,7 @@ def report_end(worker: Worker, by_keyboard: bool) -> int:
 
 def exit_code(returncode: int, by_keyboard: bool) -> int:
     """The command's exit code for a worker that did not finish."""
-    from localdpo.launch import STOPPED_AT_ONCE, STOPPED_EXIT
+    from localdpo.launch.explain import STOPPED_AT_ONCE, STOPPED_EXIT
 
     if returncode == STOPPED_EXIT or returncode in STOPPED_AT_ONCE:
         return INTERRUPTED_EXIT if by_keyboard else STOPPED_EXIT

@@ -17,7 +17,7 @@ from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.wording import runs_dir_words
 
 if TYPE_CHECKING:
-    from localdpo.launch import Worker
+    from localdpo.launch.processes import Worker
 
 # As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
 SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")

@@ -27,7 +27,7 @@ from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.throttle import RenderThrottle
-from localdpo.launch import Worker
+from localdpo.launch.processes import Worker
 from localdpo.records.answers import AnswersRequest
 from localdpo.records.control import Command, send
 from localdpo.records.rundir import RunDir

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from localdpo.launch import Job
+from localdpo.launch.processes import Job
 from localdpo.records.answers import ANNOUNCEMENT, NOTE, AnswersRequest
 from localdpo.records.answers import FOLDER as ANSWERS_FOLDER
 from localdpo.records.rundir import RunDir

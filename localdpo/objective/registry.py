@@ -64,10 +64,7 @@ class LossSpec:
         return {name: given.get(name, option.default) for name, option in self.options.items()}
 
     def option_problem(self, name: str, value: object) -> str | None:
-        """What is wrong with `name=value` for this loss, in one line that names both, or None."""
-        if name not in self.options:
-            known = ", ".join(self.options) or "no options"
-            return f"loss {self.name!r} does not read {name!r}; it reads {known}"
+        """What is wrong with the value of an option that this loss reads, in one line, or None."""
         problem = self.options[name].problem(value)
         if problem is None and name in self.requires and value == 0:
             problem = "expected above 0, got 0"

@@ -18,7 +18,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from localdpo.records.log import LogTail, decode, encode
+from localdpo.records.log import DAMAGE, LogTail, decode, encode
 from localdpo.records.typed import as_record
 
 FORMAT_VERSION: Final = 1
@@ -104,25 +104,13 @@ def decode_verdict(line: bytes) -> VerdictRecord | None:
     """The record on one line, or None when it is damaged or of another version."""
     try:
         record = decode(line)
-    except (ValueError, RecursionError):
+        if record["v"] != FORMAT_VERSION:
+            return None
+        verdict = _verdict(record["verdict"])
+        entry = record.get("question", {}) | {name: record[name] for name in ("key", "judge", "identity")}
+        return None if verdict is None else as_record(VerdictRecord, entry, verdict=verdict)
+    except DAMAGE:
         return None
-    if not isinstance(record, dict) or record.get("v") != FORMAT_VERSION:
-        return None
-    key, verdict = record.get("key"), _verdict(record.get("verdict"))
-    if not isinstance(key, str) or verdict is None:
-        return None
-    question, identity = record.get("question"), record.get("identity")
-    question = question if isinstance(question, dict) else {}
-    answers = question.get("answers")
-    return VerdictRecord(
-        key=key,
-        verdict=verdict,
-        judge=str(record.get("judge", "")),
-        identity=identity if isinstance(identity, dict) else {},
-        id=str(question.get("id", "")),
-        prompt=str(question.get("prompt", "")),
-        answers=tuple(map(str, answers)) if isinstance(answers, list) else (),
-    )
 
 
 class VerdictTail(LogTail):

@@ -17,7 +17,8 @@ from tiny_folders import recipe_text, write_pairs
 
 from localdpo.cli.runs import ctl
 from localdpo.core.errors import UserError
-from localdpo.launch import Worker, ended_lines, start_worker
+from localdpo.launch.explain import ended_lines
+from localdpo.launch.processes import Worker, start_worker
 from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.control import COMMANDS
 from localdpo.records.events import Event, EventWriter, read_events

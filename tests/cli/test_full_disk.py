@@ -13,7 +13,8 @@ import pytest
 
 from localdpo.core.atomic import LEAST_BYTES, is_full
 from localdpo.core.errors import UserError
-from localdpo.launch import explain_death, start_worker
+from localdpo.launch.explain import explain_death
+from localdpo.launch.processes import start_worker
 from localdpo.records.rundir import RunDir
 
 KIB = 1024

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.errors import UserError
-from localdpo.launch import Worker, explain_death, is_device_failure, start_worker, watch
+from localdpo.launch.explain import explain_death, is_device_failure
+from localdpo.launch.processes import Worker, start_worker, watch
 from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 from localdpo.records.wording import resume_command

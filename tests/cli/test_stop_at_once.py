@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from localdpo.cli.plain import Interrupts
-from localdpo.launch import Worker, start_worker
+from localdpo.launch.processes import Worker, start_worker
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.launch import UNSEEN_EXIT, Worker, ended_lines, explain_death, start_worker, watch
+from localdpo.launch.explain import UNSEEN_EXIT, ended_lines, explain_death
+from localdpo.launch.processes import Worker, start_worker, watch
 from localdpo.launch.supervise import main
 from localdpo.records.events import Event, EventWriter, read_events
 from localdpo.records.rundir import RunDir, RunLock
@@ -24,7 +25,7 @@ RESUME = "resume with: localdpo train --resume --run dpo"
 LAUNCHER = f"""
 import sys, time
 from localdpo.records.rundir import RunDir
-from localdpo.launch import start_worker
+from localdpo.launch.processes import start_worker
 print(start_worker(RunDir(sys.argv[1]), command=[sys.executable, {FAKE!r}, "wait"]).pid, flush=True)
 time.sleep(60)
 """

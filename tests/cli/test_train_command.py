@@ -23,7 +23,7 @@ FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.
 DRIVER = f"""
 import functools, sys
-from localdpo import launch
+from localdpo.launch import processes as launch
 from localdpo.cli.main import run
 launch.start_worker = functools.partial(launch.start_worker, command=[sys.executable, {FAKE!r}, sys.argv[1]])
 sys.argv = ["localdpo", *sys.argv[2:]]

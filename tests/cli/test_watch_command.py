@@ -23,7 +23,7 @@ FAKE = str(Path(__file__).parent / "fake_worker.py")
 # The real command with the worker replaced: argv is MODE, then the command's own arguments.
 DRIVER = f"""
 import functools, sys
-import localdpo.launch as launch
+import localdpo.launch.processes as launch
 mode = sys.argv.pop(1)
 launch.start_worker = functools.partial(launch.start_worker, command=(sys.executable, {FAKE!r}, mode))
 from localdpo.cli.main import run

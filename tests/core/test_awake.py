@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from localdpo.core.process import HELD, keep_awake
-from localdpo.launch import start_worker
+from localdpo.launch.processes import start_worker
 from localdpo.records.rundir import RunDir
 
 # As macOS' own does: it ends with the process of -w. What it was given, and what it holds, is written down.

@@ -28,7 +28,7 @@ from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, ChoiceDialog
 from localdpo.dashboard.throttle import Interval
 from localdpo.dashboard.widgets.basic import ListTable, TextLine
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
-from localdpo.launch import start_worker
+from localdpo.launch.processes import start_worker
 from localdpo.out.console import Text
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunSummary

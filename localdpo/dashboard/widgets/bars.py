@@ -21,7 +21,7 @@ from localdpo.dashboard.keymap import NEED_WORKER, SCREEN_TITLES, Key, key_name,
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
-from localdpo.launch import ended_lines
+from localdpo.launch.explain import ended_lines
 from localdpo.out.console import Text
 from localdpo.records.events import as_number
 from localdpo.records.progress import Phase, event_age, silent_for
