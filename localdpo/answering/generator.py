@@ -145,12 +145,12 @@ def fill_groups(
                     )
                     is_new = (i, column.name) not in known
                     if live:
-                        writer.answer(record)
+                        writer.answers(record)
                     records[i] = record
                     if on_answer is not None and is_new:
                         on_answer(record)
             if not live:
-                writer.answers([records[i] for i in indices])
+                writer.answers(*(records[i] for i in indices))
         yield indices
 
 

@@ -17,7 +17,8 @@ from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, validate_call
 
-from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
+from localdpo.incidents.rules import IncidentVerdict, incident_facts
+from localdpo.incidents.rules import judge as judge_incident
 
 Direction = Literal["higher", "lower", "neutral"]
 Score: TypeAlias = Callable[[str, str, Mapping[str, Any]], "float | None"]
@@ -330,7 +331,7 @@ def _incident(name: str, holds: Callable[[IncidentVerdict], bool]) -> Heuristic:
 
     def score(prompt: str, answer: str, row: Mapping[str, Any]) -> float | None:
         facts = incident_facts(row)
-        return None if facts is None else float(holds(judge_once(answer, facts)))
+        return None if facts is None else float(holds(judge_incident(answer, facts)))
 
     return Heuristic(name, "higher", score)
 

@@ -128,8 +128,9 @@ def mentions(text: str) -> set[tuple[str, str]]:
     return claims
 
 
+@lru_cache(maxsize=4096)
 def judge(text: str, facts: Facts) -> IncidentVerdict:
-    """Judge an answer to the report of these facts.
+    """Judge an answer to the report of these facts; cached, since several rows of a table need it.
 
     Outside the format the whole text is searched for level, facts and action, so that an answer in free
     words is judged by what it says.
@@ -146,12 +147,6 @@ def judge(text: str, facts: Facts) -> IncidentVerdict:
         missing=tuple(name for name in KEY_FACTS if (name, str(getattr(facts, name))) not in claimed),
         invented=tuple(sorted(f"{kind}: {value}" for kind, value in claimed - true)),
     )
-
-
-@lru_cache(maxsize=4096)
-def judge_once(answer: str, facts: Facts) -> IncidentVerdict:
-    """`judge`, cached: several rows of a table need the verdict on the same answer."""
-    return judge(answer, facts)
 
 
 def _advises(text: str, *, whole: bool) -> list[str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.incidents.rules import IncidentVerdict, incident_facts, judge_once
+from localdpo.incidents.rules import IncidentVerdict, incident_facts
+from localdpo.incidents.rules import judge as judge_incident
 from localdpo.judging.base import SWAPPED, Judge, JudgeStopped, Question
 from localdpo.records.verdicts import Verdict
 from localdpo.records.votes import Votes, subject, text_id
@@ -65,9 +66,9 @@ class RulesJudge(Judge):
                 "of one; name another judge with --judge"
             )
         if len(question.answers) == 1:
-            verdict = judge_once(question.answers[0], facts)
+            verdict = judge_incident(question.answers[0], facts)
             return Verdict("ok", score=1 + 4 * verdict.total / BEST_TOTAL, reason=finding_text(verdict))
-        one, other = (judge_once(answer, facts) for answer in question.answers)
+        one, other = (judge_incident(answer, facts) for answer in question.answers)
         if one.beats(other):
             return Verdict("ok", choice="first", reason=_comparison(one, other))
         if other.beats(one):

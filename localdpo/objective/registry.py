@@ -248,6 +248,8 @@ _SPECS = (
     ),
 )
 
+# What people call a loss elsewhere, where the nearest spelling would lead them astray.
+LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
 LOSSES: Final[Mapping[str, LossSpec]] = {spec.name: spec for spec in _SPECS}
 
 
@@ -255,9 +257,11 @@ def loss_spec(name: str) -> LossSpec:
     """The spec of `name`; ValueError with the nearest names when there is none."""
     if name in LOSSES:
         return LOSSES[name]
-    near = difflib.get_close_matches(name, LOSSES, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(LOSSES)}"
-    raise ValueError(f"unknown loss {name!r}; {hint}")
+    near = difflib.get_close_matches(name.lower(), LOSSES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the losses are {', '.join(LOSSES)}"
+    if synonym := LOSS_SYNONYMS.get(name.lower()):
+        hint = f"here it is called {synonym}"
+    raise ValueError(f'no loss is called "{name[:40]}"; {hint}')
 
 
 @dataclass(frozen=True)

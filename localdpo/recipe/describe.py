@@ -68,9 +68,9 @@ def options_table() -> list[Option]:
     for key in all_keys():
         field = field_at(key)
         assert field is not None
-        rows.append(_option(key, field))
-        if key == "data.train":
-            rows += [_option(f"{key}[].{name}", entry) for name, entry in entry_fields(key).items()]
+        entries = entry_fields(key).items() if key == "data.train" else ()
+        for name, option in [(key, field), *((f"{key}[].{inner}", entry) for inner, entry in entries)]:
+            rows.append(Option(name, expected(option), _default_text(option), option.description or ""))
     return rows
 
 
@@ -79,10 +79,6 @@ def entry_fields(key: str) -> dict[str, FieldInfo]:
     fields = dict(ENTRIES[key].model_fields) if key in ENTRIES else {}
     first = [name for name in ("source", "weight") if name in fields]
     return {name: fields[name] for name in [*first, *(name for name in fields if name not in first)]}
-
-
-def _option(key: str, field: FieldInfo) -> Option:
-    return Option(key, expected(field), _default_text(field), field.description or "")
 
 
 def _type_text(annotation: Any, metadata: list[Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Final, Literal
 
 from annotated_types import Gt, Le
@@ -11,9 +10,6 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LOSSES, LossSum, loss_sum
 from localdpo.recipe.base import Count, Losses, Section, Text, Weights, option
-
-# What people call a loss elsewhere, where the nearest spelling would lead them astray.
-LOSS_SYNONYMS: Final = {"dpo": "sigmoid", "cdpo": "sigmoid", "slic": "hinge", "nll": "sft", "lm": "sft"}
 
 # Options of training, not of the loss function.
 SYNC_OPTIONS: Final = ("sync_every", "sync_alpha")
@@ -90,10 +86,7 @@ class LossSection(Section):
     @field_validator("type")
     @classmethod
     def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for name in _listed(value):
-            if name not in LOSSES:
-                raise ValueError(f'no loss is called "{name[:40]}"; {_nearest_loss(name)}')
-        loss_sum(value)
+        loss_sum(value)  # raises ValueError for one that is not known
         return value
 
     @field_validator("weights")
@@ -174,10 +167,3 @@ class LossSection(Section):
     def splits_responses(self) -> bool:
         """Whether the tokens that a response has beyond the other one count differently."""
         return bool(self.options.get("ld_alpha", 1.0) < 1.0)
-
-
-def _nearest_loss(name: str) -> str:
-    if synonym := LOSS_SYNONYMS.get(name.lower()):
-        return f"here it is called {synonym}"
-    near = difflib.get_close_matches(name.lower(), LOSSES, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"the losses are {', '.join(LOSSES)}"

@@ -239,12 +239,8 @@ class AnswersWriter(LogWriter):
             self.close()
             raise
 
-    def answer(self, record: AnswerRecord) -> None:
-        """Add an answer. Nothing is written for one that is there already."""
-        self.answers([record])
-
-    def answers(self, records: Sequence[AnswerRecord]) -> None:
-        """Add several answers in one write: a kill leaves all of them or none."""
+    def answers(self, *records: AnswerRecord) -> None:
+        """Add answers in one write: a kill leaves all of them or none. One that is there already stays."""
         self._write(
             *(
                 {

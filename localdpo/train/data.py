@@ -209,11 +209,6 @@ def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             return labels
 
 
-def every_row(store: Mixture, pad: int) -> Rows:
-    """All rows of a mixture in its order."""
-    return Rows(store, np.arange(len(store)), pad)
-
-
 # Called while a data set is tokenised, with its name and the number of rows read so far.
 Progress = Callable[[str, int], object]
 _PROGRESS_SECONDS: Final = 2.0
@@ -236,7 +231,7 @@ def open_rows(
     if data.valid is None:
         return hold_out(train, data.valid_fraction, recipe.train.seed, pad)
     valid = _open("data.valid", recipe, wrapper, data.valid_sources, None, report)
-    return every_row(train, pad), every_row(valid, pad)
+    return Rows(train, np.arange(len(train)), pad), Rows(valid, np.arange(len(valid)), pad)
 
 
 def _open(

@@ -157,16 +157,21 @@ class Sampler:
         """`[{prompt, reference, policy}]`, sampled with one seed for both."""
         if self._reference is None:
             with lora.use(self._model, reference):
-                self._reference = self.answers(self._prompts)
-        answers = self.answers(self._prompts)
+                self._reference = self._answers(self._prompts)
+        answers = self._answers(self._prompts)
         self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
         return [
             {"prompt": prompt.text, "reference": before.text, "policy": now.text}
             for prompt, before, now in zip(self._prompts, self._reference, answers, strict=True)
         ]
 
-    def answers(self, prompts: Sequence[WatchedPrompt], **settings: float) -> list[SampledAnswer]:
-        """New answers of the model as it is. `settings` replace those of the watched prompts."""
+    def kl(
+        self, prompts: Sequence[WatchedPrompt], forward: Forward, reference: lora.Weights, pad: int
+    ) -> dict[str, float]:
+        """`sampled_kl` of the policy's answers to `prompts`, drawn anew at temperature 1."""
+        return sampled_kl(forward, prompts, self._answers(prompts, temperature=1.0), reference, pad)
+
+    def _answers(self, prompts: Sequence[WatchedPrompt], **settings: float) -> list[SampledAnswer]:
         ids = [prompt.tokens for prompt in prompts]
         return generate(self._model, self._tokenizer, ids, **self._settings | settings)
 
@@ -261,8 +266,7 @@ class Evaluator:
             if self._has_reference:
                 metrics["kl"] = self.kl()
         if self._kl_prompts:
-            drawn = self._sampler.answers(self._kl_prompts, temperature=1.0)
-            metrics |= sampled_kl(self._forward, self._kl_prompts, drawn, self._start, self._valid.pad)
+            metrics |= self._sampler.kl(self._kl_prompts, self._forward, self._start, self._valid.pad)
         return metrics
 
     def _write_worst(self, step: int, margins: np.ndarray | None) -> dict[str, Any] | None:

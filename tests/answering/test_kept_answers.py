@@ -60,7 +60,7 @@ def test_candidates_are_written_and_read_as_ever(tmp_path: Path) -> None:
     )
     records = [AnswerRecord(0, "1", "so", 2, True), AnswerRecord(0, "2", "not", 2, True)]
     with AnswersWriter(path, header) as writer:
-        writer.answers(records)
+        writer.answers(*records)
     assert path.read_text() == CANDIDATES
     with AnswersWriter(path, header) as writer:
         assert list(writer.tail.records.values()) == records

@@ -58,7 +58,7 @@ def write_answers(
     with AnswersWriter(path, header(names, key)) as writer:
         for prompt in range(prompts):
             for name in names:
-                writer.answer(record(prompt, name))
+                writer.answers(record(prompt, name))
             if scores:
                 logps = {name: {model: -0.5 - i for i, model in enumerate(names)} for name in names}
                 writer.scores(prompt, logps)

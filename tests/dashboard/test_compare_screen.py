@@ -174,7 +174,7 @@ def test_answers_appear_as_they_are_written(run: RunDir) -> None:
         assert "no answers yet" in frame_text(app)
         with AnswersWriter(path, header()) as writer:
             for name, expected in (("base", "1/12"), ("sft", "2/12"), ("dpo", "3/12")):
-                writer.answer(record(0, name))
+                writer.answers(record(0, name))
                 await shown(pilot, f"{expected} answers")
                 assert "incomplete: g resumes" in frame_text(app)
         await shown(pilot, "looks")

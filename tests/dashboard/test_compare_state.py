@@ -102,7 +102,7 @@ def test_answers_come_one_by_one(tmp_path: Path) -> None:
     with AnswersWriter(path, header()) as writer:
         state = state_of(tmp_path, path)
         for name, mark in (("base", "waiting"), ("dpo", "waiting"), ("sft", "differs")):
-            writer.answer(record(0, name))
+            writer.answers(record(0, name))
             state.tail.poll()
             assert state.views()[0].mark == mark
     assert state.views()[1].pair is None

@@ -48,7 +48,7 @@ def answers(path: Path) -> Read:
     with AnswersWriter(path, header) as writer:
         for i in range(2):
             for name in "ab":
-                writer.answer(AnswerRecord(i, name, f"the answer {i}", 3, True, ids=(1, 2, i)))
+                writer.answers(AnswerRecord(i, name, f"the answer {i}", 3, True, ids=(1, 2, i)))
             writer.scores(i, {name: {"a": -0.5, "b": -0.25} for name in "ab"})
 
     def read(path: Path) -> list[Any]:

@@ -151,7 +151,7 @@ def test_a_loss_is_added_by_its_entry_and_its_formula(monkeypatch):
 def test_unknown_losses_name_the_nearest():
     with pytest.raises(ValueError, match="did you mean robust"):
         loss_spec("robus")
-    with pytest.raises(ValueError, match="known: sigmoid"):
+    with pytest.raises(ValueError, match="the losses are sigmoid"):
         loss_spec("zzz")
 
 

@@ -93,7 +93,7 @@ def test_a_sum_needs_what_its_terms_need():
     ("names", "weights", "options", "message"),
     [
         ([], None, {}, "expected one or more losses"),
-        (["sigmoid", "sgmoid"], None, {}, "unknown loss 'sgmoid'"),
+        (["sigmoid", "sgmoid"], None, {}, 'no loss is called "sgmoid"'),
         (["sft", "sigmoid", "sft"], None, {}, "loss sft named twice"),
         (["sigmoid", "sft"], [1.0], {}, "expected one weight for each of 2 losses, got 1"),
         (["sigmoid", "sft"], [1.0, 0.0], {}, "expected weights above 0, got 1, 0"),

@@ -374,7 +374,7 @@ def test_missing_token_counts_are_refused():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("sigmod", {}, "unknown loss 'sigmod'; did you mean sigmoid"),
+        ("sigmod", {}, 'no loss is called "sigmod"; did you mean sigmoid'),
         ("sft", {}, "'sft' trains on demonstrations"),
         (
             "ipo",

@@ -182,7 +182,7 @@ def test_a_list_of_one_weighs_it():
     [
         ("sigmoid", {}, "loss 'sigmoid' trains on pairs, not on unpaired rows"),
         ("sft", {}, "loss 'sft' trains on demonstrations"),
-        ("ktoo", {}, "unknown loss 'ktoo'; did you mean kto"),
+        ("ktoo", {}, 'no loss is called "ktoo"; did you mean kto'),
         ("kto", {"label_smoothing": 0.1}, "loss 'kto' does not read 'label_smoothing'; it reads beta, des"),
         ("kto", {"desirable_weight": 0.0}, "desirable_weight of loss 'kto': expected above 0, got 0.0"),
         ("kto", {"beta": -1.0}, "beta of loss 'kto': expected above 0"),

@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 from recipe_files import RECIPES
 
-from localdpo.objective.registry import LOSSES
+from localdpo.objective.registry import LOSS_SYNONYMS, LOSSES
 from localdpo.recipe.describe import all_keys, expected, field_at, names_elsewhere, options_table, unknown_key
 from localdpo.recipe.load import load_recipe
-from localdpo.recipe.loss import LOSS_SYNONYMS, LossSection
+from localdpo.recipe.loss import LossSection
 from localdpo.recipe.schema import Recipe
 
 

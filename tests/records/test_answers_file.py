@@ -49,7 +49,7 @@ def written(path: Path) -> bytes:
     with AnswersWriter(path, HEADER) as writer:
         for prompt in (0, 1):
             for name in HEADER.names:
-                writer.answer(answer(prompt, name))
+                writer.answers(answer(prompt, name))
             writer.scores(prompt, logps(-0.5))
     return path.read_bytes()
 
@@ -76,7 +76,7 @@ def test_a_tail_follows_a_growing_file(tmp_path: Path) -> None:
     with AnswersWriter(path, HEADER) as writer:
         assert tail.poll()
         assert tail.missing == 4
-        writer.answer(answer(0, "dpo"))
+        writer.answers(answer(0, "dpo"))
         assert tail.poll()
         assert [list(row) for row in rows_of(tail)] == [["dpo"], []]
         assert not tail.poll()
@@ -170,11 +170,11 @@ def test_a_request_survives_its_json() -> None:
 def test_several_answers_go_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = [answer(0, name) for name in HEADER.names]
     with AnswersWriter(tmp_path / "one.jsonl", HEADER) as writer:
-        writer.answers(both[:1])
+        writer.answers(both[0])
         sizes: list[int] = []
         write = os.write
         monkeypatch.setattr(os, "write", lambda fd, data: sizes.append(len(data)) or write(fd, data))
-        writer.answers([*both, answer(1, "base")])
+        writer.answers(*both, answer(1, "base"))
         assert len([size for size in sizes if size]) == 1
         assert [(one.prompt_index, one.contestant) for one in writer.tail.records.values()] == [
             (0, "base"),
@@ -183,5 +183,5 @@ def test_several_answers_go_in_one_write(tmp_path: Path, monkeypatch: pytest.Mon
         ]
     with AnswersWriter(tmp_path / "other.jsonl", HEADER) as writer:
         for record in [*both, answer(1, "base")]:
-            writer.answer(record)
+            writer.answers(record)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "other.jsonl").read_bytes()

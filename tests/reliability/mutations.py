@@ -422,7 +422,7 @@ def _answers() -> bytes:
         with AnswersWriter(path, Header("k", "run", Sampling(), tuple(names), prompts)) as writer:
             for number in range(2):
                 for name in "ab":
-                    writer.answer(AnswerRecord(number, name, f"answer {number}", 3, True, ids=(1, 2)))
+                    writer.answers(AnswerRecord(number, name, f"answer {number}", 3, True, ids=(1, 2)))
                 writer.scores(number, {name: {"a": -0.5, "b": -0.25} for name in "ab"})
 
     return _written(write)
