@@ -248,15 +248,18 @@ def run_template(
         )
 
 
-def text_size(value: Any, most: int = 2**62) -> int:
-    """About how many characters a value is as text, every copy of a shared part counted; at most `most`."""
+def text_size(value: Any, most: int = 2**62, *, texts: bool = True) -> int:
+    """About how many characters a value is as text, every copy of a shared part counted; at most `most`.
+
+    Without `texts` the parts count that a value is made of, and not their words.
+    """
     if isinstance(value, str):
         return len(value)
     total, waiting = 0, [value]
     while waiting and total < most:
         part = waiting.pop()
         if isinstance(part, str | bytes):
-            total += len(part)
+            total += len(part) if texts else 0
         elif isinstance(part, Mapping):
             waiting += [*part.keys(), *part.values()]
         elif isinstance(part, list | tuple | set | frozenset):
@@ -339,7 +342,7 @@ class _Limited(ImmutableSandboxedEnvironment):
         if isinstance(value, str):
             self.charge(len(value))
         elif isinstance(value, list | tuple | dict | set):
-            self.charge(_PART * _parts(value, LEAST_SIZE // _PART))
+            self.charge(text_size(value, LEAST_SIZE, texts=False))
         else:
             self.charge()
         return value
@@ -417,19 +420,6 @@ class _Limited(ImmutableSandboxedEnvironment):
     def _written(self, value: Any) -> Any:
         self.charge(text_size(value, LEAST_SIZE))
         return value
-
-
-def _parts(value: Any, most: int) -> int:
-    """How many values a container holds at any depth, a shared one as often as it occurs."""
-    total, waiting = 0, [value]
-    while waiting and total < most:
-        part = waiting.pop()
-        total += 1
-        if isinstance(part, Mapping):
-            waiting += part.values()
-        elif isinstance(part, list | tuple | set):
-            waiting += part
-    return total
 
 
 @lru_cache(maxsize=16)

@@ -359,7 +359,7 @@ def loss_sum(names: str | Sequence[str], weights: Sequence[float] | None = None)
         )
     given = (1.0,) * len(terms) if weights is None else tuple(float(weight) for weight in weights)
     if len(given) != len(terms):
-        raise ValueError(f"expected one weight for each of {len(terms)} losses, got {len(given)}")
+        raise ValueError(f"expected a weight for each of the {len(terms)} losses, got {len(given)}")
     if not all(math.isfinite(weight) and weight > 0.0 for weight in given):
         raise ValueError(f"expected weights above 0, got {', '.join(f'{weight:g}' for weight in given)}")
     return LossSum(terms, given)

@@ -99,10 +99,7 @@ class LossSection(Section):
             raise ValueError(
                 f"loss.type is one loss ({losses}), which takes no weight; remove it or list losses"
             )
-        if len(value) != len(losses):
-            raise ValueError(
-                f"expected a weight for each of the {len(losses)} losses of loss.type, got {len(value)}"
-            )
+        loss_sum(losses, value)  # raises ValueError unless there are as many
         return value
 
     # Defaults are not validated, so this sees exactly the options that somebody wrote down.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from localdpo.core.names import is_demo, resolve
 from localdpo.core.text import format_seconds, format_value
@@ -25,16 +25,9 @@ DEFAULT_RUNS_DIR: Final = Path("runs")
 NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
 
 PHASES: Final[dict[Phase, str]] = {
-    "starting": "starting",
+    **{phase: phase for phase in get_args(Phase)},
     "loading": "loading model and data",
     "reference": "reference scores",
-    "evaluating": "evaluating",
-    "training": "training",
-    "paused": "paused",
-    "finished": "finished",
-    "failed": "failed",
-    "stopped": "stopped",
-    "crashed": "crashed",
 }
 
 

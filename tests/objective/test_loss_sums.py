@@ -95,7 +95,7 @@ def test_a_sum_needs_what_its_terms_need():
         ([], None, {}, "expected one or more losses"),
         (["sigmoid", "sgmoid"], None, {}, 'no loss is called "sgmoid"'),
         (["sft", "sigmoid", "sft"], None, {}, "loss sft named twice"),
-        (["sigmoid", "sft"], [1.0], {}, "expected one weight for each of 2 losses, got 1"),
+        (["sigmoid", "sft"], [1.0], {}, "expected a weight for each of the 2 losses, got 1"),
         (["sigmoid", "sft"], [1.0, 0.0], {}, "expected weights above 0, got 1, 0"),
         (["sigmoid", "sft"], [1.0, float("inf")], {}, "expected weights above 0, got 1, inf"),
         (["sft"], None, {}, "loss 'sft' trains on demonstrations"),

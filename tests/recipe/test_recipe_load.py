@@ -183,7 +183,7 @@ def test_losses_and_weights_are_checked_against_each_other(tmp_path: Path) -> No
         (
             "loss.type=[sigmoid, sft]",
             "loss.weights=[1]",
-        ): "expected a weight for each of the 2 losses of loss.type, got 1",
+        ): "expected a weight for each of the 2 losses, got 1",
         (
             "loss.weights=[1.0]",
         ): "loss.type is one loss (sigmoid), which takes no weight; remove it or list losses",
