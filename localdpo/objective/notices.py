@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from localdpo.objective.registry import DataKind
@@ -73,14 +74,9 @@ Look = Callable[[History], Sighting | None]
 
 def values_of(records: Sequence[Record], name: str, count: int) -> list[float]:
     """The last `count` finite values of `name`, oldest first; fewer where there are fewer."""
-    values: list[float] = []
-    for _, metrics in reversed(records[-LOOK_BACK:] if len(records) > LOOK_BACK else records):
-        value = metrics.get(name)
-        if value is not None and math.isfinite(value):
-            values.append(value)
-            if len(values) == count:
-                break
-    return values[::-1]
+    newest = (metrics.get(name) for _, metrics in reversed(records[-LOOK_BACK:]))
+    finite = (value for value in newest if value is not None and math.isfinite(value))
+    return list(islice(finite, count))[::-1]
 
 
 @dataclass(frozen=True)

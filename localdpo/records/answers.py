@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from localdpo.core.atomic import entries
+from localdpo.core.atomic import newest_first
 from localdpo.core.errors import UserError
 from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
 from localdpo.records.typed import as_record
@@ -138,12 +138,8 @@ def answers_path(run: Path, key: str) -> Path:
 
 
 def answers_files(run: Path) -> list[Path]:
-    """The answers files of a run's folder, the most recently written first, without empty ones.
-
-    A full disk leaves an empty file.
-    """
-    files = [path for path in entries(run / FOLDER, "*.jsonl") if path.stat().st_size]
-    return sorted(files, key=lambda path: (-path.stat().st_mtime, path.name))
+    """The answers files of a run's folder, the most recently written first."""
+    return newest_first(run / FOLDER, "*.jsonl")
 
 
 class AnswersTail(LogTail):

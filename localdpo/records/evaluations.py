@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from localdpo.core.atomic import entries, write_bytes
+from localdpo.core.atomic import newest_first, write_bytes
 from localdpo.core.errors import UserError
 from localdpo.records.log import read_sealed, seal
 from localdpo.records.rundir import RunDir
@@ -187,13 +187,7 @@ def evaluation_text(record: Mapping[str, Any]) -> str:
 
 def evaluation_files(run: RunDir) -> list[Path]:
     """The files of a run's evaluations, the newest first."""
-    stamps = []
-    for path in entries(run.evaluations, "*.json"):
-        try:
-            stamps.append((path.stat().st_mtime_ns, path))
-        except FileNotFoundError:
-            continue
-    return [path for _, path in sorted(stamps, reverse=True)]
+    return newest_first(run.evaluations, "*.json")
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -24,7 +24,7 @@ def make_run(folder: Path, base: Path, *, name: str = "r", step: int = 20, **sha
 
 
 def add_checkpoint(run: RunDir, base: Path, step: int, **shape: Any) -> Path:
-    folder = run.checkpoint_path(step)
+    folder = run.checkpoints / f"step-{step:06d}"
     make_adapter(folder, base, **shape)
     write_manifest(folder)
     return folder
