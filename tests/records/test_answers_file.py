@@ -148,9 +148,16 @@ def test_the_files_of_a_run_come_newest_first(tmp_path: Path) -> None:
     for number, key in enumerate(("x", "y")):
         path = answers_path(tmp_path, key)
         path.parent.mkdir(exist_ok=True)
-        path.write_text("")
+        path.write_text("{}\n")
         os.utime(path, (number, number))
     assert [path.stem for path in answers_files(tmp_path)] == ["y", "x"]
+
+
+def test_an_empty_file_holds_no_answers(tmp_path: Path) -> None:
+    path = answers_path(tmp_path, "x")
+    path.parent.mkdir()
+    path.touch()
+    assert answers_files(tmp_path) == []
 
 
 def test_a_request_survives_its_json() -> None:
