@@ -52,7 +52,6 @@ LONG = (
     "test_watch_command",
     "test_train_twice",
     "test_demo_recipes",
-    "test_evaluation",
     "test_commands",
     "test_forward",
     "test_losses",
