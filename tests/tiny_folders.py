@@ -125,7 +125,7 @@ def recipe_text(model: Path, pairs: Path, held_out: Path | None = None, **sectio
         "train": {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0, "schedule": "constant"},
         "lora": {},
         # Evaluations measure the KL on sampled answers; at their default length a tiny run does little else.
-        "eval": {"samples": 0, "every": 100, "kl_every": 100, "max_tokens": 8},
+        "eval": {"samples": 0, "every": 100, "kl_every": 100, "kl_samples": 2, "max_tokens": 8},
         "save": {"every": 100},
     }
     for name, values in sections.items():

@@ -57,6 +57,7 @@ def ended(command: subprocess.Popen[str]) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("betas", [("0.1", "0.1"), ("0.1", "0.2")])
+@pytest.mark.every(2)
 def test_of_two_commands_on_one_new_name_one_trains(betas: tuple[str, str]):
     commands = [train("late", f"loss.beta={beta}", "--run", "x") for beta in betas]
     until(lambda: any(command.poll() is not None for command in commands))

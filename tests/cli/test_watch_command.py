@@ -248,6 +248,7 @@ def test_a_mistake_closes_the_dashboard_and_is_said_as_in_plain():
     assert not Path("runs/dpo").exists()
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_begin_closes_the_dashboard():
     terminal = Terminal("early", "train", "dpo.yaml")
     code, said = terminal.leave()

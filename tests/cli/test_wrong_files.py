@@ -81,12 +81,19 @@ def said(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return say
 
 
+WRONGS = [
+    ("missing", "empty", "folder", "binary"),
+    pytest.param(("blank", "loop", "no-text", "pairs.jsonl/below"), marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("wrongs", WRONGS, ids=str)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_wrong_file_is_an_error_in_lines(
-    place: str, said: Callable[[list[str]], tuple], folder: Path
+    place: str, wrongs: tuple[str, ...], said: Callable[[list[str]], tuple], folder: Path
 ) -> None:
     before = sorted(folder.rglob("*"))
-    for wrong in ("missing", "empty", "blank", "folder", "loop", "binary", "no-text", "pairs.jsonl/below"):
+    for wrong in wrongs:
         code, errors = said([word.replace("WRONG", wrong) for word in PLACES[place]])
         assert code == 2, (wrong, errors)
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]

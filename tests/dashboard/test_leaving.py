@@ -120,6 +120,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("code", [WATCH, COMPARE, LABEL], ids=["watch", "compare", "label"])
+@pytest.mark.every(3)
 def test_an_app_ends_with_its_terminal(code: str, folder: Path):
     terminal = Terminal(folder, code)
     terminal.until_up(b"\x1b[?1049h")
@@ -139,6 +140,7 @@ def test_a_signal_gives_the_terminal_back(name: str, folder: Path):
 
 @pytest.mark.parametrize("stuck", [LOCKED, BUSY], ids=["locked", "busy"])
 @pytest.mark.parametrize("how", ["SIGTERM", "hang up"])
+@pytest.mark.every(3)
 def test_a_stuck_app_ends_too(how: str, stuck: str, folder: Path):
     terminal = Terminal(folder, stuck + STUCK)
     deadline = time.monotonic() + 40

@@ -53,7 +53,7 @@ def test_a_screen_shows_hostile_text_as_it_is(run: RunDir, screen: str) -> None:
     app = make_app(run, screen)
 
     async def act(pilot: Pilot[None]) -> None:
-        for keys in ((), ("n",), ("enter",), ("escape",), ("question_mark",), ("escape",)):
+        for keys in ((), ("n", "enter"), ("escape", "question_mark"), ("escape",)):
             await press(pilot, *keys)
             frame = frame_text(app)
             assert [char for char in frame if escaped(char) != char] == []

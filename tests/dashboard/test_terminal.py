@@ -162,6 +162,7 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.long
 def test_killing_the_dashboard_leaves_training_alone(tmux: Tmux, tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"
     options = ("train", "recipes/dpo.yaml", *SHORT, "train.max_steps=8", "--runs-dir", str(runs_dir))
