@@ -18,6 +18,7 @@ from localdpo.interop.origin import base_of, original_of, public
 from localdpo.interop.place import RECORD, check_place, written
 from localdpo.interop.targets import Settings, Target, target_of
 from localdpo.interop.trained import Trained, open_trained
+from localdpo.records.events import finite
 from localdpo.records.exports import note_export
 from localdpo.records.rundir import RunDir
 
@@ -121,7 +122,7 @@ def _record(trained: Trained, request: ExportRequest, result: CheckResult) -> di
         "base_model": base.name,
         "original_model": None if original is None else public(original),
         "settings": asdict(request.settings),
-        "check": result.to_json(),
+        "check": finite(result.to_json()),
     }
 
 

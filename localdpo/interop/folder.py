@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,23 +74,14 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def tokenizer_files(base: Path) -> Iterator[Path]:
-    """What of a model's folder decides how text becomes tokens and back, and its own code.
-
-    As they are: a tokenizer that is read and saved again may come out as another one.
-    """
-    seen = set()
-    for pattern in (*TOKENIZER_FILES, "*.py"):
-        for path in sorted(base.glob(pattern)):
-            if path.parent == base and path.is_file() and path.name not in seen:
-                seen.add(path.name)
-                yield path
-
-
 def copy_tokenizer(base: Path, folder: Path) -> list[str]:
-    """Copy `tokenizer_files`; a line on what stays behind."""
-    for path in tokenizer_files(base):
-        # The content: the files of the hub's cache are links.
-        shutil.copyfile(path, folder / path.name)
+    """Copy what of a model's folder decides how text becomes tokens and back, and its own code, as it is: a
+    tokenizer that is read and saved again may come out as another one. Returns a line on what stays behind.
+    """
+    for pattern in (*TOKENIZER_FILES, "*.py"):
+        for path in base.glob(pattern):
+            if path.parent == base and path.is_file():
+                # The content: the files of the hub's cache are links.
+                shutil.copyfile(path, folder / path.name)
     left = sorted(path.parent.name for path in base.glob("additional_chat_templates/*.jinja"))
     return [f"{left[0]}: these further chat templates are not copied"] if left else []

@@ -7,6 +7,7 @@ at 8 bits unless something else is asked for.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.utils import dequantize_model
 
 from localdpo.core.errors import UserError
+from localdpo.interop.trained import Trained
 from localdpo.model.arrays import named
 from localdpo.model.load import dense_layer
 
@@ -25,8 +27,42 @@ ADAPTERS: Final = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, DoRALinear, DoRA
 BITS: Final = (2, 3, 4, 5, 6, 8)
 DEFAULT_BITS: Final = 8
 _QUANTISED: Final = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+# Where config.json says how weights are quantised.
+_QUANTISATION: Final = ("quantization", "quantization_config")
+_ADAPTED_ENDS: Final = ("lora_a", "lora_b", ".m")
 # Groups that MLX quantises in; the others are those of formats that have no scale and bias a group.
 _GROUPS: Final = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """A whole model that is to be written, not evaluated yet."""
+
+    config: dict[str, Any]
+    weights: dict[str, mx.array]
+
+
+def merged(trained: Trained, bits: int | None, *, dequantise: bool) -> ModelWeights:
+    """The run's model with its adapter merged.
+
+    `bits`: of merged layers whose base is quantised (8 unless given); others stay as they were. `dequantise`:
+    every layer is dense, in 16 bits for a base whose scales are.
+
+    Raises UserError for `bits` where nothing is quantised.
+    """
+    model, config = trained.load()
+    if bits is not None and "quantization" not in config:
+        raise UserError(
+            f"--bits {bits}: the base {trained.recipe.model} is not quantised, and neither is the export; "
+            "leave --bits out (mlx_lm.convert -q quantises what is exported)"
+        )
+    quantisation = fuse(model, None if dequantise else bits or DEFAULT_BITS)
+    if dequantise:
+        dequantize_model(model)
+        config = {key: value for key, value in config.items() if key not in _QUANTISATION}
+    elif "quantization" in config:
+        config = {**config, "quantization": {**config["quantization"], **quantisation}}
+    return ModelWeights(config, named(model.parameters()))
 
 
 def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
@@ -38,6 +74,7 @@ def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: a kind of adapter that cannot be merged.
     """
+    usual = _usual_type(model)
     merged: list[tuple[str, nn.Module]] = []
     quantisation: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
@@ -45,7 +82,7 @@ def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
             continue
         inner = "embedding" if "embedding" in module else "linear"
         base = module[inner]
-        dtype = _dtype(base)
+        dtype = _dtype(base, usual)
         module[inner] = _float32(base)
         # mlx-lm's own sum, which rounds to the type of the layer: float32 here.
         layer = module.fuse(dequantize=True)
@@ -61,11 +98,6 @@ def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
     return quantisation
 
 
-def dequantise(model: nn.Module) -> None:
-    """Make every quantised layer dense, in the type of its scales; nothing is evaluated."""
-    dequantize_model(model)
-
-
 def _float32(base: nn.Module) -> nn.Module:
     dense = dense_layer(base)
     if dense is None:
@@ -73,7 +105,17 @@ def _float32(base: nn.Module) -> nn.Module:
     return base if dense is None else dense
 
 
-def _dtype(base: nn.Module) -> mx.Dtype:
-    """The type of a layer's numbers: that of its scales where it is quantised, if they have one."""
+def _usual_type(model: nn.Module) -> mx.Dtype:
+    """The floating-point type of the model's own weights, whatever that of its adapters."""
+    own = {
+        name: array for name, array in named(model.parameters()).items() if not name.endswith(_ADAPTED_ENDS)
+    }
+    return next(
+        (array.dtype for array in own.values() if mx.issubdtype(array.dtype, mx.floating)), mx.bfloat16
+    )
+
+
+def _dtype(base: nn.Module, usual: mx.Dtype) -> mx.Dtype:
+    """The type of a layer's numbers: that of its scales where it is quantised, if they are numbers."""
     dtype = base.scales.dtype if isinstance(base, _QUANTISED) else base.weight.dtype
-    return dtype if mx.issubdtype(dtype, mx.floating) else mx.bfloat16
+    return dtype if mx.issubdtype(dtype, mx.floating) else usual

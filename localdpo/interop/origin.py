@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def data_of(recipe: Recipe) -> list[Origin]:
 
 def public(name: str) -> str:
     """A name without the folders of this machine: the last part of a path, and all of another name."""
-    is_path = name.startswith(("/", "~", "./", "../")) or Path(name).expanduser().exists()
+    is_path = name.startswith(("/", "~", "./", "../")) or os.path.exists(name)
     return Path(name).name if is_path and not is_demo(name) else name
 
 

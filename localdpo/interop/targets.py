@@ -22,8 +22,7 @@ from localdpo.interop.folder import (
     write_json,
     write_weights,
 )
-from localdpo.interop.fuse import BITS
-from localdpo.interop.hf import merged
+from localdpo.interop.fuse import BITS, merged
 from localdpo.interop.origin import original_of
 from localdpo.interop.peft import WEIGHTS, from_peft, to_peft
 from localdpo.interop.place import Artefact

@@ -59,7 +59,7 @@ def open_trained(run: RunDir, checkpoint: str | None, note: Note) -> Trained:
 
 
 def _named(run: RunDir, name: str) -> Path:
-    wanted = f"step-{int(name):06d}" if name.isdecimal() else name
+    wanted = run.checkpoint_path(int(name)).name if name.isdecimal() else name
     folders = {folder.name: folder for folder in checkpoint_folders(run.checkpoints)}
     if wanted not in folders:
         known = ", ".join(folders) or "none"

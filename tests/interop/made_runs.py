@@ -24,7 +24,7 @@ def make_run(folder: Path, base: Path, *, name: str = "r", step: int = 20, **sha
 
 
 def add_checkpoint(run: RunDir, base: Path, step: int, **shape: Any) -> Path:
-    folder = run.checkpoints / f"step-{step:06d}"
+    folder = run.checkpoint_path(step)
     make_adapter(folder, base, **shape)
     write_manifest(folder)
     return folder

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from made_runs import trained
@@ -14,8 +15,7 @@ from mlx_lm import load as mlx_lm_load
 from model_families import GROUP_SIZE, tiny, with_lora
 
 from localdpo.core.errors import LocalDPOError
-from localdpo.interop.fuse import fuse
-from localdpo.interop.hf import merged
+from localdpo.interop.fuse import fuse, merged
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.model import lora
 from localdpo.model.load import load_base
@@ -86,13 +86,19 @@ def test_eight_bits_lose_less_than_the_four_of_the_base(family: str) -> None:
     assert gaps[8] < gaps[4] / 5
 
 
-def test_numbers_keep_the_type_of_the_base() -> None:
-    model = tiny("qwen3", bits=4)
-    model.set_dtype(mx.bfloat16)
-    with_lora(model)
-    fuse(model, 8)
-    types = {array.dtype for _, array in tree_flatten(model.parameters())}
-    assert types == {mx.bfloat16, mx.uint32}
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_numbers_keep_the_type_of_the_base(mode: str) -> None:
+    model = tiny("qwen3")
+    model.set_dtype(mx.float16)
+    nn.quantize(model, group_size=32, bits=4, mode=mode)
+    with_lora(model, keys=["self_attn.q_proj", "mlp.down_proj"])
+    before = logits(model)
+    quantisation = fuse(model, 8)
+    layer = model.model.layers[0].self_attn
+    assert quantisation["model.layers.0.self_attn.q_proj"]["mode"] == "affine"
+    assert (layer.q_proj.bits, layer.q_proj.scales.dtype) == (8, mx.float16)
+    assert (layer.k_proj.bits, layer.k_proj.mode) == (4, mode)
+    assert np.abs(logits(model) - before).max() < 0.1
 
 
 def test_what_mlx_lm_loads_is_what_was_merged(quantised_model: Path, tmp_path: Path) -> None:

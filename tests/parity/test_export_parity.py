@@ -17,6 +17,7 @@ import pytest
 from tiny_folders import make_adapter, make_tokenizer
 
 from localdpo.interop.folder import SAME_NAMES
+from localdpo.interop.importing import ImportRequest, import_path
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.interop.trained import Trained
 from localdpo.model import lora
@@ -156,3 +157,53 @@ def test_peft_and_transformers_compute_the_same(family: str, tmp_path: Path) -> 
     assert torch_logps(loaded(base, peft)) == pytest.approx(here, abs=1e-3)
     hf = exported(run, "hf", tmp_path / "hf")
     assert torch_logps(loaded(hf)) == pytest.approx(here, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"kind": "dora"},
+        {"layers": 1, "keys": ("self_attn.q_proj", "mlp.up_proj")},
+        {"keys": ("self_attn.v_proj", "lm_head", "model.embed_tokens"), "rank": 3},
+    ],
+    ids=["dora", "last block", "embedding and head"],
+)
+def test_every_shape_of_an_adapter_computes_the_same(shape: dict[str, Any], tmp_path: Path) -> None:
+    base = make_family(tmp_path / "base", "llama", tied=False)
+    run = trained(tmp_path, base, **shape)
+    here = mlx_logps(base, run.adapter)
+    assert np.abs(here - mlx_logps(base)).max() > 0.01
+    peft = exported(run, "peft", tmp_path / "peft")
+    assert torch_logps(loaded(base, peft)) == pytest.approx(here, abs=1e-3)
+    assert torch_logps(loaded(exported(run, "hf", tmp_path / "hf"))) == pytest.approx(here, abs=1e-3)
+
+
+def test_what_peft_saves_is_imported(tmp_path: Path) -> None:
+    """An adapter that PEFT itself made and saved, DoRA with rank-stabilised scaling."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base = make_family(tmp_path / "base", "llama", tied=False)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        use_dora=True,
+        use_rslora=True,
+        target_modules=["q_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(loaded(base), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.05)
+    model.save_pretrained(tmp_path / "peft")
+    request = ImportRequest(tmp_path / "peft", tmp_path / "adapter", model=str(base))
+    report = import_path(request)
+    assert report.record["lora_parameters"] == {
+        "rank": 4,
+        "scale": 3.0,
+        "dropout": 0.0,
+        "keys": ["mlp.down_proj", "self_attn.q_proj"],
+    }
+    assert mlx_logps(base, tmp_path / "adapter") == pytest.approx(torch_logps(model), abs=1e-3)
