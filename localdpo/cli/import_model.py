@@ -10,12 +10,16 @@ import typer
 
 def import_model(
     source: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A model, a .gguf file, or the folder of a PEFT adapter.")
+        Path, typer.Argument(metavar="PATH", help="A .gguf file, a PEFT adapter's folder, or a policy.pt.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, which must not exist.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="NAME", help="Base model of an adapter. Default: the one it names."),
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Base of a policy.pt, or of an adapter. Default: the one it names.",
+        ),
     ] = None,
     bits: Annotated[
         int | None,
@@ -28,7 +32,7 @@ def import_model(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as a JSON object.")] = False,
 ) -> None:
-    """Convert a GGUF file, or a PEFT adapter, into a folder in mlx-lm's layout."""
+    """Convert a GGUF file, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
     from localdpo.model.backend import prepare
     from localdpo.out import print_json, say
 

@@ -28,7 +28,7 @@ BITS: Final = (2, 3, 4, 5, 6, 8)
 DEFAULT_BITS: Final = 8
 _QUANTISED: Final = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 # Where config.json says how weights are quantised.
-_QUANTISATION: Final = ("quantization", "quantization_config")
+QUANTISATION: Final = ("quantization", "quantization_config")
 _ADAPTED_ENDS: Final = ("lora_a", "lora_b", ".m")
 # Groups that MLX quantises in; the others are those of formats that have no scale and bias a group.
 _GROUPS: Final = (32, 64, 128)
@@ -59,7 +59,7 @@ def merged(trained: Trained, bits: int | None, *, dequantise: bool) -> ModelWeig
     quantisation = fuse(model, None if dequantise else bits or DEFAULT_BITS)
     if dequantise:
         dequantize_model(model)
-        config = {key: value for key, value in config.items() if key not in _QUANTISATION}
+        config = {key: value for key, value in config.items() if key not in QUANTISATION}
     elif "quantization" in config:
         config = {**config, "quantization": {**config["quantization"], **quantisation}}
     return ModelWeights(config, named(model.parameters()))

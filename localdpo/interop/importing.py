@@ -6,6 +6,7 @@ there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.gguf.convert import REQUANTISED_BITS
 from localdpo.gguf.convert import convert as convert_gguf
 from localdpo.gguf.file import MAGIC
-from localdpo.interop.folder import nbytes, write_json
+from localdpo.interop.folder import copy_tokenizer, nbytes, write_config, write_json, write_weights
+from localdpo.interop.fuse import QUANTISATION
 from localdpo.interop.peft import from_peft, is_peft
+from localdpo.interop.policy import is_policy, read_policy
 from localdpo.model import lora
-from localdpo.model.load import build_model, load_base, read_json_object
+from localdpo.model.load import build_model, load_base, model_path, read_json_object
 from localdpo.model.trial import try_out
 
 
@@ -87,7 +90,7 @@ def import_path(request: ImportRequest) -> ImportReport:
     else:
         importer = next((entry for entry in IMPORTERS if entry.matches(source)), None)
         if importer is None:
-            problems.append(f"{source}: expected {' or '.join(entry.what for entry in IMPORTERS)}")
+            problems.append(f"{source}: expected {_any_of([entry.what for entry in IMPORTERS])}")
         else:
             useless = sorted(request.given - importer.options)
             problems += [f"{option}: {importer.what} has no use for it" for option in useless]
@@ -100,6 +103,10 @@ def import_path(request: ImportRequest) -> ImportReport:
     if problems or importer is None:
         raise UserErrors([UserError(problem) for problem in problems])
     return importer.convert(request)
+
+
+def _any_of(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 # --- the kinds -----------------------------------------------------------------------------------------
@@ -152,12 +159,37 @@ def _peft(request: ImportRequest) -> ImportReport:
     return ImportReport([line], {**shape.to_json(name), "folder": str(request.out)})
 
 
+def _policy(request: ImportRequest) -> ImportReport:
+    if request.model is None:
+        raise UserError(f"{request.source}: it holds weights alone; name the base that was trained: --model")
+    base = model_path(request.model)
+    weights = read_policy(request.source)
+    types = Counter(str(array.dtype).rpartition(".")[2] for array in weights.values())
+    config = read_json_object(base / "config.json")
+    config = {key: value for key, value in config.items() if key not in QUANTISATION}
+    size = nbytes(weights)
+    with published_dir(request.out, size) as folder:
+        write_config(folder, config)
+        write_weights(folder, weights, "pt")
+        lines = copy_tokenizer(base, folder)
+        try:
+            build_model(str(folder))
+        except UserError as error:
+            raise UserError(f"{request.source}: these weights are not of {request.model}: {error}") from error
+    named = ", ".join(f"{count} {name}" for name, count in sorted(types.items()))
+    first = f"{request.out}: {config['model_type']}, {types.total()} tensors ({named}), {size / 1e6:,.0f} MB"
+    return ImportReport([first, *lines], {"folder": str(request.out), "types": dict(types), "bytes": size})
+
+
 IMPORTERS: Final = (
     Importer(
         f"the folder of a PEFT adapter ({lora.CONFIG_FILE} and {lora.PEFT_FILES[0]})",
         frozenset({"--model"}),
         is_peft,
         _peft,
+    ),
+    Importer(
+        "a file of PyTorch with weights under 'state' (policy.pt)", frozenset({"--model"}), is_policy, _policy
     ),
     Importer("a .gguf file", frozenset({"--bits", "--no-check"}), _is_gguf, _gguf),
 )

@@ -43,7 +43,8 @@ def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"error: {tmp_path}/model.bin: expected the folder of a PEFT adapter (adapter_config.json and "
-        "adapter_model.safetensors) or a .gguf file",
+        "adapter_model.safetensors), a file of PyTorch with weights under 'state' (policy.pt) "
+        "or a .gguf file",
         "error: --bits 3: expected 4 or 8",
         f"error: {tmp_path}: exists already; give another folder",
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,15 @@ def test_import_says_what_it_expects(tmp_path: Path, sft_adapter: Path, peft_fol
     assert "--bits: the folder of a PEFT adapter" in bits
     own = localdpo("import", str(sft_adapter), str(tmp_path / "o"))
     assert "this is an adapter of mlx-lm already" in own.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_a_file_of_pytorch_needs_pytorch(tmp_path: Path, tiny_model: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "policy.pt", "w") as archive:
+        archive.writestr("policy/data.pkl", b"")
+    result = localdpo("import", str(tmp_path / "policy.pt"), str(tmp_path / "o"), "--model", str(tiny_model))
+    assert result.returncode == 2
+    assert "pip install 'localdpo[torch]'" in result.stderr
 
 
 def test_a_start_adapter_of_peft_is_recognised(peft_folder: Path) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from tiny_folders import make_adapter, make_tokenizer
 
+from localdpo.core.errors import LocalDPOError
 from localdpo.interop.folder import SAME_NAMES
 from localdpo.interop.importing import ImportRequest, import_path
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.interop.trained import Trained
 from localdpo.model import lora
-from localdpo.model.load import load_base
+from localdpo.model.load import load_base, load_tokenizer
 from localdpo.recipe.load import load_recipe
 from localdpo.records.rundir import RunDir
 
@@ -207,3 +208,35 @@ def test_what_peft_saves_is_imported(tmp_path: Path) -> None:
         "keys": ["mlp.down_proj", "self_attn.q_proj"],
     }
     assert mlx_logps(base, tmp_path / "adapter") == pytest.approx(torch_logps(model), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_policy_of_the_reference_implementation_is_imported(dtype: str, tmp_path: Path) -> None:
+    """A dict with the weights under `state`; other files of PyTorch are refused, and no code in them runs."""
+    import torch
+
+    base = make_family(tmp_path / "base", "llama", tied=False)
+    model = loaded(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state)
+    torch.save({"step_idx": 9, "state": state, "metrics": {}}, tmp_path / "policy.pt")
+    with pytest.raises(LocalDPOError, match="name the base that was trained: --model"):
+        import_path(ImportRequest(tmp_path / "policy.pt", tmp_path / "out"))
+    report = import_path(ImportRequest(tmp_path / "policy.pt", tmp_path / "out", model=str(base)))
+    assert report.record["types"] == {dtype: len(state)}
+    assert mlx_logps(tmp_path / "out") == pytest.approx(torch_logps(model.float()), abs=1e-3)
+    assert load_tokenizer(str(tmp_path / "out")).encode("good") == load_tokenizer(str(base)).encode("good")
+    torch.save({"weights": state}, tmp_path / "other.pt")
+    torch.save({"state": tmp_path}, tmp_path / "code.pt")  # a pickled object that is no tensor
+    torch.save({"state": {"x": torch.zeros(3)}}, tmp_path / "few.pt")
+    for name, words in (
+        ("other", "expected a dict with the weights under 'state'"),
+        ("code", "PyTorch cannot read it as weights"),
+        ("few", "these weights are not of"),
+    ):
+        with pytest.raises(LocalDPOError, match=words):
+            import_path(ImportRequest(tmp_path / f"{name}.pt", tmp_path / name, model=str(base)))
+        assert not (tmp_path / name).exists()
