@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from localdpo.interop.export import Export
 
 FAILED_EXIT: Final = 1
-TARGET_HELP: Final = "mlx, peft, hf (transformers) or lmstudio"
+TARGET_HELP: Final = "mlx, peft, hf (transformers), lmstudio, gguf, gguf-lora or ollama"
 
 
 def export(

@@ -71,11 +71,11 @@ def pack(packed: Packed, kind: int) -> np.ndarray:
     return np.concatenate([*parts, body], axis=-1).reshape(rows, -1)
 
 
-def exact_type(packed: Packed, bits: int) -> int | None:
-    """The GGUF type that holds the matrix exactly: Q4_0, Q4_1, Q8_0; None if there is none."""
-    for kind in (Q4_0, Q8_0):
-        symmetric = packed.scales * np.float16(-_MIDDLE[kind])
-        if bits == BITS[kind] and np.array_equal(symmetric, packed.biases):
+def exact_type(scales: np.ndarray, biases: np.ndarray, bits: int) -> int | None:
+    """The GGUF type that holds a matrix with these float16 scales and biases to the bit: Q4_0, Q4_1, Q8_0;
+    None if none does."""
+    for kind, middle in _MIDDLE.items():
+        if bits == BITS[kind] and np.array_equal(scales * np.float16(-middle), biases):
             return kind
     return Q4_1 if bits == BITS[Q4_1] else None
 

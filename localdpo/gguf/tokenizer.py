@@ -8,13 +8,15 @@ token, and of all neighbours those are merged whose token has the highest score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from localdpo.core.errors import UserError
 from localdpo.gguf.file import GGUFFile
@@ -23,6 +25,7 @@ from localdpo.gguf.file import GGUFFile
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 SPACE: Final = "▁"  # SentencePiece's
+_BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
 # Tokens are some hundred characters long at most; every way to split one is looked at.
 LONGEST_TOKEN: Final = 2_000
 
@@ -260,3 +263,125 @@ def _sentencepiece(
     backend.normalizer = spaces
     backend.decoder = decoders.Sequence(parts)
     return backend
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+
+def tokenizer_metadata(folder: Path, config: Mapping[str, Any], *, rows: int) -> dict[str, Any]:
+    """The keys of a GGUF file that say what the tokenizer in a folder says.
+
+    Args:
+        config: config.json, whose eos_token_id may name several.
+        rows: of the embedding; numbers without a token get one that nothing is split into.
+
+    Raises:
+        UserError: there is no tokenizer.json, or it is of a kind that llama.cpp does not have.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: no tokenizer.json that transformers can read; a GGUF file needs one")
+    form = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, added = form["model"], {entry["id"]: entry for entry in form["added_tokens"]}
+    if model["type"] != "BPE":
+        raise UserError(
+            f"{folder}: a tokenizer of type {model['type']} has no place in a GGUF file; only BPE"
+        )
+    texts = {number: token for token, number in model["vocab"].items()}
+    texts |= {number: entry["content"] for number, entry in added.items()}
+    if max(texts) >= rows:
+        raise UserError(f"{folder}: token {max(texts):,} has no row in the embedding of {rows:,}")
+    is_spm = bool(model.get("byte_fallback"))
+    merges = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+    kinds = [_kind(number, texts, added, model.get("unk_token"), is_spm) for number in range(rows)]
+    tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
+    metadata: dict[str, Any] = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
+    if is_spm:
+        metadata |= {
+            "tokenizer.ggml.model": SENTENCEPIECE,
+            "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.scores": _scores(tokens, merges),
+            "tokenizer.ggml.add_space_prefix": _adds_space(tokenizer),
+        }
+    else:
+        metadata |= {
+            "tokenizer.ggml.model": BYTE_LEVEL,
+            "tokenizer.ggml.pre": _name_of_pre(folder, form),
+            "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        }
+    around = tokenizer("").input_ids
+    metadata["tokenizer.ggml.add_bos_token"] = tokenizer.bos_token_id in around[:1]
+    metadata["tokenizer.ggml.add_eos_token"] = tokenizer.eos_token_id in around[-1:]
+    metadata |= {
+        f"tokenizer.ggml.{key}": int(number)
+        for key, name in SPECIAL.items()
+        if (number := getattr(tokenizer, f"{name}_id")) is not None
+    }
+    named = config.get("eos_token_id")
+    ends = dict.fromkeys([tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])])
+    written = [int(number) for number in ends if number is not None]
+    metadata |= {f"tokenizer.ggml.{key}": number for key, number in zip(ENDS, written, strict=False)}
+    if isinstance(tokenizer.chat_template, str):
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    return metadata
+
+
+def _kind(
+    number: int, texts: Mapping[int, str], added: Mapping[int, Any], unknown: str | None, is_spm: bool
+) -> int:
+    """llama.cpp's type of a token."""
+    text = texts.get(number)
+    if text is None:
+        return UNUSED
+    if is_spm and text == unknown:
+        return UNKNOWN
+    if number in added:
+        return CONTROL if added[number]["special"] else USER_DEFINED
+    return BYTE if is_spm and _BYTE_TOKEN.fullmatch(text) else NORMAL
+
+
+def _scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> list[float]:
+    """A score for each token that ranks it as the first merge which makes it."""
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    # What no merge makes (characters, bytes, added tokens) comes after all others.
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def _adds_space(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a space is put before a text: seen in the tokens of one letter."""
+    first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
+    return bool(first.startswith(SPACE))
+
+
+def _name_of_pre(folder: Path, form: Mapping[str, Any]) -> str:
+    """What llama.cpp calls the way in which a tokenizer.json splits words."""
+    patterns, ignores = tuple(_patterns(form["pre_tokenizer"])), bool(form["model"].get("ignore_merges"))
+    names = [name for name, pre in PRE.items() if pre.patterns == patterns]
+    exact = [name for name in names if PRE[name].ignore_merges == ignores]
+    if not names:
+        raise UserError(
+            f"{folder}: llama.cpp has no name for how tokenizer.json splits words "
+            f"({' and '.join(patterns)}): it would give other tokens"
+        )
+    return (exact or names)[0]
+
+
+def _patterns(pre: Mapping[str, Any] | None) -> Iterator[str]:
+    """The regular expressions of a pre-tokenizer in turn; its type where it is no such thing."""
+    kind = pre["type"] if pre else "nothing"
+    if pre is None:
+        yield kind
+    elif kind == "Sequence":
+        for part in pre["pretokenizers"]:
+            yield from _patterns(part)
+    elif kind == "Digits" and pre["individual_digits"]:
+        yield r"\p{N}"
+    elif kind == "Split" and pre["behavior"] == "Isolated" and "Regex" in pre["pattern"]:
+        yield pre["pattern"]["Regex"]
+    elif kind == "ByteLevel":
+        if pre["use_regex"]:
+            yield _GPT2
+    else:
+        yield kind

@@ -51,11 +51,7 @@ def merged(trained: Trained, bits: int | None, *, dequantise: bool) -> ModelWeig
     Raises UserError for `bits` where nothing is quantised.
     """
     model, config = trained.load()
-    if bits is not None and "quantization" not in config:
-        raise UserError(
-            f"--bits {bits}: the base {trained.recipe.model} is not quantised, and neither is the export; "
-            "leave --bits out (mlx_lm.convert -q quantises what is exported)"
-        )
+    require_quantised(trained, config, bits)
     quantisation = fuse(model, None if dequantise else bits or DEFAULT_BITS)
     if dequantise:
         dequantize_model(model)
@@ -63,6 +59,25 @@ def merged(trained: Trained, bits: int | None, *, dequantise: bool) -> ModelWeig
     elif "quantization" in config:
         config = {**config, "quantization": {**config["quantization"], **quantisation}}
     return ModelWeights(config, named(model.parameters()))
+
+
+def require_quantised(trained: Trained, config: dict[str, Any], bits: int | None) -> None:
+    """Raise UserError for `bits` of a base that is not quantised."""
+    if bits is not None and "quantization" not in config:
+        raise UserError(
+            f"--bits {bits}: the base {trained.recipe.model} is not quantised, and neither is the export; "
+            "leave --bits out (mlx_lm.convert -q quantises what is exported)"
+        )
+
+
+def on_quantised(model: nn.Module) -> list[str]:
+    """Names of the layers that are quantised and have an adapter."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, ADAPTERS)
+        and isinstance(module["embedding" if "embedding" in module else "linear"], _QUANTISED)
+    ]
 
 
 def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:

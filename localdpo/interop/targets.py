@@ -23,6 +23,7 @@ from localdpo.interop.folder import (
     write_weights,
 )
 from localdpo.interop.fuse import BITS, merged
+from localdpo.interop.llama_cpp import load_gguf, load_lora, prepare_gguf, prepare_lora, prepare_ollama
 from localdpo.interop.origin import original_of
 from localdpo.interop.peft import WEIGHTS, from_peft, to_peft
 from localdpo.interop.place import Artefact
@@ -164,6 +165,29 @@ model = AutoModelForCausalLM.from_pretrained("REPO")
 tokenizer = AutoTokenizer.from_pretrained("REPO")
 ```
 """
+_GGUF_RUN = """\
+```
+llama-cli -m REPO/model.gguf
+```
+
+LM Studio and other programs on llama.cpp take the file as it is.
+"""
+_GGUF_LORA_RUN = """\
+On the GGUF file of the base model:
+
+```
+llama-cli -m BASE.gguf --lora REPO/adapter.gguf
+```
+
+In Ollama, a Modelfile with `FROM` the base and `ADAPTER ./adapter.gguf`.
+"""
+_OLLAMA_RUN = """\
+```
+cd REPO
+ollama create REPO -f Modelfile
+ollama run REPO
+```
+"""
 _PEFT_RUN = """\
 ```python
 from peft import PeftModel
@@ -217,6 +241,36 @@ TARGETS: Final = {
             load=_load_model,
             run=_LM_STUDIO_RUN,
             place=("localdpo",),
+        ),
+        Target(
+            name="gguf",
+            what="the whole model as a GGUF file, merged layers in Q8_0 where the base is quantised",
+            library="gguf",
+            relation="finetune",
+            options=_BITS,
+            prepare=prepare_gguf,
+            load=load_gguf,
+            run=_GGUF_RUN,
+        ),
+        Target(
+            name="gguf-lora",
+            what="the adapter as a GGUF file",
+            library="gguf",
+            relation="adapter",
+            options=frozenset(),
+            prepare=prepare_lora,
+            load=load_lora,
+            run=_GGUF_LORA_RUN,
+        ),
+        Target(
+            name="ollama",
+            what="the whole model as a GGUF file with a Modelfile for Ollama",
+            library="gguf",
+            relation="finetune",
+            options=_BITS,
+            prepare=prepare_ollama,
+            load=load_gguf,
+            run=_OLLAMA_RUN,
         ),
     )
 }

@@ -38,16 +38,16 @@ def test_blocks_mean_in_mlx_what_llama_cpp_computes_and_come_back_bit_for_bit(
     # Two roundings of float32: of the product, and of the sum with the bias.
     bound = np.abs(wide[1]).max() * 2**-22
     np.testing.assert_allclose(np.array(ours), theirs, rtol=1e-6, atol=bound)
-    exact = blocks.exact_type(packed, blocks.BITS[kind])
+    exact = blocks.exact_type(packed.scales, packed.biases, blocks.BITS[kind])
     assert exact in (kind, Q4_0)  # a Q4_1 block may happen to be symmetric
     np.testing.assert_array_equal(blocks.pack(packed, kind), raw)
 
 
 def test_layers_that_gguf_cannot_hold_exactly_have_no_type() -> None:
-    weight, scales, biases = mx.quantize(mx.random.normal((4, 64)), group_size=32, bits=8)
-    packed = blocks.Packed(np.array(weight), *(np.array(a.astype(mx.float16)) for a in (scales, biases)))
-    assert blocks.exact_type(packed, 8) is None
-    assert blocks.exact_type(packed, 6) is None
+    _, *parts = mx.quantize(mx.random.normal((4, 64)), group_size=32, bits=8)
+    scales, biases = (np.array(part.astype(mx.float16)) for part in parts)
+    assert blocks.exact_type(scales, biases, 8) is None
+    assert blocks.exact_type(scales, biases, 6) is None
 
 
 @pytest.mark.parametrize("kind", [F32, F16, BF16])

@@ -52,9 +52,9 @@ def test_every_target_is_written_and_checked(run: RunDir, tmp_path: Path) -> Non
         assert done.path == tmp_path.joinpath(target.name, *target.place, *(["r"] if target.place else []))
         assert verified_digests(done.path)[1] == []
         assert json.loads((done.path / RECORD).read_text()) == done.record
-        assert (done.path / "tokenizer.json").is_file()
-    exact = [entry["check"]["largest_difference"] for entry in entries_of(run) if entry["target"] == "peft"]
-    assert exact == [0.0]
+        assert (done.path / "tokenizer.json").is_file() == (target.library != "gguf")
+    adapters = [entry for entry in entries_of(run) if entry["target"] in ("peft", "gguf-lora")]
+    assert [entry["check"]["largest_difference"] for entry in adapters] == [0.0, 0.0]
     assert [entry["target"] for entry in entries_of(run)] == list(TARGETS)
     assert not list(tmp_path.glob("*/.*"))
 
@@ -125,7 +125,7 @@ def test_an_export_without_the_adapter_fails(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--to", "onnx"], "--to onnx: expected one of mlx, peft, hf, lmstudio"),
+        (["--to", "onnx"], "--to onnx: expected one of mlx, peft, hf, lmstudio, gguf, "),
         (["--to", "peft", "--bits", "4"], "--bits: --to peft has no use for it"),
         (["--bits", "4", "--dequantize"], "give one of the two"),
         (["--bits", "7"], "--bits 7: expected one of 2, 3, 4, 5, 6, 8"),

@@ -1,0 +1,326 @@
+"""Writing GGUF files: whole models and adapters, with the `gguf` package.
+
+A matrix that MLX has quantised is written as Q4_0, Q4_1 or Q8_0 where one of them holds its numbers exactly:
+4 bits do if float16 holds their scales, since a group of 64 or 128 is two or four groups of 32 with the same
+scale. Others are written as 16-bit numbers. Vectors (norms, biases) are F32, as llama.cpp wants them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.gguf import blocks, families
+from localdpo.gguf.blocks import GROUP, Packed
+from localdpo.gguf.families import FAMILIES, Family, Item
+from localdpo.gguf.file import BF16, F16, F32, NAMES, Q4_1, Q8_0, block_of, package
+from localdpo.gguf.tokenizer import tokenizer_metadata
+
+# llama.cpp's number for a file whose tensors are of several types, "all F32" aside (general.file_type).
+_FILE_TYPES: Final = {F32: 0, F16: 1, 2: 2, Q4_1: 3, Q8_0: 7, BF16: 32}
+_QUANTISATION_VERSION: Final = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file that is to be written: its rows are made when their turn comes."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    rows: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        numbers, size = block_of(self.kind)
+        return int(np.prod(self.shape)) // numbers * size
+
+
+@dataclass(frozen=True)
+class GGUFModel:
+    """A file that is to be written.
+
+    Attributes:
+        size: bytes that it takes, about.
+        types: number of tensors of each type.
+        notes: lines that a person should read.
+    """
+
+    arch: str
+    metadata: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def types(self) -> dict[str, int]:
+        kinds = [entry.kind for entry in self.entries]
+        return {NAMES[kind]: kinds.count(kind) for kind in sorted(set(kinds))}
+
+    def write(self, path: Path) -> None:
+        """Write the file; one tensor is in memory at a time."""
+        gguf = package()
+        writer = gguf.GGUFWriter(path, self.arch)
+        for key, value in self.metadata.items():
+            _add(writer, key, value)
+        for entry in self.entries:
+            kind = gguf.GGMLQuantizationType(entry.kind)
+            is_bytes = entry.kind in blocks.BITS or entry.kind == BF16
+            shape = gguf.quant_shape_to_byte_shape(entry.shape, kind) if is_bytes else entry.shape
+            writer.add_tensor_info(
+                entry.name, shape, np.dtype("u1" if is_bytes else "f4"), entry.size, raw_dtype=kind
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for entry in self.entries:
+            writer.write_tensor_data(np.ascontiguousarray(entry.rows()))
+        writer.close()
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    """A key of the type that llama.cpp expects: 32 bits for numbers."""
+    adds = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    adds[type(value)](key, value)
+
+
+# --- whole models --------------------------------------------------------------------------------------
+
+
+def whole_model(
+    config: Mapping[str, Any],
+    weights: Mapping[str, mx.array],
+    tokenizer: Path,
+    *,
+    name: str,
+    quantise: Mapping[str, int] | None = None,
+) -> GGUFModel:
+    """A model as a GGUF file.
+
+    Args:
+        config: its config.json; weights: by mlx-lm's names, quantised layers with `scales` and `biases`.
+        tokenizer: the folder that its tokenizer is in.
+        name: general.name.
+        quantise: layers that are not quantised, and shall be: as Q8_0 or Q4_1.
+
+    Raises:
+        UserError, UserErrors: the architecture, the tokenizer or a tensor has no place in a GGUF file; the
+            package gguf is not installed.
+    """
+    package()
+    family = family_for(config)
+    config = _complete(config, weights)
+    expected = list(families.items(family, config))
+    _check_names(expected, weights)
+    rope, factors = _rope(config)
+    entries = [_model_entry(item, family, config, weights, quantise or {}) for item in expected]
+    entries += [vector(key, value) for key, value in factors.items()]
+    kinds = [entry.kind for entry in entries if len(entry.shape) == 2]
+    metadata = {
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": _FILE_TYPES[max(set(kinds), key=kinds.count)],
+        "general.quantization_version": _QUANTISATION_VERSION,
+        **_counts(config),
+        **rope,
+        **tokenizer_metadata(tokenizer, config, rows=config["vocab_size"]),
+    }
+    return GGUFModel(family.name, metadata, tuple(entries), tuple(_notes(expected, weights, entries)))
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The architecture that a model is written as. Raises UserError if there is none."""
+    model_type = config.get("model_type")
+    for family in FAMILIES.values():
+        if model_type in family.written:
+            return family
+    known = [name for family in FAMILIES.values() for name in family.written]
+    raise UserError(f"model_type {model_type}: cannot be written as GGUF; expected one of {', '.join(known)}")
+
+
+def _complete(config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dict[str, Any]:
+    """config.json with what families reads, where models leave it out."""
+    rope = config.get("rope_parameters") or {}
+    heads = config["num_attention_heads"]
+    return {
+        **config,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": families.head_dim(config),
+        "tie_word_embeddings": not any(name.startswith("lm_head.") for name in weights),
+        "rope_theta": config.get("rope_theta") or rope.get("rope_theta") or 10000.0,
+        "max_position_embeddings": config.get("max_position_embeddings") or 2048,
+    }
+
+
+def _check_names(expected: list[Item], weights: Mapping[str, mx.array]) -> None:
+    """Every array must have a place, and every place an array."""
+    known = {item.mlx for item in expected}
+    extra = sorted(name for name in weights if re.sub(r"\.(scales|biases)$", ".weight", name) not in known)
+    problems = [f"{name} has no place in a GGUF file" for name in extra]
+    problems += [f"{name} is missing" for name in sorted(known - weights.keys())]
+    if problems:
+        raise UserErrors([UserError(problem) for problem in problems[:10]])
+
+
+def _counts(config: Mapping[str, Any]) -> dict[str, Any]:
+    arch = family_for(config).name
+    head = families.head_dim(config)
+    counts = {f"{arch}.{key}": int(config[name]) for key, name in families.COUNTS.items()}
+    return counts | {
+        f"{arch}.vocab_size": int(config["vocab_size"]),
+        f"{arch}.attention.head_count_kv": int(config["num_key_value_heads"]),
+        f"{arch}.attention.key_length": head,
+        f"{arch}.attention.value_length": head,
+        f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        f"{arch}.rope.dimension_count": round(head * config.get("partial_rotary_factor", 1.0)),
+        f"{arch}.rope.freq_base": float(config["rope_theta"]),
+    }
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata and tensors of factors of scaled rotary embeddings."""
+    arch = family_for(config).name
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    key = "original_max_position_embeddings"
+    original = scaling.get(key) or config.get(key) or config["max_position_embeddings"]
+    prefix = f"{arch}.rope.scaling"
+    if kind == "default":
+        return {}, {}
+    if kind == "llama3":
+        factors = families.llama3_factors(scaling, config["rope_theta"], families.head_dim(config))
+        return {}, {families.ROPE_FREQS: factors}
+    if kind in ("longrope", "su") and arch == "phi3":
+        stretch = config["max_position_embeddings"] / original
+        factor = 1.0 if stretch <= 1 else float(np.sqrt(1 + np.log(stretch) / np.log(original)))
+        return {f"{prefix}.original_context_length": original, f"{prefix}.attn_factor": factor}, {
+            families.ROPE_LONG: np.array(scaling["long_factor"]),
+            families.ROPE_SHORT: np.array(scaling["short_factor"]),
+        }
+    if kind in ("linear", "yarn"):
+        metadata = {f"{prefix}.type": kind, f"{prefix}.factor": float(scaling["factor"])}
+        if kind == "yarn":
+            metadata[f"{prefix}.original_context_length"] = original
+        return metadata, {}
+    raise UserError(f"rope_scaling {kind}: has no place in a GGUF file of {arch}")
+
+
+def vector(name: str, numbers: np.ndarray) -> Entry:
+    """A tensor of type F32."""
+    return Entry(name, F32, numbers.shape, lambda: numbers.astype(np.float32))
+
+
+def _model_entry(
+    item: Item,
+    family: Family,
+    config: Mapping[str, Any],
+    weights: Mapping[str, mx.array],
+    quantise: Mapping[str, int],
+) -> Entry:
+    order = families.row_order(family, config, item.layer, write=True)
+
+    def ordered(rows: np.ndarray) -> np.ndarray:
+        return rows if order is None else rows[order]
+
+    layer = item.mlx.removesuffix(".weight")
+    if f"{layer}.scales" in weights:
+        if f"{layer}.biases" not in weights:
+            raise UserError(f"{layer}: its kind of quantisation has no place in GGUF; give --dequantize")
+        exact = _exact_type(layer, item, weights)
+        if exact is not None:
+            return Entry(
+                item.gguf,
+                exact,
+                item.shape,
+                lambda: ordered(blocks.pack(_packed(layer, item, weights), exact)),
+            )
+        kind = BF16 if weights[f"{layer}.scales"].dtype == mx.bfloat16 else F16
+        return Entry(
+            item.gguf, kind, item.shape, lambda: ordered(_as(_dequantised(layer, item, weights), kind))
+        )
+    array = weights[item.mlx]
+    if tuple(array.shape) != item.shape:
+        raise UserError(f"{item.mlx}: expected shape {item.shape}, got {tuple(array.shape)}")
+    if array.ndim == 1:
+        offset = family.norm_offset if item.layer.endswith("norm") else 0.0
+        return Entry(item.gguf, F32, item.shape, lambda: ordered(as_numpy(array) + np.float32(offset)))
+    kind = BF16 if array.dtype == mx.bfloat16 else F16
+    if layer in quantise and item.shape[-1] % GROUP == 0:
+        kind = quantise[layer]
+    return Entry(item.gguf, kind, item.shape, lambda: ordered(_as(array, kind)))
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    """The numbers in float32."""
+    return np.array(array.astype(mx.float32))
+
+
+def _exact_type(layer: str, item: Item, weights: Mapping[str, mx.array]) -> int | None:
+    """The GGUF type that holds a quantised matrix to the bit; None if none does. Its words are not read."""
+    scales, biases = weights[f"{layer}.scales"], weights[f"{layer}.biases"]
+    bits = weights[item.mlx].shape[-1] * 32 // item.shape[-1]
+    if item.shape[-1] // scales.shape[-1] % GROUP:
+        return None
+    halves = [array.astype(mx.float16) for array in (scales, biases)]
+    for half, array in zip(halves, (scales, biases), strict=True):
+        if not mx.array_equal(half.astype(mx.float32), array.astype(mx.float32)).item():
+            return None
+    return blocks.exact_type(np.array(halves[0]), np.array(halves[1]), bits)
+
+
+def _packed(layer: str, item: Item, weights: Mapping[str, mx.array]) -> Packed:
+    """A quantised matrix in groups of 32 with float16 scales."""
+    scales, biases = weights[f"{layer}.scales"], weights[f"{layer}.biases"]
+    groups = item.shape[-1] // scales.shape[-1] // GROUP
+    halves = (np.repeat(np.array(array.astype(mx.float16)), groups, axis=-1) for array in (scales, biases))
+    return Packed(np.array(weights[item.mlx]), *halves)
+
+
+def _dequantised(layer: str, item: Item, weights: Mapping[str, mx.array]) -> mx.array:
+    weight, scales, biases = (weights[f"{layer}.{part}"] for part in ("weight", "scales", "biases"))
+    columns = item.shape[-1]
+    return mx.dequantize(
+        weight,
+        scales.astype(mx.float32),
+        biases.astype(mx.float32),
+        group_size=columns // scales.shape[-1],
+        bits=weight.shape[-1] * 32 // columns,
+    )
+
+
+def _as(array: mx.array, kind: int) -> np.ndarray:
+    """A matrix as rows of a type."""
+    if kind == F16:
+        return np.array(array.astype(mx.float16))
+    if kind == BF16:
+        return np.array(array.astype(mx.bfloat16).view(mx.uint16)).view(np.uint8)
+    if kind == Q4_1:
+        parts = mx.quantize(array.astype(mx.float16), group_size=GROUP, bits=blocks.BITS[Q4_1])
+        return blocks.pack(Packed(*(np.array(part) for part in parts)), kind)
+    gguf = package()
+    return np.asarray(gguf.quantize(as_numpy(array), gguf.GGMLQuantizationType(kind)))
+
+
+def _notes(expected: list[Item], weights: Mapping[str, mx.array], entries: list[Entry]) -> Iterator[str]:
+    quantised = {item.gguf for item in expected if f"{item.mlx.removesuffix('.weight')}.scales" in weights}
+    if wide := [entry for entry in entries if entry.name in quantised and entry.kind in (F16, BF16)]:
+        yield (
+            f"{len(wide)} quantised matrices are written in 16 bits, since no type of GGUF holds their "
+            f"numbers (the first is {wide[0].name})"
+        )
