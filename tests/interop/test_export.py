@@ -201,6 +201,7 @@ def test_another_checkpoint_can_be_named(run: RunDir, tmp_path: Path, quantised_
 
 
 @pytest.mark.slow
+@pytest.mark.every(2)
 @pytest.mark.parametrize("loss", ["sft", "kto"])
 def test_rows_that_are_no_pairs_are_checked_by_their_gain(
     loss: str, tmp_path: Path, quantised_model: Path, own_cache: Path

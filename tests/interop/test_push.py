@@ -135,6 +135,7 @@ def test_an_export_goes_to_the_hub_when_a_person_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_refusal_is_a_line_and_the_export_stays(hub: Hub, tmp_path: Path, quantised_model: Path) -> None:
     make_run(tmp_path, quantised_model)
     hub.refuses = True
