@@ -6,7 +6,7 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localdpo.gguf import blocks
@@ -26,6 +26,7 @@ def raw_blocks(kind: int, rows: int, groups: int, seed: int) -> np.ndarray:
     return raw.reshape(rows, -1)
 
 
+@settings(max_examples=40)
 @given(st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
 def test_blocks_mean_in_mlx_what_llama_cpp_computes_and_come_back_bit_for_bit(
     kind: int, rows: int, groups: int, seed: int

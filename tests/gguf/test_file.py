@@ -116,7 +116,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_gguf(path, *random_weights("llama")).read_bytes()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damaged_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, small_file: bytes, data: st.DataObject
