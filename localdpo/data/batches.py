@@ -94,16 +94,38 @@ def batch_rows(n: int, batch_size: int, seed: int, step: int) -> NDArray[np.int6
 def split_micro(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) -> list[NDArray[np.int64]]:
     """Cut one batch into micro-batches of at most `micro_batch_size` rows of similar length.
 
-    `lengths[i]` is the token count of row `indices[i]`. Rows are sorted longest first, so that padding is
-    small and the largest shape comes first: a run that does not fit in memory shows it at once. Their union
-    is the batch; the last micro-batch may be ragged.
+    `lengths[i]` is the token count of row `indices[i]`. Rows are sorted longest first, so that sequences are
+    padded little and the largest shape comes first: a run that does not fit in memory shows it at once. Their
+    union is the batch; the last micro-batch may be ragged.
     """
+    ordered = _longest_first(indices, lengths, micro_batch_size)
+    return [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
+
+
+def deal_micro(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) -> list[NDArray[np.int64]]:
+    """Deal one batch out to micro-batches of at most `micro_batch_size` rows, each with about as many tokens.
+
+    The counterpart of `split_micro` for lines, in which rows of different length do not pad each other: sums
+    of lengths vary less than lengths, so that few shapes fit all. Numbers of rows differ by one at most.
+    """
+    ordered = _longest_first(indices, lengths, micro_batch_size)
+    micro = dealt(len(ordered), micro_batch_size)
+    return [ordered[micro == i] for i in range(int(micro.max()) + 1)] if len(ordered) else []
+
+
+def dealt(rows: int, micro_batch_size: int) -> NDArray[np.int64]:
+    """The micro-batch of each of `rows` rows, longest first, int64[rows]: dealt forth and back."""
+    count = -(-rows // micro_batch_size)
+    turn, place = np.divmod(np.arange(rows, dtype=np.int64), max(1, count))
+    return np.where(turn % 2 == 0, place, count - 1 - place)
+
+
+def _longest_first(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) -> NDArray[np.int64]:
     index_array = np.asarray(indices, dtype=np.int64)
     length_array = np.asarray(lengths)
     if micro_batch_size < 1 or index_array.ndim != 1 or index_array.shape != length_array.shape:
-        raise ValueError("split_micro needs micro_batch_size >= 1 and one length per index")
-    ordered = index_array[np.argsort(-length_array.astype(np.int64), kind="stable")]
-    return [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
+        raise ValueError("expected micro_batch_size >= 1 and one length per index")
+    return index_array[np.argsort(-length_array.astype(np.int64), kind="stable")]
 
 
 def bucket(width: int) -> int:
@@ -159,10 +181,8 @@ def _left_pad(
 # takes is known before it begins; so are the sizes that each of its micro-batches needs, and `plan_shapes`
 # chooses the table under which they are padded least.
 #
-# A prompt that is longer than the context of its shape ends at the head of its responses, so that what a
-# shape holds is bounded by whole sequences and responses; a model whose prompt is not shared has no context
-# at all. Two micro-batches with different numbers of rows share no shape: a row that is not there would have
-# to be kept out of every loss.
+# Two micro-batches with different numbers of rows share no shape: a row that is not there would have to be
+# kept out of every loss.
 
 
 @dataclass(frozen=True, order=True)
@@ -171,35 +191,28 @@ class Shape:
 
     Attributes:
         rows: P.
-        whole: columns of prompt and response together.
-        response: those of them that run once for every response.
-        packed: scored tokens of all responses, padding included.
+        width: tokens of the one line of all rows (S), or of each sequence where prompts are not shared (L).
+        scored: scored tokens of all responses (T).
+
+    All with padding.
     """
 
     rows: int
-    whole: int
-    response: int
-    packed: int
-
-    @property
-    def context(self) -> int:
-        """Columns of the prompts that run once for all responses; 0 where none do."""
-        return self.whole - self.response
+    width: int
+    scored: int
 
     def holds(self, need: Shape) -> bool:
         """Whether a micro-batch that needs these sizes can be padded to this shape."""
-        return (
-            self.rows == need.rows
-            and self.whole >= need.whole
-            and self.response >= need.response
-            and self.packed >= need.packed
-        )
+        return self.rows == need.rows and self.width >= need.width and self.scored >= need.scored
 
 
-def columns(shapes: NDArray[np.int64], responses: int) -> NDArray[np.int64]:
-    """What is computed for shapes [..., 4] with `responses` a row: tokens and scored tokens, with padding."""
-    rows, whole, response, packed = np.moveaxis(shapes, -1, 0)
-    return rows * (whole + (responses - 1) * response) + packed
+def columns(shapes: NDArray[np.int64], sequences: int | None) -> NDArray[np.int64]:
+    """What is computed for shapes [..., 3]: tokens and scored tokens, with padding.
+
+    `sequences`: of a row, where prompts are not shared; None for lines.
+    """
+    rows, width, scored = np.moveaxis(shapes, -1, 0)
+    return (width if sequences is None else rows * sequences * width) + scored
 
 
 @dataclass(frozen=True)
@@ -222,7 +235,7 @@ class ShapeTable:
 
     @property
     def padding(self) -> float:
-        """Share of what is computed that is padding, or the end of a prompt once more."""
+        """Share of what is computed that is padding."""
         return 1.0 - self.real / self.computed
 
     @property
@@ -235,7 +248,7 @@ class ShapeTable:
         return next((shape for shape in self.shapes if shape.holds(need)), None)
 
 
-def plan_shapes(needs: NDArray[np.int64], responses: int, *, real: int, most: int) -> ShapeTable:
+def plan_shapes(needs: NDArray[np.int64], *, sequences: int | None, real: int, most: int) -> ShapeTable:
     """A table of at most `most` shapes that holds every need, with little padding.
 
     Needs are merged two by two, those first whose common shape adds the least to what is computed; then each
@@ -243,9 +256,8 @@ def plan_shapes(needs: NDArray[np.int64], responses: int, *, real: int, most: in
     changes.
 
     Args:
-        needs: [N, 4], the fields of `Shape` for each micro-batch, N >= 1. `whole` is above `response` where
-            the prompt is shared, else the same.
-        responses: of a row.
+        needs: [N, 3], the fields of `Shape` for each micro-batch, N >= 1.
+        sequences: see `columns`.
         real: tokens and scored tokens of all micro-batches.
 
     Raises:
@@ -253,19 +265,17 @@ def plan_shapes(needs: NDArray[np.int64], responses: int, *, real: int, most: in
     """
     rounded = np.maximum(_round_up(needs, MULTIPLE), NARROWEST)
     rounded[:, 0] = needs[:, 0]
-    shared = needs[:, 1] > needs[:, 2]
-    rounded[:, 1] = np.where(shared, np.maximum(rounded[:, 1], rounded[:, 2] + NARROWEST), rounded[:, 2])
     if len(np.unique(rounded[:, 0])) > most:
         raise ValueError(f"plan_shapes: expected at most {most} different numbers of rows")
     kinds, of = _unique(rounded)
     counts = np.bincount(of)
-    shapes = _fit_closely(kinds, _merged(kinds, counts, responses, most), responses)
-    shapes = shapes[np.lexsort([*shapes.T[::-1], columns(shapes, responses)])]
-    taken, cost = _assign(kinds, shapes, responses)
+    shapes = _fit_closely(kinds, _merged(kinds, counts, sequences, most), sequences)
+    shapes = shapes[np.lexsort([*shapes.T[::-1], columns(shapes, sequences)])]
+    taken, cost = _assign(kinds, shapes, sequences)
     return ShapeTable(
         shapes=tuple(Shape(*(int(size) for size in shapes[i])) for i in np.unique(taken)),
         computed=int((cost * counts).sum()),
-        needed=int((columns(kinds, responses) * counts).sum()),
+        needed=int((columns(kinds, sequences) * counts).sum()),
         real=real,
         planned=len(needs),
     )
@@ -276,7 +286,7 @@ def _round_up(values: NDArray[np.int64], multiple: int) -> NDArray[np.int64]:
 
 
 def _merged(
-    kinds: NDArray[np.int64], counts: NDArray[np.int64], responses: int, most: int
+    kinds: NDArray[np.int64], counts: NDArray[np.int64], sequences: int | None, most: int
 ) -> NDArray[np.int64]:
     """At most `most` shapes that hold all kinds, by merging the two that add the least again and again."""
     shapes, weights = _grouped(kinds, counts)
@@ -284,8 +294,8 @@ def _merged(
 
     def added(i: int) -> NDArray[np.float64]:
         """What merging shape i with each of the others adds to what is computed."""
-        own = columns(shapes, responses)
-        both = columns(np.maximum(shapes[i], shapes), responses) * (weights[i] + weights)
+        own = columns(shapes, sequences)
+        both = columns(np.maximum(shapes[i], shapes), sequences) * (weights[i] + weights)
         extra = (both - own[i] * weights[i] - own * weights).astype(np.float64)
         extra[~alive | (shapes[:, 0] != shapes[i, 0])] = np.inf
         extra[i] = np.inf
@@ -327,10 +337,12 @@ def _unique(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
     return ordered[first], of
 
 
-def _fit_closely(kinds: NDArray[np.int64], shapes: NDArray[np.int64], responses: int) -> NDArray[np.int64]:
+def _fit_closely(
+    kinds: NDArray[np.int64], shapes: NDArray[np.int64], sequences: int | None
+) -> NDArray[np.int64]:
     """The shapes shrunk to what they hold, once each kind takes the cheapest one."""
     for _ in range(_ROUNDS):
-        taken, _ = _assign(kinds, shapes, responses)
+        taken, _ = _assign(kinds, shapes, sequences)
         closer = np.zeros_like(shapes)
         np.maximum.at(closer, taken, kinds)
         closer = closer[np.unique(taken)]
@@ -341,12 +353,12 @@ def _fit_closely(kinds: NDArray[np.int64], shapes: NDArray[np.int64], responses:
 
 
 def _assign(
-    kinds: NDArray[np.int64], shapes: NDArray[np.int64], responses: int
+    kinds: NDArray[np.int64], shapes: NDArray[np.int64], sequences: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(the cheapest shape that holds each kind, what is computed for it); the first of equally cheap ones."""
     never = np.iinfo(np.int64).max
     taken, least = np.zeros(len(kinds), dtype=np.int64), np.full(len(kinds), never)
-    for i, (shape, cost) in enumerate(zip(shapes, columns(shapes, responses), strict=True)):
+    for i, (shape, cost) in enumerate(zip(shapes, columns(shapes, sequences), strict=True)):
         holds = (kinds[:, 0] == shape[0]) & (kinds[:, 1:] <= shape[1:]).all(axis=1) & (cost < least)
         taken[holds], least[holds] = i, cost
     return taken, least

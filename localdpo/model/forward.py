@@ -1,18 +1,18 @@
 """From a batch of token ids to the log-probability of each response.
 
-Two paths with one result: the shared-prompt path (see `shared_prompt`), and the plain path that
-runs prompt and response of each row as one sequence, for models whose layers keep a state that
-cannot be shared. Both gather the hidden states of scored positions only, packed without padding,
-before the head sees them.
+Two paths with one result: the prompt shared by its responses, in one line of tokens (see `packed`), and the
+plain path that runs prompt and response of each row as one sequence, for models whose layers keep a state
+that cannot be shared. Both gather the hidden states of scored positions before the head sees them.
 
 Shape legend: P rows of the batch (pairs), K responses a row, N = K*P responses (of each row the first,
-then of each row the second), C context width, R response width, L sequence width, T scored tokens of the
-batch, D hidden size. All widths are padded ones.
+then of each row the second), S tokens of the line, L sequence width of the plain path, T scored tokens of the
+batch, D hidden size. S, L and T may be padded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,13 +22,23 @@ from localdpo.data.batches import Shape, bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
 from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores
-from localdpo.model.shared_prompt import can_share, plain_hidden, shared_hidden
+from localdpo.model.packed import (
+    CONTEXT,
+    PADDING,
+    Line,
+    Segment,
+    can_share,
+    line_hidden,
+    plain_hidden,
+    segments_for_attention,
+    take_positions,
+)
 from localdpo.objective.scores import ResponseScores
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardArrays:
-    """The arrays that a forward pass takes of a batch.
+    """What a forward pass takes of a batch.
 
     Attributes:
         gather_T: indices of the scored positions in the flattened hidden states.
@@ -36,8 +46,9 @@ class ForwardArrays:
         valid_T: 1.0, or 0.0 for padding of T.
         public_T: 1.0 for the tokens of a response within the length of its row's shortest one, else 0.0.
         lengths_N: scored tokens of each response.
-        context_PC, pad_P, response_NR: inputs of the shared-prompt path (see `shared_prompt`).
+        tokens_S, positions_S, row_S, branch_S: the line of the shared path (see `packed.Line`).
         tokens_NL: inputs of the plain path.
+        segments: of a line whose attention is computed by segments; lost in `tree`, and so in a trace.
     """
 
     gather_T: mx.array
@@ -46,96 +57,109 @@ class ForwardArrays:
     valid_T: mx.array
     public_T: mx.array
     lengths_N: mx.array
-    context_PC: mx.array | None = None
-    pad_P: mx.array | None = None
-    response_NR: mx.array | None = None
+    tokens_S: mx.array | None = None
+    positions_S: mx.array | None = None
+    row_S: mx.array | None = None
+    branch_S: mx.array | None = None
     tokens_NL: mx.array | None = None
+    segments: tuple[Segment, ...] = ()
 
-    def tree(self) -> dict[str, mx.array]:
+    def tree(self) -> dict[str, Any]:
         """The arrays that are there by field: what `mx.compile` takes, which knows no dataclasses."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in values if value is not None}
+        return {name: value for name, value in values if isinstance(value, mx.array)}
 
 
 def needed_shape(batch: Batch, *, shared: bool) -> Shape:
     """The sizes that the arrays of a batch have at least."""
-    rows, response = len(batch.indices), int(batch.lengths.max())
-    contexts = batch.context.shape[1] - batch.context_pad
-    if shared:
-        contexts = np.maximum(contexts, 1)
-    whole = int((contexts + batch.lengths.reshape(-1, rows)).max())
-    return Shape(rows, whole, response if shared else whole, int(batch.lengths.sum()))
-
-
-def bucketed_shape(batch: Batch, *, shared: bool) -> Shape:
-    """The next shape of few widths, for a pass that is not traced; every prompt fits the context."""
-    need = needed_shape(batch, shared=shared)
-    response = bucket(need.response)
-    context = bucket(batch.context.shape[1]) if shared else 0
-    return Shape(need.rows, context + response, response, packed_width(need.packed))
+    contexts_P, lengths_KP = _lengths(batch)
+    rows, scored = len(contexts_P), int(lengths_KP.sum())
+    width = int(contexts_P.sum()) + scored if shared else int((contexts_P + lengths_KP).max())
+    return Shape(rows, width, scored)
 
 
 def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> ForwardArrays:
-    """The arrays of a batch on the shared path or the plain one, padded to `shape`, or to the next of few."""
-    if shape is None:
-        shape = bucketed_shape(batch, shared=shared)
-    context_PC, pad_P, response_NR, starts_N = _inputs(batch, shape)
-    inputs = {"tokens_NL": response_NR}
-    if shared:
-        inputs = {"context_PC": context_PC, "pad_P": pad_P, "response_NR": response_NR}
-    arrays = {**inputs, **_packed(batch, starts_N, shape), "lengths_N": batch.lengths}
-    return ForwardArrays(**{name: mx.array(value) for name, value in arrays.items()})
+    """The arrays of a batch on the shared path or the plain one.
 
-
-def _inputs(batch: Batch, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(context [P, C], pad [P], response [N, R], starts [N]), int32, of a shape.
-
-    Of a context longer than C the rest is put before the responses, which then begin at `starts`.
+    `shape`: that they are padded to, for a traced step. Without it nothing is padded but the sequences of the
+    plain path, to one of few widths.
     """
-    pairs, width = len(batch.indices), shape.context
-    context_PC = np.zeros((pairs, width), dtype=np.int32)
-    response_NR = np.zeros((len(batch.lengths), shape.response), dtype=np.int32)
-    lengths_P = batch.context.shape[1] - batch.context_pad
-    kept_P = np.minimum(lengths_P, width)
+    segments: tuple[Segment, ...] = ()
+    if shape is None:
+        shape = needed_shape(batch, shared=shared)
+        if shared:
+            segments = segments_for_attention(*_lengths(batch))
+        else:
+            shape = Shape(shape.rows, bucket(shape.width), shape.scored)
+    inputs, starts_N = _line(batch, shape) if shared else _sequences(batch, shape)
+    arrays = {**inputs, **_scored(batch, starts_N, shape), "lengths_N": batch.lengths}
+    return ForwardArrays(**{name: mx.array(value) for name, value in arrays.items()}, segments=segments)
+
+
+def _lengths(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(context tokens of each row [P], tokens of its responses [K, P])."""
+    return batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, len(batch.indices))
+
+
+def _line(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The arrays of `packed.Line`, and the column at which each response begins [N]."""
+    contexts_P, lengths_KP = _lengths(batch)
+    rows_N, lengths_N = np.tile(np.arange(len(contexts_P)), len(lengths_KP)), batch.lengths
+    contexts = [ids[pad:] for ids, pad in zip(batch.context, batch.context_pad, strict=True)]
+    responses = [ids[:length] for ids, length in zip(batch.response, lengths_N, strict=True)]
+    positions = [np.arange(n) for n in contexts_P]
+    positions += [contexts_P[row] + np.arange(n) for row, n in zip(rows_N, lengths_N, strict=True)]
+    branches = np.concatenate([np.full(len(contexts_P), CONTEXT), np.arange(len(lengths_N))])
+    each = np.concatenate([contexts_P, lengths_N])
+    line = {
+        "tokens_S": (np.concatenate([*contexts, *responses]), 0),
+        "positions_S": (np.concatenate(positions), 0),
+        "row_S": (np.repeat(np.concatenate([np.arange(len(contexts_P)), rows_N]), each), PADDING),
+        "branch_S": (np.repeat(branches, each), CONTEXT),
+    }
+    rest = shape.width - int(each.sum())
+    arrays = {
+        name: np.pad(values, (0, rest), constant_values=fill).astype(np.int32)
+        for name, (values, fill) in line.items()
+    }
+    return arrays, int(contexts_P.sum()) + np.cumsum(lengths_N) - lengths_N
+
+
+def _sequences(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The sequences of the plain path, and where each response begins in them once they are flattened [N]."""
+    pairs = len(batch.indices)
+    tokens_NL = np.zeros((len(batch.lengths), shape.width), dtype=np.int32)
     for row, length in enumerate(batch.lengths):
         pair = row % pairs
-        ids, kept = batch.context[pair, batch.context_pad[pair] :], kept_P[pair]
-        context_PC[pair, width - kept :] = ids[:kept]
-        sequence = np.concatenate([ids[kept:], batch.response[row, :length]])
-        response_NR[row, : len(sequence)] = sequence
-    starts_N = np.tile(lengths_P - kept_P, len(batch.lengths) // pairs)
-    return context_PC, (width - kept_P).astype(np.int32), response_NR, starts_N
+        ids = np.concatenate([batch.context[pair, batch.context_pad[pair] :], batch.response[row, :length]])
+        tokens_NL[row, : len(ids)] = ids
+    contexts_N = np.tile(batch.context.shape[1] - batch.context_pad, len(batch.lengths) // pairs)
+    return {"tokens_NL": tokens_NL}, np.arange(len(tokens_NL)) * shape.width + contexts_N
 
 
-def _packed(batch: Batch, starts_N: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
-    """Where the scored positions lie, packed over the batch and padded to T."""
+def _scored(batch: Batch, starts_N: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
+    """Where the scored positions lie, and what they should predict, padded to T."""
     owner_T = np.repeat(np.arange(len(batch.lengths), dtype=np.int32), batch.lengths)
     column_T = np.concatenate([np.arange(n, dtype=np.int32) for n in batch.lengths])
     total, pairs = len(owner_T), len(batch.indices)
     shortest_P = batch.lengths.reshape(-1, pairs).min(axis=0)
     shortest_N = np.tile(shortest_P, len(batch.lengths) // pairs)
     ids = {
-        "gather_T": owner_T * shape.response + starts_N[owner_T] + column_T,
+        "gather_T": starts_N[owner_T] + column_T,
         "targets_T": batch.response[owner_T, column_T + 1],
         "owner_T": owner_T,
     }
     masks = {"valid_T": np.ones(total), "public_T": column_T < shortest_N[owner_T]}
     typed = [(ids, np.int32), (masks, np.float32)]
     return {
-        name: np.pad(value, (0, shape.packed - total)).astype(dtype)
+        name: np.pad(value, (0, shape.scored - total)).astype(dtype)
         for arrays, dtype in typed
         for name, value in arrays.items()
     }
 
 
-def packed_width(total: int) -> int:
-    """`total` scored tokens rounded up to one of few sizes: eighths of the power of two above it."""
-    step = max(16, 1 << max(0, (total - 1).bit_length() - 3))
-    return -(-total // step) * step
-
-
 class Forward:
-    """Log-probabilities of responses under a model, by the shared-prompt path or the plain one.
+    """Log-probabilities of responses under a model, by the shared path or the plain one.
 
     Args:
         shared: which path is taken; `can_share` decides unless given.
@@ -143,6 +167,9 @@ class Forward:
         split: whether `scores` has the sums over the public tokens too.
         align: whether `scores` has the alignment too.
         chunk_bytes: of one chunk's logits; the device's default unless given.
+
+    Attributes:
+        by_segments: whether the model's attention takes segments; it takes array masks otherwise.
     """
 
     def __init__(
@@ -157,6 +184,9 @@ class Forward:
     ) -> None:
         self.model = model
         self.shared = can_share(model) if shared is None else shared
+        self.by_segments = True
+        if self.shared:
+            take_positions(model)
         self.checkpoint = checkpoint
         self.split, self.align = split, align
         self.head = Head(model)
@@ -168,12 +198,13 @@ class Forward:
         if arrays.tokens_NL is not None:
             states_NLD = plain_hidden(self.model, arrays.tokens_NL, checkpoint=self.checkpoint)
             return states_NLD.reshape(-1, states_NLD.shape[-1])[arrays.gather_T]
-        context_PC, pad_P, response_NR = arrays.context_PC, arrays.pad_P, arrays.response_NR
-        assert context_PC is not None
-        assert pad_P is not None
-        assert response_NR is not None
-        states_NRD = shared_hidden(self.model, context_PC, pad_P, response_NR, checkpoint=self.checkpoint)
-        return states_NRD.reshape(-1, states_NRD.shape[-1])[arrays.gather_T]
+        assert arrays.tokens_S is not None
+        assert arrays.positions_S is not None
+        assert arrays.row_S is not None
+        assert arrays.branch_S is not None
+        segments = arrays.segments if self.by_segments else ()
+        line = Line(arrays.tokens_S, arrays.positions_S, arrays.row_S, arrays.branch_S, segments)
+        return line_hidden(self.model, line, checkpoint=self.checkpoint)[arrays.gather_T]
 
     def token_logps(self, arrays: ForwardArrays, *, gradient: bool) -> mx.array:
         """Log-probability of every scored token [T], float32 nats; 0 where `valid_T` is 0."""

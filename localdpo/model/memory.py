@@ -23,11 +23,14 @@ from typing import Any, Final
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
+from localdpo.data.batches import Shape
 from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, memory_limit
 from localdpo.model.head import chunk_size, text_model
+from localdpo.model.packed import segments_for_attention
 
 # Tokens of one pass without gradients, padding included.
 PASS_TOKENS: Final = 2**12
@@ -143,16 +146,41 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A micro-batch: `rows` of `responses` each, padded to `context` and `response` columns.
+    """What a micro-batch computes, padding included.
 
-    On the plain path (not `shared`) each response runs with its prompt.
+    Attributes:
+        tokens: that run through the blocks.
+        keys: columns of keys and values that attention takes, those of a prompt once for each response.
+        scores: products of a query and a key in each head; `most_scores`: of those that are taken at once.
+        scored: tokens whose logits are taken.
     """
 
-    rows: int
-    context: int
-    response: int
-    responses: int
-    shared: bool = True
+    tokens: int
+    keys: int
+    scores: int
+    most_scores: int
+    scored: int
+
+    @classmethod
+    def line(cls, contexts_P: np.ndarray, lengths_KP: np.ndarray) -> BatchShape:
+        """A line of contexts and responses of these lengths (see `packed`), not traced."""
+        scored = int(lengths_KP.sum())
+        tokens = int(contexts_P.sum()) + scored
+        if not (segments := segments_for_attention(contexts_P, lengths_KP)):
+            return cls.masked(Shape(len(contexts_P), tokens, scored))
+        scores = [segment.scores for segment in segments]
+        return cls(tokens, sum(s.keys for s in segments), sum(scores), max(scores), scored)
+
+    @classmethod
+    def masked(cls, shape: Shape) -> BatchShape:
+        """A line whose attention takes an array mask."""
+        return cls(shape.width, shape.width, shape.width**2, shape.width**2, shape.scored)
+
+    @classmethod
+    def plain(cls, shape: Shape, sequences: int) -> BatchShape:
+        """Sequences, so many a row, that share nothing."""
+        tokens = shape.rows * sequences * shape.width
+        return cls(tokens, tokens, tokens * shape.width, tokens * shape.width, shape.scored)
 
 
 def text_config(folder: Path) -> dict[str, Any]:
@@ -212,36 +240,23 @@ def estimate(
         checkpoint: whether blocks are recomputed, so that only their inputs are kept.
         chunk_bytes: of a chunk of logits (see `head`).
     """
-    answers = batch.rows * batch.responses
-    prompt = _Pass.of(model, batch.rows, batch.context, batch.context, dora=dora)
-    response = _Pass.of(model, answers, batch.response, batch.context + batch.response, dora=dora)
-    if not batch.shared:
-        columns = batch.context + batch.response
-        prompt, response = _Pass(0, 0, 0, 0, 0), _Pass.of(model, answers, columns, columns, dora=dora)
-    # Of the prompt in the last block only keys and values are used: its norm and they are all that is kept.
-    last = prompt.inputs + prompt.tokens * (model.hidden + 2 * model.keys) * model.width
+    block = _Block.of(model, batch, dora=dora)
     if checkpoint:
-        # The inputs of each block, and its keys and values of the prompt, which the response pass takes.
-        inputs = prompt.inputs + response.inputs + 2 * prompt.tokens * model.keys * model.width
-        kept = (adapted - 1) * inputs + response.inputs + last
-        # A block's pass is recomputed and differentiated while operations of the next one are queued.
-        working = max(2.5 * response.kept, 2.2 * prompt.kept + 1.25 * response.kept)
+        kept = adapted * block.inputs
+        # A block is recomputed and differentiated while operations of the next one are queued.
+        working = 2.8 * (block.kept - block.scores) + block.scores + block.most_scores
     else:
-        kept = (adapted - 1) * (prompt.kept + response.kept) + response.kept + last
-        # The first prompt pass to be differentiated is that of the last block but one; the response passes
-        # of the last two blocks are done with by then.
-        working = max(response.working, prompt.working - 2 * response.kept)
-    working += prompt.copies + response.copies
-    # A hybrid takes the plain path: each response with its prompt. What its states take while they are
-    # differentiated was measured.
-    states = int(response.tokens * KEPT_STATES * FLOAT * model.state)
+        kept = adapted * block.kept
+        working = block.working
+    working += block.copies
+    # What the states of a hybrid take while they are differentiated was measured.
+    states = int(batch.tokens * KEPT_STATES * FLOAT * model.state)
     if model.recurrent:
         working += (1.65 if checkpoint else 0.55) * states
     if not checkpoint:
         kept += states * min(adapted, model.recurrent)
-    tokens = answers * batch.response
-    chunk = min(chunk_size(model.vocabulary, chunk_bytes), tokens)
-    logits = LIVE_LOGITS[tokens > chunk] * FLOAT * model.vocabulary * chunk
+    chunk = min(chunk_size(model.vocabulary, chunk_bytes), batch.scored)
+    logits = LIVE_LOGITS[batch.scored > chunk] * FLOAT * model.vocabulary * chunk
     return MemoryEstimate(
         weights=model.weights,
         adapter=ADAPTER_COPIES * adapter,
@@ -251,27 +266,28 @@ def estimate(
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """Bytes of one block's pass over prompts or responses.
+class _Block:
+    """Bytes of one block.
 
     Attributes:
-        tokens: columns of all rows, padding included.
         inputs: of the block's input.
         kept: for the gradient of the whole block.
+        scores, most_scores: of attention, of all and of those that are taken at once.
         working: most of what is alive on top while the block is differentiated.
         copies: of 16-bit inputs of adapted layers in float32, rebuilt there (see `lora.LeanLoRALinear`).
     """
 
-    tokens: int
     inputs: int
     kept: int
+    scores: int
+    most_scores: int
     working: float
     copies: int
 
     @staticmethod
-    def of(model: ModelShape, rows: int, queries: int, keys: int, *, dora: bool) -> _Pass:
-        """Of `rows` sequences of `queries` columns that attend to `keys` columns."""
-        tokens, scores = rows * queries, model.heads * rows * queries * keys
+    def of(model: ModelShape, batch: BatchShape, *, dora: bool) -> _Block:
+        tokens = batch.tokens
+        scores, most = (model.heads * count * model.width for count in (batch.scores, batch.most_scores))
         heads = model.query + model.keys if model.normed_heads else 0
         normed = model.norms * model.hidden + heads
         # For the adapters: the outputs of two norms (shared by query, key and value; by gate and up), and
@@ -279,25 +295,25 @@ class _Pass:
         # up, and the product of both, which is also what the last adapter is fed.
         linear = 2 * model.hidden + 2 * model.query + 5 * model.inner
         # Attention is not fused where a gradient is taken, so the softmax of all heads is kept, and keys and
-        # values of prompt and response as one array each. CUDA's fused kernel takes the mask in the place of
-        # the softmax, in the same size.
-        kept = tokens * (normed * model.norm_width + linear * model.width) + scores * model.width
-        kept += 2 * rows * keys * model.keys * model.width
+        # values. CUDA's fused kernel takes the mask in the place of the softmax, in the same size.
+        kept = tokens * (normed * model.norm_width + linear * model.width) + scores
+        kept += 2 * batch.keys * model.keys * model.width
         inputs = 5 * model.hidden + model.query + model.inner
         copies = tokens * FLOAT * inputs if model.width < FLOAT else 0
         if dora:
             # What the magnitudes multiply, the copies too (it is mlx-lm's own layer), and the dense weights.
             outputs = model.query + 2 * model.keys + 2 * model.hidden + 2 * model.inner
             kept += tokens * outputs * model.width + copies + model.block_weights * model.width
-        # Cotangents of the MLP's arrays (4), of the residual stream and a norm (2), of queries, keys and
-        # values before and after they are turned and transposed (3), and of the scores (2.3): what is alive
-        # of them at once was measured, in steps where one of them was much larger than the rest.
+        # Cotangents of the MLP (4 arrays), of the residual stream and a norm (2), of queries, keys and values
+        # before and after they are transposed (3), and of the scores (all, and 1.3 times those that are taken
+        # at once): what is alive was measured, in steps where one of them was much larger than the rest.
         work = 4 * model.inner + 2 * model.hidden + 3 * (model.query + 2 * model.keys)
-        return _Pass(
-            tokens=tokens,
+        return _Block(
             inputs=tokens * model.hidden * model.width,
             kept=kept,
-            working=(tokens * work + 2.3 * scores) * model.width,
+            scores=scores,
+            most_scores=most,
+            working=tokens * work * model.width + scores + 1.3 * most,
             copies=copies,
         )
 

@@ -17,12 +17,12 @@ from localdpo.core.errors import UserError
 from localdpo.data.encode import encode_prompt
 from localdpo.data.inspect import named_parts, report_lines
 from localdpo.data.prompts import read_prompt_rows
-from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, may_use_tf32
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, load_base
+from localdpo.model.packed import Segment, segments_of
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.data import NOTHING_HELD_OUT, Feed, Progress, Rows, open_rows, visited
@@ -278,32 +278,37 @@ def held_out_prompts(base: Base, valid: Rows, count: int) -> list[WatchedPrompt]
 
 
 def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
-    """Compare the shared-prompt path with the plain one on the first row; fall back if they differ.
-
-    The context gets extra padding for the check, which shows a model whose positions are absolute.
-    """
+    """Compare the shared path with the plain one on the first row; fall back to what gives its numbers."""
     if not forward.shared:
         note(
             "this model's layers keep a state that cannot be shared: "
             "each response runs with its prompt (plain path)"
         )
         return
-    batch = _more_padding(rows.batch(np.arange(1)))
-    try:
-        shared = np.array(forward.logps(batch_arrays(batch, shared=True), gradient=False))
-    except ValueError as error:
-        forward.shared = False
-        note(f"the shared-prompt path does not run on this model ({error}): the plain path is used")
-        return
-    forward.shared = False
+    batch = rows.batch(np.arange(1))
     plain = np.array(forward.logps(batch_arrays(batch, shared=False), gradient=False))
-    forward.shared = bool((np.abs(shared - plain) <= tolerance(plain, batch.lengths, forward)).all())
-    if not forward.shared:
-        gap = float(np.abs(shared - plain).max())
-        note(
-            f"the shared-prompt path differs from the plain one by {gap:.3g} nats on this model: "
-            "the plain path is used"
+    bars = tolerance(plain, batch.lengths, forward)
+
+    def problem(segments: tuple[Segment, ...]) -> str | None:
+        line = replace(batch_arrays(batch, shared=True), segments=segments)
+        try:
+            logps = np.array(forward.logps(line, gradient=False))
+        except (TypeError, ValueError, AttributeError) as error:
+            # What layers raise that compute with the mask or the positions they are given.
+            return f"does not run on this model ({error})"
+        gaps = np.abs(logps - plain)
+        return (
+            None
+            if (gaps <= bars).all()
+            else f"differs from the plain one by {gaps.max():.3g} nats on this model"
         )
+
+    if (masked := problem(())) is not None:
+        forward.shared = False
+        note(f"the shared-prompt path {masked}: the plain path is used")
+        return
+    segments = segments_of(batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, 1))
+    forward.by_segments = problem(segments) is None
 
 
 def tolerance(logps: np.ndarray, lengths: np.ndarray, forward: Forward) -> np.ndarray:
@@ -317,8 +322,3 @@ def tolerance(logps: np.ndarray, lengths: np.ndarray, forward: Forward) -> np.nd
         return 0.05 * np.sqrt(lengths)
     exact = np.maximum(1e-3, 2e-6 * np.abs(logps))
     return np.maximum(exact, 0.05 / 2**3 * np.sqrt(lengths)) if may_use_tf32() else exact
-
-
-def _more_padding(batch: Batch, columns: int = 16) -> Batch:
-    context = np.pad(batch.context, ((0, 0), (columns, 0)))
-    return replace(batch, context=context, context_pad=batch.context_pad + columns)

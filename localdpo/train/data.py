@@ -18,6 +18,8 @@ from localdpo.data.batches import (
     ShapeTable,
     batch_rows,
     collate,
+    deal_micro,
+    dealt,
     epoch_places,
     plan_shapes,
     rows_per_epoch,
@@ -85,10 +87,17 @@ class Rows:
         chosen = self.indices[positions]
         return self.store.prompt_lengths[chosen] + self.store.response_lengths[chosen].sum(axis=1)
 
-    def training_batch(self, step: int, *, batch_size: int, micro: int, seed: int) -> list[Batch]:
-        """The micro-batches of the 0-based `step`: a pure function of (seed, step)."""
+    def training_batch(
+        self, step: int, *, batch_size: int, micro: int, seed: int, shared: bool
+    ) -> list[Batch]:
+        """The micro-batches of the 0-based `step`: a pure function of (seed, step).
+
+        Where prompts are shared, rows are laid in a line, so each has about as many tokens; otherwise rows of
+        similar length come together, since they pad each other.
+        """
         positions = self.drawn(step, batch_size=batch_size, seed=seed)
-        return [self.batch(part) for part in split_micro(positions, self.lengths(positions), micro)]
+        divide = deal_micro if shared else split_micro
+        return [self.batch(part) for part in divide(positions, self.lengths(positions), micro)]
 
     def parts_by_length(self, positions: np.ndarray, size: int) -> list[np.ndarray]:
         """These rows cut into parts of similar length, longest first: `size` rows at most, and no more than
@@ -110,32 +119,37 @@ class DrawnRows:
 
     def __init__(self, rows: Rows, *, batch_size: int, seed: int, steps: int) -> None:
         drawn = [rows.drawn(step, batch_size=batch_size, seed=seed) for step in range(steps)]
-        step = np.repeat(np.arange(steps), [len(positions) for positions in drawn])
+        self._sizes = [len(positions) for positions in drawn]
+        step = np.repeat(np.arange(steps), self._sizes)
         positions = np.concatenate(drawn)
         # Stable, as in `split_micro`.
-        order = np.lexsort((-rows.lengths(positions), step))
-        index, self._step = rows.indices[positions[order]], step[order]
+        index = rows.indices[positions[np.lexsort((-rows.lengths(positions), step))]]
         # Without the last token of the prompt, which heads each response.
         self._contexts = rows.store.prompt_lengths[index].astype(np.int64) - 1
         self._responses = rows.store.response_lengths[index].astype(np.int64)
 
     def shapes(self, micro: int, *, shared: bool, most: int) -> ShapeTable:
         """At most `most` shapes for micro-batches of at most `micro` rows."""
-        first = np.searchsorted(self._step, self._step)
-        starts = np.flatnonzero((np.arange(len(first)) - first) % micro == 0)
-        scored, longest = self._responses.sum(axis=1), self._responses.max(axis=1)
-        responses = self._responses.shape[1]
-        whole = np.maximum(self._contexts, 1 if shared else 0) + longest
-        real = self._contexts.sum() * (1 if shared else responses) + 2 * scored.sum()
-        needs = np.column_stack(
-            [
-                np.diff(starts, append=len(first)),
-                np.maximum.reduceat(whole, starts),
-                np.maximum.reduceat(longest if shared else whole, starts),
-                np.add.reduceat(scored, starts),
-            ]
-        )
-        return plan_shapes(needs, responses, real=int(real), most=most)
+        of_row, count = self._micro_batches(micro, shared=shared)
+        scored, sequences = self._responses.sum(axis=1), self._responses.shape[1]
+        needs = np.zeros((count, 3), dtype=np.int64)
+        np.add.at(needs[:, 0], of_row, 1)
+        np.add.at(needs[:, 2], of_row, scored)
+        if shared:
+            np.add.at(needs[:, 1], of_row, self._contexts + scored)
+        else:
+            np.maximum.at(needs[:, 1], of_row, self._contexts + self._responses.max(axis=1))
+        real = self._contexts.sum() * (1 if shared else sequences) + 2 * scored.sum()
+        return plan_shapes(needs, sequences=None if shared else sequences, real=int(real), most=most)
+
+    def _micro_batches(self, micro: int, *, shared: bool) -> tuple[np.ndarray, int]:
+        """(the micro-batch of each row, how many there are), as `Rows.training_batch` divides them."""
+        parts, before = [], 0
+        for size in self._sizes:
+            part = dealt(size, micro) if shared else np.arange(size, dtype=np.int64) // micro
+            parts.append(before + part)
+            before += -(-size // micro)
+        return np.concatenate(parts), before
 
 
 def micro_batch(rows: Rows, batch_size: int, tokens: int) -> int:
@@ -309,7 +323,13 @@ class Feed:
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`."""
         train = self._train
-        return self.rows.training_batch(step, batch_size=train.batch_size, micro=self._micro, seed=train.seed)
+        return self.rows.training_batch(
+            step,
+            batch_size=train.batch_size,
+            micro=self._micro,
+            seed=train.seed,
+            shared=self._forward.shared,
+        )
 
     def arrays(self, batches: list[Batch]) -> list[StepArrays]:
         """The arrays of a step's micro-batches, with reference scores and what the whole step shares."""
@@ -325,6 +345,7 @@ class Feed:
             micro_batches.append(
                 StepArrays(
                     **inputs.tree(),
+                    segments=inputs.segments,
                     count=count,
                     reference_N=None if reference is None else reference.total_N,
                     reference_public_N=None if reference is None else reference.public_N,

@@ -12,7 +12,7 @@ from localdpo.data.store import MixturePart
 from localdpo.model.backend import prepare
 from localdpo.model.load import build_model, load_tokenizer
 from localdpo.model.lora import LoraConfig
-from localdpo.model.shared_prompt import can_share
+from localdpo.model.packed import can_share
 from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe

@@ -12,7 +12,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.data.batches import ShapeTable, bucket
+from localdpo.data.batches import Shape, ShapeTable, bucket
 from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit
 from localdpo.model.head import CHUNK_BYTES
@@ -172,42 +172,42 @@ class MemoryNeed:
         self._adapted = model.blocks if config.layers == -1 else config.layers
         self._dora = config.type == "dora"
         self._chunk = CHUNK_BYTES[backend.device]
-        self._rows = len(train)
-        self._responses = train.store.response_lengths.shape[1]
-        # The longest prompt there is with each length of response: what a row can be like.
-        prompts = train.store.prompt_lengths[train.indices]
-        responses = train.store.response_lengths[train.indices].max(axis=1)
-        longest = np.zeros(int(responses.max()) + 1, dtype=np.int64)
-        np.maximum.at(longest, responses, prompts)
-        self._lengths = {(bucket(int(longest[r]) - 1), bucket(int(r))) for r in np.flatnonzero(longest)}
+        # Without the last token of the prompt, which heads each response.
+        self._contexts = train.store.prompt_lengths[train.indices].astype(np.int64) - 1
+        self._responses = train.store.response_lengths[train.indices].astype(np.int64)
 
     def __call__(self, rows: int, checkpoint: bool) -> MemoryEstimate:
         """The largest estimate."""
         estimates = (
             estimate(
                 self._model,
-                BatchShape(*sizes, self._responses, self._shared),
+                batch,
                 adapter=self._adapter,
                 adapted=self._adapted,
                 checkpoint=checkpoint,
                 chunk_bytes=self._chunk,
                 dora=self._dora,
             )
-            for sizes in self._sizes(rows)
+            for batch in self._batches(rows)
         )
         return max(estimates, key=lambda memory: memory.total)
 
-    def _sizes(self, rows: int) -> set[tuple[int, int, int]]:
-        """(rows, context, response) of micro-batches: those that are traced, or all that may come.
-
-        Untraced rows that come together are padded to the longest prompt and response.
-        """
+    def _batches(self, rows: int) -> Iterable[BatchShape]:
+        """Micro-batches: those that are traced, or the longest rows there are, by each measure of length."""
+        sequences = self._responses.shape[1]
         if self._tables is not None:
-            return {(shape.rows, shape.context, shape.response) for shape in self._tables(rows).shapes}
-        if (rows := min(rows, self._rows)) == 1:
-            return {(1, context, width) for context, width in self._lengths}
-        contexts, widths = zip(*self._lengths, strict=True)
-        return {(rows, max(contexts), max(widths))}
+            for shape in self._tables(rows).shapes:
+                yield BatchShape.masked(shape) if self._shared else BatchShape.plain(shape, sequences)
+            return
+        scored = self._responses.sum(axis=1)
+        for lengths in (self._contexts + scored, self._contexts + self._responses.max(axis=1), scored):
+            longest = np.argsort(-lengths, kind="stable")[:rows]
+            contexts, responses = self._contexts[longest], self._responses[longest]
+            if self._shared:
+                yield BatchShape.line(contexts, responses.T)
+            else:
+                width = bucket(int((contexts + responses.max(axis=1)).max()))
+                yield BatchShape.plain(Shape(len(longest), width, int(scored[longest].sum())), sequences)
 
 
 def _unknown(error: KeyError | TypeError) -> str:

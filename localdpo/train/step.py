@@ -246,11 +246,14 @@ class TrainStep:
 
         loss_and_gradients = nn.value_and_grad(self.model, loss)
 
-        # MLX traces functions of dicts, lists and arrays: the record of arrays is put together inside.
-        def accumulate(tree: dict[str, mx.array], carry: Any) -> tuple[mx.array, BatchSums, Any]:
-            self.traces += compiled
-            (value, sums), gradients = loss_and_gradients(StepArrays(**tree))
+        def accumulate(arrays: StepArrays, carry: Any) -> tuple[mx.array, BatchSums, Any]:
+            (value, sums), gradients = loss_and_gradients(arrays)
             return value, sums, tree_map(mx.add, carry, gradients)
+
+        # MLX traces functions of dicts, lists and arrays: the record of arrays is put together inside.
+        def traced(tree: dict[str, Any], carry: Any) -> tuple[mx.array, BatchSums, Any]:
+            self.traces += 1
+            return accumulate(StepArrays(**tree), carry)
 
         def update(carry: Any) -> mx.array:
             self.traces += compiled
@@ -258,8 +261,8 @@ class TrainStep:
             optimizer.update(self.model, clipped)
             return norm
 
-        self._untraced = accumulate
-        self._accumulate, self._update = self._traced(accumulate), self._traced(update)
+        self._eager, self._untraced = accumulate, traced
+        self._accumulate, self._update = self._traced(traced), self._traced(update)
 
     def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self._compiled:
@@ -273,9 +276,12 @@ class TrainStep:
         totals, loss = Sums(), 0.0
         carry = tree_map(mx.zeros_like, self.model.trainable_parameters())
         for arrays in micro_batches:
-            tree = arrays.tree()
-            self._make_room(tree)
-            part, sums, carry = self._accumulate(tree, carry)
+            if self._compiled:
+                tree = arrays.tree()
+                self._make_room(tree)
+                part, sums, carry = self._accumulate(tree, carry)
+            else:
+                part, sums, carry = self._eager(arrays, carry)
             mx.eval(part, sums, carry)
             loss += float(part.item())
             totals.add(sums)

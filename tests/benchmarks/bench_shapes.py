@@ -112,7 +112,7 @@ def take_steps() -> None:
     began, settled = time.perf_counter(), 0.0
     for number in range(steps):
         ready = []
-        for batch in rows.training_batch(number, batch_size=BATCH, micro=2, seed=0):
+        for batch in rows.training_batch(number, batch_size=BATCH, micro=2, seed=0, shared=True):
             shape = table.of(needed_shape(batch, shared=True))
             assert shape is not None
             inputs = batch_arrays(batch, shared=True, shape=shape)

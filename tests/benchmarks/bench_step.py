@@ -93,7 +93,9 @@ def batches(micro: int) -> list[list[Batch]]:
     """An epoch of batches, each as the trainer would cut it into micro-batches."""
     rows = pairs()
     steps = range(PAIRS // PAIRS_A_STEP)
-    return [rows.training_batch(step, batch_size=PAIRS_A_STEP, micro=micro, seed=0) for step in steps]
+    return [
+        rows.training_batch(step, batch_size=PAIRS_A_STEP, micro=micro, seed=0, shared=True) for step in steps
+    ]
 
 
 def trainer_choice() -> tuple[int, bool]:

@@ -13,6 +13,7 @@ from localdpo.data.batches import (
     batch_rows,
     bucket,
     collate,
+    deal_micro,
     epoch_order,
     epoch_places,
     rows_per_epoch,
@@ -74,6 +75,21 @@ def test_micro_batches_are_the_batch_sorted_by_length(lengths: list[int], size: 
     assert flat == sorted(lengths, reverse=True)
 
 
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.integers(1, 12))
+def test_dealt_micro_batches_are_the_batch_and_as_long_as_each_other(lengths: list[int], size: int) -> None:
+    indices = np.arange(100, 100 + len(lengths))[::-1]
+    parts = deal_micro(indices, lengths, size)
+    assert len(parts) == -(-len(lengths) // size)
+    assert sorted(np.concatenate(parts).tolist()) == sorted(indices.tolist())
+    counts = [len(part) for part in parts]
+    assert max(counts) <= size
+    assert max(counts) - min(counts) <= 1
+    of = dict(zip(indices.tolist(), lengths, strict=True))
+    sums = [sum(of[i] for i in part.tolist()) for part in parts]
+    # Dealt forth and back, no part is ahead of another by more than the longest row.
+    assert max(sums) - min(sums) <= max(lengths)
+
+
 @given(st.integers(0, 20_000))
 def test_a_bucket_holds_its_width_and_wastes_little(width: int) -> None:
     padded = bucket(width)
@@ -129,7 +145,7 @@ def test_mistakes_of_callers_are_value_errors() -> None:
         collate([], 0, [])
     with pytest.raises(ValueError, match="one kind"):
         collate([_row([1], [2]), _row([1], [2], [3])], 0, [0, 1])
-    with pytest.raises(ValueError, match="split_micro"):
+    with pytest.raises(ValueError, match="one length per index"):
         split_micro([1, 2], [3], 2)
 
 

@@ -1,4 +1,4 @@
-"""The two paths of the forward pass, on every family, against one full forward a row."""
+"""The paths of the forward pass, on every family, against one full forward a row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from model_families import FAMILIES, tiny, with_lora
 from random_batches import full_logps, random_batch, random_rows
 
 import localdpo
+import localdpo.model.packed as packed
 from localdpo.data.batches import Shape, collate
 from localdpo.data.types import Batch
-from localdpo.model.forward import Forward, batch_arrays, needed_shape, packed_width, sum_by_owner
+from localdpo.model.forward import Forward, ForwardArrays, batch_arrays, needed_shape, sum_by_owner
 from localdpo.model.load import to_float32
-from localdpo.model.shared_prompt import can_share
+from localdpo.model.packed import can_share, segments_for_attention, segments_of
 
 pytestmark = pytest.mark.slow
 
@@ -43,16 +44,32 @@ def unquantised(model: nn.Module) -> set[str]:
     return {type(m).__name__ for m in model.modules() if hasattr(m, "to_quantized")}
 
 
+# Attention by segments, attention with an array mask, and the plain path.
+FORMS = ("segments", "mask", "plain")
+# Its attention computes with the mask that it is given.
+ONLY_MASKS = {"gemma2"}
+
+
+def forms(family: str) -> list[str]:
+    return [form for form in FORMS if form != "segments" or family not in ONLY_MASKS]
+
+
+def arrays_in(form: str, batch: Batch) -> ForwardArrays:
+    """The arrays of a batch, whichever form of attention would be cheaper."""
+    arrays = batch_arrays(batch, shared=form != "plain")
+    lengths = batch.lengths.reshape(-1, len(batch.indices))
+    segments = segments_of(batch.context.shape[1] - batch.context_pad, lengths) if form == "segments" else ()
+    return replace(arrays, segments=segments)
+
+
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert (np.abs(found - expected) <= np.maximum(1e-3, 2e-6 * np.abs(expected))).all(), found - expected
 
 
-def gradients(
-    model: nn.Module, forward: Forward, batch: Batch, shape: Shape | None = None
-) -> dict[str, np.ndarray]:
+def gradients(model: nn.Module, forward: Forward, arrays: ForwardArrays) -> dict[str, np.ndarray]:
     """Gradients of a fixed linear function of the log-probabilities, by parameter name."""
-    arrays = batch_arrays(batch, shared=forward.shared, shape=shape)
-    weights = mx.array(np.random.default_rng(0).normal(size=len(batch.lengths)).astype(np.float32))
+    rows = arrays.lengths_N.shape[0]
+    weights = mx.array(np.random.default_rng(0).normal(size=rows).astype(np.float32))
     _, grads = nn.value_and_grad(model, lambda: (forward.logps(arrays, gradient=True) * weights).sum())()
     return {name: np.array(g) for name, g in tree_flatten(grads)}
 
@@ -101,15 +118,15 @@ def test_public_tokens_are_those_up_to_the_shorter_response(shared: bool) -> Non
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.every(5)
-def test_both_paths_give_the_log_probabilities_of_a_full_forward(family: str, bits: int | None) -> None:
+def test_all_paths_give_the_log_probabilities_of_a_full_forward(family: str, bits: int | None) -> None:
     model = adapted(family, bits)
     rows = random_rows(3, seed=1)
     batch = collate(rows, 0, np.arange(3))
     expected = full_logps(model, rows)
     assert can_share(model)
-    for shared in (True, False):
-        forward = Forward(model, shared=shared, chunk_bytes=CHUNK_BYTES)
-        assert_close(np.array(forward.score(batch)), expected)
+    for form in forms(family):
+        forward = Forward(model, shared=form != "plain", chunk_bytes=CHUNK_BYTES)
+        assert_close(np.array(forward.logps(arrays_in(form, batch), gradient=False)), expected)
 
 
 @pytest.mark.parametrize("bits", [None, 4])
@@ -121,10 +138,11 @@ def test_gradients_equal_those_of_full_logits_with_and_without_checkpointing(
     model = adapted(family, bits)
     batch = random_batch(seed=2)
     expected = autodiff_gradients(model, batch)
-    for shared in (True, False):
+    for form in forms(family):
+        arrays = arrays_in(form, batch)
         for checkpoint in (False, True):
-            forward = Forward(model, shared=shared, checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES)
-            assert relative(gradients(model, forward, batch), expected) < 3e-5, (shared, checkpoint)
+            forward = Forward(model, shared=form != "plain", checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES)
+            assert relative(gradients(model, forward, arrays), expected) < 3e-5, (form, checkpoint)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -139,7 +157,8 @@ def test_a_hybrid_takes_the_plain_path(bits: int | None) -> None:
     expected = autodiff_gradients(model, batch)
     for checkpoint in (False, True):
         forward = Forward(model, checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES)
-        assert relative(gradients(model, forward, batch), expected) < 3e-5, checkpoint
+        arrays = batch_arrays(batch, shared=False)
+        assert relative(gradients(model, forward, arrays), expected) < 3e-5, checkpoint
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, HYBRID])
@@ -172,8 +191,9 @@ def test_a_trained_head_gets_its_gradients() -> None:
     batch = random_batch(seed=5)
     expected = autodiff_gradients(model, batch)
     assert any("lm_head" in name for name in expected)
-    found = gradients(model, Forward(model, chunk_bytes=CHUNK_BYTES), batch)
-    assert relative(found, expected) < 3e-5
+    for form in FORMS:
+        found = gradients(model, Forward(model, chunk_bytes=CHUNK_BYTES), arrays_in(form, batch))
+        assert relative(found, expected) < 3e-5, form
 
 
 def test_padding_and_company_do_not_change_a_pair() -> None:
@@ -217,26 +237,51 @@ def test_the_first_response_token_is_scored_and_no_other_position() -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", HYBRID])
-@pytest.mark.parametrize("context", [16, 24, 80])
-@pytest.mark.every(4)
-def test_the_shape_changes_neither_scores_nor_gradients(family: str, context: int) -> None:
-    """Not even where prompts are longer than its context and end at the head of their responses."""
+def test_padding_to_a_shape_changes_neither_scores_nor_gradients(family: str) -> None:
     model = adapted(family)
-    rows = random_rows(3, seed=9, prompt=(3, 60))
+    rows = random_rows(3, seed=9, prompt=(1, 60))
     batch = collate(rows, 0, np.arange(3))
     forward = Forward(model, chunk_bytes=CHUNK_BYTES)
     need = needed_shape(batch, shared=forward.shared)
-    whole = need.whole + 56
-    shape = Shape(3, whole, whole - context if forward.shared else whole, need.packed + 40)
+    shape = Shape(3, need.width + 56, need.scored + 40)
     arrays = batch_arrays(batch, shared=forward.shared, shape=shape)
-    inputs = arrays.response_NR if forward.shared else arrays.tokens_NL
+    inputs = arrays.tokens_S if forward.shared else arrays.tokens_NL
     assert inputs is not None
-    assert inputs.shape == (6, shape.response)
-    assert arrays.gather_T.shape == (shape.packed,)
-    if forward.shared:
-        assert arrays.context_PC.shape == (3, context)
+    assert inputs.shape[-1] == shape.width
+    assert arrays.gather_T.shape == (shape.scored,)
     assert_close(np.array(forward.logps(arrays, gradient=False)), full_logps(model, rows))
-    assert relative(gradients(model, forward, batch, shape), autodiff_gradients(model, batch)) < 3e-5
+    assert relative(gradients(model, forward, arrays), autodiff_gradients(model, batch)) < 3e-5
+
+
+@pytest.mark.parametrize("window", [4, 16])
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss"])
+def test_a_sliding_window_is_that_of_the_row_and_not_of_the_line(family: str, window: int) -> None:
+    model = with_lora(tiny(family, sliding_window=window), keys=ATTENTION)
+    rows = random_rows(3, seed=4, prompt=(10, 40), response=(17, 30))
+    batch = collate(rows, 0, np.arange(3))
+    expected = full_logps(model, rows)
+    for form in FORMS:
+        assert_close(np.array(Forward(model).logps(arrays_in(form, batch), gradient=False)), expected)
+
+
+def test_the_cheaper_form_of_attention_is_taken() -> None:
+    long, short = np.array([300, 200]), np.array([8, 9, 10, 7])
+    assert segments_for_attention(long, np.array([[100, 80], [90, 120]])) == segments_of(
+        long, np.array([[100, 80], [90, 120]])
+    )
+    assert segments_for_attention(short, np.tile(short, (2, 1))) == ()
+    # However many there are, a mask of all of them is too large.
+    many = np.full(200, 8)
+    assert len(segments_for_attention(many, np.tile(many, (2, 1)))) == 600
+
+
+def test_segments_cover_the_line_and_count_its_scores() -> None:
+    contexts, lengths = np.array([5, 0, 3]), np.array([[2, 1, 4], [3, 2, 1]])
+    segments = segments_of(contexts, lengths)
+    assert [(s.start, s.end) for s in segments] == [
+        (0, 5), (5, 8), (8, 10), (10, 11), (11, 15), (15, 18), (18, 20), (20, 21)
+    ]  # fmt: skip
+    assert [s.scores for s in segments] == [25, 9, 2 * 7, 1, 4 * 7, 3 * 8, 4, 1 * 4]
 
 
 def test_sums_by_owner_are_those_of_numpy_and_so_are_their_gradients() -> None:
@@ -264,17 +309,19 @@ def test_nothing_that_computes_adds_by_scatter() -> None:
 
 
 @pytest.mark.parametrize("tokens", range(1, 10))
-def test_no_width_is_below_sixteen_columns(tokens: int) -> None:
-    """Metal's gradient of attention is said to refuse eight queries or fewer."""
-    rows = random_rows(2, seed=0, prompt=(1, 2), response=(tokens, tokens))
-    batch = collate(rows, 0, np.arange(2))
-    shared, plain = batch_arrays(batch, shared=True), batch_arrays(batch, shared=False)
-    widths = [shared.context_PC.shape[1], shared.response_NR.shape[1], plain.tokens_NL.shape[1]]
-    assert min(widths) >= 16
+def test_no_attention_of_few_queries_is_fused(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metal's gradient of fused attention is said to refuse eight queries or fewer."""
+    monkeypatch.setattr(packed, "device_name", lambda: "metal")
+    batch = collate(random_rows(2, seed=0, prompt=(40, 50), response=(tokens, tokens)), 0, np.arange(2))
+    masks: list[tuple[int, object]] = []
+    attention = packed._attention
 
+    def spy(queries: mx.array, *arrays: mx.array, mask: object, **options: object) -> mx.array:
+        masks.append((queries.shape[2], mask))
+        return attention(queries, *arrays, mask=mask, **options)
 
-def test_packed_widths_are_few_and_waste_little() -> None:
-    widths = {packed_width(n) for n in range(1, 4097)}
-    assert len(widths) < 60
-    assert all(packed_width(n) >= n for n in range(1, 4097))
-    assert all(packed_width(n) <= 1.26 * n for n in range(64, 4097))
+    monkeypatch.setattr(packed, "_attention", spy)
+    Forward(tiny("llama")).logps(arrays_in("segments", batch), gradient=False)
+    assert {isinstance(mask, str) for _, mask in masks} == {True, False}
+    assert all(isinstance(mask, str) == (queries >= 16) for queries, mask in masks)
+    assert batch_arrays(batch, shared=False).tokens_NL.shape[1] >= 16

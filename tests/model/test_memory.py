@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 from model_families import BASE, HYBRID, tiny
 from random_batches import random_rows
 
-from localdpo.data.batches import bucket, collate
+from localdpo.data.batches import Shape, bucket, collate
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.head import CHUNK_BYTES
@@ -68,6 +68,11 @@ CASES = [
 ]
 
 
+def line(rows: int, prompt: int, response: int) -> BatchShape:
+    """Rows of one length, each of two responses, as they are laid out where nothing is traced."""
+    return BatchShape.line(np.full(rows, prompt - 1), np.full((2, rows), response))
+
+
 def saved(folder: Path, model: nn.Module, **config: Any) -> Path:
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(config))
@@ -115,7 +120,7 @@ def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: 
     found = estimate(
         # Norms are those of the CPU backend here.
         replace(shape, norm_width=4),
-        BatchShape(case.rows, bucket(case.prompt - 1), bucket(case.response), 2),
+        line(case.rows, case.prompt, case.response),
         adapter=sum(w.nbytes for _, w in tree_flatten(model.trainable_parameters())),
         adapted=shape.blocks,
         checkpoint=case.checkpoint,
@@ -137,7 +142,7 @@ def test_a_recurrent_layer_keeps_a_state_of_every_token(checkpoint: bool, tmp_pa
     model.train()  # outside of training MLX takes a kernel on Metal
     found = estimate(
         replace(shape, norm_width=4),
-        BatchShape(1, bucket(63), bucket(32), 2, shared=False),
+        BatchShape.plain(Shape(1, bucket(95), 64), 2),
         adapter=sum(w.nbytes for _, w in tree_flatten(model.trainable_parameters())),
         adapted=shape.blocks,
         checkpoint=checkpoint,
@@ -146,16 +151,17 @@ def test_a_recurrent_layer_keeps_a_state_of_every_token(checkpoint: bool, tmp_pa
     peak = measured(model, 1, 64, 32, checkpoint=checkpoint, shared=False)
     assert found.total == pytest.approx(peak, rel=0.15), f"{found.total / peak:.3f}"
     full = replace(shape, recurrent=0, state=0)
-    batch = BatchShape(1, 64, 32, 2, shared=False)
+    batch = BatchShape.plain(Shape(1, 96, 64), 2)
     rest = estimate(full, batch, adapter=0, adapted=4, checkpoint=checkpoint, chunk_bytes=CHUNK_BYTES["cpu"])
     assert found.total > 2 * rest.total
 
 
 def of(
-    shape: ModelShape, rows: int = 4, context: int = 64, response: int = 32, **changes: Any
+    shape: ModelShape, rows: int = 4, prompt: int = 65, response: int = 32, **changes: Any
 ) -> MemoryEstimate:
     settings: dict[str, Any] = {"adapter": 10_000, "adapted": shape.blocks, "checkpoint": False} | changes
-    batch = BatchShape(rows, context, response, 2, settings.pop("shared", True))
+    plain = BatchShape.plain(Shape(rows, prompt - 1 + response, 2 * rows * response), 2)
+    batch = line(rows, prompt, response) if settings.pop("shared", True) else plain
     return estimate(shape, batch, chunk_bytes=CHUNK_BYTES["cpu"], **settings)
 
 
@@ -175,7 +181,7 @@ def test_more_of_anything_takes_more_and_checkpointing_less(tiny_model: Path) ->
     base = of(shape)
     for more in (
         of(shape, adapter=20_000),
-        of(shape, context=128),
+        of(shape, prompt=129),
         of(shape, response=64),
         of(shape, rows=8),
         of(shape, dora=True),

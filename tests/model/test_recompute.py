@@ -14,7 +14,7 @@ from model_families import FAMILIES, tiny, with_lora
 from random_batches import random_rows
 
 from localdpo.data.batches import collate
-from localdpo.model import lora, shared_prompt
+from localdpo.model import lora
 from localdpo.model.arrays import recomputed
 from localdpo.model.forward import Forward, batch_arrays
 
@@ -72,10 +72,10 @@ def test_no_mask_is_differentiated_with_a_checkpointed_block(
     arrays = batch_arrays(collate(rows, 0, np.arange(3)), shared=shared)
     forward = Forward(model, shared=shared, checkpoint=True)
     mx.eval(nn.value_and_grad(model, lambda: forward.logps(arrays, gradient=True).sum())())
-    assert len(handed) >= 3 * len(model.layers) - 1
+    assert len(handed) >= 2 * len(model.layers)
     assert {array.dtype for array in handed} == {mx.float32}
-    # Hidden states end in the hidden size, keys and values in the head size; a mask ends in a width.
-    assert {array.shape[-1] for array in handed if array.ndim > 2} <= {64, 16}
+    # Hidden states end in the hidden size; a mask ends in a width.
+    assert {array.shape[-1] for array in handed if array.ndim > 2} == {64}
 
 
 def test_what_is_no_number_gets_no_gradient_and_reaches_the_function() -> None:
@@ -86,22 +86,6 @@ def test_what_is_no_number_gets_no_gradient_and_reaches_the_function() -> None:
     x, mask, ids = mx.array([1.0, 2.0, 3.0]), mx.array([True, False, True]), mx.array([2, 0])
     grad = mx.grad(lambda x: (picked(x, mask, ids) * mx.array([1.0, 10.0])).sum())(x)
     np.testing.assert_array_equal(np.array(grad), [20.0, 0.0, 6.0])
-
-
-def test_the_arrays_of_a_block_wait_for_the_cotangents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mx.checkpoint` rebuilds the first arrays of a block before the cotangents that they wait for."""
-    sizes = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "num_hidden_layers": 3}
-    model = with_lora(tiny("llama", **sizes))
-    rows = random_rows(2, seed=0, prompt=(128, 128), response=(64, 64))
-    arrays = batch_arrays(collate(rows, 0, np.arange(2)), shared=True)
-    forward = Forward(model, checkpoint=True)
-
-    def gradients() -> object:
-        return nn.value_and_grad(model, lambda: forward.logps(arrays, gradient=True).sum())()
-
-    ours = peak_of(gradients)
-    monkeypatch.setattr(shared_prompt, "recomputed", mx.checkpoint)
-    assert ours < 0.9 * peak_of(gradients)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])

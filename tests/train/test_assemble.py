@@ -84,7 +84,9 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path, pairs: Path, tiny_mo
 def test_visited_rows_are_those_of_the_steps(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
     for steps in (1, 3, 5, 9):
-        drawn = [session.train.training_batch(k, batch_size=6, micro=6, seed=0) for k in range(steps)]
+        drawn = [
+            session.train.training_batch(k, batch_size=6, micro=6, seed=0, shared=True) for k in range(steps)
+        ]
         rows = np.unique(np.concatenate([b.indices for batches in drawn for b in batches]))
         np.testing.assert_array_equal(visited(session.train, 6, 0, steps), rows)
 
@@ -109,7 +111,7 @@ def test_a_shared_path_that_is_wrong_or_fails_is_left_and_that_is_said(
     logps = Forward.logps
 
     def wrong(self: Forward, arrays: Any, *, gradient: bool) -> mx.array:
-        return logps(self, arrays, gradient=gradient) + (0.1 if self.shared else 0.0)
+        return logps(self, arrays, gradient=gradient) + (0.1 if arrays.tokens_NL is None else 0.0)
 
     monkeypatch.setattr(Forward, "logps", wrong)
     forward = Forward(session.base.model)
@@ -118,7 +120,7 @@ def test_a_shared_path_that_is_wrong_or_fails_is_left_and_that_is_said(
     assert not forward.shared
 
     def failing(self: Forward, arrays: Any, *, gradient: bool) -> mx.array:
-        if self.shared:
+        if arrays.tokens_NL is None:
             raise ValueError("no such shape")
         return logps(self, arrays, gradient=gradient)
 

@@ -140,14 +140,15 @@ def test_every_micro_batch_of_a_run_has_a_shape_and_tokens_are_counted_once(
     _, train, *_ = setting.parts(GPU)
     steps = 7  # 16 rows in steps of 5: epochs end with a step of one row
     table = DrawnRows(train, batch_size=5, seed=3, steps=steps).shapes(micro, shared=shared, most=4)
-    batches = [b for k in range(steps) for b in train.training_batch(k, batch_size=5, micro=micro, seed=3)]
+    options = {"batch_size": 5, "micro": micro, "seed": 3, "shared": shared}
+    batches = [batch for step in range(steps) for batch in train.training_batch(step, **options)]
     assert table.planned == len(batches)
     tokens = 0
     for batch in batches:
         shape = table.of(needed_shape(batch, shared=shared))
         assert shape is not None
         arrays = batch_arrays(batch, shared=shared, shape=shape)
-        assert arrays.gather_T.shape == (shape.packed,)
+        assert arrays.gather_T.shape == (shape.scored,)
         contexts = int(batch.context.size - batch.context_pad.sum())
         tokens += contexts * (1 if shared else 2) + 2 * int(batch.lengths.sum())
     assert len(table.shapes) <= 4

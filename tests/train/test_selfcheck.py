@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from localdpo.model import shared_prompt
+from localdpo.model import packed
 from localdpo.model.backend import Backend
 from localdpo.train.selfcheck import CheckResult, Differs, compared, probes, working
 from localdpo.train.selfcheck.__main__ import checks, facts, outcome
@@ -35,21 +35,20 @@ def test_short_answers_pass_and_say_how_long_they_were(numbers: Numbers) -> None
     assert found.value.startswith("1 to 9 tokens; of 9: log-probability ")
 
 
-def test_a_mask_that_lets_the_padding_through_is_found_out(
+def test_a_mask_that_lets_rows_see_each_other_is_found_out(
     numbers: Numbers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def causal(self: shared_prompt.SharedPrefix, N: int, **options: object) -> mx.array:
-        row, col = mx.arange(self.offset, self.offset + N)[:, None], mx.arange(self.offset + N)[None]
-        return mx.broadcast_to(row >= col, (self.responses * self.pad.size, 1, N, self.offset + N))
+    def causal(self: packed.LineCache, N: int, **options: object) -> mx.array:
+        return (mx.arange(N)[:, None] >= mx.arange(N)[None])[None, None]
 
-    monkeypatch.setattr(shared_prompt.SharedPrefix, "make_mask", causal)
+    monkeypatch.setattr(packed.LineCache, "make_mask", causal)
     found = numbers.compare("float32", shared=True)
     assert found.state == "differs"
     assert numbers.compare("float32", shared=False).state == "ok"
 
 
 def test_gradients_that_are_lost_are_found_out(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_prompt, "recomputed", lambda f: lambda *a: f(*map(_without_gradient, a)))
+    monkeypatch.setattr(packed, "recomputed", lambda f: lambda *a: f(*map(_without_gradient, a)))
     assert numbers.compare("float32", shared=True, checkpoint=True).state == "differs"
 
 

@@ -233,7 +233,7 @@ def test_padding_to_the_shapes_of_a_run_changes_no_number(
     session = prepared(tmp_path, text)
     make_the_reference_another(session)
     session.feed.shapes = drawn.shapes(2, shared=True, most=2)
-    shapes = {arrays.response_NR.shape for arrays in session.feed.arrays(session.feed.batches(0))}
+    shapes = {arrays.tokens_S.shape for arrays in session.feed.arrays(session.feed.batches(0))}
     assert len(shapes) == 2
     padded, found = sgd_step(session)
     assert_close(found, expected)
@@ -306,7 +306,7 @@ def test_a_ragged_last_batch_and_fewer_rows_than_a_batch_count_their_own_pairs(
     session = prepared(
         tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 4, "micro_batch_size": 2})
     )
-    assert [len(b.indices) for b in session.feed.batches(2)] == [2, 1]
+    assert sorted(len(b.indices) for b in session.feed.batches(2)) == [1, 2]
     assert session.feed.arrays(session.feed.batches(2))[0].count.item() == 3
     options = {"batch_size": 64, "micro_batch_size": 64}
     few = prepared(tmp_path, recipe_text(tiny_model, pairs, pairs, train=options))

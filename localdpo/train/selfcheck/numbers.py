@@ -178,17 +178,22 @@ def measurer(
     """A function of a batch that measures it on one path, with the gradients that a step would take."""
     forward = Forward(model, shared=shared, checkpoint=checkpoint)
 
-    def weighted(tree: dict[str, mx.array], weights: mx.array) -> tuple[mx.array, mx.array]:
-        logps = forward.logps(ForwardArrays(**tree), gradient=True)
+    def weighted(arrays: ForwardArrays, weights: mx.array) -> tuple[mx.array, mx.array]:
+        logps = forward.logps(arrays, gradient=True)
         return (logps * weights).sum(), logps
 
     function: Any = nn.value_and_grad(model, weighted)
+
+    def traced(tree: dict[str, Any], weights: mx.array) -> Any:
+        return function(ForwardArrays(**tree), weights)
+
     if compiled:
-        function = mx.compile(function, inputs=[model.state], outputs=[model.state])
+        traced = mx.compile(traced, inputs=[model.state], outputs=[model.state])
 
     def measured(rows: Batch) -> LogpsAndGradient:
         weights = mx.array(np.random.default_rng(9).normal(size=len(rows.lengths)).astype(np.float32))
-        (_, logps), grads = function(batch_arrays(rows, shared=shared).tree(), weights)
+        arrays = batch_arrays(rows, shared=shared)
+        (_, logps), grads = traced(arrays.tree(), weights) if compiled else function(arrays, weights)
         mx.eval(logps, grads)
         flat = [np.array(g.astype(mx.float32)).ravel() for _, g in sorted(named(grads).items())]
         return LogpsAndGradient(np.array(logps, dtype=np.float64), np.concatenate(flat).astype(np.float64))
