@@ -141,10 +141,10 @@ def scores(context: int, response: int, responses: int = 2) -> dict[str, int]:
     """Attention scores that a pair takes in a layer, for each head: products of a query and a key."""
     whole, shared = context + response, responses * response * (context + response)
     return {
-        "shared prompt, array masks": context * context + shared,
-        "shared prompt, its pass causal": context * (context + 1) // 2 + shared,
-        "whole rows, array masks": responses * whole * whole,
-        "whole rows, causal": responses * whole * (whole + 1) // 2,
+        "a line by segments": context * context + shared,
+        "a line of one pair, masked": (context + responses * response) ** 2,
+        "a line of two pairs, masked": 2 * (context + responses * response) ** 2,
+        "whole rows": responses * whole * whole,
     }
 
 
