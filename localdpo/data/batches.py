@@ -211,8 +211,12 @@ def columns(shapes: NDArray[np.int64], sequences: int | None) -> NDArray[np.int6
 
     `sequences`: of a row, where prompts are not shared; None for lines.
     """
-    rows, width, scored = np.moveaxis(shapes, -1, 0)
-    return (width if sequences is None else rows * sequences * width) + scored
+    return _sequences(shapes, sequences) * shapes[..., 1] + shapes[..., 2]
+
+
+def _sequences(shapes: NDArray[np.int64], sequences: int | None) -> NDArray[np.int64]:
+    """Sequences that attend each to itself, of shapes [..., 3]."""
+    return np.ones_like(shapes[..., 0]) if sequences is None else shapes[..., 0] * sequences
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,7 @@ class ShapeTable:
         computed: columns (see `columns`) of all micro-batches that were planned for.
         needed: the same with a shape for every micro-batch.
         real: those of them that hold a token.
+        scores: products of a query and a key in each head of a layer, of all micro-batches.
         planned: micro-batches.
     """
 
@@ -231,6 +236,7 @@ class ShapeTable:
     computed: int
     needed: int
     real: int
+    scores: int
     planned: int
 
     @property
@@ -277,6 +283,7 @@ def plan_shapes(needs: NDArray[np.int64], *, sequences: int | None, real: int, m
         computed=int((cost * counts).sum()),
         needed=int((columns(kinds, sequences) * counts).sum()),
         real=real,
+        scores=int((_sequences(shapes, sequences) * shapes[:, 1] ** 2)[taken] @ counts),
         planned=len(needs),
     )
 

@@ -80,22 +80,27 @@ def read_header(file: Path) -> dict[str, tuple[str, list[int]]]:
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, of trees of arrays, with nothing but its arguments kept for the backward pass.
 
-    As `mx.checkpoint`, but masks and token ids among the arguments get no gradient: they are constants of the
-    function that is differentiated, since a fused attention kernel refuses a mask that wants a gradient. What
-    the function reads besides its arguments gets none either.
+    `mx.checkpoint` lets intermediate arrays be rebuilt as soon as the forward pass is done, and MLX, which
+    evaluates a graph depth first, then rebuilds those of several calls before it needs them. Here they wait
+    for the cotangents, so that the intermediates of one call are alive at a time.
+
+    What it reads besides its arguments gets no gradient, and neither do masks and token ids among them: they
+    are constants of the function that is differentiated, since a fused attention kernel refuses a mask that
+    wants a gradient.
     """
     wrapped = _custom_function(function)
 
     @wrapped.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        leaves = _leaves(primals)
+        flow = _leaves(cotangents)
+        leaves = mx.depends(_leaves(primals), flow)
         varied = [leaf for leaf in leaves if _has_gradient(leaf)]
 
         def flat(*arrays: mx.array) -> list[mx.array]:
             rest = iter(arrays)
             return _leaves(function(*_like(primals, [next(rest) if _has_gradient(a) else a for a in leaves])))
 
-        _, grads = mx.vjp(flat, varied, _leaves(cotangents))
+        _, grads = mx.vjp(flat, varied, flow)
         rest = iter(grads)
         return _like(primals, [next(rest) if _has_gradient(a) else mx.zeros_like(a) for a in leaves])
 

@@ -165,7 +165,9 @@ class TrainSection(Section):
     )
     batch_size: Count = option(8, "pairs in one step", also="per_device_train_batch_size")
     compile: Literal["auto"] | bool = option(
-        "auto", "trace a step as one function; auto: not on a CPU, where it is no faster"
+        "auto",
+        "trace a step as one function; auto: not on a CPU, where it is no faster, "
+        "nor for a loss over the whole batch",
     )
     micro_batch_size: Literal["auto"] | Count = option(
         "auto",

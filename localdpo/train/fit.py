@@ -104,7 +104,7 @@ def fit(
         raise UserError(_too_much(recipe, train, backend, least, limit, checkpoint))
     micro = most
     if wanted == "auto":
-        choices = _choices(most, fewest, tables)
+        choices = _choices(most, fewest, tables, sizes)
         micro = next((rows for rows in choices if need(rows, checkpoint).total <= FILLED * limit), fewest)
     memory = need(micro, checkpoint)
     line = (
@@ -119,8 +119,14 @@ def fit(
 
 
 def traces(recipe: Recipe, backend: Backend) -> bool:
-    """Whether steps are traced by MLX. On the CPU its kernels are built by g++ and run no faster."""
-    wanted = not backend.is_cpu if recipe.train.compile == "auto" else recipe.train.compile
+    """Whether steps are traced by MLX.
+
+    `auto` does not on the CPU, where its kernels are built by g++ and run no faster, nor for a loss over the
+    whole batch: a traced line takes attention scores of each two of its tokens, too many for so many rows.
+    """
+    wanted = recipe.train.compile
+    if wanted == "auto":
+        wanted = not backend.is_cpu and recipe.loss.spec.separable
     return wanted and backend.compiled
 
 
@@ -131,15 +137,24 @@ def _tables(train: Rows, schedule: Schedule, section: TrainSection, *, shared: b
     return lru_cache(maxsize=None)(lambda rows: drawn.shapes(rows, shared=shared, most=MAX_SHAPES))
 
 
-def _choices(most: int, fewest: int, tables: Tables | None) -> Iterable[int]:
+def _choices(most: int, fewest: int, tables: Tables | None, model: ModelShape) -> Iterable[int]:
     """Rows at once to try, the best first: untraced the most, traced those that compute least."""
     if tables is None:
         return range(most, fewest - 1, -1)
     halves = [most]
     while halves[-1] > fewest:
         halves.append(max(fewest, halves[-1] // 2))
-    costs = {rows: (table := tables(rows)).computed + LAUNCH_COLUMNS * table.planned for rows in halves}
-    return sorted(halves, key=lambda rows: costs[rows])
+    return sorted(halves, key=lambda rows: traced_cost(tables(rows), model))
+
+
+def traced_cost(table: ShapeTable, model: ModelShape) -> float:
+    """What the micro-batches of a table cost, in tokens that run through the linear layers of a block.
+
+    A score takes 2 * query products of its own, and its softmax goes to memory and back, which takes a GPU
+    about as long again.
+    """
+    score = 2 * 2 * model.query / model.block_weights
+    return table.computed + score * table.scores + LAUNCH_COLUMNS * table.planned
 
 
 def _layout(micro: int, checkpoint: bool, line: str, tables: Tables | None) -> Layout:

@@ -39,7 +39,7 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train.data import Rows
 from localdpo.train.step import ReferenceSums
 
-VERSION = 2
+VERSION = 3
 SAVE_SECONDS = 30.0
 # Called after every batch with the rows that are done and all rows; False ends the pass.
 Continue = Callable[[int, int], bool]
@@ -184,7 +184,7 @@ def open_scores(
     if recipe.adapter is not None:
         adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.adapter))
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
-    path = f"shared {forward.shared} aligned {forward.align}"
+    path = f"shared {forward.shared} segments {forward.by_segments} aligned {forward.align}"
     computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
     return ReferenceScores(
         cache_dir(),

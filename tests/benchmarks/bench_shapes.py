@@ -26,7 +26,6 @@ from localdpo.data.types import EncodedRow
 from localdpo.model.forward import Forward, batch_arrays, needed_shape
 from localdpo.recipe.schema import LossSection
 from localdpo.train.data import DrawnRows, Rows
-from localdpo.train.fit import LAUNCH_COLUMNS
 from localdpo.train.step import MAX_SHAPES, MAX_TRACES, Objective, StepArrays, TrainStep
 
 ROWS, BATCH, SETTLED = 2_000, 8, 50
@@ -64,11 +63,11 @@ def test_padding_by_rows_at_once(lengths: Any) -> None:
     rows = spread(lengths)
     drawn = DrawnRows(rows, batch_size=16, seed=0, steps=ROWS // 16)
     print(f"\n{lengths.__name__}: {ROWS:,} pairs, 16 a step, {MAX_SHAPES} shapes")
-    print(f"{'rows at once':>14}{'padding':>10}{'least':>10}{'cost of a step':>18}")
+    print(f"{'rows at once':>14}{'padding':>10}{'least':>10}{'columns a step':>18}{'scores a step':>18}")
     for micro in (16, 8, 4, 2, 1):
         table = drawn.shapes(micro, shared=True, most=MAX_SHAPES)
-        cost = (table.computed + LAUNCH_COLUMNS * table.planned) * 16 // ROWS
-        print(f"{micro:14}{table.padding:10.1%}{table.least_padding:10.1%}{cost:18,}")
+        cost, scores = table.computed * 16 // ROWS, table.scores * 16 // ROWS
+        print(f"{micro:14}{table.padding:10.1%}{table.least_padding:10.1%}{cost:18,}{scores:18,}")
 
 
 def resident_mb() -> float:

@@ -47,6 +47,9 @@ def test_every_micro_batch_fits_one_of_few_shapes_and_the_figures_are_those_of_t
         assert not any(other.holds(as_shape(need)) for other in cheaper)
     assert table.planned == len(needs)
     assert table.computed == sum(cost(shape, sequences) for shape in taken if shape is not None)
+    lines = [1 if sequences is None else shape.rows * sequences for shape in taken if shape is not None]
+    widths = [shape.width for shape in taken if shape is not None]
+    assert table.scores == sum(n * width**2 for n, width in zip(lines, widths, strict=True))
     assert table.padding == pytest.approx(1 - real(needs, sequences) / table.computed)
     assert 0 <= table.least_padding <= table.padding < 1
 

@@ -111,7 +111,13 @@ def test_a_traced_step_takes_the_rows_that_compute_least_and_fit(setting: Settin
     _, train, plan, *_ = setting.parts(GPU, **traced)
     drawn = DrawnRows(train, batch_size=8, seed=0, steps=plan.total)
     tables = {rows: drawn.shapes(rows, shared=True, most=MAX_SHAPES) for rows in (1, 2, 4, 8)}
-    costs = {rows: t.computed + room.LAUNCH_COLUMNS * t.planned for rows, t in tables.items()}
+    sizes = room.model_shape(setting.model, cpu=False)
+    costs = {rows: room.traced_cost(table, sizes) for rows, table in tables.items()}
+    assert costs[8] == pytest.approx(
+        tables[8].computed
+        + tables[8].scores * 4 * sizes.query / sizes.block_weights
+        + room.LAUNCH_COLUMNS * tables[8].planned
+    )
     most = setting.fit(10**10, **traced)
     assert most.micro == min(costs, key=lambda rows: costs[rows])
     assert most.shapes == tables[most.micro]
