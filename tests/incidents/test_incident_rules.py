@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
 import random
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -138,10 +138,12 @@ def test_prose_is_judged_by_what_it_says(seed: int) -> None:
 @given(seeds)
 def test_a_careful_demonstration_is_gold_and_a_careless_one_keeps_the_format(seed: int) -> None:
     facts, rng = facts_of(seed), random.Random(seed)
-    careful = dataset.Carelessness(0, 0, 0, 0)
-    assert dataset.demonstration(facts, rng, careful) == world.gold_answer(facts)
-    for flaw in ("severity", "missing", "rambling", "action"):
-        text = dataset.demonstration(facts, rng, dataclasses.replace(careful, **{flaw: 1.0}))
+    none = dict.fromkeys(dataset.FLAWS, 0.0)
+    with mock.patch.dict(dataset.FLAWS, none):
+        assert dataset.demonstration(facts, rng) == world.gold_answer(facts)
+    for flaw in dataset.FLAWS:
+        with mock.patch.dict(dataset.FLAWS, none | {flaw: 1.0}):
+            text = dataset.demonstration(facts, rng)
         verdict = rules.judge(text, facts)
         assert verdict.conforms
         assert verdict.severity == (flaw != "severity")
@@ -171,10 +173,10 @@ def test_an_answer_beats_another_by_its_format_or_when_it_is_worse_in_nothing() 
 @given(seeds, seeds)
 def test_beating_is_one_sided_and_means_a_higher_total(one: int, other: int) -> None:
     facts = facts_of(one)
-    care = dataset.Carelessness(0.5, 0.5, 0.5, 0.5)
-    first, second = (
-        rules.judge(dataset.demonstration(facts, random.Random(seed), care), facts) for seed in (one, other)
-    )
+    with mock.patch.dict(dataset.FLAWS, dict.fromkeys(dataset.FLAWS, 0.5)):
+        first, second = (
+            rules.judge(dataset.demonstration(facts, random.Random(seed)), facts) for seed in (one, other)
+        )
     if first.beats(second):
         assert not second.beats(first)
         assert first.total > second.total
