@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from command import localdpo
+from exported_runs import add_checkpoint, make_run
 from huggingface_hub import ModelCard
-from made_runs import add_checkpoint, make_run
 from tiny_folders import recipe_text, write_rows
 
 from localdpo.core import atomic

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from made_runs import trained
+from exported_runs import trained
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
 from model_families import GROUP_SIZE, tiny, with_lora

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import make_run
+from exported_runs import make_run
 
 from localdpo.core.atomic import MANIFEST
 from localdpo.interop.place import RECORD
