@@ -9,6 +9,7 @@ from textual.pilot import Pilot
 
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.runstable import RunIndex
 from localdpo.dashboard.screens import runs as runs_screen
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.records.rundir import RunDir, RunLock
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.slow
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three runs: `late` was started last, `dead` crashed."""
     monkeypatch.chdir(tmp_path)
+    # However busy the machine is, one look reads every run.
+    monkeypatch.setattr(RunIndex.refresh, "__defaults__", (60.0,))
     make_run(Path("runs"), "early", began=BEGAN)
     make_run(Path("runs"), "late", began=BEGAN + 900, seed=1)
     make_run(Path("runs"), "dead", began=BEGAN + 300, steps=20, end="run.crashed", loss="ipo", beta=0.3)
