@@ -98,7 +98,7 @@ def read_lora(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, mx.array
     return weights, file.value("adapter.lora.alpha", float) / rank
 
 
-def _layers(family: families.Family) -> families.Layers:
+def _layers(family: families.Architecture) -> families.Layers:
     """The layers that an adapter may have: projections, and an output head of its own."""
     return {"output": families.TOP["output"], **family.layers}
 

@@ -18,7 +18,7 @@ from localdpo.core.atomic import file_hash, published_dir
 from localdpo.core.errors import UserError
 from localdpo.core.names import cache_dir
 from localdpo.gguf import blocks, families
-from localdpo.gguf.families import Family, Item
+from localdpo.gguf.families import Architecture, NamedTensor
 from localdpo.gguf.file import BF16, F16, F32, SUFFIX, GGUFFile, Tensor, type_name
 from localdpo.gguf.tokenizer import save_tokenizer
 from localdpo.out import say
@@ -111,9 +111,9 @@ class _Writer:
     def __init__(
         self,
         file: GGUFFile,
-        family: Family,
+        family: Architecture,
         config: Mapping[str, Any],
-        located: list[tuple[Item, Tensor]],
+        located: list[tuple[NamedTensor, Tensor]],
         bits: int | None,
     ) -> None:
         self._file, self._family, self._config = file, family, config
@@ -154,8 +154,8 @@ class _Writer:
             index = {"metadata": {"total_size": self.written}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
-    def _shards(self) -> list[list[tuple[Item, Tensor]]]:
-        shards: list[list[tuple[Item, Tensor]]] = [[]]
+    def _shards(self) -> list[list[tuple[NamedTensor, Tensor]]]:
+        shards: list[list[tuple[NamedTensor, Tensor]]] = [[]]
         size = 0
         for item, tensor in self._located:
             needed = self._most_bytes(tensor)
@@ -166,7 +166,7 @@ class _Writer:
             size += needed
         return shards
 
-    def _arrays(self, item: Item, tensor: Tensor) -> Iterator[tuple[str, mx.array]]:
+    def _arrays(self, item: NamedTensor, tensor: Tensor) -> Iterator[tuple[str, mx.array]]:
         """The arrays of a tensor by their names in mlx-lm, evaluated."""
         order = families.row_order(self._family, self._config, item.layer, write=False)
         raw = self._file.bytes_of(tensor)
@@ -201,7 +201,7 @@ class _Writer:
         mx.eval(array)
         yield item.mlx, array
 
-    def _quantised_layer(self, item: Item, arrays: Any, bits: int) -> Iterator[tuple[str, mx.array]]:
+    def _quantised_layer(self, item: NamedTensor, arrays: Any, bits: int) -> Iterator[tuple[str, mx.array]]:
         layer = item.mlx.removesuffix(".weight")
         self._quantised[layer] = {"group_size": blocks.GROUP, "bits": bits}
         for name, array in zip(("weight", "scales", "biases"), arrays, strict=True):

@@ -19,7 +19,7 @@ import numpy as np
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.gguf import blocks, families
 from localdpo.gguf.blocks import GROUP, Packed
-from localdpo.gguf.families import FAMILIES, Family, Item
+from localdpo.gguf.families import FAMILIES, Architecture, NamedTensor
 from localdpo.gguf.file import BF16, F16, F32, NAMES, Q4_1, Q8_0, block_of, package
 from localdpo.gguf.tokenizer import tokenizer_metadata
 
@@ -144,7 +144,7 @@ def whole_model(
     return GGUFModel(family.name, metadata, tuple(entries), tuple(_notes(expected, weights, entries)))
 
 
-def family_for(config: Mapping[str, Any]) -> Family:
+def family_for(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a model is written as. Raises UserError if there is none."""
     model_type = config.get("model_type")
     for family in FAMILIES.values():
@@ -168,7 +168,7 @@ def _complete(config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dic
     }
 
 
-def _check_names(expected: list[Item], weights: Mapping[str, mx.array]) -> None:
+def _check_names(expected: list[NamedTensor], weights: Mapping[str, mx.array]) -> None:
     """Every array must have a place, and every place an array."""
     known = {item.mlx for item in expected}
     extra = sorted(name for name in weights if re.sub(r"\.(scales|biases)$", ".weight", name) not in known)
@@ -227,8 +227,8 @@ def vector(name: str, numbers: np.ndarray) -> Entry:
 
 
 def _model_entry(
-    item: Item,
-    family: Family,
+    item: NamedTensor,
+    family: Architecture,
     config: Mapping[str, Any],
     weights: Mapping[str, mx.array],
     quantise: Mapping[str, int],
@@ -271,7 +271,7 @@ def as_numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
-def _exact_type(layer: str, item: Item, weights: Mapping[str, mx.array]) -> int | None:
+def _exact_type(layer: str, item: NamedTensor, weights: Mapping[str, mx.array]) -> int | None:
     """The GGUF type that holds a quantised matrix to the bit; None if none does. Its words are not read."""
     scales, biases = weights[f"{layer}.scales"], weights[f"{layer}.biases"]
     bits = weights[item.mlx].shape[-1] * 32 // item.shape[-1]
@@ -284,7 +284,7 @@ def _exact_type(layer: str, item: Item, weights: Mapping[str, mx.array]) -> int 
     return blocks.exact_type(np.array(halves[0]), np.array(halves[1]), bits)
 
 
-def _packed(layer: str, item: Item, weights: Mapping[str, mx.array]) -> Packed:
+def _packed(layer: str, item: NamedTensor, weights: Mapping[str, mx.array]) -> Packed:
     """A quantised matrix in groups of 32 with float16 scales."""
     scales, biases = weights[f"{layer}.scales"], weights[f"{layer}.biases"]
     groups = item.shape[-1] // scales.shape[-1] // GROUP
@@ -292,7 +292,7 @@ def _packed(layer: str, item: Item, weights: Mapping[str, mx.array]) -> Packed:
     return Packed(np.array(weights[item.mlx]), *halves)
 
 
-def _dequantised(layer: str, item: Item, weights: Mapping[str, mx.array]) -> mx.array:
+def _dequantised(layer: str, item: NamedTensor, weights: Mapping[str, mx.array]) -> mx.array:
     weight, scales, biases = (weights[f"{layer}.{part}"] for part in ("weight", "scales", "biases"))
     columns = item.shape[-1]
     return mx.dequantize(
@@ -317,7 +317,9 @@ def _as(array: mx.array, kind: int) -> np.ndarray:
     return np.asarray(gguf.quantize(as_numpy(array), gguf.GGMLQuantizationType(kind)))
 
 
-def _notes(expected: list[Item], weights: Mapping[str, mx.array], entries: list[Entry]) -> Iterator[str]:
+def _notes(
+    expected: list[NamedTensor], weights: Mapping[str, mx.array], entries: list[Entry]
+) -> Iterator[str]:
     quantised = {item.gguf for item in expected if f"{item.mlx.removesuffix('.weight')}.scales" in weights}
     if wide := [entry for entry in entries if entry.name in quantised and entry.kind in (F16, BF16)]:
         yield (

@@ -63,7 +63,7 @@ _ROPE: Final = frozenset({ROPE_FREQS, ROPE_LONG, ROPE_SHORT})
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """An architecture.
 
     Attributes:
@@ -90,12 +90,16 @@ class Family:
     tied: bool = False
 
 
-FAMILIES: Final[Mapping[str, Family]] = {
+FAMILIES: Final[Mapping[str, Architecture]] = {
     family.name: family
     for family in (
-        Family("llama", "LlamaForCausalLM", written=("llama", "mistral"), permuted=("attn_q", "attn_k")),
-        Family("qwen2", "Qwen2ForCausalLM", written=("qwen2",), biased=ATTENTION[:3], own_head_dim=False),
-        Family(
+        Architecture(
+            "llama", "LlamaForCausalLM", written=("llama", "mistral"), permuted=("attn_q", "attn_k")
+        ),
+        Architecture(
+            "qwen2", "Qwen2ForCausalLM", written=("qwen2",), biased=ATTENTION[:3], own_head_dim=False
+        ),
+        Architecture(
             "qwen3",
             "Qwen3ForCausalLM",
             written=("qwen3",),
@@ -105,8 +109,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
                 "attn_k_norm": ("self_attn.k_norm", "D"),
             },
         ),
-        Family("gemma", "GemmaForCausalLM", written=("gemma",), norm_offset=1.0, tied=True),
-        Family(
+        Architecture("gemma", "GemmaForCausalLM", written=("gemma",), norm_offset=1.0, tied=True),
+        Architecture(
             "phi3",
             "Phi3ForCausalLM",
             written=("phi3",),
@@ -129,7 +133,7 @@ MOST: Final = 2**24
 
 
 @dataclass(frozen=True)
-class Item:
+class NamedTensor:
     """A tensor of the model.
 
     Attributes:
@@ -144,7 +148,7 @@ class Item:
     shape: tuple[int, ...]
 
 
-def family_of(file: GGUFFile) -> Family:
+def family_of(file: GGUFFile) -> Architecture:
     """The architecture of a file. Raises UserError for an unknown one."""
     name = file.value("general.architecture", str)
     if name not in FAMILIES:
@@ -155,16 +159,16 @@ def family_of(file: GGUFFile) -> Family:
     return FAMILIES[name]
 
 
-def items(family: Family, config: Mapping[str, Any]) -> Iterator[Item]:
+def items(family: Architecture, config: Mapping[str, Any]) -> Iterator[NamedTensor]:
     """Every tensor of a model with this config.json."""
     sizes = _sizes(config)
 
-    def entries(prefix: str, inside: str, layers: Layers) -> Iterator[Item]:
+    def entries(prefix: str, inside: str, layers: Layers) -> Iterator[NamedTensor]:
         for layer, (name, letters) in layers.items():
             shape = tuple(sizes[letter] for letter in letters)
-            yield Item(f"{prefix}{layer}.weight", layer, f"{inside}{name}.weight", shape)
+            yield NamedTensor(f"{prefix}{layer}.weight", layer, f"{inside}{name}.weight", shape)
             if has_bias(family, config, layer):
-                yield Item(f"{prefix}{layer}.bias", layer, f"{inside}{name}.bias", shape[:1])
+                yield NamedTensor(f"{prefix}{layer}.bias", layer, f"{inside}{name}.bias", shape[:1])
 
     tied = family.tied or config["tie_word_embeddings"]
     yield from entries("", "", {k: v for k, v in TOP.items() if not (tied and k == "output")})
@@ -172,7 +176,7 @@ def items(family: Family, config: Mapping[str, Any]) -> Iterator[Item]:
         yield from entries(f"blk.{block}.", f"model.layers.{block}.", family.layers)
 
 
-def has_bias(family: Family, config: Mapping[str, Any], layer: str) -> bool:
+def has_bias(family: Architecture, config: Mapping[str, Any], layer: str) -> bool:
     """Whether a projection has a bias."""
     return (
         layer in family.biased
@@ -201,7 +205,9 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def row_order(family: Family, config: Mapping[str, Any], layer: str, *, write: bool) -> np.ndarray | None:
+def row_order(
+    family: Architecture, config: Mapping[str, Any], layer: str, *, write: bool
+) -> np.ndarray | None:
     """Which row of one format is each row of the other, for a projection with another order of rows; or None.
 
     Args:
@@ -218,7 +224,7 @@ def row_order(family: Family, config: Mapping[str, Any], layer: str, *, write: b
 # --- config.json ---------------------------------------------------------------------------------------
 
 
-def config_of(file: GGUFFile, family: Family) -> dict[str, Any]:
+def config_of(file: GGUFFile, family: Architecture) -> dict[str, Any]:
     """config.json of the model in a file.
 
     Raises:
@@ -345,7 +351,9 @@ def _llama3(file: GGUFFile, config: Mapping[str, Any], factors: np.ndarray) -> d
 _SHOWN: Final = 10
 
 
-def located(file: GGUFFile, family: Family, config: Mapping[str, Any]) -> list[tuple[Item, Tensor]]:
+def located(
+    file: GGUFFile, family: Architecture, config: Mapping[str, Any]
+) -> list[tuple[NamedTensor, Tensor]]:
     """Every tensor of the model, and where it is in the file.
 
     Raises:
@@ -366,7 +374,7 @@ def located(file: GGUFFile, family: Family, config: Mapping[str, Any]) -> list[t
     return [(item, file.tensors[name]) for name, item in expected.items()]
 
 
-def _misfit(item: Item, tensor: Tensor) -> str | None:
+def _misfit(item: NamedTensor, tensor: Tensor) -> str | None:
     if tensor.shape == item.shape:
         return None
     return f"tensor {item.gguf}: expected shape {item.shape}, got {tensor.shape}"

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from localdpo import __version__
 from localdpo.evals.table import latest_record, markdown
-from localdpo.interop.check import LEAST_KEPT, CheckResult, table
+from localdpo.interop.check import LEAST_KEPT, ArtefactReport, table
 from localdpo.interop.origin import CARD, Origin, base_of, data_of, original_of, public
 from localdpo.interop.targets import Target
 from localdpo.interop.trained import Trained
@@ -22,7 +22,7 @@ from localdpo.records.metrics import BY_NAME, in_order, metrics_of
 _UNKNOWN: Final = "not stated where it came from"
 
 
-def write_card(folder: Path, trained: Trained, target: Target, check: CheckResult) -> None:
+def write_card(folder: Path, trained: Trained, target: Target, check: ArtefactReport) -> None:
     """README.md of an artefact. Raises UserError when the run's evaluation is damaged."""
     recipe = trained.recipe
     base = base_of(recipe, trained.base)
@@ -59,7 +59,7 @@ def write_card(folder: Path, trained: Trained, target: Target, check: CheckResul
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n").save(folder / CARD)
 
 
-def _checked(check: CheckResult) -> str:
+def _checked(check: ArtefactReport) -> str:
     lines = [
         "The same rows under base + adapter and under these files, loaded anew. The "
         f"{check.measure} is the change since the run began.",

@@ -51,7 +51,7 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class ArtefactReport:
     """What an export kept.
 
     Attributes:
@@ -96,7 +96,7 @@ class CheckResult:
         }
 
 
-class Check:
+class ArtefactCheck:
     """The rows of a run, and what base + adapter does with them. The base is loaded once and let go.
 
     Raises UserError(s) where the run's data or its models cannot be read.
@@ -123,12 +123,12 @@ class Check:
                 "rows, so there is nothing to export yet; train on, or choose another --checkpoint"
             )
 
-    def compare(self, model: nn.Module) -> CheckResult:
+    def compare(self, model: nn.Module) -> ArtefactReport:
         """What the model of an artefact, loaded anew, keeps."""
         exported = self._behaviour(model)
         before, after = self._before, self._changes(exported.logps_KM)
         is_pairs = self._rows.store.kind == "pairs"
-        return CheckResult(
+        return ArtefactReport(
             of=f"{self._of} {'pairs' if is_pairs else 'rows'}",
             rows=len(before),
             measure="margin" if is_pairs else "gain",
@@ -166,7 +166,7 @@ class Check:
         return logps_KM
 
 
-def table(result: CheckResult) -> list[tuple[str, str, str]]:
+def table(result: ArtefactReport) -> list[tuple[str, str, str]]:
     """The table that is printed and is in the card, its head first: what, base + adapter, export."""
     rows = [(f"{result.rows:,} {result.of}", "base + adapter", "export")]
     rows.append((f"{result.measure}, nats", f"{result.trained:+.3f}", f"{result.exported:+.3f}"))

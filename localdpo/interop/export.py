@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from localdpo import __version__
 from localdpo.interop.card import write_card
-from localdpo.interop.check import Check, CheckResult
+from localdpo.interop.check import ArtefactCheck, ArtefactReport
 from localdpo.interop.folder import write_json
 from localdpo.interop.origin import base_of, original_of, public
 from localdpo.interop.place import RECORD, check_place, written
@@ -54,7 +54,7 @@ class Export:
 
     path: Path
     written: bool
-    check: CheckResult
+    check: ArtefactReport
     record: dict[str, Any]
 
 
@@ -74,7 +74,7 @@ def export(request: ExportRequest, note: Note) -> Export:
     artefact = target.prepare(trained, request.settings)
     check_place(place, artefact.size, force=request.force)
     note("scoring rows of the run under base + adapter")
-    check = Check(trained)
+    check = ArtefactCheck(trained)
     _free()
     note(f"writing {target.what}")
     try:
@@ -109,7 +109,7 @@ def _place(request: ExportRequest, target: Target) -> Path:
     return place
 
 
-def _record(trained: Trained, request: ExportRequest, result: CheckResult) -> dict[str, Any]:
+def _record(trained: Trained, request: ExportRequest, result: ArtefactReport) -> dict[str, Any]:
     """The content of export.json, without the folders of this machine."""
     recipe = trained.recipe
     base, original = base_of(recipe, trained.base), original_of(recipe, trained.base)
