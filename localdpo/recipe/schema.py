@@ -159,9 +159,11 @@ class DataSection(Section):
 class TrainSection(Section):
     """Steps, batches, optimizer and lengths."""
 
-    epochs: Count = option(1, "passes over the training data", also="num_train_epochs")
+    epochs: Count | None = option(
+        None, "passes over the training data; 1 where max_steps is not set either", also="num_train_epochs"
+    )
     max_steps: Count | None = option(
-        None, "stop after this many steps, if the epochs do not end first", also="iters"
+        None, "steps in all, over the data again and again; with epochs, what ends first counts", also="iters"
     )
     batch_size: Count = option(8, "pairs in one step", also="per_device_train_batch_size")
     compile: Literal["auto"] | bool = option(

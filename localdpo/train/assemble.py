@@ -29,7 +29,7 @@ from localdpo.train.data import NOTHING_HELD_OUT, Feed, Progress, Rows, open_row
 from localdpo.train.evaluator import WatchedPrompt
 from localdpo.train.fit import fit
 from localdpo.train.reference import MovingReference, ReferenceScores, moving_reference, open_scores
-from localdpo.train.step import Objective, Schedule, make_schedule
+from localdpo.train.step import Objective, Schedule, length_note, make_schedule
 from localdpo.train.unpaired import KLBaseline
 
 Note = Callable[[str], None]
@@ -115,6 +115,8 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     schedule = make_schedule(recipe.train, train.per_epoch)
     layout = fit(recipe, train, schedule, base.model, config, backend, shared=forward.shared)
     forward.checkpoint = layout.checkpoint
+    if (length := length_note(recipe.train, schedule)) is not None:
+        note(length)
     for line in (*layout.lines, *unpaired.notes(recipe.loss, train, valid)):
         note(line)
     for name, part in named_parts(train.store, valid.store):

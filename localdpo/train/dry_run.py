@@ -20,7 +20,7 @@ from localdpo.train import unpaired
 from localdpo.train.assemble import attach_adapter
 from localdpo.train.data import NOTHING_HELD_OUT, Rows, open_rows
 from localdpo.train.fit import fit
-from localdpo.train.step import make_schedule
+from localdpo.train.step import length_note, make_schedule
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -66,7 +66,8 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         f"{counted(schedule.rows, 'row')}, {counted(schedule.per_epoch, 'step')} an epoch, "
         f"{counted(schedule.warmup, 'step')} of warm-up"
     )
-    show(_adapter_line(recipe, adapter), *layout.lines, *backend.hints)
+    length = length_note(recipe.train, schedule)
+    show(*([length] if length else []), _adapter_line(recipe, adapter), *layout.lines, *backend.hints)
 
 
 def _token_table(train: Rows, valid: Rows) -> Table:

@@ -24,6 +24,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
+from localdpo.core.text import counted
 from localdpo.data.batches import steps_per_epoch
 from localdpo.data.types import Batch
 from localdpo.model.forward import Forward, ForwardArrays
@@ -136,13 +137,33 @@ class Schedule:
 
 
 def make_schedule(train: TrainSection, rows: int) -> Schedule:
-    """The schedule of a run whose epochs take `rows` rows. A warm-up longer than the run is cut to it."""
+    """The schedule of a run whose epochs take `rows` rows. A warm-up longer than the run is cut to it.
+
+    As in Hugging Face's trainers, `max_steps` alone decides how long the run is, whatever the rows; `epochs`
+    alone does; of both, what ends first.
+    """
     per_epoch = steps_per_epoch(rows, train.batch_size)
-    total = train.epochs * per_epoch
-    if train.max_steps is not None:
-        total = min(total, train.max_steps)
+    epochs = train.epochs or (1 if train.max_steps is None else None)
+    ends = [epochs and epochs * per_epoch, train.max_steps]
+    total = min(steps for steps in ends if steps is not None)
     warmup = round(train.warmup * total) if isinstance(train.warmup, float) else train.warmup
     return Schedule(rows, total, per_epoch, min(warmup, total - 1), train.learning_rate, train.schedule)
+
+
+def length_note(train: TrainSection, schedule: Schedule) -> str | None:
+    """Which of `epochs` and `max_steps` ends the run, where a recipe gives both and they differ."""
+    if train.epochs is None or train.max_steps is None:
+        return None
+    steps = train.epochs * schedule.per_epoch
+    if steps == train.max_steps:
+        return None
+    first, other = (
+        f"train.epochs={train.epochs} ({counted(steps, 'step')})",
+        f"train.max_steps={train.max_steps}",
+    )
+    if train.max_steps < steps:
+        first, other = other, first
+    return f"{first} ends the run before {other} would"
 
 
 # Adam and AdamW are bias-corrected, as everywhere else (MLX's default is not). RMSprop decays its squares at

@@ -80,7 +80,7 @@ num_train_epochs: 3
         'r.yaml:17 train.seed: expected a whole number >= 0 and <= 4294967295, got "no"',
         "r.yaml:18 train.max_length: expected a whole number >= 2, got 8.0",
         'r.yaml:20 train.optimizer: expected one of adamw, adam, sgd, rmsprop, lion, got "adan"',
-        "r.yaml:21 train.epochs: expected a whole number >= 1, got NaN",
+        "r.yaml:21 train.epochs: expected a whole number >= 1 or null, got NaN",
         "r.yaml:22 train.learning_rate: expected a number > 0, got -Infinity",
         "r.yaml:24 lora: expected options below it, such as `rank:`",
         "r.yaml:27 save.keep: expected a whole number >= 1, got true",

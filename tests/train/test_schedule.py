@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from localdpo.recipe.schema import TrainSection
-from localdpo.train.step import Schedule, make_schedule
+from localdpo.train.step import Schedule, length_note, make_schedule
 
 
 def plan(rows: int, **options: Any) -> Schedule:
@@ -26,15 +26,34 @@ def rates(made: Schedule) -> list[float]:
         (96, 8, 3, None, 36, 12),
         (3, 8, 5, None, 5, 1),  # fewer rows than a batch
         (100, 8, 1, 4, 4, 13),
-        (100, 8, 1, 1000, 13, 13),  # max_steps never adds epochs
+        (100, 8, 1, 1000, 13, 13),  # of both, what ends first
+        (100, 8, None, 1000, 1000, 13),  # max_steps alone decides
+        (100, 8, None, None, 13, 13),
     ],
 )
 def test_steps_follow_from_rows_epochs_and_limit(
-    rows: int, batch: int, epochs: int, limit: int | None, total: int, per_epoch: int
+    rows: int, batch: int, epochs: int | None, limit: int | None, total: int, per_epoch: int
 ) -> None:
     made = plan(rows, batch_size=batch, epochs=epochs, max_steps=limit)
     assert (made.total, made.per_epoch, made.rows) == (total, per_epoch, rows)
     assert made.epoch(made.total) == pytest.approx(total / per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "limit", "note"),
+    [
+        (2, 5, "train.max_steps=5 ends the run before train.epochs=2 (26 steps) would"),
+        (1, 1000, "train.epochs=1 (13 steps) ends the run before train.max_steps=1000 would"),
+        (2, 26, None),
+        (None, 1000, None),
+        (2, None, None),
+    ],
+)
+def test_what_ends_the_run_is_said_where_a_recipe_gives_both(
+    epochs: int | None, limit: int | None, note: str | None
+) -> None:
+    train = TrainSection(batch_size=8, epochs=epochs, max_steps=limit)
+    assert length_note(train, make_schedule(train, 100)) == note
 
 
 def test_a_share_and_a_number_of_warm_up_steps() -> None:
