@@ -101,7 +101,9 @@ def test_there_must_be_something_to_resume():
 
 def test_another_recipe_is_refused_with_the_keys_that_differ():
     open_run(request("dpo.yaml"))
-    with pytest.raises(UserError, match=r"loss\.beta: 0\.1 there, 0\.2 here; train\.epochs: null there, 3 here"):
+    with pytest.raises(
+        UserError, match=r"loss\.beta: 0\.1 there, 0\.2 here; train\.epochs: null there, 3 here"
+    ):
         open_run(request("dpo.yaml", "loss.beta=0.2", "train.epochs=3", run="dpo"))
     with pytest.raises(UserError, match="belongs to another recipe"):
         open_run(request("loss.beta=0.2", run="dpo", resume=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from made_runs import drive, make_app, make_evaluation, make_run, press, shown
+from made_runs import drive, make_app, make_evaluation, make_run, press, shown, until
 from textual.pilot import Pilot
 
 from localdpo.core.errors import UserError
@@ -260,9 +260,12 @@ def test_what_an_evaluation_refuses_is_said_and_the_line_kept(
     app = make_app(run, "judge")
 
     async def act(pilot: Pilot[None]) -> None:
+        line = app.screen.query_one(EvaluationLine)
         await press(pilot, "r", "x", "enter")
         await shown(pilot, "--judge: no judge x")
         await press(pilot, "r", "y", "enter")
+        # While it is running the key asks whether to stop it.
+        await until(pilot, lambda: line.job is None)
         await press(pilot, "r", "escape")
         await press(pilot, "r", "quotation_mark", "enter")
         await shown(pilot, "the options cannot be read: No closing quotation")
