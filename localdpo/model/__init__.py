@@ -1,4 +1,4 @@
-"""The model room: backend, loading, LoRA, the shared-prompt forward, the head, generation."""
+"""The model room: backend, loading, LoRA, the forward pass in one line of tokens, the head, generation."""
 
 from localdpo.core.process import preload
 

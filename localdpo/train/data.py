@@ -343,9 +343,8 @@ class Feed:
             inputs = batch_arrays(batch, shared=shared, shape=shape)
             reference = None if self._reference is None else self._reference.sums(batch)
             micro_batches.append(
-                StepArrays(
-                    **inputs.tree(),
-                    segments=inputs.segments,
+                StepArrays.of(
+                    inputs,
                     count=count,
                     reference_N=None if reference is None else reference.total_N,
                     reference_public_N=None if reference is None else reference.public_N,

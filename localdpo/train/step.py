@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -218,6 +218,12 @@ class StepArrays(ForwardArrays):
     reference_public_N: mx.array | None = None
     desirable_B: mx.array | None = None
     baseline: mx.array | None = None
+
+    @classmethod
+    def of(cls, inputs: ForwardArrays, **others: Any) -> StepArrays:
+        """What a forward pass takes, and the other fields."""
+        given: dict[str, Any] = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+        return cls(**given, **others)
 
 
 @dataclass(frozen=True)

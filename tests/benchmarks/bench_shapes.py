@@ -115,7 +115,7 @@ def take_steps() -> None:
             shape = table.of(needed_shape(batch, shared=True))
             assert shape is not None
             inputs = batch_arrays(batch, shared=True, shape=shape)
-            ready.append(StepArrays(**inputs.tree(), count=mx.array(float(BATCH))))
+            ready.append(StepArrays.of(inputs, count=mx.array(float(BATCH))))
         step(ready, 1e-5)
         if number + 1 == SETTLED:
             settled = resident_mb()

@@ -130,7 +130,7 @@ def shared_prompt_step(compiled: bool) -> tuple[Step, Callable[[list[Batch]], No
         for part in parts:
             inputs, reference = batch_arrays(part, shared=True), scores[int(part.indices[0])]
             count = mx.array(float(PAIRS_A_STEP))
-            ready.append(StepArrays(**inputs.tree(), count=count, reference_N=reference))
+            ready.append(StepArrays.of(inputs, count=count, reference_N=reference))
         return step(ready, 1e-5).loss
 
     return take, reference

@@ -86,9 +86,7 @@ def _step(model: Any, sizes: list[int], *, compiled: bool) -> StepResult:
         part = batch(rows[start : start + size])
         reference = mx.array(-6.0 * part.lengths.astype(np.float32))
         inputs = batch_arrays(part, shared=True)
-        parts.append(
-            StepArrays(**inputs.tree(), segments=inputs.segments, count=mx.array(3.0), reference_N=reference)
-        )
+        parts.append(StepArrays.of(inputs, count=mx.array(3.0), reference_N=reference))
         start += size
     return taken(parts, LEARNING_RATE)
 
