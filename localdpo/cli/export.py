@@ -57,7 +57,7 @@ def export(
     if push is not None and not yes and not sys.stdin.isatty():
         raise UserError(f"--push {push}: nobody can be asked here; give --yes to upload without asking")
     found = find_run(runs_dir, run)
-    note = _prepared()
+    note = prepared()
     from localdpo.interop.export import ExportRequest
     from localdpo.interop.export import export as write
     from localdpo.interop.targets import Settings
@@ -107,8 +107,8 @@ def _agreed(folder: Path, repo: str) -> bool:
         return False
 
 
-def _prepared() -> Callable[[str], None]:
-    """Prepare MLX; what prints a line on stderr."""
+def prepared() -> Callable[[str], None]:
+    """Prepare MLX; returns what prints a line on stderr."""
     from localdpo.cli.plain import print_plain
     from localdpo.model.backend import prepare
     from localdpo.out.console import Console

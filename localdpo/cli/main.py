@@ -18,6 +18,7 @@ from localdpo.cli.compare import compare
 from localdpo.cli.doctor import doctor
 from localdpo.cli.eval import evaluate
 from localdpo.cli.export import export
+from localdpo.cli.generate import generate
 from localdpo.cli.import_model import import_model
 from localdpo.cli.inspect import inspect
 from localdpo.cli.prefs import prefs
@@ -49,6 +50,7 @@ app.command()(watch)
 app.command()(runs)
 app.command()(compare)
 app.command("eval")(evaluate)
+app.command()(generate)
 app.command()(export)
 app.command()(inspect)
 app.command("import")(import_model)

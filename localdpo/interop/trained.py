@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from localdpo.core.errors import UserError
 from localdpo.model import lora
-from localdpo.model.load import build_model, model_path
+from localdpo.model.load import Base, build_model, load_base, model_path
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import Note, checkpoint_folders, require_checkpoint, verified_adapter
@@ -43,6 +43,16 @@ class Trained:
         lora.attach(model, self.shape, seed=0)
         lora.load_weights(model, self.adapter)
         return model, config
+
+    def as_trained(self) -> Base:
+        """Tokenizer and model with the adapter on it, in the number types that it was trained in here.
+
+        Raises UserError for a base that mlx-lm cannot load, and for an adapter that does not fit it.
+        """
+        base = load_base(self.recipe.model, trust_remote_code=self.recipe.trust_remote_code)
+        lora.attach(base.model, self.shape, seed=0)
+        lora.load_weights(base.model, self.adapter)
+        return base
 
 
 def open_trained(run: RunDir, checkpoint: str | None, note: Note) -> Trained:

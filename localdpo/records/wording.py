@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from localdpo.core.names import is_demo, resolve
 from localdpo.core.text import format_seconds, format_value
 from localdpo.records.answers import Sampling
 from localdpo.records.checkpoints import adapter_folder
@@ -93,26 +92,17 @@ def metric_words(name: str, metrics: Mapping[str, Any]) -> str:
 
 def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
     """What to do with a finished run: how long it took, where the adapter is, how to try it."""
-    model, prompt, seconds = None, None, None
+    prompt, seconds = None, None
     for event in events:
-        if event.type == "run.started":
-            model = event.data.get("model")
-        elif event.type == "samples":
+        if event.type == "samples":
             prompt = _first_prompt(event) or prompt
         elif event.type == "run.finished":
             seconds = event.data.get("seconds")
     took = f" in {format_seconds(seconds)}" if isinstance(seconds, int | float) else ""
-    lines = [f"finished{took}", f"adapter: {adapter_folder(run)}"]
-    if isinstance(model, str):
-        lines.append(f"try it: {generate_command(model, run, prompt)}")
-    return lines
-
-
-def generate_command(model: str, run: RunDir, prompt: str | None) -> str:
-    """The mlx-lm command that answers `prompt` with the trained adapter, ready for a shell."""
-    path = str(resolve(model)) if is_demo(model) else model
-    words = ["mlx_lm.generate", "--model", path, "--adapter-path", str(adapter_folder(run))]
-    return shlex.join([*words, "--prompt", prompt or "Hello"])
+    # Of a chat, the prompt of an event has the words of the template, which would be put around it again.
+    text = prompt if prompt is not None and "\n" not in prompt else "Hello"
+    command = ["localdpo", "generate", run.name, *runs_dir_words(run), "--prompt", text]
+    return [f"finished{took}", f"adapter: {adapter_folder(run)}", f"try it: {shlex.join(command)}"]
 
 
 def _first_prompt(event: Event) -> str | None:

@@ -57,6 +57,10 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["tiny", "--name", HOSTILE],
         ["tiny", "--prompts", HOSTILE],
     ],
+    "generate": [
+        ["tiny", "--prompt", "x", "--max-tokens", "3"],
+        ["tiny", "--prompt", "x", "--checkpoint", HOSTILE],
+    ],
     "export": [
         ["tiny", "--to", "peft", "--out", "OUT", "--force"],
         ["tiny", "--to", "peft", "--out", "OUT", "--force", "--json"],

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from logged import EVAL, METRICS, NOTICE, STARTED, TIED, event
 
-from localdpo.core.names import BUNDLE
 from localdpo.core.text import escaped, format_number, format_seconds, printable
 from localdpo.records.events import Event
 from localdpo.records.metrics import metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
-from localdpo.records.wording import closing_lines, format_event, format_headline, generate_command
+from localdpo.records.wording import closing_lines, format_event, format_headline
 
 
 @pytest.mark.parametrize(
@@ -121,21 +120,12 @@ def test_text_of_every_script_stays_as_it_is():
 def test_at_the_end_stands_what_to_do_next():
     run = RunDir(Path("my runs/dpo"))
     samples = event("samples", 0, samples=[{"prompt": "What's up?", "reference": "a", "policy": "b"}])
-    started = event("run.started", model="org/tiny")
-    lines = closing_lines(run, [started, samples, event("run.finished", 60, seconds=65.0)])
+    lines = closing_lines(run, [samples, event("run.finished", 60, seconds=65.0)])
     assert lines[:2] == ["finished in 1m 05s", "adapter: my runs/dpo/checkpoints/LATEST"]
     command = shlex.split(lines[2].removeprefix("try it: "))
-    assert command == [
-        "mlx_lm.generate", "--model", "org/tiny", "--adapter-path", "my runs/dpo/checkpoints/LATEST",
-        "--prompt", "What's up?",
-    ]  # fmt: skip
-    assert closing_lines(run, []) == ["finished", "adapter: my runs/dpo/checkpoints/LATEST"]
-
-
-def test_the_command_names_the_folder_of_a_demo_model():
-    if not (BUNDLE / "model").is_dir():
-        pytest.skip("the demo bundle is not made")
-    assert str(BUNDLE / "model") in generate_command("demo:model", RunDir("runs/dpo"), None)
+    assert command == ["localdpo", "generate", "dpo", "--runs-dir", "my runs", "--prompt", "What's up?"]
+    chat = event("samples", 0, samples=[{"prompt": "user\nWhat's up?\nassistant", "policy": "b"}])
+    assert closing_lines(RunDir("runs/dpo"), [chat])[2] == "try it: localdpo generate dpo --prompt Hello"
 
 
 def test_an_accuracy_of_nothing_but_ties_is_told_and_leaves_a_gap() -> None:

@@ -1,0 +1,71 @@
+"""`localdpo generate`: what a run's model answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from localdpo.cli.options import MaxTokensOption, RunArgument, RunsDirOption
+
+DEFAULT_TOKENS: Final = 256
+
+
+def generate(
+    run: RunArgument = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What to answer; repeatable.")
+    ] = None,
+    max_tokens: MaxTokensOption = DEFAULT_TOKENS,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="0 takes the likeliest token.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the sampling.")] = 0,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as one JSON object.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Answer prompts with the trained adapter, in the chat template that the run was trained in."""
+    from localdpo.core.errors import UserError
+    from localdpo.out import print_json, say
+    from localdpo.records.rundir import find_run
+
+    prompts = prompt or []
+    if not prompts:
+        raise UserError("generate: nothing to answer; give --prompt TEXT, once for each prompt")
+    if not all(text.strip() for text in prompts):
+        raise UserError("--prompt: expected a text, got an empty one")
+    found = find_run(runs_dir, run)
+    from localdpo.cli.export import prepared
+
+    note = prepared()
+    from localdpo.data.encode import encode_prompt
+    from localdpo.interop.trained import open_trained
+    from localdpo.model.generate import generate as answer
+
+    trained = open_trained(found, checkpoint, note)
+    data, base = trained.recipe.data, trained.as_trained()
+    encoded = [
+        encode_prompt(
+            base.tokenizer._tokenizer, text, data.template, template_kwargs=data.chat_template_kwargs
+        ).tolist()
+        for text in prompts
+    ]
+    answers = answer(
+        base.model, base.tokenizer, encoded, max_tokens=max_tokens, temperature=temperature, seed=seed
+    )
+    if as_json:
+        listed = [
+            {"prompt": text, "answer": made.text, "tokens": len(made.tokens), "finished": made.finished}
+            for text, made in zip(prompts, answers, strict=True)
+        ]
+        print_json({"run": str(found.path), "adapter": str(trained.adapter), "answers": listed})
+        return
+    for text, made in zip(prompts, answers, strict=True):
+        if len(prompts) > 1:
+            say(f"> {text}")
+        say(made.text)
