@@ -14,7 +14,7 @@ from localdpo.core.errors import UserError
 from localdpo.records.answers import answers_files
 from localdpo.records.checkpoints import adapter_folder, newest_checkpoint, set_latest
 from localdpo.records.rundir import RunDir, RunLock, find_run, list_runs, spelled
-from localdpo.records.wording import closing_lines, generate_command
+from localdpo.records.wording import closing_lines
 
 LITTER = (".DS_Store", "._recipe.yaml", "Icon\r", "Thumbs.db")
 
@@ -89,7 +89,6 @@ def test_without_links_the_newest_checkpoint_is_named_itself(
         set_latest(published(run, step))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000003", "step-000006"]
     assert closing_lines(run, [])[1] == f"adapter: {run.checkpoint_path(6)}"
-    assert str(run.checkpoint_path(6)) in generate_command("org/tiny", run, None)
 
 
 def test_a_full_disk_is_not_taken_for_one_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
