@@ -250,12 +250,13 @@ def judge_session(
 ) -> Iterator[JudgeSession]:
     """A session to ask these questions in, within the request's limits.
 
-    Its journal is at `path`, and on the disk after every verdict if verdicts cost money.
+    Its journal is at `path`. If verdicts cost money, it is on the disk after every one, and no other session
+    may ask beside it: UserError.
     """
     if hooks.on_questions is not None:
         hooks.on_questions(sum(len(to_ask) for _, to_ask in questions))
     costs = any(judge.worst_case_usd(question) > 0 for judge, to_ask in questions for question in to_ask[:1])
-    with Journal(path, sync=costs) as journal:
+    with Journal(path, sync=costs, exclusive=costs) as journal:
         yield JudgeSession(
             journal=journal,
             budget=budget or Budget(request.max_usd),

@@ -144,12 +144,13 @@ def key_of(identity: Mapping[str, str], question: Question) -> str:
 class Journal(LogWriter):
     """One journal file, made when it is missing. Its methods may be called from several threads.
 
-    `sync=False` leaves out the flush of each line, for judges whose verdicts cost nothing.
+    `sync=False` leaves out the flush of each line, for judges whose verdicts cost nothing. `exclusive`: see
+    LogWriter; two processes that ask the same questions would pay twice.
     Raises UserError when the disk is full.
     """
 
-    def __init__(self, path: str | Path, sync: bool = True) -> None:
-        super().__init__(path, durable=sync)
+    def __init__(self, path: str | Path, sync: bool = True, exclusive: bool = False) -> None:
+        super().__init__(path, durable=sync, exclusive=exclusive)
         self._verdicts = {
             record.key: record.verdict for record in VerdictTail(path).poll() if record.verdict.status == "ok"
         }

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from fake_judges import FakeJudge, always
 
+from localdpo.core.errors import UserError
 from localdpo.judging.base import Question
-from localdpo.judging.run import Journal, key_of
+from localdpo.judging.registry import Hooks, JudgeRequest, judge_session
+from localdpo.judging.run import Journal, JudgeSession, key_of
 from localdpo.records.log import seal, unseal
 from localdpo.records.verdicts import Usage, Verdict, damaged_verdicts, decode_verdict
 
@@ -155,3 +158,18 @@ def test_a_closed_journal_takes_nothing(path: Path):
     journal.close()
     with pytest.raises(ValueError, match="closed"):
         journal.add("k", JUDGE, QUESTION, OK)
+
+
+def test_two_sessions_never_pay_for_the_same_questions(path: Path):
+    """The second one is refused while the first may ask; a judge that costs nothing is nobody's business."""
+
+    def session(worst: float) -> AbstractContextManager[JudgeSession]:
+        judge = FakeJudge(always("first"), worst=worst)
+        return judge_session(JudgeRequest(), path, [(judge, [QUESTION])], hooks=Hooks())
+
+    with session(0.01), pytest.raises(UserError, match="another process writes this file; wait for it"):
+        session(0.01).__enter__()
+    with session(0.01):
+        pass
+    with session(0.0), session(0.0):
+        pass
