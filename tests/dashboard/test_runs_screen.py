@@ -12,6 +12,7 @@ from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.runstable import RunIndex
 from localdpo.dashboard.screens import runs as runs_screen
 from localdpo.dashboard.screens.base import RunScreen
+from localdpo.dashboard.widgets.basic import ListTable
 from localdpo.records.rundir import RunDir, RunLock
 
 pytestmark = pytest.mark.slow
@@ -84,7 +85,13 @@ def test_the_screens_forget_the_run_before(runs: Path):
     app = the_app()
 
     async def act(pilot: Pilot[None]) -> None:
-        await press(pilot, "2", "home", "3", "home", "down", "enter", "6", "down", "enter", "2")
+        await press(pilot, "2", "home", "3", "home", "down", "enter", "6")
+        await until(pilot, lambda: isinstance(app.focused, ListTable) and " dead " in frame_text(app))
+        await press(pilot, "down")
+        await until(pilot, lambda: app.screen._selected == "dead")
+        await press(pilot, "enter")
+        await until(pilot, lambda: app.feed is not None and app.feed.run.name == "dead")
+        await press(pilot, "2")
         text = frame_text(app)
         assert "3 of 3, newest" in text
         assert "policy at step 20" in text
