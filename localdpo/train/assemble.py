@@ -280,14 +280,17 @@ def held_out_prompts(base: Base, valid: Rows, count: int) -> list[WatchedPrompt]
 
 
 def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
-    """Compare the shared path with the plain one on the first row; fall back to what gives its numbers."""
+    """Compare the shared path with the plain one on two rows; fall back to what gives its numbers.
+
+    Two, since in a line of one row with one response every position is what it would be by itself.
+    """
     if not forward.shared:
         note(
             "this model's layers keep a state that cannot be shared: "
             "each response runs with its prompt (plain path)"
         )
         return
-    batch = rows.batch(np.arange(1))
+    batch = rows.batch(np.arange(2) % len(rows))
     plain = np.array(forward.logps(batch_arrays(batch, shared=False), gradient=False))
     bars = tolerance(plain, batch.lengths, forward)
 
@@ -309,7 +312,7 @@ def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
         forward.shared = False
         note(f"the shared-prompt path {masked}: the plain path is used")
         return
-    segments = segments_of(batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, 1))
+    segments = segments_of(batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, 2))
     forward.by_segments = problem(segments) is None
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models import gpt2
 from tiny_folders import recipe_text, write_pairs
 from training_runs import EAGER, session_of, train, write_recipe
 
-from localdpo.data.store import BLOCK_ROWS
+from localdpo.data.store import BLOCK_ROWS, Mixture
+from localdpo.data.types import EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.recipe.load import load_recipe
 from localdpo.train import data
 from localdpo.train.assemble import assemble, check_paths, tolerance
-from localdpo.train.data import hold_out, visited
+from localdpo.train.data import Rows, hold_out, visited
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
@@ -170,3 +172,21 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
     for a, b in zip(*found, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("first", [(1, 1), (1, 4), (6, 1)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_positions_that_are_right_by_accident_are_found_out(first: tuple[int, int], rows: int) -> None:
+    """GPT-2 counts positions from the first one: right in a line of one row with one response."""
+    model = gpt2.Model(gpt2.ModelArgs("gpt2", 256, 64, 4, 2, 256, 1e-5, 160))
+    rng = np.random.default_rng(0)
+    lengths = [first, (7, 5), (2, 9)][:rows]
+    encoded = [
+        EncodedRow(i, rng.integers(1, 160, prompt, np.int32), (rng.integers(1, 160, response, np.int32),))
+        for i, (prompt, response) in enumerate(lengths)
+    ]
+    held = Rows(cast("Mixture", encoded), np.arange(rows), 0)
+    forward, notes = Forward(model), list[str]()
+    check_paths(forward, held, notes.append)
+    assert not forward.shared
+    assert len(notes) == 1
