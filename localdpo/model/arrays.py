@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,3 +120,38 @@ def _like(tree: Any, leaves: Any) -> Any:
     """A tree of the form of `tree` with these leaves."""
     rest = iter(leaves)
     return tree_map(lambda _: next(rest), tree)
+
+
+# What RepeatableDropout takes its keys from; None is MLX's random state.
+_keys: Iterator[mx.array] | None = None
+
+
+class RepeatableDropout(nn.Dropout):
+    """Dropout that a recomputed function draws again as it did at first (see `drawing_from`)."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether it drops anything now."""
+        return bool(self.training and self._p_1 < 1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if _keys is None or not self.draws:
+            return super().__call__(x)
+        return mx.random.bernoulli(self._p_1, x.shape, key=next(_keys)) * x / self._p_1
+
+
+@contextmanager
+def drawing_from(key: mx.array) -> Iterator[None]:
+    """While the context holds, every RepeatableDropout takes the next key that follows from `key`."""
+    global _keys
+
+    def following(key: mx.array) -> Iterator[mx.array]:
+        while True:
+            key, own = mx.random.split(key)
+            yield own
+
+    before, _keys = _keys, following(key)
+    try:
+        yield
+    finally:
+        _keys = before

@@ -28,7 +28,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import resolve
-from localdpo.model.arrays import load_arrays, named, recomputed
+from localdpo.model.arrays import RepeatableDropout, load_arrays, named, recomputed
 from localdpo.model.load import first_line, read_json_object
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
 from localdpo.records.rundir import run_of
@@ -237,6 +237,8 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
     for module in model.modules():
         if type(module) is LoRALinear:
             module.__class__ = LeanLoRALinear
+        elif type(module) is nn.Dropout:
+            module.__class__ = RepeatableDropout
     # Dropout belongs to training; it is off in every forward that scores or samples.
     model.eval()
 

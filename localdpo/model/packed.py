@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -29,7 +29,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from localdpo.model.arrays import recomputed
+from localdpo.model.arrays import RepeatableDropout, drawing_from, recomputed
 from localdpo.model.backend import device_name
 from localdpo.model.head import text_model
 
@@ -233,14 +233,17 @@ def line_hidden(model: nn.Module, line: Line, *, checkpoint: bool = False) -> mx
     text = text_model(model)
     caches = [LineCache(line, mask_axes(text))] * len(text.layers)
     with checkpointed_layers(text, enabled=checkpoint), _segments_in_attention():
-        return text.model(line.tokens_S[None], cache=caches)[0]
+        states = text.model(line.tokens_S[None], cache=caches)
+    if states.ndim != 3 or states.shape[:2] != (1, line.tokens_S.size):
+        raise ValueError(f"a line of {line.tokens_S.size} tokens became states of shape {states.shape}")
+    return states[0]
 
 
 def plain_hidden(model: nn.Module, tokens_NL: mx.array, *, checkpoint: bool = False) -> mx.array:
     """Final hidden states [N, L, E] of whole sequences, right-padded: for models that cannot share."""
     text = text_model(model)
     with checkpointed_layers(text, enabled=checkpoint):
-        return text.model(tokens_NL)
+        return text.model(tokens_NL, cache=None)
 
 
 def mask_axes(text: nn.Module) -> int:
@@ -281,7 +284,11 @@ def _checkpointed(call: Any) -> Any:
     """`call` of a layer as a checkpointed function of its weights and of the arrays it is given."""
 
     def wrapped(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def inner(weights: Any, arrays: list[mx.array]) -> Any:
+        # MLX's random state would have moved on in the backward pass.
+        draws = any(isinstance(module, RepeatableDropout) and module.draws for module in layer.modules())
+        keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)] if draws else []
+
+        def inner(weights: Any, arrays: list[mx.array], keys: list[mx.array]) -> Any:
             layer.update(weights)
             rest = iter(arrays)
 
@@ -289,12 +296,12 @@ def _checkpointed(call: Any) -> Any:
                 return next(rest) if isinstance(value, mx.array) else value
 
             # Recomputed after the forward pass is over.
-            with _segments_in_attention():
+            with _segments_in_attention(), drawing_from(keys[0]) if keys else nullcontext():
                 return call(layer, *[put(a) for a in args], **{k: put(v) for k, v in kwargs.items()})
 
         weights = layer.trainable_parameters()
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
-        out = recomputed(inner)(weights, given)
+        out = recomputed(inner)(weights, given, keys)
         layer.update(weights)
         return out
 

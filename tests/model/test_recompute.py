@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.lora import LoRALinear
 from model_families import FAMILIES, tiny, with_lora
 from random_batches import random_rows
@@ -86,6 +86,45 @@ def test_what_is_no_number_gets_no_gradient_and_reaches_the_function() -> None:
     x, mask, ids = mx.array([1.0, 2.0, 3.0]), mx.array([True, False, True]), mx.array([2, 0])
     grad = mx.grad(lambda x: (picked(x, mask, ids) * mx.array([1.0, 10.0])).sum())(x)
     np.testing.assert_array_equal(np.array(grad), [20.0, 0.0, 6.0])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_dropout_is_drawn_again_as_it_was(shared: bool, compiled: bool) -> None:
+    """The gradient is that of the loss, whose central differences have the same units dropped."""
+    model = tiny("llama")
+    model.freeze()
+    lora.attach(model, lora.LoraConfig("lora", -1, 4, 8.0, dropout=0.5), seed=0)
+    rng = np.random.default_rng(1)
+    model.update(tree_map(lambda w: mx.array(rng.normal(size=w.shape) * 0.05), model.trainable_parameters()))
+    model.train()
+    arrays = batch_arrays(collate(random_rows(2, seed=1), 0, np.arange(2)), shared=shared)
+    forward = Forward(model, shared=shared, checkpoint=True)
+
+    def loss(weights: object) -> mx.array:
+        model.update(weights)
+        return forward.logps(arrays, gradient=True).sum()
+
+    value_and_grad = mx.value_and_grad(loss)
+    if compiled:
+        value_and_grad = mx.compile(value_and_grad, inputs=mx.random.state, outputs=mx.random.state)
+
+    def at(weights: object) -> tuple[float, object]:
+        mx.random.seed(3)
+        value, grad = value_and_grad(weights)
+        return value.item(), grad
+
+    start = model.trainable_parameters()
+    way = tree_map(lambda w: mx.array(rng.normal(size=w.shape)), start)
+
+    def along(step: float) -> float:
+        return at(tree_map(lambda w, d: w + step * d, start, way))[0]
+
+    value, grad = at(start)
+    assert at(start)[0] == value
+    parts = zip(tree_flatten(grad), tree_flatten(way), strict=True)
+    slope = sum(float((g * d).sum().item()) for (_, g), (_, d) in parts)
+    assert slope == pytest.approx((along(5e-4) - along(-5e-4)) / 1e-3, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
