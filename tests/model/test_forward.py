@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models import phi
 from model_families import FAMILIES, tiny, with_lora
 from random_batches import full_logps, random_batch, random_rows
 
@@ -325,3 +326,13 @@ def test_no_attention_of_few_queries_is_fused(tokens: int, monkeypatch: pytest.M
     assert {isinstance(mask, str) for _, mask in masks} == {True, False}
     assert all(isinstance(mask, str) == (queries >= 16) for queries, mask in masks)
     assert batch_arrays(batch, shared=False).tokens_NL.shape[1] >= 16
+
+
+def test_a_backbone_that_must_be_handed_its_cache_runs_on_both_paths() -> None:
+    sizes = {"vocab_size": 160, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    model = phi.Model(phi.ModelArgs(**sizes, num_hidden_layers=2, intermediate_size=96))
+    rows = random_rows(2, seed=0)
+    batch = collate(rows, 0, np.arange(2))
+    for form in FORMS:
+        forward = Forward(model, shared=form != "plain")
+        assert_close(np.array(forward.logps(arrays_in(form, batch), gradient=False)), full_logps(model, rows))
