@@ -244,7 +244,7 @@ def estimate(
     if checkpoint:
         kept = adapted * block.inputs
         # A block is recomputed and differentiated while operations of the next one are queued.
-        working = 2.8 * (block.kept - block.scores) + block.scores + block.most_scores
+        working = 2.65 * (block.kept - block.scores) + block.scores + block.most_scores
     else:
         kept = adapted * block.kept
         working = block.working
@@ -304,16 +304,19 @@ class _Block:
             # What the magnitudes multiply, the copies too (it is mlx-lm's own layer), and the dense weights.
             outputs = model.query + 2 * model.keys + 2 * model.hidden + 2 * model.inner
             kept += tokens * outputs * model.width + copies + model.block_weights * model.width
-        # Cotangents of the MLP (4 arrays), of the residual stream and a norm (2), of queries, keys and values
-        # before and after they are transposed (3), and of the scores (all, and 1.3 times those that are taken
-        # at once): what is alive was measured, in steps where one of them was much larger than the rest.
-        work = 4 * model.inner + 2 * model.hidden + 3 * (model.query + 2 * model.keys)
+        # Cotangents of the MLP (4 arrays), of the residual stream and a norm (2), and of queries, keys and
+        # values before and after they are transposed (3), with operations of the next block that are queued.
+        # Where attention's scores are large, theirs come instead of the MLP's: all, and 1.3 times those that
+        # are taken at once. What is alive was measured, in steps where one of them was larger than the rest.
+        projections = 2 * model.hidden + 3 * (model.query + 2 * model.keys)
+        mlp = 1.4 * tokens * (4 * model.inner + projections) * model.width
+        attention = tokens * projections * model.width + scores + 1.3 * most
         return _Block(
             inputs=tokens * model.hidden * model.width,
             kept=kept,
             scores=scores,
             most_scores=most,
-            working=tokens * work * model.width + scores + 1.3 * most,
+            working=max(mlp, attention),
             copies=copies,
         )
 
