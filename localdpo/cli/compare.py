@@ -113,17 +113,14 @@ def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
 
 def answers_to(request: AnswersRequest) -> AnswersTail:
     """The answers, generated here as far as they are not on disk. Raises UserError."""
-    from localdpo.cli.plain import print_plain
     from localdpo.model.backend import prepare
-    from localdpo.out.console import Console
+    from localdpo.out import note
     from localdpo.records.answers import read_answers
 
-    errors = Console(stderr=True)
-    for hint in prepare().hints:
-        print_plain(errors, hint)
+    prepare(note)
     from localdpo.answering.generator import answer_request
 
-    return read_answers(answer_request(request, note=lambda line: print_plain(errors, line)))
+    return read_answers(answer_request(request, note=note))
 
 
 def as_object(tail: AnswersTail) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import typer
 from localdpo.cli.options import RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from localdpo.interop.export import Export
 
 FAILED_EXIT: Final = 1
@@ -49,7 +47,7 @@ def export(
 ) -> None:
     """Write the trained model or adapter for another program. The exit code is 1 if its check fails."""
     from localdpo.core.errors import UserError
-    from localdpo.out import print_json
+    from localdpo.out import note, print_json
     from localdpo.records.rundir import find_run
 
     if yes and push is None:
@@ -57,7 +55,9 @@ def export(
     if push is not None and not yes and not sys.stdin.isatty():
         raise UserError(f"--push {push}: nobody can be asked here; give --yes to upload without asking")
     found = find_run(runs_dir, run)
-    note = prepared()
+    from localdpo.model.backend import prepare
+
+    prepare(note)
     from localdpo.interop.export import ExportRequest
     from localdpo.interop.export import export as write
     from localdpo.interop.targets import Settings
@@ -105,19 +105,3 @@ def _agreed(folder: Path, repo: str) -> bool:
         return typer.confirm(f"upload {folder} to {repo} on the Hugging Face hub?", err=True)
     except typer.Abort:
         return False
-
-
-def prepared() -> Callable[[str], None]:
-    """Prepare MLX; returns what prints a line on stderr."""
-    from localdpo.cli.plain import print_plain
-    from localdpo.model.backend import prepare
-    from localdpo.out.console import Console
-
-    errors = Console(stderr=True)
-
-    def note(line: str) -> None:
-        print_plain(errors, line)
-
-    for hint in prepare().hints:
-        note(hint)
-    return note

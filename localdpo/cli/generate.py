@@ -31,7 +31,7 @@ def generate(
 ) -> None:
     """Answer prompts with the trained adapter, in the chat template that the run was trained in."""
     from localdpo.core.errors import UserError
-    from localdpo.out import print_json, say
+    from localdpo.out import note, print_json, say
     from localdpo.records.rundir import find_run
 
     prompts = prompt or []
@@ -40,9 +40,9 @@ def generate(
     if not all(text.strip() for text in prompts):
         raise UserError("--prompt: expected a text, got an empty one")
     found = find_run(runs_dir, run)
-    from localdpo.cli.export import prepared
+    from localdpo.model.backend import prepare
 
-    note = prepared()
+    prepare(note)
     from localdpo.data.encode import encode_prompt
     from localdpo.interop.trained import open_trained
     from localdpo.model.generate import generate as answer

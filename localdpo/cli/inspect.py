@@ -50,19 +50,16 @@ def inspect(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """List the pairs with the lowest reward margin; with --pair, show the reward of each token of a pair."""
-    from localdpo.cli.plain import print_plain
     from localdpo.core.errors import UserError
     from localdpo.model.backend import prepare
-    from localdpo.out import print_json
+    from localdpo.out import note, print_json
     from localdpo.out.console import Console
     from localdpo.records.rundir import find_run
 
     if pair is not None and (worst is not None or limit is not None):
         raise UserError("--pair shows one pair: remove --worst and --limit")
     found = find_run(runs_dir, run)
-    errors = Console(stderr=True)
-    for hint in prepare().hints:
-        print_plain(errors, hint)
+    prepare(note)
     from localdpo.evals.inspect_pairs import inspect_run
 
     inspection = inspect_run(
@@ -72,7 +69,7 @@ def inspect(
         worst=worst or DEFAULT_WORST,
         limit=limit,
         source=source,
-        note=lambda line: print_plain(errors, line),
+        note=note,
     )
     if as_json:
         print_json(as_object(found.name, inspection))

@@ -84,17 +84,16 @@ def carry_out(
     options: Options, make_plan: Callable[[Options], Plan], run: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     """Plan and run with progress and costs on stderr; what `run` returns."""
-    from localdpo.cli.plain import print_plain
     from localdpo.judging.cost import Budget
     from localdpo.model.backend import prepare
+    from localdpo.out import note
     from localdpo.out.console import Console
 
     console = Console(stderr=True)
-    for hint in prepare().hints:
-        print_plain(console, hint)
+    prepare(note)
     plan = make_plan(options)
-    for note in plan.notes:
-        print_plain(console, note)
+    for line in plan.notes:
+        note(line)
     budget = Budget(options.max_usd)
     answers = len(plan.header.prompts) * len(plan.header.contestants)
     display = ProgressDisplay(console, {"answers": answers, "verdicts": plan.most_verdicts}, budget)
@@ -103,7 +102,7 @@ def carry_out(
             return run(plan, budget=budget, hooks=display.hooks())
     finally:
         if budget.spent:
-            print_plain(console, f"spent on the judge: ${budget.spent:.4f}")
+            note(f"spent on the judge: ${budget.spent:.4f}")
 
 
 class ProgressDisplay:

@@ -25,6 +25,10 @@ def page_path(path: Path | None) -> Path | None:
     return path
 
 
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
+]
+
 # --- runs and answers ------------------------------------------------------------------------------------
 
 RunArgument = Annotated[

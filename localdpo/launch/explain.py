@@ -20,7 +20,9 @@ from localdpo.records.wording import closing_lines, resume_command
 # The worker of a run; the run folder follows.
 WORKER: Final = (sys.executable, "-m", "localdpo.train")
 FINISHED_EXIT: Final = 0
+CRASHED_EXIT: Final = 1
 STOPPED_EXIT: Final = 3
+INTERRUPTED_EXIT: Final = 130
 # In place of the unknown exit code of a worker that ended after its supervisor was killed.
 UNSEEN_EXIT: Final = 255
 # Ended by a second Ctrl-C, by one that came before the worker could listen, or by SIGTERM in the same way.
@@ -64,6 +66,17 @@ def is_device_failure(returncode: int, run: RunDir, log_start: int = 0) -> bool:
     if returncode == DEVICE_EXIT or returncode in other:
         return returncode == DEVICE_EXIT
     return training_hint(_log_text(run, log_start)) is not None
+
+
+def exit_code(returncode: int, run: RunDir, log_start: int = 0, *, by_keyboard: bool = False) -> int:
+    """The exit code of a command whose worker ended with `returncode`; `by_keyboard`: after Ctrl-C."""
+    if returncode == FINISHED_EXIT:
+        return returncode
+    if returncode == STOPPED_EXIT or returncode in STOPPED_AT_ONCE:
+        return INTERRUPTED_EXIT if by_keyboard else STOPPED_EXIT
+    if returncode == USER_ERROR_EXIT or full_disk(run) is not None:
+        return USER_ERROR_EXIT
+    return DEVICE_EXIT if is_device_failure(returncode, run, log_start) else CRASHED_EXIT
 
 
 def ended_lines(run: RunDir, events: Iterable[Event]) -> list[str]:

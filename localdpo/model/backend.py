@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -56,10 +57,10 @@ class Backend:
         return self.device == "cpu"
 
 
-def prepare() -> Backend:
+def prepare(note: Callable[[str], None] | None = None) -> Backend:
     """Choose the device, switch MLX's compilation off where it cannot work, and say what was found.
 
-    Whatever computes with MLX calls this first.
+    Whatever computes with MLX calls this first. `note` gets each of the hints.
 
     MLX's cache of freed buffers gets a limit (see `cache_limit`): its own is nearly all memory, and batches
     of many lengths fill it, since a buffer is only used again for an array of about its size. MLX's limit on
@@ -85,6 +86,9 @@ def prepare() -> Backend:
             compiled = False
             mx.disable_compile()
             hints.append(COMPILER_HINT)
+    if note is not None:
+        for hint in hints:
+            note(hint)
     return Backend(device, blas, compiled, tuple(hints), keep_awake())
 
 

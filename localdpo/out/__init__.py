@@ -1,6 +1,7 @@
 """The one way to print to the terminal: control characters of any text are escaped.
 
-`say` and `print_json` print lines; `console.Console` and `console.Text` are rich's, for tables and bars.
+`say` and `print_json` print lines, `note` narrates on stderr; `console.Console` and `console.Text` are
+rich's, for tables and bars.
 Every process calls `guard` first, which also escapes what others print (warnings, tracebacks).
 """
 
@@ -44,6 +45,11 @@ def guard() -> None:
 def say(text: str, *, error: bool = False) -> None:
     """Print `text`, line breaks and tabs included, on stdout, or on stderr if it is an `error`."""
     print(escaped(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def note(line: str) -> None:
+    """Narrate: print text as one line on stderr, so that stdout holds the result alone."""
+    say(printable(line), error=True)
 
 
 def say_errors(error: LocalDPOError) -> None:

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from localdpo.cli.train import Request, differing_keys, exit_code, known_run, make_request, open_run
+from localdpo.cli.train import make_request
 from localdpo.core.atomic import published_dir
 from localdpo.core.errors import UserError
+from localdpo.launch import begin
+from localdpo.launch.begin import TrainRequest, differing_keys, known_run
+from localdpo.launch.explain import exit_code
+from localdpo.out import note
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir, RunLock
 
@@ -49,15 +53,19 @@ def train(mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def request(*arguments: str, run: str | None = None, resume: bool = False) -> Request:
+def request(*arguments: str, run: str | None = None, resume: bool = False) -> TrainRequest:
     return make_request(arguments, run, Path("runs"), resume)
+
+
+def open_run(asked: TrainRequest) -> RunDir:
+    return begin.open_run(asked, note)
 
 
 # --- what was asked for --------------------------------------------------------------------------------
 
 
 def test_recipe_and_overrides_are_told_apart():
-    assert request("dpo.yaml", "loss.beta=0.2") == Request(
+    assert request("dpo.yaml", "loss.beta=0.2") == TrainRequest(
         Path("dpo.yaml"), ("loss.beta=0.2",), None, Path("runs"), False
     )
     Path("a=b.yaml").write_text("")
@@ -167,9 +175,10 @@ def test_differences_are_few_words():
 
 
 def test_exit_codes():
-    assert [exit_code(code, by_keyboard=True) for code in (3, 130, -signal.SIGINT)] == [130] * 3
-    assert [exit_code(code, by_keyboard=False) for code in (3, 143, -signal.SIGTERM)] == [3] * 3
-    assert [exit_code(code, by_keyboard=False) for code in (2, 1, -signal.SIGKILL)] == [2, 1, 1]
+    run = open_run(request("dpo.yaml"))
+    assert [exit_code(code, run, by_keyboard=True) for code in (3, 130, -signal.SIGINT)] == [130] * 3
+    assert [exit_code(code, run) for code in (3, 143, -signal.SIGTERM)] == [3] * 3
+    assert [exit_code(code, run) for code in (0, 2, 1, -signal.SIGKILL)] == [0, 2, 1, 1]
 
 
 def test_a_device_that_gave_up_has_an_exit_code_of_its_own():
@@ -194,9 +203,11 @@ def test_a_run_from_start_to_end():
     assert lines[-1].startswith("try it: localdpo generate dpo --prompt ")
     assert done.stderr == ""
 
-    again = train("trace", "dpo.yaml", "--run", "dpo")
+    again = train("trace", "dpo.yaml", "--run", "dpo", "--json")
     assert again.returncode == 0
-    assert again.stdout.splitlines()[0].startswith("runs/dpo is finished")
+    assert again.stderr.splitlines()[0].startswith("runs/dpo is finished")
+    record = json.loads(again.stdout)
+    assert (record["name"], record["state"], record["step"]) == ("dpo", "finished", 6)
     assert "trace" not in Path("runs/dpo/worker.log").read_text()
 
 

@@ -15,10 +15,10 @@ from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.drawing import ChartSeries, Kind, ReferenceValue
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.plot import smooth
-from localdpo.dashboard.recipediff import differing, options_of, words
 from localdpo.dashboard.state import MetricSeries
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.dashboard.widgets.chart import LineChart
+from localdpo.launch.recipediff import differing, options_of, words
 from localdpo.out.console import Text
 from localdpo.records.metrics import ACCURACY, BY_NAME
 from localdpo.records.rundir import RunDir

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from localdpo.dashboard.recipediff import differing, options_of
+from localdpo.launch.recipediff import differing, options_of
 
 
 def test_entries_of_lists_of_data_sets_differ_one_by_one():

@@ -1,0 +1,100 @@
+"""From a request to train to the folder of the run: a new one, or the one that is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from localdpo.core.atomic import LEAST_BYTES, require_space
+from localdpo.core.errors import UserError
+from localdpo.launch.recipediff import differing, options_of
+from localdpo.recipe.load import dump_recipe, follow_links, load_recipe
+from localdpo.recipe.schema import Recipe
+from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a person asked to train; nothing is read yet.
+
+    Attributes:
+        recipe: a file, or a recipe that was read already; None: the recipe of the run that is resumed.
+        overrides: `KEY=VALUE` on top of a file.
+        run: the run's name; None: one after the file, or the latest run of it where `resume` is set.
+        accept_changes: resume although data, model or adapter changed since.
+    """
+
+    recipe: Path | Recipe | None
+    overrides: tuple[str, ...] = ()
+    run: str | None = None
+    runs_dir: Path = Path("runs")
+    resume: bool = False
+    accept_changes: bool = False
+
+    @property
+    def stem(self) -> str:
+        """What a run of the recipe is named after."""
+        return self.recipe.stem if isinstance(self.recipe, Path) else "run"
+
+
+def open_run(request: TrainRequest, note: Note) -> RunDir:
+    """The run to train, created if it is new. Raises UserError(s) for everything that prevents it.
+
+    `note` gets a line for each link of the recipe that leads elsewhere now.
+    """
+    known = known_run(request)
+    if known is not None and known.is_running():
+        raise already_running(known)
+    if known is None and request.accept_changes:
+        raise UserError("--accept-changes resumes a run: give its name with --run, or --resume")
+    require_space(request.runs_dir, LEAST_BYTES)
+    text = dump_recipe(resolve_recipe(request, known, note))
+    name = known.name if known is not None else request.run
+    if name is None:
+        return RunDir.create_new(request.runs_dir, request.stem, text)
+    return RunDir.create(request.runs_dir, name, text, differing_keys)
+
+
+def known_run(request: TrainRequest) -> RunDir | None:
+    """The run that the request resumes, None for a new one."""
+    if request.run is not None:
+        check_name(request.run)
+        run = RunDir(spelled(request.runs_dir / request.run))
+        if request.resume and not run.exists():
+            return find_run(request.runs_dir, request.run)
+        return run if run.exists() else None
+    if not request.resume or request.recipe is None:
+        return None
+    runs = runs_of(request.runs_dir, request.stem)
+    if not runs:
+        of = request.recipe if isinstance(request.recipe, Path) else "this recipe"
+        raise UserError(f"{request.runs_dir}: no run of {of} to resume; remove --resume to start one")
+    return runs[0]
+
+
+def resolve_recipe(request: TrainRequest, known: RunDir | None, note: Note) -> Recipe:
+    """The recipe of the request; without one, that of the run itself. Its links are followed."""
+    recipe = request.recipe
+    if recipe is None:
+        if known is None:
+            raise UserError(f"{request.runs_dir}: no run named {request.run!r}")
+        recipe = known.recipe
+    if isinstance(recipe, Path):
+        recipe = load_recipe(recipe, request.overrides)
+    resolved, lines = follow_links(recipe, None if known is None else load_recipe(known.recipe))
+    for line in lines:
+        note(line)
+    return resolved
+
+
+def differing_keys(old_text: str, new_text: str) -> str:
+    """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two resolved recipes differ."""
+    rows = differing([options_of(old_text) or {}, options_of(new_text) or {}])
+    differences = [
+        f"{key}: {old or 'not set'} there, {new or 'not set'} here" for key, (old, new) in rows[:3]
+    ]
+    more = f"; and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return ("; ".join(differences) or "written by another version of localdpo") + more
