@@ -7,8 +7,9 @@ seed s is the same batch in every run, and has the same table of shapes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,17 +99,17 @@ def split_micro(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) -
     padded little and the largest shape comes first: a run that does not fit in memory shows it at once. Their
     union is the batch; the last micro-batch may be ragged.
     """
-    ordered = _longest_first(indices, lengths, micro_batch_size)
+    ordered = _longest_first(indices, lengths)
     return [ordered[start : start + micro_batch_size] for start in range(0, len(ordered), micro_batch_size)]
 
 
 def deal_micro(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) -> list[NDArray[np.int64]]:
     """Deal one batch out to micro-batches of at most `micro_batch_size` rows, each with about as many tokens.
 
-    The counterpart of `split_micro` for lines, in which rows of different length do not pad each other: sums
-    of lengths vary less than lengths, so that few shapes fit all. Numbers of rows differ by one at most.
+    The counterpart of `split_micro` for lines, in which rows of different length do not pad each other.
+    Numbers of rows differ by one at most.
     """
-    ordered = _longest_first(indices, lengths, micro_batch_size)
+    ordered = _longest_first(indices, lengths)
     micro = dealt(len(ordered), micro_batch_size)
     return [ordered[micro == i] for i in range(int(micro.max()) + 1)] if len(ordered) else []
 
@@ -120,11 +121,41 @@ def dealt(rows: int, micro_batch_size: int) -> NDArray[np.int64]:
     return np.where(turn % 2 == 0, place, count - 1 - place)
 
 
-def _longest_first(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) -> NDArray[np.int64]:
+def pack(lengths: NDArray[np.int64], tokens: int, most: int) -> NDArray[np.int64]:
+    """The line of each row of some steps, each row in the first line of its step that has room.
+
+    Args:
+        lengths: int64[steps, rows], longest first within a step; 0 where a step has no more rows.
+        tokens, most: that a line holds at most, and how many rows. A longer row has a line of its own.
+
+    Returns:
+        int64[steps, rows], counted from 0 in each step; for rows that are not there it means nothing.
+    """
+    steps, rows = lengths.shape
+    load, count = np.zeros((2, steps, max(1, rows)), dtype=np.int64)
+    line, every = np.zeros_like(lengths), np.arange(steps)
+    for row in range(rows):
+        length = lengths[:, row]
+        room = (count == 0) | ((load + length[:, None] <= tokens) & (count < most))
+        line[:, row] = taken = room.argmax(axis=1)
+        load[every, taken] += length
+        count[every, taken] += length > 0
+    return line
+
+
+def pack_micro(indices: ArrayLike, lengths: ArrayLike, packing: Packing) -> list[NDArray[np.int64]]:
+    """Put the rows of one batch into as few lines as `pack` finds, the one with the longest row first."""
+    ordered = _longest_first(indices, lengths)
+    sizes = np.sort(np.asarray(lengths, dtype=np.int64))[::-1]
+    (line,) = pack(sizes[None], packing.tokens, packing.rows)
+    return [ordered[line == i] for i in range(int(line.max()) + 1)] if len(ordered) else []
+
+
+def _longest_first(indices: ArrayLike, lengths: ArrayLike) -> NDArray[np.int64]:
     index_array = np.asarray(indices, dtype=np.int64)
     length_array = np.asarray(lengths)
-    if micro_batch_size < 1 or index_array.ndim != 1 or index_array.shape != length_array.shape:
-        raise ValueError("expected micro_batch_size >= 1 and one length per index")
+    if index_array.ndim != 1 or index_array.shape != length_array.shape:
+        raise ValueError("expected one length per index")
     return index_array[np.argsort(-length_array.astype(np.int64), kind="stable")]
 
 
@@ -181,8 +212,9 @@ def _left_pad(
 # takes is known before it begins; so are the sizes that each of its micro-batches needs, and `plan_shapes`
 # chooses the table under which they are padded least.
 #
-# Two micro-batches with different numbers of rows share no shape: a row that is not there would have to be
-# kept out of every loss.
+# Lines hold as many rows as there is room for, and have places for more: where a row is not there, its place
+# has the scores of the first one, and counts nothing. Sequences that share nothing cannot: a place for a row
+# would cost its tokens.
 
 
 @dataclass(frozen=True, order=True)
@@ -219,6 +251,13 @@ def _sequences(shapes: NDArray[np.int64], sequences: int | None) -> NDArray[np.i
     return np.ones_like(shapes[..., 0]) if sequences is None else shapes[..., 0] * sequences
 
 
+class Packing(NamedTuple):
+    """What a line holds at most: tokens of all its rows (prompts and responses), and rows."""
+
+    tokens: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class ShapeTable:
     """The shapes of a run, and what they cost.
@@ -230,6 +269,7 @@ class ShapeTable:
         real: those of them that hold a token.
         scores: products of a query and a key in each head of a layer, of all micro-batches.
         planned: micro-batches.
+        packing: of lines into which rows are packed; None where a micro-batch has a given number of rows.
     """
 
     shapes: tuple[Shape, ...]
@@ -238,6 +278,7 @@ class ShapeTable:
     real: int
     scores: int
     planned: int
+    packing: Packing | None = None
 
     @property
     def padding(self) -> float:
@@ -251,6 +292,8 @@ class ShapeTable:
 
     def of(self, need: Shape) -> Shape | None:
         """The cheapest shape that holds these sizes; None if there is none."""
+        if self.packing is not None:
+            need = replace(need, rows=self.packing.rows)
         return next((shape for shape in self.shapes if shape.holds(need)), None)
 
 

@@ -45,7 +45,9 @@ class ForwardArrays:
         targets_T: the tokens that these positions should predict; owner_T: the response of each.
         valid_T: 1.0, or 0.0 for padding of T.
         public_T: 1.0 for the tokens of a response within the length of its row's shortest one, else 0.0.
-        lengths_N: scored tokens of each response.
+        responses_N: the response whose sums each place of [N] has: its own, or that of the batch's first row
+            where a line has more places than rows.
+        lengths_N: scored tokens of these responses.
         tokens_S, positions_S, row_S, branch_S: the line of the shared path (see `packed.Line`).
         tokens_NL: inputs of the plain path.
         segments: of a line whose attention is computed by segments; lost in `tree`, and so in a trace.
@@ -56,6 +58,7 @@ class ForwardArrays:
     owner_T: mx.array
     valid_T: mx.array
     public_T: mx.array
+    responses_N: mx.array
     lengths_N: mx.array
     tokens_S: mx.array | None = None
     positions_S: mx.array | None = None
@@ -70,6 +73,11 @@ class ForwardArrays:
         return {name: value for name, value in values if isinstance(value, mx.array)}
 
 
+def filled(rows: int, places: int) -> np.ndarray:
+    """The row that each place of a micro-batch has, int64[places]: the first row where there is no other."""
+    return np.where(np.arange(places) < rows, np.arange(places), 0)
+
+
 def needed_shape(batch: Batch, *, shared: bool) -> Shape:
     """The sizes that the arrays of a batch have at least."""
     contexts_P, lengths_KP = _lengths(batch)
@@ -81,8 +89,8 @@ def needed_shape(batch: Batch, *, shared: bool) -> Shape:
 def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> ForwardArrays:
     """The arrays of a batch on the shared path or the plain one.
 
-    `shape`: that they are padded to, for a traced step. Without it nothing is padded but the sequences of the
-    plain path, to one of few widths.
+    `shape`: that they are padded to, for a traced step; a line may have places for more rows. Without it
+    nothing is padded but the sequences of the plain path, to one of few widths.
     """
     segments: tuple[Segment, ...] = ()
     if shape is None:
@@ -92,7 +100,7 @@ def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> F
         else:
             shape = Shape(shape.rows, bucket(shape.width), shape.scored)
     inputs, starts_N = _line(batch, shape) if shared else _sequences(batch, shape)
-    arrays = {**inputs, **_scored(batch, starts_N, shape), "lengths_N": batch.lengths}
+    arrays = {**inputs, **_scored(batch, starts_N, shape)}
     return ForwardArrays(**{name: mx.array(value) for name, value in arrays.items()}, segments=segments)
 
 
@@ -142,20 +150,26 @@ def _scored(batch: Batch, starts_N: np.ndarray, shape: Shape) -> dict[str, np.nd
     owner_T = np.repeat(np.arange(len(batch.lengths), dtype=np.int32), batch.lengths)
     column_T = np.concatenate([np.arange(n, dtype=np.int32) for n in batch.lengths])
     total, pairs = len(owner_T), len(batch.indices)
+    branches, places_P = len(batch.lengths) // pairs, filled(pairs, shape.rows)
+    # Places of the responses: of each row the first, then of each row the second.
+    places_N = (np.arange(branches)[:, None] * shape.rows + places_P).reshape(-1)
+    own_N = (np.arange(branches)[:, None] * shape.rows + np.arange(pairs)).reshape(-1)
     shortest_P = batch.lengths.reshape(-1, pairs).min(axis=0)
     shortest_N = np.tile(shortest_P, len(batch.lengths) // pairs)
     ids = {
         "gather_T": starts_N[owner_T] + column_T,
         "targets_T": batch.response[owner_T, column_T + 1],
-        "owner_T": owner_T,
+        "owner_T": own_N[owner_T],
     }
     masks = {"valid_T": np.ones(total), "public_T": column_T < shortest_N[owner_T]}
     typed = [(ids, np.int32), (masks, np.float32)]
-    return {
+    padded = {
         name: np.pad(value, (0, shape.scored - total)).astype(dtype)
         for arrays, dtype in typed
         for name, value in arrays.items()
     }
+    lengths_N = batch.lengths.reshape(branches, pairs)[:, places_P].reshape(-1)
+    return {**padded, "responses_N": places_N.astype(np.int32), "lengths_N": lengths_N}
 
 
 class Forward:
@@ -217,7 +231,7 @@ class Forward:
     def logps(self, arrays: ForwardArrays, *, gradient: bool) -> mx.array:
         """Summed log-probability of every response [N], float32 nats."""
         logps_T = self.token_logps(arrays, gradient=gradient)
-        return sum_by_owner(logps_T, arrays.owner_T, arrays.lengths_N.shape[0])
+        return sum_by_owner(logps_T, arrays.owner_T, arrays.responses_N)
 
     def scores(self, arrays: ForwardArrays, *, gradient: bool) -> ResponseScores:
         """What a loss reads of every response under the model, float32 [N] each.
@@ -234,15 +248,15 @@ class Forward:
             gradient=gradient,
             collisions=self.align,
         )
-        rows = arrays.lengths_N.shape[0]
-        policy_N = sum_by_owner(logps_T * arrays.valid_T, arrays.owner_T, rows)
+        responses_N = arrays.responses_N
+        policy_N = sum_by_owner(logps_T * arrays.valid_T, arrays.owner_T, responses_N)
         public_N = alignment_N = None
         if self.split:
-            public_N = sum_by_owner(logps_T * arrays.public_T, arrays.owner_T, rows)
+            public_N = sum_by_owner(logps_T * arrays.public_T, arrays.owner_T, responses_N)
         if self.align:
             share_T = arrays.valid_T / arrays.lengths_N[arrays.owner_T]
             alignment_T = (mx.stop_gradient(logps_T) - collisions_T[0]) * share_T
-            alignment_N = sum_by_owner(alignment_T, arrays.owner_T, rows)
+            alignment_N = sum_by_owner(alignment_T, arrays.owner_T, responses_N)
         return ResponseScores(
             policy_N, tokens=arrays.lengths_N, policy_public=public_N, alignment=alignment_N
         )
@@ -267,10 +281,10 @@ class Forward:
         return chunk_size(self._vocabulary, self._chunk_bytes)
 
 
-def sum_by_owner(values_T: mx.array, owner_T: mx.array, rows: int) -> mx.array:
-    """Sums of the values over the tokens of each response [rows].
+def sum_by_owner(values_T: mx.array, owner_T: mx.array, responses_N: mx.array) -> mx.array:
+    """Sums of the values over the tokens of each of these responses [N].
 
     Masked sums: a scatter adds in any order on a GPU, and a matrix product may round there to 10 bits.
     """
-    owned_NT = owner_T[None] == mx.arange(rows, dtype=owner_T.dtype)[:, None]
+    owned_NT = owner_T[None] == responses_N[:, None]
     return mx.where(owned_NT, values_T[None], 0.0).sum(axis=1)

@@ -45,14 +45,17 @@ class Sums:
         return means
 
 
-def pair_metrics(scores: PairScores, losses: mx.array, beta: float) -> BatchSums:
+def pair_metrics(
+    scores: PairScores, losses: mx.array, beta: float, weights: mx.array | None = None
+) -> BatchSums:
     """Sums over B pairs, usable inside `mx.compile` and as extra outputs of `value_and_grad`.
 
     scores: with token counts, and with the real reference also where the loss is `reference_free`; without
-    one for a loss that has none. losses [B]: what `pair_losses` returned. Means have these units: loss as the
-    loss; rewards/* beta times nats; logps/* nats a response; rewards/accuracies (chosen reward strictly above
-    the rejected one), rewards/ties (equal) and displacement (chosen less likely than under the reference)
-    shares of pairs; logratio_per_token/* nats per token.
+    one for a loss that has none. losses [B]: what `pair_losses` returned. weights [B]: 1 for a pair that
+    counts, 0 for one that fills a place; None: all count. Means have these units: loss as the loss; rewards/*
+    beta times nats; logps/* nats a response; rewards/accuracies (chosen reward strictly above the rejected
+    one), rewards/ties (equal) and displacement (chosen less likely than under the reference) shares of pairs;
+    logratio_per_token/* nats per token.
 
     The rewards are those of `PairScores.rewards`; figures that compare with a reference need one. ValueError
     for arrays that are not all of one shape [B].
@@ -68,40 +71,44 @@ def pair_metrics(scores: PairScores, losses: mx.array, beta: float) -> BatchSums
     if chosen.reference is not None:
         w, l = chosen.log_ratio, rejected.log_ratio  # noqa: E741 - the papers' letters
         compared = {
-            "displacement": _mean_of(w < 0.0),
-            "logratio_per_token/chosen": mx.stack([w.sum(), chosen.length.sum()]),
-            "logratio_per_token/rejected": mx.stack([l.sum(), rejected.length.sum()]),
+            "displacement": _mean_of(w < 0.0, weights),
+            "logratio_per_token/chosen": _ratio(w, chosen.length, weights),
+            "logratio_per_token/rejected": _ratio(l, rejected.length, weights),
         }
     return {
-        "loss": _mean_of(losses),
-        "rewards/chosen": _mean_of(reward_w),
-        "rewards/rejected": _mean_of(reward_l),
-        "rewards/accuracies": _mean_of(reward_w > reward_l),
-        "rewards/ties": _mean_of(reward_w == reward_l),
-        "rewards/margins": _mean_of(reward_w - reward_l),
-        "logps/chosen": _mean_of(chosen.policy),
-        "logps/rejected": _mean_of(rejected.policy),
+        "loss": _mean_of(losses, weights),
+        "rewards/chosen": _mean_of(reward_w, weights),
+        "rewards/rejected": _mean_of(reward_l, weights),
+        "rewards/accuracies": _mean_of(reward_w > reward_l, weights),
+        "rewards/ties": _mean_of(reward_w == reward_l, weights),
+        "rewards/margins": _mean_of(reward_w - reward_l, weights),
+        "logps/chosen": _mean_of(chosen.policy, weights),
+        "logps/rejected": _mean_of(rejected.policy, weights),
         **compared,
     }
 
 
-def unpaired_metrics(scores: UnpairedScores, losses: mx.array, beta: float) -> BatchSums:
+def unpaired_metrics(
+    scores: UnpairedScores, losses: mx.array, beta: float, weights: mx.array | None = None
+) -> BatchSums:
     """Sums over B single responses with a label, usable inside `mx.compile`.
 
-    scores: with reference and token counts; losses [B]. TRL's names for KTO: `*/chosen` are over the
-    desirable rows, `*/rejected` over the undesirable ones, each with its own number as the denominator, so a
-    batch without such rows adds nothing to them. rewards/* are beta times nats, logps/* and kl_baseline
-    (z; TRL calls it kl) nats a response, logratio_per_token/* nats a token, displacement the share of
-    desirable responses that are less likely than under the reference. ValueError for arrays that are not of
-    one shape [B].
+    scores: with reference and token counts; losses [B]; weights [B] as for pairs. TRL's names for KTO:
+    `*/chosen` are over the desirable rows, `*/rejected` over the undesirable ones, each with its own number
+    as the denominator, so a batch without such rows adds nothing to them. rewards/* are beta times nats,
+    logps/* and kl_baseline (z; TRL calls it kl) nats a response, logratio_per_token/* nats a token,
+    displacement the share of desirable responses that are less likely than under the reference. ValueError
+    for arrays that are not of one shape [B].
     """
     policy, tokens, good = scores.responses.policy, scores.responses.length, scores.desirable
     shapes = {tuple(array.shape) for array in (policy, scores.h, losses, good, tokens)}
     if len(shapes) != 1 or policy.ndim != 1:
         raise ValueError(f"unpaired_metrics: expected arrays of one shape [B], got {sorted(shapes)}")
     h, bad = scores.h, mx.logical_not(good)
+    if weights is not None:
+        good, bad = (mx.logical_and(mask, weights > 0.0) for mask in (good, bad))
     sums = {
-        "loss": _mean_of(losses),
+        "loss": _mean_of(losses, weights),
         "rewards/chosen": _mean_where(good, beta * h),
         "rewards/rejected": _mean_where(bad, beta * h),
         "logps/chosen": _mean_where(good, policy),
@@ -111,19 +118,33 @@ def unpaired_metrics(scores: UnpairedScores, losses: mx.array, beta: float) -> B
         "displacement": _mean_where(good, h < 0.0),
     }
     if scores.baseline is not None:
-        sums["kl_baseline"] = _mean_of(mx.broadcast_to(scores.baseline, policy.shape))
+        sums["kl_baseline"] = _mean_of(mx.broadcast_to(scores.baseline, policy.shape), weights)
     return sums
 
 
-def demonstration_metrics(scores: ResponseScores) -> BatchSums:
-    """Sums over B demonstrations with token counts: loss (nats per token), logps/chosen (nats a response)."""
-    numerator, denominator = sft_loss(scores.policy, scores.length)
-    return {"loss": mx.stack([numerator, denominator]), "logps/chosen": _mean_of(scores.policy)}
+def demonstration_metrics(scores: ResponseScores, weights: mx.array | None = None) -> BatchSums:
+    """Sums over B demonstrations with token counts: loss (nats per token), logps/chosen (nats a response).
+
+    weights [B] as for pairs.
+    """
+    policy, tokens = _weighted(scores.policy, weights), _weighted(scores.length, weights)
+    return {"loss": mx.stack([*sft_loss(policy, tokens)]), "logps/chosen": _mean_of(scores.policy, weights)}
 
 
-def _mean_of(values: mx.array) -> mx.array:
+def _weighted(values: mx.array, weights: mx.array | None) -> mx.array:
+    values = values.astype(mx.float32)
+    return values if weights is None else values * weights
+
+
+def _mean_of(values: mx.array, weights: mx.array | None = None) -> mx.array:
     """(sum, number) of values [B], float32 [2]."""
-    return mx.stack([values.astype(mx.float32).sum(), mx.array(values.size, dtype=mx.float32)])
+    number = mx.array(values.size, dtype=mx.float32) if weights is None else weights.sum()
+    return mx.stack([_weighted(values, weights).sum(), number])
+
+
+def _ratio(values: mx.array, tokens: mx.array, weights: mx.array | None) -> mx.array:
+    """(sum of values, sum of tokens), [B] each, as float32 [2]."""
+    return mx.stack([_weighted(values, weights).sum(), _weighted(tokens, weights).sum()])
 
 
 def _mean_where(mask: mx.array, values: mx.array, weights: mx.array | None = None) -> mx.array:

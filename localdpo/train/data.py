@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Final
 
@@ -15,12 +15,16 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.names import cache_dir
 from localdpo.data.batches import (
+    MULTIPLE,
+    Packing,
     ShapeTable,
     batch_rows,
     collate,
     deal_micro,
     dealt,
     epoch_places,
+    pack,
+    pack_micro,
     plan_shapes,
     rows_per_epoch,
     split_micro,
@@ -29,7 +33,7 @@ from localdpo.data.batches import (
 from localdpo.data.encode import prompt_key
 from localdpo.data.store import Mixture, MixturePart, open_store, require_different
 from localdpo.data.types import Batch
-from localdpo.model.forward import Forward, batch_arrays, needed_shape
+from localdpo.model.forward import Forward, batch_arrays, filled, needed_shape
 from localdpo.model.memory import rows_in_pass
 from localdpo.recipe.schema import DataSource, Recipe, TrainSection, WeightedSource
 from localdpo.train.step import BatchReference, Objective, StepArrays
@@ -88,14 +92,25 @@ class Rows:
         return self.store.prompt_lengths[chosen] + self.store.response_lengths[chosen].sum(axis=1)
 
     def training_batch(
-        self, step: int, *, batch_size: int, micro: int, seed: int, shared: bool
+        self,
+        step: int,
+        *,
+        batch_size: int,
+        micro: int,
+        seed: int,
+        shared: bool,
+        packing: Packing | None = None,
     ) -> list[Batch]:
         """The micro-batches of the 0-based `step`: a pure function of (seed, step).
 
         Where prompts are shared, rows are laid in a line, so each has about as many tokens; otherwise rows of
-        similar length come together, since they pad each other.
+        similar length come together, since they pad each other. Where lines have few shapes, `packing` says
+        how much each holds, whatever `micro` is.
         """
         positions = self.drawn(step, batch_size=batch_size, seed=seed)
+        if packing is not None:
+            parts = pack_micro(positions, self.lengths(positions), packing)
+            return [self.batch(part) for part in parts]
         divide = deal_micro if shared else split_micro
         return [self.batch(part) for part in divide(positions, self.lengths(positions), micro)]
 
@@ -123,24 +138,48 @@ class DrawnRows:
         step = np.repeat(np.arange(steps), self._sizes)
         positions = np.concatenate(drawn)
         # Stable, as in `split_micro`.
-        index = rows.indices[positions[np.lexsort((-rows.lengths(positions), step))]]
+        order = np.lexsort((-rows.lengths(positions), step))
+        index = rows.indices[positions[order]]
+        self._there = np.arange(batch_size) < np.array(self._sizes)[:, None]
+        self._lengths = np.zeros(self._there.shape, dtype=np.int64)
+        self._lengths[self._there] = rows.lengths(positions)[order]
         # Without the last token of the prompt, which heads each response.
         self._contexts = rows.store.prompt_lengths[index].astype(np.int64) - 1
         self._responses = rows.store.response_lengths[index].astype(np.int64)
 
-    def shapes(self, micro: int, *, shared: bool, most: int) -> ShapeTable:
-        """At most `most` shapes for micro-batches of at most `micro` rows."""
+    def shapes(self, micro: int, *, shared: bool, packed: bool, most: int) -> ShapeTable:
+        """At most `most` shapes for micro-batches of at most `micro` rows.
+
+        `packed`: for lines of as many rows as have room in the longest line of `micro` rows.
+        """
         of_row, count = self._micro_batches(micro, shared=shared)
+        packing = None
+        if packed:
+            longest = int(np.bincount(of_row, weights=self._lengths[self._there]).max())
+            tokens = -(-longest // MULTIPLE) * MULTIPLE
+            of_row, count = self._numbered(pack(self._lengths, tokens, max(self._sizes)))
+            packing = Packing(tokens, int(np.bincount(of_row).max()))
         scored, sequences = self._responses.sum(axis=1), self._responses.shape[1]
         needs = np.zeros((count, 3), dtype=np.int64)
-        np.add.at(needs[:, 0], of_row, 1)
+        if packing is None:
+            np.add.at(needs[:, 0], of_row, 1)
+        else:
+            needs[:, 0] = packing.rows
         np.add.at(needs[:, 2], of_row, scored)
         if shared:
             np.add.at(needs[:, 1], of_row, self._contexts + scored)
         else:
             np.maximum.at(needs[:, 1], of_row, self._contexts + self._responses.max(axis=1))
         real = self._contexts.sum() * (1 if shared else sequences) + 2 * scored.sum()
-        return plan_shapes(needs, sequences=None if shared else sequences, real=int(real), most=most)
+        table = plan_shapes(needs, sequences=None if shared else sequences, real=int(real), most=most)
+        return replace(table, packing=packing)
+
+    def _numbered(self, of_step: np.ndarray) -> tuple[np.ndarray, int]:
+        """Lines counted from 0 in each step [steps, rows], counted through for the rows that are there."""
+        of_step = np.where(self._there, of_step, 0)
+        counts = of_step.max(axis=1) + 1
+        before = np.cumsum(counts) - counts
+        return (before[:, None] + of_step)[self._there], int(counts.sum())
 
     def _micro_batches(self, micro: int, *, shared: bool) -> tuple[np.ndarray, int]:
         """(the micro-batch of each row, how many there are), as `Rows.training_batch` divides them."""
@@ -329,6 +368,7 @@ class Feed:
             micro=self._micro,
             seed=train.seed,
             shared=self._forward.shared,
+            packing=None if self.shapes is None else self.shapes.packing,
         )
 
     def arrays(self, batches: list[Batch]) -> list[StepArrays]:
@@ -340,19 +380,34 @@ class Feed:
         micro_batches = []
         for batch in batches:
             shape = None if self.shapes is None else self.shapes.of(needed_shape(batch, shared=shared))
-            inputs = batch_arrays(batch, shared=shared, shape=shape)
+            places = len(batch.indices) if shape is None else shape.rows
             reference = None if self._reference is None else self._reference.sums(batch)
             micro_batches.append(
                 StepArrays.of(
-                    inputs,
+                    batch_arrays(batch, shared=shared, shape=shape),
                     count=count,
-                    reference_N=None if reference is None else reference.total_N,
-                    reference_public_N=None if reference is None else reference.public_N,
-                    desirable_B=labels(batch),
+                    reference_N=_placed(reference and reference.total_N, batch, places),
+                    reference_public_N=_placed(reference and reference.public_N, batch, places),
+                    desirable_B=_placed(labels(batch), batch, places),
                     baseline=baseline,
+                    weights_B=self._weights(batch, places),
                 )
             )
         return micro_batches
+
+    def _weights(self, batch: Batch, places: int) -> mx.array | None:
+        """1 for the places of rows, 0 for the rest; None where no micro-batch of the run has more places."""
+        if self.shapes is None or self.shapes.packing is None:
+            return None
+        return mx.array((np.arange(places) < len(batch.indices)).astype(np.float32))
+
+
+def _placed(values_N: mx.array | None, batch: Batch, places: int) -> mx.array | None:
+    """Values of a batch's rows or responses, at each place that of the row which it has (see `filled`)."""
+    rows = len(batch.indices)
+    if values_N is None or rows == places:
+        return values_N
+    return values_N.reshape(-1, rows)[:, mx.array(filled(rows, places))].reshape(-1)
 
 
 def labels(batch: Batch) -> mx.array | None:

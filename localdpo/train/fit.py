@@ -42,7 +42,7 @@ class Layout:
     """How a run is laid out in memory.
 
     Attributes:
-        micro: rows in memory at once.
+        micro: rows in memory at once; a traced line takes more where they have room in its longest one.
         checkpoint: whether activations are recomputed.
         lines: the estimate against the limit, and the shapes, in words.
         shapes: of the micro-batches of a traced run; None where nothing is traced.
@@ -67,7 +67,7 @@ def fit(
     """What the recipe says, and what fits where it says `auto`.
 
     On a GPU `auto` takes as many rows as fit, up to the batch; on the CPU some 256 tokens. A traced step
-    takes fewer where that pads less: all its micro-batches have one of a few shapes. Activations are
+    takes fewer where that computes less: all its micro-batches have one of a few shapes. Activations are
     recomputed where the fewest rows that can be taken do not fit otherwise.
 
     Args:
@@ -88,7 +88,10 @@ def fit(
         most = micro_batch(train, section.batch_size, CPU_TOKENS)
     else:
         most = section.batch_size
-    tables = _tables(train, schedule, section, shared=shared) if traces(recipe, backend) else None
+    tables = None
+    if traces(recipe, backend):
+        # A loss over the whole batch cannot leave a row out.
+        tables = _tables(train, schedule, section, shared=shared, packed=shared and separable)
     try:
         sizes = model_shape(model_path(recipe.model), cpu=backend.is_cpu)
     except (KeyError, TypeError) as error:
@@ -130,11 +133,13 @@ def traces(recipe: Recipe, backend: Backend) -> bool:
     return wanted and backend.compiled
 
 
-def _tables(train: Rows, schedule: Schedule, section: TrainSection, *, shared: bool) -> Tables:
+def _tables(train: Rows, schedule: Schedule, section: TrainSection, *, shared: bool, packed: bool) -> Tables:
     """The shapes of a traced run by the rows of a micro-batch."""
     steps = min(schedule.total, PLANNED_STEPS)
     drawn = DrawnRows(train, batch_size=section.batch_size, seed=section.seed, steps=steps)
-    return lru_cache(maxsize=None)(lambda rows: drawn.shapes(rows, shared=shared, most=MAX_SHAPES))
+    return lru_cache(maxsize=None)(
+        lambda rows: drawn.shapes(rows, shared=shared, packed=packed, most=MAX_SHAPES)
+    )
 
 
 def _choices(most: int, fewest: int, tables: Tables | None, model: ModelShape) -> Iterable[int]:
@@ -161,8 +166,9 @@ def _layout(micro: int, checkpoint: bool, line: str, tables: Tables | None) -> L
     if tables is None:
         return Layout(micro, checkpoint, (line,), None)
     table = tables(micro)
+    rows = micro if table.packing is None else table.packing.rows
     shapes = (
-        f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, {counted(micro, 'row')} at most; "
+        f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, {counted(rows, 'row')} at most; "
         f"{table.padding:.0%} of what is computed is padding, {table.least_padding:.0%} if each had its own"
     )
     return Layout(micro, checkpoint, (line, shapes), table)

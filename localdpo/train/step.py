@@ -63,21 +63,24 @@ class Objective:
         scores: ResponseScores,
         desirable_B: mx.array | None = None,
         baseline: mx.array | None = None,
+        weights_B: mx.array | None = None,
     ) -> BatchSums:
         """The metrics as sums; the numerator of `loss` is what is minimised.
 
         scores [N]: of the policy, and of the reference for a loss that has one. For unpaired rows
         `desirable_B` (bool) has their labels, and `baseline` the KL baseline of the whole step, a scalar, for
-        a loss that reads it.
+        a loss that reads it. `weights_B` has 1 for a row that counts, 0 for one that fills a place; where it
+        is None, all count.
         """
         if self._loss.data == "demonstrations":
-            return demonstration_metrics(scores)
+            return demonstration_metrics(scores, weights_B)
         if self._loss.data == "unpaired":
             assert desirable_B is not None
             rows = UnpairedScores(scores, desirable_B, baseline)
-            return unpaired_metrics(rows, unpaired_losses(self._loss, rows, self._options), self._beta)
+            losses = unpaired_losses(self._loss, rows, self._options)
+            return unpaired_metrics(rows, losses, self._beta, weights_B)
         pairs = PairScores.of_responses(scores)
-        return pair_metrics(pairs, pair_losses(self._loss, pairs, self._options), self._beta)
+        return pair_metrics(pairs, pair_losses(self._loss, pairs, self._options), self._beta, weights_B)
 
     def margins(self, scores: ResponseScores) -> mx.array | None:
         """Chosen less rejected reward of each pair [B]; None without pairs."""
@@ -211,6 +214,8 @@ class StepArrays(ForwardArrays):
         reference_public_N: the same over the public tokens, where responses are split.
         desirable_B: labels of unpaired rows, bool.
         baseline: the KL baseline of the whole step, a scalar in nats, for a loss that reads it.
+        weights_B: of rows in a line with places for more: 1.0, or 0.0 for a place that is filled with the
+            scores of the first row.
     """
 
     count: mx.array
@@ -218,6 +223,7 @@ class StepArrays(ForwardArrays):
     reference_public_N: mx.array | None = None
     desirable_B: mx.array | None = None
     baseline: mx.array | None = None
+    weights_B: mx.array | None = None
 
     @classmethod
     def of(cls, inputs: ForwardArrays, **others: Any) -> StepArrays:
@@ -268,7 +274,7 @@ class TrainStep:
         def loss(arrays: StepArrays) -> tuple[mx.array, BatchSums]:
             policy = forward.scores(arrays, gradient=True)
             scores = policy.under(arrays.reference_N, arrays.reference_public_N)
-            sums = objective.sums(scores, arrays.desirable_B, arrays.baseline)
+            sums = objective.sums(scores, arrays.desirable_B, arrays.baseline, arrays.weights_B)
             return sums["loss"][0] / arrays.count, sums
 
         loss_and_gradients = nn.value_and_grad(self.model, loss)

@@ -65,7 +65,7 @@ def test_padding_by_rows_at_once(lengths: Any) -> None:
     print(f"\n{lengths.__name__}: {ROWS:,} pairs, 16 a step, {MAX_SHAPES} shapes")
     print(f"{'rows at once':>14}{'padding':>10}{'least':>10}{'columns a step':>18}{'scores a step':>18}")
     for micro in (16, 8, 4, 2, 1):
-        table = drawn.shapes(micro, shared=True, most=MAX_SHAPES)
+        table = drawn.shapes(micro, shared=True, packed=True, most=MAX_SHAPES)
         cost, scores = table.computed * 16 // ROWS, table.scores * 16 // ROWS
         print(f"{micro:14}{table.padding:10.1%}{table.least_padding:10.1%}{cost:18,}{scores:18,}")
 
@@ -100,7 +100,9 @@ def take_steps() -> None:
     linear_to_lora_layers(model, -1, {"rank": 4, "scale": 10.0, "dropout": 0.0})
     rows = spread(uniform)
     steps = ROWS // BATCH
-    table = DrawnRows(rows, batch_size=BATCH, seed=0, steps=steps).shapes(2, shared=True, most=MAX_SHAPES)
+    table = DrawnRows(rows, batch_size=BATCH, seed=0, steps=steps).shapes(
+        2, shared=True, packed=True, most=MAX_SHAPES
+    )
     step = TrainStep(
         Forward(model),
         Objective(LossSection(type="orpo")),
@@ -111,7 +113,9 @@ def take_steps() -> None:
     began, settled = time.perf_counter(), 0.0
     for number in range(steps):
         ready = []
-        for batch in rows.training_batch(number, batch_size=BATCH, micro=2, seed=0, shared=True):
+        for batch in rows.training_batch(
+            number, batch_size=BATCH, micro=2, seed=0, shared=True, packing=table.packing
+        ):
             shape = table.of(needed_shape(batch, shared=True))
             assert shape is not None
             inputs = batch_arrays(batch, shared=True, shape=shape)

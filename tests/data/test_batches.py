@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdpo.data.batches import (
+    Packing,
     batch_rows,
     bucket,
     collate,
     deal_micro,
     epoch_order,
     epoch_places,
+    pack_micro,
     rows_per_epoch,
     split_micro,
     steps_per_epoch,
@@ -88,6 +90,24 @@ def test_dealt_micro_batches_are_the_batch_and_as_long_as_each_other(lengths: li
     sums = [sum(of[i] for i in part.tolist()) for part in parts]
     # Dealt forth and back, no part is ahead of another by more than the longest row.
     assert max(sums) - min(sums) <= max(lengths)
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.integers(1, 2000), st.integers(1, 12))
+def test_packed_lines_are_the_batch_and_no_two_of_them_fit_into_one(
+    lengths: list[int], tokens: int, rows: int
+) -> None:
+    indices = np.arange(100, 100 + len(lengths))[::-1]
+    parts = pack_micro(indices, lengths, Packing(tokens, rows))
+    assert sorted(np.concatenate(parts).tolist()) == sorted(indices.tolist())
+    of = dict(zip(indices.tolist(), lengths, strict=True))
+    sums = [sum(of[i] for i in part.tolist()) for part in parts]
+    assert all(
+        len(part) <= rows and (len(part) == 1 or n <= tokens) for part, n in zip(parts, sums, strict=True)
+    )
+    firsts = [of[int(part[0])] for part in parts]
+    assert firsts == sorted(firsts, reverse=True)
+    for (n, part), later in zip(zip(sums, parts, strict=True), firsts[1:], strict=False):
+        assert n + later > tokens or len(part) == rows
 
 
 @given(st.integers(0, 20_000))

@@ -21,12 +21,12 @@ from localdpo.model.forward import Forward, batch_arrays
 pytestmark = pytest.mark.slow
 
 
-def peak_of(compute: Callable[[], object]) -> float:
-    """Bytes that MLX takes on top of what is alive before: the median of three tries.
+def peak_of(compute: Callable[[], object]) -> int:
+    """Bytes that MLX takes on top of what is alive before: the least of three tries.
 
-    MLX evaluates behind Python's back, so how many arrays it holds at once varies with the machine's load.
+    MLX evaluates behind Python's back, and on a busy machine it frees arrays late.
     """
-    return float(np.median([_peak(compute) for _ in range(3)]))
+    return min(_peak(compute) for _ in range(3))
 
 
 def _peak(compute: Callable[[], object]) -> int:

@@ -23,11 +23,11 @@ def scores_of(pw, pl, rw, rl, nw, nl):
     return PairScores(ResponseScores(pw, rw, nw), ResponseScores(pl, rl, nl))
 
 
-def metrics_of(arrays, reference=True):
+def metrics_of(arrays, reference=True, weights=None):
     pw, pl, rw, rl, nw, nl = (mx.array(np.asarray(a, dtype=np.float32)) for a in arrays)
     losses = preference_loss("sigmoid", pw, pl, rw, rl, beta=BETA)
     return pair_metrics(
-        scores_of(pw, pl, rw if reference else None, rl if reference else None, nw, nl), losses, BETA
+        scores_of(pw, pl, rw if reference else None, rl if reference else None, nw, nl), losses, BETA, weights
     )
 
 
@@ -61,6 +61,20 @@ def test_values_by_hand():
         },
         abs=1e-6,
     )
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_row_that_fills_a_place_counts_nothing(reference):
+    expected = metrics_of(FOUR_PAIRS, reference)
+    filled = metrics_of([(*a, a[0], a[0]) for a in FOUR_PAIRS], reference, mx.array([1.0] * 4 + [0.0] * 2))
+    for name, pair in expected.items():
+        np.testing.assert_allclose(np.array(filled[name]), np.array(pair), rtol=1e-6, err_msg=name)
+    policy, tokens = mx.array([-3.0, -5.0, -3.0]), mx.array([2, 4, 2])
+    two = demonstration_metrics(ResponseScores(policy, tokens=tokens), mx.array([1.0, 1.0, 0.0]))
+    assert {name: pair.tolist() for name, pair in two.items()} == {
+        "loss": [8.0, 6.0],
+        "logps/chosen": [-8.0, 2.0],
+    }
 
 
 def test_where_policy_equals_reference_all_pairs_tie():

@@ -21,12 +21,20 @@ LABELS = [True, True, False, True]
 TOKENS = [4, 10, 6, 20]
 
 
-def metrics_of(policy, reference, labels, tokens, z=0.5):
+def metrics_of(policy, reference, labels, tokens, z=0.5, weights=None):
     p, r, n = (mx.array(np.asarray(a, dtype=np.float32)) for a in (policy, reference, tokens))
     good, baseline = mx.array(labels), mx.array(z)
     losses = unpaired_loss("kto", p, r, good, baseline=baseline, beta=BETA)
     scores = UnpairedScores(ResponseScores(p, r, n), good, None if z is None else baseline)
-    return unpaired_metrics(scores, losses, BETA)
+    return unpaired_metrics(scores, losses, BETA, weights)
+
+
+def test_a_row_that_fills_a_place_counts_nothing():
+    expected = metrics_of(POLICY, REFERENCE, LABELS, TOKENS)
+    arrays = [[*a, a[0], a[0]] for a in (POLICY, REFERENCE, LABELS, TOKENS)]
+    filled = metrics_of(*arrays, weights=mx.array([1.0] * 4 + [0.0] * 2))
+    for name, pair in expected.items():
+        np.testing.assert_allclose(np.array(filled[name]), np.array(pair), rtol=1e-6, err_msg=name)
 
 
 def test_values_by_hand():

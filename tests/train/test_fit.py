@@ -110,7 +110,7 @@ def test_a_traced_step_takes_the_rows_that_compute_least_and_fit(setting: Settin
     traced = {"train": {"compile": True}}
     _, train, plan, *_ = setting.parts(GPU, **traced)
     drawn = DrawnRows(train, batch_size=8, seed=0, steps=plan.total)
-    tables = {rows: drawn.shapes(rows, shared=True, most=MAX_SHAPES) for rows in (1, 2, 4, 8)}
+    tables = {rows: drawn.shapes(rows, shared=True, packed=True, most=MAX_SHAPES) for rows in (1, 2, 4, 8)}
     sizes = room.model_shape(setting.model, cpu=False)
     costs = {rows: room.traced_cost(table, sizes) for rows, table in tables.items()}
     assert costs[8] == pytest.approx(
@@ -130,23 +130,27 @@ def test_a_traced_step_takes_the_rows_that_compute_least_and_fit(setting: Settin
 def test_the_line_of_a_traced_step_says_how_much_is_padding(setting: Setting) -> None:
     found = setting.fit(10**10, train={"compile": True, "micro_batch_size": 2})
     assert found.shapes is not None
+    assert found.shapes.packing is not None
     assert found.lines[1] == (
-        f"compiled: {len(found.shapes.shapes)} shapes of micro-batches, 2 rows at most; "
+        f"compiled: {len(found.shapes.shapes)} shapes of micro-batches, {found.shapes.packing.rows} rows "
+        "at most; "
         f"{found.shapes.padding:.0%} of what is computed is padding, "
         f"{found.shapes.least_padding:.0%} if each had its own"
     )
     assert setting.fit(10**10).lines[1:] == ()
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("micro", [1, 3, 8])
+@pytest.mark.parametrize(("shared", "packed"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("micro", [1, 3, 5])
 def test_every_micro_batch_of_a_run_has_a_shape_and_tokens_are_counted_once(
-    shared: bool, micro: int, setting: Setting
+    shared: bool, packed: bool, micro: int, setting: Setting
 ) -> None:
     _, train, *_ = setting.parts(GPU)
     steps = 7  # 16 rows in steps of 5: epochs end with a step of one row
-    table = DrawnRows(train, batch_size=5, seed=3, steps=steps).shapes(micro, shared=shared, most=4)
-    options = {"batch_size": 5, "micro": micro, "seed": 3, "shared": shared}
+    drawn = DrawnRows(train, batch_size=5, seed=3, steps=steps)
+    table = drawn.shapes(micro, shared=shared, packed=packed, most=4)
+    options = {"batch_size": 5, "micro": micro, "seed": 3, "shared": shared, "packing": table.packing}
+    assert (table.packing is None) != packed
     batches = [batch for step in range(steps) for batch in train.training_batch(step, **options)]
     assert table.planned == len(batches)
     tokens = 0
@@ -155,6 +159,7 @@ def test_every_micro_batch_of_a_run_has_a_shape_and_tokens_are_counted_once(
         assert shape is not None
         arrays = batch_arrays(batch, shared=shared, shape=shape)
         assert arrays.gather_T.shape == (shape.scored,)
+        assert len(batch.indices) <= shape.rows
         contexts = int(batch.context.size - batch.context_pad.sum())
         tokens += contexts * (1 if shared else 2) + 2 * int(batch.lengths.sum())
     assert len(table.shapes) <= 4

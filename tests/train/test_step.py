@@ -216,9 +216,11 @@ def test_compiled_equals_eager_with_micro_batches_and_dropout(
         np.testing.assert_allclose(found[True][1][name], value, atol=2e-4)
 
 
+@pytest.mark.parametrize(("micro", "packed"), [(2, False), (2, True), (3, True)])
 def test_padding_to_the_shapes_of_a_run_changes_no_number(
-    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+    micro: int, packed: bool, tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
 ) -> None:
+    """Packed, lines have places for rows that are not there."""
     text = recipe_text(
         tiny_model,
         pairs,
@@ -232,9 +234,12 @@ def test_padding_to_the_shapes_of_a_run_changes_no_number(
     drawn = DrawnRows(session.train, batch_size=7, seed=0, steps=session.schedule.total)
     session = prepared(tmp_path, text)
     make_the_reference_another(session)
-    session.feed.shapes = drawn.shapes(2, shared=True, most=2)
-    shapes = {arrays.tokens_S.shape for arrays in session.feed.arrays(session.feed.batches(0))}
-    assert len(shapes) == 2
+    session.feed.shapes = drawn.shapes(micro, shared=True, packed=packed, most=2)
+    micro_batches = session.feed.arrays(session.feed.batches(0))
+    assert len({arrays.tokens_S.shape for arrays in micro_batches}) == 2
+    counts = [arrays.lengths_N.size // 2 for arrays in micro_batches]
+    assert len(set(counts)) == (1 if packed else 2)
+    assert (sum(counts) > 7) == packed
     padded, found = sgd_step(session)
     assert_close(found, expected)
     assert padded.loss == pytest.approx(plain.loss, rel=1e-5)
@@ -255,7 +260,7 @@ class _Sums(nn.Module):
     def scores(self, arrays: StepArrays, *, gradient: bool) -> ResponseScores:
         return ResponseScores(arrays.valid_T * self.weight)
 
-    def sums(self, scores: ResponseScores, desirable: Any, baseline: Any) -> dict[str, mx.array]:
+    def sums(self, scores: ResponseScores, *_: Any) -> dict[str, mx.array]:
         return {"loss": mx.stack([scores.policy.sum(), mx.array(1.0)])}
 
 
@@ -263,7 +268,14 @@ def arrays_of(width: int) -> StepArrays:
     """Those that _Sums reads; the others are ballast."""
     ids, x = mx.zeros((1,), dtype=mx.int32), mx.arange(width).astype(mx.float32)
     return StepArrays(
-        gather_T=ids, targets_T=ids, owner_T=ids, valid_T=x, public_T=x, lengths_N=ids, count=mx.array(2.0)
+        gather_T=ids,
+        targets_T=ids,
+        owner_T=ids,
+        valid_T=x,
+        public_T=x,
+        responses_N=ids,
+        lengths_N=ids,
+        count=mx.array(2.0),
     )
 
 
