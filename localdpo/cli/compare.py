@@ -13,6 +13,8 @@ from localdpo.cli.options import (
     PromptsOption,
     RunArgument,
     RunsDirOption,
+    SeedOption,
+    TemperatureOption,
     WithRunsOption,
     page_path,
 )
@@ -59,10 +61,8 @@ def compare(
     ] = None,
     with_run: WithRunsOption = None,
     max_tokens: MaxTokensOption = 256,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0 takes the likeliest token.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the sampling.")] = 0,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from localdpo.cli.options import MaxTokensOption, RunArgument, RunsDirOption
+from localdpo.cli.options import MaxTokensOption, RunArgument, RunsDirOption, SeedOption, TemperatureOption
 
 DEFAULT_TOKENS: Final = 256
 
@@ -18,10 +18,8 @@ def generate(
         list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What to answer; repeatable.")
     ] = None,
     max_tokens: MaxTokensOption = DEFAULT_TOKENS,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", min=0.0, help="0 takes the likeliest token.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the sampling.")] = 0,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),

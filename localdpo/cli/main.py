@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from localdpo.cli.chat import chat
 from localdpo.cli.compare import compare
 from localdpo.cli.doctor import doctor
 from localdpo.cli.eval import evaluate
@@ -50,6 +51,7 @@ app.command()(watch)
 app.command()(runs)
 app.command()(compare)
 app.command("eval")(evaluate)
+app.command()(chat)
 app.command()(generate)
 app.command()(export)
 app.command()(inspect)

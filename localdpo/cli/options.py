@@ -46,6 +46,10 @@ WithRunsOption = Annotated[
 MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens.")
 ]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", "--temp", metavar="X", min=0.0, help="0 takes the likeliest token.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the sampling.")]
 
 # --- preference data -------------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from localdpo.model.backend import device_name, wire
 from localdpo.model.memory import PASS_TOKENS, answers_at_once
 
 MOST_AT_ONCE = 32
+# What a tokenizer decodes the first bytes of a character to.
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 Sampler = Callable[[mx.array], mx.array]
 # MLX's stubs give what compile returns no call's type.
 _compiled = cast("Callable[[Callable[..., mx.array]], Callable[..., mx.array]]", mx.compile)
@@ -121,6 +123,30 @@ def _draw(logprobs: mx.array, scale: mx.array, key: mx.array) -> mx.array:
     return mx.argmax(logprobs * scale - mx.log(-mx.log(uniform)), axis=-1)
 
 
+def stream(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Iterator[SampledAnswer]:
+    """The answer to a prompt of token ids after each of its tokens, drawn as `generate_apart` draws it.
+
+    The last is the answer. Until then a character that is not complete yet is left out of the text. Whoever
+    has read enough closes the iterator.
+    """
+    sampler: Sampler = greedy_sampler if temperature == 0.0 else _Keyed(seed, temperature)
+    tokens: list[int] = []
+    for _, token, why in _drawn(model, tokenizer, [prompt], [sampler], max_tokens, 1, 1):
+        if why != "stop":
+            tokens.append(token)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        shown = text if why is not None else text.rstrip(_INCOMPLETE)
+        yield SampledAnswer(shown, tuple(tokens), token if why == "stop" else None)
+
+
 def _finished(
     model: nn.Module,
     tokenizer: TokenizerWrapper,
@@ -130,9 +156,30 @@ def _finished(
     batch: int,
     prefill: int = 8,
 ) -> Iterator[tuple[int, SampledAnswer]]:
-    """(index in `prompts`, answer) as the answers finish; at most `batch` are generated at once.
+    """(index in `prompts`, answer) as the answers finish; the other arguments are those of `_drawn`."""
+    tokens: list[list[int]] = [[] for _ in prompts]
+    for index, token, why in _drawn(model, tokenizer, prompts, samplers, max_tokens, batch, prefill):
+        drawn = tokens[index]
+        if why != "stop":
+            drawn.append(token)
+        if why is not None:
+            text = tokenizer.decode(drawn, skip_special_tokens=True)
+            yield index, SampledAnswer(text, tuple(drawn), token if why == "stop" else None)
 
-    At most `prefill` prompts are read at once, PASS_TOKENS of their tokens in one pass.
+
+def _drawn(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Sequence[int]],
+    samplers: Sequence[Sampler],
+    max_tokens: int,
+    batch: int,
+    prefill: int,
+) -> Iterator[tuple[int, int, str | None]]:
+    """(index in `prompts`, token, why the answer ends with it: None, "stop" or "length"), as they are drawn.
+
+    At most `batch` answers are generated at once. At most `prefill` prompts are read at once, PASS_TOKENS of
+    their tokens in one pass.
     """
     generator = BatchGenerator(
         model,
@@ -147,15 +194,8 @@ def _finished(
         ids = [list(prompt) for prompt in prompts]
         uids = generator.insert(ids, [max_tokens] * len(ids), samplers=list(samplers))
         indices = {uid: index for index, uid in enumerate(uids)}
-        tokens: dict[int, list[int]] = {uid: [] for uid in uids}
         while responses := generator.next_generated():
             for response in responses:
-                drawn = tokens[response.uid]
-                if response.finish_reason != "stop":
-                    drawn.append(response.token)
-                if response.finish_reason is not None:
-                    end = response.token if response.finish_reason == "stop" else None
-                    text = tokenizer.decode(drawn, skip_special_tokens=True)
-                    yield indices[response.uid], SampledAnswer(text, tuple(drawn), end)
+                yield indices[response.uid], response.token, response.finish_reason
     finally:
         generator.close()

@@ -42,9 +42,9 @@ def guard() -> None:
         sys.stderr = _Guarded(sys.stderr)
 
 
-def say(text: str, *, error: bool = False) -> None:
+def say(text: str, *, error: bool = False, end: str = "\n") -> None:
     """Print `text`, line breaks and tabs included, on stdout, or on stderr if it is an `error`."""
-    print(escaped(text), file=sys.stderr if error else sys.stdout, flush=True)
+    print(escaped(text), file=sys.stderr if error else sys.stdout, end=end, flush=True)
 
 
 def note(line: str) -> None:

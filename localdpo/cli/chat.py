@@ -1,0 +1,111 @@
+"""`localdpo chat`: a conversation with the models of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localdpo.cli.options import (
+    MaxTokensOption,
+    RunArgument,
+    RunsDirOption,
+    SeedOption,
+    TemperatureOption,
+)
+
+if TYPE_CHECKING:
+    from localdpo.answering.chat import Conversation, Speakers
+
+
+def chat(
+    run: RunArgument = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME", help="Who answers: base, sft, dpo or all. Default: the trained one."
+        ),
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option("--system-prompt", metavar="TEXT", help="The conversation's system prompt.")
+    ] = None,
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="A question a line on stdin, answers on stdout, no screen.")
+    ] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Talk to base, SFT and trained model, one by one or side by side, on one load of the base."""
+    from localdpo.out import say
+    from localdpo.records.answers import Sampling
+    from localdpo.records.rundir import find_run
+
+    found = find_run(runs_dir, run)
+    say(f"loading the models of {found.path}", error=True)
+    from localdpo.answering.chat import Conversation
+
+    talk = Conversation(
+        found,
+        system=system_prompt,
+        sampling=Sampling(max_tokens, temperature, seed),
+        note=lambda line: say(line, error=True),
+    )
+    if model is not None:
+        talk.choose(model)
+    if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        from localdpo.answering.chat import Speakers
+
+        talk_in_lines(talk, Speakers(talk))
+        return
+    from localdpo.cli.chat_screen import ChatApp
+    from localdpo.dashboard.appbase import run_app
+
+    app = ChatApp(talk)
+    run_app(app)
+    app.speaking.join()
+    if app.speaking.failure is not None:
+        raise app.speaking.failure
+
+
+def talk_in_lines(talk: Conversation, speakers: Speakers) -> None:
+    """Answer the lines of stdin; Ctrl-C ends an answer, and at the prompt the conversation."""
+    from localdpo.core.errors import UserError
+    from localdpo.out import say
+
+    asks = sys.stdin.isatty()
+    if asks:
+        say(f"a line asks {talk.choice}; /new begins anew, /{', /'.join(talk.choices)} choose who answers")
+    said = 0
+    while True:
+        if asks:
+            say("> ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            break
+        if line.strip() and talk.take(line.strip()):
+            said += 1
+            try:
+                say_answers(talk, speakers)
+            except KeyboardInterrupt:
+                say("")
+    if asks:
+        say("")
+    elif said == 0:
+        raise UserError("chat: nothing to answer: stdin is empty, and a conversation needs a question a line")
+
+
+def say_answers(talk: Conversation, speakers: Speakers) -> None:
+    """Print what is missing, piece by piece as it is drawn; with several models each after its name."""
+    from localdpo.out import say
+
+    while (name := talk.missing()) is not None:
+        say(f"{talk.models[name]}: " if len(talk.shown) > 1 else "", end="")
+        printed = 0
+        for answer in speakers.answer(name):
+            say(answer.text[printed:], end="")
+            printed = len(answer.text)
+        say("")
