@@ -20,6 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Every core runs tests, and their matrices are tiny: threads of OpenBLAS would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 preload()
+# Whatever starts the tests, commands that are printed are those of the console script.
+os.environ["LOCALDPO_PROGRAM"] = "localdpo"
 # Expected numbers are those of the CPU backend, to the bit where tests say so; processes that a test starts
 # inherit this. LOCALDPO_DEVICE=gpu runs the tests on a GPU all the same.
 os.environ.setdefault("LOCALDPO_DEVICE", "cpu")

@@ -28,6 +28,7 @@ from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.atomic import disk_refusals
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+from localdpo.core.names import program, remember_program
 from localdpo.core.text import printable
 from localdpo.out import OutputError, guard, say, say_device_error, say_errors
 
@@ -87,10 +88,11 @@ def command_tree() -> Any:
 def run() -> None:
     """Entry of the console script: run the command that sys.argv names and exit."""
     guard()
+    remember_program()
     try:
         with disk_refusals():
             # Not standalone: typer would print usage errors in four lines, and end the process itself.
-            sys.exit(command_tree()(prog_name="localdpo", standalone_mode=False) or 0)
+            sys.exit(command_tree()(prog_name=program(), standalone_mode=False) or 0)
     except USAGE_ERROR as error:
         say(usage_text(error), error=True)
         sys.exit(USER_ERROR_EXIT)
@@ -134,8 +136,8 @@ def _expected(context: typer.Context) -> str:
 
 
 def _command_words() -> str:
-    """`localdpo`, followed by the commands that sys.argv names. A parser error does not know its command."""
-    words, command = ["localdpo"], command_tree()
+    """The program, followed by the commands that sys.argv names. A parser error does not know its command."""
+    words, command = [program()], command_tree()
     for argument in sys.argv[1:]:
         command = getattr(command, "commands", {}).get(argument)
         if command is None:

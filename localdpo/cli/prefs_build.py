@@ -78,6 +78,7 @@ def build(
 ) -> None:
     """Make pairs: candidates of a model for each prompt, judged, split by prompt. Run it again to resume."""
     from localdpo.core.errors import UserError
+    from localdpo.core.names import command_line
     from localdpo.out import print_json, say
     from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
@@ -112,7 +113,7 @@ def build(
     say("\n".join(report_lines(report)))
     names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
     say(f"written: {', '.join(str(out / name) for name in names)}")
-    say(f"look at them: localdpo prefs check {out / TRAIN}")
+    say(f"look at them: {command_line('prefs', 'check', str(out / TRAIN))}")
 
 
 def source_from(

@@ -11,6 +11,7 @@ import typer
 
 from localdpo.cli.options import RunArgument, RunsDirOption, page_path
 from localdpo.core.errors import UserError
+from localdpo.core.names import program
 from localdpo.core.text import age, printable
 from localdpo.out import print_json, say
 from localdpo.records.control import COMMANDS, Command, send, wait_for
@@ -47,7 +48,7 @@ def runs(
     console = Console()
     rows = [row_of(summary, time.time()) for summary in summaries]
     if console.is_terminal and not rows:
-        console.print(Text(f"no runs in {runs_dir}; start one with `localdpo train RECIPE`"))
+        console.print(Text(f"no runs in {runs_dir}; start one with `{program()} train RECIPE`"))
     else:
         numbers = [name for name in HEADINGS if not RUN_COLUMNS[name].is_text and name != HEADINGS[-1]]
         print_table(console, HEADINGS, rows, right=numbers, wrapped=("model",))

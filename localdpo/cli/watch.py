@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -12,6 +11,7 @@ import typer
 
 from localdpo.cli.options import RunsDirOption
 from localdpo.core.errors import UserError
+from localdpo.core.names import command_line
 from localdpo.out import say
 from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.wording import runs_dir_words
@@ -98,6 +98,6 @@ def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str
 
 def say_continues(run: RunDir, pid: int | None) -> None:
     """Print that training continues, and how to return to its dashboard."""
-    words = ["localdpo", "watch", run.name, *runs_dir_words(run)]
+    words = command_line("watch", run.name, *runs_dir_words(run))
     who = f" (process {pid})" if pid is not None else ""
-    say(f"training continues{who}; return to the dashboard with: {shlex.join(words)}")
+    say(f"training continues{who}; return to the dashboard with: {words}")

@@ -1,4 +1,4 @@
-"""`demo:` names and the cache folder.
+"""`demo:` names, the cache folder, and what this program is called.
 
 A name such as `demo:model` works wherever a path or a hub name does. It stands for what lies under
 `localdpo/demo/bundle` with that relative name: a folder, or a file with one of DEMO_SUFFIXES.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +27,8 @@ DEMO_NAMES: Final = (
     "demo:preferences/valid",
     "demo:prompts/heldout",
 )
+# The environment variable in which the processes of a command find how it was called.
+PROGRAM_SWITCH: Final = "LOCALDPO_PROGRAM"
 BUNDLE: Final = Path(__file__).resolve().parent.parent / "demo" / "bundle"
 
 
@@ -70,3 +75,29 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "localdpo"
+
+
+def program() -> str:
+    """What a printed command begins with, so that it runs where it is read: as this one was called."""
+    return os.environ.get(PROGRAM_SWITCH) or "localdpo"
+
+
+def command_line(*words: str) -> str:
+    """The command of this program with these words, ready for a shell."""
+    return f"{program()} {shlex.join(words)}"
+
+
+def remember_program() -> None:
+    """Keep how this process was called, for `program` here and in every process that it starts.
+
+    A process that another command of localdpo started speaks as that one was called.
+    """
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        words = sys.orig_argv[: sys.orig_argv.index("-m") + 2]
+    else:
+        # A shell names the file that it finds on the PATH by its whole path.
+        on_path = shutil.which("localdpo")
+        is_on_path = on_path is not None and called.is_absolute() and Path(on_path) == called
+        words = ["localdpo" if is_on_path else str(called)]
+    os.environ.setdefault(PROGRAM_SWITCH, shlex.join(words))

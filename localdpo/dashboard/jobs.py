@@ -7,12 +7,12 @@ command resumes it.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from localdpo.core.names import command_line
 from localdpo.launch.processes import Job
 from localdpo.records.answers import ANNOUNCEMENT, NOTE, AnswersRequest
 from localdpo.records.answers import FOLDER as ANSWERS_FOLDER
@@ -70,7 +70,7 @@ class EvaluationJob(Job):
 
 def eval_command(run: RunDir, options: Sequence[str] = ()) -> str:
     """The command that evaluates `run`, ready for a shell in the current folder."""
-    return shlex.join(["localdpo", *_eval_words(run, options)])
+    return command_line(*_eval_words(run, options))
 
 
 def _eval_words(run: RunDir, options: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
+from localdpo.core.names import program
 from localdpo.incidents.rules import IncidentVerdict, incident_facts
 from localdpo.incidents.rules import judge as judge_incident
 from localdpo.judging.base import SWAPPED, Judge, JudgeStopped, Question
@@ -106,7 +107,7 @@ class HumanJudge(Judge):
         self._votes = Votes(path)
         votes = self._votes.all()
         if not votes:
-            raise UserError(f"{path}: no votes yet; vote with v in `localdpo compare`")
+            raise UserError(f"{path}: no votes yet; vote with v in `{program()} compare`")
         text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
         self.identity = {"judge": "human", "votes": hashlib.sha256(text.encode()).hexdigest()}
 

@@ -27,7 +27,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import resolve
+from localdpo.core.names import program, resolve
 from localdpo.model.arrays import RepeatableDropout, load_arrays, named, recomputed
 from localdpo.model.load import first_line, read_json_object
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
@@ -108,7 +108,7 @@ def open_adapter(name: str, note: Note | None = None) -> Verified:
     missing = [file for file in files if not (adapter.path / file).is_file()]
     if missing and any((adapter.path / file).is_file() for file in PEFT_FILES):
         raise UserError(
-            f"adapter {name}: this is a PEFT adapter; `localdpo import {name} OUT` writes it for mlx-lm"
+            f"adapter {name}: this is a PEFT adapter; `{program()} import {name} OUT` writes it for mlx-lm"
         )
     if missing:
         raise UserError(f"adapter {name}: {' and '.join(missing)} missing in this folder")

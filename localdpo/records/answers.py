@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import newest_first
 from localdpo.core.errors import UserError
+from localdpo.core.names import program
 from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
 from localdpo.records.typed import as_record
 
@@ -270,7 +271,7 @@ def read_answers(path: str | Path) -> AnswersTail:
     tail = AnswersTail(path)
     tail.poll()
     if tail.header is None:
-        raise UserError(f"{path}: no answers in it; make some with `localdpo compare`")
+        raise UserError(f"{path}: no answers in it; make some with `{program()} compare`")
     return tail
 
 

@@ -43,6 +43,7 @@ from localdpo.core.atomic import (
     remove_empty_dir,
 )
 from localdpo.core.errors import UserError
+from localdpo.core.names import program
 from localdpo.records.events import Event, EventTail, read_events
 
 Ending = Literal["finished", "failed", "stopped", "crashed"]
@@ -461,7 +462,7 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
     runs = list_runs(runs_dir)
     if not runs:
         raise UserError(
-            f"{runs_dir}: no runs here; start one with `localdpo train RECIPE` or give --runs-dir"
+            f"{runs_dir}: no runs here; start one with `{program()} train RECIPE` or give --runs-dir"
         )
     if name is None:
         return runs[0]

@@ -6,11 +6,11 @@ every run, for people and for grep alike.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from localdpo.core.names import command_line
 from localdpo.core.text import format_seconds, format_value
 from localdpo.records.answers import Sampling
 from localdpo.records.checkpoints import adapter_folder
@@ -92,29 +92,18 @@ def metric_words(name: str, metrics: Mapping[str, Any]) -> str:
 
 def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
     """What to do with a finished run: how long it took, where the adapter is, how to try it."""
-    prompt, seconds = None, None
+    seconds = None
     for event in events:
-        if event.type == "samples":
-            prompt = _first_prompt(event) or prompt
-        elif event.type == "run.finished":
+        if event.type == "run.finished":
             seconds = event.data.get("seconds")
     took = f" in {format_seconds(seconds)}" if isinstance(seconds, int | float) else ""
-    # Of a chat, the prompt of an event has the words of the template, which would be put around it again.
-    text = prompt if prompt is not None and "\n" not in prompt else "Hello"
-    command = ["localdpo", "generate", run.name, *runs_dir_words(run), "--prompt", text]
-    return [f"finished{took}", f"adapter: {adapter_folder(run)}", f"try it: {shlex.join(command)}"]
-
-
-def _first_prompt(event: Event) -> str | None:
-    samples = event.data.get("samples")
-    first = samples[0] if isinstance(samples, list) and samples else None
-    prompt = first.get("prompt") if isinstance(first, Mapping) else None
-    return prompt if isinstance(prompt, str) else None
+    command = command_line("chat", run.name, *runs_dir_words(run))
+    return [f"finished{took}", f"adapter: {adapter_folder(run)}", f"try it: {command}"]
 
 
 def resume_command(run: RunDir) -> str:
     """The command that resumes `run`, ready for a shell in the current directory."""
-    return shlex.join(["localdpo", "train", "--resume", "--run", run.name, *runs_dir_words(run)])
+    return command_line("train", "--resume", "--run", run.name, *runs_dir_words(run))
 
 
 def runs_dir_words(run: RunDir) -> list[str]:

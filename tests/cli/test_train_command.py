@@ -200,7 +200,7 @@ def test_a_run_from_start_to_end():
     assert sum(line.startswith("step ") for line in lines) == 6
     assert lines[-3] == "finished in 1m 05s"
     assert lines[-2] == "adapter: runs/dpo/checkpoints/LATEST"
-    assert lines[-1].startswith("try it: localdpo generate dpo --prompt ")
+    assert lines[-1].startswith("try it: localdpo chat dpo")
     assert done.stderr == ""
 
     again = train("trace", "dpo.yaml", "--run", "dpo", "--json")

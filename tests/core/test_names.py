@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from localdpo.core import names
 from localdpo.core.errors import UserError
 from localdpo.core.names import cache_dir, resolve
 
@@ -56,3 +58,33 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch):
     assert cache_dir() == Path("/x/localdpo")
     monkeypatch.setenv("LOCALDPO_CACHE", "~/own")
     assert cache_dir() == Path("/h/own")
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "expected"),
+    [
+        ("bin/localdpo", ["bin/python", "bin/localdpo", "runs"], "bin/localdpo"),
+        ("{path}", ["bin/python", "{path}", "runs"], "localdpo"),
+        ("/else/my env/localdpo", ["python", "/else/my env/localdpo"], "'/else/my env/localdpo'"),
+        (
+            "/a/localdpo/__main__.py",
+            ["bin/python", "-X", "dev", "-m", "localdpo"],
+            "bin/python -X dev -m localdpo",
+        ),
+    ],
+)
+def test_printed_commands_name_the_program_as_it_was_called(
+    argv: str, orig_argv: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "localdpo"
+    script.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(names.PROGRAM_SWITCH)
+    monkeypatch.setattr(sys, "argv", [argv.format(path=script), "runs"])
+    monkeypatch.setattr(sys, "orig_argv", [word.format(path=script) for word in orig_argv])
+    names.remember_program()
+    assert names.command_line("chat", "my run") == f"{expected} chat 'my run'"
+    # A process that this one starts was not called by a person.
+    monkeypatch.setattr(sys, "argv", ["/a/localdpo/launch/supervise.py"])
+    names.remember_program()
+    assert names.program() == expected

@@ -119,13 +119,11 @@ def test_text_of_every_script_stays_as_it_is():
 
 def test_at_the_end_stands_what_to_do_next():
     run = RunDir(Path("my runs/dpo"))
-    samples = event("samples", 0, samples=[{"prompt": "What's up?", "reference": "a", "policy": "b"}])
-    lines = closing_lines(run, [samples, event("run.finished", 60, seconds=65.0)])
+    lines = closing_lines(run, [event("run.finished", 60, seconds=65.0)])
     assert lines[:2] == ["finished in 1m 05s", "adapter: my runs/dpo/checkpoints/LATEST"]
     command = shlex.split(lines[2].removeprefix("try it: "))
-    assert command == ["localdpo", "generate", "dpo", "--runs-dir", "my runs", "--prompt", "What's up?"]
-    chat = event("samples", 0, samples=[{"prompt": "user\nWhat's up?\nassistant", "policy": "b"}])
-    assert closing_lines(RunDir("runs/dpo"), [chat])[2] == "try it: localdpo generate dpo --prompt Hello"
+    assert command == ["localdpo", "chat", "dpo", "--runs-dir", "my runs"]
+    assert closing_lines(RunDir("runs/dpo"), [])[2] == "try it: localdpo chat dpo"
 
 
 def test_an_accuracy_of_nothing_but_ties_is_told_and_leaves_a_gap() -> None:

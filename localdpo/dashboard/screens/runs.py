@@ -10,6 +10,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
+from localdpo.core.names import program
 from localdpo.core.text import printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.runstable import (
@@ -267,7 +268,7 @@ class RunsScreen(RunScreen):
         if words.strip():
             what += f", filter: {words.strip()} (/ then esc: all)"
         elif total == 0:
-            what = "no runs yet; start one with: localdpo train RECIPE"
+            what = f"no runs yet; start one with: {program()} train RECIPE"
         # The folder comes last: a long one may be cut.
         self.query_one("#sorting", TextLine).show(f"{what}   in {self.dashboard.runs_dir}")
 
