@@ -1,4 +1,4 @@
-"""`localdpo prefs`: check preference data, clean it, and write it in another format."""
+"""`localdpo prefs`: check preference data, clean and split it, and write it in another format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ prefs = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Build, label, check, clean and convert preference data.",
+    help="Build, label, check, clean, split and convert preference data.",
 )
 prefs.command()(build)
 prefs.command()(label)
@@ -116,7 +116,9 @@ def clean(
 def convert(
     data: Annotated[str, typer.Argument(metavar="IN", help="Preference pairs.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File of JSON lines to write.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="Format to write; sft: the chosen answers.")
+    ],
     format_name: FormatOption = None,
     force: ForceOption = False,
 ) -> None:
@@ -129,6 +131,41 @@ def convert(
     say(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
     _print_counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
     _print_counts({f"skipped: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
+
+
+@prefs.command()
+def split(
+    data: Annotated[str, typer.Argument(metavar="IN", help="Rows of any kind that have prompts.")],
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="File of JSON lines to write.")],
+    valid: Annotated[Path, typer.Argument(metavar="VALID", help="The other one, to evaluate on.")],
+    valid_fraction: Annotated[
+        float, typer.Option(metavar="X", min=0.0, max=0.5, help="Share of the rows held out.")
+    ] = 0.1,
+    valid_count: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows held out, instead of a share.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the split.")] = 0,
+    format_name: FormatOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write the rows of a data set into two files, such that no prompt is in both."""
+    from localdpo.prefs.rewrite import split as run_split
+
+    done = with_progress(
+        lambda progress: run_split(
+            data,
+            train,
+            valid,
+            fraction=valid_fraction,
+            count=valid_count,
+            seed=seed,
+            format_name=format_name,
+            force=force,
+            progress=progress,
+        )
+    )
+    say(f"{train}: {done.train:,} rows; {valid}: {done.valid:,} rows; {done.prompts:,} prompts, none in both")
+    _print_counts({f"left out: {reason}": count for reason, count in done.skipped.items()}, "rows")
 
 
 def with_progress(work: Callable[[Progress | None], Any]) -> Any:

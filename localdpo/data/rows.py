@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from localdpo.core.errors import UserError, UserErrors
@@ -18,7 +18,7 @@ from localdpo.data.fields import PROMPTS, RowProblem, RowSkip, has_content, keep
 from localdpo.data.formats import Format, detect, named_format, words_are_shared
 from localdpo.data.formats.pairs import ScoredAnswer, contradicts
 from localdpo.data.sources import RowSource, SourceRow
-from localdpo.data.types import Example, Kind, Pair, Rated
+from localdpo.data.types import Demonstration, Example, Kind, Pair, Rated
 
 # Columns are gathered over this many rows, so that one row that lacks a field does not change the format.
 _SAMPLE_ROWS = 100
@@ -26,6 +26,8 @@ _SHOWN_PROBLEMS = 20
 _SHOWN_REASONS = 5
 UNMATCHED = "no neighbouring row answers the same prompt with another score"
 SHARED_WORDS = "the prompt is the words that both answers open with, since no column holds one"
+CHOSEN_ONLY = "a pair, of which the chosen answer is the demonstration"
+REPEATED = "the chosen answer is that of the pair before"
 AGAINST_SCORES = "the scores say that the rejected answer is the better one"
 
 Record: TypeAlias = Mapping[str, Any]
@@ -61,17 +63,23 @@ class ReadingNotes:
     Attributes:
         unread: columns that hold something and that the format does not read, with the number of their rows.
             Ids, scores, dates and other records of where a row comes from are not among them.
+        chosen_only: how many pairs are read as a demonstration of their chosen answer.
         shared_words: how many prompts are the words that both answers happen to open with.
         against_scores: rows whose scores say that the rejected answer is the better one.
     """
 
     unread: Counter[str] = field(default_factory=Counter)
+    chosen_only: int = 0
     shared_words: int = 0
     against_scores: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """The notes in words, with how many rows each is true of; `unread` apart (see `name_unread`)."""
-        counts = {SHARED_WORDS: self.shared_words, AGAINST_SCORES: len(self.against_scores)}
+        counts = {
+            CHOSEN_ONLY: self.chosen_only,
+            SHARED_WORDS: self.shared_words,
+            AGAINST_SCORES: len(self.against_scores),
+        }
         return {note: count for note, count in counts.items() if count}
 
     def add(self, row: ReadRow, adapter: Format) -> None:
@@ -147,7 +155,9 @@ def read_rows(
 ) -> Iterator[ReadRow]:
     """What came of each of the first `limit` rows, problems included, in the order of the rows.
 
-    A row of several pairs comes once for each. `notes` grows as rows are read.
+    A row of several pairs comes once for each. Where demonstrations are wanted, a pair is the demonstration
+    of its chosen answer, and one with the answer of the pair before it is skipped. `notes` grows as rows are
+    read.
     Raises UserError for data of the wrong kind and for none.
     """
     rows = itertools.islice(source.rows(), limit)
@@ -156,12 +166,23 @@ def read_rows(
         raise UserError(f"{source.label}: no rows; expected at least one")
     adapter = format_of(sample, kind, source.label, format_name)
     neighbours = _Neighbours()
+    before: Example | None = None
     for row in itertools.chain(sample, rows):
         results = _read_row(row, adapter, named=format_name is not None)
         for read in neighbours.add(row, results):
             if notes is not None and adapter is not None:
                 notes.add(read, adapter)
-            yield read
+            if kind == "demonstrations" and isinstance(read.result, Pair):
+                demonstration = chosen_of(read.result)
+                if demonstration == before:
+                    yield replace(read, result=Skipped(REPEATED))
+                    continue
+                before = demonstration
+                if notes is not None:
+                    notes.chosen_only += 1
+                yield replace(read, result=demonstration)
+            else:
+                yield read
     yield from neighbours.rest()
 
 
@@ -181,6 +202,11 @@ def format_of(sample: list[SourceRow], kind: Kind, label: str, format_name: str 
 def source_format(source: RowSource, kind: Kind, format_name: str | None = None) -> Format | None:
     """The format in which `read_rows` reads a source."""
     return format_of(list(itertools.islice(source.rows(), _SAMPLE_ROWS)), kind, source.label, format_name)
+
+
+def chosen_of(pair: Pair) -> Demonstration:
+    """The chosen answer of a pair as one to imitate."""
+    return Demonstration(pair.prompt, pair.chosen, tools=pair.tools, template_kwargs=pair.template_kwargs)
 
 
 def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:

@@ -1,4 +1,5 @@
-"""New files of JSON lines from a data set: without the rows that checks flagged, or in another format."""
+"""New files of JSON lines from a data set: without the rows that checks flagged, in two parts, or in another
+format."""
 
 from __future__ import annotations
 
@@ -21,9 +22,13 @@ from localdpo.data.rows import InvalidRow, Problems, ReadRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.check import CHECKS, UNREADABLE, Progress, check
-from localdpo.prefs.checks.base import CheckSettings
+from localdpo.prefs.checks.base import CheckSettings, prompt_texts
+from localdpo.prefs.selection import split_by_prompt
+from localdpo.prefs.shingles import Words
 
 SUFFIXES = (".jsonl", ".ndjson")
+SFT = "sft"
+"""What `--to` calls prompt-completion, the rows for supervised fine-tuning."""
 Put = Callable[[Mapping[str, Any]], None]
 _CANONICAL = {name: SCORES[side] for names in RATINGS for side, name in enumerate(names)}
 
@@ -132,6 +137,76 @@ def names_to_drop(names: Sequence[str] | None) -> set[str]:
     return set(names)
 
 
+# --- split -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows written to `train` and `valid`, of how many `prompts`; `skipped` rows by reason."""
+
+    train: int
+    valid: int
+    prompts: int
+    skipped: dict[str, int]
+
+
+def split(
+    source: str,
+    train: Path,
+    valid: Path,
+    *,
+    fraction: float = 0.1,
+    count: int | None = None,
+    seed: int = 0,
+    format_name: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Split:
+    """Write the rows of `source` into two files such that no prompt is in both; columns and order stay.
+
+    `count` rows (None: the share `fraction`) go into `valid`; a few less where prompts come more than once.
+    Prompts are the same if they differ in case, punctuation, white space or system messages only. Rows that
+    training would drop are left out. Memory: a hash a row.
+
+    Raises UserError where one part would be empty, and UserErrors with file:row for rows that cannot be read;
+    nothing is written then.
+    """
+    if train == valid:
+        raise UserError(f"{valid}: given twice; the two parts need files of their own")
+    for path in (train, valid):
+        check_output(path, force=force)
+    opened = open_source(source)
+    prompts: dict[int, str] = {}
+    skipped: Counter[str] = Counter()
+    problems = Problems(opened.label)
+    for read in read_rows(opened, "prompts", None, format_name):
+        if isinstance(read.result, InvalidRow):
+            problems.add(read.rows[0], read.result.message)
+        elif isinstance(read.result, Skipped):
+            skipped[read.result.reason] += 1
+        else:
+            subject = prompt_texts(read.result.prompt)[1]
+            prompts.update(dict.fromkeys(read.rows, f"{Words([subject]).keys()[0] or subject}"))
+        if progress is not None:
+            progress(read.rows[-1] + 1)
+    problems.raise_if_any()
+    wanted = round(fraction * len(prompts)) if count is None else count
+    held = dict(zip(prompts, split_by_prompt(list(prompts.values()), wanted, seed), strict=True))
+    if len(set(held.values())) < 2:
+        raise UserError(
+            f"{opened.label}: {len(prompts):,} rows of {len(set(prompts.values())):,} prompts, of which "
+            f"{wanted:,} rows are to be held out: one part would be empty; give another --valid-count"
+        )
+    with json_lines(train) as put_train, json_lines(valid) as put_valid:
+        for row in opened.rows():
+            if row.number in held:
+                assert row.record is not None
+                (put_valid if held[row.number] else put_train)(row.record)
+    return Split(
+        len(held) - sum(held.values()), sum(held.values()), len(set(prompts.values())), dict(skipped)
+    )
+
+
 # --- convert ---------------------------------------------------------------------------------------------
 
 
@@ -155,8 +230,22 @@ class Conversion:
 
 
 def writable() -> list[str]:
-    """Names of the formats that pairs can be written in."""
-    return [entry.name for entry in FORMATS if entry.write is not None]
+    """What `--to` takes: names of the formats that pairs can be written in, and `sft`."""
+    return [*(entry.name for entry in FORMATS if entry.write is not None), SFT]
+
+
+def target_format(name: str) -> Format:
+    """The format of `--to`, or of `--to sft`. Raises UserError for one that cannot be written."""
+    if name == SFT:
+        return named_format("prompt-completion", "demonstrations")
+    known = {entry.name: entry for entry in FORMATS}
+    if name in known and known[name].write is not None:
+        return known[name]
+    if name in known:
+        raise UserError(f"--to {name}: can be read but not written; expected one of {', '.join(writable())}")
+    near = difflib.get_close_matches(name, writable(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(writable())}"
+    raise UserError(f"--to {name}: no such format; {hint}")
 
 
 def convert(
@@ -173,15 +262,13 @@ def convert(
     Raises UserError for an unknown format or one that cannot be written, and UserErrors with file:row for
     rows that cannot be read or that the format has no place for; nothing is written then.
     """
-    target = named_format(to, "pairs", "--to")
-    if target.write is None:
-        raise UserError(f"--to {to}: can be read but not written; expected one of {', '.join(writable())}")
+    target = target_format(to)
     if format_name is not None:
         named_format(format_name, "pairs", "--format")
     check_output(out, force=force)
     opened = open_source(source)
     adapter = source_format(opened, "pairs", format_name)
-    report = Conversion(adapter.name if adapter else "none", to)
+    report = Conversion(adapter.name if adapter else "none", target.name)
     problems = Problems(opened.label)
     with json_lines(out) as put:
         for row in read_rows(opened, "pairs", None, format_name):

@@ -70,6 +70,17 @@ class Words:
         borders = np.cumsum([len(part) + 1 for part in parts]) if parts else np.zeros(0, np.int64)
         self.owner: NDArray[np.int64] = np.searchsorted(borders, starts, side="right").astype(np.int64)
 
+    def keys(self) -> list[int]:
+        """A hash of all words of each text in their order; 0 for a text without words."""
+        keys = np.zeros(self.texts, np.uint64)
+        if len(self.hashes):
+            first = np.flatnonzero(np.append(True, self.owner[1:] != self.owner[:-1]))
+            counts = np.diff(np.append(first, len(self.owner)))
+            place = np.arange(len(self.owner)) - np.repeat(first, counts)
+            ordered = mix(self.hashes + mix(place.astype(np.uint64)))
+            keys[self.owner[first]] = np.add.reduceat(ordered, first)
+        return [int(key) for key in keys]
+
     def runs(self, count: int) -> tuple[Hashes, NDArray[np.int64]]:
         """(hashes, numbers of their first words) of all runs of `count` words within one text."""
         if len(self.hashes) < count:

@@ -178,8 +178,8 @@ def test_the_wrong_kind_of_data_says_what_was_found() -> None:
         UserError, match=r"holds demonstrations, but this loss needs preference pairs .*columns: prompt, resp"
     ):
         detect(["prompt", "response"], "pairs", "f.jsonl")
-    with pytest.raises(UserError, match="holds preference pairs, but this loss needs demonstrations"):
-        detect(["prompt", "chosen", "rejected"], "demonstrations", "f.jsonl")
+    with pytest.raises(UserError, match="holds labelled completions, but this loss needs preference pairs"):
+        detect(["messages", "label"], "pairs", "f.jsonl")
     with pytest.raises(UserError, match=r"found no preference pairs .*columns: output, score"):
         detect(["output", "score"], "pairs", "f.jsonl")
 

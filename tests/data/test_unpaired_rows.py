@@ -20,7 +20,7 @@ from localdpo.data.inspect import render_marked, statistics
 from localdpo.data.rows import Skipped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.store import TokenStore, open_store
-from localdpo.data.types import EncodedRow, Example, Kind, Rated
+from localdpo.data.types import Demonstration, EncodedRow, Example, Kind, Rated
 
 ROWS = [
     {"prompt": f"question {n}", "completion": "yes " * (n % 5 + 1), "label": n % 3 == 0} for n in range(11)
@@ -219,3 +219,16 @@ def test_rows_are_shown_with_their_label_and_counted(tmp_path: Path) -> None:
     assert "\nundesirable response (" in shown[1]
     assert statistics(store).desirable == 4
     assert statistics(open_rows(tmp_path / "rows.jsonl", tmp_path, kind="demonstrations")).desirable is None
+
+
+def test_sft_learns_the_chosen_answers_of_pairs(tmp_path: Path) -> None:
+    pairs = [*PAIRS[:2], {**PAIRS[1], "rejected": "another"}, PAIRS[2]]
+    found = [example for _, example in examples_of(tmp_path, *pairs, kind="demonstrations")]
+    assert found == [
+        Demonstration("question 0", "yes "),
+        Demonstration("question 1", "yes yes "),
+        Skipped("the chosen answer is that of the pair before"),
+        Demonstration("question 2", "yes yes yes "),
+    ]
+    store = open_rows(write(tmp_path / "rows.jsonl", PAIRS), tmp_path / "cache", "demonstrations")
+    assert dict(store.report.notes) == {"a pair, of which the chosen answer is the demonstration": 6}

@@ -28,7 +28,7 @@ def pairs_in(path: Path, format_name: str) -> list[Any]:
     return [as_conversation(pair.prompt, pair.responses) for _, pair in rows]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", writable())
+@pytest.mark.parametrize("name", sorted({*writable()} - {"prompt-completion", "sft"}))
 def test_there_and_back_again(name: str, tmp_path: Path) -> None:
     # Neighbours with one prompt must not be mixed up in formats with one answer a row.
     rows = [*SCORED, {**SCORED[-1], "chosen": "another one", "rejected": "yet another"}]
@@ -85,7 +85,7 @@ def test_problems_come_at_once_and_nothing_is_written(tmp_path: Path) -> None:
     ("to", "message"),
     [
         ("shp", "--to shp: can be read but not written; expected one of ultrafeedback, argilla"),
-        ("opnai", "--to: no format 'opnai' of preference pairs; did you mean openai"),
+        ("opnai", "--to opnai: no such format; did you mean openai"),
     ],
 )
 def test_a_format_that_cannot_be_written(to: str, message: str, tmp_path: Path) -> None:
@@ -105,3 +105,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(UserError, match="cannot be written"):
         convert(source, tmp_path / "closed" / "out.jsonl", "openai")
+
+
+def test_sft_rows_are_the_prompts_and_chosen_answers(tmp_path: Path) -> None:
+    rows = [{**row, "topic": "t"} for row in SCORED[:3]]
+    rows[2]["prompt"] = [{"role": "user", "content": "hi"}]
+    done = convert(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", "sft")
+    assert (done.to, done.written) == ("prompt-completion", 3)
+    assert done.lost == {"score_chosen": 3, "score_rejected": 3}
+    assert rows_in(tmp_path / "out.jsonl") == [
+        {"topic": "t", "prompt": row["prompt"], "completion": row["chosen"]} for row in rows
+    ]
+    read = [row for _, row in read_examples(open_source(str(tmp_path / "out.jsonl")), "demonstrations")]
+    assert read == [
+        row for _, row in read_examples(open_source(str(tmp_path / "in.jsonl")), "demonstrations")
+    ]

@@ -4,8 +4,9 @@ A new format is one entry in FORMATS; how its rows are read is a function in `pa
 one that is there already. The first entry of the wanted kind whose columns are all there and not empty is
 taken, so those with more columns come first. Columns that any format with a prompt may have besides: `system`
 or `system_prompt`, `tools` (list, or JSON text of one) and `chat_template_kwargs`. Where labelled completions
-are wanted, pairs are read too: each is split into its two responses afterwards. Where prompts are wanted, so
-are pairs: a prompt is read as training would read it.
+are wanted, pairs are read too: each is split into its two responses afterwards. Where demonstrations are
+wanted, the chosen answer of a pair is one. Where prompts are wanted, so are pairs: a prompt is read as
+training would read it.
 """
 
 from __future__ import annotations
@@ -96,10 +97,12 @@ def _labelled(name: str, prompt: str, answer: str, label: str, usual: bool = Fal
     return _format(name, "unpaired", f"{prompt} {answer} {label}", adapter, own=own, usual=usual)
 
 
-def _one_answer(name: str, prompt: str, answer: str, usual: bool = False) -> Format:
+def _one_answer(
+    name: str, prompt: str, answer: str, write: Writer | None = None, usual: bool = False
+) -> Format:
     read, own = _prompt(prompt)
     adapter = single.demonstration(single.answered(read, answer))
-    return _format(name, "demonstrations", f"{prompt} {answer}", adapter, own=own, usual=usual)
+    return _format(name, "demonstrations", f"{prompt} {answer}", adapter, write, own=own, usual=usual)
 
 
 def _conversation(name: str, messages: str, usual: bool = False) -> Format:
@@ -182,7 +185,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     _labelled_conversation("sharegpt-unpaired", "conversations", "kto_tag"),
     _conversation("conversation", "messages", usual=True),
     _conversation("sharegpt", "conversations"),
-    _one_answer("prompt-completion", "prompt", "completion", usual=True),
+    _one_answer("prompt-completion", "prompt", "completion", write.demonstration, usual=True),
     _one_answer("prompt-response", "prompt", "response", usual=True),
     _one_answer("alpaca", "instruction", "output"),
     _one_answer("dolly", "instruction", "response"),
@@ -212,6 +215,7 @@ _NAMES: dict[Kind, str] = {
 }
 _ACCEPTED: dict[Kind, tuple[Kind, ...]] = {
     "unpaired": ("unpaired", "pairs"),
+    "demonstrations": ("demonstrations", "pairs"),
     "prompts": ("pairs", "prompts"),
 }
 

@@ -118,6 +118,13 @@ def labelled(pair: Pair, columns: Columns) -> Written:
     )
 
 
+def demonstration(pair: Pair, columns: Columns) -> Written:
+    """TRL's rows for SFT: the prompt and the chosen answer; other columns but scores of the pair stay."""
+    kept = {name: value for name, value in columns.items() if name not in SCORES}
+    own = {"prompt": pair.prompt, "completion": pair.chosen, **_options(pair)}
+    return Written(({**kept, **own},))
+
+
 def _messages(pair: Pair) -> tuple[list[Message], Message, Message]:
     prompt, (chosen, rejected) = as_conversation(pair.prompt, pair.responses)
     return prompt, chosen, rejected

@@ -155,7 +155,8 @@ LOST = Check(
     "lost-when-cut",
     "warning",
     "nothing is left to learn within the limits",
-    "raise train.max_length, or remove them; training drops them",
+    "raise train.max_length; or leave room for the answers with train.max_prompt_length, and "
+    "train.truncation: keep_end where the end of a prompt matters most; or remove them; training drops them",
     drops=True,
 )
 REFUSED = Check(

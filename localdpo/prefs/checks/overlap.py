@@ -23,7 +23,7 @@ from localdpo.prefs.checks.base import (
     flagged_pairs,
     prompt_texts,
 )
-from localdpo.prefs.shingles import BANDS, Hashes, Words, band_keys, mix, signatures
+from localdpo.prefs.shingles import BANDS, Hashes, Words, band_keys, signatures
 
 # GPT-3's contamination study looks for runs of 13 words in common (arXiv 2005.14165, appendix C).
 RUN_WORDS = 13
@@ -95,14 +95,14 @@ class Overlap(Family):
         self.prompts = list({prompt.text: prompt for prompt in reversed(list(prompts))}.values())[::-1]
         self._exact = {prompt.text: i for i, prompt in enumerate(self.prompts)}
         words = Words([prompt.text for prompt in self.prompts])
-        self._normalised = {key: i for i, key in enumerate(_text_keys(words)) if key}
+        self._normalised = {key: i for i, key in enumerate(words.keys()) if key}
         self._runs, self._run_prompts = _unshared_runs(words)
         self._bands = _bands(words)
         self._notes: dict[str, dict[int, str]] = {check.name: {} for check in self.checks}
 
     def add(self, chunk: Chunk) -> None:
         """Look for each prompt; the strongest kind of overlap is what counts."""
-        keys = _text_keys(chunk.subject_words)
+        keys = chunk.subject_words.keys()
         runs = self._runs_in(chunk.subject_words)
         near = self._near(chunk)
         for i, key in enumerate(keys):
@@ -153,18 +153,6 @@ class Overlap(Family):
                     near[text] = option
                     break
         return near
-
-
-def _text_keys(words: Words) -> list[int]:
-    """A hash of all words of each text in their order; 0 for a text without words."""
-    keys = np.zeros(words.texts, np.uint64)
-    if len(words.hashes):
-        first = np.flatnonzero(np.append(True, words.owner[1:] != words.owner[:-1]))
-        counts = np.diff(np.append(first, len(words.owner)))
-        place = np.arange(len(words.owner)) - np.repeat(first, counts)
-        ordered = mix(words.hashes + mix(place.astype(np.uint64)))
-        keys[words.owner[first]] = np.add.reduceat(ordered, first)
-    return [int(key) for key in keys]
 
 
 def _unshared_runs(words: Words) -> tuple[Hashes, np.ndarray]:
