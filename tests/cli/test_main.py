@@ -109,7 +109,7 @@ def test_every_usage_mistake_is_one_error_line(words: str):
         ),
         (
             ["prefs", "nope"],
-            "error: no such command 'nope'; expected one of build, label, check, clean, convert; "
+            "error: no such command 'nope'; expected one of build, label, check, clean, convert, split; "
             "see `localdpo prefs --help`",
         ),
         (
