@@ -36,6 +36,8 @@ KEYS: Final = (
 SELFCHECK: Final = (sys.executable, "-m", "localdpo.train.selfcheck")
 # Longer than any check takes on a machine that is fit to train on.
 CHECK_SECONDS: Final = 600.0
+# That the API may take to say how long a judge's model lives.
+LOOK_UP_SECONDS: Final = 20.0
 DIFFERS_EXIT: Final = 1
 BAD_STATES: Final = frozenset({"differs", "error"})
 # A path, which is hidden; not a fraction such as 3/4, nor a name such as rewards/margins.
@@ -61,6 +63,14 @@ def doctor(
             "1 if they differ. Paste the output into a bug report.",
         ),
     ] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="anthropic[:MODEL]",
+            help="Say when this model retires, too: by the API if a key is set, else by the package's table.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON array; with --check, one JSON object.")
     ] = False,
@@ -71,7 +81,7 @@ def doctor(
     """
     if check:
         raise typer.Exit(check_device(as_json=as_json))
-    findings = examine(os.environ)
+    findings = [*examine(os.environ), *([] if judge is None else [judge_model(judge)])]
     if as_json:
         print_json([asdict(finding) for finding in findings])
         return
@@ -181,6 +191,30 @@ def demo() -> MachineFact:
         value = f"without {', '.join(missing)}"
         return MachineFact("demo bundle", value, "missing", "rebuild it with `python -m localdpo.demo.build`")
     return MachineFact("demo bundle", "complete", "ok")
+
+
+def judge_model(spec: str) -> MachineFact:
+    """When the model of a judge retires, if that is known. Raises UserError for another kind of judge."""
+    from localdpo.judging.anthropic import AnthropicJudge
+    from localdpo.judging.base import JudgeBusy, JudgeStopped
+    from localdpo.judging.registry import make_judge
+
+    judge = make_judge(spec)
+    if not isinstance(judge, AnthropicJudge):
+        raise UserError(
+            f"--judge {spec}: only models of anthropic have a known end; expected anthropic[:MODEL]"
+        )
+    judge.timeout = LOOK_UP_SECONDS
+    name = f"judge {judge.model}"
+    try:
+        life = judge.life()
+    except (JudgeStopped, JudgeBusy) as error:
+        return MachineFact(name, "cannot be looked up", "missing", str(error))
+    retires = "no date of its end" if life.retires is None else f"retires {life.retires}"
+    value = ", ".join(filter(None, (life.stage, retires))) + f", says {life.source}"
+    if life.stage in (None, "active"):
+        return MachineFact(name, value, "info" if life.stage is None else "ok")
+    return MachineFact(name, value, "missing", "choose another model in time")
 
 
 def sysctl(name: str) -> str | None:

@@ -12,8 +12,10 @@ from localdpo.cli.options import (
     BatchOption,
     ConcurrencyOption,
     ConstitutionOption,
+    EffortOption,
     JudgeTokensOption,
     MaxUsdOption,
+    PriceOption,
     PricesOption,
     PrinciplesOption,
     RubricOption,
@@ -38,6 +40,8 @@ def judge_fields(
     max_usd: MaxUsdOption = None,
     concurrency: ConcurrencyOption = None,
     judge_tokens: JudgeTokensOption = None,
+    effort: EffortOption = None,
+    price: PriceOption = None,
     prices: PricesOption = None,
 ) -> dict[str, Any]:
     """The options that every command with a judge has, as fields of a JudgeRequest."""
@@ -49,6 +53,8 @@ def judge_fields(
         "max_usd": max_usd,
         "concurrency": concurrency,
         "judge_tokens": judge_tokens,
+        "effort": effort,
+        "price": price,
         "prices": prices,
     }
 

@@ -100,6 +100,16 @@ JudgeTokensOption = Annotated[
         help="Longest reply of a judge behind a server, thoughts included. Default: the judge's own.",
     ),
 ]
+EffortOption = Annotated[
+    Literal["low", "medium", "high", "xhigh", "max"] | None,
+    typer.Option("--effort", help="How much Claude thinks before it answers. Default: the model's own."),
+]
+PriceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--price", metavar="IN,OUT", help="Dollars for a million tokens of the judge, in and out, as in 4,20."
+    ),
+]
 PricesOption = Annotated[
     Path | None, typer.Option("--prices", metavar="FILE", help="Prices on top of the shipped ones.")
 ]

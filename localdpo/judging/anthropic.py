@@ -7,6 +7,10 @@ The verdict comes as structured output (`output_config`), is validated here, and
 what a proxy may send with status 200 (HTML, half a JSON) is a failed try then, not a crash. Sampling options
 (temperature and the like) are never sent, since newer models refuse them. The rubric is marked for the prompt
 cache; the server caches it once it is long enough (some hundred to some thousand tokens, by model).
+
+Newer models think before they answer unless they are told otherwise, as much as `effort` says (Opus 5.5 and
+Haiku 5.5 "medium" by default, others "high"). Thoughts are billed as output and count within max_tokens.
+https://platform.claude.com/docs/en/build-with-claude/effort
 """
 
 from __future__ import annotations
@@ -17,12 +21,12 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, get_args
 
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
-from localdpo.judging.remote import RemoteJudge, key_from, redact
+from localdpo.judging.remote import RemoteJudge, Reply, key_from, redact, server_text
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Usage, Verdict
 
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
     from anthropic import Anthropic
 
 KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+# At these efforts thoughts are long.
+_MORE_TOKENS: Final = {"xhigh": 32_768, "max": 32_768}
+_FIRST_DEFAULT: Final = 8192
 _OPUS: Final = re.compile(r"claude-opus-(\d{1,2})(?:-(\d{1,2}))?")
 
 
@@ -45,11 +53,22 @@ def newest_opus() -> str:
     return max(versions, key=lambda name: versions[name])
 
 
+class ModelLife(NamedTuple):
+    """How long a model can be asked: its stage ("active", "deprecated" or "retired") and the day it retires,
+    where they are known, and who says so."""
+
+    stage: str | None
+    retires: str | None
+    source: str
+
+
 class AnthropicJudge(RemoteJudge):
     """One model under one rubric. The key is read when the first question is asked, not before.
 
     Args:
         model: an id, by default `newest_opus()`.
+        effort: how much the model thinks; None leaves it to the model. Not every model takes every one, which
+            the server says at the first question.
     """
 
     kind = "anthropic"
@@ -60,13 +79,27 @@ class AnthropicJudge(RemoteJudge):
         404: "no such model or address; look at the model's name and ANTHROPIC_BASE_URL",
         407: "a proxy wants a password; look at HTTPS_PROXY",
     }
-    # Verdicts are short; the rest is room for models that think before they answer.
-    max_tokens = 8192
+    # Verdicts are short; the rest is room for models that think before they answer, which takes time, too.
+    max_tokens = 16_384
     concurrency = 8
-    timeout = 180.0
+    timeout = 600.0
 
-    def __init__(self, rubric: Rubric, prices: PriceTable, model: str | None = None, **limits: Any) -> None:
-        super().__init__(rubric, prices, model or newest_opus(), **limits)
+    def __init__(
+        self,
+        rubric: Rubric,
+        prices: PriceTable,
+        model: str | None = None,
+        *,
+        effort: Effort | None = None,
+        max_tokens: int | None = None,
+        **limits: Any,
+    ) -> None:
+        room = max_tokens or _MORE_TOKENS.get(effort or "")
+        super().__init__(rubric, prices, model or newest_opus(), max_tokens=room, **limits)
+        self.effort = effort
+        # More room changes no verdict that came, so those of the first default are still found in a journal.
+        thinking = {} if effort is None else {"effort": effort}
+        self.identity = {**self.identity, "max_tokens": str(max_tokens or _FIRST_DEFAULT), **thinking}
         self._client: Anthropic | None = None
         self._lock = threading.Lock()
 
@@ -79,25 +112,43 @@ class AnthropicJudge(RemoteJudge):
     def find_key(self) -> None:
         self.client()
 
+    def life(self) -> ModelLife:
+        """By the API where there is a key, else by the package's table of models that retire.
+
+        Raises JudgeStopped (no such model, say) and JudgeBusy.
+        """
+        if key_from(KEYS) is None:
+            from anthropic.resources.messages.messages import DEPRECATED_MODELS
+
+            day = DEPRECATED_MODELS.get(self.model)
+            return ModelLife("deprecated" if day else None, day, "the anthropic package")
+        body = self.call(lambda client: client.models.with_raw_response.retrieve(self.model))
+        record = None if isinstance(body, Verdict) else _json(body)
+        if not isinstance(record, dict):
+            raise self.unreadable(body.reason if isinstance(body, Verdict) else body, "model")
+        told = [record.get(name) for name in ("lifecycle", "retires_at")]
+        stage, retires = (server_text(text) if isinstance(text, str) else None for text in told)
+        return ModelLife(stage, retires and retires[: len("2026-11-30")], "the API")
+
     def payload(self, question: Question) -> dict[str, Any]:
         """See RemoteJudge."""
         prompts.require_mode(question, self.rubric)
         cached = {"cache_control": {"type": "ephemeral"}}
+        effort = {} if self.effort is None else {"effort": self.effort}
         return {
             "model": self.model,
             "max_tokens": self.max_tokens,
             "system": [{"type": "text", "text": prompts.instructions(self.rubric), **cached}],
             "messages": [{"role": "user", "content": prompts.message(question)}],
-            "output_config": {"format": {"type": "json_schema", "schema": prompts.SCHEMAS[self.rubric.mode]}},
+            "output_config": {
+                "format": {"type": "json_schema", "schema": prompts.SCHEMAS[self.rubric.mode]},
+                **effort,
+            },
         }
 
     def read(self, text: str) -> Verdict:
         """The verdict in a Message as JSON text. Raises JudgeBusy when it is something else."""
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
-            record = None
-        verdict = self.verdict_of(record)
+        verdict = self.verdict_of(_json(text))
         if verdict is None:
             raise self.unreadable(text, "message")
         return verdict
@@ -117,8 +168,10 @@ class AnthropicJudge(RemoteJudge):
         match message.get("stop_reason"):
             case "refusal":
                 details = message.get("stop_details")
-                why = details.get("explanation") if isinstance(details, dict) else None
-                return Verdict("refused", reason=redact(why) if isinstance(why, str) else "", raw=words)
+                names = ("explanation", "category")
+                said = [details.get(name) if isinstance(details, dict) else None for name in names]
+                why, category = (server_text(text) if isinstance(text, str) else "" for text in said)
+                return Verdict("refused", reason=why, raw=words, category=category or None)
             case "max_tokens" | "model_context_window_exceeded":
                 return Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=words)
             case _:
@@ -135,6 +188,13 @@ class AnthropicJudge(RemoteJudge):
             return None
         tokens = TokenCounts(*counts)
         return Usage(tokens.all_input, tokens.output, tokens.cache_read, self.usd(tokens))
+
+    def unanswered(self, reply: Reply, hints: Mapping[int, str] | None = None) -> Verdict:
+        """See RemoteJudge. Raises JudgeStopped for an effort that the model does not take."""
+        verdict = super().unanswered(reply, hints)
+        if self.effort is not None and "effort" in verdict.reason:
+            raise JudgeStopped(f"{verdict.reason}; leave out --effort, or choose another one")
+        return verdict
 
     def call(self, send: Callable[[Anthropic], Any], hints: Mapping[int, str] | None = None) -> str | Verdict:
         """The body of the reply to one request, or the verdict "unanswered". `hints`: by HTTP status.
@@ -179,3 +239,10 @@ class AnthropicJudge(RemoteJudge):
                 # Its connections are closed with the judge; nobody has to remember to.
                 weakref.finalize(self, self._client.close)
             return self._client
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

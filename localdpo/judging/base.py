@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.records.verdicts import Choice, Status, Verdict
+from localdpo.records.verdicts import Choice, Verdict
 
 CHOICE_SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 SWAPPED: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
@@ -152,7 +152,7 @@ class PairTally:
         wins, ties, losses: of the valid pairs; ties include flips and identical answers.
         flips: valid pairs whose two orders disagree.
         identical: pairs that were not asked.
-        statuses: of all verdicts that were asked for.
+        statuses: of all verdicts that were asked for; refusals by their category.
     """
 
     wins: int
@@ -160,7 +160,7 @@ class PairTally:
     losses: int
     flips: int
     identical: int
-    statuses: Mapping[Status, int]
+    statuses: Mapping[str, int]
 
     @property
     def valid(self) -> int:
@@ -205,5 +205,5 @@ def tally(verdicts: Sequence[PairVerdict]) -> PairTally:
         losses=scores[0.0],
         flips=sum(verdict.flipped for verdict in verdicts),
         identical=len(verdicts) - len(asked),
-        statuses=Counter(order.status for verdict in asked for order in (verdict.first, verdict.second)),
+        statuses=Counter(order.label for verdict in asked for order in (verdict.first, verdict.second)),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from localdpo.core.errors import UserError
 from localdpo.judging.base import Interrupted, JudgeStopped
 from localdpo.recipe.yaml_file import load_yaml
 
@@ -72,6 +73,19 @@ class LongPrice(Price):
     """The price of requests of more than `tokens` tokens."""
 
     tokens: Rate
+
+
+def flat_price(text: str) -> Price:
+    """The price of `--price IN,OUT`. What a cache does to it is not known: writing into one is counted at
+    1.25 times the input, as Claude's costs, reading from one in full. Raises UserError.
+    """
+    try:
+        sent, said = (float(part) for part in text.split(","))
+        return Price(input=sent, output=said, cache_write=1.25 * sent, cache_read=sent)
+    except ValueError:
+        raise UserError(
+            f"--price {text}: expected dollars for a million tokens of input and of output, as in 4,20"
+        ) from None
 
 
 class PriceTable(BaseModel):
@@ -143,7 +157,7 @@ class Budget:
         if math.isinf(worst_usd):
             return JudgeStopped(
                 "the price of this model is not known, so a limit cannot be kept: "
-                "add the model to a file of prices"
+                "give it with --price IN,OUT, or add the model to a file for --prices"
             )
         return JudgeStopped(
             f"the limit of ${self.max_usd:.2f} is reached: ${self.spent:.4f} spent, and what comes next may "

@@ -17,16 +17,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import Judge, Question, both_orders
-from localdpo.judging.cost import Budget, load_prices
+from localdpo.judging.cost import Budget, flat_price, load_prices
 from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_constitution, load_rubric, rubrics_by_mode
 from localdpo.judging.run import Journal, JudgeSession, OnVerdict, OnWait, Retry, preview
 from localdpo.judging.without_model import RULES, HumanJudge, RulesJudge, judges_all, refuse_others
 from localdpo.records.answers import AnswerRecord
+
+if TYPE_CHECKING:
+    from localdpo.judging.anthropic import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,9 @@ class JudgeRequest:
         batch: ask Claude in Message Batches.
         concurrency: questions at a time; None is the judge's own default.
         judge_tokens: longest reply of a judge behind a server; None is the judge's own default.
+        effort: how much Claude thinks; None is the model's own default.
         prices: a file on top of the shipped prices.
+        price: of the judge's model, as `flat_price` takes it, whatever the tables say.
         max_usd: the most that may be spent; None is no limit.
         votes: the file that the votes of people are read from.
     """
@@ -55,7 +60,9 @@ class JudgeRequest:
     batch: bool = False
     concurrency: int | None = None
     judge_tokens: int | None = None
+    effort: Effort | None = None
     prices: Path | None = None
+    price: str | None = None
     max_usd: float | None = None
     votes: Path | None = None
 
@@ -73,11 +80,13 @@ class JudgeKind:
         form: how it is written, for people.
         build: from the text after the colon, the rubric and the options.
         reads_rubric: whether a rubric or a constitution changes anything.
+        has_price: whether its answers may cost money.
     """
 
     form: str
     build: Build
     reads_rubric: bool = True
+    has_price: bool = False
 
 
 def make_judge(spec: str, request: JudgeRequest | None = None, mode: Mode = "pairwise") -> Judge:
@@ -97,6 +106,10 @@ def make_judge(spec: str, request: JudgeRequest | None = None, mode: Mode = "pai
         raise UserError(f"{spec}: this judge reads no rubric and no constitution; leave them out")
     if request.batch and name != "anthropic":
         raise UserError(f"{spec}: only anthropic can be asked in batches")
+    if request.effort is not None and name != "anthropic":
+        raise UserError(f"{spec}: only anthropic takes an effort; leave --effort out")
+    if request.price is not None and not entry.has_price:
+        raise UserError(f"{spec}: this judge costs nothing; leave --price out")
     if request.constitution is None:
         rubric = load_rubric(rubrics_by_mode(request.rubrics).get(mode, DEFAULTS[mode]))
         return entry.build(rest, rubric, request)
@@ -114,6 +127,10 @@ def _jury(rest: str, request: JudgeRequest, mode: Mode) -> Judge:
         raise UserError(f"jury:{rest}: expected two judges or more, joined by +")
     if any(name.startswith("jury:") for name in names):
         raise UserError(f"jury:{rest}: a jury cannot sit in a jury; name the judges themselves")
+    if request.price is not None and sum(_has_price(name) for name in names) != 1:
+        raise UserError(
+            f"jury:{rest}: --price is of one judge; give prices of several in a file for --prices"
+        )
     return Jury([make_judge(name, _for_member(name, request), mode) for name in names])
 
 
@@ -123,7 +140,27 @@ def _for_member(name: str, request: JudgeRequest) -> JudgeRequest:
     entry = JUDGES.get(kind)
     if entry is not None and not entry.reads_rubric:
         request = replace(request, rubrics=(), constitution=None)
-    return replace(request, batch=request.batch and kind == "anthropic")
+    is_claude = kind == "anthropic"
+    return replace(
+        request,
+        batch=request.batch and is_claude,
+        effort=request.effort if is_claude else None,
+        price=request.price if _has_price(name) else None,
+    )
+
+
+def _has_price(name: str) -> bool:
+    entry = JUDGES.get(name.partition(":")[0])
+    return entry is not None and entry.has_price
+
+
+def _limits(request: JudgeRequest) -> dict[str, Any]:
+    """What a judge behind a server takes beside its rubric, table of prices and model."""
+    return {
+        "max_tokens": request.judge_tokens,
+        "concurrency": request.concurrency,
+        "price": None if request.price is None else flat_price(request.price),
+    }
 
 
 def _nothing_after(rest: str, name: str) -> None:
@@ -156,8 +193,7 @@ def _anthropic(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     from localdpo.judging.anthropic_batch import AnthropicBatchJudge
 
     kind = AnthropicBatchJudge if request.batch else AnthropicJudge
-    limits = {"max_tokens": request.judge_tokens, "concurrency": request.concurrency}
-    return kind(rubric, load_prices(request.prices), rest or None, **limits)
+    return kind(rubric, load_prices(request.prices), rest or None, effort=request.effort, **_limits(request))
 
 
 def _openai(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
@@ -168,15 +204,14 @@ def _openai(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
         raise UserError(
             f"openai:{rest}: expected openai:URL#MODEL, as in openai:http://127.0.0.1:8080/v1#name"
         )
-    limits = {"max_tokens": request.judge_tokens, "concurrency": request.concurrency}
-    return OpenAIJudge(rubric, load_prices(request.prices), url, model, **limits)
+    return OpenAIJudge(rubric, load_prices(request.prices), url, model, **_limits(request))
 
 
 JUDGES: Final[dict[str, JudgeKind]] = {
     "rules": JudgeKind("rules", _rules, reads_rubric=False),
     "mlx": JudgeKind("mlx:MODEL", _mlx),
-    "anthropic": JudgeKind("anthropic[:MODEL]", _anthropic),
-    "openai": JudgeKind("openai:URL#MODEL", _openai),
+    "anthropic": JudgeKind("anthropic[:MODEL]", _anthropic, has_price=True),
+    "openai": JudgeKind("openai:URL#MODEL", _openai, has_price=True),
     "human": JudgeKind("human", _human, reads_rubric=False),
 }
 

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from localdpo.core.text import printable
 from localdpo.judging import prompts
 from localdpo.judging.base import Judge, JudgeBusy, JudgeStopped, Question
-from localdpo.judging.cost import PriceTable, TokenCounts
+from localdpo.judging.cost import Price, PriceTable, TokenCounts
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Verdict
 
@@ -62,6 +62,7 @@ class RemoteJudge(Judge):
     Attributes:
         max_tokens: most tokens of a reply, thoughts included.
         timeout: seconds that a request may take in all.
+        price: of the model; None where it is not known.
         batch: whether verdicts are billed at the price of a batch.
         hints: what to do about an HTTP status, for people.
         address: of the server, for people.
@@ -84,6 +85,7 @@ class RemoteJudge(Judge):
         concurrency: int | None = None,
         timeout: float | None = None,
         server: Mapping[str, str] | None = None,
+        price: Price | None = None,
     ) -> None:
         self.rubric = rubric
         self.model = model
@@ -91,7 +93,7 @@ class RemoteJudge(Judge):
         self.concurrency = concurrency or self.concurrency
         self.max_tokens = max_tokens or self.max_tokens
         self.timeout = timeout or self.timeout
-        self.price = prices.of(model)
+        self.price = price or prices.of(model)
         self.identity: Mapping[str, str] = {
             "judge": self.kind,
             **(server or {}),

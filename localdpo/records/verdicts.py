@@ -52,6 +52,7 @@ class Verdict:
         score: for one answer, 1 to 5; None unless status is "ok".
         reason: the judge's own words, for people.
         principle: id of the constitution's principle that was asked about.
+        category: of a refusal, in the server's word, such as "cyber".
         raw: the reply as it came, for those that could not be read.
     """
 
@@ -62,6 +63,12 @@ class Verdict:
     principle: str | None = None
     usage: Usage = Usage()
     raw: str = ""
+    category: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The status for people, with the category of a refusal."""
+        return self.status if self.category is None else f"{self.status} ({self.category})"
 
 
 @dataclass(frozen=True, slots=True)

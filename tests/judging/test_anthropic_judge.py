@@ -13,6 +13,8 @@ import pytest
 from fake_judges import pairs, run_questions
 from fake_server import FakeServer, Fault, by_hash
 
+from localdpo.cli.doctor import judge_model
+from localdpo.core.errors import UserError
 from localdpo.judging.anthropic import AnthropicJudge, newest_opus
 from localdpo.judging.base import JudgeStopped, Question, both_orders, collect, tally
 from localdpo.judging.cost import Budget, load_prices
@@ -69,6 +71,41 @@ def test_a_request_holds_what_it_should_and_no_sampling_options(server: FakeServ
     assert len({json.dumps(one["system"]) for one in server.bodies}) == 1
     assert "retry-count" in " ".join(server.headers[0])
     assert all(one["authorization"] == "Bearer sk-test-key-of-the-tests" for one in server.headers)
+
+
+def test_an_effort_is_sent_and_makes_other_verdicts(server: FakeServer):
+    run_questions(judge(effort="low"), QUESTIONS[:1])
+    assert server.bodies[0]["output_config"]["effort"] == "low"
+    assert server.bodies[0]["max_tokens"] == judge().max_tokens
+    assert judge(effort="max").max_tokens > judge(effort="high").max_tokens == judge().max_tokens
+    assert judge(effort="max", max_tokens=500).max_tokens == 500
+    assert judge(effort="low").identity != judge().identity
+    assert "effort" not in judge().identity  # so that verdicts from before there was one are still found
+
+
+def test_an_effort_that_the_model_does_not_take_stops(server: FakeServer):
+    body = json.dumps({"error": {"message": "This model does not support the effort parameter."}})
+    server.fault = lambda number, body_: Fault("status", 400, {}, body)
+    with pytest.raises(JudgeStopped, match=r"does not support the effort .*leave out --effort"):
+        run_questions(judge(effort="low", concurrency=1), QUESTIONS)
+    assert server.requests == 1
+
+
+def test_how_long_a_model_lives(server: FakeServer, monkeypatch: pytest.MonkeyPatch):
+    day = {"lifecycle": "deprecated", "retires_at": "2026-11-30T00:00:00Z"}
+    server.models = {MODEL: {"id": MODEL, "type": "model", **day}, "claude-new": {"lifecycle": "active"}}
+    assert judge().life() == ("deprecated", "2026-11-30", "the API")
+    fact = judge_model("anthropic:claude-new")
+    assert (fact.value, fact.state) == ("active, no date of its end, says the API", "ok")
+    fact = judge_model("anthropic:claude-none")
+    assert fact.state == "missing"
+    assert "no such model" in str(fact.hint)
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    fact = judge_model("anthropic:claude-sonnet-4-5")
+    assert fact.value == "deprecated, retires November 30th, 2026, says the anthropic package"
+    assert judge_model(f"anthropic:{MODEL}").state == "info"
+    with pytest.raises(UserError, match=r"expected anthropic\[:MODEL\]"):
+        judge_model("rules")
 
 
 def test_what_it_cost_and_what_the_cache_saved_is_in_the_verdict(server: FakeServer):
@@ -203,6 +240,8 @@ def test_a_question_the_server_will_not_have_is_counted_and_the_others_go_on(ser
     ("reply", "status"),
     [
         ({"stop_reason": "refusal", "content": [], "stop_details": {"explanation": "no"}}, "refused"),
+        ({"stop_reason": "refusal", "content": [], "stop_details": {"category": "bio"}}, "refused (bio)"),
+        ({"stop_reason": "refusal", "content": [], "stop_details": {"category": 3}}, "refused"),
         ({"stop_reason": "refusal", "content": []}, "refused"),
         ({"stop_reason": "max_tokens"}, "truncated"),
         ({"stop_reason": "model_context_window_exceeded", "content": []}, "truncated"),
@@ -219,7 +258,7 @@ def test_no_verdict_is_counted_paid_and_asked_again_in_a_later_run(
     budget = Budget(5.0)
     with Journal(tmp_path / "v.jsonl") as journal:
         verdicts = run_questions(judge(), QUESTIONS, journal, budget=budget)
-        assert {verdict.status for verdict in verdicts} == {status}
+        assert {verdict.label for verdict in verdicts} == {status}
         assert budget.spent > 0
         assert tally(collect(PAIRS, verdicts)).statuses == {status: len(QUESTIONS)}
         server.reply = lambda body: {}
@@ -253,10 +292,10 @@ def test_one_at_a_time_and_sixteen_give_the_same_table(server: FakeServer, tmp_p
     assert server.most_in_flight >= 12
 
 
-@pytest.mark.parametrize("limit", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("limit", [0.8, 2.0, 5.0])
 def test_the_server_never_bills_more_than_the_limit_with_sixteen_in_flight(server: FakeServer, limit: float):
     # Some replies cost all that they may; some are lost after the work was done.
-    server.output_tokens = lambda number: 8192 if number % 3 == 0 else 600
+    server.output_tokens = lambda number: AnthropicJudge.max_tokens if number % 3 == 0 else 600
     lost = {4: Fault("drop", billed=True), 9: Fault("cut"), 13: Fault("drop", billed=True)}
     server.fault = lambda number, body: lost.get(number)
     questions = both_orders(pairs(40))
@@ -272,7 +311,7 @@ def test_the_server_never_bills_more_than_the_limit_with_sixteen_in_flight(serve
 
 
 def test_the_preview_is_an_upper_bound_and_free(server: FakeServer):
-    server.output_tokens = lambda number: 8192
+    server.output_tokens = lambda number: AnthropicJudge.max_tokens
     seen = preview(judge(), QUESTIONS)
     assert server.requests == 0
     verdicts = run_questions(judge(), QUESTIONS)

@@ -3,15 +3,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
-from localdpo.judging.cost import TokenCounts, load_prices
+from localdpo.judging.cost import SHIPPED, TokenCounts, load_prices
 from localdpo.judging.openai import OpenAIJudge
 from localdpo.judging.panel import ConstitutionJudge, Jury
 from localdpo.judging.registry import JudgeRequest, make_judge
+from localdpo.judging.remote import RemoteJudge
 
 
 def test_judges_are_made_from_their_names():
@@ -62,6 +64,11 @@ def test_a_constitution_takes_the_place_of_the_rubric():
         ("jury:a+b", {}, "a: no such judge"),
         ("jury:rules+jury:a+b", {}, "cannot sit in a jury"),
         ("rules", {"batch": True}, "only anthropic"),
+        ("openai:http://h/v1#m", {"effort": "low"}, "leave --effort out"),
+        ("mlx:m", {"price": "1,2"}, "costs nothing"),
+        ("anthropic:m", {"price": "1"}, "--price 1: expected dollars"),
+        ("anthropic:m", {"price": "1,-2"}, "--price 1,-2: expected dollars"),
+        ("jury:anthropic:m+openai:http://h/v1#m", {"price": "1,2"}, "--price is of one judge"),
         ("anthropic:m", {"rubrics": ("helpful", "triage")}, "one for mode pairwise already"),
         ("anthropic:m", {"rubrics": ("helpful",), "constitution": "assistant"}, "not both"),
         ("anthropic:m", {"prices": Path("/none.yaml")}, "/none.yaml: cannot be read"),
@@ -74,8 +81,10 @@ def test_what_does_not_fit_is_said(spec: str, options: dict[str, object], said: 
 
 
 def test_members_of_a_jury_get_what_they_read():
-    jury = make_judge("jury:rules+anthropic:m", JudgeRequest(rubrics=("triage",), batch=True))
+    request = JudgeRequest(rubrics=("triage",), batch=True, effort="low", price="1,2")
+    jury = make_judge("jury:rules+anthropic:m", request)
     assert isinstance(jury, Jury)
+    assert jury.members[1].identity["effort"] == "low"
     assert isinstance(jury.members[1], AnthropicBatchJudge)
     assert jury.members[1].rubric.name == "triage"
 
@@ -116,6 +125,24 @@ def test_prices_by_kind_of_token_and_length():
             TokenCounts(0, 1, 0, 500_000),
         ):
             assert price.usd(tokens) <= price.worst(tokens.all_input, tokens.output)
+
+
+def test_a_price_on_the_command_line_overrules_the_table_and_makes_a_local_server_cost():
+    for spec in ("anthropic:claude-opus-5-5", "openai:http://127.0.0.1:9/v1#m"):
+        judge = make_judge(spec, JudgeRequest(price="1,2"))
+        assert isinstance(judge, RemoteJudge)
+        assert judge.usd(TokenCounts(1_000_000, 1_000_000, 1_000_000, 1_000_000)) == 1 + 2 + 1.25 + 1
+
+
+def test_every_model_that_the_package_knows_has_a_price_or_is_named():
+    from anthropic.types.model import Model
+
+    known = {name for part in get_args(Model) for name in get_args(part)}
+    table = load_prices()
+    without = {name for name in known if table.of(name) is None}
+    assert without <= {"claude-mythos-5-2", "claude-mythos-preview"}
+    shipped = SHIPPED.read_text(encoding="utf-8")
+    assert all(name in shipped for name in without)
 
 
 def test_a_file_of_ones_own_overrules_entry_by_entry(tmp_path: Path):

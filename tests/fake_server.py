@@ -87,6 +87,7 @@ class FakeServer:
         self.in_flight = 0
         self.most_in_flight = 0
         self.batches: dict[str, dict[str, Any]] = {}
+        self.models: dict[str, dict[str, Any]] = {}
         self.polls_to_end = 2
         self.results_url: str | None = None
         self.result_of: Callable[[str, dict[str, Any]], dict[str, Any] | None] = lambda key, message: None
@@ -267,6 +268,9 @@ class _Handler(BaseHTTPRequestHandler):
         with fake.lock:
             fake.headers.append({name.lower(): value for name, value in self.headers.items()})
         parts = self.path.partition("?")[0].strip("/").split("/")
+        if parts[:2] == ["v1", "models"] and parts[2] in fake.models:
+            self.send(fake.models[parts[2]])
+            return
         if parts[:3] != ["v1", "messages", "batches"]:
             self.send("not here", 404)
         elif len(parts) == 3:
