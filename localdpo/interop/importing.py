@@ -22,6 +22,7 @@ from localdpo.gguf.file import MAGIC
 from localdpo.interop.folder import copy_tokenizer, nbytes, write_config, write_json, write_weights
 from localdpo.interop.fuse import QUANTISATION
 from localdpo.interop.peft import from_peft, is_peft
+from localdpo.interop.place import make_parent
 from localdpo.interop.policy import is_policy, read_policy
 from localdpo.model import lora
 from localdpo.model.load import build_model, load_base, model_path, read_json_object
@@ -98,10 +99,9 @@ def import_path(request: ImportRequest) -> ImportReport:
         problems.append(f"--bits {request.bits}: expected {' or '.join(map(str, REQUANTISED_BITS))}")
     if out.exists() or out.is_symlink():
         problems.append(f"{out}: exists already; give another folder")
-    if not out.absolute().parent.is_dir():
-        problems.append(f"{out}: no such folder {out.parent}; create it first")
     if problems or importer is None:
         raise UserErrors([UserError(problem) for problem in problems])
+    make_parent(out)
     return importer.convert(request)
 
 

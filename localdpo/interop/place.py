@@ -47,12 +47,10 @@ def check_place(place: Path, size: int, *, force: bool) -> None:
     require_space(place, size)
 
 
-@contextlib.contextmanager
-def written(place: Path, artefact: Artefact) -> Iterator[tuple[Path, list[str]]]:
-    """A folder with the files of the artefact, and lines that a person should read; it becomes `place` when
-    the block ends, and is removed when the block raises.
+def make_parent(place: Path) -> None:
+    """Create the folder that `place` is to be in, and clear what a killed command left there.
 
-    Raises UserError where the disk is full or `place` cannot be written.
+    Raises UserError where it cannot be written.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -63,5 +61,15 @@ def written(place: Path, artefact: Artefact) -> Iterator[tuple[Path, list[str]]]
         ) from error
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise UserError(f"{place.parent}: no permission to write here; name another folder")
+
+
+@contextlib.contextmanager
+def written(place: Path, artefact: Artefact) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with the files of the artefact, and lines that a person should read; it becomes `place` when
+    the block ends, and is removed when the block raises.
+
+    Raises UserError where the disk is full or `place` cannot be written.
+    """
+    make_parent(place)
     with published_dir(place, artefact.size) as folder:
         yield folder, artefact.write(folder)

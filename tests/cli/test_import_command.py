@@ -48,8 +48,8 @@ def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None
         "error: --bits 3: expected 4 or 8",
         f"error: {tmp_path}: exists already; give another folder",
     ]
-    done = localdpo("import", str(small_file), str(tmp_path / "none" / "out"))
-    assert done.stderr == f"error: {tmp_path}/none/out: no such folder {tmp_path}/none; create it first\n"
+    done = localdpo("import", str(small_file), str(tmp_path / "model.bin" / "out"))
+    assert done.stderr.startswith(f"error: {tmp_path}/model.bin: cannot be written: ")
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path, small_file: Path) -> None:
