@@ -58,7 +58,7 @@ def test_a_run_trains_on_the_file_itself(smollm2: Path, tmp_path: Path, own_cach
         "loss: {type: sigmoid, beta: 0.1}\n"
         "train: {batch_size: 2, max_steps: 2, max_length: 64}\n"
         "lora: {rank: 4, layers: 2}\n"
-        "eval: {samples: 0}\n"
+        "eval: {samples: 0, kl_samples: 0}\n"
     )
     command = [sys.executable, "-m", "localdpo", "train", "dpo.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

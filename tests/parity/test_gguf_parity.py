@@ -10,7 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-MISSING = [name for name in ("torch", "gguf") if importlib.util.find_spec(name) is None]
+# The folder tests/gguf would be found, too, as a package without a file.
+SPECS = {name: importlib.util.find_spec(name) for name in ("torch", "gguf")}
+MISSING = [name for name, spec in SPECS.items() if spec is None or spec.origin is None]
 pytestmark = [
     pytest.mark.skipif(
         bool(MISSING),
