@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -29,6 +29,10 @@ def export(
         typer.Option("--bits", metavar="N", help="Of merged layers of a quantised base. Default: 8."),
     ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer dense.")] = False,
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"] | None,
+        typer.Option("--dtype", help="Of --to hf. Default: the base's own if it has 16 bits, else float16."),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),
@@ -62,7 +66,7 @@ def export(
     from localdpo.interop.export import export as write
     from localdpo.interop.targets import Settings
 
-    request = ExportRequest(found, to, out, Settings(bits, dequantize), checkpoint, force)
+    request = ExportRequest(found, to, out, Settings(bits, dequantize, dtype), checkpoint, force)
     done = write(request, note)
     record: dict[str, Any] = {**done.record, "path": str(done.path), "written": done.written}
     if not as_json:

@@ -23,6 +23,7 @@ from localdpo.interop.export import ExportRequest
 from localdpo.interop.place import RECORD, Artefact
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.interop.trained import Trained
+from localdpo.model.arrays import load_arrays
 from localdpo.records.log import decode
 from localdpo.records.rundir import RunDir
 
@@ -53,6 +54,10 @@ def test_every_target_is_written_and_checked(run: RunDir, tmp_path: Path) -> Non
         assert verified_digests(done.path)[1] == []
         assert json.loads((done.path / RECORD).read_text()) == done.record
         assert (done.path / "tokenizer.json").is_file() == (target.library != "gguf")
+    # 16 bits for transformers, although the scales of the base are float32.
+    weights = load_arrays(tmp_path / "hf" / "model.safetensors")
+    assert {array.dtype for array in weights.values()} == {mx.float16}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "float16"
     adapters = [entry for entry in entries_of(run) if entry["target"] in ("peft", "gguf-lora")]
     assert [entry["check"]["largest_difference"] for entry in adapters] == [0.0, 0.0]
     assert [entry["target"] for entry in entries_of(run)] == list(TARGETS)
@@ -127,6 +132,7 @@ def test_an_export_without_the_adapter_fails(
     [
         (["--to", "onnx"], "--to onnx: expected one of mlx, peft, hf, lmstudio, gguf, "),
         (["--to", "peft", "--bits", "4"], "--bits: --to peft has no use for it"),
+        (["--dtype", "float32"], "--dtype: --to mlx has no use for it; it is for --to hf"),
         (["--bits", "4", "--dequantize"], "give one of the two"),
         (["--bits", "7"], "--bits 7: expected one of 2, 3, 4, 5, 6, 8"),
         (["--checkpoint", "99"], "expected one of the run's checkpoints; there are: step-000020"),

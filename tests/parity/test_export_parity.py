@@ -105,9 +105,9 @@ def trained(folder: Path, base: Path, **shape: Any) -> Trained:
     return Trained(RunDir(folder), load_recipe(recipe), folder / "adapter", config, base)
 
 
-def exported(run: Trained, target: str, folder: Path) -> Path:
+def exported(run: Trained, target: str, folder: Path, dtype: str | None = None) -> Path:
     folder.mkdir()
-    TARGETS[target].prepare(run, Settings()).write(folder)
+    TARGETS[target].prepare(run, Settings(dtype=dtype)).write(folder)
     return folder
 
 
@@ -156,8 +156,10 @@ def test_peft_and_transformers_compute_the_same(family: str, tmp_path: Path) -> 
     assert torch_logps(loaded(base)) == pytest.approx(plain, abs=1e-3), "the base itself"
     peft = exported(run, "peft", tmp_path / "peft")
     assert torch_logps(loaded(base, peft)) == pytest.approx(here, abs=1e-3)
-    hf = exported(run, "hf", tmp_path / "hf")
+    hf = exported(run, "hf", tmp_path / "hf", "float32")
     assert torch_logps(loaded(hf)) == pytest.approx(here, abs=1e-3)
+    half = torch_logps(loaded(exported(run, "hf", tmp_path / "half")))
+    assert np.abs(half - here).mean() < 0.02 * np.abs(here - plain).mean()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,8 @@ def test_every_shape_of_an_adapter_computes_the_same(shape: dict[str, Any], tmp_
     assert np.abs(here - mlx_logps(base)).max() > 0.01
     peft = exported(run, "peft", tmp_path / "peft")
     assert torch_logps(loaded(base, peft)) == pytest.approx(here, abs=1e-3)
-    assert torch_logps(loaded(exported(run, "hf", tmp_path / "hf"))) == pytest.approx(here, abs=1e-3)
+    hf = exported(run, "hf", tmp_path / "hf", "float32")
+    assert torch_logps(loaded(hf)) == pytest.approx(here, abs=1e-3)
 
 
 def test_what_peft_saves_is_imported(tmp_path: Path) -> None:
