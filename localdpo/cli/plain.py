@@ -70,7 +70,8 @@ class ProgressView:
         elif event.type == "reference" and not _tenth_done(before, self._progress):
             line = None
         else:
-            line = None if event.type in _FAILURES else format_event(event, self._progress.total)
+            progress = self._progress
+            line = None if event.type in _FAILURES else format_event(event, progress.total, progress.eta)
         if line is not None:
             self.say(line)
         self._update()

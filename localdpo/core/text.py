@@ -55,6 +55,13 @@ def format_number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.5g}"
 
 
+def format_brief(value: Any) -> str:
+    """A number in three significant digits, a large one in all: `0.693`, `5e-06`, `2331`; `-` if none."""
+    if not is_number(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def format_seconds(seconds: float) -> str:
     """`42s`, `3m 05s`, `2h 07m`."""
     whole = round(seconds)

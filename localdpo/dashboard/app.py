@@ -22,7 +22,14 @@ from localdpo.core.atomic import write_text
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.dashboard.appbase import TerminalApp, frame_svg, frame_text
 from localdpo.dashboard.feed import PendingCommands, RunFeed
-from localdpo.dashboard.keymap import SCREEN_TITLES, bindings_of, key_name, keys_of, namespaced
+from localdpo.dashboard.keymap import (
+    SCREEN_TITLES,
+    bindings_of,
+    hidden_screens,
+    key_name,
+    keys_of,
+    namespaced,
+)
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.themes import THEME_NAMES
@@ -193,6 +200,9 @@ class DashboardApp(TerminalApp):
         """Show the screen `name`."""
         if self.feed is None and name != "runs":
             self.notify("no run is open: choose one here, enter opens it")
+            return
+        if self.feed is not None and name in hidden_screens(kind := self.feed.state.kind):
+            self.notify(f"this run trains on {kind.rows}: there is nothing for {SCREEN_TITLES[name]}")
             return
         while len(self.screen_stack) > 2:
             self.pop_screen()

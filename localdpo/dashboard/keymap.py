@@ -13,6 +13,8 @@ from typing import Final
 from textual.binding import Binding, BindingType
 from textual.keys import format_key
 
+from localdpo.records.kinds import RunKind
+
 
 @dataclass(frozen=True)
 class Key:
@@ -44,6 +46,12 @@ SCREEN_TITLES: Final[Mapping[str, str]] = {
     "judge": "Judge",
     "runs": "Runs",
 }
+
+
+def hidden_screens(kind: RunKind) -> frozenset[str]:
+    """The screens that have nothing to show of a run of this kind."""
+    return frozenset() if kind.has_pairs else frozenset({"pairs"})
+
 
 KEYS: Final[tuple[Key, ...]] = (
     # Everywhere. The screens' own keys must not repeat one of these.

@@ -17,6 +17,7 @@ import numpy as np
 
 from localdpo.records.control import Acknowledgement, acknowledgement_of
 from localdpo.records.events import Event
+from localdpo.records.kinds import RunKind, kind_of
 from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
 from localdpo.records.rundir import State, state_of
@@ -205,6 +206,11 @@ class RunState:
     def is_on_cpu(self) -> bool:
         """Whether it trains on the CPU; a device is named with its library: `cpu (libopenblas.so.0)`."""
         return (self.start.text("device") or "").split(" ")[0] == "cpu"
+
+    @property
+    def kind(self) -> RunKind:
+        """What kind of run it is."""
+        return kind_of(self.start)
 
     def state(self, running: bool) -> State:
         """The run's state; `running`: whether its lock is held."""

@@ -57,7 +57,7 @@ class Metric:
         better: which way is an improvement, "" where neither is.
         chart: the chart that shows it, None for none.
         tile: its tile, None for none.
-        headline: whether it is one of the few that tell whether training works.
+        headline: whether it is one of the few that a line of the log has; the log itself has all.
         measured: at steps, at evaluations, or at both.
         noisy: whether a moving average over the steps says more than the single values.
         fallback: the metric that stands in for it in logs that do not have it.
@@ -153,7 +153,7 @@ METRICS: Final = (
     Metric("logps/chosen", "chosen", "nats/answer", "higher", _LOGPS, MetricTile("logp", "logp", 8)),
     Metric("logps/rejected", "rejected", "nats/answer", "", _LOGPS),
     Metric("grad_norm", "gradient norm", "", "", _GRAD, MetricTile("grad norm", "grad", 7), measured="steps"),
-    Metric("learning_rate", "learning rate", "", "", _RATE, measured="steps", noisy=False),
+    Metric("learning_rate", "lr", "", "", _RATE, headline=True, measured="steps", noisy=False),
     Metric(
         "tokens_per_second",
         "tokens/s",
@@ -161,6 +161,7 @@ METRICS: Final = (
         "higher",
         _SPEED,
         MetricTile("tokens/s", "tok/s", 5),
+        headline=True,
         measured="steps",
     ),
     Metric("step_seconds", "seconds a step", "s", "lower", _STEP_TIME, measured="steps"),

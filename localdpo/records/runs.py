@@ -11,6 +11,7 @@ from localdpo.records.checkpoints import damage_of
 from localdpo.records.deaths import end_lines
 from localdpo.records.evaluations import win_rate
 from localdpo.records.events import Event, EventTail, as_number, effective
+from localdpo.records.kinds import kind_of
 from localdpo.records.metrics import ACCURACY, BY_NAME, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Phase, Progress, advance
 from localdpo.records.rundir import RunDir, State, is_end, state_of
@@ -75,6 +76,13 @@ class RunSummary:
         return {"name": self.name, **{name: getattr(self, name) for name in names}, "why": self.why}
 
 
+def beta_of(start: Event | None) -> float | None:
+    """The beta of a run from its run.started event; None for a kind of run that has none."""
+    if start is None or not kind_of(start).has_beta:
+        return None
+    return as_number(start.recipe_section("loss").get("beta"))
+
+
 class SummaryFold:
     """Adds up the events of a run, in the order of its log. Steps are not kept: a table has many runs."""
 
@@ -112,7 +120,7 @@ class SummaryFold:
             state=state_of(self._milestones, running),
             phase=self._progress.phase,
             loss=start.text("loss") if start else None,
-            beta=as_number(start.recipe_section("loss").get("beta")) if start else None,
+            beta=beta_of(start),
             model=start.text("model") if start else None,
             step=self._progress.step,
             total=self._progress.total,

@@ -6,22 +6,22 @@ every run, for people and for grep alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from localdpo.core.names import command_line
-from localdpo.core.text import format_seconds, format_value
+from localdpo.core.text import format_brief, format_seconds, format_value
 from localdpo.records.answers import Sampling
 from localdpo.records.checkpoints import adapter_folder
 from localdpo.records.events import Event
-from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, in_order, metrics_of
+from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, metrics_of
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 
 DEFAULT_RUNS_DIR: Final = Path("runs")
 # Fields of events that a line does not have: shown otherwise, or too long.
-NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id")
+NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id", "kl_seconds", "pairs", "lowest")
 
 PHASES: Final[dict[Phase, str]] = {
     **{phase: phase for phase in get_args(Phase)},
@@ -30,8 +30,11 @@ PHASES: Final[dict[Phase, str]] = {
 }
 
 
-def format_event(event: Event, total: int | None) -> str | None:
-    """The text line of an event, or None for one that is only for programs (samples)."""
+def format_event(event: Event, total: int | None, eta: float | None = None) -> str | None:
+    """The text line of an event, or None for one that is only for programs (samples).
+
+    Of its metrics it has the headlines. `eta`: seconds until the run ends, for the line of a step.
+    """
     if event.type == "samples":
         return None
     words = [event.type]
@@ -39,8 +42,9 @@ def format_event(event: Event, total: int | None) -> str | None:
         words += ["step", f"{event.step}/{total}" if total is not None else str(event.step)]
     if event.type in ("step", "eval"):
         words = [event.type, *words[2:]]
-    metrics = metrics_of(event)
-    words += [word for name in in_order(metrics) for word in (name, metric_words(name, metrics))]
+    words += _headlines(event)
+    if event.type == "step" and eta is not None:
+        words.append(f"ETA {format_seconds(eta)}")
     own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     if event.type == "notice":
         return " ".join([*words, notice_text(own)])
@@ -51,14 +55,7 @@ def format_headline(event: Event, total: int | None) -> str | None:
     """The line above the bar, or None for an event that only moves the bar."""
     if event.type == "eval":
         of = f"/{total}" if total is not None else ""
-        metrics = metrics_of(event)
-        values = []
-        for metric in (metric for metric in HEADLINES if metric.name in metrics):
-            # In three digits, so that the line fits 80 columns.
-            value = metrics[metric.name]
-            shown = f"{value:.3g}" if isinstance(value, float) else metric_words(metric.name, metrics)
-            values.append(f"{metric.label} {shown}")
-        return f"evaluation at step {event.step}{of}: {'  '.join(values)}"
+        return f"evaluation at step {event.step}{of}: {'  '.join(_headlines(event))}"
     if event.type == "notice":
         return notice_text(event.data)
     if event.type == "run.started":
@@ -81,13 +78,23 @@ def notice_text(data: Mapping[str, Any]) -> str:
     return f"{data.get('level', 'info')} {data.get('name', '')}: {said}"
 
 
+def _headlines(event: Event) -> list[str]:
+    """`label value` of each headline that the event has, in three digits, so that a line fits 80 columns."""
+    metrics = metrics_of(event)
+    return [
+        f"{metric.label} {metric_words(metric.name, metrics, format_brief)}"
+        for metric in HEADLINES
+        if metric.name in metrics
+    ]
+
+
 def _pairs(values: Mapping[str, Any]) -> list[str]:
     return [word for key, value in values.items() for word in (key, format_value(value))]
 
 
-def metric_words(name: str, metrics: Mapping[str, Any]) -> str:
-    """One of `metrics`; the accuracy is no 0 where all pairs are tied."""
-    return ALL_TIED if name == ACCURACY and all_tied(metrics) else format_value(metrics[name])
+def metric_words(name: str, metrics: Mapping[str, Any], form: Callable[[Any], str] = format_value) -> str:
+    """One of `metrics`, written by `form`; the accuracy is no 0 where all pairs are tied."""
+    return ALL_TIED if name == ACCURACY and all_tied(metrics) else form(metrics[name])
 
 
 def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:

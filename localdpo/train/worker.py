@@ -112,6 +112,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
         **awake,
         model=recipe.model,
         loss=recipe.loss.spec.name,
+        kind=recipe.loss.spec.data,
         rows={"train": len(session.train), "valid": len(session.valid)},
         path="shared-prompt" if session.forward.shared else "plain",
     )

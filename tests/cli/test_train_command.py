@@ -196,7 +196,7 @@ def test_a_run_from_start_to_end():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("run runs/dpo (worker ")
-    assert "eval 3/6 loss 0.6 rewards/accuracies 0.75 rewards/margins 0.2 kl - pairs 4 seconds 0.01" in lines
+    assert "eval 3/6 loss 0.6 accuracy 0.75 margin 0.2 KL - seconds 0.01" in lines
     assert sum(line.startswith("step ") for line in lines) == 6
     assert lines[-3] == "finished in 1m 05s"
     assert lines[-2] == "adapter: runs/dpo/checkpoints/LATEST"

@@ -61,11 +61,13 @@ def make_run(
     began: float = BEGAN,
     end: str | None = "run.finished",
     pairs: bool = True,
+    kind: str = "pairs",
 ) -> RunDir:
     """A run of `steps` of STEPS steps with an evaluation every EVERY; `end` is its last event, None: none."""
     run = RunDir.create(runs_dir, name, RECIPE.format(loss=loss, beta=beta, seed=seed))
     recipe = {"loss": {"beta": beta}, "eval": {"every": EVERY}, "save": {"every": EVERY}}
-    start: dict[str, Any] = {"model": "org/tiny", "loss": loss, "device": DEVICE, "total_steps": STEPS}
+    start: dict[str, Any] = {"model": "org/tiny", "loss": loss, "kind": kind, "device": DEVICE}
+    start["total_steps"] = STEPS
     lines = [encode_event("run.started", None, began, {**start, "recipe": recipe, "memory_limit_gb": 16.0})]
     lines += evaluation(run, 0, began + 1, seed, pairs)
     for step in range(1, steps + 1):

@@ -37,7 +37,7 @@ def event(type: str, step: int | None = None, **data: Any) -> Event:
             event(
                 "step", 1204, metrics={"loss": 0.5121, "rewards/margins": 0.91, "tokens_per_second": 1846.2}
             ),
-            "01:01:01 step 1,204 loss 0.512 margin 0.91 1846 tokens/s",
+            "01:01:01 step 1204 loss 0.512 margin 0.91 tokens/s 1846",
         ),
         (event("step", 3, metrics={"loss": None}), "01:01:01 step 3 loss -"),
         (event("eval", 20, metrics={"kl": 0.05}), "01:01:01 eval 20 KL 0.05"),

@@ -9,7 +9,7 @@ from logged import EVAL, METRICS, NOTICE, STARTED, TIED, event
 
 from localdpo.core.text import escaped, format_number, format_seconds, printable
 from localdpo.records.events import Event
-from localdpo.records.metrics import metrics_of
+from localdpo.records.metrics import BY_NAME, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
 from localdpo.records.wording import closing_lines, format_event, format_headline
@@ -22,12 +22,11 @@ from localdpo.records.wording import closing_lines, format_event, format_headlin
         (event("reference", done=8, total=64), "reference done 8 total 64"),
         (
             event("step", 12, metrics=METRICS),
-            "step 12/60 loss 0.69315 rewards/accuracies 0.5 rewards/margins - kl 0.012346 zeta 1",
+            "step 12/60 loss 0.693 accuracy 0.5 margin - KL 0.0123",
         ),
         (
             EVAL,
-            "eval 10/60 loss 0.69315 rewards/accuracies 0.5 rewards/margins - kl 0.012346 zeta 1 "
-            "pairs 64 seconds 1.5",
+            "eval 10/60 loss 0.693 accuracy 0.5 margin - KL 0.0123 seconds 1.5",
         ),
         (
             event("checkpoint", 20, path="checkpoints/step-000020", seconds=0.25),
@@ -56,6 +55,14 @@ def test_samples_are_not_for_a_log():
 
 def test_a_step_of_an_unknown_number_of_steps():
     assert format_event(event("step", 3, metrics={"loss": 1.0}), None) == "step 3 loss 1"
+
+
+def test_the_line_of_a_step_has_few_numbers_and_the_time_left():
+    values = dict.fromkeys(BY_NAME, 0.25) | {"learning_rate": 5e-6, "tokens_per_second": 2331.4}
+    line = format_event(event("step", 12, metrics=values, kl_seconds=0.5), 60, 65.0)
+    assert line == (
+        "step 12/60 loss 0.25 accuracy 0.25 margin 0.25 KL 0.25 lr 5e-06 tokens/s 2331 ETA 1m 05s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +134,7 @@ def test_at_the_end_stands_what_to_do_next():
 
 
 def test_an_accuracy_of_nothing_but_ties_is_told_and_leaves_a_gap() -> None:
-    assert "rewards/accuracies all tied" in str(format_event(TIED, None))
+    assert "accuracy all tied" in str(format_event(TIED, None))
     assert metrics_of(TIED)["rewards/accuracies"] is None
     assert TIED.data["metrics"]["rewards/accuracies"] == 0.0
     summary = summarise(RunDir("a"), [TIED], running=False)

@@ -13,6 +13,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import Screen
 
+from localdpo.dashboard.keymap import hidden_screens
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.dashboard.widgets.bars import Ending, KeyBar, RunHeader, TopBar
@@ -95,6 +96,7 @@ class RunScreen(Screen[None]):
         header = self.query_one(RunHeader)
         header.display = feed is not None
         self.query_one(KeyBar).has_worker = feed is not None and feed.alive
+        self.query_one(TopBar).hidden = frozenset() if feed is None else hidden_screens(feed.state.kind)
         if feed is None:
             return
         if feed is not self.feed:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
     from localdpo.dashboard.state import WatchedSample
 
-# What the answer is compared with, in the order of the key.
+# What the answer is compared with, in the order of the key; the reference by its name for the kind of run.
 AGAINST: Final = ("reference", "evaluation before", "nothing")
 _NARROW: Final = 70
 _LOW: Final = 28
@@ -119,7 +119,7 @@ class SamplesScreen(StepScreen):
             new_text = diff_text(old, sample.policy, "new", self.palette, self.abilities)
             now.show(new_text, title, _length(sample.policy))
         history = self.query_one("#history", Static)
-        history.border_title = "this prompt at every evaluation, against the reference"
+        history.border_title = f"this prompt at every evaluation, against: {self._before}"
         history.update(self._history(index))
 
     def _history(self, prompt: int) -> Text:
@@ -145,6 +145,11 @@ class SamplesScreen(StepScreen):
         text.rstrip()
         return text
 
+    @property
+    def _before(self) -> str:
+        """What the model is called that the samples' first answers are from."""
+        return "reference" if self.feed is None else self.feed.state.kind.before
+
     def _baseline(self, sample: WatchedSample, prompt: int) -> tuple[str, str | None]:
         """Name and text of the answer to compare with; None for nothing."""
         kind = AGAINST[self._against]
@@ -155,7 +160,7 @@ class SamplesScreen(StepScreen):
             earlier = self.feed.state.samples[index - 1]
             if prompt < len(earlier.samples):
                 return f"policy at step {earlier.step}", earlier.samples[prompt].policy
-        return "reference", sample.reference
+        return self._before, sample.reference
 
 
 def _length(text: str) -> str:

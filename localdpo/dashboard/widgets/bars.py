@@ -23,9 +23,9 @@ from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
 from localdpo.launch.explain import ended_lines
 from localdpo.out.console import Text
-from localdpo.records.events import as_number
 from localdpo.records.progress import Phase, event_age, silent_for
 from localdpo.records.rundir import State
+from localdpo.records.runs import beta_of
 from localdpo.records.wording import PHASES
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ class TopBar(ActionBar):
 
     Attributes:
         status: `sent: pause, 2s`, empty when nothing waits.
+        hidden: screens that the run has nothing for.
     """
 
     status: reactive[str] = reactive("")
+    hidden: reactive[frozenset[str]] = reactive(frozenset[str]())
 
     def __init__(self, screen: str) -> None:
         super().__init__()
@@ -70,6 +72,8 @@ class TopBar(ActionBar):
         if is_wide:
             line.append("localdpo ", f"bold {palette.chosen}")
         for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1):
+            if name in self.hidden:
+                continue
             is_here = name == self._screen
             words = f" {number} {title} " if is_wide or is_here else f" {number} "
             style = Style.parse(f"bold reverse {palette.chosen}" if is_here else palette.muted)
@@ -169,7 +173,7 @@ def header_words(
         words.append(HeaderWord(f"ETA {format_seconds(progress.eta)}", "ink", True, 8))
     if loss := state.start.text("loss"):
         words.append(HeaderWord(printable(loss), "muted", weight=2))
-    beta = as_number(state.start.recipe_section("loss").get("beta"))
+    beta = beta_of(state.start)
     if beta is not None:
         name = "β" if abilities.unicode else "beta"
         words.append(HeaderWord(f"{name} {format_number(beta)}", "muted", weight=4))

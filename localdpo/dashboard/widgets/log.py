@@ -14,43 +14,28 @@ from textual.widget import Widget
 
 from localdpo.core.text import printable
 from localdpo.dashboard.appbase import app_of
-from localdpo.dashboard.axes import short
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
 from localdpo.records.events import Event
-from localdpo.records.metrics import ACCURACY, ALL_TIED, BY_NAME, HEADLINES, all_tied, metrics_of
+from localdpo.records.metrics import metrics_of
 from localdpo.records.wording import format_event, format_headline
 
 _KEPT: Final = LOG_LINES + STEP_LINES
 # Lines above that until the oldest are cut: cutting them one at a time would cost more.
 _SLACK: Final = 500
 _WHEEL: Final = 3
-_SPEED: Final = BY_NAME["tokens_per_second"]
 _COLOURS: Final = {"step": "muted", "run.crashed": "critical", "run.failed": "critical"}
 _LEVEL_COLOURS: Final = {"warning": "rejected", "critical": "critical"}
 
 
 def log_line(event: Event, total: int | None) -> str:
-    """`14:02:14 step 1204 loss 0.512 accuracy 0.75 margin 0.91 KL 9.4 1846 tokens/s`; local time."""
+    """`14:02:14 step 1204 loss 0.512 accuracy 0.75 margin 0.91 KL 9.4 lr 5e-06 tokens/s 1846`; local time."""
     when = time.strftime("%H:%M:%S", time.localtime(event.time))
-    metrics = metrics_of(event)
-    if not metrics:
-        words = format_headline(event, total) or format_event(event, total) or event.type
-        return f"{when} {'notice ' if event.type == 'notice' else ''}{printable(words)}"
-    parts = [event.type, *([f"{event.step:,}"] if event.step is not None else [])]
-    for metric in HEADLINES:
-        if metric.name in metrics:
-            tied = metric.name == ACCURACY and all_tied(metrics)
-            parts += [metric.label, ALL_TIED if tied else _value(metrics[metric.name])]
-    if _SPEED.name in metrics:
-        parts += [_value(metrics[_SPEED.name]), _SPEED.unit]
-    return f"{when} {' '.join(parts)}"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float) and abs(value) >= 1000:
-        return f"{value:.0f}"
-    return short(value) if isinstance(value, float | int) else "-"
+    if metrics_of(event):
+        words = format_event(event, None)
+    else:
+        words = format_headline(event, total) or format_event(event, total)
+    return f"{when} {'notice ' if event.type == 'notice' else ''}{printable(words or event.type)}"
 
 
 def colour_of(event: Event) -> str:

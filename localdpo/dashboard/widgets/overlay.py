@@ -36,11 +36,13 @@ MOST_RUNS: Final = len(_LOOKS)
 _SMOOTH: Final = 0.9
 # Of an option, so that its values keep half of the panel.
 _KEY_WIDTH: Final = 20
-# The metrics with a chart and the value to compare with; the later ones need a wider screen.
+# The metrics with a chart and the value to compare with; of those that have values the first are shown, as
+# many as the screen is wide.
 _CHARTS: Final = (
     (BY_NAME["rewards/margins"], ReferenceValue(0.0)),
     (BY_NAME[ACCURACY], ReferenceValue(0.5, "0.5")),
     (BY_NAME["loss"], None),
+    (BY_NAME["tokens_per_second"], None),
 )
 # Columns of the screen from which on so many charts are shown.
 _WIDTHS: Final = (0, 110, 170)
@@ -76,14 +78,15 @@ class Overlay(Horizontal):
         self._draw()
 
     def on_resize(self) -> None:
-        for index, chart in enumerate(self.query(LineChart)):
-            chart.display = self.app.size.width >= _WIDTHS[index]
+        self._drawn = None
+        self._draw()
 
     def _draw(self) -> None:
         key = tuple((feed.run.path, feed.state.version) for feed in self._shown)
         if key == self._drawn:
             return
         self._drawn = key
+        free = sum(self.app.size.width >= width for width in _WIDTHS)
         for chart, (metric, reference) in zip(self.query(LineChart), _CHARTS, strict=True):
             series = [
                 self._series(index, values)
@@ -91,6 +94,8 @@ class Overlay(Horizontal):
                 if (values := feed.state.train.get(metric.name) or feed.state.evals.get(metric.name))
                 is not None
             ]
+            chart.display = bool(series) and free > 0
+            free -= chart.display
             chart.show(series, () if reference is None else (reference,), version=key)
 
     def _series(self, index: int, values: MetricSeries) -> ChartSeries:
