@@ -15,7 +15,8 @@ from textual.widgets import Input, Static
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
 from localdpo.dashboard.appbase import TerminalApp
-from localdpo.dashboard.keymap import Key
+from localdpo.dashboard.keymap import Key, key_name
+from localdpo.dashboard.screens.dialogs import HelpScreen
 from localdpo.dashboard.widgets.answertext import clean
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.out.console import Text
@@ -35,6 +36,7 @@ KEYS: Final = (
     Key("label", "u", "undo", "undo", "take the last answer back"),
     Key("label", "f", "flag", "flag", "mark the pair, or take the mark away"),
     Key("label", "n", "note", "note", "write a note on the pair; enter saves it, escape does not"),
+    Key("label", "question_mark", "help", "help", "all keys"),
     Key("label", "q", "leave", "leave", "leave; everything is saved, the same command resumes"),
 )
 
@@ -74,7 +76,7 @@ class LabelScreen(Screen[None]):
             yield TextPanel("first")
             yield TextPanel("second")
         yield Input(id="label-note", placeholder="note on this pair; enter saves it, escape does not")
-        yield Static(Text("  ".join(f"{key.key} {key.label}" for key in KEYS)), id="label-keys")
+        yield Static(Text("  ".join(f"{key_name(key.key)} {key.label}" for key in KEYS)), id="label-keys")
 
     def on_mount(self) -> None:
         self._draw()
@@ -115,6 +117,10 @@ class LabelScreen(Screen[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.action_drop_note()
         self._change(lambda: self.state.note(event.value.strip()))
+
+    def action_help(self) -> None:
+        """Show all keys."""
+        self.app.push_screen(HelpScreen([("Label", KEYS)]))
 
     def action_leave(self) -> None:
         """Leave; every answer is saved."""

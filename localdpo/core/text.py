@@ -78,6 +78,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def has_words(text: str, words: str) -> bool:
+    """Whether `text` contains each of the words, in upper or lower case."""
+    text = text.lower()
+    return all(word in text for word in words.lower().split())
+
+
 def age(seconds: float) -> str:
     """How long ago: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
     whole = max(0, round(seconds))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.widget import Widget
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
@@ -34,6 +35,7 @@ from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.throttle import RenderThrottle
+from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.launch.processes import Worker
 from localdpo.records.answers import AnswersRequest
 from localdpo.records.control import Command, send
@@ -213,8 +215,30 @@ class DashboardApp(TerminalApp):
         """Show all keys."""
         from localdpo.dashboard.screens.dialogs import HelpScreen
 
-        if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self.screen_name or "runs"))
+        if isinstance(self.screen, HelpScreen):
+            return
+        here = self.screen_name or "runs"
+        titles = {here: "", "": "Everywhere", **SCREEN_TITLES}
+        titles[here] += " (this screen)"
+        groups = [(title, keys_of(name)) for name, title in titles.items()]
+        self.push_screen(HelpScreen(groups, ", : lists all commands"))
+
+    def action_jump(self) -> None:
+        """A letter on every chart and pane of the screen; its key goes there."""
+        from localdpo.dashboard.screens.dialogs import JumpScreen
+
+        if not isinstance(self.screen, RunScreen):
+            return
+
+        def chosen(target: Widget | None) -> None:
+            if isinstance(target, TextPanel):
+                target.enter()
+            elif target is not None:
+                target.focus()
+
+        parts = self.screen.query("#body *").results(Widget)
+        targets = [part for part in parts if part.can_focus or isinstance(part, TextPanel)]
+        self.push_screen(JumpScreen([part for part in targets if part.region and part.is_on_screen]), chosen)
 
     def action_theme(self) -> None:
         """The next theme."""

@@ -166,7 +166,9 @@ def limits(
     if log:
         return (low, high) if high > low * 1.01 else (low / 1.5, high * 1.5)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
-        pad = abs(low) * 0.1 or 1.0
+        if not low:
+            return 0.0, 1.0
+        pad = abs(low) * 0.1
         low, high = low - pad, high + pad
     grid = _tick_distance(low, high, ticks) / 4
     if not math.isfinite(high / grid) or not math.isfinite(low / grid):

@@ -58,11 +58,15 @@ def _memory_limit(state: RunState) -> tuple[ReferenceValue, ...]:
 
 @dataclass(frozen=True)
 class ChartSpec:
-    """One chart: a short name, its title from long to short, its series, the values to compare with."""
+    """One chart: a short name, its title from long to short, its series, the values to compare with.
+
+    `words`: what a filter looks for its words in.
+    """
 
     name: str
     titles: tuple[str, ...]
     parts: tuple[Part, ...]
+    words: str
     references: Callable[[RunState], tuple[ReferenceValue, ...]] = lambda state: ()
 
 
@@ -110,7 +114,13 @@ def _parts(metrics: Sequence[Metric]) -> tuple[Part, ...]:
 
 
 CHARTS: Final = tuple(
-    ChartSpec(chart.name, chart.titles, _parts(metrics), _REFERENCES.get(chart.name, lambda state: ()))
+    ChartSpec(
+        chart.name,
+        chart.titles,
+        _parts(metrics),
+        " ".join((chart.name, chart.titles[0], *(f"{metric.name} {metric.label}" for metric in metrics))),
+        _REFERENCES.get(chart.name, lambda state: ()),
+    )
     for chart, metrics in METRIC_CHARTS.items()
     if chart.on_screen
 )

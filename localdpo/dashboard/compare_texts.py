@@ -16,7 +16,7 @@ from localdpo.records.answers import AnswerRecord
 from localdpo.records.wording import format_sampling
 
 NO_ANSWERS: Final = "no answers yet: g generates them, in a process of its own"
-_SIDES: Final = ("A", "B")
+_SIDES: Final = ("1", "2")
 # State of a prompt -> (glyph, ASCII twin).
 _MARKS: Final = {"differs": ("≠", "/"), "same": ("=", "="), "waiting": ("…", "~")}
 _GAP: Final = "   "
@@ -86,7 +86,7 @@ class CompareTexts:
         return mark + (self.abilities.mark("finished") if self.state.vote_of(view) is not None else " ")
 
     def title(self, view: PromptView, name: str, index: int) -> str:
-        """Who a pane belongs to; a letter while names are hidden, letter and name after the vote."""
+        """Who a pane belongs to; a number while names are hidden, number and name after the vote."""
         state = self.state
         if not state.blind:
             return state.label(name)
@@ -125,7 +125,7 @@ class CompareTexts:
         """How the two answers differ, the legend of the lines below them, and the votes."""
         state, line = self.state, _line()
         if state.hidden(view):
-            votable = "a: A is better   b: B is better   t: a tie   n: next without a vote"
+            votable = "1: answer 1 is better   2: answer 2   t: a tie   n: next without a vote"
             is_votable = view.mark == "differs"
             return line.append(votable if is_votable else "nothing to vote on: n goes to the next")
         if view.pair is not None:

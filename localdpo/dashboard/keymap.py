@@ -54,7 +54,8 @@ def hidden_screens(kind: RunKind) -> frozenset[str]:
 
 
 KEYS: Final[tuple[Key, ...]] = (
-    # Everywhere. The screens' own keys must not repeat one of these.
+    # Everywhere. The screens' own keys must not repeat one of these, but for the votes 1 and 2, which Compare
+    # takes while the names are hidden.
     Key("", "1", "go('live')", "live", "Live: charts, tiles, notices and log of the run", False),
     Key("", "2", "go('samples')", "samples", "Samples: answers to the watched prompts", False),
     Key("", "3", "go('pairs')", "pairs", "Pairs: the lowest margins, token by token", False),
@@ -65,6 +66,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("", "x", "stop", "stop", "stop the run; asks how"),
     Key("", "c", "ask('checkpoint')", "save", "save a checkpoint now"),
     Key("", "e", "ask('evaluate')", "evaluate", "evaluate now"),
+    Key("", "j", "jump", "jump", "a letter on every chart and pane; it goes there, and esc back", False),
     Key("", "T", "theme", "theme", "next theme: dark, light, high contrast, 16 colours", False),
     Key("", "colon", "command_palette", "commands", "all commands by name", False),
     Key("", "question_mark", "help", "help", "all keys"),
@@ -90,7 +92,8 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("live", "a", "acknowledge", "acknowledge", "acknowledge the notice shown", False),
     Key("live", "A", "notices", "notices", "all notices, with what they mean and what to try", False),
     Key("live", "l", "log", "log", "show or hide the log"),
-    Key("live", "slash", "filter", "filter", "filter the log by words", False),
+    Key("live", "slash", "filter('metric-filter')", "find", "charts and tiles whose names have some words"),
+    Key("live", "f", "filter('filter')", "filter", "filter the log by words", False),
     Key("live", "pageup", "scroll_log(-1)", "log", "page up in the log", False),
     Key("live", "pagedown", "scroll_log(1)", "log", "page down in the log", False),
     Key("live", "end", "follow", "newest", "follow the newest steps and log lines", False),
@@ -133,9 +136,9 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("compare", "d", "diff", "diff", "highlight the words that differ, or not", False),
     Key("compare", "w", "against", "against", "compare with the next: SFT, base, other runs"),
     Key("compare", "v", "blind", "blind", "blind voting: hide the names, or show them"),
-    Key("compare", "a", "vote('first')", "vote", "vote: answer A is better"),
-    Key("compare", "b", "vote('second')", "vote", "vote: answer B is better"),
-    Key("compare", "t", "vote('tie')", "vote", "vote: a tie"),
+    Key("compare", "1", "vote('first')", "vote", "vote, when blind: answer 1 is better"),
+    Key("compare", "2", "vote('second')", "vote", "vote, when blind: answer 2 is better"),
+    Key("compare", "t", "vote('tie')", "vote", "vote, when blind: a tie"),
     Key("compare", "u", "undo", "undo", "undo the vote on this prompt", False),
     Key("compare", "g", "generate(False)", "generate", "generate the answers that are missing"),
     Key("compare", "G", "generate(True)", "generate anew", "generate answers with the next seed", False),
@@ -145,7 +148,7 @@ KEYS: Final[tuple[Key, ...]] = (
     # Judge
     Key("judge", "enter", "open", "open", "open the verdict: answers and the judge's reasons"),
     Key("judge", "f", "filter", "filter", "show all, lost, tied, flipped, won or undecided verdicts"),
-    Key("judge", "t", "duel", "models", "the next two models"),
+    Key("judge", "w", "duel", "against", "the next two models"),
     Key(
         "judge",
         "r",

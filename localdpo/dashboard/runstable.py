@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.text import printable
+from localdpo.core.text import has_words, printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text
@@ -152,8 +152,7 @@ def cell(column: Column, width: int, run: RunSummary, now: float, abilities: Abi
 
 def matches(run: RunSummary, words: str) -> bool:
     """Whether name, state, model or loss contain each of the words."""
-    text = " ".join((run.name, run.state, run.model or "", run.loss or "")).lower()
-    return all(word in text for word in words.lower().split())
+    return has_words(" ".join((run.name, run.state, run.model or "", run.loss or "")), words)
 
 
 def is_descending(column: Column) -> bool:

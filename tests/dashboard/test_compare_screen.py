@@ -12,6 +12,7 @@ from made_runs import drive, make_app, make_run, press, resize, settle, shown
 from textual.pilot import Pilot
 
 from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.records.answers import AnswersWriter, answers_path
 from localdpo.records.rundir import RunDir
 from localdpo.records.votes import Votes
@@ -130,11 +131,11 @@ def test_votes_are_blind_kept_and_taken_back(run: RunDir) -> None:
         await press(pilot, "v")
         frame = frame_text(app)
         assert "blind, 0 votes" in frame
-        assert "answer A" in frame
+        assert "answer 1" in frame
         assert "It is." not in frame, "the base is not voted on"
         for word in ("DPO,", "SFT,", "was", "beside"):
             assert word not in frame
-        await press(pilot, "b")
+        await press(pilot, "2")
         frames.append(frame_text(app))
 
     drive(app, act)
@@ -147,21 +148,50 @@ def test_votes_are_blind_kept_and_taken_back(run: RunDir) -> None:
         {"sft", "dpo"},
     )
     label = {"sft": "SFT", "dpo": "DPO"}
-    assert f"A was {label[vote.first]}," in frame
-    assert f"B was {label[vote.second]}, your vote" in frame
+    assert f"1 was {label[vote.first]}," in frame
+    assert f"2 was {label[vote.second]}, your vote" in frame
     assert "blind, 1 vote " in frame
-    frame_after(run, "v", "n", "a", "n", "t")
+    frame_after(run, "v", "n", "1", "n", "t")
     choices = [(each.prompt, each.choice) for each in Votes(run.path / "votes.jsonl").all()]
     assert choices == [("id0", "second"), ("id2", "first"), ("id3", "tie")]
-    assert "answer A" in frame_after(run, "v", "u")
+    assert "answer 1" in frame_after(run, "v", "u")
     assert len(Votes(run.path / "votes.jsonl").all()) == 2
 
 
 def test_there_is_no_vote_on_equal_answers_nor_with_names(run: RunDir) -> None:
     write_answers(run.path)
-    frame = frame_after(run, "a", "v", "down", "a")
+    frame = frame_after(run, "t", "v", "down", "1")
     assert "nothing to vote on" in frame
     assert Votes(run.path / "votes.jsonl").all() == []
+
+
+def test_with_the_names_shown_1_and_2_are_screens_as_everywhere(run: RunDir) -> None:
+    write_answers(run.path)
+    app = make_app(run, "compare")
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "2")
+        assert app.screen_name == "samples"
+        await press(pilot, "4", "v", "2")
+        assert app.screen_name == "compare"
+
+    drive(app, act)
+    assert len(Votes(run.path / "votes.jsonl").all()) == 1
+
+
+def test_a_pane_is_entered_by_its_letter_and_left_by_escape(run: RunDir) -> None:
+    write_answers(run.path)
+    app = make_app(run, "compare")
+
+    async def act(pilot: Pilot[None]) -> None:
+        before = app.focused
+        await press(pilot, "j", "d")
+        assert isinstance(app.focused, TextPanel)
+        await press(pilot, "down", "escape")
+        assert app.focused is before
+        assert not any(panel.can_focus for panel in app.screen.query(TextPanel))
+
+    drive(app, act)
 
 
 def test_answers_appear_as_they_are_written(run: RunDir) -> None:
@@ -187,7 +217,7 @@ def test_answers_appear_as_they_are_written(run: RunDir) -> None:
 def test_without_answers_the_key_that_makes_them_is_named(run: RunDir) -> None:
     assert "no answers yet: g generates them" in frame_after(run)
     assert "no answers yet" in frame_after(
-        run, "n", "f", "w", "v", "a", "u", "o", "d", "left", "enter", "pagedown"
+        run, "n", "f", "w", "v", "t", "u", "o", "d", "left", "enter", "pagedown"
     )
 
 

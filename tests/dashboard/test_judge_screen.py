@@ -121,9 +121,9 @@ def test_models_and_measured_figures(run: RunDir):
     app = make_app(run, "judge")
 
     async def act(pilot: Pilot[None]) -> None:
-        await press(pilot, "t")
+        await press(pilot, "w")
         assert "SFT vs DPO: all (4)" in frame_text(app)
-        await press(pilot, "t", "m")
+        await press(pilot, "w", "m")
         text = frame_text(app)
         assert "all right" in text
         assert "win rate" not in text
@@ -167,7 +167,7 @@ def test_several_evaluations(run: RunDir):
         assert "no judge" in text
         assert "checks: 1 of 2" in text
         assert "all right" in text
-        await press(pilot, "enter", "f", "t", "left")
+        await press(pilot, "enter", "f", "w", "left")
         assert "rules: 2 of 2" in frame_text(app)
         await press(pilot, "left", "right")
         assert "checks: 1 of 2" in frame_text(app)
@@ -181,7 +181,7 @@ def test_without_an_evaluation_it_says_how_to_make_one(tmp_path: Path):
 
     async def act(pilot: Pilot[None]) -> None:
         assert "not evaluated yet: press r, or run: localdpo eval dpo --runs-dir" in frame_text(app)
-        await press(pilot, "enter", "f", "t", "m", "m", "left", "right", "down", "up", "escape")
+        await press(pilot, "enter", "f", "w", "m", "m", "left", "right", "down", "up", "escape")
         make_evaluation(run)
         await shown(pilot, "DPO vs SFT")
 

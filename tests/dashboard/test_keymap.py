@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from textual.binding import Binding
 
+from localdpo.cli.label_screen import KEYS as LABEL_KEYS
 from localdpo.cli.watch import SCREENS
 from localdpo.dashboard.keymap import KEYS, SCREEN_TITLES, bindings_of, key_name, keys_of, namespaced
 
@@ -30,7 +31,17 @@ def test_no_key_means_two_things_on_a_screen():
     for screen in SCREEN_TITLES:
         keys = Counter(key.key for key in keys_of(screen))
         assert {key for key, count in keys.items() if count > 1} == set(), screen
-        assert everywhere & keys.keys() == set(), screen
+        # Compare votes with 1, 2 and t, as `prefs label` does, while the names are hidden.
+        assert everywhere & keys.keys() == ({"1", "2"} if screen == "compare" else set()), screen
+
+
+def test_a_vote_has_the_same_key_wherever_one_votes():
+    labels = {key.action: key.key for key in LABEL_KEYS}
+    for key in keys_of("compare"):
+        if key.label == "vote":
+            choice = {"first": "1", "second": "2"}.get(key.action.split("'")[1], "tie")
+            assert labels[f"choose('{choice}')"] == key.key
+    assert labels["undo"] == next(key.key for key in keys_of("compare") if key.action == "undo")
 
 
 def test_keys_are_single_and_without_modifiers():

@@ -56,6 +56,12 @@ def pressed(state: Labelling, *keys: str, size: tuple[int, int] = (100, 30), **e
     return frames[0]
 
 
+def test_the_keys_are_explained(data: Path) -> None:
+    frame = pressed(opened(data), "question_mark")
+    assert "the first answer is better" in frame
+    assert "question 0 [bold]?" in pressed(opened(data), "question_mark", "question_mark")
+
+
 def test_a_pair_is_shown_blind(data: Path) -> None:
     state = opened(data)
     frame = pressed(state)

@@ -24,7 +24,7 @@ from localdpo.records.rundir import RunDir, RunLock
 
 pytestmark = pytest.mark.slow
 
-SEEN = re.compile(r"charts? [0-9 to]+of \d+.*|\d+ charts.*")
+SEEN = re.compile(r"charts? [0-9 to]+of \d+.*|\d+ charts?\b.*")
 
 
 @pytest.fixture(autouse=True)
@@ -86,14 +86,16 @@ def test_smoothing_goes_round(run: RunDir):
         for _ in range(6):
             said.append(seen(app).split(" · ")[1])
             frames.append(frame_text(app))
+            # The tiles say it, too.
+            assert ("~0." in frames[-1]) == ("not" not in said[-1])
             await press(pilot, "s")
         assert said == [
-            "smoothed 0.9",
-            "smoothed 0.97",
-            "smoothed 0.99",
+            "~ smoothed 0.9",
+            "~ smoothed 0.97",
+            "~ smoothed 0.99",
             "not smoothed",
-            "smoothed 0.6",
-            "smoothed 0.9",
+            "~ smoothed 0.6",
+            "~ smoothed 0.9",
         ]
         assert len(set(frames)) == 5
 
@@ -292,15 +294,61 @@ def test_the_log_is_filtered_by_words(run: RunDir):
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        await press(pilot, "l", "slash", *"eval 20", "enter")
+        await press(pilot, "l", "f", *"eval 20", "enter")
         assert "eval 20 loss" in frame_text(app)
         assert "step 40 loss" not in frame_text(app)
         assert "log: 1 of" in seen(app)
-        assert not app.screen.query_one(Input).display
+        assert not app.screen.query_one("#filter", Input).display
         await press(pilot, "escape")
         assert "step 40 loss" in frame_text(app)
-        await press(pilot, "slash", "q", "escape")
+        await press(pilot, "f", "q", "escape")
         assert app.is_running
+
+    drive(app, act)
+
+
+def test_charts_and_tiles_are_found_by_words(run: RunDir):
+    app = make_app(run)
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "slash", *"GRAD")
+        assert charts(app) == ["grad"]
+        assert seen(app).startswith("1 chart with GRAD, of 9")
+        tiles = frame_text(app).split("\n")[3]
+        assert "grad norm" in tiles
+        assert "margin" not in tiles
+        await press(pilot, "enter", "m", "m")
+        assert charts(app) == ["grad"]
+        await press(pilot, "slash", *"zz")
+        assert charts(app) == []
+        assert "No chart has zz in its name." in frame_text(app)
+        await press(pilot, "escape")
+        assert len(charts(app)) == 6
+        assert "margin" in frame_text(app).split("\n")[3]
+
+    drive(app, act)
+
+
+def test_a_letter_goes_to_a_chart_or_the_log_and_another_key_nowhere(run: RunDir):
+    app = make_app(run)
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "j")
+        top = frame_text(app).split("\n")
+        assert any(line.startswith((" a ", "a ")) or " a " in line[:4] for line in top)
+        await press(pilot, "d")
+        assert isinstance(app.focused, LineChart)
+        assert app.focused.name == charts(app)[2]
+        await press(pilot, "j", "1")
+        assert app.screen_name == "live"
+        assert app.focused is not None
+        await press(pilot, "j", "j")
+        log = app.focused
+        assert isinstance(log, LogView)
+        await press(pilot, "up")
+        assert not log.follow
+        await press(pilot, "down")
+        assert log.follow
 
     drive(app, act)
 
@@ -423,7 +471,7 @@ def test_before_the_first_step_it_says_what_it_waits_for(size: tuple[int, int]):
         with RunLock(run):
             await shown(pilot, "No step yet: loading model and data.")
             assert charts(app) == []
-            await press(pilot, *[key.key for key in keys_of("live") if key.key not in ("A", "slash")])
+            await press(pilot, *[key.key for key in keys_of("live") if key.key not in ("A", "slash", "f")])
             add(run, encode_event("step", 1, BEGAN + 1, {"metrics": {"loss": 2.0}}))
             await until(pilot, lambda: "No step yet" not in frame_text(app))
             assert charts(app) == ["loss"]

@@ -39,6 +39,10 @@ def test_one_spike_does_not_flatten_the_rest():
     assert limits([np.append(steady, 1000.0)], [])[1] >= 1000
 
 
+def test_an_axis_of_nothing_but_zeros_has_none_below_it():
+    assert limits([np.zeros(3)], [np.zeros(3)]) == (0.0, 1.0)
+
+
 def test_limits_stay_while_the_data_grows_a_little():
     assert limits([np.array([0.0, 0.97])], []) == limits([np.array([0.0, 0.98])], [])
 

@@ -37,6 +37,14 @@ def test_the_tiles_are_those_that_the_run_has_values_for():
     assert [tile.name for tile in tiles_of(sft)] == ["loss", "grad norm", "logp"]
 
 
+def test_a_figure_that_is_smoothed_says_so():
+    state = state_of([{"loss": 1.0, "peak_memory_gb": 21.3}, {"loss": 0.0, "peak_memory_gb": 21.4}])
+    assert [tile.figure for tile in tiles_of(state, 0.9)] == ["~0.474", "21.4/36 GB"]
+    assert [tile.figure for tile in tiles_of(state)] == ["0", "21.4/36 GB"]
+    assert [tile.name for tile in tiles_of(state, words="mem loss")] == []
+    assert [tile.name for tile in tiles_of(state, words="MEM")] == ["memory"]
+
+
 def test_pairs_that_are_all_tied_have_no_accuracy():
     tied = {"rewards/accuracies": 0.0, "rewards/ties": 1.0}
     ranked = {"rewards/accuracies": 0.5, "rewards/ties": 0.25}

@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 
 from localdpo.core.text import printable
 from localdpo.dashboard.appbase import app_of
-from localdpo.dashboard.keymap import SCREEN_TITLES, key_name, keys_of
+from localdpo.dashboard.keymap import Key, key_name
 from localdpo.dashboard.state import LoggedNotice
 from localdpo.dashboard.widgets.notices import notice_text
 from localdpo.out.console import Text
@@ -139,33 +139,52 @@ class TextDialog(ModalScreen[None]):
 
 
 class HelpScreen(TextDialog):
-    """All keys, those of the screen it was opened from first."""
+    """All keys, a table for each of `groups` (title, keys)."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark", "dismiss", show=False)]
 
-    def __init__(self, screen: str) -> None:
+    def __init__(self, groups: Sequence[tuple[str, Sequence[Key]]], hint: str = "") -> None:
         super().__init__()
-        self._screen = screen
-        self.titles = "keys", "esc closes, arrows scroll, : lists all commands"
+        self._groups = groups
+        self.titles = "keys", f"esc closes, arrows scroll{hint}"
 
     def entries(self) -> Iterator[Table]:
-        for name in dict.fromkeys((self._screen, "", *SCREEN_TITLES)):
-            yield self._table(name)
+        for title, keys in self._groups:
+            yield self._table(title, keys)
 
-    def _table(self, name: str) -> Table:
+    def _table(self, title: str, keys: Sequence[Key]) -> Table:
         app = app_of(self)
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=6, no_wrap=True)
         table.add_column()
-        here = " (this screen)" if name == self._screen else ""
-        title = SCREEN_TITLES[name] + here if name else "Everywhere"
         table.add_row("", Text(title, style=f"bold {app.palette.rejected}"))
-        for key in keys_of(name):
+        for key in keys:
             table.add_row(
                 Text(key_name(key.key, app.abilities.unicode), style=f"bold {app.palette.chosen}"),
                 Text(key.help),
             )
         return table
+
+
+_LETTERS: Final = "asdfghjklqwertyuiopzxcvbnm"
+
+
+class JumpScreen(ModalScreen[Widget]):
+    """A letter on each of `targets`, parts of the screen below; its result is the one whose key came."""
+
+    def __init__(self, targets: Sequence[Widget]) -> None:
+        super().__init__()
+        self._targets = dict(zip(_LETTERS, targets, strict=False))
+
+    def compose(self) -> ComposeResult:
+        for letter, target in self._targets.items():
+            label = Static(f" {letter} ", classes="jump")
+            label.styles.offset = target.region.offset
+            yield label
+
+    def on_key(self, event: events.Key) -> None:
+        event.stop()
+        self.dismiss(self._targets.get(event.key))
 
 
 class NoticesScreen(TextDialog):

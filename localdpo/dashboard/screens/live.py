@@ -50,7 +50,8 @@ class LiveScreen(RunScreen):
         yield ChartGrid(self._draw_seen, id="charts")
         yield TextLine(id="seen")
         yield LogView(id="log")
-        yield Input(placeholder="words that a line must contain; enter closes this, esc clears", id="filter")
+        for name, what in (("metric-filter", "the name of a chart or tile"), ("filter", "a line of the log")):
+            yield Input(placeholder=f"words that {what} must have; enter closes this, esc clears", id=name)
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -82,11 +83,15 @@ class LiveScreen(RunScreen):
             return
         self._frames.restart()
         self._has_news = False
-        self.query_one(TileRow).show(feed.state)
+        self._draw_tiles()
         self._log.show(feed.state)
         self._charts.show(feed)
         self._draw_notices(self.dashboard.now())
         self._draw_seen()
+
+    def _draw_tiles(self) -> None:
+        if self.feed is not None:
+            self.query_one(TileRow).show(self.feed.state, self._charts.weight, self._charts.filter)
 
     def reset(self) -> None:
         self._acknowledged = set()
@@ -120,7 +125,9 @@ class LiveScreen(RunScreen):
         waiting = self.query_one("#waiting", TextLine)
         waiting.display, self._charts.display = is_empty, not is_empty
         if is_empty:
-            waiting.show(f"No step yet: {PHASES[feed.state.progress.phase]}.")
+            filtered = self._charts.filter if feed.state.train else ""
+            phase = PHASES[feed.state.progress.phase]
+            waiting.show(f"No chart has {filtered} in its name." if filtered else f"No step yet: {phase}.")
         words = self._charts.seen()
         if self._log.filter:
             lines, kept = self._log.count
@@ -155,6 +162,7 @@ class LiveScreen(RunScreen):
     def action_charts(self, method: str, *values: Any) -> None:
         """What a key does with the charts: a method of ChartGrid."""
         getattr(self._charts, method)(*values)
+        self._draw_tiles()
 
     # --- notices and log ------------------------------------------------------------------------------
 
@@ -175,16 +183,20 @@ class LiveScreen(RunScreen):
         self._arrange()
         self._draw_seen()
 
-    def action_filter(self) -> None:
-        """Ask for the words that the lines of the log must have."""
-        if not self._log.display:
+    def action_filter(self, name: str) -> None:
+        """Ask for words for charts and tiles (`metric-filter`), or for lines of the log (`filter`)."""
+        if name == "filter" and not self._log.display:
             self.action_log()
-        entry = self.query_one(Input)
+        entry = self.query_one(f"#{name}", Input)
         entry.display = True
-        entry.focus()
+        self.set_focus(entry)
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        self._log.filter = event.value
+        if event.input.id == "filter":
+            self._log.filter = event.value
+        else:
+            self._charts.filter = event.value
+            self._draw_tiles()
         self._draw_seen()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -205,10 +217,13 @@ class LiveScreen(RunScreen):
 
     def action_back(self) -> None:
         """Undo one thing: the freeze, the filter, what was done to the charts, the choice of one."""
-        entry = self.query_one(Input)
+        entries = self.query(Input)
+        entry = next((entry for entry in entries if entry.has_focus), None) or next(
+            (entry for entry in entries if entry.display or entry.value), None
+        )
         if self._is_frozen:
             self.action_freeze()
-        elif entry.display or entry.value:
+        elif entry is not None:
             entry.value = ""
             entry.display = False
             self.set_focus(None)

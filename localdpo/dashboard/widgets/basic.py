@@ -46,12 +46,37 @@ class ListTable(DataTable[Any], inherit_bindings=False):
             self.move_cursor(row=min(max(self.cursor_row + rows, 0), self.row_count - 1))
 
 
-class TextPanel(VerticalScroll, can_focus=False):
-    """A framed text that scrolls. It can be filled before it is mounted."""
+class TextPanel(VerticalScroll, can_focus=False, inherit_bindings=False):
+    """A framed text that scrolls. It can be filled before it is mounted.
+
+    Keys are the screen's, unless it was entered: then they scroll this panel alone, until it is left.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "scroll_up", show=False),
+        Binding("down", "scroll_down", show=False),
+        Binding("pageup", "page_up", show=False),
+        Binding("pagedown", "page_down", show=False),
+        Binding("escape", "leave", show=False),
+    ]
 
     def __init__(self, id: str) -> None:
         self._body = Static()
+        self._before: Widget | None = None
         super().__init__(self._body, id=id, classes="panel")
+
+    def enter(self) -> None:
+        """Give it the keys."""
+        self._before = self.screen.focused
+        self.can_focus = True
+        self.focus()
+
+    def action_leave(self) -> None:
+        """Give the keys back to what had them before."""
+        self.screen.set_focus(self._before)
+
+    def on_blur(self) -> None:
+        self.can_focus = False
 
     def show(self, body: RenderableType, title: str | Text = "", subtitle: str | Text = "") -> None:
         """Show `body`, with `title` in the upper and `subtitle` in the lower line of the frame."""

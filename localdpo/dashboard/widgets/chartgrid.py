@@ -11,6 +11,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 
+from localdpo.core.text import counted, has_words
 from localdpo.dashboard.axes import StepView, right_edge, short_step
 from localdpo.dashboard.charts import CHARTS, SMOOTHINGS, Arrays, ChartSpec, available
 from localdpo.dashboard.feed import RunFeed
@@ -57,6 +58,7 @@ class ChartGrid(Container):
         self._on_look = on_look
         self._weight = SMOOTHINGS[0]
         self._has_log_axis = False
+        self._words = ""
         self._page = 0
         self._alone: str | None = None
         self.clear()
@@ -65,6 +67,7 @@ class ChartGrid(Container):
         """Forget the run; how charts are looked at stays, but for the steps."""
         self._feed: RunFeed | None = None
         self._arrays = Arrays()
+        self._available: list[ChartSpec] = []
         self._specs: list[ChartSpec] = []
         self._view = StepView()
         self._cursor: float | None = None
@@ -79,8 +82,25 @@ class ChartGrid(Container):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the run has no value to draw yet."""
+        """Whether there is no chart to draw: the run has no value yet, or none has the words."""
         return not self._specs
+
+    @property
+    def weight(self) -> float:
+        """The weight of the moving average, 0 for none."""
+        return self._weight
+
+    @property
+    def filter(self) -> str:
+        """The words that the names of a chart or of its metrics must have."""
+        return self._words
+
+    @filter.setter
+    def filter(self, words: str) -> None:
+        self._words = " ".join(words.split())
+        if self._feed is not None:
+            self.show(self._feed)
+        self._on_look()
 
     @property
     def is_plain(self) -> bool:
@@ -90,7 +110,8 @@ class ChartGrid(Container):
     def show(self, feed: RunFeed) -> None:
         """Draw what the run has come to."""
         self._feed = feed
-        specs = available(feed.state)
+        self._available = available(feed.state)
+        specs = [spec for spec in self._available if has_words(spec.words, self._words)]
         self._has_news = True
         if specs != self._specs:
             self._specs = specs
@@ -117,9 +138,10 @@ class ChartGrid(Container):
         first, count = self._specs.index(shown[0]) + 1, len(self._specs)
         left, right = self._window()
         which = f"chart {first}" if len(shown) == 1 else f"charts {first} to {first + len(shown) - 1}"
+        kept = f" with {self._words}, of {len(self._available)}" if self._words else ""
         return [
-            f"{count} charts" if len(shown) == count else f"{which} of {count}",
-            f"smoothed {self._weight:g}" if self._weight else "not smoothed",
+            (counted(count, "chart") if len(shown) == count else f"{which} of {count}") + kept,
+            f"~ smoothed {self._weight:g}" if self._weight else "not smoothed",
             "all steps" if self._view == StepView() else f"steps {short_step(left)} to {short_step(right)}",
             *(["log axis"] if self._has_log_axis else []),
             *([] if self._cursor is None else [f"values at step {short_step(self._cursor)}"]),

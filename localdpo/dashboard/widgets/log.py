@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.binding import Binding, BindingType
 from textual.strip import Strip
 from textual.widget import Widget
 
-from localdpo.core.text import printable
+from localdpo.core.text import has_words, printable
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import LOG_LINES, STEP_LINES, RunState
@@ -58,23 +59,28 @@ class LogView(Widget, can_focus=True):
     `follow`: whether the newest line stays visible.
     """
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "scroll_by(-1)", show=False),
+        Binding("down", "scroll_by(1)", show=False),
+    ]
+
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.follow = True
         self._lines: list[LogLine] = []
         self._shown: list[LogLine] = []
         self._seen = 0
-        self._words: list[str] = []
+        self._words = ""
         self._top = 0
 
     @property
     def filter(self) -> str:
         """The words that a line must have, all of them, in upper or lower case."""
-        return " ".join(self._words)
+        return self._words
 
     @filter.setter
     def filter(self, text: str) -> None:
-        self._words = text.lower().split()
+        self._words = " ".join(text.split())
         self._choose()
         self.go_to_end()
 
@@ -98,7 +104,7 @@ class LogView(Widget, can_focus=True):
             self._choose()
             self._top = max(0, self._top - (before - len(self._shown)))
         else:
-            self._shown += [line for line in lines if self._matches(line)]
+            self._shown += [line for line in lines if has_words(line.text, self._words)]
         self.refresh()
 
     def clear(self) -> None:
@@ -117,6 +123,10 @@ class LogView(Widget, can_focus=True):
         top = min(max(self._first() + lines, 0), last)
         self._top, self.follow = top, top >= last
         self.refresh()
+
+    def action_scroll_by(self, lines: int) -> None:
+        """Scroll by lines with keys, where the log has the focus."""
+        self.scroll_lines(lines)
 
     def page(self, pages: int) -> None:
         """Scroll by pages, up if negative."""
@@ -147,8 +157,4 @@ class LogView(Widget, can_focus=True):
         return last if self.follow else min(self._top, last)
 
     def _choose(self) -> None:
-        self._shown = [line for line in self._lines if self._matches(line)]
-
-    def _matches(self, line: LogLine) -> bool:
-        text = line.text.lower()
-        return all(word in text for word in self._words)
+        self._shown = [line for line in self._lines if has_words(line.text, self._words)]

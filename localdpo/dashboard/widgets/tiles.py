@@ -11,6 +11,7 @@ import numpy as np
 from textual.strip import Strip
 from textual.widget import Widget
 
+from localdpo.core.text import has_words
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.axes import Axis, short
 from localdpo.dashboard.picture import Picture
@@ -19,7 +20,6 @@ from localdpo.dashboard.state import RunState
 from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
 
 _BARS: Final = ("▁▂▃▄▅▆▇█", "_.-~=+*#")
-_WEIGHT: Final = 0.9
 _RECENT: Final = 400  # points that the figure and the trend are taken from
 _TREND_POINTS: Final = 10
 _TREND_ERRORS: Final = 2.0
@@ -30,7 +30,10 @@ _MOST: Final = 6
 
 @dataclass(frozen=True)
 class Tile:
-    """What a tile shows. `trend`: `up`, `down` or `level`; `course` [c]: the values from first to last."""
+    """What a tile shows. `trend`: `up`, `down` or `level`; `course` [c]: the values from first to last.
+
+    A `figure` that is a moving average begins with ~.
+    """
 
     name: str
     brief: str
@@ -39,12 +42,17 @@ class Tile:
     course: tuple[float, ...]
 
 
-def tiles_of(state: RunState) -> list[Tile]:
-    """The tiles of a run: those of whose metric it has a value, at most six."""
+def tiles_of(state: RunState, weight: float = 0.0, words: str = "") -> list[Tile]:
+    """The tiles of a run: those of whose metric it has a value and whose name has the words, at most six.
+
+    `weight` of the moving average of noisy metrics, 0 for none.
+    """
     tiles: list[Tile] = []
     for metric, tile in TILES.items():
         if len(tiles) == _MOST:
             break
+        if not has_words(f"{tile.name} {metric.label} {metric.name}", words):
+            continue
         series = measured(state.train, metric.name)
         if metric.name == ACCURACY and _last(state, TIES) == 1:
             tiles.append(Tile(tile.name, tile.brief, ALL_TIED, "level", ()))
@@ -53,9 +61,11 @@ def tiles_of(state: RunState) -> list[Tile]:
             continue
         values = series.values
         recent = values[-_RECENT:]
-        line = smooth(recent, _WEIGHT if metric.noisy else 0.0)
+        weighted = weight if metric.noisy else 0.0
+        line = smooth(recent, weighted)
         known = line[np.isfinite(line)]
-        figure = "-" if not math.isfinite(recent[-1]) else _figure(float(known[-1]))
+        mark = "~" if weighted else ""
+        figure = "-" if not math.isfinite(recent[-1]) else f"{mark}{_figure(float(known[-1]))}"
         if metric.unit == "GB":
             limit = state.start.number("memory_limit_gb")
             figure += " GB" if limit is None else f"/{limit:.3g} GB"
@@ -119,9 +129,9 @@ class TileRow(Widget):
         super().__init__(id=id)
         self._tiles: list[Tile] = []
 
-    def show(self, state: RunState) -> None:
-        """Show the figures of a run."""
-        tiles = tiles_of(state)
+    def show(self, state: RunState, weight: float, words: str) -> None:
+        """Show the figures of a run; `weight` and `words` as in `tiles_of`."""
+        tiles = tiles_of(state, weight, words)
         if tiles != self._tiles:
             self._tiles = tiles
             self.refresh()
