@@ -41,6 +41,7 @@ from localdpo.records.answers import (
     Header,
     Sampling,
     answers_path,
+    read_answers,
 )
 from localdpo.records.checkpoints import Note
 from localdpo.records.rundir import RunDir
@@ -279,6 +280,15 @@ def answer_request(
     announce(path)
     answer_all(run, models, rows, request.sampling, source=source)
     return path
+
+
+def answered(request: AnswersRequest, note: Note) -> AnswersTail:
+    """The answers of a request, generated as far as they are not on the disk; raises as `answer_request`.
+
+    `note` gets a line for what a person should know of the device, of checkpoints and of inputs.
+    """
+    prepare(note)
+    return read_answers(answer_request(request, note))
 
 
 # A prompt's index and the ids of an answer to it.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from localdpo.cli.options import (
+    JsonOption,
     MaxTokensOption,
     PromptsOption,
     RunArgument,
@@ -37,9 +38,7 @@ def compare(
     plain: Annotated[
         bool, typer.Option("--plain", help="Print the answers and leave, without a screen to browse them.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Everything, log-probabilities included, as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -69,7 +68,7 @@ def compare(
     from localdpo.core.errors import UserError
     from localdpo.out import print_json, say
     from localdpo.out.console import Console
-    from localdpo.records.answers import AnswersRequest, Sampling
+    from localdpo.records.answers import AnswersRequest, Sampling, answers_object
     from localdpo.records.rundir import find_run
 
     if plain + as_json + (html is not None) > 1:
@@ -93,7 +92,7 @@ def compare(
         return
     tail = answers_to(request)
     if as_json:
-        print_json(as_object(tail))
+        print_json(answers_object(tail))
     elif html is not None:
         from localdpo.pages import compare_values, write_page
 
@@ -113,45 +112,10 @@ def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
 
 def answers_to(request: AnswersRequest) -> AnswersTail:
     """The answers, generated here as far as they are not on disk. Raises UserError."""
-    from localdpo.model.backend import prepare
+    from localdpo.answering.generator import answered
     from localdpo.out import note
-    from localdpo.records.answers import read_answers
 
-    prepare(note)
-    from localdpo.answering.generator import answer_request
-
-    return read_answers(answer_request(request, note=note))
-
-
-def as_object(tail: AnswersTail) -> dict[str, Any]:
-    """All answers as JSON values; log-probabilities are means per token in nats, by the model that read."""
-    from dataclasses import asdict
-
-    from localdpo.records.answers import rows_of
-
-    header = tail.header
-    assert header is not None
-    return {
-        "run": header.run,
-        "source": header.source,
-        "sampling": asdict(header.sampling),
-        "contestants": list(header.contestants),
-        "prompts": [
-            {
-                **prompt,
-                "answers": {
-                    name: {
-                        "text": answer.text,
-                        "tokens": answer.tokens,
-                        "finished": answer.finished,
-                        "logps": dict(answer.logps),
-                    }
-                    for name, answer in answers.items()
-                },
-            }
-            for prompt, answers in zip(header.prompts, rows_of(tail), strict=True)
-        ],
-    }
+    return answered(request, note)
 
 
 def show(console: Console, tail: AnswersTail) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from localdpo.cli.judging import carry_out, with_judge_options
 from localdpo.cli.options import SPEC_HELP, DryRunOption, MaxTokensOption
-
-if TYPE_CHECKING:
-    from localdpo.prefs.candidates import CandidateSource
 
 
 @with_judge_options
@@ -83,6 +80,7 @@ def build(
     from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
     from localdpo.prefs.build_report import report_lines
+    from localdpo.prefs.candidates import source_from
 
     if valid_fraction is not None and valid_count is not None:
         raise UserError("--valid-fraction and --valid-count: give one of the two")
@@ -114,35 +112,6 @@ def build(
     names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
     say(f"written: {', '.join(str(out / name) for name in names)}")
     say(f"look at them: {command_line('prefs', 'check', str(out / TRAIN))}")
-
-
-def source_from(
-    recipe: Path | None, model: str | None, adapter: str | None, max_length: int | None
-) -> CandidateSource:
-    """The model that a recipe or the options name. Raises UserError(s)."""
-    from localdpo.core.errors import UserError
-    from localdpo.data.encode import Limits
-    from localdpo.prefs.candidates import CandidateSource
-
-    if recipe is not None:
-        if model is not None or adapter is not None or max_length is not None:
-            raise UserError("--recipe names the model: leave out --model, --adapter and --max-length")
-        from localdpo.recipe.load import load_recipe
-
-        loaded = load_recipe(recipe)
-        train = loaded.train
-        limits = Limits(train.max_length, train.max_prompt_length, train.truncation)
-        return CandidateSource(
-            loaded.model,
-            loaded.adapter,
-            loaded.data.template,
-            limits,
-            loaded.trust_remote_code,
-            loaded.data.chat_template_kwargs,
-        )
-    if model is None:
-        raise UserError("no model: give --recipe, or --model and --adapter")
-    return CandidateSource(model, adapter, limits=None if max_length is None else Limits(max_length))
 
 
 def numbers(text: str) -> tuple[float, ...]:

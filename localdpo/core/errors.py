@@ -2,7 +2,8 @@
 
     LocalDPOError
     ├── UserError      one thing that the person can mend, said in one line
-    └── UserErrors     several UserErrors, found in one look
+    ├── UserErrors     several UserErrors, found in one look
+    └── TrainingFailed a worker that crashed, for who called `localdpo.train`
 
 A command prints one `error: ...` line on stderr for each and exits with USER_ERROR_EXIT; with DEVICE_EXIT
 where the device or memory gave up (see `deaths`). Pure functions raise ValueError for mistakes of their
@@ -55,6 +56,17 @@ class UserErrors(LocalDPOError):
 
     def __reduce__(self) -> tuple[type[UserErrors], tuple[tuple[UserError, ...]]]:
         return type(self), (self.errors,)
+
+
+class TrainingFailed(LocalDPOError):
+    """A worker that crashed, or whose device or memory gave up: how, and what to do, a line each."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(str(self).splitlines())
 
 
 def one_line(text: str) -> str:

@@ -9,20 +9,17 @@ from typing import Any, Final
 from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.table import heading, latest_record, tables
 from localdpo.pages import compare_values
-from localdpo.pages.chart import Look, Plot, PlotSeries, line_chart
+from localdpo.pages.curves import charts_of
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
-from localdpo.records.events import Event, as_number, effective
-from localdpo.records.metrics import CHARTS, Metric, in_order, metrics_of
+from localdpo.records.events import Event, effective
+from localdpo.records.metrics import in_order, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
 from localdpo.records.wording import metric_words, notice_text
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12
-# Looks in order: training is a line, evaluations are marks joined by dashes.
-TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin", "broken")
-EVAL_LOOKS: Final[tuple[Look, ...]] = ("circles", "diamonds", "squares")
 
 
 def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
@@ -73,41 +70,6 @@ def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
     last = next((event for event in reversed(events) if event.type == "eval"), None)
     metrics = metrics_of(last)
     return [(name, metric_words(name, metrics)) for name in in_order(metrics)]
-
-
-def charts_of(events: Sequence[Event]) -> list[Plot]:
-    """The charts that have something to show."""
-    charts = (
-        line_chart(
-            chart.titles[0][:1].upper() + chart.titles[0][1:],
-            metrics[0].unit or metrics[0].label,
-            series_of(metrics, events),
-            bounds=chart.bounds,
-        )
-        for chart, metrics in CHARTS.items()
-    )
-    return [chart for chart in charts if chart is not None]
-
-
-def series_of(metrics: Sequence[Metric], events: Sequence[Event]) -> list[PlotSeries]:
-    """The metrics of a chart, each while training and at evaluations."""
-    return [
-        PlotSeries(f"{metric.label}, {where}", look, points_of(events, kind, metric.name))
-        for kind, where, looks in (("step", "training", TRAIN_LOOKS), ("eval", "held-out", EVAL_LOOKS))
-        for metric, look in zip(metrics, looks, strict=False)
-    ]
-
-
-def points_of(events: Sequence[Event], kind: str, metric: str) -> tuple[tuple[float, float | None], ...]:
-    """(step, value) of a metric in the events of a kind; None where it was not finite.
-
-    An accuracy of nothing but ties (before the first update) is no 0, but a gap.
-    """
-    return tuple(
-        (float(event.step), as_number(metrics_of(event)[metric]))
-        for event in events
-        if event.type == kind and event.step is not None and metric in metrics_of(event)
-    )
 
 
 def samples_of(events: Sequence[Event]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.answering.generator import (
@@ -25,6 +26,7 @@ from localdpo.answering.generator import (
     prompt_seeds,
     same_random_state,
 )
+from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits, encode_prompt
 from localdpo.data.messages import side_messages
 from localdpo.data.prompts import PromptRow
@@ -33,6 +35,7 @@ from localdpo.judging.rubric import Constitution, Principle
 from localdpo.model import lora
 from localdpo.model.backend import prepare
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
+from localdpo.recipe.load import load_recipe
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling
 
 if TYPE_CHECKING:
@@ -65,6 +68,28 @@ class CandidateSource:
     limits: Limits | None = None
     trust_remote_code: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def source_from(
+    recipe: Path | None, model: str | None, adapter: str | None, max_length: int | None
+) -> CandidateSource:
+    """The model that a recipe or the options of a command name. Raises UserError(s)."""
+    if recipe is None:
+        if model is None:
+            raise UserError("no model: give --recipe, or --model and --adapter")
+        return CandidateSource(model, adapter, limits=None if max_length is None else Limits(max_length))
+    if model is not None or adapter is not None or max_length is not None:
+        raise UserError("--recipe names the model: leave out --model, --adapter and --max-length")
+    loaded = load_recipe(recipe)
+    train = loaded.train
+    return CandidateSource(
+        loaded.model,
+        loaded.adapter,
+        loaded.data.template,
+        Limits(train.max_length, train.max_prompt_length, train.truncation),
+        loaded.trust_remote_code,
+        loaded.data.chat_template_kwargs,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,3 +299,34 @@ def rows_of(tail: AnswersTail) -> Sequence[Mapping[str, AnswerRecord]]:
     return [
         {name: tail.records[i, name] for name in names if (i, name) in tail.records} for i in range(count)
     ]
+
+
+def answers_object(tail: AnswersTail) -> dict[str, Any]:
+    """All answers as JSON values; log-probabilities are means per token in nats, by the model that read.
+
+    Raises ValueError for a file without a header.
+    """
+    header = tail.header
+    if header is None:
+        raise ValueError(f"{tail.path}: no answers")
+    return {
+        "run": header.run,
+        "source": header.source,
+        "sampling": asdict(header.sampling),
+        "contestants": list(header.contestants),
+        "prompts": [
+            {
+                **prompt,
+                "answers": {
+                    name: {
+                        "text": answer.text,
+                        "tokens": answer.tokens,
+                        "finished": answer.finished,
+                        "logps": dict(answer.logps),
+                    }
+                    for name, answer in answers.items()
+                },
+            }
+            for prompt, answers in zip(header.prompts, rows_of(tail), strict=True)
+        ],
+    }

@@ -85,10 +85,14 @@ class Event:
 
 
 class EventWriter(LogWriter):
-    """Appends events to one log.
+    """Appends events to one log; `on_event` gets each that was written.
 
     Raises UserError when the disk is full, ValueError for an unknown type or a reserved field name.
     """
+
+    def __init__(self, path: Path, on_event: Callable[[Event], None] | None = None) -> None:
+        super().__init__(path)
+        self._on_event = on_event
 
     def write(self, type: str, step: int | None = None, **fields: Any) -> Event:
         """Write one event and return it as a reader will see it."""
@@ -100,6 +104,8 @@ class EventWriter(LogWriter):
         self.append(line)
         event = decode_event(line)
         assert event is not None
+        if self._on_event is not None:
+            self._on_event(event)
         return event
 
 

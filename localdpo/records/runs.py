@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.text import age
-from localdpo.records.checkpoints import damage_of
+from localdpo.records.checkpoints import Note, damage_of
 from localdpo.records.deaths import end_lines
 from localdpo.records.evaluations import win_rate
 from localdpo.records.events import Event, EventTail, as_number, effective
 from localdpo.records.kinds import kind_of
 from localdpo.records.metrics import ACCURACY, BY_NAME, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Phase, Progress, advance
-from localdpo.records.rundir import RunDir, State, is_end, state_of
+from localdpo.records.rundir import RunDir, State, is_end, list_runs, state_of
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,16 @@ class RunReader:
     def damage(self) -> str | None:
         """One line about what is missing in the log, None where nothing is."""
         return damage_of(self.run, self._tail, alive=self.summary.state == "running")
+
+
+def read_summaries(runs_dir: str | Path, note: Note) -> list[RunSummary]:
+    """The summary of every run in `runs_dir`, the latest first; `note` gets a line for each damaged log."""
+    readers = [RunReader(run) for run in list_runs(runs_dir)]
+    for reader in readers:
+        reader.refresh()
+        if (damage := reader.damage()) is not None:
+            note(damage)
+    return [reader.summary for reader in readers]
 
 
 @dataclass(frozen=True)

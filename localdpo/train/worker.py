@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from localdpo.model.backend import memory_limit, prepare
 from localdpo.out import say, say_errors
 from localdpo.records.control import take
 from localdpo.records.deaths import is_device_error
-from localdpo.records.events import EventWriter
+from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 from localdpo.train.control import StopRequest, answer_command
 
@@ -45,16 +46,33 @@ def main(arguments: list[str]) -> int:
     stop.install()
     run = RunDir(Path(arguments[-1]))
     try:
-        if not run.exists():
-            raise UserError(f"{run.path}: not the folder of a run: there is no {run.recipe.name} in it")
-        with disk_refusals(), RunLock(run):
-            run.clean()
-            with EventWriter(run.events) as log:
-                for left in take(run):
-                    answer_command(log, left, False, "it came before this worker began")
-                return _logged(run, log, stop, accept)
+        return train_run(run, stop, accept=accept)
     except LocalDPOError as error:
-        return _say(error)
+        with contextlib.suppress(OSError):  # worker.log may be on the full disk; the command says it then
+            say_errors(error)
+        return USER_ERROR_EXIT
+    except BaseException as error:
+        if not is_device_error(error):
+            raise
+        say(traceback.format_exc(), error=True)
+        return DEVICE_EXIT
+
+
+def train_run(
+    run: RunDir, stop: StopRequest, *, accept: bool, on_event: Callable[[Event], None] | None = None
+) -> int:
+    """Train a run in this process: 0, or STOPPED_EXIT. `on_event` gets every event that is written.
+
+    What ends it otherwise is raised when it is in the log.
+    """
+    if not run.exists():
+        raise UserError(f"{run.path}: not the folder of a run: there is no {run.recipe.name} in it")
+    with disk_refusals(), RunLock(run):
+        run.clean()
+        with EventWriter(run.events, on_event) as log:
+            for left in take(run):
+                answer_command(log, left, False, "it came before this worker began")
+            return _logged(run, log, stop, accept)
 
 
 def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
@@ -65,7 +83,7 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
     except LocalDPOError as error:
         with contextlib.suppress(UserError):  # a full disk must not hide what went wrong
             log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))
-        return _say(error)
+        raise
     except BaseException as error:
         with contextlib.suppress(UserError):
             log.write(
@@ -73,10 +91,7 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
                 error=f"{type(error).__name__}: {error}",
                 detail="the traceback is in worker.log",
             )
-        if not is_device_error(error):
-            raise
-        say(traceback.format_exc(), error=True)
-        return DEVICE_EXIT
+        raise
 
 
 def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
@@ -138,9 +153,3 @@ def _bytes_to_come(run: RunDir, session: Session) -> int:
     save, total = session.recipe.save, session.schedule.total
     count = min(save.keep + 1, -(-total // save.every)) - len(list(run.checkpoints.glob("step-*")))
     return every * max(1, count)
-
-
-def _say(error: LocalDPOError) -> int:
-    with contextlib.suppress(OSError):  # worker.log may be on the full disk; the command says it then
-        say_errors(error)
-    return USER_ERROR_EXIT

@@ -11,10 +11,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from localdpo.cli import compare as command
-from localdpo.cli.compare import as_object, render, show
+from localdpo.cli.compare import render, show
 from localdpo.cli.main import app
 from localdpo.core.errors import UserError
-from localdpo.records.answers import AnswerRecord, AnswersRequest, AnswersTail, Header, Sampling
+from localdpo.records.answers import (
+    AnswerRecord,
+    AnswersRequest,
+    AnswersTail,
+    Header,
+    Sampling,
+    answers_object,
+)
 from localdpo.records.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -80,7 +87,7 @@ def test_all_prompts_are_shown_in_order():
 
 
 def test_the_object_holds_every_answer_with_its_figures():
-    found = json.loads(json.dumps(as_object(answers())))
+    found = json.loads(json.dumps(answers_object(answers())))
     assert found["sampling"] == {"max_tokens": 8, "temperature": 0.5, "seed": 1}
     assert [one["label"] for one in found["contestants"]] == ["base", "DPO"]
     second = found["prompts"][1]

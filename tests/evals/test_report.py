@@ -8,11 +8,12 @@ import pytest
 from eval_parts import Told, asked, fair
 
 from localdpo.evals.evaluate import evaluate
-from localdpo.evals.report import EVAL_LOOKS, TRAIN_LOOKS, points_of, report_values
+from localdpo.evals.report import report_values
 from localdpo.evals.table import write_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.registry import Judges
 from localdpo.pages import render
+from localdpo.pages.curves import EVAL_LOOKS, TRAIN_LOOKS, points_of
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.metrics import CHARTS
 from localdpo.records.rundir import RunDir

@@ -1,0 +1,150 @@
+"""`localdpo.train`: a run in a worker process of its own, or in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from localdpo.api.runs import Run
+from localdpo.core.errors import (
+    DEVICE_EXIT,
+    USER_ERROR_EXIT,
+    LocalDPOError,
+    TrainingFailed,
+    UserError,
+    UserErrors,
+)
+from localdpo.launch.begin import TrainRequest, open_run
+from localdpo.launch.explain import CRASHED_EXIT, exit_code, explain_death
+from localdpo.launch.processes import Worker, start_worker, watch
+from localdpo.out import note
+from localdpo.recipe.schema import Recipe
+from localdpo.records.events import Event
+from localdpo.records.rundir import RunDir
+
+if TYPE_CHECKING:
+    from localdpo.train.control import StopRequest
+
+OnEvent = Callable[[Event], None]
+
+
+def train(
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    runs_dir: str | os.PathLike[str] = "runs",
+    resume: bool = False,
+    accept_changes: bool = False,
+    on_event: OnEvent | None = None,
+    in_process: bool = False,
+    wait: bool = True,
+) -> Run:
+    """Train a recipe, as `localdpo train` does; the run, when it has finished or was stopped.
+
+    Ctrl-C (in a notebook: interrupting the cell) saves and stops; a second one stops at once.
+
+    Args:
+        recipe: what `load_recipe` gave, or the path of a file; None with `resume` and `name`.
+        overrides: `KEY=VALUE` on top of a file, such as `loss.beta=0.2`.
+        name: of the run; None: the file's name and a number. An existing run is resumed.
+        resume: the run `name`, or the latest run of the file.
+        accept_changes: resume although data, model or adapter changed since.
+        on_event: called with every event as it comes, here in this process. If it raises, a worker trains on.
+        in_process: train in this process, with its memory and device, rather than in a worker process, which
+            a crash of the GPU driver ends alone.
+        wait: False returns as soon as the worker has started; `Run.watch` follows it.
+
+    Raises:
+        UserError, UserErrors: what must be corrected before the run can begin.
+        TrainingFailed: the worker crashed, or its device or memory gave up.
+    """
+    if in_process and not wait:
+        raise UserError("in_process: training in this process is waited for; leave out wait=False")
+    if not wait and on_event is not None:
+        raise UserError("on_event: nobody calls it with wait=False; read the events of Run.watch()")
+    if isinstance(recipe, Recipe) and overrides:
+        raise UserError("overrides: they go on top of a file; give them to load_recipe")
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = Path(recipe)
+    request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, accept_changes)
+    run = open_run(request, note)
+    if run.status() == "finished":
+        note(f"{run.path} is finished; for another run of the recipe give another name")
+        return Run(run.path)
+    try:
+        if in_process:
+            _train_here(run, accept_changes, on_event)
+            return Run(run.path)
+        worker = start_worker(run, accept_changes=accept_changes)
+    except LocalDPOError:
+        run.discard()
+        raise
+    if wait:
+        _require_good_end(worker, _follow(worker, on_event))
+    else:
+        # Takes the worker's exit code when it has ended, so that no dead process stays.
+        threading.Thread(target=worker.wait, daemon=True).start()
+    return Run(run.path)
+
+
+def _follow(worker: Worker, on_event: OnEvent | None) -> int:
+    """Wait for the worker's end and pass on its events; its exit code."""
+    interrupts = 0
+    while True:
+        try:
+            for event in watch(worker):
+                if on_event is not None:
+                    on_event(event)
+            return worker.wait()
+        except KeyboardInterrupt:
+            interrupts += 1
+            worker.interrupt(at_once=interrupts > 1)
+
+
+def _require_good_end(worker: Worker, returncode: int) -> None:
+    run = worker.run
+    code = exit_code(returncode, run, worker.log_start)
+    lines = explain_death(returncode, run, worker.log_start)
+    if code == USER_ERROR_EXIT:
+        run.discard()
+        raise UserErrors([UserError(line) for line in lines])
+    if code in (CRASHED_EXIT, DEVICE_EXIT):
+        raise TrainingFailed(lines)
+
+
+def _train_here(run: RunDir, accept_changes: bool, on_event: OnEvent | None) -> None:
+    from localdpo.train.control import StopRequest
+    from localdpo.train.worker import train_run
+
+    stop = StopRequest()
+    with _stopped_by_ctrl_c(stop):
+        train_run(run, stop, accept=accept_changes, on_event=on_event)
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(stop: StopRequest) -> Iterator[None]:
+    """While this lasts, the first Ctrl-C asks to save and stop, and the second is as ever.
+
+    Only the main thread gets signals, so elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.reason = signal.Signals(number).name
+        signal.signal(number, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

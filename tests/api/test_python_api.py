@@ -1,0 +1,165 @@
+"""`import localdpo`: what a run holds as Python objects, training from Python, and that names stay true."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_folders import recipe_text, write_pairs
+
+import localdpo
+from localdpo.api import training
+from localdpo.api.work import JudgeOptions
+from localdpo.judging.registry import JudgeRequest
+from localdpo.launch.processes import start_worker
+from localdpo.records.events import Event, EventWriter
+from localdpo.records.rundir import RunDir
+
+FAKE = str(Path(__file__).parents[1] / "cli" / "fake_worker.py")
+RECIPE = "model: org/tiny\ndata: {train: pairs.jsonl}\n"
+
+
+def made_run(folder: Path) -> localdpo.Run:
+    """A run whose log has steps, a void stretch, an evaluation, samples and a notice."""
+    run = RunDir.create(folder, "mine", RECIPE)
+    with EventWriter(run.events) as log:
+        log.write("run.started", model="org/tiny", loss="sigmoid", total_steps=3, recipe={}, device="cpu")
+        log.write("step", 1, metrics={"loss": 0.7})
+        log.write("step", 2, metrics={"loss": 9.0})
+        log.write("run.resumed", 1)
+        log.write("step", 2, metrics={"loss": float("nan"), "kl": 0.5})
+        log.write("step", 3, metrics={"loss": 0.5})
+        log.write("eval", 3, metrics={"loss": 0.4, "rewards/accuracies": 0.75})
+        log.write("samples", 3, samples=[{"prompt": "p", "reference": "a", "policy": "b"}])
+        log.write("notice", 3, level="warning", name="displacement", message="m")
+        log.write("run.finished", 3)
+    run.checkpoint_path(3).mkdir(parents=True)
+    return localdpo.Run(run.path)
+
+
+def test_a_run_as_arrays_and_objects(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    steps = run.metrics()
+    assert steps["step"].tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(steps["loss"], [0.7, np.nan, 0.5])
+    np.testing.assert_array_equal(steps["kl"], [np.nan, 0.5, np.nan])
+    assert run.metrics("eval")["rewards/accuracies"].tolist() == [0.75]
+    assert (run.state, run.summary().step, run.name) == ("finished", 3, "mine")
+    assert [(sample.step, sample.prompt, sample.policy) for sample in run.samples()] == [(3, "p", "b")]
+    assert [(notice.level, notice.name) for notice in run.notices()] == [("warning", "displacement")]
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [3]
+    assert run.pairs() == run.evaluations() == []
+    assert run.recipe.model == "org/tiny"
+    assert [found.name for found in localdpo.list_runs(tmp_path)] == ["mine"]
+    assert localdpo.find_run(runs_dir=tmp_path).path == run.path
+
+
+def test_a_run_that_just_began_has_empty_arrays(tmp_path: Path) -> None:
+    run = localdpo.Run(RunDir.create(tmp_path, "new", RECIPE).path)
+    assert run.metrics()["step"].shape == (0,)
+    assert "<svg" not in run.plot().html
+    with pytest.raises(localdpo.UserError, match="not the folder of a run"):
+        localdpo.Run(tmp_path)
+
+
+def test_a_plot_is_html_with_the_charts_that_were_named(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    html = run.plot("loss")._repr_html_()
+    assert html.count("<figure") == 1
+    assert "mine: finished, step 3 of 3" in html
+    assert "http" not in html
+    assert [figure.html for figure in run.plots("loss", seconds=0.0)][-1] == html
+    with pytest.raises(localdpo.UserError, match="x: no such chart; expected one of margin, accuracy"):
+        run.plot("x")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("dpo.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Let training start a stand-in."""
+    command = functools.partial(start_worker, command=[sys.executable, FAKE, mode])
+    monkeypatch.setattr(training, "start_worker", command)
+
+
+@pytest.mark.slow
+def test_events_come_as_a_worker_writes_them(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, "finish")
+    events: list[Event] = []
+    run = localdpo.train("dpo.yaml", ["loss.beta=0.2"], on_event=events.append)
+    assert (run.path, run.state) == (Path("runs/dpo"), "finished")
+    assert run.recipe.loss.beta == 0.2
+    assert [event.step for event in events if event.type == "step"] == [1, 2, 3, 4, 5, 6]
+    assert localdpo.train("dpo.yaml", ["loss.beta=0.2"], name="dpo").path == run.path  # it has finished
+
+
+@pytest.mark.slow
+def test_how_a_worker_ends_is_raised(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = localdpo.load_recipe("dpo.yaml")
+    worker(monkeypatch, "user-error")
+    with pytest.raises(localdpo.UserErrors, match="org/tiny: no such model"):
+        localdpo.train(recipe)
+    assert not Path("runs/run").exists()
+    worker(monkeypatch, "sigkill")
+    with pytest.raises(localdpo.TrainingFailed, match="killed by SIGKILL after step 4 of 6") as failed:
+        localdpo.train(recipe, name="dead")
+    assert any(line.startswith("resume with") for line in failed.value.lines)
+
+
+@pytest.mark.slow
+def test_a_worker_can_be_left_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, "stop-at-4")
+    run = localdpo.train("dpo.yaml", wait=False)
+    assert [event.step for event in run.watch() if event.type == "run.stopped"] == [4]
+    assert run.state == "stopped"
+
+
+def test_arguments_that_do_not_go_together(here: Path) -> None:
+    recipe = localdpo.load_recipe("dpo.yaml")
+    for options, said in (
+        ({"in_process": True, "wait": False}, "in_process"),
+        ({"wait": False, "on_event": print}, "on_event"),
+        ({"overrides": ["loss.beta=1"]}, "overrides"),
+    ):
+        with pytest.raises(localdpo.UserError, match=said):
+            localdpo.train(recipe, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_training_in_this_process(here: Path, tiny_model: Path, own_cache: Path) -> None:
+    data = write_pairs(here / "pairs.jsonl", 8), write_pairs(here / "valid.jsonl", 2, start=50)
+    Path("dpo.yaml").write_text(
+        recipe_text(tiny_model, *data, train={"max_steps": 2}, eval={"kl_samples": 0})
+    )
+    events: list[Event] = []
+    run = localdpo.train("dpo.yaml", on_event=events.append, in_process=True)
+    assert run.state == "finished"
+    assert events == run.events()
+    assert run.metrics()["step"].tolist() == [1, 2]
+    # The room of this name is loaded now; the name stays a function.
+    assert localdpo.train("dpo.yaml", name="dpo").path == run.path
+    with pytest.raises(localdpo.UserErrors, match="no such file"):
+        localdpo.train("dpo.yaml", ["data.train=nothing.jsonl"], name="bad", in_process=True)
+    assert not Path("runs/bad").exists()
+
+
+def test_the_options_of_judges_are_those_of_the_commands() -> None:
+    assert set(JudgeOptions.__annotations__) == {field.name for field in fields(JudgeRequest)} - {"votes"}
+
+
+def test_every_public_name_is_there_and_importing_is_light() -> None:
+    assert all(getattr(localdpo, name) is not None for name in localdpo.__all__)
+    assert set(localdpo.__all__) <= set(dir(localdpo))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = localdpo.nothing  # type: ignore[attr-defined]
+    code = "import sys, localdpo; localdpo.Run; print({'mlx', 'transformers', 'textual'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
