@@ -40,19 +40,19 @@ def chat(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Talk to base, SFT and trained model, one by one or side by side, on one load of the base."""
-    from localdpo.out import say
+    from localdpo.out import note
     from localdpo.records.answers import Sampling
     from localdpo.records.rundir import find_run
 
     found = find_run(runs_dir, run)
-    say(f"loading the models of {found.path}", error=True)
+    note(f"loading the models of {found.path}")
     from localdpo.answering.chat import Conversation
 
     talk = Conversation(
         found,
         system=system_prompt,
         sampling=Sampling(max_tokens, temperature, seed),
-        note=lambda line: say(line, error=True),
+        note=note,
     )
     if model is not None:
         talk.choose(model)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from localdpo.cli.options import RunArgument, RunsDirOption
+from localdpo.cli.options import CheckpointOption, RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
     from localdpo.interop.export import Export
@@ -29,6 +29,7 @@ def export(
         typer.Option("--bits", metavar="N", help="Of merged layers of a quantised base. Default: 8."),
     ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer dense.")] = False,
+<<<<<<< HEAD
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
         typer.Option("--dtype", help="Of --to hf. Default: the base's own if it has 16 bits, else float16."),
@@ -37,6 +38,9 @@ def export(
         str | None,
         typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),
     ] = None,
+=======
+    checkpoint: CheckpointOption = None,
+>>>>>>> 979560d (Serve a run with mlx_lm.server, once a request has shown that the adapter answers)
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace an earlier export, and keep one that fails its check."),

@@ -7,7 +7,14 @@ from typing import Annotated, Final
 
 import typer
 
-from localdpo.cli.options import MaxTokensOption, RunArgument, RunsDirOption, SeedOption, TemperatureOption
+from localdpo.cli.options import (
+    CheckpointOption,
+    MaxTokensOption,
+    RunArgument,
+    RunsDirOption,
+    SeedOption,
+    TemperatureOption,
+)
 
 DEFAULT_TOKENS: Final = 256
 
@@ -20,10 +27,7 @@ def generate(
     max_tokens: MaxTokensOption = DEFAULT_TOKENS,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),
-    ] = None,
+    checkpoint: CheckpointOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as one JSON object.")] = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:

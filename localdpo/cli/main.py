@@ -24,6 +24,7 @@ from localdpo.cli.import_model import import_model
 from localdpo.cli.inspect import inspect
 from localdpo.cli.prefs import prefs
 from localdpo.cli.runs import ctl, report, runs
+from localdpo.cli.serve import serve
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.atomic import disk_refusals
@@ -54,6 +55,7 @@ app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(chat)
 app.command()(generate)
+app.command()(serve)
 app.command()(export)
 app.command()(inspect)
 app.command("import")(import_model)

@@ -46,6 +46,9 @@ WithRunsOption = Annotated[
 MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens.")
 ]
+CheckpointOption = Annotated[
+    str | None, typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one.")
+]
 TemperatureOption = Annotated[
     float, typer.Option("--temperature", "--temp", metavar="X", min=0.0, help="0 takes the likeliest token.")
 ]

@@ -104,7 +104,7 @@ def test_every_usage_mistake_is_one_error_line(words: str):
         (
             ["trian"],
             "error: no such command 'trian'; did you mean 'train'; expected one of train, ctl, watch, runs, "
-            "compare, eval, chat, generate, export, inspect, import, report, doctor, prefs; "
+            "compare, eval, chat, generate, serve, export, inspect, import, report, doctor, prefs; "
             "see `localdpo --help`",
         ),
         (
