@@ -29,18 +29,11 @@ def export(
         typer.Option("--bits", metavar="N", help="Of merged layers of a quantised base. Default: 8."),
     ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer dense.")] = False,
-<<<<<<< HEAD
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
         typer.Option("--dtype", help="Of --to hf. Default: the base's own if it has 16 bits, else float16."),
     ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one."),
-    ] = None,
-=======
     checkpoint: CheckpointOption = None,
->>>>>>> 979560d (Serve a run with mlx_lm.server, once a request has shown that the adapter answers)
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace an earlier export, and keep one that fails its check."),
