@@ -18,8 +18,9 @@ from typing import IO, Annotated, Any, Final, Literal
 
 import typer
 
+from localdpo.cli.options import JsonOption
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
-from localdpo.out import print_json, say
+from localdpo.out import result, say
 
 State = Literal["ok", "info", "missing"]
 
@@ -71,9 +72,7 @@ def doctor(
             help="Say when this model retires, too: by the API if a key is set, else by the package's table.",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON array; with --check, one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show device, memory, versions, BLAS, API keys (present or not) and the demo bundle.
 
@@ -82,13 +81,13 @@ def doctor(
     if check:
         raise typer.Exit(check_device(as_json=as_json))
     findings = [*examine(os.environ), *([] if judge is None else [judge_model(judge)])]
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-        return
     width = max(len(finding.name) for finding in findings)
-    for finding in findings:
-        hint = f"; {finding.hint}" if finding.hint else ""
-        say(f"{finding.state:7}  {finding.name.ljust(width)}  {finding.value}{hint}")
+    lines = [
+        f"{finding.state:7}  {finding.name.ljust(width)}  {finding.value}"
+        + (f"; {finding.hint}" if finding.hint else "")
+        for finding in findings
+    ]
+    result([asdict(finding) for finding in findings], lines, as_json=as_json)
 
 
 def examine(environment: Mapping[str, str]) -> list[MachineFact]:
@@ -277,15 +276,13 @@ def check_device(*, as_json: bool, command: Sequence[str] = SELFCHECK) -> int:
     if not as_json:
         say("localdpo doctor --check: a few minutes. The lines below name no file, user or key:")
         say("paste all of them into a bug report.")
-    for result in run_checks(report, command):
+    for found in run_checks(report, command):
         if not as_json:
-            say(fact_lines(result) if isinstance(result, dict) else result.text)
-    if as_json:
-        lines = [asdict(line) for line in report.lines]
-        text = "\n".join([fact_lines(report.facts), *(line.text for line in report.lines), report.summary])
-        print_json({"ok": report.is_good, "facts": report.facts, "checks": lines, "text": text})
-    else:
-        say(report.summary)
+            say(fact_lines(found) if isinstance(found, dict) else found.text)
+    lines = [asdict(line) for line in report.lines]
+    text = "\n".join([fact_lines(report.facts), *(line.text for line in report.lines), report.summary])
+    record = {"ok": report.is_good, "facts": report.facts, "checks": lines, "text": text}
+    result(record, [report.summary], as_json=as_json)
     return 0 if report.is_good else DIFFERS_EXIT
 
 

@@ -11,6 +11,7 @@ from localdpo.cli.judging import carry_out, with_judge_options
 from localdpo.cli.options import (
     SPEC_HELP,
     DryRunOption,
+    JsonOption,
     MaxTokensOption,
     PromptsOption,
     RunArgument,
@@ -58,7 +59,7 @@ def evaluate(
         str | None,
         typer.Option("--name", metavar="NAME", help="Of the files in RUN/eval. Default: the kind of judge."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", callback=page_path, help="Write the page there, too."),
@@ -75,7 +76,7 @@ def evaluate(
         run_evaluation,
     )
     from localdpo.evals.table import page, text
-    from localdpo.out import print_json, say
+    from localdpo.out import result
     from localdpo.records.answers import Sampling
     from localdpo.records.rundir import find_run
 
@@ -92,13 +93,11 @@ def evaluate(
         **judging,
     )
     if dry_run:
-        say("\n".join(preview_lines(plan_evaluation(options))))
+        lines = preview_lines(plan_evaluation(options))
+        result({"preview": lines}, lines, as_json=as_json)
         return
     record = carry_out(options, plan_evaluation, run_evaluation)
     if html is not None:
         write_text(html, page(record))
-    if as_json:
-        print_json(record)
-        return
-    say(text(record))
-    say(f"written: {options.run.evaluations / record['name']}.json, .md and .html")
+    written = f"written: {options.run.evaluations / record['name']}.json, .md and .html"
+    result(record, [text(record), written], as_json=as_json)

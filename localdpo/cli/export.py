@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from localdpo.cli.options import CheckpointOption, RunArgument, RunsDirOption
+from localdpo.cli.options import CheckpointOption, JsonOption, RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
     from localdpo.interop.export import Export
@@ -43,7 +43,7 @@ def export(
         typer.Option("--push", metavar="REPO", help="Upload it to this model repository, after asking."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Upload without asking.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON object.")] = False,
+    as_json: JsonOption = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Write the trained model or adapter for another program. The exit code is 1 if its check fails."""

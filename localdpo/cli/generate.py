@@ -9,6 +9,7 @@ import typer
 
 from localdpo.cli.options import (
     CheckpointOption,
+    JsonOption,
     MaxTokensOption,
     RunArgument,
     RunsDirOption,
@@ -28,12 +29,12 @@ def generate(
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
     checkpoint: CheckpointOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as one JSON object.")] = False,
+    as_json: JsonOption = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Answer prompts with the trained adapter, in the chat template that the run was trained in."""
     from localdpo.core.errors import UserError
-    from localdpo.out import note, print_json, say
+    from localdpo.out import note, result
     from localdpo.records.rundir import find_run
 
     prompts = prompt or []
@@ -60,14 +61,11 @@ def generate(
     answers = answer(
         base.model, base.tokenizer, encoded, max_tokens=max_tokens, temperature=temperature, seed=seed
     )
-    if as_json:
-        listed = [
-            {"prompt": text, "answer": made.text, "tokens": len(made.tokens), "finished": made.finished}
-            for text, made in zip(prompts, answers, strict=True)
-        ]
-        print_json({"run": str(found.path), "adapter": str(trained.adapter), "answers": listed})
-        return
-    for text, made in zip(prompts, answers, strict=True):
-        if len(prompts) > 1:
-            say(f"> {text}")
-        say(made.text)
+    listed = [
+        {"prompt": text, "answer": made.text, "tokens": len(made.tokens), "finished": made.finished}
+        for text, made in zip(prompts, answers, strict=True)
+    ]
+    heads = [[f"> {text}"] if len(prompts) > 1 else [] for text in prompts]
+    lines = [line for head, made in zip(heads, answers, strict=True) for line in (*head, made.text)]
+    record = {"run": str(found.path), "adapter": str(trained.adapter), "answers": listed}
+    result(record, lines, as_json=as_json)

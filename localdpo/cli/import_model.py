@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from localdpo.cli.options import JsonOption
+
 
 def import_model(
     source: Annotated[
@@ -30,17 +32,14 @@ def import_model(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Load a model, let it answer, print its perplexity.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as a JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Convert a GGUF file, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
     from localdpo.model.backend import prepare
-    from localdpo.out import print_json, say
+    from localdpo.out import note, result
 
-    prepare()
+    prepare(note)
     from localdpo.interop.importing import ImportRequest, import_path
 
     report = import_path(ImportRequest(source.expanduser(), out.expanduser(), model, bits, check))
-    if as_json:
-        print_json(report.record)
-    else:
-        say("\n".join(report.lines))
+    result(report.record, report.lines, as_json=as_json)

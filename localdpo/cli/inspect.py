@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from localdpo.cli.options import RunArgument, RunsDirOption
+from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
     from localdpo.dashboard.widgets.answertext import Token
@@ -44,9 +44,7 @@ def inspect(
     source: Annotated[
         str | None, typer.Option(metavar="NAME", help="Score only the pairs of this data set of the recipe.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print all, token by token, as one JSON object.")
-    ] = False,
+    as_json: JsonOption = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """List the pairs with the lowest reward margin; with --pair, show the reward of each token of a pair."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,6 +13,7 @@ from localdpo.cli.options import (
     AgainstOption,
     ForceOption,
     FormatOption,
+    JsonOption,
     MaxLengthOption,
     RecipeOption,
     TokenizerOption,
@@ -19,7 +21,7 @@ from localdpo.cli.options import (
 )
 from localdpo.cli.prefs_build import build
 from localdpo.cli.prefs_label import label
-from localdpo.out import print_json, say
+from localdpo.out import print_json, result
 
 if TYPE_CHECKING:
     from localdpo.out.console import Console
@@ -54,7 +56,7 @@ def check(
         int | None,
         typer.Option(min=1, metavar="N", help="Score N pairs with the recipe's model and adapter."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -98,6 +100,7 @@ def clean(
     format_name: FormatOption = None,
     against: AgainstOption = None,
     force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the rows that no check flags, and count the dropped rows by reason."""
     from localdpo.prefs.rewrite import clean as run_clean
@@ -108,8 +111,8 @@ def clean(
     done = with_progress(
         lambda progress: run_clean(data, out, drop=names, settings=settings, force=force, progress=progress)
     )
-    say(f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped")
-    _print_counts(done.reasons, "rows")
+    head = f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped"
+    result({"out": str(out), **asdict(done)}, [head, *_counts(done.reasons, "rows")], as_json=as_json)
 
 
 @prefs.command()
@@ -121,6 +124,7 @@ def convert(
     ],
     format_name: FormatOption = None,
     force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write preference pairs in another format, and count the columns that it cannot hold."""
     from localdpo.prefs.rewrite import convert as run_convert
@@ -128,9 +132,13 @@ def convert(
     done = with_progress(
         lambda progress: run_convert(data, out, to, format_name=format_name, force=force, progress=progress)
     )
-    say(f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows")
-    _print_counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
-    _print_counts({f"skipped: {reason}": len(rows) for reason, rows in done.skipped.items()}, "rows")
+    skipped = {reason: len(rows) for reason, rows in done.skipped.items()}
+    lines = [f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows"]
+    lines += _counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
+    lines += _counts({f"skipped: {reason}": count for reason, count in skipped.items()}, "rows")
+    counts = {"read_as": done.read_as, "to": done.to, "pairs": done.pairs, "written": done.written}
+    record = {"out": str(out), **counts, "lost": done.lost, "skipped": skipped}
+    result(record, lines, as_json=as_json)
 
 
 @prefs.command()
@@ -147,6 +155,7 @@ def split(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the split.")] = 0,
     format_name: FormatOption = None,
     force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the rows of a data set into two files, such that no prompt is in both."""
     from localdpo.prefs.rewrite import split as run_split
@@ -164,8 +173,12 @@ def split(
             progress=progress,
         )
     )
-    say(f"{train}: {done.train:,} rows; {valid}: {done.valid:,} rows; {done.prompts:,} prompts, none in both")
-    _print_counts({f"left out: {reason}": count for reason, count in done.skipped.items()}, "rows")
+    lines = [
+        f"{train}: {done.train:,} rows; {valid}: {done.valid:,} rows; {done.prompts:,} prompts, none in both",
+        *_counts({f"left out: {reason}": count for reason, count in done.skipped.items()}, "rows"),
+    ]
+    record = {"train": done.train, "valid": done.valid, "prompts": done.prompts, "skipped": done.skipped}
+    result(record, lines, as_json=as_json)
 
 
 def with_progress(work: Callable[[Progress | None], Any]) -> Any:
@@ -186,9 +199,9 @@ def show(report: CheckReport) -> None:
 
     console = Console()
     _print(console, summary_lines(report))
-    for result in report.results:
+    for finding in report.results:
         console.print()
-        _print(console, finding_lines(report, result), STYLES[result.check.level])
+        _print(console, finding_lines(report, finding), STYLES[finding.check.level])
     console.print()
     _print(console, closing_lines(report))
 
@@ -204,6 +217,7 @@ def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
         console.print(text, soft_wrap=True)
 
 
-def _print_counts(counts: Mapping[str, int], what: str) -> None:
-    for name, count in sorted(counts.items(), key=lambda item: -item[1]):
-        say(f"  {name}: {count:,} {what}")
+def _counts(counts: Mapping[str, int], what: str) -> list[str]:
+    """A line for each count, the highest first."""
+    falling = sorted(counts.items(), key=lambda item: -item[1])
+    return [f"  {name}: {count:,} {what}" for name, count in falling]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from localdpo.cli.judging import carry_out, with_judge_options
-from localdpo.cli.options import SPEC_HELP, DryRunOption, MaxTokensOption
+from localdpo.cli.options import SPEC_HELP, DryRunOption, JsonOption, MaxTokensOption
 
 
 @with_judge_options
@@ -70,13 +70,13 @@ def build(
     keep: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Write the first N pairs and no more.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Make pairs: candidates of a model for each prompt, judged, split by prompt. Run it again to resume."""
     from localdpo.core.errors import UserError
     from localdpo.core.names import command_line
-    from localdpo.out import print_json, say
+    from localdpo.out import result
     from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
     from localdpo.prefs.build_report import report_lines
@@ -102,16 +102,17 @@ def build(
         **judging,
     )
     if dry_run:
-        say("\n".join(preview_lines(plan_build(options))))
+        lines = preview_lines(plan_build(options))
+        result({"preview": lines}, lines, as_json=as_json)
         return
     report = carry_out(options, plan_build, run_build)
-    if as_json:
-        print_json(report)
-        return
-    say("\n".join(report_lines(report)))
     names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
-    say(f"written: {', '.join(str(out / name) for name in names)}")
-    say(f"look at them: {command_line('prefs', 'check', str(out / TRAIN))}")
+    lines = [
+        *report_lines(report),
+        f"written: {', '.join(str(out / name) for name in names)}",
+        f"look at them: {command_line('prefs', 'check', str(out / TRAIN))}",
+    ]
+    result(report, lines, as_json=as_json)
 
 
 def numbers(text: str) -> tuple[float, ...]:

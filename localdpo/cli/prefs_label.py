@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localdpo.cli.options import ForceOption, FormatOption
+from localdpo.cli.options import ForceOption, FormatOption, JsonOption
 
 if TYPE_CHECKING:
     from localdpo.prefs.label import Summary
@@ -35,10 +36,11 @@ def label(
         typer.Option("--out", metavar="FILE", help="Then write the pairs that were decided, as labelled."),
     ] = None,
     force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Label pairs by keyboard; run it again to resume. Says how well you agree with the data and yourself."""
     from localdpo.core.errors import UserError
-    from localdpo.out import say
+    from localdpo.out import result
     from localdpo.out.console import Console
     from localdpo.prefs.label import open_labelling
 
@@ -64,13 +66,14 @@ def label(
         run_app(app)
         if app.labelling.failure is not None:
             raise app.labelling.failure
-    say("\n".join(summary_lines(state.summary())))
-    say(f"labels: {path}")
+    summary = state.summary()
+    lines = [*summary_lines(summary), f"labels: {path}"]
     if out is not None:
         from localdpo.prefs.label import write_labelled
 
         written = write_labelled(data, state, out, format_name=format_name, force=force)
-        say(f"written: {out}, {written:,} pairs")
+        lines.append(f"written: {out}, {written:,} pairs")
+    result({**asdict(summary), "labels": str(path)}, lines, as_json=as_json)
 
 
 def journal_of(data: str) -> Path:

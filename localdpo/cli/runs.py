@@ -11,7 +11,7 @@ import typer
 from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, page_path
 from localdpo.core.errors import UserError
 from localdpo.core.names import program
-from localdpo.out import note, print_json, say
+from localdpo.out import note, print_json, result
 from localdpo.records.control import COMMANDS, Command
 from localdpo.records.rundir import find_run
 
@@ -79,10 +79,7 @@ def ctl(
     from localdpo.launch.steer import steer
 
     message = steer(find_run(runs_dir, run), command, note, save=save, timeout=timeout)
-    if as_json:
-        print_json({"run": run, "command": command, "message": message})
-    else:
-        say(message)
+    result({"run": run, "command": command, "message": message}, [message], as_json=as_json)
 
 
 # --- report ----------------------------------------------------------------------------------------------
@@ -109,7 +106,4 @@ def report(
     found = find_run(runs_dir, run)
     path = html or found.path / "report.html"
     write_page(path, "report", **report_values(found, note))
-    if as_json:
-        print_json({"run": found.name, "html": str(path)})
-    else:
-        say(f"written: {path}")
+    result({"run": found.name, "html": str(path)}, [f"written: {path}"], as_json=as_json)

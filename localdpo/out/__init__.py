@@ -1,7 +1,7 @@
 """The one way to print to the terminal: control characters of any text are escaped.
 
-`say` and `print_json` print lines, `note` narrates on stderr; `console.Console` and `console.Text` are
-rich's, for tables and bars.
+`say` prints lines, `result` what a command is asked for, `note` narrates on stderr; `console.Console` and
+`console.Text` are rich's, for tables and bars.
 Every process calls `guard` first, which also escapes what others print (warnings, tracebacks).
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, Final, NoReturn, TextIO
 
 from localdpo.core.errors import DEVICE_EXIT, LocalDPOError
@@ -79,6 +80,14 @@ def json_text(value: Any, indent: int | None = None) -> str:
 def print_json(value: Any) -> None:
     """Print `value` as JSON."""
     say(json_text(value, indent=1))
+
+
+def result(value: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print the result of a command: `value` as JSON, or `lines` for people."""
+    if as_json:
+        print_json(value)
+    else:
+        say("\n".join(lines))
 
 
 class _Guarded(io.TextIOBase):
