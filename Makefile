@@ -4,6 +4,7 @@
 # make test-fast  ruff and the tests that start nothing, train nothing and draw nothing: within a minute
 # make test-long  what `make test` leaves out: more cases, more examples
 # make lint    all of that but the tests
+# make test-trackers  what real trackers keep of a run, read back; in a folder .venv-trackers of its own
 # make bench   speed and memory, measured in tests/benchmarks
 # make docs    the pages of docs/ as a site, in build/site
 # make soak    that, and kills, full disks, damage, races and long runs in full: over an hour, one table
@@ -13,9 +14,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs-installed
+TRACKERS_STAMP := .venv-trackers/.installed
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-fast test-long lint pytest bench docs soak clean
+.PHONY: setup demo test test-fast test-long test-trackers lint pytest bench docs soak clean
 
 setup: $(STAMP)
 
@@ -55,6 +57,15 @@ test-fast: setup
 test-long: setup
 	$(OFFLINE) $(BIN)/python tests/reliability/soak.py long
 
+# Of their own, since their packages pin others that training needs. The tests' conftest.py needs MLX; these do not.
+test-trackers: $(TRACKERS_STAMP)
+	PYTHONPATH=. .venv-trackers/bin/python -m pytest -q --noconftest tests/trackers/test_real_trackers.py
+
+$(TRACKERS_STAMP): requirements-trackers.txt
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-trackers.txt
+	@touch $(TRACKERS_STAMP)
+
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks
 
@@ -71,4 +82,4 @@ soak: setup
 	$(OFFLINE) $(BIN)/python tests/reliability/soak.py $(SERIES)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .venv-trackers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

@@ -148,7 +148,9 @@ def commands() -> str:
     runner = CliRunner()
     paths: list[tuple[str, ...]] = []
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
-        paths += [(name, inner) for inner in command.commands] if hasattr(command, "commands") else [(name,)]
+        inner = getattr(command, "commands", {})
+        paths += [(name,)] if not inner or command.invoke_without_command else []
+        paths += [(name, below) for below in inner]
     text = ""
     for path in paths:
         told = runner.invoke(

@@ -24,6 +24,7 @@ REGISTRIES = re.compile(
 NOT_OURS = {
     ".git",
     ".venv",
+    ".venv-trackers",
     ".mypy_cache",
     ".ruff_cache",
     ".pytest_cache",
@@ -91,7 +92,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
 
 def test_pins_are_names_and_versions_only() -> None:
     line = re.compile(r'[a-z0-9-]+==[0-9][0-9a-z.]*(; sys_platform == "(linux|darwin)")?')
-    for name in ("requirements.txt", "requirements-docs.txt"):
+    for name in ("requirements.txt", "requirements-docs.txt", "requirements-trackers.txt"):
         for pin in (ROOT / name).read_text().splitlines():
             assert line.fullmatch(pin), pin
 

@@ -23,7 +23,7 @@ from localdpo.cli.generate import generate
 from localdpo.cli.import_model import import_model
 from localdpo.cli.inspect import inspect
 from localdpo.cli.prefs import prefs
-from localdpo.cli.runs import ctl, report, runs
+from localdpo.cli.runs import ctl, report, runs_group
 from localdpo.cli.serve import serve
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
@@ -50,7 +50,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(ctl)
 app.command()(watch)
-app.command()(runs)
+app.add_typer(runs_group)
 app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(chat)

@@ -1,4 +1,7 @@
-"""`localdpo runs`, `ctl` and `report`: list the runs, control one that is training, write one as a page."""
+"""`localdpo runs`, `ctl` and `report`: list the runs, control one that is training, write one as a page.
+
+`localdpo runs sync` shows one to trackers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, page_path
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
 from localdpo.out import note, print_json, result
 from localdpo.records.control import COMMANDS, Command
@@ -21,12 +24,26 @@ if TYPE_CHECKING:
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
 _MEANINGS: Final = "; ".join(f"{command}: {meaning}" for command, meaning in COMMANDS.items())
 
+runs_group = typer.Typer(
+    name="runs", invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
+
+@runs_group.callback()
 def runs(
+    context: typer.Context,
     runs_dir: RunsDirOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """List the runs, the latest first. Reward accuracy, margin and KL are those of the last evaluation."""
+    if context.invoked_subcommand is None:
+        list_all(runs_dir, as_json)
+    elif runs_dir != Path("runs") or as_json:
+        raise UserError(f"give the options of `runs {context.invoked_subcommand}` behind it")
+
+
+def list_all(runs_dir: Path, as_json: bool) -> None:
+    """Print the table of the runs, or one JSON array."""
     from localdpo.records.runs import read_summaries
 
     summaries = read_summaries(runs_dir, note)
@@ -80,6 +97,53 @@ def ctl(
 
     message = steer(find_run(runs_dir, run), command, note, save=save, timeout=timeout)
     result({"run": run, "command": command, "message": message}, [message], as_json=as_json)
+
+
+# --- sync ------------------------------------------------------------------------------------------------
+
+
+@runs_group.command()
+def sync(
+    run: RunArgument = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="TRACKER", help="wandb, tensorboard, trackio or mlflow; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Show a run that has ended to trackers: all that they do not have yet. Default: those in its recipe."""
+    from localdpo.launch.reporting import REPORTED, problem_of, start_reporter, trackers_of
+    from localdpo.records.events import read_events
+    from localdpo.trackers.registry import TRACKERS, require_packages
+
+    found = find_run(runs_dir, run)
+    if found.is_running():
+        raise UserError(f"{found.path}: this run is training; show it to trackers when it has ended")
+    names = list(dict.fromkeys(to or trackers_of(read_events(found.events))))
+    if not names:
+        raise UserError(f"{found.path}: its recipe names no tracker; name one with --to")
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise UserError(f"--to {unknown[0]}: expected one of {', '.join(TRACKERS)}")
+    require_packages(names)
+    jobs = {name: start_reporter(found, name, "run the same command again") for name in names}
+    done, problems = dict[str, str](), list[UserError]()
+    try:
+        for name, job in jobs.items():
+            job.wait()
+            if (problem := problem_of(job)) is None:
+                done[name] = next(line for line in job.lines() if line.startswith(REPORTED))
+            else:
+                problems.append(UserError(problem))
+    finally:
+        for job in jobs.values():
+            job.stop(patience=1.0)
+    if as_json:
+        print_json({"run": found.name, "reported": done})
+    for line in () if as_json else done.values():
+        say(line)
+    if problems:
+        raise UserErrors(problems)
 
 
 # --- report ----------------------------------------------------------------------------------------------

@@ -201,6 +201,10 @@ class Job:
         """Whether the process has not ended."""
         return self._process.poll() is None
 
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.wait()
+
     def lines(self) -> list[str]:
         """The complete lines that it has printed so far."""
         text = self._log.read_text(encoding="utf-8", errors="replace")

@@ -2,8 +2,9 @@
 
 It starts the worker, prints the worker's process id, passes requests to stop on, and waits. If the worker
 crashes without writing its end (SIGKILL, an abort inside the GPU driver, a crash of the interpreter), the
-supervisor writes it to the log, so that every viewer sees how the run ended. It needs only the standard
-library and the rooms below, so it costs some 20 MB and starts at once.
+supervisor writes it to the log, so that every viewer sees how the run ended. It starts the processes that
+show the run to trackers, if the recipe names any. It needs only the standard library and the rooms below, so
+it costs some 20 MB and starts at once.
 
 Its exit code is the worker's, 128 plus the number for a signal. If it is killed, the worker goes on.
 """
@@ -23,6 +24,7 @@ from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.launch.explain import FINISHED_EXIT, STOPPED_AT_ONCE, WORKER, explain_death, signal_name
 from localdpo.launch.processes import AT_ONCE, open_worker_log
+from localdpo.launch.reporting import Reporters
 from localdpo.out import guard, say, say_errors
 from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
-    """The worker's exit code; the lock is held until its end is in the log."""
+    """The worker's exit code; the lock is held until its end is in the log, but not while trackers finish."""
+    reporters = Reporters(run)
     with RunLock(run, signed=False) as lock, open_worker_log(run) as log:
         events = EventTail(run.events)
         events.skip()
@@ -65,13 +68,14 @@ def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
         )
         lock.sign(worker.pid)
         _print_pid(worker.pid)
-        code = _wait(worker, signals)
+        code = _wait(worker, signals, reporters)
         if not any(is_end(event) for event in events.poll()):
             _write_end(run, code, log_start)
+    reporters.finish(signals)
     return code
 
 
-def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe) -> int:
+def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe, reporters: Reporters) -> int:
     """Wait for the worker's end and pass requests to stop on; minus the signal if the second one killed it.
 
     The first is passed on as SIGINT, also where SIGTERM came: a system that shuts down sends SIGTERM to every
@@ -80,7 +84,8 @@ def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe) -> int:
     """
     requests, killed_by = StopRequests(), 0
     while worker.poll() is None:
-        for number in signals.read(timeout=None):
+        reporters.look()
+        for number in signals.read(timeout=reporters.look_again):
             if number == signal.SIGCHLD:
                 continue
             is_new = requests.take(number, time.monotonic())

@@ -92,6 +92,8 @@ def _type_text(annotation: Any, metadata: list[Any]) -> str:
     if origin is tuple:
         if args[0] in ENTRIES.values():
             return "a list of one or more data sets"
+        if get_origin(args[0]) is Literal:
+            return f"a list of {', '.join(get_args(args[0]))}"
         item = _type_text(args[0], []).removeprefix("a ")
         kind, _, bounds = item.partition(" ")
         return f"a list of one or more {kind}s{' ' if bounds else ''}{bounds}"

@@ -27,6 +27,7 @@ from localdpo.recipe.base import (
     option,
 )
 from localdpo.recipe.loss import LossSection
+from localdpo.trackers.registry import TrackerName
 
 # A section given as one value means this option of it: `loss: ipo`, `loss: [sigmoid, sft]`.
 SHORTHANDS: Final = {"loss": "type"}
@@ -318,6 +319,21 @@ class Recipe(Section):
     lora: LoraSection = option(LoraSection(), "the adapter")
     eval: EvalSection = option(EvalSection(), "evaluation while training")
     save: SaveSection = option(SaveSection(), "checkpoints")
+    report_to: Annotated[tuple[TrackerName, ...], Field(strict=False)] = option(
+        (), "trackers that are shown the run, one or a list; docs/trackers.md says what they need"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _as_elsewhere(cls, value: Any) -> Any:
+        """Hugging Face's trainers take a single name too, and `none`."""
+        names = [value] if isinstance(value, str) else value
+        return [] if names == ["none"] else names
+
+    @field_validator("report_to")
+    @classmethod
+    def _once(cls, value: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        return tuple(dict.fromkeys(value))
 
     @model_validator(mode="before")
     @classmethod

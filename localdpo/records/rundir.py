@@ -10,6 +10,7 @@ runs/NAME/
     answers/             answers of its models, votes.jsonl: what people said of them
     eval/                evaluations, and verdicts.jsonl: what judges said
     exports.jsonl        the exports that were made of it
+    trackers/            what the processes that report to trackers printed
     worker.log           stdout and stderr of the worker
     lock                 held (flock) while a worker lives, with its process id in it
 
@@ -92,6 +93,7 @@ class RunDir:
         self.verdicts = self.evaluations / "verdicts.jsonl"
         self.pairs = self.path / "pairs"
         self.exports = self.path / "exports.jsonl"
+        self.trackers = self.path / "trackers"
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from localdpo.records.control import take
 from localdpo.records.deaths import is_device_error
 from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir, RunLock
+from localdpo.trackers.registry import require_packages
 from localdpo.train.control import StopRequest, answer_command
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
 
     began = stop.clock.now()
     recipe = load_recipe(run.recipe)
+    require_packages(recipe.report_to)
     notes: list[str] = list(backend.hints)
     checkpoint.require_some_whole(run, accept=accept, note=notes.append)
     made_of = [inputs.recipe_input(run), *inputs.inputs_of(recipe)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localdpo.cli.plain import print_table
-from localdpo.cli.runs import HEADINGS, row_of, runs
+from localdpo.cli.runs import HEADINGS, list_all, row_of
 from localdpo.core.text import age
 from localdpo.out.console import Console
 from localdpo.records.events import Event, EventWriter
@@ -32,7 +32,7 @@ def two_runs(tmp_path: Path) -> Path:
 
 
 def test_the_table_without_a_terminal(two_runs: Path, capsys: pytest.CaptureFixture[str]):
-    runs(two_runs, as_json=False)
+    list_all(two_runs, as_json=False)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == list(HEADINGS)
     assert lines[1][:9] == [
@@ -55,14 +55,14 @@ def test_damaged_lines_of_a_log_are_told_once_beside_the_table(
     log = two_runs / "dpo" / "events.jsonl"
     log.write_bytes(log.read_bytes().replace(b"0.8125", b"0.9125"))
     for as_json in (False, True):
-        runs(two_runs, as_json=as_json)
+        list_all(two_runs, as_json=as_json)
         shown = capsys.readouterr()
         assert shown.err == f"{log}: 1 damaged line is skipped (line 2)\n"
         assert "0.91" not in shown.out
 
 
 def test_the_same_as_json(two_runs: Path, capsys: pytest.CaptureFixture[str]):
-    runs(two_runs, as_json=True)
+    list_all(two_runs, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in found] == ["dpo", "sft"]
     assert found[0]["accuracy"] == 0.8125
@@ -71,9 +71,9 @@ def test_the_same_as_json(two_runs: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_no_runs_are_an_empty_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    runs(tmp_path / "none", as_json=True)
+    list_all(tmp_path / "none", as_json=True)
     assert json.loads(capsys.readouterr().out) == []
-    runs(tmp_path / "none", as_json=False)
+    list_all(tmp_path / "none", as_json=False)
     assert capsys.readouterr().out.split() == list(HEADINGS)
 
 
@@ -81,13 +81,13 @@ def test_why_a_run_failed_stands_beside_the_table(two_runs: Path, capsys: pytest
     with EventWriter(two_runs / "dpo" / "events.jsonl") as writer:
         writer.write("run.resumed", 60)
         writer.write("run.failed", error="RuntimeError: [metal::malloc] Unable to allocate\n\x1b[2J")
-    runs(two_runs, as_json=False)
+    list_all(two_runs, as_json=False)
     shown = capsys.readouterr()
     assert shown.err.startswith(
         "dpo: RuntimeError: [metal::malloc] Unable to allocate \\x1b[2J; hint: the GPU ran"
     )
     assert shown.err.count("\n") == 1
-    runs(two_runs, as_json=True)
+    list_all(two_runs, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert "hint: the GPU ran out of memory" in found[0]["why"]
     assert found[1]["why"] is None
