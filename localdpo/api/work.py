@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from localdpo.answering.generator import answered
 from localdpo.api.runs import Run
@@ -17,7 +17,7 @@ from localdpo.evals.evaluate import EvalOptions, plan_evaluation, run_evaluation
 from localdpo.interop import export as exports
 from localdpo.interop.targets import Settings
 from localdpo.judging.cost import Budget
-from localdpo.judging.panel import Principles
+from localdpo.judging.registry import JudgeOptions
 from localdpo.model.backend import prepare
 from localdpo.out import note
 from localdpo.prefs import check
@@ -31,21 +31,6 @@ from localdpo.records.evaluations import Evaluation, read_evaluation
 
 # A run, or the path of its folder.
 RunLike = Run | str | os.PathLike[str]
-
-
-class JudgeOptions(TypedDict, total=False):
-    """Options of the judge, as JudgeRequest has them."""
-
-    judge: str | None
-    rubrics: tuple[str, ...]
-    constitution: str | None
-    principles: Principles
-    scores: bool | None
-    batch: bool
-    concurrency: int | None
-    judge_tokens: int | None
-    prices: Path | None
-    max_usd: float | None
 
 
 def compare(
