@@ -138,10 +138,8 @@ def sync(
     finally:
         for job in jobs.values():
             job.stop(patience=1.0)
-    if as_json:
-        print_json({"run": found.name, "reported": done})
-    for line in () if as_json else done.values():
-        say(line)
+    if done or as_json:
+        result({"run": found.name, "reported": done}, done.values(), as_json=as_json)
     if problems:
         raise UserErrors(problems)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import Judge, Question, both_orders
@@ -65,6 +65,23 @@ class JudgeRequest:
     price: str | None = None
     max_usd: float | None = None
     votes: Path | None = None
+
+
+class JudgeOptions(TypedDict, total=False):
+    """The fields of JudgeRequest, but for `votes`, as keywords of the functions of the Python API."""
+
+    judge: str | None
+    rubrics: tuple[str, ...]
+    constitution: str | None
+    principles: Principles
+    scores: bool | None
+    batch: bool
+    concurrency: int | None
+    judge_tokens: int | None
+    effort: Effort | None
+    prices: Path | None
+    price: str | None
+    max_usd: float | None
 
 
 # Questions by who is asked.
