@@ -25,6 +25,7 @@ from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS
 from localdpo.objective.registry import LOSSES
 from localdpo.prefs.check import CHECKS
 from localdpo.recipe.describe import names_elsewhere, options_table, section_of
+from localdpo.recipe.json_schema import FILE_NAME, schema_text
 from localdpo.records.metrics import METRICS
 
 DOCS: Final = Path(__file__).parent
@@ -45,9 +46,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def other_names() -> str:
-    """What TRL, mlx-lm and PEFT call an option."""
-    rows = ((f"`{name}`", f"`{here}`") for name, here in names_elsewhere().items())
-    return table(("in TRL, mlx-lm or PEFT", "here"), rows)
+    """What other programs call an option."""
+    rows = (
+        (f"`{name}`", ", ".join(programs), f"`{entry.key}`" if entry.key else "", entry.note)
+        for name, (entry, programs) in names_elsewhere().items()
+    )
+    return table(("name", "in", "here", "how"), rows)
 
 
 def code(text: str) -> str:
@@ -174,8 +178,9 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
 
 
 def pages() -> dict[Path, str]:
-    """Every page of docs/ with its generated parts as the code has them now."""
-    return {page: PART.sub(_part, page.read_text(encoding="utf-8")) for page in sorted(DOCS.glob("*.md"))}
+    """Every page of docs/ with its generated parts as the code has them now, and the schema of recipes."""
+    pages = {page: PART.sub(_part, page.read_text(encoding="utf-8")) for page in sorted(DOCS.glob("*.md"))}
+    return {**pages, DOCS.parent / "recipes" / FILE_NAME: schema_text()}
 
 
 def _part(found: re.Match[str]) -> str:
@@ -185,7 +190,7 @@ def _part(found: re.Match[str]) -> str:
 def main() -> None:
     """Write the pages that changed."""
     for page, text in pages().items():
-        if text != page.read_text(encoding="utf-8"):
+        if not page.exists() or text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
 
 

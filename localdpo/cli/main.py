@@ -21,6 +21,7 @@ from localdpo.cli.eval import evaluate
 from localdpo.cli.export import export
 from localdpo.cli.generate import generate
 from localdpo.cli.import_model import import_model
+from localdpo.cli.init import init, schema
 from localdpo.cli.inspect import inspect
 from localdpo.cli.prefs import prefs
 from localdpo.cli.runs import ctl, report, runs_group
@@ -47,6 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(init)
 app.command()(train)
 app.command()(ctl)
 app.command()(watch)
@@ -60,6 +62,7 @@ app.command()(export)
 app.command()(inspect)
 app.command("import")(import_model)
 app.command()(report)
+app.command()(schema)
 app.command()(doctor)
 app.add_typer(prefs)
 

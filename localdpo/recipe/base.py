@@ -27,16 +27,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def option(default: Any, description: str, *, also: str = "", note: str = "", **settings: Any) -> Any:
-    """The one declaration of an option: its default, its meaning, and its names elsewhere.
+def option(default: Any, description: str, **settings: Any) -> Any:
+    """The one declaration of an option: its default and its meaning. Its names elsewhere are in `elsewhere`.
 
     Args:
         default: a value, a function that returns one (of the options before it), or `...`: required.
-        also: what TRL, mlx-lm and PEFT call it, where spelling would not lead to its name. An unknown key of
-            such a name is answered with this option.
-        note: how its value follows from theirs.
         settings: other arguments of pydantic's Field.
     """
-    extra: dict[str, Any] | None = {"also": also.split(), "note": note} if also else None
     given = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(description=description, json_schema_extra=extra, **given, **settings)
+    return Field(description=description, **given, **settings)

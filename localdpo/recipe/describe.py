@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from typing import Annotated, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from localdpo.recipe.elsewhere import PROGRAMS, Name
 from localdpo.recipe.schema import DataSource, Recipe, WeightedSource
 
 SIMPLE_TYPES: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -138,8 +139,11 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
     if not dotted and "." in name and field_at(name):
         above, _, below = name.rpartition(".")
         return f"unknown key; write `{above}:` on one line and `{below}:` indented below it"
-    if meant := names_elsewhere().get(name):
-        return f"unknown key; did you mean {meant}?"
+    if elsewhere := names_elsewhere().get(name):
+        entry = elsewhere[0]
+        if entry.key is None:
+            return f"unknown key, without a counterpart: {entry.note}"
+        return f"unknown key; did you mean {entry.key}{f' ({entry.note})' if entry.note else ''}?"
     siblings = list(fields_of(section)) if not section or section_of(section) else []
     if near := difflib.get_close_matches(name.lower(), siblings, n=1):
         return f"unknown key; did you mean {f'{section}.{near[0]}' if dotted and section else near[0]}?"
@@ -150,16 +154,20 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
     return f"unknown key; the sections are {', '.join(name for name in fields_of('') if section_of(name))}"
 
 
-def names_elsewhere() -> dict[str, str]:
-    """What other libraries call an option (`also` in its declaration), with the option to name instead."""
-    meant = {}
-    for key in all_keys():
-        field = field_at(key)
-        extra = field.json_schema_extra if field else None
-        if isinstance(extra, dict):
-            hint = f"{key} ({extra['note']})" if extra["note"] else key
-            meant.update(dict.fromkeys(cast("list[str]", extra["also"]), hint))
-    return meant
+def names_elsewhere() -> dict[str, tuple[Name, tuple[str, ...]]]:
+    """What other programs call an option: the entry of each name, and the programs that have it.
+
+    Names that some option of a recipe has too are not among them.
+    """
+    own = {part for key in all_keys() for part in (key, key.rpartition(".")[2], key.partition(".")[0])}
+    entries: dict[str, Name] = {}
+    programs: dict[str, tuple[str, ...]] = {}
+    for program in PROGRAMS.values():
+        for name in program.names:
+            if name.theirs not in own and (name.key or name.note):
+                entries.setdefault(name.theirs, name)
+                programs[name.theirs] = tuple(dict.fromkeys((*programs.get(name.theirs, ()), program.title)))
+    return {name: (entry, programs[name]) for name, entry in entries.items()}
 
 
 def _unknown_in_entry(key: str, name: str, dotted: bool) -> str:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import is_demo
+from localdpo.core.names import is_demo, program
 from localdpo.recipe import strict_yaml
 from localdpo.recipe.describe import (
     ENTRIES,
@@ -84,7 +84,22 @@ def dump_recipe(recipe: Recipe, rename: Callable[[str], str] = str) -> str:
     values["loss"] = {"type": values["loss"]["type"], **weights, **recipe.loss.options, **sync}
     if recipe.data.valid is not None:
         del values["data"]["valid_fraction"]
+    return yaml_text(values)
+
+
+def yaml_text(values: dict[str, Any]) -> str:
+    """Sections of options as YAML that reads back as they are."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def problems_of(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """(key, message) of everything that is wrong with sections of options; empty for a recipe."""
+    try:
+        Recipe.model_validate(values)
+    except ValidationError as error:
+        items = [item for item in error.errors(include_url=False) if item["type"] not in ECHOES]
+        return [(key_text(path), _message(item, path)) for item in items for path in [_key_path(item)]]
+    return []
 
 
 def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
@@ -153,7 +168,7 @@ def _read_values(text: str, problems: _Problems) -> dict[str, Any] | None:
         problems.note(problem.path, problem.message, problem.line)
     if not isinstance(document.value, dict):
         if not document.problems:
-            got = "nothing" if document.value is None else _quote(document.value)
+            got = "nothing" if document.value is None else quoted(document.value)
             problems.note((), f"expected sections such as `model:` and `data:`, got {got}", 1)
         return None
     values = expand_shorthands(document.value)
@@ -197,7 +212,7 @@ def _read_text(path: str | os.PathLike[str], name: str) -> str:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(f"{name}: no such recipe; `recipes/` holds some to start from") from None
+        raise UserError(f"{name}: no such recipe; `{program()} init` lists some to start from") from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a folder; name the YAML file in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -234,14 +249,14 @@ def _message(item: Any, path: KeyPath) -> str:
     if item["type"] == ACROSS_SECTIONS:
         return str(item["msg"])
     if isinstance(path[-1], int):
-        return f"expected text, or options such as `source:`, got {_quote(item['input'])}"
+        return f"expected text, or options such as `source:`, got {quoted(item['input'])}"
     field = _field(path)
     assert field is not None
     if item["type"] == "missing":
         return f"missing; expected {expected(field)}: {field.description}"
     wanted, got = expected(field), item["input"]
     quotes = "; put it in quotes" if wanted.startswith("text") and isinstance(got, bool | int | float) else ""
-    return f"expected {wanted}, got {_quote(got)}{quotes}"
+    return f"expected {wanted}, got {quoted(got)}{quotes}"
 
 
 def _field(path: KeyPath) -> FieldInfo | None:
@@ -251,7 +266,8 @@ def _field(path: KeyPath) -> FieldInfo | None:
     return field_at(".".join(map(str, path)))
 
 
-def _quote(value: object) -> str:
+def quoted(value: object) -> str:
+    """A value as JSON in one line, shortened."""
     return _short(json.dumps(value, ensure_ascii=False))
 
 

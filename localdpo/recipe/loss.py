@@ -15,7 +15,7 @@ from localdpo.recipe.base import Count, Losses, Section, Text, Weights, option
 SYNC_OPTIONS: Final = ("sync_every", "sync_alpha")
 
 
-def _option(name: str, also: str = "") -> Any:
+def _option(name: str) -> Any:
     """The field of a loss option: bounds and meaning from the registry, the default from the chosen loss."""
     specs = {loss: spec.options[name] for loss, spec in LOSSES.items() if name in spec.options}
     first = next(iter(specs.values()))
@@ -28,7 +28,6 @@ def _option(name: str, also: str = "") -> Any:
     return option(
         default,
         first.description + readers,
-        also=also,
         gt=first.low if first.open_low else None,
         ge=None if first.open_low else first.low,
         lt=first.high if first.open_high else None,
@@ -48,21 +47,16 @@ def _equal_weights(values: dict[str, Any]) -> tuple[float, ...] | None:
 class LossSection(Section):
     """The objective. Which options a loss reads, and their bounds, are in `localdpo.objective.registry`."""
 
-    type: Text | Losses = option(
-        "sigmoid", "the loss, or a list of losses to add up: " + ", ".join(LOSSES), also="loss_type"
-    )
+    type: Text | Losses = option("sigmoid", "the loss, or a list of losses to add up: " + ", ".join(LOSSES))
     weights: Weights | None = option(
         _equal_weights,
         "weight of each loss of a list in loss.type; 1 each unless given",
-        also="loss_weights",
     )
     beta: float = _option("beta")
     label_smoothing: float = _option("label_smoothing")
     reference_free: bool = _option("reference_free")
-    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option(
-        "f_divergence", also="f_divergence_type"
-    )
-    f_alpha: float = _option("f_alpha", also="f_alpha_divergence_coef")
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = _option("f_divergence")
+    f_alpha: float = _option("f_alpha")
     ld_alpha: float = _option("ld_alpha")
     use_weighting: bool = _option("use_weighting")
     discopop_tau: float = _option("discopop_tau")
@@ -75,12 +69,10 @@ class LossSection(Section):
     sync_every: Count | None = option(
         None,
         "the reference moves towards the policy every N steps (TR-DPO); null: it is frozen",
-        also="ref_model_sync_steps sync_ref_model",
     )
     sync_alpha: Annotated[float, Gt(0), Le(1)] = option(
         0.6,
         "how far it moves: reference = sync_alpha * policy + (1 - sync_alpha) * reference",
-        also="ref_model_mixup_alpha",
     )
 
     @field_validator("type")

@@ -104,7 +104,6 @@ class DataSection(Section):
         ...,
         "file (JSONL, JSON, parquet), hub data set or demo: name to train on, or a list of them "
         "with the options below",
-        also="data_dir dataset dataset_name",
     )
     valid: Several | None = option(
         None, "the same to evaluate on (a list has no weights); null: a part of data.train"
@@ -160,13 +159,11 @@ class DataSection(Section):
 class TrainSection(Section):
     """Steps, batches, optimizer and lengths."""
 
-    epochs: Count | None = option(
-        None, "passes over the training data; 1 where max_steps is not set either", also="num_train_epochs"
-    )
+    epochs: Count | None = option(None, "passes over the training data; 1 where max_steps is not set either")
     max_steps: Count | None = option(
-        None, "steps in all, over the data again and again; with epochs, what ends first counts", also="iters"
+        None, "steps in all, over the data again and again; with epochs, what ends first counts"
     )
-    batch_size: Count = option(8, "pairs in one step", also="per_device_train_batch_size")
+    batch_size: Count = option(8, "pairs in one step")
     compile: Literal["auto"] | bool = option(
         "auto",
         "trace a step as one function; auto: not on a CPU, where it is no faster, "
@@ -176,31 +173,26 @@ class TrainSection(Section):
         "auto",
         "pairs in memory at once, with gradients accumulated over the batch; "
         "auto: as many as fit with the least padding, fewer on a CPU",
-        also="gradient_accumulation_steps",
-        note="batch_size / steps",
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
-    learning_rate: Positive = option(5e-6, "peak learning rate of the schedule", also="lr")
+    learning_rate: Positive = option(5e-6, "peak learning rate of the schedule")
     # Linear decay after 10% warm-up is Tulu 3's schedule for DPO; TRL decays linearly without warm-up.
     schedule: Literal["constant", "linear", "cosine"] = option(
-        "linear", "after warm-up: constant, or linear or cosine decay to 0", also="lr_scheduler_type"
+        "linear", "after warm-up: constant, or linear or cosine decay to 0"
     )
     warmup: CountOrZero | Fraction = option(
         0.1,
         "linear warm-up: a share of all steps (0.1) or a number of steps (10)",
-        also="warmup_ratio warmup_steps",
     )
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lion"] = option(
         "adamw", "update rule; Adam and AdamW are bias-corrected"
     )
     weight_decay: NotNegative = option(0.0, "decoupled weight decay (adamw, sgd, lion)")
     max_grad_norm: Positive = option(1.0, "gradients are clipped to this norm")
-    max_length: Annotated[int, Ge(2)] = option(
-        1024, "tokens of prompt and response together", also="max_seq_length"
-    )
+    max_length: Annotated[int, Ge(2)] = option(1024, "tokens of prompt and response together")
     max_prompt_length: Count | None = option(None, "tokens of the prompt; null: no limit of its own")
     truncation: Literal["keep_start", "keep_end"] = option(
-        "keep_start", "which end of a prompt that is too long is kept", also="truncation_mode"
+        "keep_start", "which end of a prompt that is too long is kept"
     )
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = option(
         0, "seed of the data's order, LoRA weights and dropout"
@@ -208,9 +200,8 @@ class TrainSection(Section):
     gradient_checkpointing: Literal["auto"] | bool = option(
         "auto",
         "recompute activations: less memory, more time; auto: only if a pair does not fit otherwise",
-        also="grad_checkpoint",
     )
-    log_every: Count = option(1, "log every N steps", also="logging_steps")
+    log_every: Count = option(1, "log every N steps")
 
     @field_validator("micro_batch_size", mode="before")
     @classmethod
@@ -248,38 +239,31 @@ class LoraSection(Section):
     """The adapter that is trained."""
 
     # null follows the start adapter, whose shape cannot be changed; without one it is the value in brackets.
-    rank: Count | None = option(
-        None, "inner size of the adapter; null: the start adapter's (else 8)", also="lora_r lora_rank r"
-    )
+    rank: Count | None = option(None, "inner size of the adapter; null: the start adapter's (else 8)")
     scale: Positive | None = option(
         None,
         "multiplier as in mlx-lm (not alpha); null: the start adapter's (else 20)",
-        also="lora_alpha alpha",
-        note="alpha / rank",
     )
-    dropout: Fraction = option(0.0, "dropout on the adapter's input while training", also="lora_dropout")
+    dropout: Fraction = option(0.0, "dropout on the adapter's input while training")
     # No 0: mlx-lm takes the last `layers` blocks with a slice, and [-0:] is all of them.
     layers: Literal[-1] | Count | None = option(
         None,
         "adapt this many of the last blocks, -1 all; null: the start adapter's (else all)",
-        also="num_layers",
     )
     keys: Words | None = option(
         None,
         "linear layers to adapt: [self_attn.q_proj]; null: the start adapter's (else all)",
-        also="target_modules",
     )
     type: Literal["lora", "dora"] | None = option(
         None,
         "lora, or dora (weight-decomposed); null: the start adapter's (else lora)",
-        also="fine_tune_type",
     )
 
 
 class EvalSection(Section):
     """Evaluation while training; it also runs before the first step and after the last."""
 
-    every: Count = option(50, "steps between two evaluations", also="eval_steps steps_per_eval")
+    every: Count = option(50, "steps between two evaluations")
     pairs: Count = option(64, "held-out pairs in an evaluation, at most")
     samples: CountOrZero = option(2, "prompts that policy and reference answer at each evaluation")
     prompts: Text | None = option(None, "file or demo: name of those prompts; null: held-out pairs")
@@ -298,16 +282,14 @@ class EvalSection(Section):
 class SaveSection(Section):
     """Checkpoints; the last step is always saved."""
 
-    every: Count = option(100, "steps between two checkpoints", also="save_steps")
-    keep: Count = option(2, "number of checkpoints kept, the newest", also="save_total_limit")
+    every: Count = option(100, "steps between two checkpoints")
+    keep: Count = option(2, "number of checkpoints kept, the newest")
 
 
 class Recipe(Section):
     """Everything that decides a run. Paths are relative to the current directory, as in mlx-lm."""
 
-    model: Text = option(
-        ..., "folder, .gguf file, hub id or demo: name of the model", also="model_name_or_path"
-    )
+    model: Text = option(..., "folder, .gguf file, hub id or demo: name of the model")
     adapter: Text | None = option(
         None, "adapter to start from, often from SFT; it is part of the reference too"
     )

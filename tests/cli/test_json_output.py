@@ -21,8 +21,8 @@ from localdpo.records.rundir import RunDir
 
 pytestmark = pytest.mark.slow
 
-# They show a screen, talk or serve until they are left.
-WITHOUT_RESULT = {"watch", "chat", "serve", "mcp"}
+# They show a screen, talk or serve until they are left; what schema prints is JSON.
+WITHOUT_RESULT = {"watch", "chat", "serve", "mcp", "schema"}
 # Commands that load a model, and what a key of their result is.
 WITH_MODEL = {
     "train": (["dpo.yaml", "--run", "new", "train.max_steps=1"], "adapter"),
@@ -34,6 +34,7 @@ WITH_MODEL = {
     "inspect": (["r"], "pairs"),
 }
 OTHERS = {
+    "init": (["demo", "--dir", "starters"], "written"),
     "train": (["dpo.yaml", "--run", "r"], "adapter"),
     "runs": ([], None),
     "report": (["r"], "html"),

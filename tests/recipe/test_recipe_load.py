@@ -10,6 +10,7 @@ from recipe_files import RECIPES, ROOT, SMALLEST, problems, write
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.objective.registry import LOSSES
+from localdpo.recipe.json_schema import MODELINE
 from localdpo.recipe.load import load_recipe
 
 OPTIONS = sorted({name for spec in LOSSES.values() for name in spec.options})
@@ -24,7 +25,9 @@ PLAUSIBLE = {
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_repository_load_and_open_with_their_command(path: Path) -> None:
     load_recipe(path)
-    assert f"localdpo train recipes/{path.name}" in path.read_text().splitlines()[0]
+    first, second, *_ = path.read_text().splitlines()
+    assert first == MODELINE
+    assert f"localdpo train recipes/{path.name}" in second
 
 
 def test_the_smallest_recipe_has_the_defaults(tmp_path: Path) -> None:

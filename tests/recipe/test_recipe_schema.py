@@ -71,8 +71,9 @@ def test_numbers_are_not_made_of_text_or_truth_values() -> None:
 
 def test_hints_name_what_exists() -> None:
     assert set(LOSS_SYNONYMS.values()) <= set(LOSSES)
-    for name, meant in names_elsewhere().items():
-        assert field_at(meant.split(" ")[0]), meant
+    for name, (entry, programs) in names_elsewhere().items():
+        assert entry.key is None or field_at(entry.key), entry
+        assert programs
         assert field_at(name) is None, f"{name} is an option, not only a name used elsewhere"
 
 
@@ -84,12 +85,27 @@ def test_hints_name_what_exists() -> None:
         ("train", "beta", False, "did you mean loss.beta?"),
         ("", "gradient_checkpoint", False, "did you mean train.gradient_checkpointing?"),
         ("lora", "alpha", False, "did you mean lora.scale (alpha / rank)?"),
+        (
+            "train",
+            "gradient_accumulation_steps",
+            False,
+            "did you mean train.batch_size (the effective batch: per-device size x accumulation steps x "
+            "devices; train.micro_batch_size is how many are in memory at once)?",
+        ),
         ("save", "zzz", False, "save has every, keep"),
         ("", "loss.beta", False, "write `loss:` on one line and `beta:` indented below it"),
     ],
 )
 def test_unknown_keys_get_the_most_likely_one(section: str, name: str, dotted: bool, hint: str) -> None:
     assert unknown_key(section, name, dotted) == f"unknown key; {hint}"
+
+
+def test_a_key_of_another_program_without_a_counterpart_says_what_there_is() -> None:
+    message = unknown_key("train", "bf16", dotted=False)
+    assert message == (
+        "unknown key, without a counterpart: weights keep the type of the model's folder on a GPU and are "
+        "float32 on a CPU; adapters are float32"
+    )
 
 
 def test_expectations_are_worded_from_types_and_bounds() -> None:

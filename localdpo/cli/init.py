@@ -1,0 +1,128 @@
+"""`localdpo init`: a recipe to start from, or one made from another program's file; `localdpo schema`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from localdpo.cli.options import ForceOption, JsonOption
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.names import PREFIX, program
+from localdpo.out import result, say
+
+# The recipes of the repository: a link there, files in a wheel.
+STARTERS: Final = Path(__file__).resolve().parent.parent / "recipe" / "starters"
+DEMO: Final = "demo"
+# The line of a starter that says how to run it from the repository.
+_COMMAND: Final = re.compile(r"^# .*localdpo train recipes/.*$", re.MULTILINE)
+
+
+def init(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A starter, demo for those that run offline, or the file that --from writes. "
+            "Default: list the starters.",
+        ),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder to write to.")] = Path("."),
+    source: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--from", metavar="trl|mlx-lm|axolotl FILE", help="Make it of this file, YAML or JSON."),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a recipe to start from, or one made from a file of TRL, mlx-lm or Axolotl."""
+    if source is not None:
+        record, lines = from_program(*source, name, folder, force)
+    elif name is None:
+        record = {"starters": {path.stem: _about(path) for path in starters()}}
+        lines = [f"{starter:28} {about}" for starter, about in record["starters"].items()]
+        lines += [
+            "",
+            f"{program()} init NAME writes one of them, {program()} init {DEMO} those that run offline",
+        ]
+    else:
+        record, lines = write_starters(name, folder, force)
+    result(record, lines, as_json=as_json)
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors and other programs."""
+    from localdpo.recipe.json_schema import schema_text
+
+    say(schema_text().rstrip("\n"))
+
+
+def starters() -> list[Path]:
+    """The recipes that are shipped."""
+    return sorted(STARTERS.glob("*.yaml"), key=lambda path: path.stem)
+
+
+def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any], list[str]]:
+    """Write the starter `name`, or all that use the demo's model: (record, lines). Raises UserError(s)."""
+    known = {path.stem: path for path in starters()}
+    if name != DEMO and name not in known:
+        raise UserError(f"init {name}: no such starter; expected {DEMO} or one of {', '.join(known)}")
+    texts = {path.name: path.read_text() for path in ([known[name]] if name in known else known.values())}
+    if name == DEMO:
+        texts = {file: text for file, text in texts.items() if f"model: {PREFIX}" in text}
+    files = {
+        folder / file: _COMMAND.sub(f"# localdpo train {folder / file}", text) for file, text in texts.items()
+    }
+    written = _write(files, folder, force)
+    first = folder / "dpo.yaml" if name == DEMO else next(iter(files))
+    return {"written": written}, [f"written: {', '.join(written)}", f"{program()} train {first}"]
+
+
+def from_program(
+    kind: str, file: Path, name: str | None, folder: Path, force: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the recipe that a program's file comes to: (record, lines), with what has no counterpart."""
+    from localdpo.recipe.convert import convert
+    from localdpo.recipe.elsewhere import PROGRAMS
+    from localdpo.recipe.json_schema import MODELINE
+
+    if kind not in PROGRAMS:
+        raise UserError(f"--from {kind}: expected one of {', '.join(PROGRAMS)}, and its file")
+    converted = convert(file, PROGRAMS[kind])
+    path = folder / f"{(name or file.stem).removesuffix('.yaml')}.yaml"
+    if path.resolve() == file.resolve():
+        raise UserError(f"{path}: is the file itself; give the recipe another NAME")
+    notes = list(converted.notes())
+    head = [MODELINE, f"# localdpo train {path}", f"# From {file.name} of {PROGRAMS[kind].title}."]
+    comments = [*head, *(f"# {note}" for note in notes)]
+    written = _write({path: "\n".join(comments) + "\n" + converted.text()}, folder, force)
+    record = {
+        **{"written": written, "changed": converted.changed, "left": converted.left},
+        **{"off": converted.off, "missing": converted.missing},
+    }
+    then = "fill in what is missing, then: " if converted.missing else ""
+    return record, [f"written: {', '.join(written)}", *notes, f"{then}{program()} train {path} --dry-run"]
+
+
+def _about(path: Path) -> str:
+    """The first sentence of a starter's comment."""
+    comments = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
+    return " ".join(comments[2:]).partition(". ")[0].removesuffix(".")
+
+
+def _write(files: dict[Path, str], folder: Path, force: bool) -> list[str]:
+    """Write recipes, and the schema that they name beside them. Raises UserErrors for those that exist."""
+    from localdpo.core.atomic import write_text
+    from localdpo.recipe.json_schema import FILE_NAME, schema_text
+
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--dir {folder}: is a file; name a folder")
+    if not force and (existing := [path for path in files if path.exists()]):
+        raise UserErrors([UserError(f"{path}: exists already; --force replaces it") for path in existing])
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {**files, folder / FILE_NAME: schema_text()}
+    for path, text in files.items():
+        write_text(path, text)
+    return [str(path) for path in files]

@@ -1,0 +1,89 @@
+"""`localdpo init` and `localdpo schema`, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from localdpo.cli.init import STARTERS, starters
+from localdpo.cli.main import app
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.recipe.load import load_recipe
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_starters_are_listed_with_what_they_are() -> None:
+    lines = runner.invoke(app, ["init"], catch_exceptions=False).stdout.splitlines()
+    assert lines[0].startswith("cdpo ")
+    assert lines[0].endswith("Conservative DPO: dpo.yaml, but it assumes that one label in ten is swapped")
+    assert [line.split()[0] for line in lines[:-2]] == [path.stem for path in starters()]
+
+
+def test_the_demos_starters_run_where_they_are_written() -> None:
+    result = runner.invoke(app, ["init", "demo", "--dir", "demo"], catch_exceptions=False)
+    assert result.stdout.endswith("localdpo train demo/dpo.yaml\n")
+    assert json.loads(Path("demo/recipe.schema.json").read_text())["title"] == "A recipe of localdpo"
+    written = sorted(Path("demo").glob("*.yaml"), key=lambda path: path.stem)
+    assert [path.stem for path in written] == ["cdpo", "dpo", "dpo-too-hot", "ipo", "kto", "sft"]
+    for path in written:
+        assert load_recipe(path) == load_recipe(STARTERS / path.name)
+        assert f"# localdpo train {path}" in path.read_text().splitlines()
+        assert "recipes/" not in path.read_text()
+
+
+def test_nothing_is_replaced_without_force() -> None:
+    runner.invoke(app, ["init", "dpo"], catch_exceptions=False)
+    Path("dpo.yaml").write_text("mine")
+    with pytest.raises(UserErrors, match=r"dpo\.yaml: exists already; --force replaces it"):
+        runner.invoke(app, ["init", "demo"], catch_exceptions=False)
+    assert [path.name for path in sorted(Path().iterdir())] == ["dpo.yaml", "recipe.schema.json"]
+    runner.invoke(app, ["init", "dpo", "--force"], catch_exceptions=False)
+    load_recipe("dpo.yaml")
+
+
+def test_a_recipe_from_another_programs_file() -> None:
+    Path("mine.yaml").write_text(
+        "model: demo:model\ndata: demo:demonstrations/train\nmask_prompt: true\nodd: 3\n"
+    )
+    result = runner.invoke(app, ["init", "sft", "--from", "mlx-lm", "mine.yaml"], catch_exceptions=False)
+    assert "no counterpart: odd: 3\n" in result.stdout
+    assert "# no counterpart: odd: 3\n" in Path("sft.yaml").read_text()
+    assert load_recipe("sft.yaml").train.max_steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dop"], "init dop: no such starter; expected demo or one of cdpo, dpo, dpo-too-hot, ipo"),
+        (
+            ["--from", "unsloth", "a.yaml"],
+            "--from unsloth: expected one of trl, mlx-lm, axolotl, and its file",
+        ),
+        (["--from", "trl", "a.yaml"], "a.yaml: cannot be read: No such file"),
+        (
+            ["--from", "trl", "list.yaml"],
+            "list.yaml: expected options of TRL by name, such as model_name_or_path",
+        ),
+        (["--from", "trl", "empty.yaml"], "empty.yaml: is the file itself; give the recipe another NAME"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    Path("list.yaml").write_text("- a\n")
+    Path("empty.yaml").write_text("{}\n")
+    with pytest.raises(UserError) as error:
+        runner.invoke(app, ["init", *arguments], catch_exceptions=False)
+    assert str(error.value).startswith(message)
+
+
+def test_the_schema_is_json() -> None:
+    result = runner.invoke(app, ["schema"], catch_exceptions=False)
+    assert json.loads(result.stdout)["required"] == ["model", "data"]

@@ -1,0 +1,165 @@
+"""`init --from`: the recipe of another program's file, and what has no counterpart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.recipe.convert import Converted, convert
+from localdpo.recipe.describe import field_at
+from localdpo.recipe.elsewhere import PROGRAMS
+from localdpo.recipe.load import load_recipe, problems_of
+from localdpo.recipe.schema import Recipe
+
+DATA = {"trl": {"model_name_or_path": "m", "dataset_name": "d"}, "mlx-lm": {"model": "m", "data": "d"},
+        "axolotl": {"base_model": "m", "datasets": [{"path": "d", "type": "chatml.intel"}]}}  # fmt: skip
+
+
+def of(folder: Path, program: str, values: dict[str, Any]) -> tuple[Converted, Recipe]:
+    """What a file with these values comes to, as the recipe's reader takes it."""
+    source = folder / "theirs.yaml"
+    source.write_text(yaml.safe_dump(values))
+    converted = convert(source, PROGRAMS[program])
+    path = folder / "recipe.yaml"
+    path.write_text(converted.text())
+    return converted, load_recipe(path)
+
+
+def test_a_config_of_trl(tmp_path: Path) -> None:
+    converted, recipe = of(
+        tmp_path,
+        "trl",
+        {
+            **DATA["trl"],
+            **{"dataset_config": "c", "eval_strategy": "steps", "dataset_train_split": "train_prefs"},
+            **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "bf16": True},
+            **{"learning_rate": 5e-7, "num_train_epochs": 2.0, "max_steps": -1, "warmup_ratio": 0.1},
+            **{"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2], "label_smoothing": 0.1},
+            **{"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["q_proj"]},
+            **{"use_rslora": True, "fp16": False, "max_prompt_length": None, "hub_strategy": "end"},
+            **{"lr_scheduler_type": "polynomial", "sync_ref_model": True, "optim": "adamw_torch_fused"},
+        },
+    )
+    assert (recipe.data.train, recipe.data.valid) == ("d[c]:train_prefs", "d[c]:test")
+    assert (recipe.train.batch_size, recipe.train.epochs, recipe.train.max_steps) == (16, 2, None)
+    assert (recipe.train.learning_rate, recipe.train.warmup, recipe.train.seed) == (5e-7, 0.1, 42)
+    assert (recipe.loss.type, recipe.loss.weights) == (("sigmoid", "sft"), (1.0, 0.2))
+    assert (recipe.loss.label_smoothing, recipe.loss.sync_every) == (0.1, 512)
+    assert (recipe.lora.rank, recipe.lora.scale, recipe.lora.keys) == (16, 8.0, ("self_attn.q_proj",))
+    assert [line.partition(":")[0] for line in converted.left] == [
+        "bf16",
+        "hub_strategy",
+        "lr_scheduler_type",
+    ]
+    assert converted.left[2].endswith("(here it is one of constant, linear, cosine)")
+    assert converted.off == ["fp16", "max_prompt_length"][:1]
+
+
+def test_a_file_without_model_and_data_says_what_to_fill_in(tmp_path: Path) -> None:
+    path = tmp_path / "args.json"
+    path.write_text(
+        json.dumps({"loss_type": ["ipo"], "label_smoothing": 0.1, "max_grad_norm": 0.0}, indent=2)
+    )
+    converted = convert(path, PROGRAMS["trl"])
+    assert converted.missing == ["model", "data.train"]
+    assert list(converted.notes())[-1] == "to fill in: model, data.train"
+    assert converted.left[0].startswith(
+        "label_smoothing: 0.1 (loss.label_smoothing: the ipo loss does not use"
+    )
+    assert converted.left[1].startswith("max_grad_norm: 0.0 (train.max_grad_norm: expected a number > 0")
+    path.write_text(converted.text())
+    with pytest.raises(UserErrors, match=r"args\.json:1 model: expected text, got null"):
+        load_recipe(path)
+
+
+def test_iterations_of_mlx_lm_are_micro_batches(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("train", "valid"):
+        (tmp_path / f"data/{name}.jsonl").touch()
+    converted, recipe = of(
+        tmp_path,
+        "mlx-lm",
+        {
+            **{"model": "m", "data": str(tmp_path / "data"), "iters": 600, "batch_size": 2, "val_batches": 8},
+            **{
+                "grad_accumulation_steps": 4,
+                "steps_per_eval": 100,
+                "resume_adapter_file": "a/adapters.safetensors",
+            },
+            **{"lora_parameters": {"rank": 4, "keys": ["self_attn.v_proj"]}, "optimizer": "adamw"},
+            "optimizer_config": {"adamw": {"weight_decay": 0.01, "eps": 1e-6}, "sgd": {"weight_decay": 1.0}},
+            "lr_schedule": {"name": "cosine_decay", "warmup": 10, "arguments": [1e-4, 600, 1e-7]},
+            "mask_prompt": True,
+        },
+    )
+    assert (recipe.loss.type, recipe.adapter, recipe.eval.pairs) == ("sft", "a", 16)
+    assert recipe.data.train == str(tmp_path / "data/train.jsonl")
+    assert recipe.data.valid == str(tmp_path / "data/valid.jsonl")
+    train = recipe.train
+    assert (train.batch_size, train.max_steps, recipe.eval.every, recipe.save.every) == (8, 150, 25, 25)
+    assert (train.schedule, train.warmup, train.learning_rate) == ("cosine", 10, 1e-4)
+    assert (train.weight_decay, recipe.lora.rank, recipe.lora.scale) == (0.01, 4, 20.0)
+    assert converted.left == ["optimizer_config.adamw.eps: 1e-06"]
+
+
+def test_a_config_of_axolotl(tmp_path: Path) -> None:
+    converted, recipe = of(
+        tmp_path,
+        "axolotl",
+        {
+            **DATA["axolotl"],
+            **{"rl": "simpo", "rl_beta": 2.0, "simpo_gamma": 0.5, "adapter": "qlora", "load_in_4bit": True},
+            **{"micro_batch_size": 2, "gradient_accumulation_steps": 4, "num_epochs": 0.5},
+            **{"lora_r": 32, "lora_alpha": 16, "lora_target_linear": True, "val_set_size": 0.05},
+            **{"learning_rate": 2e-4, "flash_attention": True, "wandb_project": None},
+        },
+    )
+    assert (recipe.data.train, recipe.loss.type, recipe.loss.simpo_gamma) == ("d", "simpo", 0.5)
+    assert (recipe.train.batch_size, recipe.train.warmup, recipe.train.max_length) == (8, 0.03, 512)
+    assert (recipe.lora.scale, recipe.data.valid_fraction) == (0.5, 0.05)
+    assert [line.partition(":")[0] for line in converted.left] == ["load_in_4bit", "num_epochs"]
+    assert converted.off == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_tables_name_options_that_exist(program: str) -> None:
+    names = [name.theirs for name in PROGRAMS[program].names]
+    assert all(name.key is None or field_at(name.key) for name in PROGRAMS[program].names)
+    assert [name for name in names if names.count(name) > 1] in ([], ["warmup_ratio"] * 2)
+
+
+VALUES = st.sampled_from(
+    [None, True, False, 0, 1, 3, -1, 0.5, 1e-5, "", "x", "linear", "constant", "adamw", "dpo", "all-linear",
+     [], ["sigmoid"], ["sigmoid", "ipo"], [1.0], {"a": 1}, [{"path": "d"}], [{"path": "d", "odd": 1}]]
+)  # fmt: skip
+
+
+@given(st.data(), st.sampled_from(sorted(PROGRAMS)))
+def test_nothing_is_dropped_without_a_word(
+    tmp_path_factory: pytest.TempPathFactory, data: Any, program: str
+) -> None:
+    table = PROGRAMS[program]
+    names = st.sampled_from([*(name.theirs for name in table.names if "." not in name.theirs), "odd"])
+    values = DATA[program] | data.draw(st.dictionaries(names, VALUES, max_size=8))
+    path = tmp_path_factory.getbasetemp() / "theirs.json"
+    path.write_text(json.dumps(values))
+    try:
+        converted = convert(path, table)
+    except (UserError, UserErrors):
+        return
+    told = {line.partition(":")[0] for line in converted.left} | {*converted.off, *converted.source.values()}
+    for name, value in values.items():
+        entry = table.find(name)
+        # Options of the recipe that another name decides, or that say what the recipe does anyway.
+        if entry is None or (entry.key is None and value not in entry.moot):
+            assert name in told
+        elif entry.key is not None and value is not None and entry.convert.__name__ == "same":
+            assert name in told or converted.source.get(entry.key)
+    assert not problems_of(yaml.safe_load(converted.text().replace("null", "x")))
