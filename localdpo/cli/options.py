@@ -35,6 +35,10 @@ RunArgument = Annotated[
     str | None, typer.Argument(metavar="RUN", help="Name of the run. Default: the latest.")
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder of the runs.")]
+NotifyOption = Annotated[
+    bool,
+    typer.Option("--notify", help="Notify the desktop of warnings and of the run's end, and ring the bell."),
+]
 PromptsOption = Annotated[
     str | None,
     typer.Option("--prompts", metavar="FILE", help="Prompts: a file, a data set or a demo: name."),

@@ -14,7 +14,7 @@ from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.core.text import format_seconds, printable
 from localdpo.records.events import Event
 from localdpo.records.progress import Progress, advance
-from localdpo.records.wording import PHASES, format_event, format_headline
+from localdpo.records.wording import PHASES, alert_text, format_event, format_headline
 
 if TYPE_CHECKING:
     from localdpo.launch.processes import Worker
@@ -34,15 +34,18 @@ class ProgressView:
 
     On a terminal: a bar with the phase and the time left, and above it a line for evaluations, notices and
     ends. Into pipes and files: a line for each event, of a reference pass one for each tenth.
-    `progress`: where a resumed run was.
+    `progress`: where a resumed run was. `alert` takes each event, if it is given.
     """
 
-    def __init__(self, console: Console, progress: Progress) -> None:
+    def __init__(
+        self, console: Console, progress: Progress, alert: Callable[[Event], None] | None = None
+    ) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
         self._console = console
         self._progress = progress
+        self._alert = alert
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -75,6 +78,8 @@ class ProgressView:
         if line is not None:
             self.say(line)
         self._update()
+        if self._alert is not None:
+            self._alert(event)
 
     def say(self, line: str) -> None:
         print_plain(self._console, line)
@@ -89,6 +94,18 @@ class ProgressView:
             count=f"{done}/{of}" if of is not None else "",
             left=f"{format_seconds(left)} left" if left is not None else "",
         )
+
+
+def alerts(name: str) -> Callable[[Event], None]:
+    """What notifies the desktop of the events of the run `name`."""
+    from localdpo.out.notify import notify
+
+    def alert(event: Event) -> None:
+        text = alert_text(name, event)
+        if text is not None:
+            notify(text)
+
+    return alert
 
 
 def _tenth_done(before: Progress, now: Progress) -> bool:

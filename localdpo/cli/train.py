@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localdpo.cli.options import JsonOption, RunsDirOption
+from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.out import note, print_json
 from localdpo.records.rundir import RunDir
@@ -52,6 +52,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory without training.")
     ] = False,
+    notify: NotifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train with a recipe: SFT, DPO, KTO or another preference loss, as its loss says."""
@@ -70,9 +71,9 @@ def train(
         return
     try:
         if plain or as_json or not has_terminal():
-            code = train_and_watch(found, accept_changes, as_json)
+            code = train_and_watch(found, accept_changes, as_json, notify)
         else:
-            code = train_in_dashboard(found, accept_changes)
+            code = train_in_dashboard(found, accept_changes, notify)
     except UserError:
         found.discard()
         raise
@@ -124,9 +125,9 @@ def say_finished(run: RunDir, as_json: bool) -> None:
         print_json(trained_record(run))
 
 
-def train_and_watch(run: RunDir, accept_changes: bool, as_json: bool) -> int:
+def train_and_watch(run: RunDir, accept_changes: bool, as_json: bool, notify: bool = False) -> int:
     """Start the worker, show its events, explain its end; the exit code of the command."""
-    from localdpo.cli.plain import Interrupts, ProgressView
+    from localdpo.cli.plain import Interrupts, ProgressView, alerts
     from localdpo.launch.processes import start_worker, watch
     from localdpo.out.console import Console
     from localdpo.records.checkpoints import read_log
@@ -138,7 +139,7 @@ def train_and_watch(run: RunDir, accept_changes: bool, as_json: bool) -> int:
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
-        with ProgressView(console, before) as view:
+        with ProgressView(console, before, alerts(run.name) if notify else None) as view:
             view.say(f"run {run.path} (worker {worker.pid}, log {run.worker_log})")
             for event in watch(worker, on_poll=lambda: interrupts.report(view.say)):
                 view.show(event)
@@ -151,7 +152,7 @@ def has_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
+def train_in_dashboard(run: RunDir, accept_changes: bool, notify: bool = False) -> int:
     """Start the worker and show it in the dashboard until the user leaves; the exit code of the command.
 
     Training that has not ended by then continues: that is no error.
@@ -165,7 +166,7 @@ def train_in_dashboard(run: RunDir, accept_changes: bool) -> int:
         interrupts.pass_to(worker)
         # Textual takes a moment to load while the worker starts.
         import localdpo.dashboard.app  # noqa: F401
-    code = open_dashboard(run.path.parent, run, worker)
+    code = open_dashboard(run.path.parent, run, worker, notify=notify)
     if worker.returncode is not None:
         return report_end(worker, by_keyboard=False)
     say_continues(run, worker.pid)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.cli.options import RunsDirOption
+from localdpo.cli.options import NotifyOption, RunsDirOption
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
 from localdpo.out import say
@@ -37,6 +37,7 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Print one frame as text and exit; needs no terminal.")
     ] = False,
+    notify: NotifyOption = False,
     size: Annotated[
         str | None,
         typer.Option(metavar="COLSxROWS", help=f"Size of the frame of --once. Default: {DEFAULT_SIZE}."),
@@ -54,7 +55,7 @@ def watch(
     if once:
         print_frame(runs_dir, found, jump, size or DEFAULT_SIZE)
         return
-    raise typer.Exit(open_dashboard(runs_dir, found, None, jump))
+    raise typer.Exit(open_dashboard(runs_dir, found, None, jump, notify=notify))
 
 
 def active_run(runs_dir: Path) -> RunDir:
@@ -79,7 +80,9 @@ def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
     say(frame.removesuffix("\n"))
 
 
-def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live") -> int:
+def open_dashboard(
+    runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live", *, notify: bool = False
+) -> int:
     """Show the dashboard until the user leaves; its exit code. Names the run if that is still training then.
 
     `worker`: the worker that the command started itself, on which it reports itself.
@@ -87,7 +90,7 @@ def open_dashboard(runs_dir: Path, run: RunDir, worker: Worker | None, jump: str
     from localdpo.dashboard.app import DashboardApp
     from localdpo.dashboard.appbase import run_app
 
-    app = DashboardApp(runs_dir, run, worker, jump)
+    app = DashboardApp(runs_dir, run, worker, jump, notifies=notify)
     run_app(app)
     left = app.feed.run if app.feed is not None else None
     is_own = worker is not None and left is not None and left.path == worker.run.path

@@ -68,6 +68,7 @@ class DashboardApp(TerminalApp):
         worker: the worker that was started from here, None for a viewer.
         request: answers that Compare generates at once, as far as the run's folder lacks them.
         feed: the log of the run that is open, None without one.
+        notifies: whether the desktop is notified of warnings and of the run's end.
     """
 
     ENABLE_COMMAND_PALETTE = True
@@ -92,6 +93,7 @@ class DashboardApp(TerminalApp):
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
         throttle: RenderThrottle | None = None,
+        notifies: bool = False,
     ) -> None:
         super().__init__(environment)
         self.runs_dir = runs_dir
@@ -99,6 +101,9 @@ class DashboardApp(TerminalApp):
         self.request = request
         self.feed: RunFeed | None = None if run is None else RunFeed(run)
         self.now = clock
+        self.notifies = notifies
+        # How many of the log's alerts are known; None before the log was read to its end.
+        self._alerted: int | None = None
         self._jump = jump if run is not None else "runs"
         self._pending = PendingCommands()
         self._throttle = throttle or RenderThrottle()
@@ -129,7 +134,7 @@ class DashboardApp(TerminalApp):
         """Open another run on Live. `worker`: if it was just started from here."""
         self.feed, self.worker, self.request = RunFeed(run), worker, None
         self._pending = PendingCommands()
-        self._last_alive = None
+        self._last_alive = self._alerted = None
         self._poll()
         self.action_go("live")
 
@@ -183,6 +188,11 @@ class DashboardApp(TerminalApp):
         if self._is_refused():
             self.exit()
             return
+        if not feed.behind:
+            if self.notifies and self._alerted is not None:
+                for text in feed.state.alerts[self._alerted :]:
+                    self.alert(text)
+            self._alerted = len(feed.state.alerts)
         now = self.now()
         for screen in self._run_screens():
             screen.follow(feed, now)
@@ -244,6 +254,15 @@ class DashboardApp(TerminalApp):
         """The next theme."""
         index = THEME_NAMES.index(self.theme) if self.theme in THEME_NAMES else -1
         self.set_theme(THEME_NAMES[(index + 1) % len(THEME_NAMES)])
+
+    def action_alerts(self) -> None:
+        """Notify the desktop, or no longer."""
+        self.notifies = not self.notifies
+        self.notify(
+            "the desktop is notified of warnings and of the run's end"
+            if self.notifies
+            else "the desktop is not notified"
+        )
 
     def set_theme(self, name: str) -> None:
         """Switch to the theme `name`, and redraw what Textual does not redraw by itself."""

@@ -23,6 +23,7 @@ from localdpo.core.text import printable
 from localdpo.dashboard.terminal import Abilities, CharFilter, abilities_of, to_ascii, without_controls
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
 from localdpo.out.console import Console
+from localdpo.out.notify import notification
 
 # Rich's pictures fetch a web font; whoever looks at ours is not asked to go online.
 _WEB_FONTS: Final = re.compile(r"@font-face\s*\{.*?\}\s*", re.DOTALL)
@@ -67,6 +68,11 @@ class TerminalApp(App[None]):
     def notify(self, message: str, **options: Any) -> None:
         """Show `message` for a while; it is never parsed as markup, as names may look like it."""
         super().notify(printable(message), **{**options, "markup": False})
+
+    def alert(self, text: str) -> None:
+        """Show `text` as a notification of the desktop."""
+        if self._driver is not None and not self.is_headless:
+            self._driver.write(notification(text))
 
 
 def app_of(node: DOMNode) -> TerminalApp:

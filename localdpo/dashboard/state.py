@@ -21,6 +21,7 @@ from localdpo.records.kinds import RunKind, kind_of
 from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
 from localdpo.records.rundir import State, state_of
+from localdpo.records.wording import alert_text
 
 # Lines for the log view: of all events, and of steps, which would push out all others.
 LOG_LINES: Final = 2000
@@ -159,6 +160,7 @@ class RunState:
         progress: phase, step, total, time left.
         train, evals: series by metric name, of steps and of evaluations.
         notices, samples, pairs, acknowledgements: in the order of the log.
+        alerts: what a notification of the desktop says, in the order of the log.
         ended: the last event, if it ended the run (finished, stopped, failed, crashed).
         last_time: Unix time of the last event, None before the first.
         damage: a line about what is damaged in the log, None where nothing is.
@@ -176,6 +178,7 @@ class RunState:
         self.samples: list[SampleSet] = []
         self.pairs: list[PairsFile] = []
         self.acknowledgements: list[Acknowledgement] = []
+        self.alerts: list[str] = []
         self.ended: Event | None = None
         self.last_time: float | None = None
         self.damage: str | None = None
@@ -243,6 +246,8 @@ class RunState:
         self.count += 1
         self.last_time = event.time
         self.progress = advance(self.progress, event)
+        if (alert := alert_text(self.name, event)) is not None:
+            self.alerts.append(alert)
         if event.type.startswith("run."):
             self._milestones.append(event)
         if event.type not in _QUIET:

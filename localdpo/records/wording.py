@@ -17,7 +17,7 @@ from localdpo.records.checkpoints import adapter_folder
 from localdpo.records.events import Event
 from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, metrics_of
 from localdpo.records.progress import Phase
-from localdpo.records.rundir import RunDir
+from localdpo.records.rundir import ENDS, RunDir
 
 DEFAULT_RUNS_DIR: Final = Path("runs")
 # Fields of events that a line does not have: shown otherwise, or too long.
@@ -69,6 +69,16 @@ def format_headline(event: Event, total: int | None) -> str | None:
         return f"{event.data.get('command') or 'command'}: {event.data.get('message')}"
     if event.type == "run.continued" and event.data.get("reason") != "resume":
         return f"{event.data.get('reason')}: {format_seconds(event.number('seconds') or 0)} not counted"
+    return None
+
+
+def alert_text(name: str, event: Event) -> str | None:
+    """What a notification of the desktop says of an event of the run `name`: a warning, or the run's end."""
+    if event.type == "notice" and event.data.get("level") in ("warning", "critical"):
+        return f"{name}: {event.data['level']}: {event.data.get('message', '')}"
+    if event.type in ENDS:
+        at = "" if event.step is None else f" at step {event.step}"
+        return f"{name} {ENDS[event.type]}{at}"
     return None
 
 

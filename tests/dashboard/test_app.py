@@ -245,6 +245,31 @@ def test_a_paused_run_is_let_go_on(running: RunDir):
     assert commands(running) == [("resume", True)]
 
 
+def test_the_desktop_is_notified_of_what_comes_while_it_looks(
+    running: RunDir, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    monkeypatch.setattr(DashboardApp, "alert", lambda app, text: told.append(text))
+    fields = {"level": "warning", "name": "kl", "message": "KL is high"}
+    with EventWriter(running.events) as log:
+        log.write("notice", 20, **fields)
+        app = make_app(running)
+
+        async def act(pilot: Pilot[None]) -> None:
+            log.write("notice", 20, **{**fields, "message": "not told"})
+            await until(pilot, lambda: len(app.feed.state.notices) == 2 if app.feed else False)
+            await press(pilot, "N")
+            assert told == []
+            log.write("notice", 20, **fields)
+            log.write("run.stopped", 20, reason="ctl", saved=True)
+            await until(pilot, lambda: len(told) == 2)
+            assert told == ["dpo: warning: KL is high", "dpo stopped at step 20"]
+            await press(pilot, "N")
+            assert not app.notifies
+
+        drive(app, act)
+
+
 def test_without_a_worker_a_command_says_so(finished: RunDir):
     app = make_app(finished)
 

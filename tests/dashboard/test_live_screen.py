@@ -16,6 +16,7 @@ from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import keys_of
 from localdpo.dashboard.screens.dialogs import NoticesScreen
+from localdpo.dashboard.system import SystemMonitor, Usage
 from localdpo.dashboard.widgets.chart import LineChart
 from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
 from localdpo.dashboard.widgets.log import LogView
@@ -325,6 +326,31 @@ def test_charts_and_tiles_are_found_by_words(run: RunDir):
         await press(pilot, "escape")
         assert len(charts(app)) == 6
         assert "margin" in frame_text(app).split("\n")[3]
+
+    drive(app, act)
+
+
+def test_the_machine_is_looked_at_only_while_that_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch):
+    looks = []
+
+    def look(monitor: SystemMonitor, pid: int | None) -> Usage:
+        looks.append(pid)
+        return Usage(cpu=0.5, memory=3.0, total=8.0)
+
+    monkeypatch.setattr(SystemMonitor, "look", look)
+    app = make_app(run)
+
+    async def act(pilot: Pilot[None]) -> None:
+        assert "3/8 GB" not in frame_text(app)
+        assert looks == []
+        await press(pilot, "h")
+        await shown(pilot, "3/8 GB")
+        assert looks == [None]
+        assert "worker" not in frame_text(app)
+        await resize(pilot, 80, 24)
+        assert "cpu 50%" in frame_text(app)
+        await press(pilot, "h")
+        assert "3/8 GB" not in frame_text(app)
 
     drive(app, act)
 

@@ -18,7 +18,7 @@ from localdpo.dashboard.widgets.basic import TextLine
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
 from localdpo.dashboard.widgets.log import LogView
 from localdpo.dashboard.widgets.notices import NoticeKey, NoticeLine, alarms, notice_key, unacknowledged
-from localdpo.dashboard.widgets.tiles import TileRow
+from localdpo.dashboard.widgets.tiles import SystemRow, TileRow
 from localdpo.records.wording import PHASES
 
 _TALL: Final = 30  # rows of the terminal from which tiles have boxes and a notice says why
@@ -46,6 +46,7 @@ class LiveScreen(RunScreen):
     def body(self) -> ComposeResult:
         yield NoticeLine(id="notice")
         yield TileRow(id="tiles")
+        yield SystemRow(id="system")
         yield TextLine(id="waiting")
         yield ChartGrid(self._draw_seen, id="charts")
         yield TextLine(id="seen")
@@ -73,6 +74,7 @@ class LiveScreen(RunScreen):
         self._draw_notices(now)
         if not self._is_frozen:
             self._charts.catch_up()
+            self.query_one(SystemRow).poll(self._worker_pid())
 
     def _catch_up(self) -> None:
         """Draw what is new; while a long log is being read, not more often than _READING_SECONDS."""
@@ -91,7 +93,7 @@ class LiveScreen(RunScreen):
 
     def _draw_tiles(self) -> None:
         if self.feed is not None:
-            self.query_one(TileRow).show(self.feed.state, self._charts.weight, self._charts.filter)
+            self.query_one("#tiles", TileRow).show(self.feed.state, self._charts.weight, self._charts.filter)
 
     def reset(self) -> None:
         self._acknowledged = set()
@@ -103,7 +105,7 @@ class LiveScreen(RunScreen):
     def _arrange(self) -> None:
         """Give the parts their rows, from the size of the terminal."""
         height = self.size.height
-        for name in ("#notice", "#tiles"):
+        for name in ("#notice", "#tiles", "#system"):
             self.query_one(name).set_class(height >= _TALL, "-tall")
         rows = self._log_rows()
         self._log.display = rows > 0
@@ -158,6 +160,15 @@ class LiveScreen(RunScreen):
         self._is_frozen = not self._is_frozen
         self._catch_up()
         self._draw_seen()
+
+    def action_system(self) -> None:
+        """Show what machine and worker use, or hide it."""
+        row = self.query_one(SystemRow)
+        row.display = not row.display
+        row.poll(self._worker_pid())
+
+    def _worker_pid(self) -> int | None:
+        return self.feed.run.pid() if self.feed is not None and self.feed.alive else None
 
     def action_charts(self, method: str, *values: Any) -> None:
         """What a key does with the charts: a method of ChartGrid."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +19,8 @@ from localdpo.dashboard.axes import Axis, short
 from localdpo.dashboard.picture import Picture
 from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.state import RunState
+from localdpo.dashboard.system import SystemMonitor, Usage
+from localdpo.dashboard.throttle import Interval
 from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
 
 _BARS: Final = ("▁▂▃▄▅▆▇█", "_.-~=+*#")
@@ -26,6 +30,7 @@ _TREND_ERRORS: Final = 2.0
 _COURSE_COLUMNS: Final = 64
 _NARROWEST: Final = 12
 _MOST: Final = 6
+_LOOK_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,10 @@ class TileRow(Widget):
 
     def show(self, state: RunState, weight: float, words: str) -> None:
         """Show the figures of a run; `weight` and `words` as in `tiles_of`."""
-        tiles = tiles_of(state, weight, words)
+        self.show_tiles(tiles_of(state, weight, words))
+
+    def show_tiles(self, tiles: list[Tile]) -> None:
+        """Show these."""
         if tiles != self._tiles:
             self._tiles = tiles
             self.refresh()
@@ -177,6 +185,49 @@ class TileRow(Widget):
             picture.put(0, column, mark, "ink")
             column += 3
         return picture
+
+
+class SystemRow(TileRow):
+    """What the machine and the worker use, looked at every few seconds while it is shown."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self._monitor = SystemMonitor()
+        self._looks = Interval(_LOOK_SECONDS)
+        self._usages: deque[Usage] = deque(maxlen=_COURSE_COLUMNS)
+
+    def poll(self, pid: int | None) -> None:
+        """Look again, if it is shown and time for it. `pid`: of the worker, None without one."""
+        if self.display and self._looks.has_passed:
+            self._looks.restart()
+            self.run_worker(self._look(pid), exclusive=True)
+
+    async def _look(self, pid: int | None) -> None:
+        # Programs are asked for some of it, and the screen does not wait for them.
+        self._usages.append(await asyncio.to_thread(self._monitor.look, pid))
+        self.show_tiles(system_tiles(self._usages))
+
+
+def system_tiles(usages: Sequence[Usage]) -> list[Tile]:
+    """The tiles of the newest of these looks, with their course: of what is known."""
+    now = usages[-1]
+    of = "" if now.total is None else f"/{now.total:.3g}"
+    texts: dict[str, tuple[str, str, Callable[[float], str]]] = {
+        "cpu": ("machine cpu", "cpu", lambda value: f"{value:.0%}"),
+        "memory": ("machine memory", "of machine", lambda value: f"{value:.3g}{of} GB"),
+        "worker_cpu": ("worker cpu", "worker", lambda value: f"{value:.2g} cores"),
+        "worker_memory": ("worker memory", "worker", lambda value: f"{value:.3g} GB"),
+        "gpu": ("GPU", "GPU", lambda value: f"{value:.0%}"),
+        "gpu_memory": ("GPU memory", "GPU mem", lambda value: f"{value:.3g} GB"),
+        "power": (f"{now.power_of} power", "power", lambda value: f"{value:.3g} W"),
+    }
+    tiles = []
+    for field, (name, brief, form) in texts.items():
+        value = getattr(now, field)
+        if value is not None:
+            course = tuple(known for usage in usages if (known := getattr(usage, field)) is not None)
+            tiles.append(Tile(name, brief, form(value), "level", course))
+    return tiles
 
 
 def _trend_colour(trend: str) -> str:
