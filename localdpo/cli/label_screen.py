@@ -14,10 +14,10 @@ from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
-from localdpo.dashboard.appbase import TerminalApp
+from localdpo.dashboard.appbase import TerminalApp, app_of
 from localdpo.dashboard.keymap import Key, key_name
 from localdpo.dashboard.screens.dialogs import HelpScreen
-from localdpo.dashboard.widgets.answertext import clean
+from localdpo.dashboard.widgets.answertext import clean, prompt_view
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.out.console import Text
 
@@ -146,7 +146,7 @@ class LabelScreen(Screen[None]):
             progress.append(f"  note: {printable(note)}" if note else "")
         self.query_one("#progress", Static).update(progress)
         self.query_one("#label-prompt", TextPanel).show(
-            Text(clean(now.item.prompt if now is not None else _ALL_DONE))
+            prompt_view(now.item.prompt if now is not None else _ALL_DONE, app_of(self).palette)
         )
         self.query_one("#label-panes").display = now is not None
         for index, name in enumerate(("first", "second")):

@@ -15,6 +15,9 @@ _STEERING: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
+ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+# A conversation as text is `role: text`, turn by turn, with an empty line between them.
+_TURN: Final = re.compile(rf"(?:\A|\n\n)({'|'.join(ROLES)}): ")
 Op = Literal["same", "old", "new"]
 Piece = tuple[Op, str]
 Items = TypeVar("Items", str, list[str])
@@ -91,6 +94,14 @@ def age(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit} ago"
     return f"{whole}s ago"
+
+
+def turns_of(text: str) -> list[tuple[str, str]]:
+    """(role, text) of each turn of a conversation as text, in order; any other text is one without a role."""
+    if _TURN.match(text) is None:
+        return [("", text)]
+    _, *parts = _TURN.split(text)
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def common_prefix(texts: Sequence[Items]) -> Items:

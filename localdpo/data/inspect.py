@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from localdpo.core.text import counted
+from localdpo.core.text import ROLES, counted
 from localdpo.data.rows import describe_dropped, name_unread
 from localdpo.data.store import Mixture, MixturePart, TokenStore
 from localdpo.data.types import EncodedRow
@@ -22,6 +22,11 @@ MARK, CLOSE, NEWLINE = "▸", "◂", "⏎\n"
 # tokens of context, and wait for the character to be complete.
 _CONTEXT = 8
 _BROKEN = "\ufffd"
+# What templates call the roles.
+_ROLE_NAMES = {
+    **{role: role for role in ROLES},
+    **{"human": "user", "inst": "user", "model": "assistant", "chatbot": "assistant", "/inst": "assistant"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,38 @@ def token_spans(
         spans.append((end - start, text))
         start = end
     return spans
+
+
+def prompt_words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """An encoded prompt for people: `role: text`, turn by turn, as far as its template names the roles.
+
+    The text alone of a single user's turn, and without special tokens where no role is named.
+    """
+    names = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    turns: list[tuple[str, str]] = [("", "")]
+    mark, start = "", 0
+    for place, id in enumerate([*ids, None]):
+        if id is not None and id not in names:
+            continue
+        text = _decode(tokenizer, ids[start:place])
+        head, _, rest = text.partition("\n")
+        if (role := _role(head)) is not None:
+            turns.append((role, rest))
+        elif (role := _role(mark)) is not None:
+            turns.append((role, text))
+        else:
+            turns[-1] = (turns[-1][0], turns[-1][1] + text)
+        mark, start = names.get(id, "") if id is not None else "", place + 1
+    said = [(role, text.strip()) for role, text in turns if text.strip()]
+    if len(said) <= 1 and all(role in ("", "user") for role, _ in said):
+        return said[0][1] if said else ""
+    return "\n\n".join(f"{role}: {text}" if role else text for role, text in said)
+
+
+def _role(mark: str) -> str | None:
+    """The role that a control token (`<|user|>`, `[INST]`), or the line after one, stands for."""
+    name = mark.strip("<|>[]").strip().lower().removesuffix("_token")
+    return _ROLE_NAMES.get(name)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import encode_prompt
-from localdpo.data.inspect import named_parts, report_lines
+from localdpo.data.inspect import named_parts, prompt_words, report_lines
 from localdpo.data.prompts import read_prompt_rows
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
@@ -274,9 +274,7 @@ def held_out_prompts(base: Base, valid: Rows, count: int) -> list[WatchedPrompt]
         if len(prompts) == count:
             break
         prompts[tuple(valid.store[int(i)].prompt.tolist())] = None
-    return [
-        WatchedPrompt(base.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids) for ids in prompts
-    ]
+    return [WatchedPrompt(prompt_words(ids, base.tokenizer._tokenizer), ids) for ids in prompts]
 
 
 def check_paths(forward: Forward, rows: Rows, note: Note) -> None:

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from localdpo.data.inspect import token_spans
+from localdpo.data.inspect import prompt_words, token_spans
 from localdpo.data.store import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
@@ -161,7 +161,7 @@ def as_text(scored: ScoredPair, store: Mixture, tokenizer: TokenizerWrapper) -> 
         values = zip(ids, texts, scored.logps[k].tolist(), known, scored.rewards[k].tolist(), strict=True)
         return ResponseRewards(tuple(TokenReward(*value) for value in values))
 
-    text = inner.decode(prompt, skip_special_tokens=True).strip()
+    text = prompt_words(prompt, inner)
     return PairRewards(row.row + 1, store.source_of(scored.index), text, response(0), response(1))
 
 

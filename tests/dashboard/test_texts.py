@@ -15,6 +15,7 @@ from localdpo.dashboard.widgets.answertext import (
     clean,
     diff_text,
     ink_on,
+    prompt_view,
     scale_of,
     shade_of,
     signed,
@@ -34,6 +35,19 @@ def view(numbers: bool = False, **abilities: object) -> Tinting:
 
 def styles(text: Text) -> list[tuple[str, str]]:
     return [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
+
+
+def test_of_a_conversation_the_last_question_comes_first_with_roles_as_labels():
+    shown = prompt_view("system: be brief\n\nuser: hi\n\nassistant: \x1b[2Jhello\n\nuser: and\nnow?", DARK)
+    assert shown.plain.split("\n") == [
+        " user  and",
+        "now?",
+        " system  be brief",
+        " user  hi",
+        " assistant  \\x1b[2Jhello",
+    ]
+    assert [text for text, _ in styles(shown)] == [" user ", " system ", " user ", " assistant "]
+    assert prompt_view("a question", DARK).plain == "a question"
 
 
 def test_both_sides_of_a_difference_are_marked():

@@ -13,7 +13,7 @@ from localdpo.dashboard.compare_state import AnswersSource, CompareState, Prompt
 from localdpo.dashboard.compare_texts import NO_ANSWERS, CompareTexts, titles
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.widgets.answertext import clean
+from localdpo.dashboard.widgets.answertext import prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.out.console import Text
 from localdpo.records.verdicts import Choice
@@ -221,7 +221,8 @@ class CompareScreen(RunScreen):
         if view is None:
             self.query_one("#figures", Static).update("no prompt passes this filter: f chooses the next")
             return
-        self.query_one("#question", TextPanel).show(Text(clean(view.text)), f"prompt {view.index + 1}")
+        shown = prompt_view(view.text, self.palette)
+        self.query_one("#question", TextPanel).show(shown, f"prompt {view.index + 1}")
         self.query_one("#figures", Static).update(texts.figures(view))
         self._draw_panes(state, texts, view)
 

@@ -16,7 +16,7 @@ from localdpo.dashboard.jobs import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.throttle import Interval
-from localdpo.dashboard.widgets.answertext import clean, diff_text
+from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.dashboard.widgets.evaluation import (
     EvaluationLine,
@@ -292,7 +292,7 @@ class JudgeScreen(RunScreen):
         names = (evaluation.labels[duel.first], evaluation.labels[duel.second])
         new, old = row.answers[duel.first].text, row.answers[duel.second].text
         panels = {
-            "verdict-prompt": (Text(clean(row.prompt)), f"prompt {row.id}"),
+            "verdict-prompt": (prompt_view(row.prompt, self.palette), f"prompt {row.id}"),
             "first-answer": (diff_text(old, new, "new", self.palette, self.abilities), names[0]),
             "second-answer": (diff_text(old, new, "old", self.palette, self.abilities), names[1]),
             "opinions": (self._opinions(verdict, names), "the judge's reasons"),

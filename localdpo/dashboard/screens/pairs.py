@@ -13,7 +13,14 @@ from localdpo.core.errors import UserError
 from localdpo.core.text import common_prefix, printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
-from localdpo.dashboard.widgets.answertext import Tinting, clean, scale_of, signed, tints_legend, tokens_text
+from localdpo.dashboard.widgets.answertext import (
+    Tinting,
+    prompt_view,
+    scale_of,
+    signed,
+    tints_legend,
+    tokens_text,
+)
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.dashboard.widgets.slider import StepSlider
 from localdpo.out.console import Text
@@ -164,7 +171,9 @@ class PairsScreen(StepScreen):
             return
         of = "" if self._one_source() else f" of {pair.source}"
         self.query_one("#pair-prompt", TextPanel).show(
-            Text(clean(pair.prompt)), f"row {pair.row}{of}: prompt", f"margin {signed(pair.margin)}"
+            prompt_view(pair.prompt, self.palette),
+            f"row {pair.row}{of}: prompt",
+            f"margin {signed(pair.margin)}",
         )
         limit = scale_of(pair.chosen.tokens, pair.rejected.tokens)
         tinting = Tinting(limit, self._as_numbers, self.palette, self.abilities)

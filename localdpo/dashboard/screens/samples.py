@@ -12,7 +12,7 @@ from textual.widgets import Static
 from localdpo.core.text import count_words, counted, printable, word_diff
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
-from localdpo.dashboard.widgets.answertext import clean, diff_text
+from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.dashboard.widgets.slider import StepSlider
 from localdpo.out.console import Text
@@ -106,7 +106,7 @@ class SamplesScreen(StepScreen):
         note = f"against {name}: {changed}" if old is not None else ""
         self.query_one(StepSlider).show(self._walk, note)
         self.query_one("#prompt", TextPanel).show(
-            Text(clean(sample.prompt)), f"prompt {index + 1} of {len(samples)}"
+            prompt_view(sample.prompt, self.palette), f"prompt {index + 1} of {len(samples)}"
         )
         title = f"policy at step {self._walk.step}"
         before, now = self.query_one("#before", TextPanel), self.query_one("#now", TextPanel)

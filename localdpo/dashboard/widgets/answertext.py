@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from rich.style import Style
 
-from localdpo.core.text import counted, printable, word_diff
+from localdpo.core.text import counted, printable, turns_of, word_diff
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette, blend, ink_on
 from localdpo.out.console import Text
@@ -39,6 +39,21 @@ def clean(text: str) -> str:
     shown = "\n".join(printable(line) for line in text[:_LONGEST].split("\n"))
     rest = len(text) - _LONGEST
     return shown if rest <= 0 else f"{shown}\n... {counted(rest, 'character')} more"
+
+
+def prompt_view(text: str, palette: Palette) -> Text:
+    """A prompt: of a conversation the last question first, then what came before it, each with its role."""
+    turns = turns_of(text)
+    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=len(turns) - 1)
+    view = Text()
+    for index in [last, *(i for i in range(len(turns)) if i != last)]:
+        role, said = turns[index]
+        if view.plain:
+            view.append("\n")
+        if role:
+            view.append(f" {role} ", f"reverse {palette.muted}").append(" ")
+        view.append(clean(said))
+    return view
 
 
 def diff_text(
