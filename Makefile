@@ -59,7 +59,7 @@ test-long: setup
 
 # Of their own, since their packages pin others that training needs. The tests' conftest.py needs MLX; these do not.
 test-trackers: $(TRACKERS_STAMP)
-	PYTHONPATH=. .venv-trackers/bin/python -m pytest -q --noconftest tests/trackers/test_real_trackers.py
+	PYTHONPATH=$(CURDIR) .venv-trackers/bin/python -m pytest -q --noconftest tests/trackers/test_real_trackers.py
 
 $(TRACKERS_STAMP): requirements-trackers.txt
 	$(PYTHON) -m venv .venv-trackers

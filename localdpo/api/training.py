@@ -23,6 +23,7 @@ from localdpo.core.errors import (
 from localdpo.launch.begin import TrainRequest, open_run
 from localdpo.launch.explain import CRASHED_EXIT, exit_code, explain_death
 from localdpo.launch.processes import Worker, start_worker, watch
+from localdpo.launch.reporting import Reporters
 from localdpo.out import note
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
@@ -123,9 +124,18 @@ def _train_here(run: RunDir, accept_changes: bool, on_event: OnEvent | None) -> 
     from localdpo.train.control import StopRequest
     from localdpo.train.worker import train_run
 
-    stop = StopRequest()
+    stop, reporters = StopRequest(), Reporters(run)
+
+    def pass_on(event: Event) -> None:
+        reporters.look()
+        if on_event is not None:
+            on_event(event)
+
     with _stopped_by_ctrl_c(stop):
-        train_run(run, stop, accept=accept_changes, on_event=on_event)
+        try:
+            train_run(run, stop, accept=accept_changes, on_event=pass_on)
+        finally:
+            reporters.finish(threading.Event().wait)  # never set: Ctrl-C raises
 
 
 @contextlib.contextmanager

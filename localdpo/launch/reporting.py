@@ -13,18 +13,16 @@ import contextlib
 import faulthandler
 import os
 import re
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.names import command_line
-from localdpo.core.process import SignalPipe
 from localdpo.core.text import counted
 from localdpo.launch.processes import Job, watch
 from localdpo.out import guard, say, say_errors
@@ -39,6 +37,7 @@ NOTICE: Final = "tracker"
 REPORTED: Final = "reported to "
 _PATIENCE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 1.0
+_FINISH_SECONDS: Final = 0.2
 # How faulthandler begins when a call took too long.
 _TIMEOUT: Final = "Timeout ("
 _SECRET: Final = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
@@ -107,13 +106,14 @@ class Reporters:
                 if (problem := problem_of(job)) is not None:
                     self._write_notice(name, problem)
 
-    def finish(self, signals: SignalPipe) -> None:
-        """Give them time to write what is left, unless a signal asks to stop, and end them."""
+    def finish(self, is_stopped: Callable[[float], bool]) -> None:
+        """Give them time to write what is left, and end those that are not done.
+
+        `is_stopped` waits at most so many seconds, and says whether a person asks to stop at once.
+        """
         self.look()
         deadline = time.monotonic() + patience()
-        while self._jobs and (left := deadline - time.monotonic()) > 0:
-            if any(number != signal.SIGCHLD for number in signals.read(min(left, _LOOK_SECONDS))):
-                break
+        while self._jobs and time.monotonic() < deadline and not is_stopped(_FINISH_SECONDS):
             self.look()
         for name, job in self._jobs.items():
             job.stop(patience=1.0)

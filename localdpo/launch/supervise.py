@@ -71,7 +71,7 @@ def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
         code = _wait(worker, signals, reporters)
         if not any(is_end(event) for event in events.poll()):
             _write_end(run, code, log_start)
-    reporters.finish(signals)
+    reporters.finish(lambda seconds: bool(set(signals.read(seconds)) - {signal.SIGCHLD}))
     return code
 
 

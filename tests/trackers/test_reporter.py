@@ -10,12 +10,17 @@ import pytest
 from tracked_runs import RECIPE, as_charted, points_of, resume, samples_in, start, stopped_run, train
 
 from localdpo.core.errors import UserErrors
+from localdpo.recipe.load import dump_recipe, load_recipe
+from localdpo.recipe.schema import Recipe
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
 from localdpo.records.rundir import Ending, RunDir
+from localdpo.trackers import registry
 from localdpo.trackers import reporter as module
 from localdpo.trackers.base import Row, TrackedRun, charted
 from localdpo.trackers.registry import TRACKERS, TrackerName, require_packages
 from localdpo.trackers.reporter import Reporter
+from localdpo.train.control import StopRequest
+from localdpo.train.worker import train_run
 
 
 class Memory:
@@ -126,6 +131,41 @@ def test_metrics_have_the_names_that_transformers_callbacks_give_them():
 
 def test_a_recipe_may_name_every_tracker():
     assert get_args(TrackerName) == tuple(TRACKERS)
+
+
+def test_a_run_does_not_begin_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    recipe = Recipe.model_validate(
+        {"model": "demo:model", "data": {"train": "demo:preferences/train"}, "report_to": "wandb"}
+    )
+    run = RunDir.create(tmp_path, "dpo", dump_recipe(recipe))
+    with pytest.raises(UserErrors, match="report_to: wandb needs the package wandb"):
+        train_run(run, StopRequest(), accept=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("none", ()),
+        ("wandb", ("wandb",)),
+        (["none"], ()),
+        (["mlflow", "wandb", "mlflow"], ("mlflow", "wandb")),
+    ],
+)
+def test_report_to_is_read_as_hugging_face_does(value: object, names: tuple[str, ...]):
+    data = {"train": "demo:preferences/train"}
+    recipe = Recipe.model_validate({"model": "demo:model", "data": data, "report_to": value})
+    assert recipe.report_to == names
+
+
+def test_an_unknown_tracker_is_one_line(tmp_path: Path):
+    path = tmp_path / "dpo.yaml"
+    path.write_text("model: demo:model\ndata: {train: demo:preferences/train}\nreport_to: [wandb, comet]\n")
+    with pytest.raises(UserErrors) as raised:
+        load_recipe(path)
+    assert raised.value.lines == (
+        f'{path}:3 report_to: expected a list of wandb, tensorboard, trackio, mlflow, got "comet"',
+    )
 
 
 def test_a_missing_package_is_one_line_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from command import localdpo
 from tracked_runs import as_charted, points_of, resume, samples_in, stopped_run
 
-from localdpo.core.process import SignalPipe
 from localdpo.launch import reporting
 from localdpo.launch.processes import Job, start_worker
 from localdpo.launch.reporting import PATIENCE_SWITCH, Reporters
@@ -70,23 +68,17 @@ def test_a_tracker_that_is_not_done_is_ended(stop: bool, monkeypatch: pytest.Mon
     stuck = Job([sys.executable, "-S", "-c", "import time; time.sleep(60)"], Path("log"), "wandb", "")
     monkeypatch.setattr(reporting, "start_reporter", lambda run, name, again: stuck)
     run = RunDir.create("runs", "dpo", "model: demo:model\n")
-    reporters, signals = Reporters(run), SignalPipe((signal.SIGINT, signal.SIGCHLD))
-    try:
-        assert reporters.look_again is not None
-        with EventWriter(run.events) as log:
-            log.write("run.started", recipe={"report_to": ["wandb"]})
-            reporters.look()
-            assert reporters.look_again is not None
-            log.write("run.resumed", 3)
-            log.write("eval", 3, metrics={})
+    reporters = Reporters(run)
+    with EventWriter(run.events) as log:
+        log.write("run.started", recipe={"report_to": ["wandb"]})
         reporters.look()
-        assert reporters.look_again is None
-        if stop:
-            signal.raise_signal(signal.SIGINT)
-        began = time.monotonic()
-        reporters.finish(signals)
-    finally:
-        signals.close()
+        assert reporters.look_again is not None
+        log.write("run.resumed", 3)
+        log.write("eval", 3, metrics={})
+    reporters.look()
+    assert reporters.look_again is None
+    began = time.monotonic()
+    reporters.finish(lambda seconds: stop or bool(time.sleep(seconds)))
     assert time.monotonic() - began < 10
     assert not stuck.is_running
     assert [event.data["message"] for event in notices_of(run)] == ["wandb was ended before it was done"]
