@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from localdpo.cli.bench import bench
 from localdpo.cli.chat import chat
 from localdpo.cli.compare import compare
 from localdpo.cli.doctor import doctor
@@ -64,6 +65,7 @@ app.command("import")(import_model)
 app.command()(report)
 app.command()(schema)
 app.command()(doctor)
+app.command()(bench)
 app.add_typer(prefs)
 
 

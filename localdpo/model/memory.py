@@ -265,6 +265,22 @@ def estimate(
     )
 
 
+def operations(model: ModelShape, batch: BatchShape, *, rank: int, checkpoint: bool) -> int:
+    """Additions and multiplications of a micro-batch's gradients, those of matrix products alone.
+
+    A product of a frozen matrix is taken twice, for the value and for the gradient of its input; those of
+    attention and of the adapters (on all seven projections, of this rank) three times; all but the head's
+    once more where blocks are recomputed.
+    """
+    tokens = batch.tokens
+    frozen = 2 * tokens * model.block_weights
+    attention = 2 * 2 * model.query * batch.scores
+    columns = 7 * model.hidden + 2 * (model.query + model.keys) + 3 * model.inner
+    adapters = 2 * tokens * rank * columns
+    block = (2 + checkpoint) * frozen + (3 + checkpoint) * (attention + adapters)
+    return model.blocks * block + 2 * 2 * batch.scored * model.hidden * model.vocabulary
+
+
 @dataclass(frozen=True)
 class _Block:
     """Bytes of one block.

@@ -22,6 +22,7 @@ from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, may_use_tf32
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.load import Base, load_base
+from localdpo.model.memory import MemoryEstimate
 from localdpo.model.packed import Segment, segments_of
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
@@ -48,6 +49,7 @@ class Session:
         config: the adapter's shape.
         start: adapter weights that the policy starts from; the frozen reference's too.
         micro: rows in memory at once.
+        memory: what a step is estimated to take; None where the model's config.json tells too little.
         scoring_batch: rows scored at once without gradients, by the reference pass and evaluations.
         train, valid: rows.
         eval_positions: rows of `valid` that an evaluation covers.
@@ -69,6 +71,7 @@ class Session:
     objective: Objective
     schedule: Schedule
     micro: int
+    memory: MemoryEstimate | None
     scoring_batch: int
     train: Rows
     valid: Rows
@@ -154,6 +157,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
         objective=objective,
         schedule=schedule,
         micro=layout.micro,
+        memory=layout.memory,
         scoring_batch=batch,
         train=train,
         valid=valid,

@@ -44,12 +44,14 @@ class Layout:
     Attributes:
         micro: rows in memory at once; a traced line takes more where they have room in its longest one.
         checkpoint: whether activations are recomputed.
+        memory: the estimate; None where the model's config.json tells too little.
         lines: the estimate against the limit, and the shapes, in words.
         shapes: of the micro-batches of a traced run; None where nothing is traced.
     """
 
     micro: int
     checkpoint: bool
+    memory: MemoryEstimate | None
     lines: tuple[str, ...]
     shapes: ShapeTable | None
 
@@ -97,7 +99,7 @@ def fit(
     except (KeyError, TypeError) as error:
         # Unknown names in its config.json. On a GPU, where nobody knows what fits, as few rows as possible.
         micro = fewest if wanted == "auto" and not backend.is_cpu else most
-        return _layout(micro, section.gradient_checkpointing is True, _unknown(error), tables)
+        return _layout(micro, section.gradient_checkpointing is True, None, _unknown(error), tables)
     need = MemoryNeed(train, sizes, model, config, backend, shared=shared, tables=tables)
     if section.gradient_checkpointing == "auto":
         checkpoint = need(fewest if wanted == "auto" else most, False).total > FILLED * limit
@@ -118,7 +120,7 @@ def fit(
         line += "; gradient checkpointing is on: without it a step would not fit"
     if memory.total > limit:
         line += "; more than there is: lower train.micro_batch_size"
-    return _layout(micro, checkpoint, line, tables)
+    return _layout(micro, checkpoint, memory, line, tables)
 
 
 def traces(recipe: Recipe, backend: Backend) -> bool:
@@ -162,16 +164,18 @@ def traced_cost(table: ShapeTable, model: ModelShape) -> float:
     return table.computed + score * table.scores + LAUNCH_COLUMNS * table.planned
 
 
-def _layout(micro: int, checkpoint: bool, line: str, tables: Tables | None) -> Layout:
+def _layout(
+    micro: int, checkpoint: bool, memory: MemoryEstimate | None, line: str, tables: Tables | None
+) -> Layout:
     if tables is None:
-        return Layout(micro, checkpoint, (line,), None)
+        return Layout(micro, checkpoint, memory, (line,), None)
     table = tables(micro)
     rows = micro if table.packing is None else table.packing.rows
     shapes = (
         f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, {counted(rows, 'row')} at most; "
         f"{table.padding:.0%} of what is computed is padding, {table.least_padding:.0%} if each had its own"
     )
-    return Layout(micro, checkpoint, (line, shapes), table)
+    return Layout(micro, checkpoint, memory, (line, shapes), table)
 
 
 class MemoryNeed:

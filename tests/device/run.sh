@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a device can show, in under six minutes: the self-check, then 20 steps of DPO on a random 4-bit
-# model of Qwen3-0.6B's shape, recomputed or not, traced or not. Nothing is fetched, nothing is left behind.
+# model of Qwen3-0.6B's shape, recomputed or not, traced or not (`localdpo bench`). Nothing is fetched, nothing is left behind.
 #
 #     PYTHON=python3 tests/device/run.sh [RESULTS.json]
 #
@@ -34,7 +34,13 @@ $limit "$python" "${check[@]}" 2>&1 | tee "$folder/check.txt"
 checked=${PIPESTATUS[0]}
 echo "== doctor --check: exit code $checked after $((SECONDS - began)) s"
 echo "== 20 steps of DPO"
-"$python" tests/device/steps.py "$folder" ${SMALL:+--small} ${results:+--json "$results"}
+shape=0.6b; [ -n "${SMALL:-}" ] && shape=tiny
+bench=(-m localdpo bench "$shape" --steps "${STEPS:-20}" --every-way)
+if [ -n "$results" ]; then
+    "$python" "${bench[@]}" --json >"$results"
+else
+    "$python" "${bench[@]}"
+fi
 stepped=$?
 echo "== all of it: $((SECONDS - began)) s; check $checked, steps $stepped"
 [ "$checked" = 0 ] && [ "$stepped" = 0 ]

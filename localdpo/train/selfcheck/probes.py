@@ -18,6 +18,12 @@ GB = 1e9
 
 def matmul(dtype: mx.Dtype) -> CheckResult:
     """Square products, as many as a second or so takes."""
+    rate, size = matmul_rate(dtype)
+    return CheckResult("info", f"{rate / 1e12:.3g} TFLOP/s in products of {size} x {size}")
+
+
+def matmul_rate(dtype: mx.Dtype) -> tuple[float, int]:
+    """(operations a second of square products, their size)."""
     cpu = device_name() == "cpu"
     size = 4096 if not cpu else 1024 if dtype == mx.float32 else 256
     a, b = (mx.random.normal((size, size)).astype(dtype) for _ in range(2))
@@ -28,8 +34,7 @@ def matmul(dtype: mx.Dtype) -> CheckResult:
         began = time.perf_counter()
         mx.eval([a @ b for _ in range(repeats)] if repeats < 8 else _chain(a, b, repeats))
         seconds = time.perf_counter() - began
-    rate = 2 * size**3 * repeats / seconds
-    return CheckResult("info", f"{rate / 1e12:.3g} TFLOP/s in products of {size} x {size}")
+    return 2 * size**3 * repeats / seconds, size
 
 
 def _chain(a: mx.array, b: mx.array, repeats: int) -> mx.array:
