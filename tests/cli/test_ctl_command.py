@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,9 +87,7 @@ def test_a_run_is_steered_from_elsewhere(run: RunDir, worker: Worker, capsys: py
     assert told(capsys, "resume") == f"resumed after step {taken}"
     assert last(run, "run.continued").data["seconds"] > 0.5
     until(lambda: steps(run) > taken)
-    done = subprocess.run(
-        [sys.executable, "-m", "localdpo", "ctl", "dpo", "stop", "--no-save"], capture_output=True, text=True
-    )
+    done = localdpo("ctl", "dpo", "stop", "--no-save")
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopping without saving\n", "")
     assert worker.wait() == 3
     assert newest_checkpoint(run) == run.checkpoint_path(taken)
@@ -101,6 +97,7 @@ def test_a_run_is_steered_from_elsewhere(run: RunDir, worker: Worker, capsys: py
         ctl("dpo", "pause")
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_pause_saves_and_stops(run: RunDir, worker: Worker):
     ctl("dpo", "pause")
     worker.interrupt()
@@ -180,6 +177,5 @@ def test_mistakes_on_the_command_line(deaf: RunDir):
 
 
 def test_the_help_names_every_command():
-    done = subprocess.run([sys.executable, "-m", "localdpo", "ctl", "--help"], capture_output=True, text=True)
-    words = " ".join(done.stdout.split())
+    words = " ".join(localdpo("ctl", "--help").stdout.split())
     assert all(f"{command}: {meaning}" in words for command, meaning in COMMANDS.items())
