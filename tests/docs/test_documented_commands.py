@@ -26,6 +26,9 @@ LINE = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?((?:localdpo|mlx_lm\.\w+) .*)$", re
 NOT_RUN = {
     r"qwen3-0\.6b-ultrafeedback": "model and data come from the hub",
     r"import policy\.pt": "needs PyTorch; see tests/interop/test_peft.py",
+    r"localdpo serve": "goes on until it is stopped; see tests/interop/test_serve.py",
+    r"prefs label": "takes a person at a terminal; see tests/cli/test_prefs_label_command.py",
+    r"runs sync": "needs the packages of the trackers; see tests/trackers",
     r"import \S+\.gguf": "needs a file of 100 MB; see tests/gguf/test_real_file.py",
 }
 # What stands for something of the reader's own.
@@ -42,7 +45,7 @@ LESS = {
     "train": ["train.max_steps=2", "eval.pairs=4", "eval.samples=0", "eval.kl_samples=0"],
     "eval": ["--limit", "4", "--max-tokens", "8"],
     "compare": ["--limit", "2", "--max-tokens", "8"],
-    "prefs build": ["--limit", "4", "--max-tokens", "64"],
+    "prefs build": ["--limit", "4", "--max-tokens", "64", "--valid-count", "1"],
     "generate": ["--max-tokens", "8"],
 }
 
