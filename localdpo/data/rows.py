@@ -26,7 +26,7 @@ _SHOWN_PROBLEMS = 20
 _SHOWN_REASONS = 5
 UNMATCHED = "no neighbouring row answers the same prompt with another score"
 SHARED_WORDS = "the prompt is the words that both answers open with, since no column holds one"
-CHOSEN_ONLY = "a pair, of which the chosen answer is the demonstration"
+CHOSEN_ONLY = "pairs, of which only the chosen answers are learnt"
 REPEATED = "the chosen answer is that of the pair before"
 AGAINST_SCORES = "the scores say that the rejected answer is the better one"
 

@@ -515,3 +515,12 @@ AXOLOTL: Final = Program(
 )  # fmt: skip
 
 PROGRAMS: Final = {"trl": TRL, "mlx-lm": MLX_LM, "axolotl": AXOLOTL}
+
+
+def written_for(values: Mapping[str, Any]) -> str | None:
+    """The key of the program (in PROGRAMS) that has most of these names, if it has at least three of them."""
+    counts = {
+        key: sum(program.find(name) is not None for name in values) for key, program in PROGRAMS.items()
+    }
+    best = max(counts, key=counts.__getitem__)
+    return best if counts[best] >= 3 else None

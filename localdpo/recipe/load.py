@@ -33,6 +33,7 @@ from localdpo.recipe.describe import (
     section_of,
     unknown_key,
 )
+from localdpo.recipe.elsewhere import PROGRAMS, written_for
 from localdpo.recipe.loss import SYNC_OPTIONS
 from localdpo.recipe.schema import ACROSS_SECTIONS, AS_LIST, SHORTHANDS, Recipe, expand_shorthands
 from localdpo.recipe.strict_yaml import KeyPath
@@ -56,6 +57,11 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     problems = _Problems(_printable(os.fspath(path)))
     file = _read_values(_read_text(path, problems.name), problems)
+    if file is not None and not any(section_of(name) for name in file) and (other := written_for(file)):
+        raise UserError(
+            f"{problems.name}: looks like a config of {PROGRAMS[other].title}, not like a recipe; "
+            f"`{program()} init NAME --from {other} {problems.name}` makes one of it"
+        )
     values = {} if file is None else file
     for number, override in enumerate(overrides, start=1):
         _override(values, override, number, problems)

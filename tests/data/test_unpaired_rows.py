@@ -231,4 +231,4 @@ def test_sft_learns_the_chosen_answers_of_pairs(tmp_path: Path) -> None:
         Demonstration("question 2", "yes yes yes "),
     ]
     store = open_rows(write(tmp_path / "rows.jsonl", PAIRS), tmp_path / "cache", "demonstrations")
-    assert dict(store.report.notes) == {"a pair, of which the chosen answer is the demonstration": 6}
+    assert dict(store.report.notes) == {"pairs, of which only the chosen answers are learnt": 6}

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe_files import problems
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe.convert import Converted, convert
@@ -126,6 +127,15 @@ def test_a_config_of_axolotl(tmp_path: Path) -> None:
     assert (recipe.lora.scale, recipe.data.valid_fraction) == (0.5, 0.05)
     assert [line.partition(":")[0] for line in converted.left] == ["load_in_4bit", "num_epochs"]
     assert converted.off == []
+
+
+def test_a_recipe_that_is_another_programs_config_is_told_so(tmp_path: Path) -> None:
+    text = "model: m\ntrain: true\ndata: d\niters: 10\nnum_layers: 4\nlora_parameters:\n  rank: 8\n"
+    (line,) = problems(tmp_path, text)
+    assert line == (
+        f"{tmp_path}/r.yaml: looks like a config of mlx-lm, not like a recipe; "
+        f"`localdpo init NAME --from mlx-lm {tmp_path}/r.yaml` makes one of it"
+    ).removeprefix(f"{tmp_path}/")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
