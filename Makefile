@@ -3,6 +3,7 @@
 # make test    lint, types, import contracts and tests
 # make test-fast  ruff and the tests that start nothing, train nothing and draw nothing: within a minute
 # make test-long  what `make test` leaves out: more cases, more examples
+# make test-lowest  those of test-fast at the lowest versions that pyproject.toml allows, in .venv-lowest
 # make lint    all of that but the tests
 # make test-trackers  what real trackers keep of a run, read back; in a folder .venv-trackers of its own
 # make bench   speed and memory, measured in tests/benchmarks
@@ -15,9 +16,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.docs-installed
 TRACKERS_STAMP := .venv-trackers/.installed
+LOWEST := .venv-lowest
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-fast test-long test-trackers lint pytest bench docs soak clean
+.PHONY: setup demo test test-fast test-long test-lowest test-trackers lint pytest bench docs soak clean
 
 setup: $(STAMP)
 
@@ -66,6 +68,15 @@ $(TRACKERS_STAMP): requirements-trackers.txt
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-trackers.txt
 	@touch $(TRACKERS_STAMP)
 
+test-lowest: $(LOWEST)/.installed
+	$(OFFLINE) $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not long"
+
+$(LOWEST)/.installed: pyproject.toml | $(STAMP)
+	$(BIN)/python -m venv --clear $(LOWEST)
+	$(BIN)/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[cpu,dev]'
+	@touch $@
+
 bench: setup
 	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks
 
@@ -82,4 +93,4 @@ soak: setup
 	$(OFFLINE) $(BIN)/python tests/reliability/soak.py $(SERIES)
 
 clean:
-	rm -rf .venv .venv-trackers .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .venv-trackers $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
