@@ -21,7 +21,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.gguf.adapter import lora_adapter, read_lora
 from localdpo.gguf.convert import convert
 from localdpo.gguf.export import whole_model
-from localdpo.gguf.file import Q4_1, Q8_0, GGUFFile
+from localdpo.gguf.file import F16, F32, Q4_1, Q8_0, GGUFFile
 from localdpo.gguf.tokenizer import PRE
 from localdpo.model import lora
 from localdpo.model.load import load_base, load_tokenizer
@@ -75,7 +75,12 @@ def test_every_architecture_comes_back(tmp_path: Path, tokenizer: Path, family: 
 
 def test_rows_are_those_of_llama_cpp_and_mlx_reads_them(tmp_path: Path, tokenizer: Path) -> None:
     model, config = random_weights("llama")
-    file, _ = written_and_read(tmp_path, model, config, tokenizer)
+    file, out = written_and_read(tmp_path, model, config, tokenizer)
+    assert {tensor.kind for tensor in file.tensors.values()} == {F16, F32}
+    ids = mx.array([[5, 9, 4, 7, 11, 6]])
+    before, after = (nn.log_softmax(each(ids)) for each in (model, load_base(str(out)).model))
+    likely = before.argmax(-1, keepdims=True)
+    assert mx.abs(mx.take_along_axis(after - before, likely, -1)).max().item() < 1e-2
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     by_mlx = mx.load(str(file.path))
     for name, array in named(model).items():
