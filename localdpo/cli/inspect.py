@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption
+from localdpo.core.text import counted
 
 if TYPE_CHECKING:
     from localdpo.dashboard.widgets.answertext import Token
@@ -179,7 +180,7 @@ def show_pair(console: Console, inspection: Inspection) -> None:
     console.print(Rule(Text(title), align="left"))
     console.print(Text(pair.prompt))
     for (name, tokens), response in zip(responses.items(), (pair.chosen, pair.rejected), strict=True):
-        head = f"\n{name}: reward {response.reward:+.3f}, {len(tokens)} tokens"
+        head = f"\n{name}: reward {response.reward:+.3f}, {counted(len(tokens), 'token')}"
         console.print(Text(head, style="bold"))
         text = tokens_text(tokens, tinting) if coloured else numbered_tokens(tokens)
         console.print(text, soft_wrap=not console.is_terminal)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localdpo.cli.options import ForceOption, FormatOption, JsonOption
+from localdpo.core.text import counted
 
 if TYPE_CHECKING:
     from localdpo.prefs.label import Summary
@@ -72,7 +73,7 @@ def label(
         from localdpo.prefs.label import write_labelled
 
         written = write_labelled(data, state, out, format_name=format_name, force=force)
-        lines.append(f"written: {out}, {written:,} pairs")
+        lines.append(f"written: {out}, {counted(written, 'pair')}")
     result({**asdict(summary), "labels": str(path)}, lines, as_json=as_json)
 
 

@@ -106,11 +106,11 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
     label = {None: "response", True: "desirable response", False: "undesirable response"}[row.desirable]
     names = ("chosen", "rejected") if len(row.responses) == 2 else (label,)
     prompt = row.prompt.tolist()
-    lines = [f"prompt ({len(prompt)} tokens, not scored):", _decode(tokenizer, prompt), ""]
+    lines = [f"prompt ({counted(len(prompt), 'token')}, not scored):", _decode(tokenizer, prompt), ""]
     for name, response in zip(names, row.responses, strict=True):
         spans = token_spans(prompt, response.tolist(), tokenizer)
         marked = "".join(MARK + text.replace("\n", NEWLINE) for _, text in spans)
-        lines += [f"{name} ({len(response)} tokens, all scored):", marked + CLOSE, ""]
+        lines += [f"{name} ({counted(len(response), 'token')}, all scored):", marked + CLOSE, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

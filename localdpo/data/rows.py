@@ -329,12 +329,13 @@ class _Neighbours:
 
 
 class Problems:
-    """The first problems of a source, and a count of the rest."""
+    """The first problems of a source, each with its first row, and a count of the rest."""
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.shown: list[UserError] = []
         self.count = 0
+        # message -> rows that have this problem, the first of them
+        self._shown: dict[str, list[int]] = {}
 
     def __bool__(self) -> bool:
         return self.count > 0
@@ -342,13 +343,19 @@ class Problems:
     def add(self, row: int, message: str) -> None:
         """One problem of the row with this number from 0."""
         self.count += 1
-        if len(self.shown) < _SHOWN_PROBLEMS:
-            self.shown.append(UserError(f"{self.label}:{row + 1} {message}"))
+        if message in self._shown:
+            self._shown[message][0] += 1
+        elif len(self._shown) < _SHOWN_PROBLEMS:
+            self._shown[message] = [1, row]
 
     def raise_if_any(self) -> None:
         """Raise UserErrors if there was one."""
         if not self.count:
             return
-        hidden = self.count - len(self.shown)
-        rest = [UserError(f"{self.label}: {hidden:,} more rows with problems")] if hidden else []
-        raise UserErrors([*self.shown, *rest])
+        lines = []
+        for message, (rows, row) in self._shown.items():
+            more = f"; so {counted(rows - 1, 'more row')}" if rows > 1 else ""
+            lines.append(f"{self.label}:{row + 1} {message}{more}")
+        if hidden := self.count - sum(rows for rows, _ in self._shown.values()):
+            lines.append(f"{self.label}: {counted(hidden, 'more row')} with problems")
+        raise UserErrors([UserError(line) for line in lines])

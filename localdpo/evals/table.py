@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
-from localdpo.core.text import printable
+from localdpo.core.text import counted, printable
 from localdpo.pages import render
 from localdpo.records.evaluations import evaluation_files, read_evaluation, write_evaluation
 from localdpo.records.log import DAMAGE
@@ -82,7 +82,7 @@ def heading(record: Record) -> str:
         if sampling["temperature"]
         else "likeliest token each time"
     )
-    return f"{record['run']}: {record['prompts']} prompts of {record['source']}, {drawn}, {judge}"
+    return f"{record['run']}: {counted(record['prompts'], 'prompt')} of {record['source']}, {drawn}, {judge}"
 
 
 def metrics_table(record: Record) -> Table:

@@ -192,11 +192,11 @@ class _Reading:
         if self.notes.unread:
             yield Finding(UNREAD, max(self.notes.unread.values()), self.rows, name_unread(self.notes.unread))
         if shared := self.notes.shared_words:
-            yield Finding(SHARED, shared, self.pairs, f"{shared:,} pairs: {SHARED_WORDS}")
+            yield Finding(SHARED, shared, self.pairs, f"{counted(shared, 'pair')}: {SHARED_WORDS}")
         if against := self.notes.against_scores:
             examples = tuple(FindingExample((row + 1,)) for row in against[:EXAMPLES])
             numbers = np.array(against, np.int64)
-            message = f"{len(against):,} pairs: {AGAINST_SCORES}"
+            message = f"{counted(len(against), 'pair')}: {AGAINST_SCORES}"
             yield Finding(SCORES, len(against), self.pairs, message, examples, numbers)
 
     def resolve(self, finding: Finding) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from localdpo.core.text import format_seconds, printable
+from localdpo.core.text import counted, format_seconds, printable
 from localdpo.prefs.checks.base import LEVELS, Finding
 
 VERSION: Final = 1
@@ -71,8 +71,8 @@ def as_object(report: CheckReport) -> dict[str, Any]:
 def summary_lines(report: CheckReport) -> list[str]:
     """Sizes, lengths and the histogram, for a terminal."""
     facts = report.facts
-    rows, pairs, prompts = (f"{facts.get(name, 0):,}" for name in ("rows", "pairs", "prompts"))
-    lines = [f"{report.source}: {rows} rows, {pairs} pairs, {prompts} prompts; format {report.read_as}"]
+    sizes = ", ".join(counted(facts.get(f"{noun}s", 0), noun) for noun in ("row", "pair", "prompt"))
+    lines = [f"{report.source}: {sizes}; format {report.read_as}"]
     for unit in ("characters", "tokens"):
         if unit in facts:
             lines += ["", *_length_table(unit, facts[unit])]

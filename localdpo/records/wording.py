@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from localdpo.core.names import command_line
-from localdpo.core.text import format_brief, format_seconds, format_value
+from localdpo.core.text import counted, format_brief, format_seconds, format_value
 from localdpo.records.answers import Sampling
 from localdpo.records.checkpoints import adapter_folder
 from localdpo.records.events import Event
@@ -62,7 +62,8 @@ def format_headline(event: Event, total: int | None) -> str | None:
         words = _pairs({key: event.data[key] for key in ("model", "loss", "device") if key in event.data})
         return " ".join(["run started:", *words])
     if event.type == "data":
-        return f"{event.data.get('source', 'data')}: {event.number('rows') or 0:,.0f} rows tokenised"
+        rows = counted(int(event.number("rows") or 0), "row")
+        return f"{event.data.get('source', 'data')}: {rows} tokenised"
     if event.type == "run.resumed":
         return f"resumed from step {event.step}"
     if event.type == "control":

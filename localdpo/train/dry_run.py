@@ -42,7 +42,7 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     adapter = attach_adapter(model, recipe)
     train, valid = open_rows(
-        recipe, tokenizer, lambda source, rows: show(f"{source}: {rows:,} rows tokenised")
+        recipe, tokenizer, lambda source, rows: show(f"{source}: {counted(rows, 'row')} tokenised")
     )
     schedule = make_schedule(recipe.train, train.per_epoch)
     heading("recipe")

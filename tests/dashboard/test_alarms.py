@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from localdpo.dashboard.state import RunState
-from localdpo.dashboard.widgets.notices import alarms
+from localdpo.dashboard.state import LoggedNotice, RunState
+from localdpo.dashboard.widgets.notices import alarms, distinct, notice_key, unacknowledged
 from localdpo.records.events import Event
 
 
@@ -58,3 +58,12 @@ def test_a_dead_worker_is_critical_with_the_words_of_its_supervisor():
     )
     (alarm,) = alarms(told, False, 20.0)
     assert (alarm.message, alarm.advice) == ("killed by SIGKILL", "resume with: x")
+
+
+def test_what_was_said_twice_is_shown_once_and_notes_are_acknowledged_one_by_one():
+    first = LoggedNotice(1.0, 0, "info", "note", "memory: 1 GB")
+    other = LoggedNotice(2.0, 0, "info", "note", "padding: 2%")
+    again = LoggedNotice(9.0, 5, "info", "note", "memory: 1 GB")
+    assert distinct([first, other, again]) == [again, other]
+    assert notice_key(first) == notice_key(again)
+    assert unacknowledged([again, other], {notice_key(first)}) == [other]

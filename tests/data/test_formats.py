@@ -213,10 +213,20 @@ def test_all_problems_come_at_once_with_file_and_row(tmp_path: Path) -> None:
 
 
 def test_more_than_twenty_problems_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": number, "chosen": "a", "rejected": "b"} for number in range(3000)]
     with pytest.raises(UserErrors) as errors:
-        examples_of(tmp_path / "pairs.jsonl", GOOD, *[{"prompt": "q"}] * 3000)
+        examples_of(tmp_path / "pairs.jsonl", GOOD, *rows)
     assert len(errors.value.lines) == 21
     assert errors.value.lines[-1].endswith("2,980 more rows with problems")
+
+
+def test_one_problem_of_many_rows_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserErrors) as errors:
+        examples_of(tmp_path / "pairs.jsonl", GOOD, *[{"prompt": "q"}] * 3000, "[1]")
+    assert [line.partition(".jsonl:")[2] for line in errors.value.lines] == [
+        "2 chosen: missing; the row has prompt; so 2,999 more rows",
+        "3002 expected an object with named fields",
+    ]
 
 
 def test_nothing_but_broken_lines_is_said_as_such(tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def test_marked_text_of_a_demonstration_and_of_bytes_that_are_no_text() -> None:
     tokenizer = plain_tokenizer()
     half = tokenizer("漢")["input_ids"][:1]
     text = render_marked(EncodedRow(0, np.array([5], np.int32), (np.array(half, np.int32),)), tokenizer)
-    assert "response (1 tokens, all scored):\n▸\ufffd◂" in text
+    assert "response (1 token, all scored):\n▸\ufffd◂" in text
 
 
 def test_statistics(tmp_path: Path) -> None:

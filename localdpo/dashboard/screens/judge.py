@@ -11,7 +11,7 @@ from textual.containers import Container, Horizontal
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.text import printable
+from localdpo.core.text import counted, printable
 from localdpo.dashboard.jobs import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
@@ -230,7 +230,9 @@ class JudgeScreen(RunScreen):
     def _heading(self, evaluation: Evaluation) -> Text:
         judge = f"judge: {evaluation.judge}" if evaluation.judge is not None else "no judge"
         seed = f"temperature {evaluation.sampling.get('temperature')} seed {evaluation.sampling.get('seed')}"
-        text = Text(printable(f"{judge}   {evaluation.prompts} prompts of {evaluation.source}   {seed}"))
+        text = Text(
+            printable(f"{judge}   {counted(evaluation.prompts, 'prompt')} of {evaluation.source}   {seed}")
+        )
         if len(self._files) > 1:
             text.append(f"   {evaluation.name}: {self._file + 1} of {len(self._files)}", self.palette.muted)
         return text

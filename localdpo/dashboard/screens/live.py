@@ -17,7 +17,14 @@ from localdpo.dashboard.throttle import Interval
 from localdpo.dashboard.widgets.basic import TextLine
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
 from localdpo.dashboard.widgets.log import LogView
-from localdpo.dashboard.widgets.notices import NoticeKey, NoticeLine, alarms, notice_key, unacknowledged
+from localdpo.dashboard.widgets.notices import (
+    NoticeKey,
+    NoticeLine,
+    alarms,
+    distinct,
+    notice_key,
+    unacknowledged,
+)
 from localdpo.dashboard.widgets.tiles import SystemRow, TileRow
 from localdpo.records.wording import PHASES
 
@@ -151,7 +158,7 @@ class LiveScreen(RunScreen):
 
     def _notices(self, now: float) -> list[LoggedNotice]:
         feed = self.feed
-        return [] if feed is None else [*feed.state.notices, *alarms(feed.state, feed.alive, now)]
+        return [] if feed is None else distinct([*feed.state.notices, *alarms(feed.state, feed.alive, now)])
 
     # --- charts ---------------------------------------------------------------------------------------
 

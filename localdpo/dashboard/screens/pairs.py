@@ -10,7 +10,7 @@ from textual.containers import Container
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.text import common_prefix, printable
+from localdpo.core.text import common_prefix, counted, printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import (
@@ -181,7 +181,7 @@ class PairsScreen(StepScreen):
             self.query_one(f"#{name}", TextPanel).show(
                 tokens_text(response.tokens, tinting),
                 name,
-                f"reward {signed(response.reward)}, {len(response.tokens)} tokens",
+                f"reward {signed(response.reward)}, {counted(len(response.tokens), 'token')}",
             )
         self.query_one("#legend", Static).update(tints_legend(tinting))
 

@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from localdpo.core.process import HELD
-from localdpo.core.text import age, format_number, format_seconds, printable
+from localdpo.core.text import age, counted, format_number, format_seconds, printable
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.keymap import NEED_WORKER, SCREEN_TITLES, Key, key_name, keys_of, namespaced
 from localdpo.dashboard.picture import fitted
@@ -164,7 +164,7 @@ def header_words(
         HeaderWord(fitted(printable(state.name), _LONGEST_NAME, "~"), "ink", True, 7),
     ]
     if phase == "loading" and progress.done:
-        words.append(HeaderWord(f"{progress.done:,} rows tokenised"))
+        words.append(HeaderWord(f"{counted(progress.done, 'row')} tokenised"))
     if phase == "reference":
         words.append(HeaderWord(f"{progress.done:,}/{progress.of:,} rows"))
     if progress.total is not None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from textual.widgets import Static
 
-from localdpo.core.text import printable
+from localdpo.core.text import counted, printable
 from localdpo.dashboard.jobs import EvaluationJob, eval_command
 from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, ChoiceDialog, LineDialog
 from localdpo.dashboard.terminal import Abilities
@@ -82,9 +82,8 @@ def _details(duel: JudgedDuel) -> Text:
         why = ", ".join(f"{status} {count}" for status, count in duel.statuses.items())
         lines.append(f"without a verdict: {duel.prompts - duel.valid} ({why})")
     if duel.people is not None:
-        lines.append(
-            f"agrees with people: {100 * duel.people['agreement']:.0f}% of {duel.people['votes']} votes"
-        )
+        votes = counted(duel.people["votes"], "vote")
+        lines.append(f"agrees with people: {100 * duel.people['agreement']:.0f}% of {votes}")
     return Text("\n".join(lines))
 
 

@@ -24,8 +24,16 @@ NoticeKey = tuple[str, str]
 
 
 def notice_key(notice: LoggedNotice) -> NoticeKey:
-    """(name, level): acknowledging a notice covers its repetitions, but not one at a higher level."""
-    return notice.name, notice.level
+    """(name, level): acknowledging a notice covers its repetitions, but not one at a higher level.
+
+    Notes have one name for all: of them it is the message.
+    """
+    return notice.message if notice.name == "note" else notice.name, notice.level
+
+
+def distinct(notices: Iterable[LoggedNotice]) -> list[LoggedNotice]:
+    """The notices, of those that say the same the newest: a resumed run says again what it said at first."""
+    return list({(notice.name, notice.level, notice.message): notice for notice in notices}.values())
 
 
 def unacknowledged(notices: Iterable[LoggedNotice], acknowledged: set[NoticeKey]) -> list[LoggedNotice]:

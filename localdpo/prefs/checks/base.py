@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from localdpo.core.text import counted
 from localdpo.data.encode import Limits
 from localdpo.data.messages import HUMAN, transcript_messages
 from localdpo.data.types import Message, Pair, Side, TemplateChoice
@@ -125,7 +126,7 @@ def flagged_pairs(
     pairs = sorted(notes)
     if not pairs:
         return []
-    message = message or f"{len(pairs):,} pairs: {check.what}"
+    message = message or f"{counted(len(pairs), 'pair')}: {check.what}"
     examples = tuple(FindingExample((pair,), notes[pair]) for pair in pairs[:EXAMPLES])
     return [Finding(check, len(pairs), total, message, examples, np.array(pairs, np.int64))]
 
