@@ -114,13 +114,14 @@ def sync(
 ) -> None:
     """Show a run that has ended to trackers: all that they do not have yet. Default: those in its recipe."""
     from localdpo.launch.reporting import REPORTED, problem_of, start_reporter, trackers_of
-    from localdpo.records.events import read_events
+    from localdpo.records.checkpoints import read_log
     from localdpo.trackers.registry import TRACKERS, require_packages
 
     found = find_run(runs_dir, run)
     if found.is_running():
         raise UserError(f"{found.path}: this run is training; show it to trackers when it has ended")
-    names = list(dict.fromkeys(to or trackers_of(read_events(found.events))))
+    events = read_log(found, note, alive=False)
+    names = list(dict.fromkeys(to or trackers_of(events)))
     if not names:
         raise UserError(f"{found.path}: its recipe names no tracker; name one with --to")
     if unknown := [name for name in names if name not in TRACKERS]:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.names import command_line
@@ -38,6 +38,7 @@ REPORTED: Final = "reported to "
 _PATIENCE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 1.0
 _FINISH_SECONDS: Final = 0.2
+_SILENT_SECONDS: Final = 3.0
 # How faulthandler begins when a call took too long.
 _TIMEOUT: Final = "Timeout ("
 _SECRET: Final = re.compile(r"KEY|TOKEN|PASSWORD|SECRET")
@@ -112,9 +113,17 @@ class Reporters:
         `is_stopped` waits at most so many seconds, and says whether a person asks to stop at once.
         """
         self.look()
-        deadline = time.monotonic() + patience()
-        while self._jobs and time.monotonic() < deadline and not is_stopped(_FINISH_SECONDS):
+        began, told = time.monotonic(), False
+        while self._jobs and (waited := time.monotonic() - began) < patience():
+            if not told and waited > _SILENT_SECONDS:
+                told = True
+                self._write(
+                    level="info", message=f"waiting for {', '.join(self._jobs)}, {patience():g} s at most"
+                )
+            if is_stopped(_FINISH_SECONDS):
+                break
             self.look()
+        self.look()
         for name, job in self._jobs.items():
             job.stop(patience=1.0)
             self._write_notice(name, f"{name} was ended before it was done")
@@ -127,10 +136,13 @@ class Reporters:
                 self._write_notice(name, f"{name} cannot be started: {error.strerror}")
 
     def _write_notice(self, name: str, problem: str) -> None:
+        again = f"when the run has ended: {sync_command(self._run, name)}"
+        self._write(level="warning", message=masked(problem), **{"try": again})
+
+    def _write(self, **fields: str) -> None:
         try:
             with EventWriter(self._run.events) as log:
-                again: Any = {"try": f"when the run has ended: {sync_command(self._run, name)}"}
-                log.write("notice", level="warning", name=NOTICE, message=masked(problem), **again)
+                log.write("notice", None, name=NOTICE, **fields)
         except LocalDPOError as error:
             with contextlib.suppress(OSError):  # the disk is full
                 say(f"supervisor: {error}", error=True)
