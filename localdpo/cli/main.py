@@ -24,6 +24,7 @@ from localdpo.cli.generate import generate
 from localdpo.cli.import_model import import_model
 from localdpo.cli.init import init, schema
 from localdpo.cli.inspect import inspect
+from localdpo.cli.mcp import mcp
 from localdpo.cli.prefs import prefs
 from localdpo.cli.runs import ctl, report, runs_group
 from localdpo.cli.serve import serve
@@ -64,6 +65,7 @@ app.command()(inspect)
 app.command("import")(import_model)
 app.command()(report)
 app.command()(schema)
+app.command()(mcp)
 app.command()(doctor)
 app.command()(bench)
 app.add_typer(prefs)

@@ -7,6 +7,7 @@ Every process calls `guard` first, which also escapes what others print (warning
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -41,6 +42,11 @@ def guard() -> None:
         sys.stdout = _Guarded(sys.stdout)
     if sys.stderr is not None and not isinstance(sys.stderr, _Guarded):
         sys.stderr = _Guarded(sys.stderr)
+
+
+def raw_stdout() -> contextlib.redirect_stdout[TextIO | None]:
+    """While this lasts, stdout is without the filter: for a protocol whose messages escape their texts."""
+    return contextlib.redirect_stdout(sys.__stdout__)
 
 
 def say(text: str, *, error: bool = False, end: str = "\n") -> None:
