@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe.describe import all_keys
-from localdpo.recipe.elsewhere import Name, Program, Several
+from localdpo.recipe.elsewhere import Name, Program, Several, same
 from localdpo.recipe.load import problems_of, quoted, yaml_text
 from localdpo.recipe.yaml_file import YamlFile
 
@@ -94,7 +94,7 @@ def _flat(values: Mapping[str, Any], program: Program, above: str = "") -> Itera
 def _take(name: str, value: Any, config: Mapping[str, Any], entry: Name | None, result: Converted) -> None:
     if entry is not None and (value in entry.moot or (entry.key is not None and value is None)):
         return
-    if entry is None or entry.key is None:
+    if entry is None or (entry.key is None and entry.convert is same):
         note = f" ({entry.note})" if entry is not None and entry.note else ""
         if value in _OFF:
             result.off.append(name)
@@ -108,7 +108,7 @@ def _take(name: str, value: Any, config: Mapping[str, Any], entry: Name | None, 
     except (TypeError, LookupError, AttributeError):
         result.left.append(f"{name}: {quoted(value)} (not a value that this option has)")
     else:
-        for key, ours in (taken if isinstance(taken, Several) else {entry.key: taken}).items():
+        for key, ours in (taken if isinstance(taken, Several) else {str(entry.key): taken}).items():
             result.values[key], result.source[key] = ours, name
 
 

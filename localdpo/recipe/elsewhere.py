@@ -130,9 +130,18 @@ def _warmup(value: Any, config: Config) -> Any:
     return int(chosen) if chosen >= 1 or chosen == 0 else chosen
 
 
+def _adapter(value: Any, config: Config) -> Any:
+    """Whether, or what kind of, adapter is trained."""
+    if not value:
+        raise ValueError(
+            "all weights are trained there, here an adapter: the learning rate may need to be higher"
+        )
+    return OMIT
+
+
 def _scale(value: float, config: Config) -> float:
     """LoRA's multiplier: alpha / rank, with rslora alpha / sqrt(rank)."""
-    rank = config.get("lora_r") or config.get("r") or 8
+    rank = config.get("r") or config["lora_r"]
     rslora = config.get("use_rslora") or config.get("peft_use_rslora")
     return float(value / (math.sqrt(rank) if rslora else rank))
 
@@ -304,7 +313,7 @@ _STRATEGY = "localdpo counts in steps: eval.every, save.every, train.log_every"
 # --- TRL -------------------------------------------------------------------------------------------------
 
 _PEFT: Final = (
-    Name("use_peft", None, "adapters are always what is trained", moot=(True,)),
+    Name("use_peft", None, "adapters are always what is trained", _adapter, moot=(True,)),
     Name("lora_r", "lora.rank", default=16),
     Name("r", "lora.rank"),
     Name("lora_rank", "lora.rank"),
@@ -462,7 +471,7 @@ AXOLOTL: Final = Program(
     "Axolotl",
     (
         Name("base_model", "model"),
-        Name("adapter", None, "adapters are always what is trained", moot=("lora", "qlora")),
+        Name("adapter", None, "", _adapter, "", moot=("lora", "qlora")),
         Name("lora_model_dir", "adapter"),
         Name("lora_r", "lora.rank", default=8),
         Name("lora_alpha", "lora.scale", "alpha / rank", _scale, 8),

@@ -63,6 +63,19 @@ def test_a_config_of_trl(tmp_path: Path) -> None:
     assert converted.off == ["fp16", "max_prompt_length"][:1]
 
 
+def test_training_all_weights_is_named(tmp_path: Path) -> None:
+    for program, values in (
+        ("trl", {"use_peft": False}),
+        ("axolotl", {}),
+        ("mlx-lm", {"fine_tune_type": "full"}),
+    ):
+        converted, _ = of(tmp_path, program, DATA[program] | values)
+        assert len(converted.left) == 1
+        assert converted.left[0].startswith(
+            ("use_peft: false (all weights", 'adapter: "" (all', "fine_tune_type: ")
+        )
+
+
 def test_a_file_without_model_and_data_says_what_to_fill_in(tmp_path: Path) -> None:
     path = tmp_path / "args.json"
     path.write_text(
