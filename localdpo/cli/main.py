@@ -7,6 +7,7 @@ stopped by Ctrl-C; 141 the reader of the output has gone (`| head`); 1 anything 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from functools import cache
@@ -45,7 +46,7 @@ _BAD_VALUE: Final = re.compile(r"Invalid value for '(?P<name>.+?)': (Value error
 app = typer.Typer(
     name="localdpo",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -101,7 +102,7 @@ def run() -> None:
     try:
         with disk_refusals():
             # Not standalone: typer would print usage errors in four lines, and end the process itself.
-            sys.exit(command_tree()(prog_name=program(), standalone_mode=False) or 0)
+            sys.exit(command_tree()(prog_name=_called(), standalone_mode=False) or 0)
     except USAGE_ERROR as error:
         say(usage_text(error), error=True)
         sys.exit(USER_ERROR_EXIT)
@@ -115,6 +116,14 @@ def run() -> None:
         sys.exit(say_device_error(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _called() -> str:
+    """How the program was called; for a shell that completes its words by the one name that shells know."""
+    completes = "_LOCALDPO_COMPLETE" in os.environ or {"--install-completion", "--show-completion"} & {
+        *sys.argv
+    }
+    return "localdpo" if completes else program()
 
 
 def usage_text(error: Any) -> str:

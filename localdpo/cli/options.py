@@ -31,8 +31,18 @@ JsonOption = Annotated[
 
 # --- runs and answers ------------------------------------------------------------------------------------
 
+
+def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The names of runs that begin so, the latest first: for a shell that completes them."""
+    from localdpo.records.rundir import list_runs
+
+    names = (run.name for run in list_runs(ctx.params.get("runs_dir") or Path("runs")))
+    return [name for name in names if name.startswith(incomplete)]
+
+
 RunArgument = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="Name of the run. Default: the latest.")
+    str | None,
+    typer.Argument(metavar="RUN", help="Name of the run. Default: the latest.", autocompletion=run_names),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder of the runs.")]
 NotifyOption = Annotated[
@@ -45,7 +55,12 @@ PromptsOption = Annotated[
 ]
 WithRunsOption = Annotated[
     list[str] | None,
-    typer.Option("--with", metavar="RUN", help="Another run on the same base model; repeatable."),
+    typer.Option(
+        "--with",
+        metavar="RUN",
+        help="Another run on the same base model; repeatable.",
+        autocompletion=run_names,
+    ),
 ]
 MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, page_path
+from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, page_path, run_names
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
 from localdpo.out import note, print_json, result
@@ -79,7 +79,7 @@ def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
 
 
 def ctl(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=run_names)],
     command: Annotated[Command, typer.Argument(metavar="COMMAND", help=f"{_MEANINGS}.")],
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="With stop: save a checkpoint first, or not.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption
+from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.out import note, print_json
 from localdpo.records.rundir import RunDir
@@ -35,6 +35,7 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Name of the run. Default: the recipe's name and a number. An existing run is resumed.",
+            autocompletion=run_names,
         ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.cli.options import NotifyOption, RunsDirOption
+from localdpo.cli.options import NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
 from localdpo.out import say
@@ -28,7 +28,11 @@ _SIZE: Final = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 def watch(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="RUN", help="Name of the run. Default: the running one, or the latest."),
+        typer.Argument(
+            metavar="RUN",
+            help="Name of the run. Default: the running one, or the latest.",
+            autocompletion=run_names,
+        ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     screen: Annotated[

@@ -95,7 +95,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "prefs check": [["PAIRS"], ["PAIRS", "--json"], [HOSTILE]],
     "prefs clean": [["PAIRS", f"CLEAN{NAME}.jsonl", "--force"], ["PAIRS", "CLEAN", "--drop", HOSTILE]],
     "prefs split": [
-        ["PAIRS", f"CLEAN{NAME}.t.jsonl", f"CLEAN{NAME}.v.jsonl", "--force"],
+        ["PAIRS", f"CLEAN{NAME}.t.jsonl", f"CLEAN{NAME}.v.jsonl", "--valid-count", "1", "--force"],
         [HOSTILE, "CLEAN", "CLEAN2"],
     ],
     "prefs convert": [

@@ -179,3 +179,35 @@ def test_a_name_that_is_too_long_is_one_line():
     done = localdpo("runs", "--runs-dir", "x" * 300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {'x' * 300}: cannot be read or written (File name too long)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("localdpo wat", ["watch"]),
+        ("localdpo compare ", ["tiny"]),
+        ("localdpo ctl t", ["tiny"]),
+        ("localdpo train --run t", ["tiny"]),
+        ("localdpo watch --runs-dir other t", ["two"]),
+        ("localdpo train r", []),  # files, by the shell
+    ],
+)
+def test_a_shell_completes_commands_and_runs(
+    words: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("runs/tiny", "other/two"):
+        Path(path).mkdir(parents=True)
+        Path(path, "recipe.yaml").write_text("model: m")
+    monkeypatch.setenv("_LOCALDPO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    assert localdpo().stdout.split() == found
+
+
+def test_the_completion_of_a_shell_is_shown_by_the_name_that_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    monkeypatch.setattr("localdpo.cli.main.program", lambda: ".venv/bin/localdpo")
+    assert "complete -o default -F _localdpo_completion localdpo" in localdpo("--show-completion").stdout
