@@ -11,6 +11,7 @@ import typer
 
 from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
+from localdpo.core.names import program
 from localdpo.out import note, print_json
 from localdpo.records.rundir import RunDir
 
@@ -96,7 +97,9 @@ def make_request(
         if "=" not in override:
             raise UserError(f"{override}: expected KEY=VALUE after the recipe, such as loss.beta=0.2")
     if recipe is None and not (resume and run is not None):
-        raise UserError("no recipe: give a YAML file, such as recipes/dpo.yaml, or --resume with --run NAME")
+        raise UserError(
+            f"no recipe: give a YAML file (`{program()} init` lists some), or --resume with --run NAME"
+        )
     return TrainRequest(recipe, overrides, run, runs_dir, resume, accept_changes)
 
 
