@@ -70,7 +70,7 @@ class ProgressView:
         before, self._progress = self._progress, advance(self._progress, event)
         if self._console.is_terminal:
             line = format_headline(event, self._progress.total)
-        elif event.type == "reference" and not _tenth_done(before, self._progress):
+        elif event.type in ("reference", "phase") and not _tenth_done(before, self._progress):
             line = None
         else:
             progress = self._progress
@@ -109,8 +109,8 @@ def alerts(name: str) -> Callable[[Event], None]:
 
 
 def _tenth_done(before: Progress, now: Progress) -> bool:
-    """Whether a reference pass has come to its next tenth; an event for every batch is too much to read."""
-    done, of = before.done if before.phase == "reference" else 0, max(now.of or 0, 1)
+    """Whether what is counted has come to its next tenth; an event for every batch is too much to read."""
+    done, of = before.done if before.phase == now.phase else 0, max(now.of or 0, 1)
     return 10 * now.done // of > 10 * done // of
 
 
@@ -157,6 +157,8 @@ def bar_state(progress: Progress) -> tuple[int, int | None, float | None]:
     """
     if progress.phase == "reference":
         return progress.done, progress.of, progress.reference_eta
+    if progress.phase in ("evaluating", "sampling") and progress.of:
+        return progress.done, progress.of, progress.eta
     return progress.step, progress.total, progress.eta
 
 

@@ -71,6 +71,10 @@ def train(
     if found.status() == "finished":
         say_finished(found, as_json)
         return
+    from localdpo.records.checkpoints import restart_note
+
+    if (again := restart_note(found)) is not None:
+        note(again)
     try:
         if plain or as_json or not has_terminal():
             code = train_and_watch(found, accept_changes, as_json, notify)

@@ -115,9 +115,8 @@ class PendingCommands:
         return settled
 
     def status(self, now: float) -> str:
-        """`sent: pause, 3s`, empty when nothing is pending."""
+        """`sent: pause, 3s (X cancels)`, empty when nothing is pending."""
         if not self._sent:
             return ""
-        command, time = next(iter(self._sent.values()))
-        more = f" +{len(self._sent) - 1}" if len(self._sent) > 1 else ""
-        return f"sent: {command}{more}, {format_seconds(max(0.0, now - time))}"
+        commands, times = zip(*self._sent.values(), strict=True)
+        return f"sent: {', '.join(commands)}, {format_seconds(max(0.0, now - times[0]))} (X cancels)"

@@ -27,6 +27,8 @@ class Key:
         label: one or two words for the footer.
         help: what it does, one line for the help screen and the command palette.
         footer: whether the footer shows it.
+        at_once: obeyed before the next key is looked at, which may be for a line that this one opens. Where a
+            line has the keys already, it gets this one too.
     """
 
     screen: str
@@ -35,6 +37,7 @@ class Key:
     label: str
     help: str
     footer: bool = True
+    at_once: bool = False
 
 
 # Name -> title, in the order of the keys 1, 2, ...
@@ -68,6 +71,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("", "e", "ask('evaluate')", "evaluate", "evaluate now"),
     Key("", "j", "jump", "jump", "a letter on every chart and pane; it goes there, and esc back", False),
     Key("", "N", "alerts", "notify", "notify the desktop of warnings and of the run's end, or not", False),
+    Key("", "X", "ask('cancel')", "cancel", "cancel the commands that wait for the worker", False),
     Key("", "T", "theme", "theme", "next theme: dark, light, high contrast, 16 colours", False),
     Key("", "colon", "command_palette", "commands", "all commands by name", False),
     Key("", "question_mark", "help", "help", "all keys"),
@@ -94,8 +98,15 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("live", "A", "notices", "notices", "all notices, with what they mean and what to try", False),
     Key("live", "l", "log", "log", "show or hide the log"),
     Key("live", "h", "system", "hardware", "show or hide what machine, worker and GPU use", False),
-    Key("live", "slash", "filter('metric-filter')", "find", "charts and tiles whose names have some words"),
-    Key("live", "f", "filter('filter')", "filter", "filter the log by words", False),
+    Key(
+        "live",
+        "slash",
+        "filter('metric-filter')",
+        "find",
+        "charts and tiles whose names have some words",
+        at_once=True,
+    ),
+    Key("live", "f", "filter('filter')", "filter", "filter the log by words", False, at_once=True),
     Key("live", "pageup", "scroll_log(-1)", "log", "page up in the log", False),
     Key("live", "pagedown", "scroll_log(1)", "log", "page down in the log", False),
     Key("live", "end", "follow", "newest", "follow the newest steps and log lines", False),
@@ -168,7 +179,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("runs", "enter", "open", "open", "open the run: attach to it"),
     Key("runs", "space", "mark", "mark", "mark the run; marked runs are overlaid below"),
     Key("runs", "s", "sort", "sort", "sort by the next column"),
-    Key("runs", "slash", "filter", "filter", "filter by words in name, state, model or loss"),
+    Key("runs", "slash", "filter", "filter", "filter by words in name, state, model or loss", at_once=True),
     Key("runs", "R", "resume", "resume", "resume the run from its last checkpoint and attach to it"),
     Key("runs", "D", "delete", "delete", "delete the run's folder; asks first"),
     Key("runs", "S", "reverse", "reverse", "reverse sort", False),
@@ -180,7 +191,7 @@ KEYS: Final[tuple[Key, ...]] = (
 )
 
 # Actions that ask a worker for something: the footer shows their keys while one is there to answer.
-NEED_WORKER: Final = frozenset({"pause", "stop", "ask('checkpoint')", "ask('evaluate')"})
+NEED_WORKER: Final = frozenset({"pause", "stop", "ask('cancel')", "ask('checkpoint')", "ask('evaluate')"})
 
 
 def keys_of(screen: str) -> list[Key]:
@@ -191,7 +202,8 @@ def keys_of(screen: str) -> list[Key]:
 def bindings_of(screen: str) -> list[BindingType]:
     """The keys of a screen as Textual's bindings, for its BINDINGS."""
     return [
-        Binding(key.key, key.action, key.label, show=key.footer, tooltip=key.help) for key in keys_of(screen)
+        Binding(key.key, key.action, key.label, show=key.footer, tooltip=key.help, priority=key.at_once)
+        for key in keys_of(screen)
     ]
 
 

@@ -27,7 +27,7 @@ from localdpo.records.wording import alert_text
 LOG_LINES: Final = 2000
 STEP_LINES: Final = 2000
 NOT_STARTED: Final = Event(v=1, time=0.0, type="run.started")
-_QUIET: Final = frozenset({"samples", "pairs"})
+_QUIET: Final = frozenset({"samples", "pairs", "phase"})
 _NUMBERS: Final = frozenset({float, int})
 _MISSING: Final = object()
 # Room for this much more is made at a time, as a share of what there is: a run's series are kept in full.

@@ -58,8 +58,9 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     batch: int = MOST_AT_ONCE,
+    on_answer: Callable[[int], None] = lambda done: None,
 ) -> list[SampledAnswer]:
-    """Answers to prompts of token ids, in their order.
+    """Answers to prompts of token ids, in their order; `on_answer` is called with how many are finished.
 
     At most `batch` are generated at once, fewer where they do not fit. The random state is set from `seed`
     and put back afterwards, so sampling never disturbs training, and the same prompts with the same seed and
@@ -70,7 +71,10 @@ def generate(
     batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
     samplers = [make_sampler(temp=temperature)] * len(prompts)
     try:
-        answers = dict(_finished(model, tokenizer, prompts, samplers, max_tokens, batch))
+        answers: dict[int, SampledAnswer] = {}
+        for index, answer in _finished(model, tokenizer, prompts, samplers, max_tokens, batch):
+            answers[index] = answer
+            on_answer(len(answers))
     finally:
         set_random_key(before)
     return [answers[i] for i in range(len(prompts))]

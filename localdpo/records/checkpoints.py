@@ -17,7 +17,7 @@ from typing import Final
 
 from localdpo.core.atomic import MANIFEST, is_unsupported, replace_symlink, verified_digests
 from localdpo.core.errors import UserError
-from localdpo.records.events import Event, EventTail
+from localdpo.records.events import Event, EventTail, effective, read_events
 from localdpo.records.rundir import RunDir
 
 LATEST: Final = "LATEST"
@@ -108,6 +108,18 @@ def newest_checkpoint(run: RunDir) -> Path | None:
     """The folder of the run's newest intact checkpoint, None if there is none."""
     checkpoint, _ = newest_intact(run.checkpoints)
     return None if checkpoint is None else checkpoint.path
+
+
+def restart_note(run: RunDir) -> str | None:
+    """One line where a run that is resumed takes its steps again from 0, as it has no checkpoint yet."""
+    if checkpoint_folders(run.checkpoints):
+        return None
+    steps = [event.step for event in effective(read_events(run.events)) if event.type == "step"]
+    if not steps:
+        return None
+    return (
+        f"{run.name}: step {steps[-1]} was reached before the first checkpoint, so it starts again at step 0"
+    )
 
 
 def require_checkpoint(run: RunDir, purpose: str, note: Note) -> Verified:

@@ -20,7 +20,7 @@ from localdpo.records.events import Event, decode_event
 from localdpo.records.log import LogTail
 from localdpo.records.rundir import RunDir
 
-Command = Literal["pause", "resume", "checkpoint", "evaluate", "stop"]
+Command = Literal["pause", "resume", "checkpoint", "evaluate", "stop", "cancel"]
 
 COMMANDS: Final[dict[Command, str]] = {
     "pause": "take no further step until resume; the model stays in memory",
@@ -28,6 +28,7 @@ COMMANDS: Final[dict[Command, str]] = {
     "checkpoint": "save a checkpoint after this step",
     "evaluate": "measure held-out pairs and sample answers after this step",
     "stop": "save and stop; it can be resumed",
+    "cancel": "drop the commands before it that are not carried out yet",
 }
 _SUFFIX: Final = ".json"
 _LONGEST_FILE: Final = 4096  # bytes; a command has some 40

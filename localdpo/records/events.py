@@ -31,6 +31,7 @@ EVENT_TYPES: Final = frozenset(
     {
         "data",
         "run.started",
+        "phase",
         "reference",
         "step",
         "eval",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final, Literal
 
+from localdpo.core.text import counted
 from localdpo.records.events import Event
 from localdpo.records.metrics import metric_of
 from localdpo.records.rundir import ENDS
@@ -14,8 +15,11 @@ from localdpo.records.rundir import ENDS
 Phase = Literal[
     "starting",
     "loading",
+    "tokenising",
     "reference",
     "evaluating",
+    "sampling",
+    "saving",
     "training",
     "paused",
     "finished",
@@ -24,24 +28,42 @@ Phase = Literal[
     "crashed",
 ]
 
+# Phases that an event of their own begins, and counts.
+_SHOWN: Final = ("loading", "evaluating", "sampling", "saving")
 # Steps differ in length with their batch; the median of this many is steady and still follows a change.
 _WINDOW: Final = 32
-_WORKING: Final = frozenset({"reference", "evaluating", "training"})
-_SILENT_SECONDS: Final = 30.0
+# Seconds without an event that the work of a phase explains at least: a batch, an answer, a checkpoint.
+_SILENT_SECONDS: Final[dict[Phase, float]] = {
+    "reference": 30.0,
+    "evaluating": 120.0,
+    "sampling": 300.0,
+    "saving": 120.0,
+    "training": 30.0,
+}
+# The first step may compile, and nothing says how long one takes.
+_FIRST_STEP_SECONDS: Final = 300.0
 _SILENT_STEPS: Final = 5
-# An evaluation writes nothing until it is done.
 _SILENT_EVALUATIONS: Final = 2
+# What is counted in it.
+_COUNTED: Final[dict[Phase, str]] = {
+    "tokenising": "row",
+    "reference": "row",
+    "evaluating": "row",
+    "sampling": "answer",
+}
+# What is part of an evaluation.
+_EVALUATION: Final = ("evaluating", "sampling")
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run is. Times in seconds.
 
-    `done` and `of` count rows of the reference pass, `later` those of the passes after it; while it loads,
-    `done` counts rows that were tokenised; `step` of `total`
-    are training steps (None before the run has said how many). `eval_seconds`, `save_seconds` and
-    `kl_seconds` are those of the latest one. `paused_in` is what a paused run was doing; it stays set while
-    a paused run evaluates on command. `updated` is the Unix time of the last event.
+    `done` and `of` count what the phase goes through, as far as it can be counted: rows, or answers of
+    sampling; of tokenising `of` is not known. `later` counts the rows of the reference passes after this one;
+    `step` of `total` are training steps (None before the run has said how many). `eval_seconds`,
+    `save_seconds` and `kl_seconds` are those of the latest one. `paused_in` is what a paused run was doing;
+    it stays set while a paused run evaluates on command. `updated` is the Unix time of the last event.
     """
 
     phase: Phase = "starting"
@@ -70,7 +92,7 @@ class Progress:
         Steps, KL measurements, evaluations, checkpoints and what is left of the reference pass are counted.
         None while it is paused, and before the first step is measured: nothing honest can be said then.
         """
-        if self.phase in ("training", "evaluating"):
+        if self.phase in ("training", "saving", *_EVALUATION):
             return self.work_left
         if self.phase != "reference" or self.work_left is None or self.reference_eta is None:
             return None
@@ -81,7 +103,7 @@ class Progress:
         """Seconds of work after the reference pass, also of a run that is paused or stopped."""
         if self.total is None or not self.step_seconds:
             return None
-        evaluations = _still_to_come(self.step, self.total, self.eval_every) + (self.phase == "evaluating")
+        evaluations = _still_to_come(self.step, self.total, self.eval_every) + (self.phase in _EVALUATION)
         saves = _still_to_come(self.step, self.total, self.save_every)
         measurements = (
             0 if self.kl_every is None else self.total // self.kl_every - self.step // self.kl_every
@@ -105,6 +127,15 @@ class Progress:
         return left * (self.reference_time - began) / (self.done - first)
 
 
+def phase_count(progress: Progress) -> str:
+    """How far the phase is, where it is counted: `128/400 rows`; else empty."""
+    what = _COUNTED.get(progress.phase)
+    if what is None or not (progress.done or progress.of):
+        return ""
+    of = f"{progress.done:,}/" if progress.of else ""
+    return of + counted(progress.of or progress.done, what)
+
+
 def event_age(progress: Progress, now: float) -> float | None:
     """Seconds since the last event at the Unix time `now`, never negative; None before the first."""
     return None if progress.updated is None else max(0.0, now - progress.updated)
@@ -113,16 +144,19 @@ def event_age(progress: Progress, now: float) -> float | None:
 def silent_for(progress: Progress, now: float) -> float | None:
     """Seconds without an event, if that is longer than the run's work explains; else None.
 
-    That is 30 s, or five times what passes between two logged steps (median), or twice the last evaluation
-    while one is going on. A run that is paused, has ended, or still loads its model is never silent.
+    That is what _SILENT_SECONDS has for its phase, or five times what passes between two logged steps
+    (median), or twice the last evaluation while one is going on. A run that is paused, has ended, or still
+    loads its model or data is never silent.
     """
     quiet = event_age(progress, now)
-    if quiet is None or progress.phase not in _WORKING:
+    limit = _SILENT_SECONDS.get(progress.phase)
+    if quiet is None or limit is None:
         return None
-    limit = _SILENT_SECONDS
     if progress.step_seconds:
         limit = max(limit, _SILENT_STEPS * progress.log_every * median(progress.step_seconds))
-    if progress.phase == "evaluating":
+    elif progress.phase == "training":
+        limit = _FIRST_STEP_SECONDS
+    if progress.phase in _EVALUATION:
         limit = max(limit, _SILENT_EVALUATIONS * progress.eval_seconds)
     return quiet if quiet > limit else None
 
@@ -138,8 +172,11 @@ def advance(progress: Progress, event: Event) -> Progress:
             return _started(progress, event)
         case "reference":
             return _scored(progress, event)
+        case "phase" if data.get("phase") in _SHOWN:
+            done, of = (found if isinstance(found := data.get(key), int) else 0 for key in ("done", "total"))
+            return replace(progress, phase=data["phase"], done=done, of=of)
         case "data" if isinstance(rows := data.get("rows"), int):
-            return replace(progress, phase="loading", done=rows)
+            return replace(progress, phase="tokenising", done=rows, of=0)
         case "run.resumed":
             return replace(progress, phase="loading", done=0, step=step, reference_began=None, paused_in=None)
         case "run.paused":
@@ -150,17 +187,15 @@ def advance(progress: Progress, event: Event) -> Progress:
             if began is not None:
                 began = (began[0] + (seconds or 0.0), began[1])
             return replace(progress, phase=phase, paused_in=None, reference_began=began)
-        case "control" if data.get("command") == "evaluate" and data.get("ok") is True:
-            return replace(progress, phase="evaluating")  # it begins when it is acknowledged
-        case "eval" | "samples":
+        case "eval" | "samples" | "checkpoint":
             # The samples come last; without held-out rows they are all that an evaluation writes.
-            progress = replace(progress, phase="training" if progress.paused_in is None else "paused")
-            if event.type == "samples":
+            back: Phase = "training" if progress.paused_in is None else "paused"
+            progress = replace(progress, phase=back, step=step)
+            if seconds is None:
                 return progress
-            took = progress.eval_seconds if seconds is None else seconds
-            return replace(progress, step=step, eval_seconds=took)
-        case "checkpoint" if seconds is not None:
-            return replace(progress, save_seconds=seconds)
+            if event.type == "checkpoint":
+                return replace(progress, save_seconds=seconds)
+            return replace(progress, eval_seconds=seconds)
     if event.type in ENDS:
         return replace(progress, phase=ENDS[event.type], step=step, paused_in=None)
     return progress
@@ -177,10 +212,9 @@ def advance_steps(progress: Progress, events: Sequence[Event]) -> Progress:
                 break
     step = next((event.step for event in reversed(events) if event.step is not None), progress.step)
     kl_seconds = next((found for event in reversed(events) if (found := event.number("kl_seconds"))), None)
-    due = progress.eval_every is not None and (step % progress.eval_every == 0 or step == progress.total)
     return replace(
         progress,
-        phase="evaluating" if due else "training",
+        phase="training",
         step=step,
         step_seconds=(*progress.step_seconds, *reversed(measured))[-_WINDOW:],
         kl_seconds=progress.kl_seconds if kl_seconds is None else kl_seconds,
@@ -203,6 +237,7 @@ def _started(progress: Progress, event: Event) -> Progress:
         progress,
         phase="loading",
         done=0,
+        of=0,
         total=total if isinstance(total, int) else progress.total,
         eval_every=_option(event, "eval", "every"),
         save_every=_option(event, "save", "every"),
@@ -218,10 +253,9 @@ def _scored(progress: Progress, event: Event) -> Progress:
         return progress
     # Training and held-out rows are scored in turn; each pass has its own count.
     began = progress.reference_began if done >= progress.done else None
-    after: Phase = "evaluating" if progress.step == 0 else "training"
     return replace(
         progress,
-        phase="reference" if done < of else after,
+        phase="reference" if done < of else "training",
         done=done,
         of=of,
         later=later if isinstance(later, int) else 0,

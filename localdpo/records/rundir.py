@@ -67,7 +67,9 @@ LOCK_FD: Final = "LOCALDPO_LOCK_FD"
 # What a run has that did not begin, and what its log may say.
 _FIRST_FILES: Final = frozenset({"events.jsonl", "worker.log", "inputs.json", "recipe.yaml", "lock"})
 _FIRST_FOLDERS: Final = frozenset({"control", "checkpoints"})
-_FIRST_EVENTS: Final = frozenset({"data", "notice", "control", "run.failed", "run.stopped", "run.crashed"})
+_FIRST_EVENTS: Final = frozenset(
+    {"phase", "data", "notice", "control", "run.failed", "run.stopped", "run.crashed"}
+)
 
 
 class RunDir:

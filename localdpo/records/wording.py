@@ -21,11 +21,16 @@ from localdpo.records.rundir import ENDS, RunDir
 
 DEFAULT_RUNS_DIR: Final = Path("runs")
 # Fields of events that a line does not have: shown otherwise, or too long.
-NOT_IN_LINES: Final = ("metrics", "recipe", "versions", "lines", "id", "kl_seconds", "pairs", "lowest")
+NOT_IN_LINES: Final = (
+    *("metrics", "recipe", "versions", "lines", "id", "phase", "kl_seconds", "pairs", "lowest"),
+)
 
 PHASES: Final[dict[Phase, str]] = {
     **{phase: phase for phase in get_args(Phase)},
     "loading": "loading model and data",
+    "saving": "saving a checkpoint",
+    "sampling": "sampling answers",
+    "tokenising": "tokenising the data",
     "reference": "reference scores",
 }
 
@@ -42,6 +47,8 @@ def format_event(event: Event, total: int | None, eta: float | None = None) -> s
         words += ["step", f"{event.step}/{total}" if total is not None else str(event.step)]
     if event.type in ("step", "eval"):
         words = [event.type, *words[2:]]
+    if event.type == "phase" and event.data.get("phase") in PHASES:
+        words[0] = PHASES[event.data["phase"]]
     words += _headlines(event)
     if event.type == "step" and eta is not None:
         words.append(f"ETA {format_seconds(eta)}")
@@ -65,7 +72,9 @@ def format_headline(event: Event, total: int | None) -> str | None:
         rows = counted(int(event.number("rows") or 0), "row")
         return f"{event.data.get('source', 'data')}: {rows} tokenised"
     if event.type == "run.resumed":
-        return f"resumed from step {event.step}"
+        return (
+            f"resumed from step {event.step}" if event.step else "no checkpoint yet: starts again at step 0"
+        )
     if event.type == "control":
         return f"{event.data.get('command') or 'command'}: {event.data.get('message')}"
     if event.type == "run.continued" and event.data.get("reason") != "resume":

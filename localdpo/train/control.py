@@ -21,7 +21,7 @@ from localdpo.train.clock import Clock
 Handler = Callable[[Callable[[str], None]], None]
 PAUSE_LOOK_SECONDS: Final = 0.1
 # What is carried out in the middle of a reference pass or an evaluation; other commands wait for its end.
-_AT_ONCE: Final = frozenset({"pause", "resume", "stop"})
+_AT_ONCE: Final = frozenset({"pause", "resume", "stop", "cancel"})
 PAUSED_IN_WORK: Final = (
     "the run is paused in the middle of an evaluation or of the reference scores; resume it first"
 )
@@ -108,8 +108,12 @@ class Control:
         waited, self._waiting = self._waiting, []
         arrived = take(self._run)
         held_up = arrived if self.paused and not self._acting_in_pause else []
-        for file in waited + arrived:
-            if self._stop.reason is not None:
+        files = waited + arrived
+        cancels = [place for place, file in enumerate(files) if file.command == "cancel"]
+        for place, file in enumerate(files):
+            if cancels and place < cancels[-1]:
+                self._answer(file, file.command == "cancel", "cancelled")
+            elif self._stop.reason is not None:
                 self._answer(file, False, "the run is stopping")
             elif file.command is None:
                 self._answer(file, False, file.problem or "not a command")
@@ -128,6 +132,8 @@ class Control:
         elif command == "stop":
             self._stop.reason, self._stop.save = "stop", file.save
             self._answer(file, True, "saving and stopping" if file.save else "stopping without saving")
+        elif command == "cancel":
+            self._answer(file, True, "what was waiting is cancelled")
         else:
             self._act(file, self._acts[command])
 

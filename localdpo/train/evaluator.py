@@ -18,6 +18,7 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import SampledAnswer, generate
 from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
+from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 from localdpo.train.data import Rows, labels
 from localdpo.train.step import BatchReference, Objective
@@ -25,6 +26,9 @@ from localdpo.train.token_rewards import write_worst_pairs
 
 if TYPE_CHECKING:
     from localdpo.train.assemble import Session
+
+# Called where long work begins and goes on: its name, how much is done, of how much.
+Work = Callable[[Phase, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,14 @@ def evaluate(
     *,
     batch: int,
     baseline: mx.array | None = None,
-    after_batch: Callable[[], None] = lambda: None,
+    after_batch: Callable[[int], None] = lambda done: None,
 ) -> HeldOutScores:
     """The objective and its metrics over the rows at `positions` [M], without an update.
 
     Every row weighs the same, however the batches are cut. `baseline`: the KL baseline of all these rows, for
-    a loss that reads it. `after_batch` may take its time (a pause).
+    a loss that reads it. `after_batch` is called with the rows that are done; it may take its time (a pause).
     """
-    totals, margins = Sums(), dict[int, float]()
+    totals, margins, done = Sums(), dict[int, float](), 0
     for part in rows.parts_by_length(positions, batch):
         cut = rows.batch(part)
         under_reference = None if reference is None else reference.sums(cut)
@@ -62,7 +66,8 @@ def evaluate(
         pair_margins = objective.margins(scores)
         if pair_margins is not None:
             margins.update(zip(part.tolist(), np.array(pair_margins).tolist(), strict=True))
-        after_batch()
+        done += len(part)
+        after_batch(done)
     ordered = np.array([margins[i] for i in positions.tolist()]) if margins else None
     return HeldOutScores(totals.means(), ordered)
 
@@ -153,12 +158,12 @@ class Sampler:
         self._reference: list[SampledAnswer] | None = None
         self.mean_tokens = 0.0
 
-    def __call__(self, reference: lora.Weights) -> list[dict[str, str]]:
+    def __call__(self, reference: lora.Weights, work: Work) -> list[dict[str, str]]:
         """`[{prompt, reference, policy}]`, sampled with one seed for both."""
         if self._reference is None:
             with lora.use(self._model, reference):
-                self._reference = self._answers(self._prompts)
-        answers = self._answers(self._prompts)
+                self._reference = self._answers(self._prompts, work)
+        answers = self._answers(self._prompts, work)
         self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
         return [
             {"prompt": prompt.text, "reference": before.text, "policy": now.text}
@@ -166,14 +171,28 @@ class Sampler:
         ]
 
     def kl(
-        self, prompts: Sequence[WatchedPrompt], forward: Forward, reference: lora.Weights, pad: int
+        self,
+        prompts: Sequence[WatchedPrompt],
+        forward: Forward,
+        reference: lora.Weights,
+        pad: int,
+        work: Work,
     ) -> dict[str, float]:
         """`sampled_kl` of the policy's answers to `prompts`, drawn anew at temperature 1."""
-        return sampled_kl(forward, prompts, self._answers(prompts, temperature=1.0), reference, pad)
+        return sampled_kl(forward, prompts, self._answers(prompts, work, temperature=1.0), reference, pad)
 
-    def _answers(self, prompts: Sequence[WatchedPrompt], **settings: float) -> list[SampledAnswer]:
+    def _answers(
+        self, prompts: Sequence[WatchedPrompt], work: Work, **settings: float
+    ) -> list[SampledAnswer]:
         ids = [prompt.tokens for prompt in prompts]
-        return generate(self._model, self._tokenizer, ids, **self._settings | settings)
+        work("sampling", 0, len(ids))
+        return generate(
+            self._model,
+            self._tokenizer,
+            ids,
+            **self._settings | settings,
+            on_answer=lambda done: work("sampling", done, len(ids)),
+        )
 
 
 @dataclass(frozen=True)
@@ -223,11 +242,12 @@ class Evaluator:
         """How many held-out rows an evaluation covers."""
         return len(self._positions)
 
-    def __call__(self, step: int, after_batch: Callable[[], None]) -> EvaluationReport:
-        """Measure after `step`; `after_batch` is called after every held-out batch, and may take its time."""
-        samples = self._sampler(self._start) if self._watched else []
+    def __call__(self, step: int, work: Work) -> EvaluationReport:
+        """Measure after `step`; `work` is called after each held-out batch and answer."""
+        samples = self._sampler(self._start, work) if self._watched else []
         if not self.rows:
             return EvaluationReport(samples=samples)
+        work("evaluating", 0, self.rows)
         baseline = None
         if self._baseline is not None:
             baseline = self._baseline(self._valid, self._valid.indices[self._positions])
@@ -238,10 +258,10 @@ class Evaluator:
             self._positions,
             self._moving or self._cached,
             batch=self._batch,
-            after_batch=after_batch,
+            after_batch=lambda done: work("evaluating", done, self.rows),
             baseline=baseline,
         )
-        metrics = scores.metrics | self._against_reference()
+        metrics = scores.metrics | self._against_reference(work)
         if samples:
             metrics["samples/response_tokens"] = self._sampler.mean_tokens
         return EvaluationReport(metrics, self._write_worst(step, scores.margins), samples)
@@ -258,7 +278,7 @@ class Evaluator:
     def _first_pairs(self) -> Batch:
         return self._valid.batch(np.arange(min(self._options.kl_pairs, len(self._valid))))
 
-    def _against_reference(self) -> dict[str, float]:
+    def _against_reference(self, work: Work) -> dict[str, float]:
         """Entropy of the policy, its exact KL to the reference, and the KL of its own answers."""
         metrics: dict[str, float] = {}
         if self._options.kl_pairs > 0:
@@ -266,7 +286,7 @@ class Evaluator:
             if self._has_reference:
                 metrics["kl"] = self.kl()
         if self._kl_prompts:
-            metrics |= self._sampler.kl(self._kl_prompts, self._forward, self._start, self._valid.pad)
+            metrics |= self._sampler.kl(self._kl_prompts, self._forward, self._start, self._valid.pad, work)
         return metrics
 
     def _write_worst(self, step: int, margins: np.ndarray | None) -> dict[str, Any] | None:

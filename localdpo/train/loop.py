@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import mlx.core as mx
 import numpy as np
@@ -25,12 +26,16 @@ from localdpo.records.checkpoints import lost_lines
 from localdpo.records.control import Command
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
 from localdpo.records.metrics import metrics_of
+from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, inputs
 from localdpo.train.assemble import Session
 from localdpo.train.control import Control, Handler, StopRequest
 from localdpo.train.evaluator import Evaluator
 from localdpo.train.step import StepResult, TrainStep, make_optimizer
+
+# Between two reports of work that goes on.
+REPORT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Loop:
         self.watch = Watch(session)
         self.evaluator = Evaluator(session, run)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self._reported = 0.0
         self.saved_step = self.evaluated_step = -1
         self.eval_metrics: dict[str, float] = {}
         self.optimizer = make_optimizer(self.recipe.train)
@@ -96,8 +101,8 @@ class Loop:
             self.log.write("run.resumed", self.step, checkpoint=f"checkpoints/{newest.path.name}")
         else:
             mx.random.seed(self.recipe.train.seed)
-            if any(event.type == "step" for event in events):
-                # It crashed before its first checkpoint: readers drop the steps that are taken again.
+            if any(event.type == "step" for event in effective(events)):
+                # All checkpoints are damaged: readers drop the steps that are taken again.
                 self.log.write("run.resumed", 0)
         saved = next((event.step for event in reversed(events) if event.type == "checkpoint"), None)
         if saved is not None and not (folder := self.run_dir.checkpoint_path(saved)).exists():
@@ -140,6 +145,8 @@ class Loop:
             return
         with lora.use(self.model, self.start):
             for number, scores in enumerate(passes):
+                if self.stop.reason is not None:
+                    break
                 later = sum(len(part) for other in passes[number + 1 :] for part in other.todo())
                 scores.fill(self.forward, partial(self._after_reference_batch, later))
         # Buffers of its sizes serve no step.
@@ -197,18 +204,31 @@ class Loop:
     def evaluate(self) -> None:
         """Measure the held-out rows and sample the watched prompts; write both."""
         began = self.clock.now()
-        report = self.evaluator(self.step, partial(self.control.within_work, self.step))
+        report = self.evaluator(self.step, self._work)
+        took = self.clock.now() - began
         if report.metrics is not None:
             self.eval_metrics = report.metrics
-            seconds, pairs = self.clock.now() - began, self.evaluator.rows
-            self.log.write("eval", self.step, metrics=report.metrics, pairs=pairs, seconds=seconds)
+            pairs = self.evaluator.rows
+            self.log.write("eval", self.step, metrics=report.metrics, pairs=pairs, seconds=took)
             if report.worst is not None:
                 self.log.write("pairs", self.step, **report.worst)
             self._write_notices(self.watch.evaluation(self.step, report.metrics))
         if report.samples:
-            self.log.write("samples", self.step, samples=report.samples)
+            # Without held-out rows the answers are all that an evaluation is.
+            seconds = {"seconds": took} if report.metrics is None else {}
+            self.log.write("samples", self.step, samples=report.samples, **seconds)
         mx.clear_cache()
         self.evaluated_step = self.step
+
+    def _work(self, phase: Phase, done: int = 0, total: int = 0) -> None:
+        """Report long work when it begins, and once a second while it goes on; take commands meanwhile."""
+        now = self.clock.now()
+        if done == 0 or now - self._reported > REPORT_SECONDS:
+            counts = {"done": done, "total": total} if total else {}
+            self.log.write("phase", self.step, phase=phase, **counts)
+            self._reported = now
+        if done:
+            self.control.within_work(self.step)
 
     def _evaluate_command(self, answer: Callable[[str], None]) -> None:
         if self.evaluated_step == self.step:
@@ -221,6 +241,7 @@ class Loop:
     def save(self) -> None:
         """Publish a checkpoint."""
         began = self.clock.now()
+        self._work("saving")
         state = checkpoint.TrainState(
             self.step, random_key(), self.seconds, self.eval_metrics, inputs.to_json(self.inputs)
         )

@@ -22,6 +22,7 @@ from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, Us
 from localdpo.model.arrays import named
 from localdpo.model.backend import memory_limit, prepare
 from localdpo.out import say, say_errors
+from localdpo.records.checkpoints import restart_note
 from localdpo.records.control import take
 from localdpo.records.deaths import is_device_error
 from localdpo.records.events import Event, EventWriter
@@ -103,6 +104,10 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     from localdpo.train.loop import Loop
 
     began = stop.clock.now()
+    if restart_note(run) is not None:
+        # Before anything is loaded: readers drop the steps that are taken again.
+        log.write("run.resumed", 0)
+    log.write("phase", phase="loading")
     recipe = load_recipe(run.recipe)
     require_packages(recipe.report_to)
     notes: list[str] = list(backend.hints)

@@ -12,11 +12,11 @@ def test_what_waits_is_said_until_it_is_answered():
     pending = PendingCommands()
     assert pending.status(0.0) == ""
     pending.add("a", "pause", 10.0)
-    assert pending.status(13.2) == "sent: pause, 3s"
+    assert pending.status(13.2) == "sent: pause, 3s (X cancels)"
     pending.add("b", "evaluate", 11.0)
-    assert pending.status(13.2) == "sent: pause +1, 3s"
+    assert pending.status(13.2) == "sent: pause, evaluate, 3s (X cancels)"
     assert pending.settle([answer("other"), answer("a")], alive=True) == [answer("a")]
-    assert pending.status(13.2) == "sent: evaluate, 2s"
+    assert pending.status(13.2) == "sent: evaluate, 2s (X cancels)"
     assert pending.settle([answer("a")], alive=True) == []
 
 

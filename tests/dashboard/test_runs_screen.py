@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import BEGAN, drive, make_app, make_run, press, shown, until
+from made_runs import BEGAN, drive, make_app, make_run, press, settle, shown, until
+from textual.events import Key
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
@@ -133,6 +135,21 @@ def test_filtering(runs: Path):
         assert len(order(app)) == 3
         await press(pilot, "slash", *"nothing here", "enter", "enter", "space", "D")
         assert order(app) == []
+
+    drive(app, act)
+
+
+def test_what_is_typed_at_once_after_the_slash_is_for_the_filter(runs: Path):
+    app = the_app()
+
+    async def act(pilot: Pilot[None]) -> None:
+        for key in ("slash", *"xDea/d"):
+            character = "/" if key == "slash" else key
+            name = {"/": "slash", "D": "upper_d"}.get(key, key)
+            app.post_message(Key(name, character))
+        await settle(pilot)
+        assert app.screen.query_one(Input).value == "xDea/d"
+        assert len(app.screen_stack) == 2
 
     drive(app, act)
 

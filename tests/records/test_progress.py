@@ -6,7 +6,11 @@ import pytest
 from logged import RECIPE, event, started, step
 
 from localdpo.records.events import Event
-from localdpo.records.progress import Progress, advance, event_age, progress_of, silent_for
+from localdpo.records.progress import Progress, advance, event_age, phase_count, progress_of, silent_for
+
+
+def phase(name: str, at: int, **counts: int) -> Event:
+    return event("phase", at, phase=name, **counts)
 
 
 def test_the_phases_of_a_run_in_order():
@@ -14,32 +18,42 @@ def test_the_phases_of_a_run_in_order():
         started(),
         event("reference", done=0, total=8),
         event("reference", done=8, total=8),
+        phase("sampling", 0, done=0, total=2),
+        phase("evaluating", 0, done=0, total=8),
         event("eval", 0, seconds=3.0),
         step(1),
         step(4),
+        phase("evaluating", 4, done=8, total=8),
         event("eval", 4, seconds=3.0),
-        step(10),
-        event("eval", 10),
-        event("run.finished"),
+        phase("saving", 4),
+        event("checkpoint", 4, seconds=1.0),
+        event("run.finished", 10),
     ]
     phases, progress = [], Progress()
     assert progress.phase == "starting"
+    counts = []
     for one in log:
         progress = advance(progress, one)
         phases.append(progress.phase)
+        counts.append(phase_count(progress))
     assert phases == [
         "loading",
         "reference",
+        "training",
+        "sampling",
         "evaluating",
         "training",
         "training",
-        "evaluating",
         "training",
         "evaluating",
+        "training",
+        "saving",
         "training",
         "finished",
     ]
     assert progress.step == progress.total == 10
+    assert list(filter(None, counts)) == ["0/8 rows", "0/2 answers", "0/8 rows", "8/8 rows"]
+    assert phase_count(progress_of([event("data", rows=1200)])) == "1,200 rows"
 
 
 def test_the_time_left_counts_steps_evaluations_and_checkpoints():
@@ -47,9 +61,13 @@ def test_the_time_left_counts_steps_evaluations_and_checkpoints():
     # 9 steps of 2 s; evaluations at 4, 8 and 10; checkpoints at 5 and 10.
     assert progress_of(log).eta == pytest.approx(9 * 2.0 + 3 * 3.0 + 2 * 0.5)
     # The evaluation at 4 is going on, those at 8 and 10 are to come.
-    assert progress_of([*log, step(4)]).eta == pytest.approx(6 * 2.0 + 3 * 3.0 + 2 * 0.5)
+    assert progress_of([*log, step(4), phase("sampling", 4)]).eta == pytest.approx(
+        6 * 2.0 + 3 * 3.0 + 2 * 0.5
+    )
     assert progress_of([*log, step(4), event("eval", 4, seconds=3.0)]).eta == pytest.approx(12 + 6 + 1)
-    assert progress_of([*log, step(10)]).eta == pytest.approx(3.0)
+    assert progress_of([*log, step(10), phase("evaluating", 10)]).eta == pytest.approx(3.0)
+    # Without held-out rows the answers are the evaluation.
+    assert progress_of([*log, event("samples", 1, seconds=5.0)]).eta == pytest.approx(18 + 3 * 5.0 + 1)
 
 
 def test_the_time_left_is_unknown_before_a_step_is_measured():
@@ -104,6 +122,8 @@ def test_a_resume_goes_on_from_its_step():
         event("eval", 1, seconds="long"),
         event("checkpoint", 1),
         event("something.new"),
+        event("phase", 1, phase="dancing"),
+        event("phase", 1, phase="sampling", done="x"),
     ],
 )
 def test_events_that_lack_something_break_nothing(odd: Event):
@@ -122,20 +142,21 @@ def test_a_pause_is_no_time_left_and_goes_back_to_what_it_interrupted():
     assert (on.phase, on.eta) == ("training", before.eta)
     in_reference = [started(), event("reference", done=8, total=16), event("run.paused", 0)]
     assert progress_of([*in_reference, event("run.continued", 0)]).phase == "reference"
-    in_evaluation = [started(), step(4), event("run.paused", 4)]
+    in_evaluation = [started(), step(4), phase("evaluating", 4), event("run.paused", 4)]
     assert progress_of([*in_evaluation, event("run.continued", 4)]).phase == "evaluating"
 
 
 def test_a_paused_run_that_evaluates_on_command_is_paused_again_after_it():
     asked = event("control", id="1", command="evaluate", ok=True, message="evaluating after step 3")
-    log = [started(), step(3), event("run.paused", 3), asked]
+    begun = phase("evaluating", 3, done=0, total=8)
+    log = [started(), step(3), event("run.paused", 3), asked, begun]
     assert progress_of(log).phase == "evaluating"
     log += [event("eval", 3, seconds=2.0), event("samples", 3)]
     assert progress_of(log).phase == "paused"
     assert progress_of([*log, event("run.continued", 3)]).phase == "training"
     refused = event("control", id="1", command="evaluate", ok=False, message="evaluated already")
     assert progress_of([started(), step(3), refused]).phase == "training"
-    meanwhile = [started(), step(3), event("run.paused", 3), asked, event("run.continued", 3)]
+    meanwhile = [started(), step(3), event("run.paused", 3), asked, begun, event("run.continued", 3)]
     assert progress_of(meanwhile).phase == "evaluating"
     assert progress_of([*meanwhile, event("eval", 3)]).phase == "training"
 
@@ -182,9 +203,13 @@ def test_silence_is_longer_than_the_work_explains():
     rarely = progress_of([event("run.started", total_steps=90, recipe=recipe), step(10, 2.0)])
     assert silent_for(rarely, 99.0) is None
     assert silent_for(rarely, 101.0) == 101.0
-    evaluating = progress_of([started(), event("eval", 0, seconds=40.0), step(4)])
-    assert silent_for(evaluating, 79.0) is None
-    assert silent_for(evaluating, 81.0) == 81.0
+    first = progress_of([started(), event("eval", 0, seconds=1.0)])
+    assert silent_for(first, 299.0) is None
+    assert silent_for(first, 301.0) == 301.0
+    evaluating = progress_of([started(), event("eval", 0, seconds=90.0), step(4), phase("evaluating", 4)])
+    assert silent_for(evaluating, 179.0) is None
+    assert silent_for(evaluating, 181.0) == 181.0
+    assert silent_for(progress_of([started(), phase("sampling", 0)]), 299.0) is None
     for last in ("run.paused", "run.finished", "run.crashed", "run.started"):
         assert silent_for(progress_of([started(), step(1), event(last)]), 1e6) is None
 

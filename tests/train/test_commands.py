@@ -180,7 +180,7 @@ def test_a_pause_holds_steps_back_and_commands_work_in_it(tmp_path: Path, recipe
     assert life(fresh(run.path, recipe), run, script).stopped_by is None
     kinds = [(event.type, event.step) for event in read_events(run.events) if event.type != "notice"]
     start = kinds.index(("run.paused", 2))
-    shown = [kind for kind in kinds[start : kinds.index(("step", 3))] if kind[0] != "pairs"]
+    shown = [kind for kind in kinds[start : kinds.index(("step", 3))] if kind[0] not in ("pairs", "phase")]
     assert shown == [
         ("run.paused", 2),
         ("control", None),
@@ -296,9 +296,42 @@ def test_the_reference_pass_can_be_paused_and_stopped(
     assert kinds.index("run.paused") < kinds.index("run.continued")
     assert "eval" not in kinds
     assert answers(run)[0] == ("pause", True, "paused after step 0")
-    assert ("evaluate", False, "the run is stopping") in answers(run)
+    assert ("evaluate", False, "the run has ended") in answers(run)
     (first, *_) = [event for event in events if event.type == "reference"]
     assert first.data["later"] == 3
+
+
+def test_a_stop_in_the_reference_pass_is_obeyed_after_the_batch(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path / "cache"))
+    run = RunDir(tmp_path / "run")
+    outcome = life(fresh(run.path, recipe), run, {"reference:3": ["stop"]})
+    assert outcome.stopped_by == "stop"
+    kinds = [event.type for event in read_events(run.events)]
+    assert kinds.count("reference") == 1
+    assert {"eval", "phase"}.isdisjoint(kinds)
+
+
+def test_what_waits_can_be_cancelled(tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the reference pass a checkpoint waits; what comes in one look with the cancelling is void, too."""
+    monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path / "cache"))
+    run = RunDir(tmp_path / "run")
+    script = {
+        "reference:3": ["checkpoint"],
+        "reference:6": ["cancel"],
+        "step:1": ["checkpoint", "pause", "cancel", "checkpoint", "stop!"],
+    }
+    life(fresh(run.path, recipe), run, script)
+    assert answers(run) == [
+        ("checkpoint", False, "cancelled"),
+        ("cancel", True, "what was waiting is cancelled"),
+        ("checkpoint", False, "cancelled"),
+        ("pause", False, "cancelled"),
+        ("cancel", True, "what was waiting is cancelled"),
+        ("checkpoint", True, "saved as checkpoints/step-000001"),
+        ("stop", True, "stopping without saving"),
+    ]
 
 
 def test_a_signal_ends_a_pause(tmp_path: Path, recipe: str) -> None:

@@ -246,7 +246,7 @@ def test_sampled_kl_of_single_tokens_is_the_exact_one_within_its_error(
     exact = float((np.exp(policy) * (policy - reference)).sum())
     prompts = [WatchedPrompt("", tuple(prompt.tolist()))] * 256
     drawn = sampler(session, max_tokens=1, temperature=0.0)
-    found = drawn.kl(prompts, session.forward, session.start, 0)
+    found = drawn.kl(prompts, session.forward, session.start, 0, nothing)
     assert found["kl_sampled_se"] > 0
     assert abs(found["kl_sampled"] - exact) < 3 * found["kl_sampled_se"] < exact
 
@@ -264,7 +264,9 @@ def test_sampled_kl_counts_every_drawn_token(
 
     monkeypatch.setattr(evaluator, "generate", kept)
     # Whatever the temperature of the shown samples, these are drawn at 1.
-    found = sampler(session, temperature=0.0).kl(session.kl_prompts, session.forward, session.start, 0)
+    found = sampler(session, temperature=0.0).kl(
+        session.kl_prompts, session.forward, session.start, 0, nothing
+    )
     ratios = []
     for prompt, answer in zip(session.kl_prompts, drawn, strict=True):
         ids = np.array([*prompt.tokens, *answer.drawn])
@@ -318,6 +320,10 @@ def test_an_evaluation_reports_what_its_options_allow(
     assert first.get("entropy", 1.0) > 0
 
 
+def nothing(phase: str, done: int, total: int) -> None:
+    """Work that nobody follows."""
+
+
 def sampler(session: Session, **settings: Any) -> Sampler:
     return Sampler(
         session.base.model,
@@ -334,15 +340,15 @@ def test_samples_are_reproducible_and_start_equal_for_policy_and_reference(
     session = session_of(tmp_path, text)
     set_random_key((1, 2))
     make = sampler(session)
-    first = make(session.start)
+    first = make(session.start, nothing)
     assert random_key() == (1, 2)
     assert [s["prompt"] for s in first] == [f"What is question number {n}?" for n in range(3)]
     assert all(s["policy"] == s["reference"] for s in first)
-    assert sampler(session)(session.start) == first
-    assert sampler(session, seed=5)(session.start) != first
+    assert sampler(session)(session.start, nothing) == first
+    assert sampler(session, seed=5)(session.start, nothing) != first
     assert 0 < make.mean_tokens <= 12
     moved(session, 0.3)
-    later = make(session.start)
+    later = make(session.start, nothing)
     assert [s["reference"] for s in later] == [s["reference"] for s in first]
     assert [s["policy"] for s in later] != [s["policy"] for s in first]
 

@@ -216,6 +216,7 @@ def test_the_first_life_is_void_when_a_run_died_before_its_first_checkpoint(
     second = train(tmp_path / "run", text, backend=EAGER)
     steps = [event.step for event in effective(read_events(second.run.events)) if event.type == "step"]
     assert steps == [1, 2, 3]
+    assert [event.step for event in second.events if event.type == "run.resumed"] == [0]
     assert_same_arrays(files_of(second.run.latest), weights)
 
 

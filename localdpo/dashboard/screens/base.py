@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import Screen
+from textual.widgets import Input
 
 from localdpo.dashboard.keymap import hidden_screens
 from localdpo.dashboard.terminal import Abilities
@@ -77,6 +78,12 @@ class RunScreen(Screen[None]):
         with Vertical(id="body"):
             yield from self.body()
         yield KeyBar(self.NAME)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        # The key of a filter comes first, but to a line that has the keys it is a letter like another.
+        if action == "filter" and isinstance(self.focused, Input):
+            return False
+        return super().check_action(action, parameters)
 
     def on_mount(self) -> None:
         self.set_class(not self.abilities.unicode, "-ascii")

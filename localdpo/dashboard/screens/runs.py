@@ -31,6 +31,7 @@ from localdpo.dashboard.widgets.basic import ListTable, TextLine
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.launch.processes import start_worker
 from localdpo.out.console import Text
+from localdpo.records.checkpoints import restart_note
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunSummary
 
@@ -136,7 +137,8 @@ class RunsScreen(RunScreen):
     def action_filter(self) -> None:
         words = self.query_one(FilterInput)
         words.add_class("-shown")
-        words.focus()
+        # Now: `focus` would wait until the keys that have come meanwhile are obeyed.
+        self.set_focus(words)
 
     def action_filter_off(self) -> None:
         words = self.query_one(FilterInput)
@@ -158,10 +160,14 @@ class RunsScreen(RunScreen):
         if run.status() == "finished":
             self.notify(f"{run.name} is finished: nothing is left to do", severity="warning")
             return
+        again = restart_note(run)
         try:
             self.dashboard.attach(run, start_worker(run))
         except UserError as error:
             self.notify(str(error), severity="error")
+            return
+        if again is not None:
+            self.notify(again, severity="warning")
 
     def action_delete(self) -> None:
         run = self._run()

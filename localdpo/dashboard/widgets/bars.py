@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from localdpo.core.process import HELD
-from localdpo.core.text import age, counted, format_number, format_seconds, printable
+from localdpo.core.text import age, format_number, format_seconds, printable
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.keymap import NEED_WORKER, SCREEN_TITLES, Key, key_name, keys_of, namespaced
 from localdpo.dashboard.picture import fitted
@@ -23,7 +23,7 @@ from localdpo.dashboard.state import RunState
 from localdpo.dashboard.terminal import Abilities
 from localdpo.launch.explain import ended_lines
 from localdpo.out.console import Text
-from localdpo.records.progress import Phase, event_age, silent_for
+from localdpo.records.progress import Phase, event_age, phase_count, silent_for
 from localdpo.records.rundir import State
 from localdpo.records.runs import beta_of
 from localdpo.records.wording import PHASES
@@ -163,10 +163,8 @@ def header_words(
         HeaderWord(f"{abilities.mark(phase)} {word}", _STATE_COLOURS.get(phase, "chosen"), True),
         HeaderWord(fitted(printable(state.name), _LONGEST_NAME, "~"), "ink", True, 7),
     ]
-    if phase == "loading" and progress.done:
-        words.append(HeaderWord(f"{counted(progress.done, 'row')} tokenised"))
-    if phase == "reference":
-        words.append(HeaderWord(f"{progress.done:,}/{progress.of:,} rows"))
+    if count := phase_count(progress):
+        words.append(HeaderWord(count))
     if progress.total is not None:
         words.append(HeaderWord(f"step {progress.step:,}/{progress.total:,}"))
     if alive and progress.eta is not None:
