@@ -152,6 +152,7 @@ def deaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     with RunLock(run), EventWriter(run.events) as log:
         log.write("run.started", total_steps=6, recipe={"eval": {"every": 3}})
         log.write("step", 3, metrics={"step_seconds": 1.0})
+        log.write("phase", 3, phase="evaluating")
         yield run
 
 
