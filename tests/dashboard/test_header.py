@@ -61,7 +61,7 @@ def test_the_reference_pass_counts_its_rows():
 def test_tokenising_counts_its_rows_until_the_run_starts():
     state = RunState("demo")
     state.feed([event("data", None, 1.0, source="pairs.jsonl", rows=4000)])
-    assert "4,000 rows tokenised" in text(state, True, 3.0)
+    assert "tokenising the data  demo  4,000 rows" in text(state, True, 3.0)
     state.feed([event("run.started", loss="sigmoid", total_steps=30)])
     assert "tokenised" not in text(state, True, 3.0)
 
