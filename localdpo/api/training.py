@@ -32,7 +32,7 @@ from localdpo.records.rundir import RunDir
 if TYPE_CHECKING:
     from localdpo.train.control import StopRequest
 
-OnEvent = Callable[[Event], None]
+OnEvent = Callable[[Event], object]
 
 
 def train(

@@ -91,7 +91,7 @@ class EventWriter(LogWriter):
     Raises UserError when the disk is full, ValueError for an unknown type or a reserved field name.
     """
 
-    def __init__(self, path: Path, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, path: Path, on_event: Callable[[Event], object] | None = None) -> None:
         super().__init__(path)
         self._on_event = on_event
 

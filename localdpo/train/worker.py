@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train_run(
-    run: RunDir, stop: StopRequest, *, accept: bool, on_event: Callable[[Event], None] | None = None
+    run: RunDir, stop: StopRequest, *, accept: bool, on_event: Callable[[Event], object] | None = None
 ) -> int:
     """Train a run in this process: 0, or STOPPED_EXIT. `on_event` gets every event that is written.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -115,6 +116,19 @@ def test_how_a_worker_ends_is_raised(here: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+def test_ctrl_c_saves_and_stops(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, "stop")
+
+    def interrupt(event: Event) -> None:
+        if event.text("name") == "waiting":
+            signal.raise_signal(signal.SIGINT)
+
+    run = localdpo.train("dpo.yaml", on_event=interrupt)
+    assert run.state == "stopped"
+    assert run.events()[-1].data["reason"] == "SIGINT"
+
+
+@pytest.mark.slow
 def test_a_worker_can_be_left_alone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker(monkeypatch, "stop-at-4")
     run = localdpo.train("dpo.yaml", wait=False)
@@ -146,6 +160,16 @@ def test_training_in_this_process(here: Path, tiny_model: Path, own_cache: Path)
     assert run.metrics()["step"].tolist() == [1, 2]
     # The room of this name is loaded now; the name stays a function.
     assert localdpo.train("dpo.yaml", name="dpo").path == run.path
+    # Ctrl-C saves and stops, and is as ever afterwards.
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(event: Event) -> None:
+        if event.type == "step":
+            signal.raise_signal(signal.SIGINT)
+
+    run = localdpo.train("dpo.yaml", name="cut", on_event=interrupt, in_process=True)
+    assert (run.state, [checkpoint.step for checkpoint in run.checkpoints()]) == ("stopped", [1])
+    assert signal.getsignal(signal.SIGINT) == before
     with pytest.raises(localdpo.UserErrors, match="no such file"):
         localdpo.train("dpo.yaml", ["data.train=nothing.jsonl"], name="bad", in_process=True)
     assert not Path("runs/bad").exists()
@@ -156,6 +180,7 @@ def test_the_options_of_judges_are_those_of_the_commands() -> None:
     assert declared == {name: kind.__forward_arg__ for name, kind in JudgeOptions.__annotations__.items()}
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_and_importing_is_light() -> None:
     assert all(getattr(localdpo, name) is not None for name in localdpo.__all__)
     assert set(localdpo.__all__) <= set(dir(localdpo))
