@@ -86,7 +86,8 @@ def test_killed_after_each_verdict_in_turn(server: FakeServer, client: Client, t
     assert set(server.asked.values()) == {1}
 
 
-@pytest.mark.parametrize("die_after", [1, 4, 7])
+@pytest.mark.every(3)
+@pytest.mark.parametrize("die_after", [4, 1, 7])
 def test_killed_with_several_in_flight(
     server: FakeServer, client: Client, table: bytes, tmp_path: Path, die_after: int
 ):

@@ -352,6 +352,7 @@ def mlx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.kill()
 
 
+@pytest.mark.long
 def test_a_real_server_with_a_model_that_knows_no_json(mlx_server: str):
     one = OpenAIJudge(
         load_rubric("helpful"),
@@ -370,6 +371,7 @@ def test_a_real_server_with_a_model_that_knows_no_json(mlx_server: str):
     assert (result.valid, sum(result.statuses.values())) == (0, 4)
 
 
+@pytest.mark.long
 def test_a_real_server_asked_for_a_model_it_has_not(mlx_server: str):
     one = OpenAIJudge(load_rubric("helpful"), load_prices(), mlx_server, "/no/such/model", concurrency=1)
     with pytest.raises(JudgeStopped):
