@@ -11,13 +11,13 @@ from unittest import mock
 from localdpo.cli import main
 
 
-def localdpo(*arguments: str) -> subprocess.CompletedProcess[str]:
+def localdpo(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """The outcome of the command with these arguments; none of its streams is a terminal."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
     with (
         mock.patch.object(sys, "argv", ["localdpo", *arguments]),
-        mock.patch.object(sys, "stdin", io.StringIO()),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

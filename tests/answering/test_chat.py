@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from localdpo.core.text import escaped
 from localdpo.data.prompts import PromptRow
 from localdpo.records.answers import Sampling
 from localdpo.records.rundir import RunDir
+from localdpo.records.wording import closing_lines
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +114,13 @@ def speakers_of(talk: Conversation, speakers: Speakers) -> Speakers:
     """The loaded models for another conversation."""
     speakers._conversation = talk
     return speakers
+
+
+def test_the_command_at_the_end_of_a_run_works_as_it_is_printed(run: RunDir) -> None:
+    program, *words = shlex.split(closing_lines(run, [])[-1].removeprefix("try it: "))
+    done = localdpo(*words, "--max-tokens", "4", stdin=f"{QUESTIONS[0]}\n")
+    assert (program, done.returncode) == ("localdpo", 0)
+    assert done.stdout.strip()
 
 
 def test_mistakes_are_one_line(run: RunDir) -> None:
