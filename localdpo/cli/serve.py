@@ -34,10 +34,11 @@ def serve(
     from localdpo.model.backend import prepare
 
     prepare(note)
-    from localdpo.interop.serve import Served, strongest_probe
+    from localdpo.interop.serve import Served, require_free, strongest_probe
     from localdpo.interop.trained import open_trained
     from localdpo.launch.explain import failure
 
+    require_free(host, port)
     trained = open_trained(found, checkpoint, note)
     probe = strongest_probe(trained)
     served = Served(trained, host, port, ["--max-tokens", str(max_tokens), "--temp", str(temperature)])

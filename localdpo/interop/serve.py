@@ -120,19 +120,14 @@ class Served:
 
     Attributes:
         url: where it listens.
-
-    Raises UserError if the port is taken.
     """
 
     def __init__(self, trained: Trained, host: str, port: int, options: list[str]) -> None:
-        _require_free(host, port)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._trained = trained
         self.model = str(trained.base.resolve())
-        recipe, names = (
-            trained.recipe,
-            [self.model, str(trained.base), trained.recipe.model, trained.run.name],
-        )
+        recipe = trained.recipe
+        names = [self.model, str(trained.base), recipe.model, trained.run.name]
         command = [sys.executable, "-m", "localdpo.interop.server", json.dumps(names)]
         command += ["--model", str(trained.base), "--adapter-path", str(trained.adapter)]
         command += ["--host", host, "--port", str(port), *options]
@@ -229,7 +224,8 @@ class Served:
         )
 
 
-def _require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int) -> None:
+    """Raise UserError where nothing can listen on a port, as another program does."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:

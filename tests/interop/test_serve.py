@@ -119,7 +119,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port}: cannot be used .Address already in use.; give"):
-            serve._require_free("127.0.0.1", port)
+            serve.require_free("127.0.0.1", port)
     done = localdpo("serve", "none", "--runs-dir", str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
