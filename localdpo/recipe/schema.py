@@ -201,6 +201,10 @@ class TrainSection(Section):
         "auto",
         "recompute activations: less memory, more time; auto: only if a pair does not fit otherwise",
     )
+    reference: Literal["as_needed", "ahead"] = option(
+        "as_needed",
+        "score rows under the frozen reference before the step that takes them, or all before the first step",
+    )
     log_every: Count = option(1, "log every N steps")
 
     @field_validator("micro_batch_size", mode="before")

@@ -62,7 +62,8 @@ class Progress:
     `done` and `of` count what the phase goes through, as far as it can be counted: rows, or answers of
     sampling; of tokenising `of` is not known. `later` counts the rows of the reference passes after this one;
     `step` of `total` are training steps (None before the run has said how many). `eval_seconds`,
-    `save_seconds` and `kl_seconds` are those of the latest one. `paused_in` is what a paused run was doing;
+    `save_seconds` and `kl_seconds` are those of the latest one. `reference_left` rows are scored under the
+    reference in later steps, at `reference_pace` seconds a row. `paused_in` is what a paused run was doing;
     it stays set while a paused run evaluates on command. `updated` is the Unix time of the last event.
     """
 
@@ -82,6 +83,8 @@ class Progress:
     save_seconds: float = 0.0
     kl_every: int | None = None
     kl_seconds: float = 0.0
+    reference_left: int = 0
+    reference_pace: float = 0.0
     paused_in: Phase | None = None
     updated: float | None = None
 
@@ -113,6 +116,7 @@ class Progress:
             + evaluations * self.eval_seconds
             + saves * self.save_seconds
             + measurements * self.kl_seconds
+            + self.reference_left * self.reference_pace
         )
 
     @property
@@ -212,12 +216,15 @@ def advance_steps(progress: Progress, events: Sequence[Event]) -> Progress:
                 break
     step = next((event.step for event in reversed(events) if event.step is not None), progress.step)
     kl_seconds = next((found for event in reversed(events) if (found := event.number("kl_seconds"))), None)
+    pace = next((found for event in reversed(events) if (found := _reference_pace(event))), None)
     return replace(
         progress,
         phase="training",
         step=step,
         step_seconds=(*progress.step_seconds, *reversed(measured))[-_WINDOW:],
         kl_seconds=progress.kl_seconds if kl_seconds is None else kl_seconds,
+        reference_left=int(events[-1].number("reference_left") or 0),
+        reference_pace=progress.reference_pace if pace is None else pace,
         paused_in=None,
         updated=events[-1].time,
     )
@@ -262,6 +269,12 @@ def _scored(progress: Progress, event: Event) -> Progress:
         reference_began=began or (event.time, done),
         reference_time=event.time,
     )
+
+
+def _reference_pace(event: Event) -> float | None:
+    """Seconds a row of what a step scored under the reference; None where it scored nothing."""
+    seconds, rows = event.number("reference_seconds"), event.number("reference_rows")
+    return seconds / rows if seconds and rows else None
 
 
 def _still_to_come(step: int, total: int, every: int | None) -> int:

@@ -22,7 +22,8 @@ from localdpo.records.rundir import ENDS, RunDir
 DEFAULT_RUNS_DIR: Final = Path("runs")
 # Fields of events that a line does not have: shown otherwise, or too long.
 NOT_IN_LINES: Final = (
-    *("metrics", "recipe", "versions", "lines", "id", "phase", "kl_seconds", "pairs", "lowest"),
+    *("kl_seconds", "reference_seconds", "reference_rows", "reference_left"),
+    *("metrics", "recipe", "versions", "lines", "id", "phase", "pairs", "lowest"),
 )
 
 PHASES: Final[dict[Phase, str]] = {

@@ -359,6 +359,10 @@ class Feed:
         self._forward, self._objective, self._train, self._micro = forward, objective, train, micro
         self._reference, self._baseline = reference, baseline
 
+    def positions(self, step: int) -> np.ndarray:
+        """Positions of the rows of the 0-based `step`."""
+        return self.rows.drawn(step, batch_size=self._train.batch_size, seed=self._train.seed)
+
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`."""
         train = self._train

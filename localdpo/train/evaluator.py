@@ -18,6 +18,7 @@ from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import SampledAnswer, generate
 from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
+from localdpo.objective.scores import ResponseScores
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 from localdpo.train.data import Rows, labels
@@ -48,18 +49,25 @@ def evaluate(
     *,
     batch: int,
     baseline: mx.array | None = None,
+    is_reference: bool = False,
     after_batch: Callable[[int], None] = lambda done: None,
 ) -> HeldOutScores:
     """The objective and its metrics over the rows at `positions` [M], without an update.
 
     Every row weighs the same, however the batches are cut. `baseline`: the KL baseline of all these rows, for
-    a loss that reads it. `after_batch` is called with the rows that are done; it may take its time (a pause).
+    a loss that reads it. `is_reference`: the policy is the reference, so its scores are not computed again
+    unless the loss reads more of them. `after_batch` is called with the rows that are done; it may take its
+    time (a pause).
     """
     totals, margins, done = Sums(), dict[int, float](), 0
     for part in rows.parts_by_length(positions, batch):
         cut = rows.batch(part)
         under_reference = None if reference is None else reference.sums(cut)
-        scores = forward.measure(cut)
+        if is_reference and under_reference is not None and not forward.align:
+            total_N, public_N = under_reference
+            scores = ResponseScores(total_N, tokens=mx.array(cut.lengths), policy_public=public_N)
+        else:
+            scores = forward.measure(cut)
         if under_reference is not None:
             scores = scores.under(*under_reference)
         totals.add(objective.sums(scores, labels(cut), baseline))
@@ -158,12 +166,17 @@ class Sampler:
         self._reference: list[SampledAnswer] | None = None
         self.mean_tokens = 0.0
 
-    def __call__(self, reference: lora.Weights, work: Work) -> list[dict[str, str]]:
-        """`[{prompt, reference, policy}]`, sampled with one seed for both."""
+    def __call__(
+        self, reference: lora.Weights, work: Work, *, is_reference: bool = False
+    ) -> list[dict[str, str]]:
+        """`[{prompt, reference, policy}]`, sampled with one seed for both.
+
+        `is_reference`: the policy is the reference, so its answers are the same.
+        """
         if self._reference is None:
             with lora.use(self._model, reference):
                 self._reference = self._answers(self._prompts, work)
-        answers = self._answers(self._prompts, work)
+        answers = self._reference if is_reference else self._answers(self._prompts, work)
         self.mean_tokens = sum(len(answer.tokens) for answer in answers) / len(answers)
         return [
             {"prompt": prompt.text, "reference": before.text, "policy": now.text}
@@ -244,7 +257,7 @@ class Evaluator:
 
     def __call__(self, step: int, work: Work) -> EvaluationReport:
         """Measure after `step`; `work` is called after each held-out batch and answer."""
-        samples = self._sampler(self._start, work) if self._watched else []
+        samples = self._sampler(self._start, work, is_reference=step == 0) if self._watched else []
         if not self.rows:
             return EvaluationReport(samples=samples)
         work("evaluating", 0, self.rows)
@@ -260,6 +273,7 @@ class Evaluator:
             batch=self._batch,
             after_batch=lambda done: work("evaluating", done, self.rows),
             baseline=baseline,
+            is_reference=step == 0 and self._moving is None,
         )
         metrics = scores.metrics | self._against_reference(work)
         if samples:

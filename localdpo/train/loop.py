@@ -68,8 +68,9 @@ class Loop:
         self.model, self.moving, self.feed = session.base.model, session.moving, session.feed
         self.adapter_config = session.adapter_json()
         self.forward, self.start = session.forward, session.start
-        scores = (session.train_scores, session.valid_scores)
-        self.reference_scores = [rows for rows in scores if rows is not None]
+        self.train_scores = session.train_scores
+        ahead = [session.train_scores] if self.recipe.train.reference == "ahead" else []
+        self.scored_ahead = [rows for rows in (*ahead, session.valid_scores) if rows is not None]
         self.watch = Watch(session)
         self.evaluator = Evaluator(session, run)
         self.step = 0
@@ -131,6 +132,8 @@ class Loop:
                 self.save()
         if self.saved_step != self.step and self.step > 0 and self.stop.save:
             self.save()
+        if self.train_scores is not None:
+            self.train_scores.save()
         self.control.refuse_rest("the run has ended")
         stopped_by = self.stop.reason if self.step < self.schedule.total else None
         return TrainingOutcome(stopped_by, self.eval_metrics, self.seconds)
@@ -139,8 +142,8 @@ class Loop:
         return self.step == self.schedule.total or self.stop.reason is not None
 
     def score_reference(self) -> None:
-        """Score what the run will need under the reference, unless it is on disk."""
-        passes = self.reference_scores
+        """Score what the run needs before its first step under the reference, unless it is on disk."""
+        passes = self.scored_ahead
         if not passes:
             return
         with lora.use(self.model, self.start):
@@ -158,8 +161,20 @@ class Loop:
         self.control.within_work(self.step)
         return self.stop.reason is None
 
+    def _score_step(self) -> dict[str, float]:
+        """Score the rows of the next step under the reference; what it took, and how many rows are left."""
+        scores = self.train_scores
+        if scores is None or not (before := scores.left):
+            return {}
+        began = self.clock.now()
+        with lora.use(self.model, self.start):
+            rows = scores.score(self.forward, self.feed.positions(self.step))
+        took = self.clock.now() - began
+        return {"reference_seconds": took, "reference_rows": rows, "reference_left": before - rows}
+
     def take_step(self) -> None:
         """One optimizer step and its event."""
+        reference = self._score_step()
         began = self.clock.now()
         batches = self.feed.batches(self.step)
         rate = self.schedule.learning_rate(self.step)
@@ -180,12 +195,12 @@ class Loop:
             "tokens_per_second": _tokens(batches) / seconds,
             **memory_metrics(),
         }
-        extra: dict[str, float] = {}
+        extra = reference
         if self.evaluator.measures_kl and self.step % self.recipe.eval.kl_every == 0:
             measured = self.clock.now()
             metrics["kl"] = self.evaluator.kl()
             # What the measurement took is no part of the step, but of the time that is left.
-            extra = {"kl_seconds": self.clock.now() - measured}
+            extra = {**extra, "kl_seconds": self.clock.now() - measured}
         if self.step % self.recipe.train.log_every == 0 or self.step == self.schedule.total:
             self.log.write("step", self.step, metrics=metrics, **extra)
         self._write_notices(self.watch.step(self.step, metrics))
@@ -246,6 +261,8 @@ class Loop:
             self.step, random_key(), self.seconds, self.eval_metrics, inputs.to_json(self.inputs)
         )
         self.log.sync()
+        if self.train_scores is not None:
+            self.train_scores.save()
         path = checkpoint.save(
             self.run_dir,
             self.model,

@@ -76,6 +76,10 @@ class ReferenceScores:
     ) -> None:
         self.rows, self.kinds = rows, tuple(kinds)
         self._parts = rows.parts_by_length(positions, batch)
+        self._part_of = np.full(len(rows), -1)
+        for number, part in enumerate(self._parts):
+            self._part_of[part] = number
+        self._saved, self._changed = time.monotonic(), False
         self._visited = rows.indices[np.concatenate(self._parts)] if self._parts else rows.indices[:0]
         shape = rows.store.response_lengths.shape
         self.values = np.full(shape if len(kinds) == 1 else (*shape, len(kinds)), np.nan, dtype=np.float32)
@@ -100,6 +104,31 @@ class ReferenceScores:
         """The batches that are not scored yet, as positions of the rows."""
         return [part for part in self._parts if np.isnan(self.values[self.rows.indices[part]]).any()]
 
+    @property
+    def left(self) -> int:
+        """How many of the rows are not scored yet."""
+        return int(np.isnan(self.values[self._visited]).reshape(len(self._visited), -1).any(axis=1).sum())
+
+    def score(self, forward: Forward, positions: np.ndarray) -> int:
+        """Score the batches of these rows, with the weights that are in the model now; how many rows were.
+
+        Raises UserError when the file cannot be written.
+        """
+        parts = [self._parts[number] for number in np.unique(self._part_of[positions])]
+        missing = [part for part in parts if np.isnan(self.values[self.rows.indices[part]]).any()]
+        for part in missing:
+            self._score(forward, part)
+        if missing and time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+        return sum(len(part) for part in missing)
+
+    def _score(self, forward: Forward, part: np.ndarray) -> None:
+        measured = forward.measure(self.rows.batch(part))
+        scores = np.stack([np.array(getattr(measured, _FIELDS[kind])) for kind in self.kinds])
+        by_row = scores.reshape(len(self.kinds), -1, len(part)).T
+        self.values[self.rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
+        self._changed = True
+
     def fill(self, forward: Forward, after_batch: Continue) -> None:
         """Score what is missing, with the weights that are in the model now.
 
@@ -110,24 +139,25 @@ class ReferenceScores:
         # Another run, or another pass of this one over the same rows, may have scored them since.
         self._read()
         todo = self.todo()
-        total, done, saved = sum(len(part) for part in todo), 0, time.monotonic()
+        total, done = sum(len(part) for part in todo), 0
         for part in todo:
-            measured = forward.measure(self.rows.batch(part))
-            scores = np.stack([np.array(getattr(measured, _FIELDS[kind])) for kind in self.kinds])
-            by_row = scores.reshape(len(self.kinds), -1, len(part)).T
-            self.values[self.rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
+            self._score(forward, part)
             done += len(part)
             if not after_batch(done, total):
                 break
-            if time.monotonic() - saved > SAVE_SECONDS:
-                self._save()
-                saved = time.monotonic()
-        if todo:
-            self._save()
+            if time.monotonic() - self._saved > SAVE_SECONDS:
+                self.save()
+        self.save()
 
-    def _save(self) -> None:
-        """Write the scores, all or nothing, with those that another run has added to the file meanwhile."""
+    def save(self) -> None:
+        """Write scores that are not in the file, all or nothing, with those that another run has added to it.
+
+        Raises UserError when the file cannot be written.
+        """
+        if not self._changed:
+            return
         self._read()
+        self._saved, self._changed = time.monotonic(), False
         values = self.values[self._visited].astype("<f4").tobytes()
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,19 @@ def phase(name: str, at: int, **counts: int) -> Event:
     return event("phase", at, phase=name, **counts)
 
 
+def test_rows_that_later_steps_score_under_the_reference_take_time() -> None:
+    def step(number: int, **scored: float) -> Event:
+        return event("step", number, metrics={"step_seconds": 2.0}, **scored)
+
+    first = step(1, reference_seconds=3.0, reference_rows=6, reference_left=10)
+    plain = progress_of([started(), step(1)]).eta
+    assert plain is not None
+    assert progress_of([started(), first]).eta == pytest.approx(plain + 10 * 0.5)
+    known = step(2, reference_seconds=0.0, reference_rows=0, reference_left=10)
+    assert progress_of([started(), first, known]).eta == pytest.approx(plain - 2.0 + 10 * 0.5)
+    assert progress_of([started(), first, step(2)]).eta == pytest.approx(plain - 2.0)
+
+
 def test_the_phases_of_a_run_in_order():
     log = [
         started(),

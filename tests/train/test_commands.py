@@ -96,7 +96,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> str:
         tiny_model,
         write_pairs(folder / "pairs.jsonl", 12),
         write_pairs(folder / "valid.jsonl", 3, start=50),
-        train={"max_steps": STEPS, "batch_size": 3, "schedule": "cosine", "seed": 7},
+        train={"max_steps": STEPS, "batch_size": 3, "schedule": "cosine", "seed": 7, "reference": "ahead"},
         lora={"dropout": 0.2},
         eval={"every": 3, "samples": 1, "max_tokens": 3, "temperature": 1.0, "kl_every": 2},
         save={"every": 3, "keep": 9},
@@ -233,19 +233,19 @@ def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, re
     """A checkpoint in the middle of an evaluation would lack its metrics; a pause is obeyed there."""
     run = RunDir(tmp_path / "run")
     session = fresh(run.path, recipe)
-    scripted_measure = session.forward.measure
+    sums = session.objective.sums
     calls: list[int] = []
 
-    def measure(batch: Any) -> Any:
+    def scripted_sums(*arguments: Any) -> Any:
         calls.append(len(calls))
         if len(calls) == 1:
             (run.control).mkdir(exist_ok=True)
             (run.control / "1.json").write_text('{"command": "checkpoint"}')
             (run.control / "2.json").write_text('{"command": "pause"}')
-        return scripted_measure(batch)
+        return sums(*arguments)
 
     whole_run(tmp_path / "scored", recipe, {})
-    session.forward.measure = measure  # type: ignore[method-assign]
+    session.objective.sums = scripted_sums  # type: ignore[method-assign]
     life(session, run, {})
     kinds = [event.type for event in read_events(run.events)]
     assert kinds.index("run.paused") < kinds.index("run.continued") < kinds.index("eval")
@@ -260,16 +260,16 @@ def test_what_a_pause_in_the_middle_of_an_evaluation_holds_up_is_refused(tmp_pat
     """Whoever asked would wait as long as the pause, with no word of why."""
     run = RunDir(tmp_path / "run")
     session = fresh(run.path, recipe)
-    measure = session.forward.measure
+    sums = session.objective.sums
 
-    def paused(batch: Any) -> Any:
-        session.forward.measure = measure  # type: ignore[method-assign]
+    def paused(*arguments: Any) -> Any:
+        session.objective.sums = sums  # type: ignore[method-assign]
         (run.control).mkdir(exist_ok=True)
         (run.control / "1.json").write_text('{"command": "pause"}')
-        return measure(batch)
+        return sums(*arguments)
 
     whole_run(tmp_path / "scored", recipe, {})
-    session.forward.measure = paused  # type: ignore[method-assign]
+    session.objective.sums = paused  # type: ignore[method-assign]
     life(session, run, {"rest": ["checkpoint", "evaluate", "resume", "evaluate"], "step:1": ["checkpoint"]})
     assert answers(run)[:5] == [
         ("pause", True, "paused after step 0"),

@@ -57,7 +57,9 @@ def fill(session: Session, go_on: Any = None) -> list[int]:
 
 
 def score_all(session: Session, log: Path) -> list[dict[str, Any]]:
-    """Score what the run will need; what was reported."""
+    """Score all that the run will need; what was reported."""
+    train = session.recipe.train.model_copy(update={"reference": "ahead"})
+    session.recipe = session.recipe.model_copy(update={"train": train})
     with EventWriter(log) as writer:
         Loop(session, RunDir(log.parent), writer, StopRequest()).score_reference()
     return [event.data for event in read_events(log) if event.type == "reference"]
@@ -161,6 +163,44 @@ def test_what_else_uses_the_cache_changes_no_bit_of_a_run(
     assert_same_arrays(run("once more", "shared"), alone)
 
 
+def test_scoring_as_needed_takes_the_steps_of_scoring_ahead(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step scores the rows that are not known; the cache has the same scores in the end."""
+
+    def run(name: str, reference: str) -> tuple[Any, dict[str, np.ndarray]]:
+        monkeypatch.setenv("LOCALDPO_CACHE", str(tmp_path / f"cache of {name}"))
+        text = recipe_text(
+            tiny_model,
+            pairs,
+            write_pairs(tmp_path / "valid.jsonl", 5, start=50),
+            adapter=str(sft_adapter),
+            train={"epochs": 2, "batch_size": 5, "reference": reference, "learning_rate": 1e-3},
+            eval={"every": 5, "pairs": 5, "samples": 1, "kl_samples": 2, "max_tokens": 4},
+        )
+        done = train(tmp_path / name, text)
+        scores = scores_of(session_of(tmp_path, text))
+        assert scores.todo() == []
+        return done, {**files_of(done.run.latest), "scores": scores.values}
+
+    ahead, expected = run("ahead", "ahead")
+    needed, found = run("as needed", "as_needed")
+    assert_same_arrays(found, expected)
+    assert needed.metrics("eval") == ahead.metrics("eval")
+    scored = [event.data for event in needed.events if event.type == "step"]
+    rows = [step.get("reference_rows", 0) for step in scored]
+    assert sum(rows) == 24
+    assert rows[0] >= 5
+    assert rows[5:] == [0] * 5
+    left = [step.get("reference_left", 0) for step in scored]
+    assert left == [24 - sum(rows[: n + 1]) for n in range(len(rows))]
+    assert {event.data["total"] for event in needed.events if event.type == "reference"} == {5}
+    assert not any("reference_rows" in event.data for event in ahead.events)
+    (start, *_) = needed.metrics("eval")
+    assert start["rewards/ties"] == 1.0
+    assert start["kl"] == start["kl_sampled"] == start["rewards/margins"] == 0.0
+
+
 def test_two_runs_at_once_lose_nothing_of_each_other(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     text = recipe_text(tiny_model, pairs, pairs)
     one, two = session_of(tmp_path, text), session_of(tmp_path, text)
@@ -172,7 +212,8 @@ def test_two_runs_at_once_lose_nothing_of_each_other(tmp_path: Path, pairs: Path
     # The one that knows less writes last.
     before = scores_of(two).values.copy()
     scores_of(two).values[:] = np.nan
-    scores_of(two)._save()
+    scores_of(two)._changed = True
+    scores_of(two).save()
     np.testing.assert_array_equal(scores_of(session_of(tmp_path, text)).values, before)
 
 
