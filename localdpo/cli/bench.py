@@ -38,11 +38,14 @@ def bench(
 
     Nothing is downloaded. A model is written to a temporary folder: 5 GB for 8b with 4 bits.
     """
+    import signal
+    import sys
     import tempfile
     from importlib.metadata import version
     from pathlib import Path
 
     from localdpo.core.errors import UserError, UserErrors
+    from localdpo.core.text import counted
     from localdpo.model.backend import keep_float32_exact, memory_limit, prepare
     from localdpo.out import note, print_json, say
     from localdpo.train.bench import AS_DECIDED, EVERY_WAY, SHAPES, Workload, measure, table
@@ -63,11 +66,15 @@ def bench(
     ways = [way for way in EVERY_WAY if backend.compiled or not way.compiled] if every_way else [AS_DECIDED]
     limit = memory_limit(backend.device) / 1e9
     note(f"{backend.device}, MLX {version('mlx')}, {limit:.1f} GB for training")
+    # A model folder of gigabytes goes when the command is ended, too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     results = []
     for name in names:
-        note(f"{name}: making a random model of {bits} bits, then {steps} steps of {batch_size} pairs")
+        pairs = counted(batch_size, "pair")
+        note(f"{name}: making a random model of {bits} bits, then {steps} steps of {pairs}")
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(prefix="localdpo-bench-") as folder:
                 for result in measure(
                     name, Path(folder), backend, bits=bits, workload=workload, ways=ways, note=note
                 ):

@@ -27,19 +27,24 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from localdpo.core.atomic import require_space, write_text
+from localdpo.core.errors import UserError
 from localdpo.core.names import BUNDLE
 from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
-from localdpo.model.backend import Backend
+from localdpo.model.backend import Backend, device_name, memory_limit
 from localdpo.model.generate import generate
 from localdpo.model.memory import BatchShape, model_shape, operations
 from localdpo.recipe.schema import Recipe
 from localdpo.train.assemble import Note, Session, assemble
+from localdpo.train.fit import size
 from localdpo.train.selfcheck.probes import matmul_rate
 from localdpo.train.step import TrainStep, make_optimizer
 
 GB: Final = 1e9
+# What is written beside the weights: the tokenizer's files, pairs, and caches of their tokens.
+FILES_BYTES: Final = 2**22
 # What all of them share. Random weights have no end of their answers, so token 2 is as good as any.
 _COMMON: Final[dict[str, Any]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 8192, "eos_token_id": 2}
 
@@ -270,10 +275,11 @@ def _lengths(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_model(folder: Path, config: dict[str, Any], bits: int) -> Path:
-    """A folder with random weights of this shape and the demo's tokenizer."""
-    folder.mkdir(parents=True)
-    for file in [*(BUNDLE / "model").glob("token*"), *(BUNDLE / "model").glob("*.jinja")]:
-        shutil.copy(file, folder)
+    """A folder with random weights of this shape and the demo's tokenizer.
+
+    Raises:
+        UserError: the disk or the memory has no room for it; nothing is drawn then.
+    """
     mx.random.seed(0)
     kind = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     model: nn.Module = kind.Model(kind.ModelArgs.from_dict(config))
@@ -281,10 +287,17 @@ def make_model(folder: Path, config: dict[str, Any], bits: int) -> Path:
     if bits < 16:
         nn.quantize(model, group_size=64, bits=bits)
         config = config | {"quantization": {"group_size": 64, "bits": bits}}
+    weights = dict(tree_flatten(model.parameters()))
+    needed, limit = sum(array.nbytes for array in weights.values()), memory_limit(device_name())
+    if needed > limit:
+        raise UserError(f"memory: the weights take about {size(needed)}, but there are {size(limit)}")
+    require_space(folder, needed + FILES_BYTES)
+    folder.mkdir(parents=True)
+    for file in [*(BUNDLE / "model").glob("token*"), *(BUNDLE / "model").glob("*.jinja")]:
+        shutil.copy(file, folder)
     # Weights are random numbers yet to be drawn: block by block, no more than one is alive in full.
     for block in model.layers:
         mx.eval(block.parameters())
-    weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -304,7 +317,7 @@ def make_pairs(file: Path, workload: Workload) -> Path:
         {"prompt": f"{n} {text(prompt)}", "chosen": text(response), "rejected": text(response)}
         for n in range(workload.steps * workload.batch_size)
     ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from localdpo.cli.main import app
-from localdpo.core.errors import UserErrors
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.model.backend import prepare
 from localdpo.model.memory import BatchShape, ModelShape, operations
 from localdpo.train import bench
@@ -88,3 +91,36 @@ def test_mistakes_are_named_together() -> None:
         "SHAPE: expected some of tiny, 135m, 0.6b, 1b, 8b, got 7b",
         "--bits: expected 4, 8 or 16, got 5",
     )
+
+
+def test_a_model_without_room_is_refused_before_its_weights_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as little:
+        little.setattr("localdpo.core.atomic.free_bytes", lambda path: 1000)
+        with pytest.raises(UserError, match=r"model: no space left on the disk .* 1,000 free"):
+            bench.make_model(tmp_path / "model", SMALL, 16)
+    monkeypatch.setenv("LOCALDPO_MEMORY_GB", "0.0001")
+    with pytest.raises(UserError, match=r"memory: the weights take about \d\.\d MB, but there are 0\.1 MB"):
+        bench.make_model(tmp_path / "model", SMALL, 16)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_folder_of_models_goes_when_the_command_is_ended(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(name: str, folder: Path, *_: Any, **__: Any) -> Any:
+        assert folder.parent == tmp_path
+        os.kill(os.getpid(), number)
+        return iter(())
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(bench, "measure", ended)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert CliRunner().invoke(app, ["bench", "tiny"]).exit_code == 128 + number
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert list(tmp_path.iterdir()) == []
