@@ -62,7 +62,7 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     layout = fit(recipe, train, schedule, model, adapter, backend, shared=can_share(model))
     show(
         f"{counted(schedule.total, 'step')} of {counted(recipe.train.batch_size, 'row')} "
-        f"({layout.micro} in memory at once), "
+        f"({layout.rows} in memory at once), "
         f"{counted(schedule.rows, 'row')}, {counted(schedule.per_epoch, 'step')} an epoch, "
         f"{counted(schedule.warmup, 'step')} of warm-up"
     )

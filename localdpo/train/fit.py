@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -42,7 +42,7 @@ class Layout:
     """How a run is laid out in memory.
 
     Attributes:
-        micro: rows in memory at once; a traced line takes more where they have room in its longest one.
+        micro: rows of a micro-batch; a traced line takes more where they have room in its longest one.
         checkpoint: whether activations are recomputed.
         memory: the estimate; None where the model's config.json tells too little.
         lines: the estimate against the limit, and the shapes, in words.
@@ -54,6 +54,12 @@ class Layout:
     memory: MemoryEstimate | None
     lines: tuple[str, ...]
     shapes: ShapeTable | None
+
+    @property
+    def rows(self) -> int:
+        """Rows in memory at once at most."""
+        packing = None if self.shapes is None else self.shapes.packing
+        return self.micro if packing is None else packing.rows
 
 
 def fit(
@@ -167,15 +173,16 @@ def traced_cost(table: ShapeTable, model: ModelShape) -> float:
 def _layout(
     micro: int, checkpoint: bool, memory: MemoryEstimate | None, line: str, tables: Tables | None
 ) -> Layout:
-    if tables is None:
-        return Layout(micro, checkpoint, memory, (line,), None)
-    table = tables(micro)
-    rows = micro if table.packing is None else table.packing.rows
+    table = None if tables is None else tables(micro)
+    layout = Layout(micro, checkpoint, memory, (line,), table)
+    if table is None:
+        return layout
     shapes = (
-        f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, {counted(rows, 'row')} at most; "
+        f"compiled: {counted(len(table.shapes), 'shape')} of micro-batches, "
+        f"{counted(layout.rows, 'row')} at most; "
         f"{table.padding:.0%} of what is computed is padding, {table.least_padding:.0%} if each had its own"
     )
-    return Layout(micro, checkpoint, memory, (line, shapes), table)
+    return replace(layout, lines=(line, shapes))
 
 
 class MemoryNeed:
@@ -218,21 +225,28 @@ class MemoryNeed:
         return max(estimates, key=lambda memory: memory.total)
 
     def _batches(self, rows: int) -> Iterable[BatchShape]:
-        """Micro-batches: those that are traced, or the longest rows there are, by each measure of length."""
-        sequences = self._responses.shape[1]
-        if self._tables is not None:
-            for shape in self._tables(rows).shapes:
+        """Micro-batches: those that are traced, and the longest rows there are, by each measure of length.
+
+        Of a traced run the longest row alone: where no step that was planned takes it, it has a line, and a
+        trace, of its own.
+        """
+        sequences, tables = self._responses.shape[1], self._tables
+        if tables is not None:
+            for shape in tables(rows).shapes:
                 yield BatchShape.masked(shape) if self._shared else BatchShape.plain(shape, sequences)
-            return
+            rows = 1
         scored = self._responses.sum(axis=1)
         for lengths in (self._contexts + scored, self._contexts + self._responses.max(axis=1), scored):
             longest = np.argsort(-lengths, kind="stable")[:rows]
             contexts, responses = self._contexts[longest], self._responses[longest]
-            if self._shared:
+            most = int(scored[longest].sum())
+            if self._shared and tables is not None:
+                yield BatchShape.masked(Shape(len(longest), int(contexts.sum()) + most, most))
+            elif self._shared:
                 yield BatchShape.line(contexts, responses.T)
             else:
                 width = bucket(int((contexts + responses.max(axis=1)).max()))
-                yield BatchShape.plain(Shape(len(longest), width, int(scored[longest].sum())), sequences)
+                yield BatchShape.plain(Shape(len(longest), width, most), sequences)
 
 
 def _unknown(error: KeyError | TypeError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_folders import recipe_text, write_pairs
 from training_runs import EAGER, write_recipe
@@ -131,6 +132,7 @@ def test_the_line_of_a_traced_step_says_how_much_is_padding(setting: Setting) ->
     found = setting.fit(10**10, train={"compile": True, "micro_batch_size": 2})
     assert found.shapes is not None
     assert found.shapes.packing is not None
+    assert (found.rows, found.micro) == (found.shapes.packing.rows, 2)
     assert found.lines[1] == (
         f"compiled: {len(found.shapes.shapes)} shapes of micro-batches, {found.shapes.packing.rows} rows "
         "at most; "
@@ -138,6 +140,20 @@ def test_the_line_of_a_traced_step_says_how_much_is_padding(setting: Setting) ->
         f"{found.shapes.least_padding:.0%} if each had its own"
     )
     assert setting.fit(10**10).lines[1:] == ()
+
+
+def test_a_row_longer_than_all_that_was_planned_for_counts_too(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"batch_size": 1, "micro_batch_size": 1, "seed": 1}
+    longest = setting.fit(10**10, train=options)
+    monkeypatch.setattr(room, "PLANNED_STEPS", 1)
+    found = setting.fit(10**10, train={**options, "compile": True})
+    assert found.shapes is not None
+    _, train, *_ = setting.parts(GPU)
+    # Lines are without the last token of the prompt.
+    assert found.shapes.shapes[-1].width < int(train.lengths(np.arange(len(train))).max()) - 1
+    assert found.memory == longest.memory
 
 
 @pytest.mark.parametrize(("shared", "packed"), [(True, True), (True, False), (False, False)])
