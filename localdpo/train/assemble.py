@@ -21,6 +21,7 @@ from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, may_use_tf32
 from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.head import text_model
 from localdpo.model.load import Base, load_base
 from localdpo.model.memory import MemoryEstimate
 from localdpo.model.packed import Segment, segments_of
@@ -208,7 +209,17 @@ def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
 
 
 def attach_adapter(model: nn.Module, recipe: Recipe) -> lora.LoraConfig:
-    """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones."""
+    """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones.
+
+    Raises:
+        UserError, UserErrors: an adapter that does not fit, or a model that cannot be trained.
+    """
+    if "model" not in text_model(model):
+        kind = type(model).__module__.rpartition(".")[2]
+        raise UserError(
+            f"model {recipe.model}: models of the type {kind} cannot be trained: their blocks are not where "
+            "those of llama, qwen3, gemma3 and the like are, which training needs; choose another model"
+        )
     config = adapter_shape(recipe)
     require_blocks(recipe, config, len(model.layers))
     lora.attach(model, config, seed=recipe.train.seed)

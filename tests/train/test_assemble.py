@@ -7,19 +7,21 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.models import gpt2
 from tiny_folders import recipe_text, write_pairs
 from training_runs import EAGER, session_of, train, write_recipe
 
+from localdpo.core.errors import UserError
 from localdpo.data.store import BLOCK_ROWS, Mixture
 from localdpo.data.types import EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward
 from localdpo.recipe.load import load_recipe
 from localdpo.train import data
-from localdpo.train.assemble import assemble, check_paths, tolerance
+from localdpo.train.assemble import assemble, attach_adapter, check_paths, tolerance
 from localdpo.train.data import Rows, hold_out, visited
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
@@ -42,6 +44,15 @@ def test_the_adapter_is_the_start_adapters_shape_with_the_recipes_dropout(
 def test_defaults_of_a_fresh_adapter(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     text = recipe_text(tiny_model, pairs, lora={"rank": None, "scale": None})
     assert session_of(tmp_path, text).config == lora.LoraConfig("lora", -1, 8, 20.0)
+
+
+def test_a_model_whose_blocks_are_elsewhere_is_refused_in_one_line(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    """As mamba2, exaone and olmo are in mlx-lm."""
+    recipe = load_recipe(write_recipe(tmp_path, recipe_text(tiny_model, pairs)))
+    with pytest.raises(UserError, match=f"model {tiny_model}: models of the type base cannot be trained"):
+        attach_adapter(nn.Module(), recipe)
 
 
 def test_tokenising_is_told_now_and_then_and_only_when_it_happens(
