@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked_runs import RECIPE, as_charted, points_of, resume, samples_in, stopped_run
+from tracked_runs import RECIPE, as_charted, points_of, resume, samples_in, stopped_run, times_of
 
 from localdpo.launch.reporting import start_reporter
 from localdpo.records.rundir import RunDir
@@ -86,7 +86,7 @@ def test_wandb(run: RunDir):
     show_thrice(run, "wandb")
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (path,) = folder.glob("*.wandb")
-    points, tables, config = Points(), [], {}
+    points, tables, config, times = Points(), [], {}, times_of(run)
     for record in wandb_records(path):
         for item in record.run.config.update:
             config[item.key] = json.loads(item.value_json)
@@ -97,7 +97,7 @@ def test_wandb(run: RunDir):
             continue
         step = values.pop("train/global_step")
         assert record.history.step.num == step
-        assert values.pop("_timestamp") == pytest.approx(run.events.stat().st_mtime, abs=60)
+        assert values.pop("_timestamp") == pytest.approx(times[step], abs=1e-3)
         if table := values.get("samples/path"):
             content = json.loads((folder / "files" / table).read_text())
             assert content["columns"] == ["prompt", "reference", "policy"]
@@ -155,6 +155,8 @@ def test_mlflow(run: RunDir):
     ]
     assert len(history) == len(points_of(run))
     assert {(point.key, point.step): point.value for point in history} == points_of(run)
+    times = times_of(run)
+    assert all(point.timestamp == int(times[point.step] * 1000) for point in history if point.step < 4)
     assert found.data.params["train.learning_rate"] == "5e-06"
     artifact = Path(client.download_artifacts(found.info.run_id, "samples.json"))
     assert [tuple(row) for row in json.loads(artifact.read_text())["data"]] == samples_in(run)

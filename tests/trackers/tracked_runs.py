@@ -98,3 +98,12 @@ def samples_in(run: RunDir) -> list[tuple[int, str, str, str]]:
         if event.type == "samples"
         for sample in event.data["samples"]
     ]
+
+
+def times_of(run: RunDir) -> dict[int, float]:
+    """The time of the first event of each step."""
+    times: dict[int, float] = {}
+    for event in effective(read_events(run.events)):
+        if event.type in ("step", "eval") and event.step is not None:
+            times.setdefault(event.step, event.time)
+    return times
