@@ -27,7 +27,7 @@ _IOREG: Final = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c")
 
 
 @dataclass(frozen=True)
-class Usage:
+class SystemUsage:
     """One look; None where nothing is known. Shares are of 1, memory is in GB, power in W.
 
     Attributes:
@@ -54,11 +54,11 @@ class SystemMonitor:
     def __init__(self) -> None:
         self._before: tuple[int, int, int | None, int] | None = None
 
-    def look(self, pid: int | None) -> Usage:
+    def look(self, pid: int | None) -> SystemUsage:
         """The usage now; `pid`: of the worker, None without one."""
         return self._mac(pid) if sys.platform == "darwin" else self._linux(pid)
 
-    def _linux(self, pid: int | None) -> Usage:
+    def _linux(self, pid: int | None) -> SystemUsage:
         total, idle = cpu_ticks(_read(_PROC / "stat"))
         ticks, pages = worker_ticks(_read(_PROC / str(pid) / "stat")) if pid is not None else (None, None)
         before, self._before = self._before, (total, idle, pid, ticks or 0)
@@ -71,15 +71,15 @@ class SystemMonitor:
         memory, present = memory_linux(_read(_PROC / "meminfo"))
         worker_memory = None if pages is None else pages * os.sysconf("SC_PAGE_SIZE") / 1e9
         gpu = nvidia(_said(*_NVIDIA)) if shutil.which(_NVIDIA[0]) else {}
-        return Usage(cpu, memory, present, worker_cpu, worker_memory, **gpu)
+        return SystemUsage(cpu, memory, present, worker_cpu, worker_memory, **gpu)
 
-    def _mac(self, pid: int | None) -> Usage:
+    def _mac(self, pid: int | None) -> SystemUsage:
         cpu, worker_cpu, worker_memory = processes(_said("/bin/ps", "-A", "-o", "pid=,%cpu=,rss="), pid)
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
         memory = memory_mac(_said("/usr/bin/vm_stat"))
         registry = _said(*_IOREG, "IOAccelerator") + _said(*_IOREG, "AppleSmartBattery")
         share = min(1.0, cpu / (os.cpu_count() or 1))
-        return Usage(share, memory, total, worker_cpu, worker_memory, **registry_gpu(registry))
+        return SystemUsage(share, memory, total, worker_cpu, worker_memory, **registry_gpu(registry))
 
 
 def _read(path: Path) -> str:
@@ -144,7 +144,7 @@ def processes(ps: str, pid: int | None) -> tuple[float, float | None, float | No
 
 
 def registry_gpu(ioreg: str) -> dict[str, Any]:
-    """Fields of a Usage from ioreg's IOAccelerator and AppleSmartBattery; of two GPUs the larger numbers.
+    """Fields of SystemUsage from ioreg's IOAccelerator and AppleSmartBattery; of two GPUs the larger numbers.
 
     Power is that of the GPU (`Total Power(W)`, of AMD's) or else the load of the machine in mW.
     """
@@ -165,7 +165,7 @@ def registry_gpu(ioreg: str) -> dict[str, Any]:
 
 
 def nvidia(line: str) -> dict[str, Any]:
-    """Fields of a Usage from `nvidia-smi`: `41, 12034, 287.15` of the first GPU, in %, MiB and W."""
+    """Fields of a SystemUsage from `nvidia-smi`: `41, 12034, 287.15` of the first GPU, in %, MiB and W."""
     values = [re.fullmatch(r"[\d.]+", part.strip()) for part in line.partition("\n")[0].split(",")]
     units = {"gpu": 100, "gpu_memory": 1e9 / 1024**2, "power": 1}
     return {

@@ -16,7 +16,7 @@ from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import keys_of
 from localdpo.dashboard.screens.dialogs import NoticesScreen
-from localdpo.dashboard.system import SystemMonitor, Usage
+from localdpo.dashboard.system import SystemMonitor, SystemUsage
 from localdpo.dashboard.widgets.chart import LineChart
 from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
 from localdpo.dashboard.widgets.log import LogView
@@ -333,9 +333,9 @@ def test_charts_and_tiles_are_found_by_words(run: RunDir):
 def test_the_machine_is_looked_at_only_while_that_is_shown(run: RunDir, monkeypatch: pytest.MonkeyPatch):
     looks = []
 
-    def look(monitor: SystemMonitor, pid: int | None) -> Usage:
+    def look(monitor: SystemMonitor, pid: int | None) -> SystemUsage:
         looks.append(pid)
-        return Usage(cpu=0.5, memory=3.0, total=8.0)
+        return SystemUsage(cpu=0.5, memory=3.0, total=8.0)
 
     monkeypatch.setattr(SystemMonitor, "look", look)
     app = make_app(run)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from localdpo.dashboard import system
-from localdpo.dashboard.system import SystemMonitor, Usage
+from localdpo.dashboard.system import SystemMonitor, SystemUsage
 from localdpo.dashboard.widgets.tiles import system_tiles
 
 IOREG = """\
@@ -97,7 +97,9 @@ def test_this_machine_and_this_process():
 
 
 def test_the_tiles_have_the_course_of_what_is_known():
-    tiles = system_tiles([Usage(cpu=None, memory=2.0, total=8.0), Usage(cpu=0.876, memory=3.0, total=8.0)])
+    tiles = system_tiles(
+        [SystemUsage(cpu=None, memory=2.0, total=8.0), SystemUsage(cpu=0.876, memory=3.0, total=8.0)]
+    )
     assert [(tile.name, tile.figure, tile.course) for tile in tiles] == [
         ("machine cpu", "88%", (0.876,)),
         ("machine memory", "3/8 GB", (2.0, 3.0)),

@@ -151,10 +151,11 @@ class CompareScreen(RunScreen):
             self._pane = 0
             self._draw()
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """With the names shown 1 and 2 are the keys of screens, as everywhere."""
-        is_side = action == "vote" and parameters != ("tie",)
-        return not is_side or (self._state is not None and self._state.blind)
+        if action == "vote" and parameters != ("tie",):
+            return self._state is not None and self._state.blind
+        return super().check_action(action, parameters)
 
     def action_vote(self, choice: Choice) -> None:
         state, view = self._state, self._view()

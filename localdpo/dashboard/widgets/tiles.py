@@ -19,7 +19,7 @@ from localdpo.dashboard.axes import Axis, short
 from localdpo.dashboard.picture import Picture
 from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.state import RunState
-from localdpo.dashboard.system import SystemMonitor, Usage
+from localdpo.dashboard.system import SystemMonitor, SystemUsage
 from localdpo.dashboard.throttle import Interval
 from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
 
@@ -194,7 +194,7 @@ class SystemRow(TileRow):
         super().__init__(id=id)
         self._monitor = SystemMonitor()
         self._looks = Interval(_LOOK_SECONDS)
-        self._usages: deque[Usage] = deque(maxlen=_COURSE_COLUMNS)
+        self._usages: deque[SystemUsage] = deque(maxlen=_COURSE_COLUMNS)
 
     def poll(self, pid: int | None) -> None:
         """Look again, if it is shown and time for it. `pid`: of the worker, None without one."""
@@ -208,7 +208,7 @@ class SystemRow(TileRow):
         self.show_tiles(system_tiles(self._usages))
 
 
-def system_tiles(usages: Sequence[Usage]) -> list[Tile]:
+def system_tiles(usages: Sequence[SystemUsage]) -> list[Tile]:
     """The tiles of the newest of these looks, with their course: of what is known."""
     now = usages[-1]
     of = "" if now.total is None else f"/{now.total:.3g}"
