@@ -81,8 +81,10 @@ def test_filters_and_functions_of_transformers_are_there() -> None:
     )
     tokenizer = chat_tokenizer("chatml")
     tools = [{"name": "add", "parameters": {}}]
-    written = tokenizer.apply_chat_template(MESSAGES, tools=tools, chat_template=source, tokenize=False)
-    assert run_template(source, MESSAGES, tools, {}, opening=False) == written
+    # Some releases rename other fields on the way.
+    messages = [{name: message[name] for name in ("role", "content")} for message in MESSAGES]
+    written = tokenizer.apply_chat_template(messages, tools=tools, chat_template=source, tokenize=False)
+    assert run_template(source, messages, tools, {}, opening=False) == written
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))

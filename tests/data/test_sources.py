@@ -92,6 +92,8 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
         open_source("data/x.jsonl")
 
 
+# Some releases of `datasets` leave the table to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("suffix", "between"), [(".csv", ","), (".TSV", "\t")])
 def test_a_table_of_text_is_refused_with_the_line_that_converts_it(
     tmp_path: Path, suffix: str, between: str
