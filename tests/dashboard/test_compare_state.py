@@ -161,7 +161,7 @@ def test_names_are_nowhere_before_the_vote(tmp_path: Path) -> None:
     plain = " ".join(each.plain for each in shown)
     for word in ("DPO", "SFT", "base", "−", "«", "⟨", "new", "gone"):  # noqa: RUF001
         assert word not in plain
-    assert "answer A" in plain
+    assert "answer 1" in plain
     state.vote(view, "second", 1.0)
     told = [texts.title(view, name, place) for place, name in enumerate(state.panes(view))]
     assert sorted(title[6:9] for title in told) == ["DPO", "SFT"]
