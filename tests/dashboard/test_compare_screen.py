@@ -165,21 +165,7 @@ def test_there_is_no_vote_on_equal_answers_nor_with_names(run: RunDir) -> None:
     assert Votes(run.path / "votes.jsonl").all() == []
 
 
-def test_with_the_names_shown_1_and_2_are_screens_as_everywhere(run: RunDir) -> None:
-    write_answers(run.path)
-    app = make_app(run, "compare")
-
-    async def act(pilot: Pilot[None]) -> None:
-        await press(pilot, "2")
-        assert app.screen_name == "samples"
-        await press(pilot, "4", "v", "2")
-        assert app.screen_name == "compare"
-
-    drive(app, act)
-    assert len(Votes(run.path / "votes.jsonl").all()) == 1
-
-
-def test_a_pane_is_entered_by_its_letter_and_left_by_escape(run: RunDir) -> None:
+def test_panes_are_entered_by_letters_and_1_and_2_are_screens_while_names_are_shown(run: RunDir) -> None:
     write_answers(run.path)
     app = make_app(run, "compare")
 
@@ -190,8 +176,13 @@ def test_a_pane_is_entered_by_its_letter_and_left_by_escape(run: RunDir) -> None
         await press(pilot, "down", "escape")
         assert app.focused is before
         assert not any(panel.can_focus for panel in app.screen.query(TextPanel))
+        await press(pilot, "2")
+        assert app.screen_name == "samples"
+        await press(pilot, "4", "v", "2")
+        assert app.screen_name == "compare"
 
     drive(app, act)
+    assert len(Votes(run.path / "votes.jsonl").all()) == 1
 
 
 def test_answers_appear_as_they_are_written(run: RunDir) -> None:
