@@ -133,13 +133,16 @@ def pack(lengths: NDArray[np.int64], tokens: int, most: int) -> NDArray[np.int64
     """
     steps, rows = lengths.shape
     load, count = np.zeros((2, steps, max(1, rows)), dtype=np.int64)
-    line, every = np.zeros_like(lengths), np.arange(steps)
+    line, every, opened = np.zeros_like(lengths), np.arange(steps), 0
     for row in range(rows):
         length = lengths[:, row]
-        room = (count == 0) | ((load + length[:, None] <= tokens) & (count < most))
+        # Behind the lines that some step has begun, an empty one.
+        loads, counts = load[:, : opened + 1], count[:, : opened + 1]
+        room = (counts == 0) | ((loads + length[:, None] <= tokens) & (counts < most))
         line[:, row] = taken = room.argmax(axis=1)
         load[every, taken] += length
         count[every, taken] += length > 0
+        opened = max(opened, int(taken.max()) + 1)
     return line
 
 

@@ -10,6 +10,7 @@ The share of the device's matmul rate divides the operations that a step needs, 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -166,7 +167,7 @@ def measure(
     """
     model = make_model(folder / "model", SHAPES[name], bits)
     pairs = make_pairs(folder / "pairs.jsonl", workload)
-    mx.clear_cache()
+    _free()
     matmul = matmul_rate(mx.float32 if backend.is_cpu else mx.bfloat16)[0] / 1e12
     for number, way in enumerate(ways):
         recipe = Recipe.model_validate(
@@ -186,7 +187,13 @@ def measure(
             session = assemble(recipe, backend, note)
         yield _measured(session, workload, matmul=matmul, shape=name, bits=bits)
         del session
-        mx.clear_cache()
+        _free()
+
+
+def _free() -> None:
+    """Free models that nothing refers to: they are in cycles, and would count as the next one's memory."""
+    gc.collect()
+    mx.clear_cache()
 
 
 @contextmanager

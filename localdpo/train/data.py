@@ -140,7 +140,7 @@ class DrawnRows:
         # Stable, as in `split_micro`.
         order = np.lexsort((-rows.lengths(positions), step))
         index = rows.indices[positions[order]]
-        self._there = np.arange(batch_size) < np.array(self._sizes)[:, None]
+        self._there = np.arange(max(self._sizes)) < np.array(self._sizes)[:, None]
         self._lengths = np.zeros(self._there.shape, dtype=np.int64)
         self._lengths[self._there] = rows.lengths(positions)[order]
         # Without the last token of the prompt, which heads each response.
