@@ -160,10 +160,11 @@ def measure(
 
     Args:
         bits: 4 (groups of 64, bfloat16 scales) or 16 (bfloat16). On the CPU weights are loaded as float32.
-        note: called with each line that a person should read.
+        note: called with each line that a person should read: also where a step does not fit into this
+            machine's memory, which leaves that way out.
 
     Raises:
-        UserError: the shape does not fit into this machine's memory.
+        UserError: the model does not fit into this machine's memory, or onto its disk.
     """
     model = make_model(folder / "model", SHAPES[name], bits)
     pairs = make_pairs(folder / "pairs.jsonl", workload)
@@ -183,8 +184,14 @@ def measure(
                 "eval": {"pairs": 1, "samples": 0, "kl_pairs": 0, "kl_samples": 0},
             }
         )
-        with _cache_in(folder / f"cache-{number}"):
-            session = assemble(recipe, backend, note)
+        try:
+            with _cache_in(folder / f"cache-{number}"):
+                session = assemble(recipe, backend, note)
+        except UserError as error:
+            # Another way may take less memory.
+            options = (f", {option}={str(value).lower()}" for option, value in way.options().items())
+            note(f"{name}{''.join(options)}: not measured: {error.message}")
+            continue
         yield _measured(session, workload, matmul=matmul, shape=name, bits=bits)
         del session
         _free()

@@ -54,6 +54,23 @@ def test_a_shape_is_measured_each_way(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {len(row) for row in rows} == {len(heading)}
 
 
+def test_a_way_that_does_not_fit_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(recipe: Any, *_: Any) -> Any:
+        raise UserError(f"too much at {recipe.train.gradient_checkpointing}")
+
+    monkeypatch.setitem(bench.SHAPES, "small", SMALL)
+    monkeypatch.setattr(bench, "matmul_rate", lambda dtype: (1.0,))
+    monkeypatch.setattr(bench, "assemble", refused)
+    lines: list[str] = []
+    options: Any = {"bits": 16, "workload": bench.Workload(steps=2), "note": lines.append}
+    ways = (bench.Way(False), bench.Way(True))
+    assert list(bench.measure("small", tmp_path, prepare(), ways=ways, **options)) == []
+    assert lines == [
+        "small, gradient_checkpointing=false: not measured: too much at False",
+        "small, gradient_checkpointing=true: not measured: too much at True",
+    ]
+
+
 def test_operations_are_those_of_the_matrix_products() -> None:
     """Two rows of 10 tokens through one block: all products listed by hand."""
     shape = ModelShape(
