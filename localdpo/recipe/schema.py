@@ -171,8 +171,9 @@ class TrainSection(Section):
     )
     micro_batch_size: Literal["auto"] | Count = option(
         "auto",
-        "pairs in memory at once, with gradients accumulated over the batch; "
-        "auto: as many as fit with the least padding, fewer on a CPU",
+        "pairs in memory at once, with gradients accumulated over the batch; where steps are traced, more "
+        "short ones in the room of so many long ones; auto: as many as fit with the least padding, fewer on "
+        "a CPU",
     )
     # Zephyr's QLoRA recipe for DPO uses 5e-6; full fine-tuning takes 5e-7 to 1e-6.
     learning_rate: Positive = option(5e-6, "peak learning rate of the schedule")
