@@ -131,7 +131,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     eval_positions = np.arange(min(recipe.eval.pairs, len(valid)))
     start = lora.adapter_weights(base.model)
     moving = moving_reference(recipe.loss, forward)
-    batch = scoring_rows(layout.micro, backend)
+    batch = scoring_rows(layout.rows, backend)
     train_scores = valid_scores = None
     if recipe.loss.spec.needs_reference and moving is None:
         drawn = visited(train, recipe.train.batch_size, recipe.train.seed, schedule.total)
@@ -145,7 +145,8 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
             forward,
             lambda: start if moving is None else moving.weights,
             max_length=recipe.train.max_length,
-            batch=batch,
+            # Not cut to what goes through a model together, as rows of the data are: all may be long.
+            batch=scoring_rows(layout.micro, backend),
         )
     objective = Objective(recipe.loss)
     return Session(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.models import gpt2
-from tiny_folders import recipe_text, write_pairs
+from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import EAGER, session_of, train, write_recipe
 
 from localdpo.core.errors import UserError
@@ -44,6 +45,17 @@ def test_the_adapter_is_the_start_adapters_shape_with_the_recipes_dropout(
 def test_defaults_of_a_fresh_adapter(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     text = recipe_text(tiny_model, pairs, lora={"rank": None, "scale": None})
     assert session_of(tmp_path, text).config == lora.LoraConfig("lora", -1, 8, 20.0)
+
+
+def test_as_many_rows_are_scored_at_once_as_a_traced_line_holds(tmp_path: Path, tiny_model: Path) -> None:
+    long = {**pair(0), "prompt": "What is question number 0? " * 9}
+    pairs = write_rows(tmp_path / "pairs.jsonl", [long, *map(pair, range(1, 20))])
+    options = {"batch_size": 19, "micro_batch_size": 1, "compile": True}
+    text = recipe_text(tiny_model, pairs, pairs, train=options)
+    session = session_of(tmp_path, text, backend=replace(EAGER, compiled=True))
+    assert session.feed.shapes is not None
+    assert session.feed.shapes.packing is not None
+    assert session.scoring_batch == session.feed.shapes.packing.rows > session.micro == 1
 
 
 def test_a_model_whose_blocks_are_elsewhere_is_refused_in_one_line(
