@@ -93,7 +93,7 @@ class Speaking(threading.Thread):
             self.failure = error
 
 
-class Question(Input):
+class QuestionLine(Input):
     """The line to ask in. Enter that was pressed before the screen was there comes as Ctrl-J."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+j", "submit", show=False)]
@@ -125,7 +125,7 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="chat-panes"):
             for place in range(len(self._talk.models)):
                 yield TextPanel(f"chat-{place}")
-        yield Question(id="question", placeholder="ask something; enter sends it", compact=True)
+        yield QuestionLine(id="question", placeholder="ask something; enter sends it", compact=True)
         footer = (
             f"{key_name(key.key, app_of(self).abilities.unicode)} {key.label}" for key in KEYS if key.footer
         )

@@ -92,7 +92,7 @@ def strongest_probe(trained: Trained) -> Probe:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Distances:
     """How far what was served is from base + adapter and from the base: largest difference, nats."""
 
     from_adapter: float
@@ -107,12 +107,12 @@ class Verdict:
         return "adapter" if self.from_adapter < self.from_base else "base"
 
 
-def compare(probe: Probe, served: list[dict[str, Any]]) -> Verdict:
-    """The verdict on the server's likeliest tokens: `{id, logprob}` of each."""
+def compare(probe: Probe, served: list[dict[str, Any]]) -> Distances:
+    """The distances of the server's likeliest tokens: `{id, logprob}` of each."""
     ids = [token["id"] for token in served]
     logps = np.array([token["logprob"] for token in served])
     distances = [float(np.abs(row[ids] - logps).max()) for row in (probe.adapter, probe.base)]
-    return Verdict(*distances)
+    return Distances(*distances)
 
 
 class Served:
@@ -155,12 +155,12 @@ class Served:
         )
         asked |= {"model": self.model, "max_tokens": 1, "temperature": 0.0, "top_logprobs": _TOP}
         answer = self._ask("/v1/chat/completions" if probe.is_chat else "/v1/completions", asked)
-        verdict = compare(probe, answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
+        distances = compare(probe, answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"])
         numbers = (
-            f"log-probabilities of its first token are within {verdict.from_adapter:.2g} nats of "
-            f"base + adapter and {verdict.from_base:.2g} of the base"
+            f"log-probabilities of its first token are within {distances.from_adapter:.2g} nats of "
+            f"base + adapter and {distances.from_base:.2g} of the base"
         )
-        if verdict.answers == "base":
+        if distances.answers == "base":
             export = command_line("export", self._trained.run.name, "--to", "mlx")
             raise UserError(
                 f"{self._trained.adapter}: mlx-lm's server does not apply this adapter, the base answers "
@@ -172,7 +172,7 @@ class Served:
             if tokens != probe.tokens
             else ""
         )
-        if verdict.answers == "neither":
+        if distances.answers == "neither":
             return f"not certain that the adapter answers: the {numbers}{rendered}"
         return f"checked: the adapter answers: the {numbers}{rendered}"
 
