@@ -11,6 +11,7 @@ import typer
 from localdpo.cli.options import ForceOption, JsonOption
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import PREFIX, program
+from localdpo.core.text import printable
 from localdpo.out import result, say
 
 # The recipes of the repository: a link there, files in a wheel.
@@ -72,9 +73,10 @@ def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any]
     texts = {path.name: path.read_text() for path in ([known[name]] if name in known else known.values())}
     if name == DEMO:
         texts = {file: text for file, text in texts.items() if f"model: {PREFIX}" in text}
-    files = {
-        folder / file: _COMMAND.sub(f"# localdpo train {folder / file}", text) for file, text in texts.items()
-    }
+    files = {folder / file: text for file, text in texts.items()}
+    for path, text in files.items():
+        line = _comment(f"localdpo train {path}").replace("\\", r"\\")  # \\ begins a group's name
+        files[path] = _COMMAND.sub(line, text)
     written = _write(files, folder, force)
     first = folder / "dpo.yaml" if name == DEMO else next(iter(files))
     return {"written": written}, [f"written: {', '.join(written)}", f"{program()} train {first}"]
@@ -92,11 +94,11 @@ def from_program(
         raise UserError(f"--from {kind}: expected one of {', '.join(PROGRAMS)}, and its file")
     converted = convert(file, PROGRAMS[kind])
     path = folder / f"{(name or file.stem).removesuffix('.yaml')}.yaml"
-    if path.resolve() == file.resolve():
+    if path.exists() and path.samefile(file):
         raise UserError(f"{path}: is the file itself; give the recipe another NAME")
-    notes = list(converted.notes())
-    head = [MODELINE, f"# localdpo train {path}", f"# From {file.name} of {PROGRAMS[kind].title}."]
-    comments = [*head, *(f"# {note}" for note in notes)]
+    notes = [printable(note) for note in converted.notes()]
+    head = [f"localdpo train {path}", f"From {file.name} of {PROGRAMS[kind].title}."]
+    comments = [MODELINE, *map(_comment, [*head, *notes])]
     written = _write({path: "\n".join(comments) + "\n" + converted.text()}, folder, force)
     record = {
         **{"written": written, "changed": converted.changed, "left": converted.left},
@@ -104,6 +106,11 @@ def from_program(
     }
     then = "fill in what is missing, then: " if converted.missing else ""
     return record, [f"written: {', '.join(written)}", *notes, f"{then}{program()} train {path} --dry-run"]
+
+
+def _comment(text: str) -> str:
+    """A comment of YAML that no character of the text ends."""
+    return f"# {printable(text)}"
 
 
 def _about(path: Path) -> str:
@@ -115,14 +122,18 @@ def _about(path: Path) -> str:
 def _write(files: dict[Path, str], folder: Path, force: bool) -> list[str]:
     """Write recipes, and the schema that they name beside them. Raises UserErrors for those that exist."""
     from localdpo.core.atomic import write_text
-    from localdpo.recipe.json_schema import FILE_NAME, schema_text
+    from localdpo.recipe.json_schema import FILE_NAME, TITLE, schema_text
 
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--dir {folder}: is a file; name a folder")
-    if not force and (existing := [path for path in files if path.exists()]):
+    schema = folder / FILE_NAME
+    existing = [path for path in files if path.exists()]
+    if schema.exists() and TITLE not in schema.read_text(errors="replace"):
+        existing.append(schema)
+    if existing and not force:
         raise UserErrors([UserError(f"{path}: exists already; --force replaces it") for path in existing])
     folder.mkdir(parents=True, exist_ok=True)
-    files = {**files, folder / FILE_NAME: schema_text()}
+    files = {**files, schema: schema_text()}
     for path, text in files.items():
         write_text(path, text)
     return [str(path) for path in files]

@@ -105,7 +105,7 @@ def _take(name: str, value: Any, config: Mapping[str, Any], entry: Name | None, 
         taken = entry.convert(value, config)
     except ValueError as problem:
         result.left.append(f"{name}: {quoted(value)} ({problem})")
-    except (TypeError, LookupError, AttributeError):
+    except (TypeError, LookupError, AttributeError, ArithmeticError):
         result.left.append(f"{name}: {quoted(value)} (not a value that this option has)")
     else:
         for key, ours in (taken if isinstance(taken, Several) else {str(entry.key): taken}).items():

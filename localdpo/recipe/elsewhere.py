@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 Config = Mapping[str, Any]
 """The values of a program's file by name, nested ones with dots; the program's defaults where it has none. No
@@ -130,13 +130,13 @@ def _warmup(value: Any, config: Config) -> Any:
     return int(chosen) if chosen >= 1 or chosen == 0 else chosen
 
 
-def _adapter(value: Any, config: Config) -> Any:
+def _adapter(value: Any, config: Config) -> NoReturn:
     """Whether, or what kind of, adapter is trained."""
     if not value:
         raise ValueError(
             "all weights are trained there, here an adapter: the learning rate may need to be higher"
         )
-    return OMIT
+    raise ValueError("here a LoRA adapter is trained")
 
 
 def _scale(value: float, config: Config) -> float:

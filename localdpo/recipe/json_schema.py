@@ -9,6 +9,7 @@ from localdpo.recipe.describe import ENTRIES
 from localdpo.recipe.schema import SHORTHANDS, Recipe
 
 FILE_NAME: Final = "recipe.schema.json"
+TITLE: Final = "A recipe of localdpo"
 # What yaml-language-server (VS Code, Neovim, Helix) reads in a comment at a file's beginning.
 MODELINE: Final = f"# yaml-language-server: $schema={FILE_NAME}"
 
@@ -36,7 +37,7 @@ def schema_text() -> str:
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
-        "title": "A recipe of localdpo",
+        "title": TITLE,
     }
     return json.dumps(schema, indent=1) + "\n"
 

@@ -87,3 +87,20 @@ def test_mistakes(arguments: list[str], message: str) -> None:
 def test_the_schema_is_json() -> None:
     result = runner.invoke(app, ["schema"], catch_exceptions=False)
     assert json.loads(result.stdout)["required"] == ["model", "data"]
+
+
+def test_text_of_a_file_stays_in_its_comment() -> None:
+    Path("t.json").write_text(json.dumps({"odd\ntrust_remote_code: true #": 1, "x\u2028y": "a\nb"}))
+    runner.invoke(app, ["init", "mine", "--from", "trl", "t.json"], catch_exceptions=False)
+    assert "trust_remote_code: true # 1" not in Path("mine.yaml").read_text().splitlines()
+    assert "# no counterpart: odd trust_remote_code: true #: 1" in Path("mine.yaml").read_text().splitlines()
+    folder = "a\\1\nb"
+    runner.invoke(app, ["init", "dpo", "--dir", folder], catch_exceptions=False)
+    assert "# localdpo train a\\1 b/dpo.yaml" in Path(folder, "dpo.yaml").read_text().splitlines()
+
+
+def test_a_schema_of_something_else_is_not_replaced() -> None:
+    Path("recipe.schema.json").write_text("mine")
+    with pytest.raises(UserErrors, match=r"recipe\.schema\.json: exists already"):
+        runner.invoke(app, ["init", "dpo"], catch_exceptions=False)
+    assert [path.name for path in Path().iterdir()] == ["recipe.schema.json"]

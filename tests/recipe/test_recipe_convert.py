@@ -186,3 +186,15 @@ def test_nothing_is_dropped_without_a_word(
         elif entry.key is not None and value is not None and entry.convert.__name__ == "same":
             assert name in told or converted.source.get(entry.key)
     assert not problems_of(yaml.safe_load(converted.text().replace("null", "x")))
+
+
+@pytest.mark.parametrize(
+    ("program", "values", "left"),
+    [
+        ("trl", {"lora_r": False}, "lora_alpha: 32 (not a value that this option has)"),
+        ("axolotl", {"adapter": True}, "adapter: true (here a LoRA adapter is trained)"),
+    ],
+)
+def test_odd_values_are_named(tmp_path: Path, program: str, values: dict[str, Any], left: str) -> None:
+    converted, _ = of(tmp_path, program, {**DATA[program], **values})
+    assert left in converted.left
