@@ -118,6 +118,8 @@ def test_how_a_worker_ends_is_raised(here: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 def test_ctrl_c_saves_and_stops(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker(monkeypatch, "stop")
+    # A shell starts a background job with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(event: Event) -> None:
         if event.text("name") == "waiting":

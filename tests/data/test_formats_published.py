@@ -95,8 +95,11 @@ def test_an_unknown_name_has_a_near_one() -> None:
         UserError, match=r"data.format: no format 'ultrafedback' .*did you mean ultrafeedback"
     ):
         named_format("ultrafedback", "pairs")
-    with pytest.raises(UserError, match=r"no format 'shp' of demonstrations; expected one of conversation"):
-        named_format("shp", "demonstrations")
+    with pytest.raises(
+        UserError, match=r"no format 'prompt-completion' of preference pairs; expected one of ultraf"
+    ):
+        named_format("prompt-completion", "pairs")
+    assert named_format("shp", "demonstrations").kind == "pairs"  # the chosen answers are learnt
 
 
 @pytest.mark.parametrize(

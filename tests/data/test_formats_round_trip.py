@@ -20,7 +20,7 @@ from localdpo.data.types import Message, Pair
 
 pytestmark = pytest.mark.slow
 
-WRITABLE = [entry.name for entry in FORMATS if entry.write is not None]
+WRITABLE = [entry.name for entry in FORMATS if entry.write is not None and entry.kind != "demonstrations"]
 # Formats of plain text lose white space at the ends of earlier turns, and say so.
 TRANSCRIPTS = ("hh", "responses")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
