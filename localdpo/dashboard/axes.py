@@ -12,6 +12,8 @@ import numpy as np
 # flatten all else.
 _OUTLIER: Final = 4.0
 _INNER: Final = (0.02, 0.98)
+# Below it, differences and their parts are no numbers of full precision; all of it is drawn as zero.
+_SMALLEST: Final = 1e-300
 # The right edge of a growing run moves in jumps of this share: between two of them no column changes but the
 # last, so that a frame differs little from the one before.
 _GROWTH: Final = 1.04
@@ -165,11 +167,11 @@ def limits(
             low, high = float(inner.min()), float(inner.max())
     if log:
         return (low, high) if high > low * 1.01 else (low / 1.5, high * 1.5)
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
-        if not low:
-            return 0.0, 1.0
-        pad = abs(low) * 0.1
-        low, high = low - pad, high + pad
+    largest = max(abs(low), abs(high))
+    if largest < _SMALLEST:
+        return min(low, 0.0), 1.0
+    if high - low <= 1e-9 * largest:
+        low, high = low - largest * 0.1, high + largest * 0.1
     grid = _tick_distance(low, high, ticks) / 4
     if not math.isfinite(high / grid) or not math.isfinite(low / grid):
         return low, high

@@ -253,6 +253,7 @@ def test_the_global_random_state_is_left_alone(run: RunDir) -> None:
     assert random_key() == (3, 4)
 
 
+@pytest.mark.long
 def test_killed_generation_goes_on_to_the_same_file(run: RunDir, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": row.prompt, "n": 1}) + "\n" for row in rows(12)))

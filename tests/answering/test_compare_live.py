@@ -19,6 +19,7 @@ from localdpo.records.answers import AnswersRequest, Sampling, answers_files, re
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_the_screen_asks_follows_and_shows(tmp_path: Path, tiny_model: Path, sft_adapter: Path) -> None:
     run = run_folder(tmp_path / "runs" / "a", tiny_model, sft_adapter)
     request = AnswersRequest(run.path, texts=("What is good?", "What is bad?"), sampling=Sampling(6, 1.0, 1))

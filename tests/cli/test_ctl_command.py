@@ -107,6 +107,7 @@ def test_ctrl_c_in_a_pause_saves_and_stops(run: RunDir, worker: Worker):
     assert newest_checkpoint(run) == run.checkpoint_path(stopped.step or 0)
 
 
+@pytest.mark.long
 def test_time_stopped_by_a_signal_is_in_no_figure_and_a_shutdown_of_every_process_is_one_request(
     run: RunDir, worker: Worker
 ):

@@ -122,6 +122,7 @@ def test_mistakes_are_said_in_one_line(arguments: list[str], message: str, pairs
     assert message in line
 
 
+@pytest.mark.long
 def test_the_reference_is_scored_with_the_recipes_model() -> None:
     program = "from localdpo.cli.main import run; run()"
     command = [sys.executable, "-c", program, "prefs", "check", "--recipe", "recipes/dpo.yaml", "--json"]

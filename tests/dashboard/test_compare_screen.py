@@ -235,6 +235,7 @@ def test_every_size_shows_an_answer(size: tuple[int, int], environment: dict[str
     assert "LOCALDPO_ASCII" not in environment or frame.isascii()
 
 
+@pytest.mark.long
 def test_no_size_breaks_it(run: RunDir) -> None:
     write_answers(run.path)
     app = make_app(run, "compare")

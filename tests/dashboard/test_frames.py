@@ -127,6 +127,7 @@ def compare(name: str, colours: str, frame: str) -> None:
     assert frame == expected.read_text(), f"{expected.name}: see LOCALDPO_UPDATE_GOLDEN in this file"
 
 
+@pytest.mark.long
 def test_ascii_frames_are_ascii(run: RunDir) -> None:
     app = make_app(run, "live", environment={"LOCALDPO_ASCII": "1"})
 
@@ -172,6 +173,7 @@ def test_every_theme_draws_every_screen(run: RunDir, theme: str) -> None:
     drive(app, act)
 
 
+@pytest.mark.long
 def test_any_number_of_resizes(run: RunDir) -> None:
     import random
 

@@ -60,6 +60,7 @@ def demo_folder(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(device_name() != "cpu", reason="the pairs were drawn on the CPU backend in float32")
+@pytest.mark.long
 def test_pairs_are_what_prefs_build_makes_of_the_sft_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_the_rate_reaches_the_compiled_step(tokenizer: PreTrainedTokenizerFast) 
 
 
 @pytest.mark.usefixtures("untraced")
+@pytest.mark.long
 def test_reports_are_read_at_a_falling_rate(tokenizer: PreTrainedTokenizerFast) -> None:
     lines: list[str] = []
     trainer = Pretrainer(tokenizer, small(), lines.append)
@@ -92,6 +93,7 @@ def test_reports_are_read_at_a_falling_rate(tokenizer: PreTrainedTokenizerFast) 
 
 
 @pytest.mark.usefixtures("untraced")
+@pytest.mark.long
 def test_a_model_that_never_copies_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="no copying after 4 steps"):
         pretrain.train_base(tokenizer, small(), lambda line: None)

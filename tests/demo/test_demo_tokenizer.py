@@ -82,6 +82,7 @@ def test_prompts_and_answers_are_short(tokenizer: TokenizerWrapper) -> None:
         assert len(tokenizer.encode(world.gold_answer(facts), add_special_tokens=False)) <= 50
 
 
+@pytest.mark.long
 def test_training_is_deterministic_and_matches_the_chat_template() -> None:
     rng = random.Random(0)
     documents = [corpus.document(rng) for _ in range(200)]

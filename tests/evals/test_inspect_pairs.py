@@ -128,6 +128,7 @@ def cli(root: Path, *arguments: str, code: int = 0) -> str:
 
 @pytest.mark.parametrize("name", ["dpo", "simpo"])
 @pytest.mark.every(2)
+@pytest.mark.long
 def test_the_sums_are_the_rewards_of_the_evaluation(name: str, request: pytest.FixtureRequest) -> None:
     run: Trained = request.getfixturevalue(name)
     found = run.inspect(worst=100)

@@ -144,6 +144,7 @@ def test_a_batch_whose_id_never_came_is_found_again(
     assert [line.split()[:3] for line in ours] == [line.split()[:3] for line in theirs]
 
 
+@pytest.mark.long
 def test_killed_while_a_question_is_in_flight(
     server: FakeServer, client: Client, table: bytes, tmp_path: Path
 ):

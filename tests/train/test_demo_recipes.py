@@ -32,6 +32,7 @@ SHORT = ("data.limit=48", "eval.every=100", "eval.pairs=12", "eval.samples=0", "
     ("name", "first_loss", "steps"), [("dpo.yaml", math.log(2), 6), ("kto.yaml", 0.5, 6)]
 )
 @pytest.mark.every(2)
+@pytest.mark.long
 def test_a_few_steps_tell_held_out_answers_apart_and_raise_nothing(
     name: str, first_loss: float, steps: int, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_until_the_first_sync_live_scores_train_as_cached_ones_do(
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_with_the_moved_reference(
     tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
 ) -> None:

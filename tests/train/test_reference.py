@@ -144,6 +144,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, pairs: Pat
     assert fill(later) == []
 
 
+@pytest.mark.long
 def test_what_else_uses_the_cache_changes_no_bit_of_a_run(
     tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

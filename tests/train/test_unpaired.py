@@ -300,6 +300,7 @@ def test_a_resumed_run_takes_the_same_steps(
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
 @pytest.mark.every(2)
+@pytest.mark.long
 def test_training_learns_the_labels(loss: str, tmp_path: Path, tiny_model: Path) -> None:
     data = write_rows(tmp_path / "train.jsonl", [rated(n) for n in range(40)])
     held_out = write_rows(tmp_path / "valid.jsonl", [rated(n) for n in range(40, 52)])

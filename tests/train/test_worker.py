@@ -114,6 +114,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapte
     return Story(whole, run, lives)
 
 
+@pytest.mark.long
 def test_every_life_ends_as_it_should(story: Story) -> None:
     assert [life.code for life in story.lives] == [*(code for _, _, code in LIVES), 0]
     assert [life.latest for life in story.lives] == [
