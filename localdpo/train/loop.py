@@ -73,7 +73,7 @@ class Loop:
         self.scored_ahead = [rows for rows in (*ahead, session.valid_scores) if rows is not None]
         self.watch = Watch(session)
         self.evaluator = Evaluator(session, run)
-        self.step = 0
+        self.step, self._told_unkept = 0, False
         self.seconds = self._reported = 0.0
         self.saved_step = self.evaluated_step = -1
         self.eval_metrics: dict[str, float] = {}
@@ -132,8 +132,7 @@ class Loop:
                 self.save()
         if self.saved_step != self.step and self.step > 0 and self.stop.save:
             self.save()
-        if self.train_scores is not None:
-            self.train_scores.save()
+        self._keep_scores()
         self.control.refuse_rest("the run has ended")
         stopped_by = self.stop.reason if self.step < self.schedule.total else None
         return TrainingOutcome(stopped_by, self.eval_metrics, self.seconds)
@@ -169,8 +168,20 @@ class Loop:
         began = self.clock.now()
         with lora.use(self.model, self.start):
             rows = scores.score(self.forward, self.feed.positions(self.step))
+        if scores.is_due:
+            self._keep_scores()
         took = self.clock.now() - began
         return {"reference_seconds": took, "reference_rows": rows, "reference_left": before - rows}
+
+    def _keep_scores(self) -> None:
+        """Write what steps scored under the reference. A cache that takes nothing costs no step of the run."""
+        if self.train_scores is not None:
+            try:
+                self.train_scores.save()
+            except UserError as error:
+                if not self._told_unkept:
+                    self.notice("reference-cache", f"{error}; the run goes on, and its resume scores again")
+                self._told_unkept = True
 
     def take_step(self) -> None:
         """One optimizer step and its event."""
@@ -261,8 +272,7 @@ class Loop:
             self.step, random_key(), self.seconds, self.eval_metrics, inputs.to_json(self.inputs)
         )
         self.log.sync()
-        if self.train_scores is not None:
-            self.train_scores.save()
+        self._keep_scores()
         path = checkpoint.save(
             self.run_dir,
             self.model,

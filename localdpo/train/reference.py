@@ -109,17 +109,17 @@ class ReferenceScores:
         """How many of the rows are not scored yet."""
         return int(np.isnan(self.values[self._visited]).reshape(len(self._visited), -1).any(axis=1).sum())
 
-    def score(self, forward: Forward, positions: np.ndarray) -> int:
-        """Score the batches of these rows, with the weights that are in the model now; how many rows were.
+    @property
+    def is_due(self) -> bool:
+        """Whether scores wait for SAVE_SECONDS to be written."""
+        return self._changed and time.monotonic() - self._saved > SAVE_SECONDS
 
-        Raises UserError when the file cannot be written.
-        """
+    def score(self, forward: Forward, positions: np.ndarray) -> int:
+        """Score the batches of these rows, with the weights that are in the model now; how many rows were."""
         parts = [self._parts[number] for number in np.unique(self._part_of[positions])]
         missing = [part for part in parts if np.isnan(self.values[self.rows.indices[part]]).any()]
         for part in missing:
             self._score(forward, part)
-        if missing and time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
         return sum(len(part) for part in missing)
 
     def _score(self, forward: Forward, part: np.ndarray) -> None:
@@ -145,7 +145,7 @@ class ReferenceScores:
             done += len(part)
             if not after_batch(done, total):
                 break
-            if time.monotonic() - self._saved > SAVE_SECONDS:
+            if self.is_due:
                 self.save()
         self.save()
 
@@ -157,7 +157,7 @@ class ReferenceScores:
         if not self._changed:
             return
         self._read()
-        self._saved, self._changed = time.monotonic(), False
+        self._saved = time.monotonic()
         values = self.values[self._visited].astype("<f4").tobytes()
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +168,7 @@ class ReferenceScores:
                 f"{self.file}: the reference scores cannot be written ({error.strerror or error}); "
                 "set LOCALDPO_CACHE to a folder that can"
             ) from error
+        self._changed = False
 
     def _read(self) -> bool:
         """Take over what the file has and is not known yet; False if the file is damaged."""

@@ -202,6 +202,28 @@ def test_scoring_as_needed_takes_the_steps_of_scoring_ahead(
     assert start["kl"] == start["kl_sampled"] == start["rewards/margins"] == 0.0
 
 
+def test_a_cache_that_takes_nothing_costs_a_run_no_step(
+    tmp_path: Path, pairs: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run says it once, and its checkpoint is saved."""
+
+    writes = list[Path]()
+
+    def refuse(path: Path, data: bytes) -> None:
+        writes.append(path)
+        if path != writes[0]:  # the held-out rows, which are scored ahead
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("localdpo.train.reference.write_bytes", refuse)
+    monkeypatch.setattr("localdpo.train.reference.SAVE_SECONDS", -1.0)
+    steps = {"max_steps": 2, "batch_size": 2, "reference": "as_needed"}
+    done = train(tmp_path / "run", recipe_text(tiny_model, pairs, train=steps))
+    assert done.run.latest.exists()
+    (notice,) = [event.data for event in done.events if event.data.get("name") == "reference-cache"]
+    assert "No space left on device); set LOCALDPO_CACHE" in notice["message"]
+    assert notice["message"].endswith("; the run goes on, and its resume scores again")
+
+
 def test_two_runs_at_once_lose_nothing_of_each_other(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
     text = recipe_text(tiny_model, pairs, pairs)
     one, two = session_of(tmp_path, text), session_of(tmp_path, text)
