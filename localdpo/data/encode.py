@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from localdpo.core.errors import UserError
 from localdpo.data.chat_template import REASONING, TEXT
-from localdpo.data.fields import RowSkip
+from localdpo.data.fields import SURROGATE, RowSkip
 from localdpo.data.messages import side_messages
 from localdpo.data.render import Rendered, Renderer
 from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoice, Truncation
@@ -386,13 +386,16 @@ def encode_prompt(
     `tools` and `template_kwargs` go to the chat template, as a row's own do in training. `responses`: those
     of the row, where it has some; the opening of an answer may depend on them (a thinking block, say).
 
-    Raises UserError when the template refuses it, or when it is empty and there is no BOS.
+    Raises UserError when the template refuses it, when it is no valid Unicode (of a command line or stdin
+    that is not UTF-8), or when it is empty and there is no BOS.
     """
     tokens = _Tokens(tokenizer)
     try:
         rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs, responses)
     except RowSkip as drop:
         raise UserError(f"prompt: {drop.reason}") from drop
+    if broken := SURROGATE.search(rendered.prompt):
+        raise UserError(f"prompt: {ascii(broken[0])[1:-1]} is no valid Unicode; give the text as UTF-8")
     ids = tokens.started(rendered, tokens.encode([rendered.prompt])[0])
     if not ids:
         if tokens.bos is None:

@@ -44,7 +44,7 @@ _RECORD_LIKE: Final = re.compile(
     r"|.*[_-](ids?|hash|scores?|ratings?|models?|policy|tokens|length|source|url|date|index|count|rank|at)"
 )
 # Half of a surrogate pair is legal in JSON and in no text: no tokenizer takes it.
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Beyond this an integer is no float any more; infinity and NaN are not below it either.
 _LARGEST: Final = 1e300
 _LABELS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -120,7 +120,7 @@ def text(value: Any, name: str) -> str:
     """A value as text; `name` is what to call it. Raises RowProblem."""
     if not isinstance(value, str):
         raise RowProblem(name, f"expected text, got {describe(value)}")
-    if broken := _SURROGATE.search(value):
+    if broken := SURROGATE.search(value):
         raise RowProblem(name, f"character {broken.start() + 1} is half of a surrogate pair")
     return value
 

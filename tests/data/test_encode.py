@@ -236,6 +236,8 @@ def test_an_empty_prompt_starts_with_bos_or_with_a_shared_first_token() -> None:
     assert encode(RAW[False], Pair("", "yes", "no")).dropped == {NO_CONTEXT: [0]}
     with pytest.raises(UserError, match="empty prompt"):
         encode_prompt(RAW[False], "", "raw")
+    with pytest.raises(UserError, match=r"prompt: .udcff is no valid Unicode; give the text as UTF-8"):
+        encode_prompt(RAW[False], "a\udcffb", "raw")
 
 
 def test_text_demonstrations_never_go_into_a_template() -> None:
