@@ -174,7 +174,7 @@ class Loop:
         return {"reference_seconds": took, "reference_rows": rows, "reference_left": before - rows}
 
     def _keep_scores(self) -> None:
-        """Write what steps scored under the reference. A cache that takes nothing costs no step of the run."""
+        """Write what steps scored under the reference. A cache that cannot be written costs no step."""
         if self.train_scores is not None:
             try:
                 self.train_scores.save()
