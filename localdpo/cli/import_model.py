@@ -12,7 +12,10 @@ from localdpo.cli.options import JsonOption
 
 def import_model(
     source: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A .gguf file, a PEFT adapter's folder, or a policy.pt.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A .gguf file, the folder of a model or a PEFT adapter, or a policy.pt."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, which must not exist.")],
     model: Annotated[
@@ -34,7 +37,7 @@ def import_model(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a GGUF file, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
+    """Convert a GGUF file, a model, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
     from localdpo.model.backend import prepare
     from localdpo.out import note, result
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from localdpo.core.atomic import published_dir
 from localdpo.core.errors import UserError, UserErrors
@@ -25,8 +26,12 @@ from localdpo.interop.peft import from_peft, is_peft
 from localdpo.interop.place import make_parent
 from localdpo.interop.policy import is_policy, read_policy
 from localdpo.model import lora
+from localdpo.model.arrays import named
 from localdpo.model.load import build_model, load_base, model_path, read_json_object
 from localdpo.model.trial import try_out
+
+# Weights that share a scale where a model is quantised, as mlx-lm does it unless told otherwise.
+GROUP_SIZE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,11 @@ def _gguf(request: ImportRequest) -> ImportReport:
     if written.dequantised:
         became = "float16" if request.bits is None else f"{request.bits} bits"
         lines.append(f"{written.dequantised} tensors of types that MLX lacks became {became}")
-    record = {**asdict(written), "folder": str(request.out)}
+    return _tried(request, lines, {**asdict(written), "folder": str(request.out)})
+
+
+def _tried(request: ImportRequest, lines: list[str], record: dict[str, Any]) -> ImportReport:
+    """The report of a model, which is tried out unless the request says no."""
     if request.check:
         trial = try_out(load_base(str(request.out)))
         record["check"] = asdict(trial)
@@ -139,6 +148,36 @@ def _gguf(request: ImportRequest) -> ImportReport:
             f"perplexity {trial.perplexity:.2f} over the {trial.tokens} tokens of a built-in paragraph"
         )
     return ImportReport(lines, record)
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() and any(path.glob("model*.safetensors"))
+
+
+def _model(request: ImportRequest) -> ImportReport:
+    """A whole model, fine-tuned in full or not, in the names and layout of mlx-lm."""
+    model, config = build_model(str(request.source))
+    kept = {key: value for key, value in config.items() if key not in QUANTISATION}
+    if request.bits is not None:
+        if len(kept) < len(config):
+            raise UserError(f"--bits: {request.source} is quantised already; leave it out")
+        nn.quantize(
+            model,
+            group_size=GROUP_SIZE,
+            bits=request.bits,
+            class_predicate=lambda _, module: (
+                hasattr(module, "to_quantized") and module.weight.shape[-1] % GROUP_SIZE == 0
+            ),
+        )
+        config = kept | {"quantization": {"group_size": GROUP_SIZE, "bits": request.bits}}
+    weights = named(model.parameters())
+    size, count = nbytes(weights), len(weights)
+    with published_dir(request.out, size) as folder:
+        write_config(folder, config)
+        write_weights(folder, weights, "mlx")
+        notes = copy_tokenizer(request.source, folder)
+    line = f"{request.out}: {config['model_type']}, {count} tensors, {size / 1e6:,.0f} MB"
+    return _tried(request, [line, *notes], {"folder": str(request.out), "tensors": count, "bytes": size})
 
 
 def _peft(request: ImportRequest) -> ImportReport:
@@ -192,4 +231,10 @@ IMPORTERS: Final = (
         "a file of PyTorch with weights under 'state' (policy.pt)", frozenset({"--model"}), is_policy, _policy
     ),
     Importer("a .gguf file", frozenset({"--bits", "--no-check"}), _is_gguf, _gguf),
+    Importer(
+        "a model's folder (config.json and model.safetensors)",
+        frozenset({"--bits", "--no-check"}),
+        _is_model,
+        _model,
+    ),
 )

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from command import localdpo
 from gguf_files import TYPES, random_weights, write_gguf
+
+from localdpo.core.errors import UserError
+from localdpo.interop.importing import ImportRequest, import_path
+from localdpo.model.arrays import load_arrays
+from localdpo.model.load import load_base
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +35,22 @@ def test_a_file_is_imported_and_tried(tmp_path: Path, small_file: Path) -> None:
     assert config["quantization"] == {"group_size": 32, "bits": 8, "mode": "affine"}
 
 
+def test_a_whole_model_is_written_as_it_is_or_quantised(tmp_path: Path, tiny_model: Path) -> None:
+    own = load_arrays(tiny_model / "model.safetensors")
+    same = import_path(ImportRequest(tiny_model, tmp_path / "same", check=False))
+    assert same.lines[0].startswith(f"{tmp_path}/same: qwen3, {len(own)} tensors, ")
+    written = load_arrays(tmp_path / "same" / "model.safetensors")
+    assert written.keys() == own.keys()
+    assert all(mx.array_equal(written[name], own[name]).item() for name in own)
+    assert import_path(ImportRequest(tiny_model, tmp_path / "eight", bits=8)).lines[1].startswith("What is")
+    config = json.loads((tmp_path / "eight" / "config.json").read_text())
+    assert config["quantization"] == {"group_size": 64, "bits": 8}
+    load_base(str(tmp_path / "eight"))
+    with pytest.raises(UserError, match="is quantised already"):
+        import_path(ImportRequest(tmp_path / "eight", tmp_path / "again", bits=4))
+    assert not (tmp_path / "again").exists()
+
+
 def test_json(tmp_path: Path, small_file: Path) -> None:
     done = localdpo("import", str(small_file), str(tmp_path / "out"), "--no-check", "--json")
     record = json.loads(done.stdout)
@@ -43,8 +65,8 @@ def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"error: {tmp_path}/model.bin: expected the folder of a PEFT adapter (adapter_config.json and "
-        "adapter_model.safetensors), a file of PyTorch with weights under 'state' (policy.pt) "
-        "or a .gguf file",
+        "adapter_model.safetensors), a file of PyTorch with weights under 'state' (policy.pt), "
+        "a .gguf file or a model's folder (config.json and model.safetensors)",
         "error: --bits 3: expected 4 or 8",
         f"error: {tmp_path}: exists already; give another folder",
     ]

@@ -242,7 +242,7 @@ def test_import_says_what_it_expects(tmp_path: Path, sft_adapter: Path, peft_fol
     assert "no such file or folder" in localdpo("import", str(tmp_path / "no"), str(tmp_path / "o")).stderr
     unknown = localdpo("import", str(tmp_path / "notes.txt"), str(tmp_path / "o")).stderr
     assert "expected the folder of a PEFT adapter" in unknown
-    assert "or a .gguf file" in unknown
+    assert "a .gguf file or a model's folder" in unknown
     bits = localdpo("import", str(peft_folder), str(tmp_path / "o"), "--bits", "8").stderr
     assert "--bits: the folder of a PEFT adapter" in bits
     own = localdpo("import", str(sft_adapter), str(tmp_path / "o"))
