@@ -202,14 +202,18 @@ TILES: Final[Mapping[Metric, MetricTile]] = {
 }
 
 
+def logged_metrics(event: Event | None) -> Mapping[str, Any]:
+    """The metrics of a step, eval or run.finished event as they are logged; empty for any other."""
+    metrics = event.data.get("metrics") if event is not None else None
+    return metrics if isinstance(metrics, Mapping) else {}
+
+
 def metrics_of(event: Event | None) -> Mapping[str, Any]:
-    """The metrics of a step, eval or run.finished event; empty for any other.
+    """`logged_metrics` as they are shown.
 
     Where all pairs are tied, as at step 0, none is ranked: the accuracy is None, a gap, and no 0.
     """
-    metrics = event.data.get("metrics") if event is not None else None
-    if not isinstance(metrics, Mapping):
-        return {}
+    metrics = logged_metrics(event)
     return {**metrics, ACCURACY: None} if ACCURACY in metrics and all_tied(metrics) else metrics
 
 

@@ -25,7 +25,7 @@ from localdpo.objective.notices import LOOK_BACK, Record, RunFacts, new_notices
 from localdpo.records.checkpoints import lost_lines
 from localdpo.records.control import Command
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
-from localdpo.records.metrics import metrics_of
+from localdpo.records.metrics import logged_metrics
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, inputs
@@ -337,9 +337,9 @@ class Watch:
         """Take up the history that is in the event log, so that a resumed run raises nothing twice."""
         for event in effective(read_events(log)):
             if event.type == "step" and event.step is not None:
-                self._train.append((event.step, metrics_of(event)))
+                self._train.append((event.step, logged_metrics(event)))
             elif event.type == "eval" and event.step is not None:
-                self._evals.append((event.step, metrics_of(event)))
+                self._evals.append((event.step, logged_metrics(event)))
             elif event.type == "notice" and "why" in event.data:
                 self._raised.append((event.data["name"], event.data["level"]))
 

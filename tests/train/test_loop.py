@@ -234,3 +234,17 @@ def test_a_checkpoint_that_was_deleted_is_missed(tmp_path: Path, pairs: Path, ti
         assert notices[-1]["message"] == f"{again.run.checkpoint_path(3)}: saved before, and missing now"
         assert len(notices) == len(resumed)
         assert_same_arrays(files_of(again.run.latest), whole)
+
+
+def test_a_resume_takes_pairs_that_were_all_tied_for_no_damage(
+    tmp_path: Path, pairs: Path, tiny_model: Path
+) -> None:
+    """Step 0's accuracy is shown as a gap, but it was measured and finite."""
+    text = recipe_text(tiny_model, pairs, pairs, train={"max_steps": 2}, save={"every": 1}, eval={"pairs": 4})
+    folder = tmp_path / "run"
+    first = train(folder, text)
+    assert first.metrics("eval")[0]["rewards/ties"] == 1.0
+    shutil.rmtree(RunDir(folder).checkpoint_path(2))
+    again = train(folder, text)
+    assert [event.step for event in again.events if event.type == "run.resumed"] == [1]
+    assert "nan" not in [event.data.get("name") for event in again.events]
