@@ -179,17 +179,16 @@ def test_marking_up_to_a_limit(runs: Path):
     app = the_app()
 
     async def act(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: isinstance(app.focused, ListTable) and " late " in frame_text(app))
         await press(pilot, "space", "down", "space")
-        text = frame_text(app)
-        assert " A ✓ finished" in text
-        assert " B ✖ crashed" in text
+        await until(pilot, lambda: " A ✓ finished" in frame_text(app) and " B ✖ crashed" in frame_text(app))
         await press(pilot, "space")
-        assert " B ✖ crashed" not in frame_text(app)
+        await until(pilot, lambda: " B ✖ crashed" not in frame_text(app))
         for _ in range(9):
             await press(pilot, "down", "space")
         assert any("at most" in message for message in messages(app))
         await press(pilot, "u")
-        assert " A ✓" not in frame_text(app)
+        await until(pilot, lambda: " A ✓" not in frame_text(app))
 
     drive(app, act)
 
