@@ -80,7 +80,7 @@ def filled(rows: int, places: int) -> np.ndarray:
 
 def needed_shape(batch: Batch, *, shared: bool) -> Shape:
     """The sizes that the arrays of a batch have at least."""
-    contexts_P, lengths_KP = _lengths(batch)
+    contexts_P, lengths_KP = lengths_of(batch)
     rows, scored = len(contexts_P), int(lengths_KP.sum())
     width = int(contexts_P.sum()) + scored if shared else int((contexts_P + lengths_KP).max())
     return Shape(rows, width, scored)
@@ -96,7 +96,7 @@ def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> F
     if shape is None:
         shape = needed_shape(batch, shared=shared)
         if shared:
-            segments = segments_for_attention(*_lengths(batch))
+            segments = segments_for_attention(*lengths_of(batch))
         else:
             shape = Shape(shape.rows, bucket(shape.width), shape.scored)
     inputs, starts_N = _line(batch, shape) if shared else _sequences(batch, shape)
@@ -104,14 +104,14 @@ def batch_arrays(batch: Batch, *, shared: bool, shape: Shape | None = None) -> F
     return ForwardArrays(**{name: mx.array(value) for name, value in arrays.items()}, segments=segments)
 
 
-def _lengths(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+def lengths_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """(context tokens of each row [P], tokens of its responses [K, P])."""
     return batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, len(batch.indices))
 
 
 def _line(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The arrays of `packed.Line`, and the column at which each response begins [N]."""
-    contexts_P, lengths_KP = _lengths(batch)
+    contexts_P, lengths_KP = lengths_of(batch)
     rows_N, lengths_N = np.tile(np.arange(len(contexts_P)), len(lengths_KP)), batch.lengths
     contexts = [ids[pad:] for ids, pad in zip(batch.context, batch.context_pad, strict=True)]
     responses = [ids[:length] for ids, length in zip(batch.response, lengths_N, strict=True)]

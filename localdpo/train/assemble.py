@@ -20,7 +20,7 @@ from localdpo.data.prompts import read_prompt_rows
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, may_use_tf32
-from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.forward import Forward, batch_arrays, lengths_of
 from localdpo.model.head import text_model
 from localdpo.model.load import Base, load_base
 from localdpo.model.memory import MemoryEstimate
@@ -326,7 +326,7 @@ def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
         forward.shared = False
         note(f"the shared-prompt path {masked}: the plain path is used")
         return
-    segments = segments_of(batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, 2))
+    segments = segments_of(*lengths_of(batch))
     forward.by_segments = problem(segments) is None
 
 

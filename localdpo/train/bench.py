@@ -31,10 +31,10 @@ from mlx.utils import tree_flatten
 from localdpo.core.atomic import require_space, write_text
 from localdpo.core.errors import UserError
 from localdpo.core.names import BUNDLE
-from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, device_name, memory_limit
+from localdpo.model.forward import lengths_of
 from localdpo.model.generate import generate
 from localdpo.model.memory import BatchShape, model_shape, operations
 from localdpo.recipe.schema import Recipe
@@ -242,7 +242,7 @@ def _measured(session: Session, workload: Workload, *, matmul: float, shape: str
         result = step(session.feed.arrays(batches), session.schedule.learning_rate(number))
         times.append(time.perf_counter() - began)
         losses.append(result.loss)
-        lines = [BatchShape.line(*_lengths(batch)) for batch in batches]
+        lines = [BatchShape.line(*lengths_of(batch)) for batch in batches]
         tokens.append(sum(line.tokens for line in lines))
         counted = sum(
             operations(sizes, line, rank=rank, checkpoint=session.forward.checkpoint) for line in lines
@@ -281,11 +281,6 @@ def _generation(session: Session, workload: Workload, answers: int) -> float:
     began = time.perf_counter()
     made = generate(session.base.model, session.base.tokenizer, prompts, **settings)
     return sum(len(answer.drawn) for answer in made) / (time.perf_counter() - began)
-
-
-def _lengths(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """(context tokens of each row [P], tokens of its responses [K, P])."""
-    return batch.context.shape[1] - batch.context_pad, batch.lengths.reshape(-1, len(batch.indices))
 
 
 def make_model(folder: Path, config: dict[str, Any], bits: int) -> Path:
