@@ -80,6 +80,7 @@ class ReferenceScores:
         for number, part in enumerate(self._parts):
             self._part_of[part] = number
         self._saved, self._changed = time.monotonic(), False
+        self._left = len(rows)
         self._visited = rows.indices[np.concatenate(self._parts)] if self._parts else rows.indices[:0]
         shape = rows.store.response_lengths.shape
         self.values = np.full(shape if len(kinds) == 1 else (*shape, len(kinds)), np.nan, dtype=np.float32)
@@ -107,7 +108,11 @@ class ReferenceScores:
     @property
     def left(self) -> int:
         """How many of the rows are not scored yet."""
-        return int(np.isnan(self.values[self._visited]).reshape(len(self._visited), -1).any(axis=1).sum())
+        # Looked at before every step, so not counted again once all are known.
+        if self._left:
+            missing = np.isnan(self.values[self._visited]).reshape(len(self._visited), -1).any(axis=1)
+            self._left = int(missing.sum())
+        return self._left
 
     @property
     def is_due(self) -> bool:
