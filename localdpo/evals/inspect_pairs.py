@@ -23,7 +23,7 @@ from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import require_checkpoint
 from localdpo.records.rundir import RunDir
-from localdpo.train.assemble import attach_adapter, check_paths
+from localdpo.train.assemble import attach_adapter, check_paths, reference_weights
 from localdpo.train.checkpoint import moved_reference
 from localdpo.train.data import Rows, open_rows
 from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, TRAIN, VALID, tell_changes
@@ -79,13 +79,13 @@ def inspect_run(
     rows_of = VALID if split == "valid" and recipe.data.valid is not None else TRAIN
     tell_changes(RunDir(run_dir), recipe, {MODEL, TOKENIZER, ADAPTER, rows_of}, note)
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    attach_adapter(base.model, recipe)
+    config = attach_adapter(base.model, recipe)
     train, valid = open_rows(recipe, base.tokenizer)
     rows = _of_source(train if split == "train" else valid, split, source)
     places = _places(split, rows, pair, limit)
     forward = Forward(base.model)
     check_paths(forward, rows, note)
-    reference = _reference(base, recipe, latest)
+    reference = _reference(base, recipe, config, latest)
     lora.load_weights(base.model, latest)
     scored = list(score_pairs(forward, rows, places, reference, recipe.loss.beta))
     scored.sort(key=lambda one: (one.margin, one.index))
@@ -116,11 +116,11 @@ def _opened(run: RunDir, note: Callable[[str], None]) -> tuple[Path, Recipe]:
     return require_checkpoint(run, "inspect", note).path, recipe
 
 
-def _reference(base: Base, recipe: Recipe, latest: Path) -> lora.Weights | None:
+def _reference(base: Base, recipe: Recipe, config: lora.LoraConfig, latest: Path) -> lora.Weights | None:
     """The reference's adapter at the checkpoint; None for a loss without a reference."""
     if recipe.loss.sync_every is not None:
         return moved_reference(latest)
-    return lora.adapter_weights(base.model) if recipe.loss.spec.needs_reference else None
+    return reference_weights(base.model, recipe, config) if recipe.loss.spec.needs_reference else None
 
 
 def _of_source(rows: Rows, split: Split, source: str | None) -> Rows:

@@ -43,7 +43,7 @@ from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verif
 MAX_BYTES: Final = 256 * 1024
 LONGEST_QUOTE: Final = 80
 # Options whose path may be a link, and as many links as Linux follows in one path.
-LINKED: Final = ("model", "adapter")
+LINKED: Final = ("model", "adapter", "reference_adapter")
 _MOST_LINKS: Final = 40
 # Follows from another problem and says nothing of its own.
 ECHOES: Final = frozenset({"default_factory_not_called"})
@@ -82,7 +82,8 @@ def dump_recipe(recipe: Recipe, rename: Callable[[str], str] = str) -> str:
     `rename` is applied to every text, for a recipe that others read: names of files may be shortened.
 
     Options that the loss does not read are omitted (they cannot be set), and so are the weight of a single
-    loss, the sync of a reference that stays, and a held-out share that is not used.
+    loss, the sync of a reference that stays, a reference that is the start, and a held-out share that is not
+    used.
     """
     values = _renamed(recipe.model_dump(mode="json"), rename)
     weights = {} if recipe.loss.weights is None else {"weights": values["loss"]["weights"]}
@@ -90,6 +91,8 @@ def dump_recipe(recipe: Recipe, rename: Callable[[str], str] = str) -> str:
     values["loss"] = {"type": values["loss"]["type"], **weights, **recipe.loss.options, **sync}
     if recipe.data.valid is not None:
         del values["data"]["valid_fraction"]
+    if recipe.reference_adapter is None:
+        del values["reference_adapter"]
     return yaml_text(values)
 
 

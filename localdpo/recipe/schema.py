@@ -34,6 +34,8 @@ SHORTHANDS: Final = {"loss": "type"}
 # The type of an error between two sections; its context holds the `key` of the section that it belongs to,
 # or the whole `path`.
 ACROSS_SECTIONS: Final = "across_sections"
+# As reference_adapter: the model without an adapter.
+BASE: Final = "base"
 DECAYING_OPTIMIZERS: Final = ("adamw", "sgd", "lion")
 
 
@@ -301,6 +303,9 @@ class Recipe(Section):
     trust_remote_code: bool = option(False, "let the model's folder run its own Python code")
     data: DataSection = option(..., "the data")
     loss: LossSection = option(LossSection(), "the objective")
+    reference_adapter: Text | None = option(
+        None, "adapter of the reference, in the shape of adapter; base: the model alone; null: adapter"
+    )
     # The defaults are checked too: the limits of a data set may not fit them.
     train: TrainSection = option(TrainSection(), "steps, batches and optimizer", validate_default=True)
     lora: LoraSection = option(LoraSection(), "the adapter")
@@ -326,6 +331,14 @@ class Recipe(Section):
     @classmethod
     def _shorthands(cls, value: Any) -> Any:
         return expand_shorthands(value) if isinstance(value, dict) else value
+
+    @field_validator("reference_adapter")
+    @classmethod
+    def _has_a_reference(cls, value: str | None, info: ValidationInfo) -> str | None:
+        loss = info.data.get("loss")
+        if value is not None and loss is not None and not loss.spec.needs_reference:
+            raise ValueError(f"the {loss.spec.name} loss has no reference; remove it")
+        return value
 
     @field_validator("train")
     @classmethod
@@ -368,6 +381,13 @@ class Recipe(Section):
                         ACROSS_SECTIONS, "{problem}", {"path": path, "problem": problem[1]}
                     )
         return value
+
+    @property
+    def reference(self) -> str | None:
+        """The adapter of the reference, None for the model without one. Where it moves, what it starts as."""
+        if self.reference_adapter == BASE:
+            return None
+        return self.reference_adapter or self.adapter
 
     def explicit(self, section: str, field: str) -> bool:
         """Whether `section.field` was written down (in the file or as an override), default or not."""

@@ -48,7 +48,8 @@ class Session:
     Attributes:
         base: model and tokenizer; the model carries the adapter that is trained.
         config: the adapter's shape.
-        start: adapter weights that the policy starts from; the frozen reference's too.
+        reference: adapter weights of the reference, and the policy's at the start unless the recipe names
+            others; where it moves, those that it starts as.
         micro: rows in memory at once.
         memory: what a step is estimated to take; None where the model's config.json tells too little.
         scoring_batch: rows scored at once without gradients, by the reference pass and evaluations.
@@ -67,7 +68,7 @@ class Session:
     backend: Backend
     base: Base
     config: lora.LoraConfig
-    start: lora.Weights
+    reference: lora.Weights
     forward: Forward
     objective: Objective
     schedule: Schedule
@@ -129,8 +130,8 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     if not len(valid):
         note(NOTHING_HELD_OUT)
     eval_positions = np.arange(min(recipe.eval.pairs, len(valid)))
-    start = lora.adapter_weights(base.model)
-    moving = moving_reference(recipe.loss, forward)
+    reference = reference_weights(base.model, recipe, config)
+    moving = moving_reference(recipe.loss, forward, reference)
     batch = scoring_rows(layout.rows, backend)
     train_scores = valid_scores = None
     if recipe.loss.spec.needs_reference and moving is None:
@@ -143,7 +144,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     if recipe.loss.spec.needs_baseline:
         baseline = KLBaseline(
             forward,
-            lambda: start if moving is None else moving.weights,
+            lambda: reference if moving is None else moving.weights,
             max_length=recipe.train.max_length,
             # Not cut to what goes through a model together, as rows of the data are: all may be long.
             batch=scoring_rows(layout.micro, backend),
@@ -154,7 +155,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
         backend=backend,
         base=base,
         config=config,
-        start=start,
+        reference=reference,
         forward=forward,
         objective=objective,
         schedule=schedule,
@@ -227,6 +228,28 @@ def attach_adapter(model: nn.Module, recipe: Recipe) -> lora.LoraConfig:
     if recipe.adapter is not None:
         lora.load_weights(model, lora.adapter_path(recipe.adapter))
     return config
+
+
+def reference_weights(model: nn.Module, recipe: Recipe, config: lora.LoraConfig) -> lora.Weights:
+    """The reference's weights for the adapters of the shape `config` on the model, which keep their own.
+
+    Raises:
+        UserError: a reference adapter of another shape.
+    """
+    start = lora.adapter_weights(model)
+    if recipe.reference_adapter is None:
+        return start
+    if recipe.reference is None:
+        lora.detach(model)
+        lora.attach(model, config, seed=recipe.train.seed)
+    else:
+        folder = lora.adapter_path(recipe.reference)
+        if replace(lora.read_config(folder), dropout=config.dropout) != config:
+            raise UserError(f"reference_adapter {recipe.reference}: its shape is not that of adapter")
+        lora.load_weights(model, folder)
+    weights = lora.adapter_weights(model)
+    model.update(start)
+    return weights
 
 
 def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None:

@@ -221,7 +221,7 @@ def _measured(session: Session, workload: Workload, *, matmul: float, shape: str
     scores = session.train_scores
     assert scores is not None
     began = time.perf_counter()
-    with lora.use(model, session.start):
+    with lora.use(model, session.reference):
         scores.fill(session.forward, lambda done, total: True)
     reference = (time.perf_counter() - began) / workload.steps
     step = TrainStep(

@@ -17,7 +17,7 @@ from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
-from localdpo.train.assemble import attach_adapter
+from localdpo.train.assemble import attach_adapter, reference_weights
 from localdpo.train.data import NOTHING_HELD_OUT, Rows, open_rows
 from localdpo.train.fit import fit
 from localdpo.train.step import length_note, make_schedule
@@ -41,6 +41,7 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
     adapter = attach_adapter(model, recipe)
+    reference_weights(model, recipe, adapter)
     train, valid = open_rows(
         recipe, tokenizer, lambda source, rows: show(f"{source}: {counted(rows, 'row')} tokenised")
     )
@@ -112,5 +113,7 @@ def _adapter_line(recipe: Recipe, adapter: LoraConfig) -> str:
     blocks = "all blocks" if adapter.layers == -1 else f"the last {adapter.layers} blocks"
     layers = "all linear layers" if adapter.keys is None else ", ".join(adapter.keys)
     start = "fresh" if recipe.adapter is None else f"starts from {recipe.adapter}"
+    if recipe.reference_adapter is not None:
+        start += f"; the reference is {recipe.reference_adapter}"
     shape = f"{adapter.type}, rank {adapter.rank}, scale {adapter.scale:g}"
     return f"adapter: {shape}, {layers} of {blocks}; {start}"

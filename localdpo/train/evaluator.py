@@ -230,7 +230,9 @@ class Evaluator:
         recipe = session.recipe
         self._run, self._options, self._beta = run, recipe.eval, recipe.loss.beta
         self._has_reference: Final = recipe.loss.spec.needs_reference
-        self._forward, self._objective, self._start = session.forward, session.objective, session.start
+        self._forward, self._objective = session.forward, session.objective
+        self._reference = session.reference
+        self._starts_elsewhere: Final = recipe.reference_adapter is not None
         self._valid, self._positions = session.valid, session.eval_positions
         self._batch, self._baseline = session.scoring_batch, session.baseline
         self._cached, self._moving = session.valid_scores, session.moving
@@ -257,7 +259,8 @@ class Evaluator:
 
     def __call__(self, step: int, work: Work) -> EvaluationReport:
         """Measure after `step`; `work` is called after each held-out batch and answer."""
-        samples = self._sampler(self._start, work, is_reference=step == 0) if self._watched else []
+        is_start = step == 0 and not self._starts_elsewhere
+        samples = self._sampler(self._reference, work, is_reference=is_start) if self._watched else []
         if not self.rows:
             return EvaluationReport(samples=samples)
         work("evaluating", 0, self.rows)
@@ -273,7 +276,7 @@ class Evaluator:
             batch=self._batch,
             after_batch=lambda done: work("evaluating", done, self.rows),
             baseline=baseline,
-            is_reference=step == 0 and self._moving is None,
+            is_reference=is_start and self._moving is None,
         )
         metrics = scores.metrics | self._against_reference(work)
         if samples:
@@ -286,8 +289,8 @@ class Evaluator:
         return self._has_reference and self._options.kl_pairs > 0 and len(self._valid) > 0
 
     def kl(self) -> float:
-        """Exact KL on the first held-out pairs, to where the run started (the reference, unless it moves)."""
-        return exact_kl(self._forward, self._first_pairs(), self._start)
+        """Exact KL on the first held-out pairs, to the reference; where that moves, to what it started as."""
+        return exact_kl(self._forward, self._first_pairs(), self._reference)
 
     def _first_pairs(self) -> Batch:
         return self._valid.batch(np.arange(min(self._options.kl_pairs, len(self._valid))))
@@ -300,7 +303,9 @@ class Evaluator:
             if self._has_reference:
                 metrics["kl"] = self.kl()
         if self._kl_prompts:
-            metrics |= self._sampler.kl(self._kl_prompts, self._forward, self._start, self._valid.pad, work)
+            metrics |= self._sampler.kl(
+                self._kl_prompts, self._forward, self._reference, self._valid.pad, work
+            )
         return metrics
 
     def _write_worst(self, step: int, margins: np.ndarray | None) -> dict[str, Any] | None:
@@ -309,7 +314,7 @@ class Evaluator:
         if margins is None or count == 0:
             return None
         lowest = self._positions[np.argsort(margins, kind="stable")[:count]]
-        reference = self._start if self._moving is None else self._moving.weights
+        reference = self._reference if self._moving is None else self._moving.weights
         return write_worst_pairs(
             self._run,
             step,

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 FILE: Final = "inputs.json"
 VERSION: Final = 1
 RECIPE, MODEL, TOKENIZER, ADAPTER = "recipe", "model", "tokenizer", "adapter"
+REFERENCE: Final = "reference_adapter"
 TRAIN, VALID, PROMPTS = "data.train", "data.valid", "eval.prompts"
-EVERY: Final = frozenset({MODEL, TOKENIZER, ADAPTER, TRAIN, VALID, PROMPTS})
+EVERY: Final = frozenset({MODEL, TOKENIZER, ADAPTER, REFERENCE, TRAIN, VALID, PROMPTS})
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Input:
     """One input of a run.
 
     Attributes:
-        what: RECIPE, MODEL, TOKENIZER, ADAPTER, TRAIN, VALID or PROMPTS.
+        what: RECIPE, MODEL, TOKENIZER, ADAPTER, REFERENCE, TRAIN, VALID or PROMPTS.
         name: what the recipe calls it; of the recipe itself, its file's name.
         digest: changes with its content.
         rows: of a data set, those that were read; None where that is not known.
@@ -105,6 +106,8 @@ def _digests(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], str]]]:
     if recipe.adapter is not None:
         adapter = recipe.adapter
         yield ADAPTER, adapter, lambda: lora.adapter_fingerprint(lora.adapter_path(adapter))
+    if recipe.reference_adapter is not None and (reference := recipe.reference) is not None:
+        yield REFERENCE, reference, lambda: lora.adapter_fingerprint(lora.adapter_path(reference))
     sources = [(TRAIN, entry.source) for entry in recipe.data.train_sources]
     sources += [(VALID, entry.source) for entry in recipe.data.valid_sources]
     if recipe.eval.prompts is not None and recipe.eval.samples > 0:

@@ -67,7 +67,7 @@ class Loop:
         self.recipe, self.schedule = session.recipe, session.schedule
         self.model, self.moving, self.feed = session.base.model, session.moving, session.feed
         self.adapter_config = session.adapter_json()
-        self.forward, self.start = session.forward, session.start
+        self.forward, self.reference = session.forward, session.reference
         self.train_scores = session.train_scores
         ahead = [session.train_scores] if self.recipe.train.reference == "ahead" else []
         self.scored_ahead = [rows for rows in (*ahead, session.valid_scores) if rows is not None]
@@ -145,7 +145,7 @@ class Loop:
         passes = self.scored_ahead
         if not passes:
             return
-        with lora.use(self.model, self.start):
+        with lora.use(self.model, self.reference):
             for number, scores in enumerate(passes):
                 if self.stop.reason is not None:
                     break
@@ -166,7 +166,7 @@ class Loop:
         if scores is None or not (before := scores.left):
             return {}
         began = self.clock.now()
-        with lora.use(self.model, self.start):
+        with lora.use(self.model, self.reference):
             rows = scores.score(self.forward, self.feed.positions(self.step))
         if scores.is_due:
             self._keep_scores()

@@ -211,14 +211,14 @@ def open_scores(
     batch: int,
     note: Callable[[str], None],
 ) -> ReferenceScores:
-    """The scores of `rows` at `positions` under the recipe's start, as far as they are on disk.
+    """The scores of `rows` at `positions` under the recipe's reference, as far as they are on disk.
 
     `batch`: rows that are scored at once. `note`: see ReferenceScores.
     """
     # A fresh adapter adds nothing, whatever its size; a fresh DoRA computes with the norms of the weights.
     adapter = f"fresh {recipe.lora.type or 'lora'}"
-    if recipe.adapter is not None:
-        adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.adapter))
+    if recipe.reference is not None:
+        adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.reference))
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
     path = f"shared {forward.shared} segments {forward.by_segments} aligned {forward.align}"
     computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
@@ -268,9 +268,8 @@ class MovingReference:
         mx.eval(self.weights)
 
 
-def moving_reference(loss: LossSection, forward: Forward) -> MovingReference | None:
-    """The reference that follows the policy, starting from the weights in the model; None without sync."""
+def moving_reference(loss: LossSection, forward: Forward, start: lora.Weights) -> MovingReference | None:
+    """The reference that follows the policy, from the adapter weights `start` on; None without sync."""
     if loss.sync_every is None:
         return None
-    start = lora.adapter_weights(forward.model)
     return MovingReference(forward, start, every=loss.sync_every, alpha=loss.sync_alpha)

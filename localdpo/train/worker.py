@@ -155,7 +155,7 @@ def _bytes_to_come(run: RunDir, session: Session) -> int:
 
     Weights and two moments of each (fewer for some optimizers), and the weights of a reference that moves.
     """
-    weights = sum(array.nbytes for array in named(session.start).values())
+    weights = sum(array.nbytes for array in named(session.reference).values())
     every = weights * (3 if session.moving is None else 4) + LEAST_BYTES
     save, total = session.recipe.save, session.schedule.total
     count = min(save.keep + 1, -(-total // save.every)) - len(list(run.checkpoints.glob("step-*")))

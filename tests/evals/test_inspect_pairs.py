@@ -177,7 +177,7 @@ def test_each_token_is_scored_by_one_full_forward(dpo: Trained) -> None:
     for response, found in zip(row.responses, (pair.chosen, pair.rejected), strict=True):
         assert [token.id for token in found.tokens] == response.tolist()
         np.testing.assert_allclose([token.logp for token in found.tokens], logps(response), atol=2e-5)
-        with lora.use(model, dpo.session.start):
+        with lora.use(model, dpo.session.reference):
             base = logps(response)
         np.testing.assert_allclose([token.reference_logp for token in found.tokens], base, atol=2e-5)
         np.testing.assert_allclose(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_files import RECIPES, SMALLEST, write
 
+from localdpo.core.errors import UserErrors
 from localdpo.objective.registry import LOSSES
 from localdpo.recipe.base import ONE_LINE
 from localdpo.recipe.describe import all_keys
@@ -62,11 +63,18 @@ def test_the_sync_of_the_reference_is_dumped_where_there_is_one(tmp_path: Path) 
     assert reload(recipe, tmp_path) == recipe
 
 
+def test_a_reference_that_is_not_the_start_is_dumped(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALLEST), ["reference_adapter=base", "adapter=demo:sft"])
+    assert (recipe.reference, reload(recipe, tmp_path)) == (None, recipe)
+    with pytest.raises(UserErrors, match="reference_adapter=demo:sft: the simpo loss has no reference"):
+        load_recipe(write(tmp_path, SMALLEST), ["loss=simpo", "reference_adapter=demo:sft"])
+
+
 def test_the_dump_names_every_other_option(tmp_path: Path) -> None:
     values = yaml.safe_load(dump_recipe(load_recipe(write(tmp_path, SMALLEST))))
     for key in all_keys():
         section, _, name = key.rpartition(".")
-        if section != "loss":
+        if section != "loss" and key != "reference_adapter":
             assert name in (values[section] if section else values)
 
 

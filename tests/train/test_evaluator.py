@@ -160,7 +160,7 @@ def test_metrics_of_demonstrations_weigh_tokens(tmp_path: Path, tiny_model: Path
 
 def test_kl_is_zero_at_the_start(tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path) -> None:
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, adapter=str(sft_adapter)))
-    assert exact_kl(session.forward, session.valid.batch(np.arange(3)), session.start) < 1e-7
+    assert exact_kl(session.forward, session.valid.batch(np.arange(3)), session.reference) < 1e-7
 
 
 @pytest.fixture
@@ -188,12 +188,12 @@ def test_kl_equals_that_of_full_softmaxes(shared: bool, tmp_path: Path, pairs: P
         for response in row.responses:
             ids = mx.array(np.concatenate([row.prompt, response])[None, :-1])
             policy = _log_softmax(session.base.model(ids))[-len(response) :]
-            with lora.use(session.base.model, session.start):
+            with lora.use(session.base.model, session.reference):
                 reference = _log_softmax(session.base.model(ids))[-len(response) :]
             total += float((np.exp(policy) * (policy - reference)).sum())
             tokens += len(response)
     assert tokens > 2 * 64  # three chunks, the last one ragged
-    assert exact_kl(forward, batch, session.start) == pytest.approx(total / tokens, rel=1e-4)
+    assert exact_kl(forward, batch, session.reference) == pytest.approx(total / tokens, rel=1e-4)
     assert total / tokens > 1e-3
 
 
@@ -241,12 +241,12 @@ def test_sampled_kl_of_single_tokens_is_the_exact_one_within_its_error(
     moved(session, 0.3)
     prompt = session.valid.store[0].prompt
     policy = _log_softmax(session.base.model(mx.array(prompt[None])))[-1]
-    with lora.use(session.base.model, session.start):
+    with lora.use(session.base.model, session.reference):
         reference = _log_softmax(session.base.model(mx.array(prompt[None])))[-1]
     exact = float((np.exp(policy) * (policy - reference)).sum())
     prompts = [WatchedPrompt("", tuple(prompt.tolist()))] * 256
     drawn = sampler(session, max_tokens=1, temperature=0.0)
-    found = drawn.kl(prompts, session.forward, session.start, 0, nothing)
+    found = drawn.kl(prompts, session.forward, session.reference, 0, nothing)
     assert found["kl_sampled_se"] > 0
     assert abs(found["kl_sampled"] - exact) < 3 * found["kl_sampled_se"] < exact
 
@@ -265,13 +265,13 @@ def test_sampled_kl_counts_every_drawn_token(
     monkeypatch.setattr(evaluator, "generate", kept)
     # Whatever the temperature of the shown samples, these are drawn at 1.
     found = sampler(session, temperature=0.0).kl(
-        session.kl_prompts, session.forward, session.start, 0, nothing
+        session.kl_prompts, session.forward, session.reference, 0, nothing
     )
     ratios = []
     for prompt, answer in zip(session.kl_prompts, drawn, strict=True):
         ids = np.array([*prompt.tokens, *answer.drawn])
         now = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
-        with lora.use(session.base.model, session.start):
+        with lora.use(session.base.model, session.reference):
             then = _log_softmax(session.base.model(mx.array(ids[None, :-1])))
         places = np.arange(len(prompt.tokens) - 1, len(ids) - 1)
         ratios.append((now - then)[places, ids[places + 1]].sum())
@@ -340,15 +340,15 @@ def test_samples_are_reproducible_and_start_equal_for_policy_and_reference(
     session = session_of(tmp_path, text)
     set_random_key((1, 2))
     make = sampler(session)
-    first = make(session.start, nothing)
+    first = make(session.reference, nothing)
     assert random_key() == (1, 2)
     assert [s["prompt"] for s in first] == [f"What is question number {n}?" for n in range(3)]
     assert all(s["policy"] == s["reference"] for s in first)
-    assert sampler(session)(session.start, nothing) == first
-    assert sampler(session, seed=5)(session.start, nothing) != first
+    assert sampler(session)(session.reference, nothing) == first
+    assert sampler(session, seed=5)(session.reference, nothing) != first
     assert 0 < make.mean_tokens <= 12
     moved(session, 0.3)
-    later = make(session.start, nothing)
+    later = make(session.reference, nothing)
     assert [s["reference"] for s in later] == [s["reference"] for s in first]
     assert [s["policy"] for s in later] != [s["policy"] for s in first]
 

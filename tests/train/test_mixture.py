@@ -71,7 +71,7 @@ def scored(session: Session) -> list[int]:
         seen.append(done)
         return True
 
-    with lora.use(session.base.model, session.start):
+    with lora.use(session.base.model, session.reference):
         session.train_scores.fill(session.forward, asked)
     return seen
 

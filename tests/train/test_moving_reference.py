@@ -54,7 +54,7 @@ def test_the_reference_moves_every_so_many_steps_by_alpha(
     tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path, own_cache: Path
 ) -> None:
     run = train(tmp_path / "run", text(tiny_model, pairs, sft_adapter, 4, sync_every=2, sync_alpha=0.3))
-    start = {name: np.array(value) for name, value in tree_flatten(run.session.start)}
+    start = {name: np.array(value) for name, value in tree_flatten(run.session.reference)}
     assert_same_arrays(reference_at(run, 1), start)
     before = start
     for step in (2, 4):

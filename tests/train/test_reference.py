@@ -12,8 +12,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_folders import make_model_folder, recipe_text, write_pairs
-from training_runs import EAGER, assert_same_arrays, files_of, session_of, train, write_recipe
+from tiny_folders import make_adapter, make_model_folder, recipe_text, write_pairs
+from training_runs import (
+    EAGER,
+    assert_same_arrays,
+    files_of,
+    session_of,
+    train,
+    weights_of,
+    write_recipe,
+)
 
 from localdpo.core.errors import UserError
 from localdpo.model import lora
@@ -51,7 +59,7 @@ def fill(session: Session, go_on: Any = None) -> list[int]:
         seen.append(done)
         return True if go_on is None else bool(go_on(done))
 
-    with lora.use(session.base.model, session.start):
+    with lora.use(session.base.model, session.reference):
         scores_of(session).fill(session.forward, asked)
     return seen
 
@@ -98,6 +106,47 @@ def test_a_pass_over_the_same_batches_finds_what_the_first_one_scored(
     assert session.valid_scores.file == file_of(session)
     assert [event["done"] for event in score_all(session, tmp_path / "events.jsonl")] == list(range(4, 25, 4))
     np.testing.assert_array_equal(session.valid_scores.values, scores_of(session).values)
+
+
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.long)])
+def test_a_reference_that_is_not_the_start(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path, kind: str
+) -> None:
+    """Its scores are those of a run that starts there, and the policy keeps its own start."""
+    start = tmp_path / "start"
+    make_adapter(start, tiny_model, seed=9, kind=kind)
+    given = {"eval": {"pairs": 3}} | ({"lora": {"type": "dora"}} if kind == "dora" else {})
+
+    def session(adapter: Path | None, **others: Any) -> Session:
+        options = {"adapter": None if adapter is None else str(adapter), **given, **others}
+        return session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, **options))
+
+    for name, adapter in (("base", None), ("sft", sft_adapter if kind == "lora" else start)):
+        moved = session(start, reference_adapter="base" if adapter is None else str(adapter))
+        assert_same_arrays(weights_of(moved), weights_of(session(start)))
+        assert file_of(moved) == file_of(session(adapter)), name
+        fill(moved)
+        scores, plain = scores_of(moved).values.copy(), session(adapter)
+        file_of(plain).unlink()
+        fill(plain)
+        np.testing.assert_array_equal(scores, scores_of(plain).values)
+    other = tmp_path / "other"
+    make_adapter(other, tiny_model, rank=2, kind=kind)
+    with pytest.raises(UserError, match="other: its shape is not that of adapter"):
+        session(start, reference_adapter=str(other))
+
+
+def test_a_run_beside_another_reference_begins_away_from_it(
+    tmp_path: Path, pairs: Path, tiny_model: Path, sft_adapter: Path
+) -> None:
+    options = {"train": {"max_steps": 1}, "eval": {"pairs": 3, "kl_samples": 0}}
+    text = recipe_text(
+        tiny_model, pairs, pairs, adapter=str(sft_adapter), reference_adapter="base", **options
+    )
+    run = train(tmp_path / "run", text)
+    first = run.metrics("eval")[0]
+    assert first["kl"] > 1e-4
+    assert first["rewards/margins"] != 0
 
 
 def test_split_sums_are_kept_whatever_the_weight_of_the_tail(

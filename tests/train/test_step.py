@@ -36,7 +36,7 @@ def prepared(folder: Path, text: str) -> Session:
     """A session whose reference is scored."""
     session = session_of(folder, text)
     if session.train_scores is not None:
-        with lora.use(session.base.model, session.start):
+        with lora.use(session.base.model, session.reference):
             session.train_scores.fill(session.forward, lambda done, total: True)
     return session
 
@@ -171,14 +171,14 @@ def test_every_trainable_weight_moves_in_one_step_and_nothing_else(
     model = session.base.model
     trainable = {name for name, _ in tree_flatten(model.trainable_parameters())}
     before = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
-    reference = {name: np.array(value) for name, value in tree_flatten(session.start)}
+    reference = {name: np.array(value) for name, value in tree_flatten(session.reference)}
     step = step_of(session, optim.Adam(1e-2, bias_correction=True), compiled=compiled)
     step(session.feed.arrays(session.feed.batches(0)), 1e-2)
     after = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert moved == trainable
     assert len(trainable) == 2 * 2 * 7
-    for name, value in tree_flatten(session.start):
+    for name, value in tree_flatten(session.reference):
         np.testing.assert_array_equal(np.array(value), reference[name])
 
 

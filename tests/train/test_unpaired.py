@@ -67,7 +67,7 @@ def text(model: Path, source: Path, **sections: Any) -> str:
 def prepared(folder: Path, recipe: str) -> Session:
     """A session with a scored reference."""
     session = session_of(folder, recipe)
-    with lora.use(session.base.model, session.start):
+    with lora.use(session.base.model, session.reference):
         for scores in (session.train_scores, session.valid_scores):
             assert scores is not None
             scores.fill(session.forward, lambda done, total: True)
@@ -85,7 +85,7 @@ def logp(session: Session, prompt: np.ndarray, response: np.ndarray) -> float:
 
 def log_ratio(session: Session, prompt: np.ndarray, response: np.ndarray) -> float:
     policy = logp(session, prompt, response)
-    with lora.use(session.base.model, session.start):
+    with lora.use(session.base.model, session.reference):
         return policy - logp(session, prompt, response)
 
 
@@ -102,7 +102,7 @@ def shifted_baseline(session: Session, places: list[int]) -> float:
 def likelier(session: Session) -> None:
     """A policy under which the mismatched completions are likelier than under the reference: z is above 0."""
     for seed in range(20):
-        session.base.model.update(session.start)
+        session.base.model.update(session.reference)
         rng = np.random.default_rng(seed)
         for name, w in weights_of(session).items():
             if name.endswith("lora_b"):

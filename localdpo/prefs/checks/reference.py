@@ -94,7 +94,7 @@ class ReferenceAccuracy(Family):
 
 
 def load_scorer(recipe: Recipe, limits: Limits) -> PairScorer:
-    """Load the recipe's model and adapter once; the function that scores pairs. Dropped rows have no score.
+    """Load the recipe's reference once; the function that scores pairs. Dropped rows have no score.
 
     Raises UserError for a model or adapter that does not load.
     """
@@ -106,8 +106,8 @@ def load_scorer(recipe: Recipe, limits: Limits) -> PairScorer:
 
     prepare()
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    if recipe.adapter is not None:
-        folder = lora.adapter_path(recipe.adapter)
+    if recipe.reference is not None:
+        folder = lora.adapter_path(recipe.reference)
         lora.attach(base.model, lora.read_config(folder), seed=0)
         lora.load_weights(base.model, folder)
     tokenizer = base.tokenizer._tokenizer
