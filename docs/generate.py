@@ -8,6 +8,7 @@ a format, a notice, a check or a command is described once, in the code.
 from __future__ import annotations
 
 import html
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from localdpo.cli.main import app
 from localdpo.data.fields import COMMON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
+from localdpo.heuristics.constraints import CONSTRAINTS
 from localdpo.objective import notices
 from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS
 from localdpo.objective.registry import LOSSES
@@ -164,6 +166,20 @@ def commands() -> str:
     return text
 
 
+def constraints() -> str:
+    """The kinds of constraints."""
+    rows = (
+        (
+            f"`{name}`",
+            ", ".join(f"`{parameter}`" for parameter in list(inspect.signature(kind.holds).parameters)[1:]),
+            (kind.holds.__doc__ or "").strip(),
+            code(kind.wordings[0]),
+        )
+        for name, kind in CONSTRAINTS.items()
+    )
+    return table(("kind", "parameters", "kept when", "in a prompt"), rows)
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "options": options,
     "names-elsewhere": other_names,
@@ -173,6 +189,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "metrics": metrics,
     "notices": notice_rules,
     "checks": checks,
+    "constraints": constraints,
     "commands": commands,
 }
 

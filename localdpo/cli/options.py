@@ -9,7 +9,9 @@ import typer
 
 from localdpo.core.errors import UserError
 
-SPEC_HELP = "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports)"
+SPEC_HELP = (
+    "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports), constraints"
+)
 
 
 def page_path(path: Path | None) -> Path | None:

@@ -27,6 +27,7 @@ class PromptRow:
         facts: the columns that are no part of the prompt, for heuristics and judges that check facts.
         tools, template_kwargs: what goes to the chat template with the prompt.
         responses: the answers of its row, if it has any: the opening of an answer may depend on them.
+        place: source and row, for messages; empty for a prompt that a person gave.
     """
 
     prompt: Side
@@ -34,6 +35,7 @@ class PromptRow:
     tools: list[Any] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     responses: tuple[Side, ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def text(self) -> str:
@@ -109,7 +111,12 @@ def read_prompt_rows(
             }
             example = row.result
             prompt = PromptRow(
-                example.prompt, facts, example.tools, example.template_kwargs, example.responses
+                example.prompt,
+                facts,
+                example.tools,
+                example.template_kwargs,
+                example.responses,
+                f"{opened.label}:{row.rows[0] + 1}",
             )
             if seen is not None:
                 if prompt.id in seen:

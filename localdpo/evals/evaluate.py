@@ -38,7 +38,7 @@ from localdpo.evals.figures import (
 )
 from localdpo.evals.table import conclusion, write_record
 from localdpo.heuristics import Heuristic
-from localdpo.heuristics.checks import load_checks, with_standard
+from localdpo.heuristics.checks import check_rows, load_checks, with_standard
 from localdpo.judging.base import PairVerdict, Question
 from localdpo.judging.cost import Budget
 from localdpo.judging.prompts import conversation_text, question_about
@@ -255,8 +255,8 @@ def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
     notes: list[str] = []
     models = contestants(options.run, options.with_runs, note=notes.append)
     own = [] if options.checks is None else load_checks(options.checks)
-    facts = [row.facts for row in rows]
-    spec = judge_spec(options, facts)
+    check_rows(own, rows)
+    spec = judge_spec(options, rows)
     judges = _judges(options, spec)
     name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
     check_name(name)
@@ -264,7 +264,7 @@ def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
     notes += [NO_JUDGE_HINT] if spec is None else []
     path, header = plan_answers(options.run, models, rows, options.sampling, source=source)
     asked = AnsweredPrompts(options.run, models, rows, source, options.sampling)
-    heuristics = with_standard(own, facts)
+    heuristics = with_standard(own, [row.facts for row in rows])
     return EvaluationPlan(options, name, asked, heuristics, judges, path, header, tuple(notes))
 
 

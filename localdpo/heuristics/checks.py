@@ -21,6 +21,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.data.prompts import PromptRow
 from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD, Heuristic
 from localdpo.incidents.rules import incident_facts
 from localdpo.recipe.yaml_file import YamlFile
@@ -45,6 +47,20 @@ def with_standard(checks: Sequence[Heuristic], rows: Iterable[Mapping[str, Any]]
     replaced = {check.name for check in checks}
     standard = STANDARD if any(incident_facts(row) for row in rows) else GENERAL
     return [*(heuristic for heuristic in standard if heuristic.name not in replaced), *checks]
+
+
+def check_rows(checks: Sequence[Heuristic], rows: Iterable[PromptRow]) -> None:
+    """Raise UserErrors for every row of prompts whose other columns a check cannot read."""
+    errors: dict[str, UserError] = {}
+    for row in rows:
+        for check in checks:
+            try:
+                check.score(row.text, "", row.facts)
+            except ValueError as error:
+                line = f"{row.place} {error}"
+                errors.setdefault(line, UserError(line))
+    if errors:
+        raise UserErrors(list(errors.values()))
 
 
 def _read(file: YamlFile) -> list[Heuristic]:

@@ -17,6 +17,7 @@ from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, validate_call
 
+from localdpo.heuristics.constraints import constraints_met
 from localdpo.incidents.rules import IncidentVerdict, incident_facts
 from localdpo.incidents.rules import judge as judge_incident
 
@@ -32,7 +33,8 @@ class Heuristic:
     Attributes:
         name: short, unique in a table; the name of its row.
         direction: which way is better; neutral where neither is.
-        score: from prompt, answer and the other columns of the prompt's row.
+        score: from prompt, answer and the other columns of the prompt's row. Raises ValueError with what is
+            wrong with these columns, whatever the answer.
         digits: after the point, in a table.
     """
 
@@ -229,6 +231,25 @@ def label(
             match = pattern.search(answer)
             named = match[pattern.groups] if match else None
         return float(named is not None and named.strip().casefold() == str(wanted).strip().casefold())
+
+    return Heuristic(name, better, score)
+
+
+@kind("constraints")
+def constraints(
+    name: Text, measure: Literal["all", "share"] = "all", better: Direction = "higher"
+) -> Heuristic:
+    """How far the answer keeps to the constraints of its row: see `heuristics/constraints.py`.
+
+    `all` is 1 when it keeps to every one of them, else 0; `share` is the share that it keeps to. A row
+    without constraints is not scored.
+    """
+
+    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float | None:
+        met = constraints_met(answer, facts)
+        if met is None:
+            return None
+        return float(all(met)) if measure == "all" else sum(met) / len(met)
 
     return Heuristic(name, better, score)
 

@@ -1,6 +1,7 @@
 """The judges by name, in one table; and from a command's judge options to judges, a preview and a session.
 
     rules                       the demo's incident reports: format, severity, action, facts
+    constraints                 what can be checked of an answer, in the column `constraints` of its prompt
     mlx:MODEL                   a local model, in this process
     anthropic[:MODEL]           Claude; the newest Opus by default
     openai:URL#MODEL            any OpenAI-compatible server
@@ -13,7 +14,7 @@ A judge's module is loaded when it is asked for, so that naming one costs nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +26,19 @@ from localdpo.judging.cost import Budget, flat_price, load_prices
 from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_constitution, load_rubric, rubrics_by_mode
 from localdpo.judging.run import Journal, JudgeSession, OnVerdict, OnWait, Retry, preview
-from localdpo.judging.without_model import RULES, HumanJudge, RulesJudge, judges_all, refuse_others
+from localdpo.judging.without_model import (
+    CONSTRAINTS,
+    RULES,
+    ConstraintsJudge,
+    HumanJudge,
+    RulesJudge,
+    judges_all,
+    refuse_others,
+)
 from localdpo.records.answers import AnswerRecord
 
 if TYPE_CHECKING:
+    from localdpo.data.prompts import PromptRow
     from localdpo.judging.anthropic import Effort
 
 
@@ -190,6 +200,11 @@ def _rules(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     return RulesJudge()
 
 
+def _constraints(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
+    _nothing_after(rest, CONSTRAINTS)
+    return ConstraintsJudge()
+
+
 def _mlx(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     from localdpo.judging.mlx import MlxJudge
 
@@ -225,7 +240,8 @@ def _openai(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
 
 
 JUDGES: Final[dict[str, JudgeKind]] = {
-    "rules": JudgeKind("rules", _rules, reads_rubric=False),
+    RULES: JudgeKind(RULES, _rules, reads_rubric=False),
+    CONSTRAINTS: JudgeKind(CONSTRAINTS, _constraints, reads_rubric=False),
     "mlx": JudgeKind("mlx:MODEL", _mlx),
     "anthropic": JudgeKind("anthropic[:MODEL]", _anthropic, has_price=True),
     "openai": JudgeKind("openai:URL#MODEL", _openai, has_price=True),
@@ -270,10 +286,10 @@ class Hooks:
     on_wait: OnWait | None = None
 
 
-def judge_spec(request: JudgeRequest, facts: Sequence[Mapping[str, Any]]) -> str | None:
-    """The judge of prompts with these other columns; None without one. Raises UserError for a wrong one."""
-    spec = request.judge or (RULES if judges_all(facts) else None)
-    refuse_others(spec or "", facts)
+def judge_spec(request: JudgeRequest, rows: Sequence[PromptRow]) -> str | None:
+    """The judge of these prompts; None without one. Raises UserError(s) for one that cannot judge them."""
+    spec = request.judge or (RULES if judges_all(row.facts for row in rows) else None)
+    refuse_others(spec or "", rows)
     return spec
 
 
@@ -281,7 +297,7 @@ def wants_scores(request: JudgeRequest, spec: str) -> bool:
     """Whether single answers are scored: on request, with a rubric for it, or where it is free."""
     if request.scores is not None:
         return request.scores
-    return spec == RULES or "score" in rubrics_by_mode(request.rubrics)
+    return spec in (RULES, CONSTRAINTS) or "score" in rubrics_by_mode(request.rubrics)
 
 
 def make_judges(request: JudgeRequest, spec: str, modes: Iterable[Mode]) -> Judges:

@@ -1,4 +1,4 @@
-"""The judges that need no model: the rules of the demo's task, and the votes of people.
+"""The judges that need no model: the rules of the demo's task, constraints of rows, and the votes of people.
 
 The rules know incident reports alone: their format, severity, action and facts. Rows of another kind are
 refused. A vote in the compare screen counts for a question when it was about the same prompt and the very
@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
+from localdpo.heuristics.constraints import COLUMN, constraints_met
 from localdpo.incidents.rules import IncidentVerdict, incident_facts
 from localdpo.incidents.rules import judge as judge_incident
 from localdpo.judging.base import SWAPPED, Judge, JudgeStopped, Question
-from localdpo.records.verdicts import Verdict
+from localdpo.records.verdicts import Choice, Verdict
 from localdpo.records.votes import Votes, subject, text_id
+
+if TYPE_CHECKING:
+    from localdpo.data.prompts import PromptRow
 
 # Raise it when the rules say something else about the same answers: it is part of the journal's key.
 RULES_VERSION: Final = "1"
 BEST_TOTAL: Final = 3.5
 RULES: Final = "rules"
+# Likewise, when a constraint is checked in another way.
+CONSTRAINTS_VERSION: Final = "1"
+CONSTRAINTS: Final = "constraints"
 
 
 def judges_all(rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -34,18 +41,27 @@ def judges_all(rows: Iterable[Mapping[str, Any]]) -> bool:
     return all(incident_facts(row) is not None for row in rows)
 
 
-def refuse_others(spec: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if `spec` asks the rules, alone or in a jury, about rows that are no incidents."""
+def refuse_others(spec: str, rows: Sequence[PromptRow]) -> None:
+    """Raise UserError(s) if `spec` asks rules or constraints, alone or in a jury, about rows without them."""
     kind, _, members = spec.partition(":")
-    if RULES not in (kind, *(name.strip() for name in members.split("+") if kind == "jury")):
-        return
-    others = sum(incident_facts(row) is None for row in rows)
-    if others:
+    named = {kind, *(name.strip() for name in members.split("+") if kind == "jury")}
+    if RULES in named and (others := sum(incident_facts(row.facts) is None for row in rows)):
         raise UserError(
             f"--judge {spec}: rules checks the demo's incident reports (format, severity, action, facts), "
             f"and {others:,} of {len(rows):,} prompts are none; name another judge: mlx:MODEL, anthropic or "
             "openai:URL#MODEL"
         )
+    if CONSTRAINTS in named and (errors := [*_without_constraints(rows)]):
+        raise UserErrors(errors)
+
+
+def _without_constraints(rows: Sequence[PromptRow]) -> Iterator[UserError]:
+    for row in rows:
+        try:
+            if constraints_met("", row.facts) is None:
+                yield UserError(f"{row.place} {COLUMN}: missing; --judge {CONSTRAINTS} checks nothing else")
+        except ValueError as error:
+            yield UserError(f"{row.place} {error}")
 
 
 class RulesJudge(Judge):
@@ -75,6 +91,32 @@ class RulesJudge(Judge):
         if other.beats(one):
             return Verdict("ok", choice="second", reason=_comparison(one, other))
         return Verdict("ok", choice="tie", reason=f"neither beats the other: {_comparison(one, other)}")
+
+
+class ConstraintsJudge(Judge):
+    """Prefers the answer that keeps to more of its row's constraints; equally many are a tie.
+
+    One answer is scored by the share of them, spread over 1 to 5.
+    """
+
+    name = CONSTRAINTS
+    identity: Mapping[str, str] = {"judge": CONSTRAINTS, "version": CONSTRAINTS_VERSION}
+
+    def ask(self, question: Question) -> Verdict:
+        """Always "ok". Raises JudgeStopped for a prompt without constraints."""
+        kinds = [entry["kind"] for entry in question.facts.get(COLUMN) or ()]
+        if not kinds:
+            raise JudgeStopped(f"prompt {question.id}: this row has no {COLUMN}; name another judge")
+        shares, broken = [], []
+        for answer in question.answers:
+            met = constraints_met(answer, question.facts) or []
+            shares.append(sum(met) / len(met))
+            names = ", ".join(name for name, kept in zip(kinds, met, strict=True) if not kept)
+            broken.append(f"breaks {names}" if names else "keeps to all")
+        if len(shares) == 1:
+            return Verdict("ok", score=1 + 4 * shares[0], reason=broken[0])
+        choice: Choice = "tie" if shares[0] == shares[1] else "first" if shares[0] > shares[1] else "second"
+        return Verdict("ok", choice=choice, reason=f"first {broken[0]}; second {broken[1]}")
 
 
 def _comparison(one: IncidentVerdict, other: IncidentVerdict) -> str:

@@ -235,7 +235,7 @@ def _judges(
     options: BuildOptions, rows: Sequence[PromptRow], revise: Constitution | None, count: int
 ) -> tuple[Judges, tuple[str, ...]]:
     """Who judges, and by what. Of two answers scores are optional; of more they decide."""
-    spec = judge_spec(options, [row.facts for row in rows])
+    spec = judge_spec(options, rows)
     if spec is None:
         raise UserError(
             "no judge: name one, such as --judge mlx:MODEL, --judge anthropic or --judge openai:URL#MODEL"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -40,13 +41,8 @@ class YamlFile:
 
     def note_invalid(self, error: ValidationError, at: KeyPath = ()) -> None:
         """What pydantic found wrong with the value at a key."""
-        for item in error.errors(include_url=False):
-            message = _MESSAGES.get(item["type"])
-            if item["type"] == "value_error":
-                message = str(item["ctx"]["error"])
-            elif message is None:
-                message = f"{item['msg'].replace('Input should be', 'expected')}, got {item['input']!r}"
-            self.note((*at, *item["loc"]), message)
+        for path, message in problems_of(error):
+            self.note((*at, *path), message)
 
     def raise_problems(self) -> None:
         """Raise UserErrors with all that was noted, if anything was."""
@@ -66,6 +62,17 @@ def load_yaml(path: Path, kind: type[M]) -> M:
         file.note_invalid(error)
         file.raise_problems()
         raise
+
+
+def problems_of(error: ValidationError) -> Iterator[tuple[KeyPath, str]]:
+    """What pydantic found wrong: the path to each value, and a message for people."""
+    for item in error.errors(include_url=False):
+        message = _MESSAGES.get(item["type"])
+        if item["type"] == "value_error":
+            message = str(item["ctx"]["error"])
+        elif message is None:
+            message = f"{item['msg'].replace('Input should be', 'expected')}, got {item['input']!r}"
+        yield item["loc"], message
 
 
 def key_text(path: KeyPath) -> str:

@@ -54,7 +54,7 @@ def test_a_constitution_takes_the_place_of_the_rubric():
 @pytest.mark.parametrize(
     ("spec", "options", "said"),
     [
-        ("claude", {}, "no such judge; expected one of rules, mlx:MODEL, anthropic"),
+        ("claude", {}, "no such judge; expected one of rules, constraints, mlx:MODEL"),
         ("openai:gpt", {}, "expected openai:URL#MODEL"),
         ("mlx", {}, "expected mlx:MODEL"),
         ("rules:x", {}, "expected rules alone"),
