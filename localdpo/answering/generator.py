@@ -1,9 +1,10 @@
 """Answers of models to prompts, generated in batches and kept in an answers file (records/answers.py).
 
-Prompts are answered in fixed groups, in their order, by every column of the file in turn. A group is
-generated completely or not at all, and each answer has a random key of its own (`generate_apart`), so the
-answers of a process that was killed and started again are bit for bit those of one that was not, and the file
-is the same too. What is lost to a kill is at most the part of a group that one column was generating.
+Prompts are answered in fixed groups, in their order, by the columns of the file in turn, those of the same
+weights together. A group is generated completely or not at all, and each answer has a random key of its own
+(`generate_apart`), so the answers of a process that was killed and started again are bit for bit those of one
+that was not, and the file is the same too. What is lost to a kill is at most the part of a
+group that was being generated.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ from localdpo.records.rundir import RunDir
 # Raise it with every change that leads to other answers to the same prompt: it is part of the key.
 GENERATOR_VERSION = 2
 GROUP = 64
+# Answers that are generated at once, where they fit: on a CPU a step for 128 takes twice as long as for 32.
+_AT_ONCE = 128
 # Answers that a model reads at once, of similar length, at most.
 READ_AT_ONCE = 32
 # Characters of a token, for the length of an answer that is not there yet.
@@ -97,6 +100,8 @@ class AnswerColumn:
         prompt_ids: from a prompt's index to the token ids to answer to. Called when the prompt's group is
             due, so that they may hold answers of earlier columns.
         active: while this context holds, the model has the column's weights.
+        waits: whether it needs the answers of the columns before it. Columns with the same context that do
+            not wait are generated together.
     """
 
     name: str
@@ -104,6 +109,7 @@ class AnswerColumn:
     seeds: Sequence[int]
     prompt_ids: Callable[[int], list[int]]
     active: Callable[[], AbstractContextManager[None]] = nullcontext
+    waits: bool = False
 
 
 def fill_groups(
@@ -126,33 +132,47 @@ def fill_groups(
     count, known = len(writer.tail.header.prompts), writer.tail.records
     for start in range(0, count, group):
         indices = range(start, min(start + group, count))
-        for column in columns:
-            if all((i, column.name) in known for i in indices):
+        for together in _together(columns):
+            # The answers to a prompt stand together: it is read once for all of them.
+            asked = [(i, column) for i in indices for column in together]
+            if all((i, column.name) in known for i, column in asked):
                 continue
-            records: dict[int, AnswerRecord] = {}
-            with column.active():
+            records: dict[tuple[int, str], AnswerRecord] = {}
+            with together[0].active():
                 for index, answer in generate_apart(
                     base.model,
                     base.tokenizer,
-                    [column.prompt_ids(i) for i in indices],
-                    [column.seeds[i] for i in indices],
+                    [column.prompt_ids(i) for i, column in asked],
+                    [column.seeds[i] for i, column in asked],
                     max_tokens=writer.tail.header.sampling.max_tokens,
-                    temperature=column.temperature,
-                    batch=group,
+                    temperatures=[column.temperature for _, column in asked],
+                    batch=_AT_ONCE,
                 ):
-                    i, drawn = indices[index], answer.drawn if live else ()
+                    i, column = asked[index]
+                    drawn = answer.drawn if live else ()
                     record = AnswerRecord(
                         i, column.name, answer.text, len(answer.tokens), answer.finished, ids=drawn
                     )
                     is_new = (i, column.name) not in known
                     if live:
                         writer.answers(record)
-                    records[i] = record
+                    records[i, column.name] = record
                     if on_answer is not None and is_new:
                         on_answer(record)
             if not live:
-                writer.answers(*(records[i] for i in indices))
+                writer.answers(*(records[i, column.name] for column in together for i in indices))
         yield indices
+
+
+def _together(columns: Sequence[AnswerColumn]) -> list[list[AnswerColumn]]:
+    """The columns in their order, those together that can be generated so."""
+    groups: list[list[AnswerColumn]] = []
+    for column in columns:
+        if groups and not column.waits and column.active is groups[-1][0].active:
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    return groups
 
 
 def read_partial(path: Path) -> AnswersTail:

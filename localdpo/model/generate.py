@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Final, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import greedy_sampler, make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -17,6 +19,9 @@ from localdpo.model.backend import device_name, wire
 from localdpo.model.memory import PASS_TOKENS, answers_at_once
 
 MOST_AT_ONCE = 32
+# Answers that end make room; others begin when this part of a batch is free, since each time the caches are
+# copied.
+_REFILL: Final = 8
 # What a tokenizer decodes the first bytes of a character to.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 Sampler = Callable[[mx.array], mx.array]
@@ -87,7 +92,7 @@ def generate_apart(
     seeds: Sequence[int],
     *,
     max_tokens: int,
-    temperature: float,
+    temperatures: Sequence[float],
     batch: int,
 ) -> Iterator[tuple[int, SampledAnswer]]:
     """(index in `prompts`, answer) as the answers finish, each drawn with a random key of its own.
@@ -98,9 +103,11 @@ def generate_apart(
 
     At most `batch` are generated at once, fewer where they do not fit.
     """
-    greedy = temperature == 0.0
     batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
-    samplers: list[Sampler] = [greedy_sampler if greedy else _Keyed(seed, temperature) for seed in seeds]
+    samplers: list[Sampler] = [
+        greedy_sampler if temperature == 0.0 else _Keyed(seed, temperature)
+        for seed, temperature in zip(seeds, temperatures, strict=True)
+    ]
     return _finished(model, tokenizer, prompts, samplers, max_tokens, batch, prefill=batch)
 
 
@@ -194,12 +201,37 @@ def _drawn(
         prefill_step_size=max(1, PASS_TOKENS // min(batch, prefill)),
     )
     wire(device_name())
+    repeated = {prompt for prompt, count in Counter(map(tuple, prompts)).items() if count > 1 < len(prompt)}
+    waiting = deque(range(len(prompts)))
+    indices: dict[int, int] = {}
     try:
-        ids = [list(prompt) for prompt in prompts]
-        uids = generator.insert(ids, [max_tokens] * len(ids), samplers=list(samplers))
-        indices = {uid: index for index, uid in enumerate(uids)}
-        while responses := generator.next_generated():
-            for response in responses:
+        while waiting or indices:
+            free = batch - len(indices)
+            if waiting and free >= min(len(waiting), max(1, batch // _REFILL)):
+                begun = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                keys = [tuple(prompts[i]) for i in begun]
+                # A prompt that several answers follow is read once, but for its last token.
+                read = {key: _read(model, key) for key in repeated.intersection(keys)}
+                uids = generator.insert(
+                    [list(key[-1:] if key in read else key) for key in keys],
+                    [max_tokens] * len(begun),
+                    caches=[read.get(key) or make_prompt_cache(model) for key in keys],
+                    samplers=[samplers[i] for i in begun],
+                )
+                indices |= dict(zip(uids, begun, strict=True))
+            for response in generator.next_generated():
                 yield indices[response.uid], response.token, response.finish_reason
+                if response.finish_reason is not None:
+                    del indices[response.uid]
     finally:
         generator.close()
+
+
+def _read(model: nn.Module, prompt: Sequence[int]) -> list[Any]:
+    """The model's cache after all but the last token of a prompt."""
+    cache = make_prompt_cache(model)
+    for start in range(0, len(prompt) - 1, PASS_TOKENS):
+        part = prompt[start : min(start + PASS_TOKENS, len(prompt) - 1)]
+        model(mx.array([part]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+    return cache

@@ -209,6 +209,7 @@ def make_candidates(
             sampling.temperature(name),
             candidate_seeds(prompts, sampling.seed, name),
             partial(ids_of_request, name) if name in (CRITIQUE, REVISION) else ids.__getitem__,
+            waits=name in (CRITIQUE, REVISION),
         )
         for name in sampling.names
     ]

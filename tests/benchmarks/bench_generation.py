@@ -63,7 +63,7 @@ def test_batches_against_one_by_one(tmp_path: Path) -> None:
             ids[part],
             seeds[part],
             max_tokens=MAX_TOKENS,
-            temperature=TEMPERATURE,
+            temperatures=[TEMPERATURE] * len(seeds[part]),
             batch=GROUP,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm import stream_generate
+from model_families import tiny
 from tiny_folders import make_model_folder
 
+from localdpo.model import generate as room
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.generate import SampledAnswer, generate, generate_apart
 from localdpo.model.load import Base, load_base
@@ -105,7 +108,7 @@ def apart(
     base: Base, texts: list[str], seeds: list[int], batch: int = 32, **options: Any
 ) -> dict[str, SampledAnswer]:
     """Answers by text, drawn with a key each."""
-    settings = {"max_tokens": 24, "temperature": 1.0, **options}
+    settings = {"max_tokens": 24, "temperatures": [1.0] * len(texts), **options}
     ids = [base.tokenizer.encode(text) for text in texts]
     found = generate_apart(base.model, base.tokenizer, ids, seeds, batch=batch, **settings)
     return {texts[place]: answer for place, answer in found}
@@ -138,7 +141,13 @@ def test_keyed_draws_have_the_probabilities_of_the_model(base: Base) -> None:
     logits = base.model(mx.array([ids]))[0, -1].astype(mx.float32)
     expected = np.array(mx.softmax(logits / 0.7))
     found = generate_apart(
-        base.model, base.tokenizer, [ids] * draws, range(draws), max_tokens=1, temperature=0.7, batch=250
+        base.model,
+        base.tokenizer,
+        [ids] * draws,
+        range(draws),
+        max_tokens=1,
+        temperatures=[0.7] * draws,
+        batch=250,
     )
     counts = np.bincount([answer.drawn[0] for _, answer in found], minlength=len(expected))
     error = np.sqrt(expected * (1 - expected) / draws) + 1e-9
@@ -147,5 +156,31 @@ def test_keyed_draws_have_the_probabilities_of_the_model(base: Base) -> None:
 
 def test_without_temperature_keys_mean_nothing(base: Base) -> None:
     greedy = generate(base.model, base.tokenizer, prompts(base), max_tokens=24)
-    found = apart(base, TEXTS, [9, 8, 7, 6, 5], temperature=0.0)
+    found = apart(base, TEXTS, [9, 8, 7, 6, 5], temperatures=[0.0] * 5)
     assert [found[text] for text in TEXTS] == greedy
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
+def test_a_prompt_that_is_read_once_for_several_answers_gives_those_of_one_each(
+    family: str, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family)
+    ids = [row for row in ([5, 7, 9, 11] * 5, [4], [8, 6], [3] * 11) for _ in range(3)]
+    read: list[int] = []
+    read_prompt = room._read
+
+    def counted(model: nn.Module, prompt: Sequence[int]) -> Any:
+        read.append(len(prompt))
+        return read_prompt(model, prompt)
+
+    def drawn(rows: Sequence[int], batch: int) -> dict[int, SampledAnswer]:
+        asked = [ids[i] for i in rows]
+        options = {"max_tokens": 12, "temperatures": [1.0] * len(rows), "batch": batch}
+        return {rows[i]: each for i, each in generate_apart(model, base.tokenizer, asked, rows, **options)}
+
+    monkeypatch.setattr(room, "_read", counted)
+    alone = {i: drawn([i], 1)[i] for i in range(len(ids))}
+    assert read == []
+    assert drawn(range(len(ids)), 32) == alone
+    assert sorted(read) == [2, 11, 20]
+    assert drawn(range(len(ids)), 2) == alone
