@@ -1,11 +1,14 @@
 #!/bin/sh
 # make real: SmolLM2-135M-Instruct learns from its own answers to keep to instructions, and is measured.
-# Run it again after any interruption: every step goes on where it ended. SEED is that of sampling and training.
+# Run it again after any interruption: every step goes on where it ended. SEED is that of sampling and training;
+# PROMPTS and HELD_OUT say how many are trained and measured on.
 #
 #   recipes/smollm2/real.sh path/to/SmolLM2-135M-Instruct.Q4_1.gguf
 set -eu
 gguf=$1
 seed=${SEED:-0}
+prompts=${PROMPTS:-450}
+held_out=${HELD_OUT:-300}
 bin=${BIN:-.venv/bin}
 here=recipes/smollm2
 work=build/smollm2
@@ -17,13 +20,14 @@ run=smollm2-$seed
 
 # Four answers to each prompt; the one that keeps to most of its constraints against a worse one.
 "$bin/localdpo" prefs build $work/prompts/train.jsonl --out "$pairs" --recipe $here/dpo.yaml \
-    --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --limit 450 --seed "$seed"
+    --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --limit "$prompts" --seed "$seed" \
+    --valid-count 0
 
 "$bin/localdpo" train $here/dpo.yaml --plain --run "$run" \
-    data.train="$pairs/train.jsonl" data.valid="$pairs/valid.jsonl" train.seed="$seed"
+    data.train="$pairs/train.jsonl" train.seed="$seed"
 
 for part in heldout unseen; do
-    "$bin/localdpo" eval "$run" --prompts $work/prompts/$part.jsonl --limit 300 --name $part \
+    "$bin/localdpo" eval "$run" --prompts $work/prompts/$part.jsonl --limit "$held_out" --name $part \
         --checks $here/checks.yaml --judge constraints --no-scores \
         --temperature 0.7 --max-tokens 96 --seed "$seed"
 done
