@@ -6,6 +6,7 @@ there.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
-from localdpo.core.atomic import published_dir
+from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.gguf.convert import REQUANTISED_BITS
 from localdpo.gguf.convert import convert as convert_gguf
@@ -87,7 +88,7 @@ def import_path(request: ImportRequest) -> ImportReport:
     """
     source, out = request.source, request.out
     importer, problems = None, list[str]()
-    if not source.exists():
+    if not (source.is_file() or source.is_dir()):
         problems.append(f"{source}: no such file or folder")
     elif (source / lora.WEIGHTS_FILE).is_file():
         problems.append(
@@ -139,9 +140,18 @@ def _gguf(request: ImportRequest) -> ImportReport:
 
 
 def _tried(request: ImportRequest, lines: list[str], record: dict[str, Any]) -> ImportReport:
-    """The report of a model, which is tried out unless the request says no."""
+    """The report of a model, which is tried out unless the request says no. Nothing stays of one that fails.
+
+    Raises UserError for one that cannot be loaded, or computes no numbers.
+    """
     if request.check:
-        trial = try_out(load_base(str(request.out)))
+        try:
+            trial = try_out(load_base(str(request.out)))
+            if math.isnan(trial.perplexity):
+                raise UserError(f"{request.source}: this model computes NaN; --no-check imports it all the same")
+        except BaseException:
+            remove_dir(request.out)
+            raise
         record["check"] = asdict(trial)
         lines.append(f"{trial.asked} -> {' '.join(trial.answer.split())}")
         lines.append(

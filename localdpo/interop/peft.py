@@ -51,6 +51,9 @@ _FOREIGN: Final = (
     "use_qalora",
     "velora_config",
 )
+# Values of init_lora_weights (the beginning of them) with which PEFT changes the weights of the base, too: it
+# subtracts what the adapter starts with, or quantises them. Such an adapter is not one of the original base.
+_OTHER_BASES: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 # --- writing -------------------------------------------------------------------------------------------
@@ -158,6 +161,10 @@ def from_peft(folder: Path, model: nn.Module) -> tuple[lora.LoraConfig, dict[str
             problems.append(f"{name}: expected a LoRA tensor, as {_PREFIX}LAYER.lora_A.weight")
         elif layer not in layers:
             problems.append(f"{name}: the model has no layer {layer} that takes an adapter")
+        elif array.ndim != (1 if parameter == "m" else 2):
+            problems.append(f"{name}: expected a matrix (DoRA's magnitude: a vector), got {array.shape}")
+        elif not (mx.issubdtype(array.dtype, mx.floating) and mx.isfinite(array).all().item()):
+            problems.append(f"{name}: expected finite floating-point numbers")
         elif parameter == "lora_a" and array.shape[0] != rank:
             problems.append(
                 f"{name}: rank {array.shape[0]}, and the adapter's is {rank}; mlx-lm has one rank for all "
@@ -169,6 +176,8 @@ def from_peft(folder: Path, model: nn.Module) -> tuple[lora.LoraConfig, dict[str
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserErrors([UserError(f"{folder / WEIGHTS}: {line}{more}") for line in problems[:3]])
+    if not weights:
+        raise UserError(f"{folder / WEIGHTS}: there is no tensor in it")
     layers_count, keys = _where(model, adapted)
     shape = lora.LoraConfig("dora" if is_dora else "lora", layers_count, rank, scale, dropout, keys)
     return shape, weights
@@ -182,21 +191,32 @@ def _read_config(file: Path, raw: Mapping[str, Any]) -> tuple[int, float, float,
     if raw.get("bias", "none") != "none":
         problems.append(f"bias: expected none, got {raw['bias']}: mlx-lm's adapters have no biases")
     problems += [f"{name}: mlx-lm's adapters have nothing like it" for name in _FOREIGN if raw.get(name)]
-    if len(set((raw.get("alpha_pattern") or {}).values()) - {raw.get("lora_alpha")}) > 0:
+    pattern = raw.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict) or any(alpha != raw.get("lora_alpha") for alpha in pattern.values()):
         problems.append("alpha_pattern: mlx-lm has one scale for all layers")
+    start = str(raw.get("init_lora_weights")).lower()
+    if start.startswith(_OTHER_BASES):
+        problems.append(
+            f"init_lora_weights: {start} changes the base, too, and this adapter belongs to the changed one; "
+            "let PEFT convert it (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
     rank: Any = raw.get("r")
     alpha: Any = raw.get("lora_alpha")
     dropout: Any = raw.get("lora_dropout", 0.0)
-    if not (isinstance(rank, int) and 1 <= rank <= lora.MOST_RANK):
+    if not (_is_number(rank) and isinstance(rank, int) and 1 <= rank <= lora.MOST_RANK):
         problems.append(f"r: expected a whole number, 1 or more, got {rank}")
-    if not (isinstance(alpha, int | float) and math.isfinite(alpha)):
+    if not (_is_number(alpha) and math.isfinite(alpha)):
         problems.append(f"lora_alpha: expected a number, got {alpha}")
-    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+    if not (_is_number(dropout) and 0 <= dropout < 1):
         problems.append(f"lora_dropout: expected a number from 0 to below 1, got {dropout}")
     if problems:
         raise UserErrors([UserError(f"{file} {problem}") for problem in problems])
     scale = alpha / math.sqrt(rank) if raw.get("use_rslora") else alpha / rank
     return rank, scale, float(dropout), bool(raw.get("use_dora"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _parse(name: str) -> tuple[str, str]:

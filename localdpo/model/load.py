@@ -53,6 +53,8 @@ SIZES = {
     "num_key_value_heads",
 }
 LARGEST_SIZE = 2**24
+# Layers whose weights are plain numbers.
+_DENSE = (nn.Linear, nn.Embedding, nn.RMSNorm)
 
 RECURRENT_NOTE = (
     "{count} of {blocks} layers are recurrent: MLX trains them in a loop over tokens, so expect steps many "
@@ -122,6 +124,11 @@ def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Modul
     except Exception as error:
         # A model's own class is built from whatever its config.json says, and may raise anything.
         raise UserError(f"model {name}: mlx-lm cannot load it: {first_line(error)}") from error
+    for layer, module in model.named_modules():
+        if isinstance(module, _DENSE) and not mx.issubdtype(module.weight.dtype, mx.floating):
+            raise UserError(
+                f"model {name}: {layer}.weight: expected floating-point numbers, got {module.weight.dtype}"
+            )
     model.freeze()
     model.eval()
     return model, config
@@ -171,8 +178,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> TokenizerWr
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load_mlx_tokenizer(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
-        # A value of the wrong type shows itself only in use.
-        tokenizer._tokenizer.decode(tokenizer._tokenizer("a")["input_ids"], skip_special_tokens=True)
+        # A value of the wrong type shows itself only in use; transformers makes an empty one of no files.
+        ids = tokenizer._tokenizer("a")["input_ids"]
+        tokenizer._tokenizer.decode(ids, skip_special_tokens=True)
+        if not ids:
+            raise ValueError("it has no token for the letter a; is its tokenizer.json there?")
     except Exception as error:
         # `tokenizers` raises bare Exceptions, and transformers whatever a value of the wrong type leads to.
         raise UserError(f"model {name}: its tokenizer cannot be read: {first_line(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -49,6 +50,32 @@ def test_a_whole_model_is_written_as_it_is_or_quantised(tmp_path: Path, tiny_mod
     with pytest.raises(UserError, match="is quantised already"):
         import_path(ImportRequest(tmp_path / "eight", tmp_path / "again", bits=4))
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("tokenizer", "its tokenizer cannot be read: it has no token for the letter a"),
+        ("int8", "weight: expected floating-point numbers, got mlx.core.int8"),
+        ("nan", "this model computes NaN"),
+    ],
+)
+def test_nothing_stays_of_a_model_that_does_not_work(
+    tmp_path: Path, tiny_model: Path, damage: str, message: str
+) -> None:
+    source, weights = shutil.copytree(tiny_model, tmp_path / "source"), tiny_model / "model.safetensors"
+    if damage == "tokenizer":
+        for path in source.glob("tokenizer*"):
+            path.unlink()
+    else:
+        wrong = {
+            name: array.astype(mx.int8) if damage == "int8" else array * float("nan")
+            for name, array in load_arrays(weights).items()
+        }
+        mx.save_safetensors(str(source / weights.name), wrong)
+    done = localdpo("import", str(source), str(tmp_path / "out"))
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_json(tmp_path: Path, small_file: Path) -> None:

@@ -163,9 +163,10 @@ BAD_CONFIGS = {
     "modules_to_save": (["lm_head"], "modules_to_save: mlx-lm's adapters have nothing like it"),
     "layer_replication": ([[0, 2]], "layer_replication"),
     "lora_bias": (True, "lora_bias"),
-    "alpha_pattern": ({"q_proj": 99}, "alpha_pattern: mlx-lm has one scale"),
-    "r": (0, "r: expected a whole number"),
-    "lora_alpha": ("x", "lora_alpha: expected a number"),
+    "alpha_pattern": ([1], "alpha_pattern: mlx-lm has one scale"),
+    "init_lora_weights": ("PiSSA_niter_4", "init_lora_weights: pissa_niter_4 changes the base, too"),
+    "r": (True, "r: expected a whole number"),
+    "lora_alpha": (True, "lora_alpha: expected a number"),
     "lora_dropout": (1.0, "lora_dropout: expected a number from 0"),
 }
 
@@ -208,10 +209,15 @@ def test_tensors_that_do_not_belong_are_named(peft_folder: Path, tiny_model: Pat
         ({"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": mx.zeros((4, 64))}, "has no layer"),
         ({"base_model.model.lm_head.modules_to_save.weight": mx.zeros((4, 4))}, "expected a LoRA tensor"),
         ({f"{name}.lora_A.weight": mx.zeros((2, 64))}, "one rank for all layers"),
+        ({f"{name}.lora_A.weight": mx.array(1.0)}, "expected a matrix"),
+        ({f"{name}.lora_A.weight": mx.zeros((4, 64), mx.int32)}, "finite floating-point numbers"),
+        ({f"{name}.lora_B.weight": mx.full((64, 4), float("nan"))}, "finite floating-point numbers"),
     ):
         folder = write_peft(tmp_path / words[:3], config, tensors | wrong)
         with pytest.raises(LocalDPOError, match=words):
             from_peft(folder, load_base(str(tiny_model)).model)
+    with pytest.raises(LocalDPOError, match="there is no tensor in it"):
+        from_peft(write_peft(tmp_path / "none", config, {}), load_base(str(tiny_model)).model)
 
 
 # --- the command ---------------------------------------------------------------------------------------
