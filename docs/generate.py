@@ -50,7 +50,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def other_names() -> str:
     """What other programs call an option."""
     rows = (
-        (f"`{name}`", ", ".join(programs), f"`{entry.key}`" if entry.key else "", entry.note)
+        (f"`{name}`", ", ".join(programs), f"`{entry.key}`" if entry.key else "", entry.words)
         for name, (entry, programs) in names_elsewhere().items()
     )
     return table(("name", "in", "here", "how"), rows)

@@ -6,13 +6,15 @@ person can mend; what a person should know meanwhile goes to stderr.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Final, Literal, Unpack
 
 from localdpo.answering.generator import answered
 from localdpo.api.runs import Run
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.evals.evaluate import EvalOptions, plan_evaluation, run_evaluation
 from localdpo.interop import export as exports
 from localdpo.interop.targets import Settings
@@ -29,6 +31,21 @@ from localdpo.prefs.settings import settings_from
 from localdpo.records.answers import AnswersRequest, AnswersTail, Sampling
 from localdpo.records.evaluations import Evaluation, read_evaluation
 
+# The least that a number may be, by its name here.
+_LEAST: Final = {
+    "limit": 1,
+    "max_tokens": 1,
+    "temperature": 0,
+    "seed": 0,
+    "max_length": 2,
+    "keep": 1,
+    "valid_count": 0,
+    "valid_fraction": 0,
+    "reference": 1,
+    "concurrency": 1,
+    "judge_tokens": 1,
+    "max_usd": 0,
+}
 # A run, or the path of its folder.
 RunLike = Run | str | os.PathLike[str]
 
@@ -52,6 +69,7 @@ def compare(
     Answers that are in the run's folder already are not generated again. `answers_object` gives all as JSON
     values.
     """
+    _check_numbers(limit=limit, max_tokens=max_tokens, temperature=temperature, seed=seed)
     sampling = Sampling(max_tokens, temperature, seed)
     others = tuple(Run(other).path for other in with_runs)
     source = None if prompts is None else os.fspath(prompts)
@@ -75,6 +93,7 @@ def evaluate(
 
     The run's folder keeps answers, verdicts and the evaluation; what it has is not asked again.
     """
+    _check_numbers(limit=limit, max_tokens=max_tokens, temperature=temperature, seed=seed, **judging)
     options = EvalOptions(
         run=Run(run).folder,
         prompts=None if prompts is None else os.fspath(prompts),
@@ -116,6 +135,8 @@ def build_pairs(
 
     The model is that of a recipe, or `model` with `adapter`. Call it again to resume.
     """
+    _check_numbers(limit=limit, max_tokens=max_tokens, seed=seed, max_length=max_length, keep=keep, **judging)
+    _check_numbers(valid_fraction=valid_fraction, valid_count=valid_count)
     options = BuildOptions(
         prompts=os.fspath(prompts),
         out=Path(out),
@@ -149,6 +170,7 @@ def check_pairs(
     reference: int | None = None,
 ) -> CheckReport:
     """Check preference pairs for problems; `CheckReport.failed`: whether an error-level check found any."""
+    _check_numbers(max_length=max_length, reference=reference)
     path = None if recipe is None else Path(recipe)
     source = None if data is None else os.fspath(data)
     settings, source = settings_from(path, model, max_length, format, against, reference, source)
@@ -162,7 +184,8 @@ def export(
     out: str | os.PathLike[str] | None = None,
     bits: int | None = None,
     dequantize: bool = False,
-    checkpoint: str | None = None,
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+    checkpoint: str | int | None = None,
     force: bool = False,
 ) -> exports.Export:
     """Write what the run trained for another program, load it again and compare it with base + adapter.
@@ -172,5 +195,20 @@ def export(
     """
     prepare(note)
     place = None if out is None else Path(out)
-    request = exports.ExportRequest(Run(run).folder, to, place, Settings(bits, dequantize), checkpoint, force)
+    step = None if checkpoint is None else str(checkpoint)
+    request = exports.ExportRequest(
+        Run(run).folder, to, place, Settings(bits, dequantize, dtype), step, force
+    )
     return exports.export(request, note)
+
+
+def _check_numbers(**options: object) -> None:
+    """Raise UserErrors for options with a number that is none or too small. None stands for a default."""
+    problems = [
+        UserError(f"{name}: expected a number, {_LEAST[name]} or more, got {value}")
+        for name, value in options.items()
+        if name in _LEAST and value is not None
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= _LEAST[name])
+    ]
+    if problems:
+        raise UserErrors(problems)

@@ -63,7 +63,7 @@ def export(
     from localdpo.interop.export import export as write
     from localdpo.interop.targets import Settings
 
-    request = ExportRequest(found, to, out, Settings(bits, dequantize, dtype), checkpoint, force)
+    request = ExportRequest(found, to, out, Settings(bits, dequantize, dtype), checkpoint, force, push)
     done = write(request, note)
     record: dict[str, Any] = {**done.record, "path": str(done.path), "written": done.written}
     if not as_json:

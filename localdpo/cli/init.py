@@ -102,7 +102,7 @@ def from_program(
     written = _write({path: "\n".join(comments) + "\n" + converted.text()}, folder, force)
     record = {
         **{"written": written, "changed": converted.changed, "left": converted.left},
-        **{"off": converted.off, "missing": converted.missing},
+        **{"off": converted.off, "unsaid": converted.unsaid, "missing": converted.missing},
     }
     then = "fill in what is missing, then: " if converted.missing else ""
     return record, [f"written: {', '.join(written)}", *notes, f"{then}{program()} train {path} --dry-run"]

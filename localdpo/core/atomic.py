@@ -344,6 +344,14 @@ def write_manifest(folder: Path) -> None:
     _write_through(folder / MANIFEST, text.encode() + b"\n")
 
 
+def published_names(folder: Path) -> set[str]:
+    """The names of what was published as a folder, by its manifest; empty where that cannot be read."""
+    try:
+        return {MANIFEST, *_read_manifest((folder / MANIFEST).read_bytes())}
+    except (OSError, ValueError, RecursionError):
+        return set()
+
+
 def verified_digests(
     folder: str | Path, only: Sequence[str] | None = None
 ) -> tuple[dict[str, str], list[str]]:

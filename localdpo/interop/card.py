@@ -22,8 +22,10 @@ from localdpo.records.metrics import BY_NAME, in_order, metrics_of
 _UNKNOWN: Final = "not stated where it came from"
 
 
-def write_card(folder: Path, trained: Trained, target: Target, check: ArtefactReport) -> None:
-    """README.md of an artefact. Raises UserError when the run's evaluation is damaged."""
+def write_card(folder: Path, trained: Trained, target: Target, check: ArtefactReport, called: str) -> None:
+    """README.md of an artefact, which is `called` so where it is run: the name of its folder, or of its
+    repository. Raises UserError when the run's evaluation is damaged.
+    """
     recipe = trained.recipe
     base = base_of(recipe, trained.base)
     original = original_of(recipe, trained.base)
@@ -47,7 +49,7 @@ def write_card(folder: Path, trained: Trained, target: Target, check: ArtefactRe
         f"# {run}",
         f"{target.what[0].upper()}{target.what[1:]}: {base.name}, trained by localdpo {__version__}.",
         "## How to run it",
-        target.run.replace("REPO", run).replace("BASE", on_hub or base.name).strip(),
+        target.run.replace("REPO", called).replace("BASE", on_hub or base.name).strip(),
         "## Checked against the run",
         _checked(check),
         "## Training",

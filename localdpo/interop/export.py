@@ -33,6 +33,7 @@ class ExportRequest:
     Attributes:
         out: folder of the artefact (of the layout, for a target that has one); None: exports/RUN-TARGET.
         force: replace an earlier export, and keep one that failed its check.
+        repo: where it will be uploaded, for its card to name; None: nowhere.
     """
 
     run: RunDir
@@ -41,6 +42,7 @@ class ExportRequest:
     settings: Settings = field(default_factory=Settings)
     checkpoint: str | None = None
     force: bool = False
+    repo: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def export(request: ExportRequest, note: Note) -> Export:
     place = _place(request, target)
     trained = open_trained(request.run, request.checkpoint, note)
     artefact = target.prepare(trained, request.settings)
-    check_place(place, artefact.size, force=request.force)
+    used = [trained.base, Path(trained.recipe.model).expanduser()]
+    check_place(place, artefact.size, used, force=request.force)
     note("scoring rows of the run under base + adapter")
     check = ArtefactCheck(trained)
     _free()
@@ -88,7 +91,7 @@ def export(request: ExportRequest, note: Note) -> Export:
             if not (result.passed or request.force):
                 raise _CheckFailed
             write_json(folder / RECORD, record)
-            write_card(folder, trained, target, result)
+            write_card(folder, trained, target, result, request.repo or place.name)
         is_written = True
     except _CheckFailed:
         is_written = False

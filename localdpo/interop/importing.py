@@ -148,7 +148,9 @@ def _tried(request: ImportRequest, lines: list[str], record: dict[str, Any]) -> 
         try:
             trial = try_out(load_base(str(request.out)))
             if math.isnan(trial.perplexity):
-                raise UserError(f"{request.source}: this model computes NaN; --no-check imports it all the same")
+                raise UserError(
+                    f"{request.source}: this model computes NaN; --no-check imports it all the same"
+                )
         except BaseException:
             remove_dir(request.out)
             raise

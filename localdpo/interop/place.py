@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.atomic import clean_leftovers, published_dir, require_space
+from localdpo.core.atomic import clean_leftovers, entries, published_dir, published_names, require_space
 from localdpo.core.errors import UserError
 
 # The file by which an artefact is known.
@@ -29,10 +29,11 @@ class Artefact:
     write: Callable[[Path], list[str]]
 
 
-def check_place(place: Path, size: int, *, force: bool) -> None:
+def check_place(place: Path, size: int, used: Sequence[Path], *, force: bool) -> None:
     """Raise UserError unless an artefact of `size` bytes can be written as the folder `place`.
 
-    Nothing but an earlier artefact is ever replaced, and that with `force` alone.
+    Nothing but an earlier artefact is ever replaced, and that with `force` alone, if no person put anything
+    into it and none of the `used` files and folders is it or in it.
     """
     if place.is_symlink():
         raise UserError(
@@ -44,7 +45,25 @@ def check_place(place: Path, size: int, *, force: bool) -> None:
         )
     if place.exists() and not force:
         raise UserError(f"{place}: exists already; name another folder, or give --force to replace it")
+    names = published_names(place)
+    if others := [path.name for path in entries(place) if path.name not in names]:
+        raise UserError(
+            f"{place}: {others[0]} in it is not of an export, so it is not replaced; move it away or name "
+            "another folder"
+        )
+    for path in (path.resolve() for path in used if place.exists()):
+        if place.resolve() in (path, *path.parents):
+            raise UserError(f"{place}: the run's own base model is there; name another folder")
+    _require_parent(place)
     require_space(place, size)
+
+
+def _require_parent(place: Path) -> None:
+    folder = next(parent for parent in place.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file, so nothing can be written below it; name another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: no permission to write here; name another folder")
 
 
 def make_parent(place: Path) -> None:
@@ -52,6 +71,7 @@ def make_parent(place: Path) -> None:
 
     Raises UserError where it cannot be written.
     """
+    _require_parent(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         clean_leftovers(place.parent, shared=True)
@@ -59,8 +79,6 @@ def make_parent(place: Path) -> None:
         raise UserError(
             f"{place.parent}: cannot be written: {error.strerror}; name another folder"
         ) from error
-    if not os.access(place.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{place.parent}: no permission to write here; name another folder")
 
 
 @contextlib.contextmanager

@@ -180,10 +180,10 @@ llama-cli -m REPO/model.gguf
 LM Studio and other programs on llama.cpp take the file as it is.
 """
 _GGUF_LORA_RUN = """\
-On the GGUF file of the base model:
+In this folder, on the GGUF file of the base model:
 
 ```
-llama-cli -m BASE.gguf --lora REPO/adapter.gguf
+llama-cli -m base.gguf --lora adapter.gguf
 ```
 
 In Ollama, a Modelfile with `FROM` the base and `ADAPTER ./adapter.gguf`.

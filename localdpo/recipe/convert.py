@@ -28,6 +28,7 @@ class Converted:
         changed: a line for each value that follows from theirs in a way worth a word.
         left: a line for each value that has no counterpart.
         off: names without a counterpart that are not in use there.
+        unsaid: a line for each option of ours that a file should name, and does not.
         missing: the required options that the file says nothing of.
     """
 
@@ -36,6 +37,7 @@ class Converted:
     changed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     off: list[str] = field(default_factory=list)
+    unsaid: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> list[str]:
@@ -51,6 +53,7 @@ class Converted:
         yield from (f"no counterpart: {line}" for line in self.left)
         if self.off:
             yield f"not in use there, and without a counterpart: {', '.join(self.off)}"
+        yield from self.unsaid
         if self.missing:
             yield f"to fill in: {', '.join(self.missing)}"
 
@@ -75,9 +78,13 @@ def convert(path: Path, program: Program) -> Converted:
     _drop_refused(path, config, result)
     for name in given:
         entry = program.find(name)
-        if entry is not None and entry.note and entry.key in result.values and given[name] is not None:
+        is_left = any(line.startswith(f"{name}: ") for line in result.left)
+        if entry is None or is_left or given[name] is None:
+            continue
+        if entry.note and entry.key in result.values:
             ours = quoted(result.values[entry.key])
-            result.changed.append(f"{name}: {quoted(given[name])} -> {entry.key}: {ours} ({entry.note})")
+            result.changed.append(f"{name}: {quoted(given[name])} -> {entry.key}: {ours} ({entry.words})")
+    result.unsaid += [f"{key}: {words}" for key, words in program.unsaid.items() if key not in result.values]
     return result
 
 
@@ -95,7 +102,7 @@ def _take(name: str, value: Any, config: Mapping[str, Any], entry: Name | None, 
     if entry is not None and (value in entry.moot or (entry.key is not None and value is None)):
         return
     if entry is None or (entry.key is None and entry.convert is same):
-        note = f" ({entry.note})" if entry is not None and entry.note else ""
+        note = f" ({entry.words})" if entry is not None and entry.note else ""
         if value in _OFF:
             result.off.append(name)
         else:

@@ -142,8 +142,8 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
     if elsewhere := names_elsewhere().get(name):
         entry = elsewhere[0]
         if entry.key is None:
-            return f"unknown key, without a counterpart: {entry.note}"
-        return f"unknown key; did you mean {entry.key}{f' ({entry.note})' if entry.note else ''}?"
+            return f"unknown key, without a counterpart: {entry.words}"
+        return f"unknown key; did you mean {entry.key}{f' ({entry.words})' if entry.note else ''}?"
     siblings = list(fields_of(section)) if not section or section_of(section) else []
     if near := difflib.get_close_matches(name.lower(), siblings, n=1):
         return f"unknown key; did you mean {f'{section}.{near[0]}' if dotted and section else near[0]}?"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from localdpo.core.names import program
+
 Config = Mapping[str, Any]
 """The values of a program's file by name, nested ones with dots; the program's defaults where it has none. No
 null is among them."""
@@ -40,7 +42,8 @@ class Name:
     Attributes:
         theirs: a name in their file, nested ones with dots.
         key: our option, None where there is none.
-        note: how the value follows, or why there is no such option and what to do instead.
+        note: how the value follows, or why there is no such option and what to do instead; {program} stands
+            for this program, as it was called.
         convert: the value.
         default: what the program takes where its file has no value, if that decides the training; else None.
         moot: values that change nothing here, and are not worth a word.
@@ -53,6 +56,11 @@ class Name:
     default: Any = None
     moot: tuple[Any, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """The note, ready to be read."""
+        return self.note.replace("{program}", program())
+
 
 @dataclass(frozen=True)
 class Program:
@@ -60,11 +68,13 @@ class Program:
 
     Attributes:
         base: options of every recipe that is made from its files.
+        unsaid: what a person has to know of an option of ours about which a file says nothing.
     """
 
     title: str
     names: tuple[Name, ...]
     base: Mapping[str, Any] = field(default_factory=dict)
+    unsaid: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Name | None:
         """The entry of a name."""
@@ -189,7 +199,10 @@ def _trl_data(value: Any, config: Config) -> Any:
 
 
 def _trl_valid(value: Any, config: Config) -> Any:
-    if config.get("dataset_name") is None or config.get("eval_strategy", "no") == "no":
+    if (
+        config.get("dataset_name") is None
+        or config.get("eval_strategy", config.get("evaluation_strategy", "no")) == "no"
+    ):
         return OMIT
     return _hub_name(config["dataset_name"], config.get("dataset_config"), value)
 
@@ -220,8 +233,33 @@ def _data_sets(own: tuple[str, ...], layout: tuple[str, ...] = ()) -> Convert:
     return convert
 
 
-def _mixer(value: Mapping[str, float], config: Config) -> list[dict[str, Any]]:
-    return [{"source": name, "weight": share} for name, share in value.items()]
+def _mixer(value: Mapping[str, float], config: Config) -> Any:
+    """Shares by data set, of the splits in dataset_splits: for training those whose name begins so."""
+    splits = config.get("dataset_splits") or ["train"]
+    train = [
+        {"source": _hub_name(name, None, split), "weight": share}
+        for split in splits
+        if split.startswith("train")
+        for name, share in value.items()
+    ]
+    others = [
+        {"source": _hub_name(name, None, split)}
+        for split in splits
+        if not split.startswith("train")
+        for name in value
+    ]
+    return Several({"data.train": train, **({"data.valid": others} if others else {})})
+
+
+def _mixture(value: Any, config: Config) -> Any:
+    """{datasets: [{id, config, split, weight, columns}], ...} as in open recipes of Hugging Face."""
+    return [
+        {
+            "source": _hub_name(item.get("id") or item["path"], item.get("config"), item.get("split")),
+            "weight": item.get("weight", 1.0),
+        }
+        for item in value["datasets"]
+    ]
 
 
 def _mlx_data(value: str, config: Config) -> Any:
@@ -234,10 +272,20 @@ def _mlx_data(value: str, config: Config) -> Any:
 
 
 def _mlx_hub_data(value: Any, config: Config) -> Any:
-    if not isinstance(value, Mapping) or set(value) - {"path", "name", "train_split", "valid_split"}:
-        raise ValueError("list the data sets in data.train; rows are recognised by their columns")
-    split = str(value.get("train_split") or "train")
-    return _hub_name(value.get("path") or value["name"], None, split)
+    """One data set of the hub, or a list of them, with the splits that mlx-lm takes where none are named."""
+    sets: dict[str, list[str]] = {"data.train": [], "data.valid": []}
+    for item in value if isinstance(value, list) else [value]:
+        for name, split in {"train_split": "train[:80%]", "valid_split": "train[-10%:]"}.items():
+            path = item.get("path") or item["name"]
+            source = _hub_name(path, (item.get("config") or {}).get("name"), item.get(name, split))
+            sets[f"data.{name.removesuffix('_split')}"].append(source)
+        usual = {"prompt_feature": ("prompt",), "completion_feature": ("completion",)}
+        for name in [name for name in item if name.endswith("_feature")]:
+            if item[name] not in usual.get(name, ("messages", "text", "chosen", "rejected")):
+                raise ValueError(f"{name}: {item[name]}: rename that column, or write data.train yourself")
+    if len(sets["data.train"]) == 1:
+        return Several({key: sources[0] for key, sources in sets.items()})
+    return Several({key: [{"source": source} for source in sources] for key, sources in sets.items()})
 
 
 def _mlx_schedule(value: Mapping[str, Any], config: Config) -> Any:
@@ -303,9 +351,9 @@ _EFFECTIVE = (
 )
 _QUANTISED = "take a model that is quantised already, such as mlx-community/Qwen3-8B-4bit"
 _MODULES = "only adapters are trained"
-_RUN_NAME = "a run is a folder of its own: localdpo train --run NAME --runs-dir DIR"
+_RUN_NAME = "a run is a folder of its own: {program} train --run NAME --runs-dir DIR"
 _COLUMNS = "rows are recognised by their columns, or by data.format"
-_RESUME = "localdpo train --resume --run NAME"
+_RESUME = "{program} train --resume --run NAME"
 _PACKED = "a pair's prompt is shared and micro-batches are laid in one line by themselves"
 _PROMPTS = "prompts are never trained on"
 _STRATEGY = "localdpo counts in steps: eval.every, save.every, train.log_every"
@@ -346,11 +394,12 @@ _HF_SCHEDULE: Final = (
     Name("save_steps", "save.every"),
     Name("save_total_limit", "save.keep"),
     Name("eval_strategy", None, _STRATEGY, moot=("no", "steps")),
+    Name("evaluation_strategy", None, _STRATEGY, moot=("no", "steps")),
     Name("save_strategy", None, _STRATEGY, moot=("no", "steps")),
     Name("logging_strategy", None, _STRATEGY, moot=("steps",)),
     Name("output_dir", None, _RUN_NAME),
-    Name("hub_model_id", None, "localdpo export RUN --to hf --push REPO"),
-    Name("push_to_hub", None, "localdpo export RUN --to hf --push REPO"),
+    Name("hub_model_id", None, "{program} export RUN --to hf --push REPO"),
+    Name("push_to_hub", None, "{program} export RUN --to hf --push REPO"),
     Name("resume_from_checkpoint", None, _RESUME),
     Name("report_to", "report_to", "", _trackers, moot=("none", [], ["none"])),
     Name("sync_ref_model", "loss.sync_every", "", _omit),
@@ -374,6 +423,8 @@ TRL: Final = Program(
         Name("dataset_test_split", "data.valid", "org/name:split", _trl_valid, "test"),
         Name("datasets", "data.train", "", _data_sets(("path", "name", "split", "fraction", "data_files"))),
         Name("dataset_mixer", "data.train", "", _mixer),
+        Name("dataset_splits", "data.train", "org/name:split", _omit),
+        Name("dataset_mixture", "data.train", "without columns and test_split_size", _mixture),
         Name("learning_rate", "train.learning_rate", default=1e-6),
         Name("num_train_epochs", "train.epochs", "", _whole, 3.0),
         Name("per_device_train_batch_size", "train.batch_size", _EFFECTIVE,
@@ -383,6 +434,7 @@ TRL: Final = Program(
         Name("optim", "train.optimizer", "", OPTIMIZERS),
         Name("lr_scheduler_type", "train.schedule", "", _schedule, "linear"),
         Name("max_length", "train.max_length"),
+        Name("max_seq_length", "train.max_length"),
         Name("max_prompt_length", "train.max_prompt_length"),
         Name("max_completion_length", None, "train.max_length and train.max_prompt_length limit rows"),
         Name("truncation_mode", "train.truncation"),
@@ -417,6 +469,8 @@ TRL: Final = Program(
         Name("dataset", "data.train"),
         Name("lr", "train.learning_rate"),
     ),
+    unsaid={"loss.type": "the file does not say which trainer it is for: this is DPO's sigmoid loss; "
+                         "for SFT, KTO, ORPO and others set it"},
 )  # fmt: skip
 
 # --- mlx-lm ----------------------------------------------------------------------------------------------
@@ -455,7 +509,7 @@ MLX_LM: Final = Program(
         *(Name(f"optimizer_config.{name}.weight_decay", "train.weight_decay", "", _of_optimizer(name))
           for name in ("adamw", "sgd", "lion")),
         Name("report_to", "report_to", "", _trackers),
-        Name("test", None, "localdpo eval RUN"),
+        Name("test", None, "{program} eval RUN"),
         Name("trust_remote_code", "trust_remote_code"),
     ),
     {"loss.type": "sft", "train.schedule": "constant", "train.warmup": 0},

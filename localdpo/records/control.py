@@ -64,11 +64,11 @@ def acknowledgement_of(event: Event) -> Acknowledgement:
 def send(run: RunDir, command: Command, *, save: bool = True) -> str:
     """Give the worker of `run` a command; its id, for `wait_for`.
 
-    `save`: whether a stop saves first. Raises UserError when no worker runs or the file cannot be written,
-    ValueError for an unknown command.
+    `save`: whether a stop saves first. Raises UserError for an unknown command, when no worker runs and when
+    the file cannot be written.
     """
     if command not in COMMANDS:
-        raise ValueError(f"unknown command {command!r}")
+        raise UserError(f"{command}: no such command; expected one of {', '.join(COMMANDS)}")
     if not run.is_running():
         raise UserError(f"{run.path}: no worker is running, so there is nothing to {command}")
     content = {"command": command} if save else {"command": command, "save": False}

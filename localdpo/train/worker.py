@@ -73,7 +73,7 @@ def train_run(
         run.clean()
         with EventWriter(run.events, on_event) as log:
             for left in take(run):
-                answer_command(log, left, False, "it came before this worker began")
+                answer_command(log, left, False, "this came before the worker began; give the command again")
             return _logged(run, log, stop, accept)
 
 

@@ -149,6 +149,23 @@ def test_arguments_that_do_not_go_together(here: Path) -> None:
             localdpo.train(recipe, **options)  # type: ignore[arg-type]
 
 
+def test_numbers_out_of_range_are_said_before_any_work(here: Path) -> None:
+    run = RunDir.create("runs", "r", "model: m\n").path
+    for call, said in (
+        (lambda: localdpo.compare(run, texts=["a"], max_tokens=0, seed=-1), ["max_tokens", "seed"]),
+        (lambda: localdpo.compare(run, texts=["a"], temperature=float("nan")), ["temperature"]),
+        (lambda: localdpo.evaluate(run, limit=0, judge="rules", concurrency=0), ["limit", "concurrency"]),
+        (lambda: localdpo.build_pairs("p", "out", limit=-1, valid_fraction=-0.1), ["limit"]),
+        (lambda: localdpo.build_pairs("p", "out", valid_count=-1), ["valid_count"]),
+        (lambda: localdpo.check_pairs("p", max_length=1), ["max_length"]),
+    ):
+        with pytest.raises(localdpo.UserErrors) as error:
+            call()
+        assert [line.partition(":")[0] for line in error.value.lines] == said
+    with pytest.raises(localdpo.UserError, match="explode: no such command; expected one of pause"):
+        localdpo.Run(run).steer("explode")  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_training_in_this_process(here: Path, tiny_model: Path, own_cache: Path) -> None:
     data = write_pairs(here / "pairs.jsonl", 8), write_pairs(here / "valid.jsonl", 2, start=50)

@@ -98,7 +98,9 @@ def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None
         f"error: {tmp_path}: exists already; give another folder",
     ]
     done = localdpo("import", str(small_file), str(tmp_path / "model.bin" / "out"))
-    assert done.stderr.startswith(f"error: {tmp_path}/model.bin: cannot be written: ")
+    assert done.stderr.startswith(
+        f"error: {tmp_path}/model.bin: is a file, so nothing can be written below it"
+    )
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path, small_file: Path) -> None:

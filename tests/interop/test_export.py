@@ -20,7 +20,7 @@ from localdpo.core.atomic import verified_digests, write_manifest
 from localdpo.core.errors import LocalDPOError
 from localdpo.interop import check, export
 from localdpo.interop.export import ExportRequest
-from localdpo.interop.place import RECORD, Artefact
+from localdpo.interop.place import RECORD, Artefact, check_place
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.interop.trained import Trained
 from localdpo.model.arrays import load_arrays
@@ -166,6 +166,23 @@ def test_nothing_but_an_earlier_export_is_replaced(run: RunDir, tmp_path: Path) 
     assert link.is_symlink()
 
 
+def test_what_is_in_an_earlier_export_or_is_the_base_is_not_lost(run: RunDir, tmp_path: Path) -> None:
+    place, base = tmp_path / "made", tmp_path / "base"
+    for folder in (place, base):
+        folder.mkdir()
+        (folder / RECORD).write_text("{}")
+        write_manifest(folder)
+    check_place(place, 1, [base], force=True)
+    (place / ".DS_Store").write_text("")
+    check_place(place, 1, [base], force=True)
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(LocalDPOError, match=r"notes.txt in it is not of an export"):
+        check_place(place, 1, [base], force=True)
+    for used in (base, base / "model.gguf", tmp_path / "x" / ".." / "base"):
+        with pytest.raises(LocalDPOError, match="the run's own base model is there"):
+            check_place(base, 1, [used], force=True)
+
+
 def test_a_full_disk_is_said_before_the_rows_are_scored(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +193,7 @@ def test_a_full_disk_is_said_before_the_rows_are_scored(
 
 def test_a_folder_that_cannot_be_written_is_said(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(LocalDPOError, match="cannot be written"):
+    with pytest.raises(LocalDPOError, match="file: is a file, so nothing can be written below it"):
         export.export(ExportRequest(run, "peft", tmp_path / "file" / "out"), quiet)
 
 
@@ -259,7 +276,7 @@ def test_the_card_says_what_is_known_and_no_folder_of_this_machine(
     }
     config = json.loads((done.path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/original"
-    assert 'from_pretrained("org/original")' in text
+    assert 'from_pretrained(AutoModelForCausalLM.from_pretrained("org/original"), "out")' in text
     assert "licence: not stated" in text  # of the data
     assert "model: base\n" in text
     for path in done.path.glob("*.*"):

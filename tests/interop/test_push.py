@@ -128,6 +128,7 @@ def test_an_export_goes_to_the_hub_when_a_person_says_so(
     assert (created["organization"], created["name"], created["visibility"]) == ("me", "model", "private")
     own = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != MANIFEST}
     assert hub.files == own
+    assert b'"me/model")' in own["README.md"]
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", RECORD} <= own.keys()
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from recipe_files import problems
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.names import PROGRAM_SWITCH
 from localdpo.recipe.convert import Converted, convert
 from localdpo.recipe.describe import field_at
 from localdpo.recipe.elsewhere import PROGRAMS
@@ -121,6 +122,50 @@ def test_iterations_of_mlx_lm_are_micro_batches(tmp_path: Path) -> None:
     assert (train.schedule, train.warmup, train.learning_rate) == ("cosine", 10, 1e-4)
     assert (train.weight_decay, recipe.lora.rank, recipe.lora.scale) == (0.01, 4, 20.0)
     assert converted.left == ["optimizer_config.adamw.eps: 1e-06"]
+
+
+def test_data_sets_of_mlx_lm_keep_their_splits(tmp_path: Path) -> None:
+    def data_of(hf_dataset: Any) -> tuple[Any, Any]:
+        data = of(tmp_path, "mlx-lm", {"model": "m", "hf_dataset": hf_dataset})[1].data
+        return data.train, data.valid
+
+    assert data_of({"path": "d"}) == ("d:train[:80%]", "d:train[-10%:]")
+    whole = {"path": "d", "config": {"name": "c"}, "train_split": "train", "valid_split": "test"}
+    assert data_of({**whole, "prompt_feature": "prompt"}) == ("d[c]", "d[c]:test")
+    train, valid = data_of([whole, {"path": "e"}])
+    assert [entry.source for entry in train + valid] == [
+        "d[c]",
+        "e:train[:80%]",
+        "d[c]:test",
+        "e:train[-10%:]",
+    ]
+    odd = {"model": "m", "data": "d", "hf_dataset": {"path": "d", "prompt_feature": "text"}}
+    assert "prompt_feature: text: rename that column" in of(tmp_path, "mlx-lm", odd)[0].left[0]
+
+
+def test_recipes_of_the_alignment_handbook(tmp_path: Path) -> None:
+    mixer = {"dataset_mixer": {"o/d": 0.5}, "dataset_splits": ["train_prefs", "test_prefs"]}
+    converted, recipe = of(tmp_path, "trl", {"model_name_or_path": "m", **mixer, "max_seq_length": 300})
+    assert [(entry.source, entry.weight) for entry in recipe.data.train] == [("o/d:train_prefs", 0.5)]
+    assert [entry.source for entry in recipe.data.valid] == ["o/d:test_prefs"]
+    assert recipe.train.max_length == 300
+    assert list(converted.notes())[-1].startswith("loss.type: the file does not say which trainer it is for")
+    sets = [{"id": "o/d", "config": "c", "split": "s", "columns": ["chosen"], "weight": 0.5}, {"id": "o/e"}]
+    mixture = {"dataset_mixture": {"datasets": sets, "seed": 0}, "loss_type": "ipo"}
+    converted, recipe = of(tmp_path, "trl", {"model_name_or_path": "m", **mixture})
+    assert [(entry.source, entry.weight) for entry in recipe.data.train] == [("o/d[c]:s", 0.5), ("o/e", 1.0)]
+    assert not converted.unsaid
+
+
+def test_what_has_no_counterpart_is_not_said_to_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROGRAM_SWITCH, "bin/localdpo")
+    values = {"rl": "grpo", "output_dir": "out", "micro_batch_size": 2}
+    converted, _ = of(tmp_path, "axolotl", DATA["axolotl"] | values)
+    assert not [line for line in converted.changed if line.startswith("rl")]
+    assert any(line.startswith('rl: "grpo" (expected one of dpo') for line in converted.left)
+    assert any("bin/localdpo train --run NAME" in line for line in converted.left)
 
 
 def test_a_config_of_axolotl(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_nothing_is_sent_where_no_worker_runs(run: RunDir):
         send(run, "pause")
     assert not run.control.exists()
     assert take(run) == []
-    with RunLock(run), pytest.raises(ValueError, match="unknown command 'dance'"):
+    with RunLock(run), pytest.raises(UserError, match="dance: no such command"):
         send(run, "dance")  # type: ignore[arg-type]
 
 

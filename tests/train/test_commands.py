@@ -429,6 +429,6 @@ def test_commands_left_from_before_are_void(
     run.control.mkdir()
     (run.control / "1.json").write_text('{"command": "stop"}')
     assert worker.main([str(run.path)]) == 0
-    assert answers(run) == [("stop", False, "it came before this worker began")]
+    assert answers(run) == [("stop", False, "this came before the worker began; give the command again")]
     started = next(event for event in read_events(run.events) if event.type == "run.started")
     assert started.data["memory_limit_gb"] > 0.1
