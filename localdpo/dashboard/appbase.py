@@ -52,6 +52,8 @@ class TerminalApp(App[None]):
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self.abilities: Abilities = abilities_of(environment)
         super().__init__()
+        # What Textual says of a crash, its colours among the text.
+        self.error_console = Console(stderr=True)
         for name in THEME_NAMES:
             self.register_theme(theme_of(name))
         self.theme = "16" if self.abilities.colour and self.abilities.has_few_colours else "dark"

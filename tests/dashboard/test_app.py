@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from made_runs import NOW, drive, make_app, make_run, press, settle, shown, until
+from textual import events
 from textual.pilot import Pilot
 from textual.widgets import OptionList
 
@@ -155,6 +156,22 @@ def test_leaving_stops_nothing(running: RunDir, key: str):
     drive(app, act)
     assert app.return_code == 0
     assert commands(running) == []
+
+
+@pytest.mark.parametrize(("opens", "types"), [("j", "zz"), ("x", "cc"), ("x", "ss")])
+def test_a_box_is_left_once_however_fast_its_keys_come(opens: str, types: str, running: RunDir):
+    app = make_app(running)
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, opens)
+        for letter in types:
+            app.screen.post_message(events.Key(letter, letter))
+        await until(pilot, lambda: isinstance(app.screen, RunScreen))
+        await press(pilot, "2", "1")
+        assert name_of(app) == "live"
+
+    drive(app, act)
+    assert len(commands(running)) == ("s" in types)
 
 
 def test_ctrl_c_asks_and_says_how_to_leave(running: RunDir):

@@ -10,9 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from textual import events
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -49,7 +50,14 @@ STOP_EVALUATION_CHOICES: Final = (
 )
 
 
-class QuestionDialog(ModalScreen[str]):
+class Box(ModalScreen[ScreenResultType]):
+    """A box that is left once: keys typed faster than it goes mean nothing to it any more."""
+
+    def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
+        return super().dismiss(result) if self.is_current else AwaitComplete()
+
+
+class QuestionDialog(Box[str]):
     """A question in the middle of the screen; its result is the answer, or None for escape.
 
     A subclass makes the widget that takes the answer in `entry`.
@@ -114,7 +122,7 @@ class LineDialog(QuestionDialog):
         self.dismiss(event.value)
 
 
-class TextDialog(ModalScreen[None]):
+class TextDialog(Box[None]):
     """A box of entries, one below the other, that scrolls."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -169,7 +177,7 @@ class HelpScreen(TextDialog):
 _LETTERS: Final = "asdfghjklqwertyuiopzxcvbnm"
 
 
-class JumpScreen(ModalScreen[Widget]):
+class JumpScreen(Box[Widget]):
     """A letter on each of `targets`, parts of the screen below; its result is the one whose key came."""
 
     def __init__(self, targets: Sequence[Widget]) -> None:
