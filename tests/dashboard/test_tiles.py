@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import drive, make_app, make_run
+from textual.pilot import Pilot
 
+from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.state import RunState
-from localdpo.dashboard.widgets.tiles import sparkline, tiles_of, trend
+from localdpo.dashboard.widgets.tiles import Tile, TileRow, sparkline, tiles_of, trend
 from localdpo.records.events import Event
 
 
@@ -55,6 +59,27 @@ def test_pairs_that_are_all_tied_have_no_accuracy():
 
 def test_a_value_that_is_not_finite_shows_at_once():
     assert tiles_of(state_of([{"loss": 0.5}, {"loss": None}]))[0].figure == "-"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_boxes_show_their_figures_whole(width: int, tmp_path: Path):
+    app = make_app(make_run(tmp_path, "a"))
+    figures = {"margin": "~0.216", "grad norm": "~0.000123", "tokens/s": "12,345", "memory": "0.0664/25.3 GB"}
+    tiles = [Tile(name, name, figure, "up", (1.0, 2.0)) for name, figure in figures.items()]
+
+    async def act(pilot: Pilot[None]) -> None:
+        app.screen.query_one("#tiles", TileRow).show_tiles(tiles)
+        await pilot.pause()
+        top = app.screen.query_one("#tiles", TileRow).region.y
+        names, shown = frame_text(app).split("\n")[top : top + 2]
+        count = names.count("╭")
+        assert count == {40: 3, 80: 4, 120: 4}[width]
+        assert all(name in names and figure in shown for name, figure in list(figures.items())[:count])
+        assert names.endswith("╮")
+        assert len(names) == len(shown) == width
+
+    drive(app, act, (width, 32))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -154,8 +155,11 @@ class TileRow(Widget):
         unicode = app.abilities.unicode
         picture = Picture(self.size.width, 3)
         corners, level, upright = ("╭╮╰╯", "─", "│") if unicode else ("++++", "-", "|")
-        count = max(1, min(len(self._tiles), self.size.width // _NARROWEST))
-        edges = [round(place * self.size.width / count) for place in range(count + 1)]
+        # As many as fit, whole; what is left of the row is shared.
+        needs = [max(_NARROWEST, len(tile.name) + 4, len(tile.figure) + 4) for tile in self._tiles]
+        ends = [end for end in accumulate(needs) if end <= self.size.width] or [self.size.width]
+        spare = self.size.width - ends[-1]
+        edges = [0, *(end + place * spare // len(ends) for place, end in enumerate(ends, start=1))]
         for tile, left, right in zip(self._tiles, edges, edges[1:], strict=False):
             inner = right - left - 2
             picture.put(0, left, corners[0] + level * inner + corners[1], "line")
