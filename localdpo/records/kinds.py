@@ -35,7 +35,13 @@ KINDS: Final = {
 }
 
 
+# The losses that do not train on pairs, for logs from before the event named the kind.
+_BY_LOSS: Final = {"sft": "demonstrations", "kto": "unpaired", "apo_zero_unpaired": "unpaired"}
+
+
 def kind_of(start: Event | None) -> RunKind:
-    """The kind of run that a run.started event begins; pairs where it does not say, as in old logs."""
-    kind = start.text("kind") if start is not None else None
+    """The kind of run that a run.started event begins; old logs tell it by their loss alone."""
+    if start is None:
+        return KINDS["pairs"]
+    kind = start.text("kind") or _BY_LOSS.get(str(start.recipe_section("loss").get("type")))
     return KINDS.get(kind or "", KINDS["pairs"])

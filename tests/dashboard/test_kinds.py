@@ -23,6 +23,15 @@ def test_every_loss_trains_on_a_kind():
     assert kind_of(None) == kind_of(started()) == KINDS["pairs"]
 
 
+def test_an_old_log_tells_its_kind_by_the_loss():
+    for name, loss in LOSSES.items():
+        assert (
+            kind_of(Event(1, 0.0, "run.started", None, {"recipe": {"loss": {"type": name}}}))
+            == KINDS[loss.data]
+        )
+    assert kind_of(started(recipe={"loss": {"type": ["sft"]}})) == KINDS["pairs"]
+
+
 def test_demonstrations_have_neither_beta_nor_pairs():
     assert beta_of(started(kind="pairs")) == beta_of(started(kind="unpaired")) == 0.1
     assert beta_of(started(kind="demonstrations")) is None
