@@ -60,13 +60,11 @@ def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) ->
     if recipe.adapter is not None:
         label = "start" if trained == "SFT" else "SFT"
         models.append(_adapted(label.lower(), label, lora.open_adapter(recipe.adapter, note), "start"))
-    models.append(_adapted(trained.lower(), trained, require_checkpoint(run, "compare", note), "trained"))
+    models.append(_adapted(trained.lower(), trained, require_checkpoint(run, note), "trained"))
     for other in with_runs:
         _refuse_other_base(run, recipe, other)
         tell_changes(other, load_recipe(other.recipe), {MODEL, TOKENIZER}, note)
-        models.append(
-            _adapted(f"run:{other.name}", other.name, require_checkpoint(other, "compare", note), "other")
-        )
+        models.append(_adapted(f"run:{other.name}", other.name, require_checkpoint(other, note), "other"))
     names = [model.name for model in models] + [f"run:{run.name}"]
     if twice := [model.label for model in models if model.role == "other" and names.count(model.name) > 1]:
         raise UserError(f"--with {twice[0]}: this run is compared already; name each run once")

@@ -113,7 +113,7 @@ def _opened(run: RunDir, note: Callable[[str], None]) -> tuple[Path, Recipe]:
             f"{run.path}: inspect shows pairs, and the {recipe.loss.spec.name} loss trains on "
             f"{'unpaired rows' if data == 'unpaired' else data}"
         )
-    return require_checkpoint(run, "inspect", note).path, recipe
+    return require_checkpoint(run, note).path, recipe
 
 
 def _reference(base: Base, recipe: Recipe, config: lora.LoraConfig, latest: Path) -> lora.Weights | None:

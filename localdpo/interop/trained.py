@@ -64,7 +64,7 @@ def open_trained(run: RunDir, checkpoint: str | None, note: Note) -> Trained:
     recipe = load_recipe(run.recipe)
     rows = VALID if recipe.data.valid is not None else TRAIN
     tell_changes(run, recipe, {MODEL, TOKENIZER, ADAPTER, rows}, note)
-    adapter = require_checkpoint(run, "export", note).path if checkpoint is None else _named(run, checkpoint)
+    adapter = require_checkpoint(run, note).path if checkpoint is None else _named(run, checkpoint)
     return Trained(run, recipe, adapter, lora.read_config(adapter), model_path(recipe.model))
 
 

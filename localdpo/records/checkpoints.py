@@ -122,19 +122,23 @@ def restart_note(run: RunDir) -> str | None:
     )
 
 
-def require_checkpoint(run: RunDir, purpose: str, note: Note) -> Verified:
+def require_checkpoint(run: RunDir, note: Note) -> Verified:
     """The run's newest intact checkpoint; `note` gets one line when newer ones were skipped.
 
-    Raises UserError when there is none; `purpose` completes "no checkpoint to".
+    Raises UserError when there is none.
     """
-    return _required(run.checkpoints, f"{run.path}: no checkpoint to {purpose}", note)
+    return _required(run.checkpoints, f"{run.path}: no checkpoint to use", note)
 
 
 def _required(checkpoints: Path, missing: str, note: Note | None) -> Verified:
     checkpoint, problems = newest_intact(checkpoints)
     damage = "; ".join(problems)
     if checkpoint is None:
-        raise UserError(f"{missing}: all are damaged: {damage}" if problems else f"{missing} yet")
+        raise UserError(
+            f"{missing}: all are damaged: {damage}"
+            if problems
+            else f"{missing} yet; a run saves one every save.every steps and at its end"
+        )
     if problems and note is None:
         raise UserError(f"damaged checkpoint: {damage}; the newest intact one is {checkpoint.path}")
     if problems and note is not None:

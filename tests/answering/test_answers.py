@@ -114,7 +114,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(
     empty = RunDir(tmp_path / "runs" / "d")
     empty.path.mkdir()
     empty.recipe.write_text(recipe_text(tiny_model, tmp_path / "pairs.jsonl"))
-    with pytest.raises(UserError, match="no checkpoint to compare yet"):
+    with pytest.raises(UserError, match="no checkpoint to use yet"):
         contestants(run, [empty], note=print)
 
 

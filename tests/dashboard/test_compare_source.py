@@ -132,11 +132,11 @@ def test_the_file_of_the_process_is_followed(
 def test_a_process_that_failed_is_said_and_can_be_started_again(
     tmp_path: Path, stand_in: Callable[[str], list[AnswersRequest]]
 ) -> None:
-    asked = stand_in("print('error: no checkpoint to compare yet'); exit(2)")
+    asked = stand_in("print('error: no checkpoint to use yet'); exit(2)")
     source = AnswersSource(RunDir(tmp_path))
     assert source.again(next_seed=False) is None
     wait_for(source.poll)
-    assert source.problem == "no checkpoint to compare yet"
+    assert source.problem == "no checkpoint to use yet"
     assert not source.generating
     stand_in(SLEEP)
     assert source.again(next_seed=False) is None

@@ -254,7 +254,7 @@ def test_a_row_that_is_not_there_is_said(root: Path, dpo: Trained) -> None:
 def test_runs_that_cannot_be_inspected(root: Path) -> None:
     recipe = f"model: {root}/model\ndata: {{train: {root}/pairs.jsonl}}\n"
     fresh = RunDir.create(root / "third", "new", recipe)
-    with pytest.raises(UserError, match="no checkpoint to inspect yet"):
+    with pytest.raises(UserError, match="no checkpoint to use yet"):
         inspect_run(fresh.path, note=lambda line: None)
     imitation = RunDir.create(root / "third", "sft", recipe + "loss: sft\n")
     imitation.checkpoint_path(1).mkdir(parents=True)
@@ -271,7 +271,7 @@ def test_runs_that_cannot_be_inspected(root: Path) -> None:
             ["dpo", "--pair", "1", "--worst", "5"],
             "error: --pair shows one pair: remove --worst and --limit",
         ),
-        (["empty"], "runs/empty: no checkpoint to inspect yet"),
+        (["empty"], "runs/empty: no checkpoint to use yet"),
         (["nobody"], "no run named 'nobody'"),
     ],
 )

@@ -92,7 +92,7 @@ def test_latest_names_checkpoints_only(run: RunDir) -> None:
 def test_a_damaged_checkpoint_is_passed_over_in_one_line(run: RunDir, name: str) -> None:
     flip(run.checkpoint_path(120) / name)
     said: list[str] = []
-    found = require_checkpoint(run, "compare", said.append)
+    found = require_checkpoint(run, said.append)
     assert found.path == run.checkpoint_path(20)
     assert len(said) == 1
     assert said[0].startswith("skipped a damaged checkpoint: ")
@@ -103,15 +103,15 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(run: RunDir, name: str)
 def test_with_no_whole_checkpoint_left_every_damage_is_told(run: RunDir) -> None:
     for step in (20, 120):
         flip(run.checkpoint_path(step) / FILES[1])
-    with pytest.raises(UserError, match=r"no checkpoint to compare: all are damaged: .*000120/.*000020/"):
-        require_checkpoint(run, "compare", print)
+    with pytest.raises(UserError, match=r"no checkpoint to use: all are damaged: .*000120/.*000020/"):
+        require_checkpoint(run, print)
     with pytest.raises(UserError, match="no checkpoint to use: all are damaged"):
         verified_adapter(run.checkpoints / "LATEST", FILES, print)
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no checkpoint to compare yet"):
-        require_checkpoint(RunDir(tmp_path), "compare", print)
+    with pytest.raises(UserError, match="no checkpoint to use yet"):
+        require_checkpoint(RunDir(tmp_path), print)
 
 
 def test_a_checkpoint_that_training_takes_away_while_it_is_read_is_no_damage(
