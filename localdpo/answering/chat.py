@@ -16,7 +16,7 @@ from localdpo.data.encode import encode_prompt
 from localdpo.data.render import Renderer
 from localdpo.data.types import Message
 from localdpo.model.backend import prepare
-from localdpo.model.generate import SampledAnswer, stream
+from localdpo.model.generate import Memory, SampledAnswer, stream
 from localdpo.model.load import load_base
 from localdpo.recipe.load import load_recipe
 from localdpo.records.answers import Sampling
@@ -55,6 +55,11 @@ class Conversation:
         return [*self.models, ALL]
 
     @property
+    def commands(self) -> str:
+        """The lines that are no questions."""
+        return ", ".join(f"/{name}" for name in ["new", *self.choices])
+
+    @property
     def choice(self) -> str:
         """Who answers now."""
         return self.shown[0] if len(self.shown) == 1 else ALL
@@ -66,14 +71,22 @@ class Conversation:
         self.shown = [*self.models] if name == ALL else [name]
 
     def take(self, words: str) -> bool:
-        """Take a line of the person: /new, /NAME of who answers, or a question. Whether it needs answers."""
+        """Take a line of the person: /new, /NAME of who answers, or a question. Whether it needs answers.
+
+        A question that begins with a slash has two. Raises UserError for another command.
+        """
         if words == "/new":
             self.new()
             return False
-        if words[0] == "/" and words[1:] in self.choices:
+        if words.startswith("/") and words[1:] in self.choices:
             self.choose(words[1:])
+        elif words.startswith("/") and not words.startswith("//"):
+            raise UserError(
+                f"{words.split()[0]}: no such command; expected {self.commands}; begin a question with // to "
+                "ask it with a slash"
+            )
         else:
-            self.questions.append(words)
+            self.questions.append(words[1:] if words.startswith("//") else words)
         return True
 
     def missing(self) -> str | None:
@@ -106,6 +119,8 @@ class Speakers:
         self._base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
         self._models = Contestants(self._base, conversation.contestants)
         self._is_chat = Renderer(self._base.tokenizer._tokenizer, recipe.data.template).chat
+        # A turn of a conversation is read once.
+        self._memories = {model.name: Memory() for model in conversation.contestants}
 
     def answer(self, name: str) -> Generator[SampledAnswer]:
         """A model's answer to the question that it has not answered yet, after each token.
@@ -126,6 +141,7 @@ class Speakers:
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 seed=seed,
+                memory=self._memories[name],
             ):
                 answers[place:] = [answer]
                 yield answer

@@ -74,7 +74,7 @@ def chat(
 def talk_in_lines(talk: Conversation, speakers: Speakers) -> None:
     """Answer the lines of stdin; Ctrl-C ends an answer, and at the prompt the conversation."""
     from localdpo.core.errors import UserError
-    from localdpo.out import say
+    from localdpo.out import say, say_errors
 
     asks = sys.stdin.isatty()
     if asks:
@@ -86,12 +86,16 @@ def talk_in_lines(talk: Conversation, speakers: Speakers) -> None:
         line = sys.stdin.readline()
         if not line:
             break
-        if line.strip() and talk.take(line.strip()):
-            said += 1
-            try:
+        try:
+            if line.strip() and talk.take(line.strip()):
+                said += 1
                 say_answers(talk, speakers)
-            except KeyboardInterrupt:
-                say("")
+        except KeyboardInterrupt:
+            say("")
+        except UserError as error:
+            if not asks:
+                raise
+            say_errors(error)
     if asks:
         say("")
     elif said == 0:

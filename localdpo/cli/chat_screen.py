@@ -14,6 +14,7 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
+from localdpo.core.errors import UserError
 from localdpo.core.text import counted
 from localdpo.dashboard.appbase import TerminalApp, app_of
 from localdpo.dashboard.keymap import Key, key_name
@@ -144,8 +145,13 @@ class ChatScreen(Screen[None]):
         words = event.value.strip()
         if not words:
             return
+        try:
+            needs_answers = self._talk.take(words)
+        except UserError as error:
+            self.notify(str(error), severity="error")
+            return
         event.input.clear()
-        if not self._talk.take(words):
+        if not needs_answers:
             self._speaking.stop()
         self._speaking.go_on()
 

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.sample_utils import greedy_sampler, make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -134,6 +134,36 @@ def _draw(logprobs: mx.array, scale: mx.array, key: mx.array) -> mx.array:
     return mx.argmax(logprobs * scale - mx.log(-mx.log(uniform)), axis=-1)
 
 
+class Memory:
+    """The tokens that a model has read and written in a conversation, and its caches of them."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._caches: list[Any] | None = None
+
+    def take(self, prompt: Sequence[int]) -> tuple[list[Any] | None, int]:
+        """Caches of the beginning of `prompt` and how many tokens that is, at most all but the last.
+
+        None and 0 where the caches hold something else that they cannot forget. They are the caller's then.
+        """
+        caches, tokens = self._caches, self._tokens
+        self._caches, self._tokens = None, []
+        agreed = zip(tokens, prompt[:-1], strict=False)
+        known = next((place for place, (old, new) in enumerate(agreed) if old != new), None)
+        known = min(len(tokens), len(prompt) - 1) if known is None else known
+        if caches is None or known == 0:
+            return None, 0
+        if known < len(tokens):
+            if not can_trim_prompt_cache(caches):
+                return None, 0
+            trim_prompt_cache(caches, len(tokens) - known)
+        return caches, known
+
+    def keep(self, caches: list[Any], tokens: list[int]) -> None:
+        """Keep caches of all these tokens."""
+        self._caches, self._tokens = caches, tokens
+
+
 def stream(
     model: nn.Module,
     tokenizer: TokenizerWrapper,
@@ -142,15 +172,17 @@ def stream(
     max_tokens: int,
     temperature: float,
     seed: int,
+    memory: Memory | None = None,
 ) -> Iterator[SampledAnswer]:
     """The answer to a prompt of token ids after each of its tokens, drawn as `generate_apart` draws it.
 
     The last is the answer. Until then a character that is not complete yet is left out of the text. Whoever
-    has read enough closes the iterator.
+    has read enough closes the iterator. What `memory` has of the prompt is not read again; it keeps prompt
+    and answer.
     """
     sampler: Sampler = greedy_sampler if temperature == 0.0 else _Keyed(seed, temperature)
     tokens: list[int] = []
-    for _, token, why in _drawn(model, tokenizer, [prompt], [sampler], max_tokens, 1, 1):
+    for _, token, why in _drawn(model, tokenizer, [prompt], [sampler], max_tokens, 1, 1, memory):
         if why != "stop":
             tokens.append(token)
         text = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -186,11 +218,12 @@ def _drawn(
     max_tokens: int,
     batch: int,
     prefill: int,
+    memory: Memory | None = None,
 ) -> Iterator[tuple[int, int, str | None]]:
     """(index in `prompts`, token, why the answer ends with it: None, "stop" or "length"), as they are drawn.
 
     At most `batch` answers are generated at once. At most `prefill` prompts are read at once, PASS_TOKENS of
-    their tokens in one pass.
+    their tokens in one pass. With `memory` there is one prompt.
     """
     generator = BatchGenerator(
         model,
@@ -211,18 +244,27 @@ def _drawn(
                 begun = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 keys = [tuple(prompts[i]) for i in begun]
                 # A prompt that several answers follow is read once, but for its last token.
-                read = {key: _read(model, key) for key in repeated.intersection(keys)}
+                read = {key: (_read(model, key), len(key) - 1) for key in repeated.intersection(keys)}
+                known = [read.get(key, (None, 0)) if memory is None else memory.take(key) for key in keys]
                 uids = generator.insert(
-                    [list(key[-1:] if key in read else key) for key in keys],
+                    [list(key[count:]) for key, (_, count) in zip(keys, known, strict=True)],
                     [max_tokens] * len(begun),
-                    caches=[read.get(key) or make_prompt_cache(model) for key in keys],
+                    caches=[caches or make_prompt_cache(model) for caches, _ in known],
+                    all_tokens=[list(key[:count]) for key, (_, count) in zip(keys, known, strict=True)],
                     samplers=[samplers[i] for i in begun],
                 )
                 indices |= dict(zip(uids, begun, strict=True))
             for response in generator.next_generated():
+                if memory is not None and response.finish_reason is not None:
+                    memory.keep(response.prompt_cache, response.all_tokens)
                 yield indices[response.uid], response.token, response.finish_reason
                 if response.finish_reason is not None:
                     del indices[response.uid]
+    except GeneratorExit:
+        if memory is not None:
+            for caches, tokens in generator.remove(list(indices), return_prompt_caches=True).values():
+                memory.keep(caches, tokens)
+        raise
     finally:
         generator.close()
 

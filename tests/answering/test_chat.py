@@ -123,6 +123,28 @@ def test_the_command_at_the_end_of_a_run_works_as_it_is_printed(run: RunDir) -> 
     assert done.stdout.strip()
 
 
+def test_a_line_with_a_slash_is_a_command_or_an_error(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = conversation(run)
+    for words in ("/gpt who?", "/", "/dpoo", "/ new"):
+        with pytest.raises(UserError, match="no such command; expected /new, /base, /sft, /dpo, /all; begin"):
+            talk.take(words)
+    assert talk.take("//etc/hosts, what is it?")
+    assert talk.take("a/b")
+    assert talk.questions == ["/etc/hosts, what is it?", "a/b"]
+    speakers = Speakers(talk)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/gpt\n/new\n"))
+    with pytest.raises(UserError, match="/gpt: no such command"):
+        command.talk_in_lines(talk, speakers)
+    # At a terminal the person goes on.
+    monkeypatch.setattr(sys, "stdin", stdin := io.StringIO("/gpt\n/new\n"))
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    command.talk_in_lines(talk, speakers)
+    assert capsys.readouterr().err.startswith("error: /gpt: no such command")
+    assert talk.questions == []
+
+
 def test_mistakes_are_one_line(run: RunDir) -> None:
     with pytest.raises(UserError, match="--model gpt: expected one of base, sft, dpo, all"):
         conversation(run).choose("gpt")

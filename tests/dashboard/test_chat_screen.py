@@ -10,6 +10,7 @@ import pytest
 from answering_runs import run_folder
 from made_runs import drive, press, until
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from localdpo.answering import chat
 from localdpo.answering.chat import Conversation
@@ -96,6 +97,16 @@ def test_escape_stops_the_answer_and_keeps_it(talk: Conversation) -> None:
     app.speaking.join(10.0)
     assert not app.speaking.is_alive()
     assert app.speaking.failure is None
+
+
+def test_a_mistyped_command_stays_in_the_line(talk: Conversation) -> None:
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, *"/bse", "enter")
+        await until(pilot, lambda: "/bse: no such command" in " ".join(frame_text(pilot.app).split()))
+        assert pilot.app.screen.query_one(Input).value == "/bse"
+        assert talk.questions == []
+
+    drive(ChatApp(talk, TERMINAL), act, (80, 24))
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_screen(

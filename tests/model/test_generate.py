@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm import stream_generate
+from mlx_lm.generate import BatchGenerator
 from model_families import tiny
 from tiny_folders import make_model_folder
 
 from localdpo.model import generate as room
 from localdpo.model.arrays import random_key, set_random_key
-from localdpo.model.generate import SampledAnswer, generate, generate_apart
+from localdpo.model.generate import Memory, SampledAnswer, generate, generate_apart, stream
 from localdpo.model.load import Base, load_base
 
 pytestmark = pytest.mark.slow
@@ -184,3 +186,46 @@ def test_a_prompt_that_is_read_once_for_several_answers_gives_those_of_one_each(
     assert drawn(range(len(ids)), 32) == alone
     assert sorted(read) == [2, 11, 20]
     assert drawn(range(len(ids)), 2) == alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_conversation_with_a_memory_says_the_same_and_reads_each_turn_once(
+    family: str, temperature: float, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns that go on, one that was stopped, one that was changed, and a conversation begun anew."""
+    model = tiny(family)
+    read: list[int] = []
+    insert = BatchGenerator.insert
+
+    def counted(self: BatchGenerator, ids: list[list[int]], *rest: Any, **options: Any) -> Any:
+        read.append(len(ids[0]))
+        return insert(self, ids, *rest, **options)
+
+    monkeypatch.setattr(BatchGenerator, "insert", counted)
+
+    def turn(ids: list[int], most: int, memory: Memory | None) -> list[int]:
+        pieces = stream(
+            model, base.tokenizer, ids, max_tokens=12, temperature=temperature, seed=5, memory=memory
+        )
+        said = [answer.drawn for answer in islice(pieces, most)]
+        pieces.close()  # type: ignore[attr-defined]
+        return list(said[-1])
+
+    memory, first = Memory(), [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    asked = {"first": first}
+    for name, most in (("whole", 99), ("stopped", 4), ("after", 99)):
+        said = turn(ids := list(asked.values())[-1], most, memory)
+        assert said == turn(ids, most, None), name
+        asked[name] = [*ids, *said, 7, 8, 9]
+    changed = [*asked["whole"][:-6], 11, 12, 13, 14]
+    for ids in (changed, first, first):
+        assert turn(ids, 99, memory) == turn(ids, 99, None)
+    with_memory, without = read[::2], read[1::2]
+    assert without == [len(ids) for ids in (*list(asked.values())[:3], changed, first, first)]
+    # An answer whose last token was not read yet has it read with the next turn.
+    assert with_memory[0] == len(first)
+    assert all(count <= 4 for count in with_memory[1:3])
+    if family == "llama":
+        assert with_memory[3] <= 10
+        assert with_memory[4:] == [1, 1]
