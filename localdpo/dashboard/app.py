@@ -326,6 +326,13 @@ class DashboardApp(TerminalApp):
 
     # --- command palette and export -------------------------------------------------------------------
 
+    def action_command_palette(self) -> None:
+        """All commands by name."""
+        from localdpo.dashboard.screens.dialogs import Palette
+
+        if not Palette.is_open(self):
+            self.push_screen(Palette(id="--command-palette"))
+
     def get_system_commands(self, screen: Screen) -> Iterator[SystemCommand]:
         """The entries of the command palette: every key of the table by name, the themes, the export."""
         for key in (key for name in dict.fromkeys(("", self.screen_name)) for key in keys_of(name)):

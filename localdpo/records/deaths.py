@@ -20,6 +20,7 @@ LESS_MEMORY: Final = (
     "lower train.micro_batch_size or train.max_length, or set train.gradient_checkpointing=true (a new run)"
 )
 _SMALLER: Final = "close other programs, lower --max-tokens, or take a smaller model"
+_COMPILER: Final = "it needs a C++ compiler (g++) and room for temporary files (TMPDIR)"
 _AWAY: Final = "let the display sleep meanwhile, or run it where nothing is drawn (over SSH)"
 
 
@@ -80,6 +81,12 @@ DEATHS: Final = (
         "the CUDA driver reported an error",
         "resume from the last checkpoint; if it happens again, look at the driver's log (dmesg)",
         "run the same command again; if it happens again, look at the driver's log (dmesg)",
+    ),
+    Death(
+        re.compile(r"\[Compile::eval_cpu\] Failed"),
+        f"MLX could not compile for the CPU: {_COMPILER}",
+        "resume then",
+        "run the same command again then",
     ),
     Death(
         re.compile(r"MemoryError|std::bad_alloc|\[malloc|[Uu]nable to allocate|Cannot allocate memory"),

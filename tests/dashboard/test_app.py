@@ -16,7 +16,7 @@ from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_svg, frame_text
 from localdpo.dashboard.keymap import SCREEN_TITLES
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.screens.dialogs import ChoiceDialog, HelpScreen
+from localdpo.dashboard.screens.dialogs import ChoiceDialog, HelpScreen, Palette
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.widgets.bars import TopBar
 from localdpo.records.control import CommandFile, take
@@ -172,6 +172,22 @@ def test_a_box_is_left_once_however_fast_its_keys_come(opens: str, types: str, r
 
     drive(app, act)
     assert len(commands(running)) == ("s" in types)
+
+
+def test_the_palette_is_left_before_it_says_that_nothing_matches(finished: RunDir):
+    app = make_app(finished)
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "colon", *"qqq")
+        palette = app.screen
+        assert isinstance(palette, Palette)
+        await until(pilot, lambda: palette._no_matches_timer is not None)
+        await press(pilot, "escape")
+        assert palette._no_matches_timer is None
+        palette.dismiss()
+        assert name_of(app) == "live"
+
+    drive(app, act)
 
 
 def test_ctrl_c_asks_and_says_how_to_leave(running: RunDir):

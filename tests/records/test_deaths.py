@@ -35,6 +35,7 @@ CALLBACK = "kIOGPUCommandBufferCallbackError"
         ("RuntimeError: [malloc] Unable to allocate 268435456 bytes.", "memory ran out"),
         ("terminate called after throwing an instance of 'std::bad_alloc'", "memory ran out"),
         ("MemoryError", "memory ran out"),
+        ("RuntimeError: [Compile::eval_cpu] Failed to compile function C: code 1", "not compile for the CPU"),
         ("OSError: [Errno 12] Cannot allocate memory", "memory ran out"),
     ],
 )

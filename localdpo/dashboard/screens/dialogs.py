@@ -12,6 +12,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
@@ -193,6 +194,14 @@ class JumpScreen(Box[Widget]):
     def on_key(self, event: events.Key) -> None:
         event.stop()
         self.dismiss(self._targets.get(event.key))
+
+
+class Palette(CommandPalette):
+    """All commands by name. Textual's own (8.2) crashes where it is left just before it says "no matches"."""
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        self._stop_no_matches_countdown()
+        return super().dismiss(result) if self.is_current else AwaitComplete()
 
 
 class NoticesScreen(TextDialog):
