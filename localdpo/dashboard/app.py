@@ -330,7 +330,7 @@ class DashboardApp(TerminalApp):
         """All commands by name."""
         from localdpo.dashboard.screens.dialogs import Palette
 
-        if not Palette.is_open(self):
+        if not isinstance(self.screen, Palette):
             self.push_screen(Palette(id="--command-palette"))
 
     def get_system_commands(self, screen: Screen) -> Iterator[SystemCommand]:
