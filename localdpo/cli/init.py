@@ -119,15 +119,23 @@ def _about(path: Path) -> str:
     return " ".join(comments[2:]).partition(". ")[0].removesuffix(".")
 
 
+def _says(path: Path, text: str) -> bool:
+    """Whether a file has this text."""
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
 def _write(files: dict[Path, str], folder: Path, force: bool) -> list[str]:
-    """Write recipes, and the schema that they name beside them. Raises UserErrors for those that exist."""
+    """Write recipes, and the schema that they name beside them.
+
+    Raises UserErrors for those that exist and say something else: after a full disk the same command goes on.
+    """
     from localdpo.core.atomic import write_text
     from localdpo.recipe.json_schema import FILE_NAME, TITLE, schema_text
 
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--dir {folder}: is a file; name a folder")
     schema = folder / FILE_NAME
-    existing = [path for path in files if path.exists()]
+    existing = [path for path, text in files.items() if path.exists() and not _says(path, text)]
     if schema.exists() and TITLE not in schema.read_text(errors="replace"):
         existing.append(schema)
     if existing and not force:

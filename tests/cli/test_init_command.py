@@ -40,6 +40,13 @@ def test_the_demos_starters_run_where_they_are_written() -> None:
         assert "recipes/" not in path.read_text()
 
 
+def test_the_same_command_goes_on_where_a_full_disk_ended_it() -> None:
+    for _ in range(2):
+        assert runner.invoke(app, ["init", "demo"], catch_exceptions=False).exit_code == 0
+        Path("ipo.yaml").unlink()
+        Path("recipe.schema.json").unlink()
+
+
 def test_nothing_is_replaced_without_force() -> None:
     runner.invoke(app, ["init", "dpo"], catch_exceptions=False)
     Path("dpo.yaml").write_text("mine")
