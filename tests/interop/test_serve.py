@@ -48,6 +48,10 @@ def test_the_served_adapter_answers_an_openai_client_differently_from_the_base(
         assert served.check(probe).startswith("checked: the adapter answers: ")
         names = ["default_model", "a", str(tiny_model), trained.recipe.model]
         (same,) = {answer(served, name) for name in names}
+        with urllib.request.urlopen(f"{served.url}/v1/models", timeout=60) as response:
+            assert [model["id"] for model in json.load(response)["data"]] == ["a"]
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            answer(served, "gpt-4")
     finally:
         served.close()
     base, adapted = (mlx_lm_answers(tiny_model, adapter, 8)[0] for adapter in (None, trained.adapter))
@@ -63,7 +67,7 @@ def test_the_served_adapter_answers_an_openai_client_differently_from_the_base(
     broken.close()
 
 
-def test_a_request_that_names_the_model_by_its_folder_gets_the_adapter() -> None:
+def test_a_request_loads_nothing_but_the_run() -> None:
     arguments = argparse.Namespace(
         model="/m",
         adapter_path="/a",
@@ -74,15 +78,17 @@ def test_a_request_that_names_the_model_by_its_folder_gets_the_adapter() -> None
     )
     loaded: list[Any] = []
 
-    class Provider(named(frozenset({"/m", "run"}))):  # type: ignore[misc]
+    class Provider(named(["/m", "run"])):  # type: ignore[misc]
         def _load(self, *key: Any) -> None:
             loaded.append(key)
 
     provider = Provider(arguments)
     for name in ("default_model", "/m", "run"):
-        provider.load(name, None, "default_model")
-    provider.load("/other", None, None)
-    assert loaded == [("/m", "/a", None)] * 3 + [("/other", None, None)]
+        provider.load(name, "/theirs", "/draft")
+    for name in ("/other", "gpt-4", ""):
+        with pytest.raises(ValueError, match="is not served here; expected 'run'"):
+            provider.load(name, None, None)
+    assert loaded == [("/m", "/a", None)] * 3
 
 
 def served_as(logps: np.ndarray) -> Served:
