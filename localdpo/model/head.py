@@ -26,6 +26,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from localdpo.model.cpu import exp
+
 # Bytes of float32 logits in a chunk. MLX allocates the outputs of about ten queued operations ahead,
 # so some twelve such buffers are alive at the peak, whatever the number of chunks. A GPU wants larger
 # matrix products than a CPU to be busy.
@@ -87,34 +89,30 @@ def chunk_size(vocabulary: int, budget: int) -> int:
     return max(MIN_CHUNK, budget // (4 * vocabulary))
 
 
-def log_softmax_terms(logits_TV: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """`(exp(z - max) [T, V], sum of it [T, 1], log-sum-exp [T, 1])` of logits z, in float32."""
-    z_TV = logits_TV.astype(mx.float32)
-    top_T1 = mx.max(z_TV, axis=-1, keepdims=True)
-    e_TV = mx.exp(z_TV - top_T1)
-    total_T1 = mx.sum(e_TV, axis=-1, keepdims=True)
-    return e_TV, total_T1, top_T1 + mx.log(total_T1)
-
-
 # MLX's stubs give what custom_function returns no call's type.
 _custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
 
 @_custom_function
-def _scored(logits_TV: mx.array, targets_T: mx.array) -> tuple[mx.array, mx.array]:
-    """Log-probabilities [T] of the targets, and softmax(z) [T, V], which the vjp uses again."""
-    e_TV, total_T1, lse_T1 = log_softmax_terms(logits_TV)
-    picked_T1 = mx.take_along_axis(logits_TV, targets_T[:, None], axis=-1).astype(mx.float32)
-    return (picked_T1 - lse_T1)[:, 0], e_TV / total_T1
+def _scored(logits_TV: mx.array, targets_T: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Log-probabilities [T] of the targets, and for the vjp exp(z - max z) [T, V] and its sum [T, 1]."""
+    z_TV = logits_TV.astype(mx.float32)
+    top_T1 = mx.max(z_TV, axis=-1, keepdims=True)
+    e_TV = exp(z_TV - top_T1)
+    total_T1 = mx.sum(e_TV, axis=-1, keepdims=True)
+    picked_T1 = mx.take_along_axis(z_TV, targets_T[:, None], axis=-1)
+    return (picked_T1 - top_T1 - mx.log(total_T1))[:, 0], e_TV, total_T1
 
 
 @_scored.vjp
 def _scored_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
     logits_TV, targets_T = primals
-    upstream_T, _ = cotangents
+    logps_T, e_TV, total_T1 = outputs
+    upstream_T1 = cotangents[0][:, None]
     is_target_TV = mx.arange(logits_TV.shape[-1], dtype=targets_T.dtype)[None] == targets_T[:, None]
-    softmax_TV = outputs[1]
-    grad_TV = upstream_T[:, None] * mx.where(is_target_TV, 1.0 - softmax_TV, -softmax_TV)
+    # Of the other tokens -p; of the target 1 - p.
+    own_T1 = upstream_T1 * -mx.expm1(logps_T[:, None])
+    grad_TV = mx.where(is_target_TV, own_T1, e_TV * (-upstream_T1 / total_T1))
     return grad_TV.astype(logits_TV.dtype), mx.zeros_like(targets_T)
 
 
@@ -189,10 +187,11 @@ def token_scores(
 
 def _chunk_scores(head: Head, hidden_TD: mx.array, targets_T: mx.array, collisions: bool) -> list[mx.array]:
     """Log-probabilities [T] and, if they are wanted, ln sum_v p_v^2 [T]."""
-    logps_T, softmax_TV = _scored(head(hidden_TD), targets_T)
+    logps_T, e_TV, total_T1 = _scored(head(hidden_TD), targets_T)
     if not collisions:
         return [logps_T]
-    return [logps_T, mx.log(mx.square(mx.stop_gradient(softmax_TV)).sum(axis=-1))]
+    softmax_TV = mx.stop_gradient(e_TV / total_T1)
+    return [logps_T, mx.log(mx.square(softmax_TV).sum(axis=-1))]
 
 
 def _prepared(

@@ -24,6 +24,7 @@ from localdpo.core.names import resolve
 from localdpo.gguf.convert import cached_folder, is_gguf
 from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, keep_float32_exact
+from localdpo.model.cpu import take_swiglu
 from localdpo.model.head import text_model
 
 # What decides how text becomes tokens, how a conversation is rendered, and which tokens end a generation.
@@ -99,6 +100,7 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if device_name() == "cpu":
         to_float32(model)
+        take_swiglu(model)
         model.freeze()
     notes = [FLOAT16_NOTE] if from_float16(model) else []
     if recurrent := recurrent_layers(model):

@@ -29,6 +29,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from localdpo.model import cpu
 from localdpo.model.arrays import RepeatableDropout, drawing_from, recomputed
 from localdpo.model.backend import device_name
 from localdpo.model.head import text_model
@@ -149,7 +150,7 @@ class SegmentMask:
                 own_keys = mx.concatenate([prompt_keys, own_keys], axis=2)
                 own_values = mx.concatenate([prompt_values, own_values], axis=2)
             mask = self._of_shape(segment.end - segment.start, segment.keys)
-            outputs.append(_attention(own_queries, own_keys, own_values, mask=mask, **options))
+            outputs.append(_line_attention(own_queries, own_keys, own_values, mask=mask, **options))
         return mx.concatenate(outputs, axis=2)
 
     def _mask(self, queries: int, keys: int) -> Any:
@@ -168,11 +169,12 @@ _attention = _fast.scaled_dot_product_attention
 
 def _line_attention(queries: mx.array, keys: mx.array, values: mx.array, **options: Any) -> mx.array:
     """`mx.fast.scaled_dot_product_attention`, which takes a SegmentMask besides."""
-    mask = options.get("mask")
-    if not isinstance(mask, SegmentMask):
-        return _attention(queries, keys, values, **options)
-    del options["mask"]
-    return mask.attention(queries, keys, values, **options)
+    mask = options.pop("mask", None)
+    if isinstance(mask, SegmentMask):
+        return mask.attention(queries, keys, values, **options)
+    if cpu.takes_attention(queries, mask, options.get("sinks")):
+        return cpu.attention(queries, keys, values, mask=mask, scale=options["scale"])
+    return _attention(queries, keys, values, **options, mask=mask)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from model_families import FAMILIES, tiny, with_lora
 from random_batches import full_logps, random_batch, random_rows
 
 import localdpo
+import localdpo.model.cpu as cpu
 import localdpo.model.packed as packed
 from localdpo.data.batches import Shape, collate
 from localdpo.data.types import Batch
@@ -316,6 +317,7 @@ def test_nothing_that_computes_adds_by_scatter() -> None:
 def test_no_attention_of_few_queries_is_fused(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metal's gradient of fused attention is said to refuse eight queries or fewer."""
     monkeypatch.setattr(packed, "device_name", lambda: "metal")
+    monkeypatch.setattr(cpu, "device_name", lambda: "metal")
     batch = collate(random_rows(2, seed=0, prompt=(40, 50), response=(tokens, tokens)), 0, np.arange(2))
     masks: list[tuple[int, object]] = []
     attention = packed._attention

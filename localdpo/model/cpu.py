@@ -1,0 +1,131 @@
+"""What MLX's CPU backend is slow at, computed otherwise: exponentials, and attention and SwiGLU made of them.
+
+MLX's exponential takes 22 to 30 ns a number on x86, a third of a training step: its wheel is built for the
+oldest of these processors, so that each of its multiplications is a call. A power of two is the C library's,
+at 7 ns, and as exact: MLX's own begins by multiplying with log2 e too. On ARM, Macs included, MLX's is fast,
+and so it is on GPUs; nothing here is used there.
+
+Shape legend: B batch, G heads of keys and values, R heads of queries for each of them, L queries, K keys,
+D head size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import platform
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import activations
+
+from localdpo.model.backend import device_name
+
+LOG2_E: Final = math.log2(math.e)
+
+# MLX's stubs give what custom_function returns no call's type.
+_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
+
+
+def slow_exponentials() -> bool:
+    """Whether MLX's exponential is slow on the device where it evaluates by default."""
+    return device_name() == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def exp(x: mx.array) -> mx.array:
+    """e**x in float32, without a gradient where MLX's exponential is slow."""
+    return mx.power(2.0, x * LOG2_E) if slow_exponentials() else mx.exp(x)
+
+
+# --- attention ------------------------------------------------------------------------------------------
+
+
+def takes_attention(queries: mx.array, mask: Any, sinks: mx.array | None = None) -> bool:
+    """Whether `attention` computes what `mx.fast.scaled_dot_product_attention` would with these arguments."""
+    boolean = isinstance(mask, mx.array) and mask.dtype == mx.bool_ and mask.ndim in (2, 4)
+    return slow_exponentials() and queries.dtype == mx.float32 and boolean and sinks is None
+
+
+def attention(
+    queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array
+) -> mx.array:
+    """Attention [B, G * R, L, D] of queries of that shape to keys and values [B, G, K, D], all float32.
+
+    `mask`: boolean, [L, K] or [1, 1, L, K]; each query sees one key at least.
+    """
+    batch, heads, length, size = queries.shape
+    groups = keys.shape[1]
+    grouped = queries.reshape(batch, groups, heads // groups, length, size)
+    out, _ = _attention(scale)(grouped, keys, values, mask.reshape(mask.shape[-2:]))
+    attended: mx.array = out.reshape(queries.shape)
+    return attended
+
+
+@lru_cache
+def _attention(scale: float) -> Any:
+    """(queries [B, G, R, L, D], keys, values [B, G, K, D], mask [L, K]) -> (attention, its weights).
+
+    The weights are returned since the gradient takes them. All queries of a group are one product.
+    """
+
+    @_custom_function
+    def forward(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
+        scores = (q * (scale * LOG2_E)).flatten(2, 3) @ k.swapaxes(-1, -2)
+        scores = mx.where(mask, scores.reshape(*q.shape[:4], k.shape[2]), -math.inf)
+        powers = mx.power(2.0, scores - mx.max(scores, axis=-1, keepdims=True))
+        weights = powers / mx.sum(powers, axis=-1, keepdims=True)
+        return (weights.flatten(2, 3) @ v).reshape(q.shape), weights
+
+    @forward.vjp
+    def backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        q, k, v, mask = primals
+        out, weights = outputs
+        flow, p = cotangents[0].flatten(2, 3), weights.flatten(2, 3)
+        # d softmax: p * (g - sum(g * p)), and that sum is out . d out.
+        inner = mx.sum(out.flatten(2, 3) * flow, axis=-1, keepdims=True)
+        scores = p * (flow @ v.swapaxes(-1, -2) - inner)
+        return (
+            (scores @ (k * scale)).reshape(q.shape),
+            scores.swapaxes(-1, -2) @ (q.flatten(2, 3) * scale),
+            p.swapaxes(-1, -2) @ flow,
+            mx.zeros_like(mask),
+        )
+
+    return forward
+
+
+# --- SwiGLU ---------------------------------------------------------------------------------------------
+
+
+@_custom_function
+def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    """`silu(gate) * x`, and the sigmoid of the gate, which the gradient takes."""
+    sigmoid = 1.0 / (1.0 + mx.power(2.0, gate * -LOG2_E))
+    return gate * sigmoid * x, sigmoid
+
+
+@_swiglu.vjp
+def _swiglu_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
+    gate, x = primals
+    flow, sigmoid = cotangents[0], outputs[1]
+    silu = gate * sigmoid
+    return flow * x * (sigmoid + silu * (1.0 - sigmoid)), flow * silu
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """`silu(gate) * x`, as mlx-lm's function of that name; any shape."""
+    out: mx.array = _swiglu(gate, x)[0]
+    return out
+
+
+def take_swiglu(model: nn.Module) -> None:
+    """Have the model's layers call `swiglu` above instead of mlx-lm's, where MLX's exponential is slow."""
+    if not slow_exponentials():
+        return
+    for kind in {type(module) for module in model.modules()}:
+        module = inspect.getmodule(kind)
+        if getattr(module, "swiglu", None) is activations.swiglu:
+            module.swiglu = swiglu  # type: ignore[union-attr]
