@@ -102,6 +102,8 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
             return _leaves(function(*_like(primals, [next(rest) if _has_gradient(a) else a for a in leaves])))
 
         _, grads = mx.vjp(flat, varied, flow)
+        # All at once, or the intermediates of this call would wait until some of them are asked for.
+        grads = mx.depends(grads, grads)
         rest = iter(grads)
         return _like(primals, [next(rest) if _has_gradient(a) else mx.zeros_like(a) for a in leaves])
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,6 +50,9 @@ _ADAPTED = (
 )
 # Far above any that is used; an adapter of more would be as large as the model.
 MOST_RANK = 65_536
+
+# MLX's stubs give what custom_function returns no call's type.
+_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
 Weights = Any  # a tree of arrays, as nn.Module.trainable_parameters returns it
 
@@ -244,17 +247,39 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
 
 
 class LeanLoRALinear(LoRALinear):
-    """mlx-lm's layer with the same numbers, but without its float32 copy of a 16-bit input.
+    """mlx-lm's layer with the same numbers, but without passes and copies of whole outputs and inputs.
 
-    The adapter is float32, so the product with it casts the input; the gradient of `lora_a` needs that copy,
-    which every adapted layer kept until the backward pass. Here it is rebuilt there.
+    In float32 the scale is on the few numbers between the adapter's two products, and the second is added
+    where it is computed. Of a 16-bit input the product with the float32 adapter makes a copy; the gradient of
+    `lora_a` needs it, and every adapted layer kept it until the backward pass. Here it is rebuilt there.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.dtype == mx.float32:
-            return super().__call__(x)
+            dropped, a = self.dropout(x), self.scale * self.lora_a
+            adapted: mx.array = _with_product(self.linear(x), dropped, a, self.lora_b)[0]
+            return adapted
         z = _product(self.dropout(x), self.lora_a, self.lora_b)
         return self.linear(x) + (self.scale * z).astype(x.dtype)
+
+
+@_custom_function
+def _with_product(y: mx.array, x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+    """`y + x @ a @ b`, and `x @ a`, which the gradient takes: [..., out] and [..., rank]."""
+    narrow = x @ a
+    return mx.addmm(y, narrow, b), narrow
+
+
+@_with_product.vjp
+def _with_product_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+    _, x, a, b = primals
+    flow, narrow = cotangents[0], outputs[1]
+    narrow_flow = flow @ b.T
+    grad_a = x.flatten(0, -2).T @ narrow_flow.flatten(0, -2)
+    grad_b = narrow.flatten(0, -2).T @ flow.flatten(0, -2)
+    # They come before what goes further down, or the flows of all layers would wait for them.
+    flow, narrow_flow = mx.depends([flow, narrow_flow], [grad_a, grad_b])
+    return flow, narrow_flow @ a.T, grad_a, grad_b
 
 
 @recomputed

@@ -26,12 +26,13 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx_lm.models import qwen3
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.data.store import Mixture
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model.backend import prepare
+from localdpo.model.cpu import take_swiglu
 from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.lora import LoraConfig, attach
 from localdpo.recipe.schema import LossSection, Recipe
 from localdpo.train.data import Rows, micro_batch
 from localdpo.train.fit import CPU_TOKENS, traces
@@ -61,7 +62,8 @@ def model() -> nn.Module:
     mx.random.seed(0)
     built = qwen3.Model(qwen3.ModelArgs.from_dict(CONFIG))
     built.freeze()
-    linear_to_lora_layers(built, -1, {"rank": 8, "scale": 10.0, "dropout": 0.0})
+    attach(built, LoraConfig("lora", -1, 8, 10.0), seed=0)
+    take_swiglu(built)
     mx.eval(built.parameters())
     return built
 

@@ -129,7 +129,7 @@ def test_dropout_is_drawn_again_as_it_was(shared: bool, compiled: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
 @pytest.mark.parametrize("bits", [None, 4])
-def test_an_adapted_layer_computes_exactly_what_mlx_lms_computes(dtype: mx.Dtype, bits: int | None) -> None:
+def test_an_adapted_layer_computes_what_mlx_lms_computes(dtype: mx.Dtype, bits: int | None) -> None:
     model = tiny("llama")
     model.set_dtype(dtype)
     if bits is not None:
@@ -152,8 +152,10 @@ def test_an_adapted_layer_computes_exactly_what_mlx_lms_computes(dtype: mx.Dtype
         return [np.array(a.astype(mx.float32)) for a in (value, grads["lora_a"], grads["lora_b"], slope)]
 
     assert type(ours) is lora.LeanLoRALinear
+    # In float32 the scale comes before the second product, not after it.
+    rounding = 1e-5 if dtype == mx.float32 else 0.0
     for mine, given in zip(outcome(ours), outcome(theirs), strict=True):
-        np.testing.assert_array_equal(mine, given)
+        np.testing.assert_allclose(mine, given, rtol=rounding, atol=rounding * np.abs(given).max())
 
 
 def test_adapted_layers_keep_no_float32_copy_of_a_16_bit_input() -> None:
