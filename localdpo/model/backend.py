@@ -31,6 +31,8 @@ DEVICE_SWITCH = "LOCALDPO_DEVICE"
 DEVICES = ("auto", "cpu", "gpu")
 # Whether GPUs may take float32 products with 10-bit mantissas (TF32): MLX's default where the chip can.
 TF32_SWITCH = "MLX_ENABLE_TF32"
+# The width up to which MLX evaluates a graph breadth first; read at its first evaluation.
+BREADTH_SWITCH = "MLX_BFS_MAX_WIDTH"
 COMPILER_HINT = "no C++ compiler (g++) found: MLX cannot compile its CPU kernels, so steps run uncompiled"
 
 
@@ -80,6 +82,9 @@ def prepare(note: Callable[[str], None] | None = None) -> Backend:
     hints = []
     compiled = True
     if device == "cpu":
+        # So many operations of a graph are looked at before MLX goes on depth first: with its own 20 it would
+        # send all work of one stream before any of the next (see `lanes`).
+        os.environ.setdefault(BREADTH_SWITCH, "1000")
         if blas is None and sys.platform.startswith("linux"):
             hints.append(OPENBLAS_HINT if find_openblas() is None else TOO_LATE_HINT)
         if shutil.which("g++") is None:

@@ -11,6 +11,7 @@ batch, D hidden size. S, L and T may be padded.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +23,7 @@ from localdpo.data.batches import Shape, bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
 from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores
+from localdpo.model.lanes import lane_count, side_by_side
 from localdpo.model.packed import (
     CONTEXT,
     PADDING,
@@ -262,13 +264,21 @@ class Forward:
         )
 
     def measure(self, batch: Batch) -> ResponseScores:
-        """`scores` of a batch, evaluated, with the weights that are in the model now.
+        """`measured` of one batch."""
+        return next(self.measured([batch]))
+
+    def measured(self, batches: Iterable[Batch]) -> Iterator[ResponseScores]:
+        """`scores` of each batch, evaluated, with the weights that are in the model now.
 
         Never traced: the batches of evaluations have many shapes, and MLX keeps a trace of each for ever.
         """
-        scores = self.scores(batch_arrays(batch, shared=self.shared), gradient=False)
-        mx.eval([array for _, array in scores.arrays()])
-        return scores
+
+        def build(batch: Batch) -> dict[str, mx.array]:
+            scores = self.scores(batch_arrays(batch, shared=self.shared), gradient=False)
+            return dict(scores.arrays())
+
+        for arrays in side_by_side(build, batches, lane_count()):
+            yield ResponseScores(**arrays)
 
     def score(self, batch: Batch) -> mx.array:
         """`logps` of a batch, evaluated, with the weights that are in the model now."""

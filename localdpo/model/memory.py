@@ -46,7 +46,7 @@ _LENGTH_BYTES = 8
 # Copies of the adapter: its weights, their gradients, and Adam's two moments.
 ADAPTER_COPIES = 4
 # Buffers of a chunk of logits that are alive together, of one chunk and of a chain of them (see `head`).
-LIVE_LOGITS = {False: 10, True: 12}
+LIVE_LOGITS = {False: 7, True: 8}
 # Models whose queries and keys are normalised, each by head or all together.
 NORMED_HEADS = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
 # Arrays of the size of a recurrent layer's state that are kept of each token, since MLX differentiates such a
@@ -231,6 +231,7 @@ def estimate(
     checkpoint: bool,
     chunk_bytes: int,
     dora: bool = False,
+    lanes: int = 1,
 ) -> MemoryEstimate:
     """The estimate for a step over micro-batches of one shape.
 
@@ -239,12 +240,15 @@ def estimate(
         adapted: blocks that carry adapters; those below them keep nothing.
         checkpoint: whether blocks are recomputed, so that only their inputs are kept.
         chunk_bytes: of a chunk of logits (see `head`).
+        lanes: micro-batches that are computed at the same time (see `lanes`).
     """
     block = _Block.of(model, batch, dora=dora)
     if checkpoint:
         kept = adapted * block.inputs
-        # A block is recomputed and differentiated while operations of the next one are queued.
-        working = 2.65 * (block.kept - block.scores) + block.scores + block.most_scores
+        # A block is recomputed and differentiated while operations of the next one are queued. Adapted
+        # layers of 16-bit inputs have more passes.
+        live = 2.3 if model.width == FLOAT else 2.65
+        working = live * (block.kept - block.scores) + block.scores + block.most_scores
     else:
         kept = adapted * block.kept
         working = block.working
@@ -260,8 +264,8 @@ def estimate(
     return MemoryEstimate(
         weights=model.weights,
         adapter=ADAPTER_COPIES * adapter,
-        activations=kept,
-        working=int(max(working, logits)),
+        activations=lanes * kept,
+        working=lanes * int(max(working, logits)),
     )
 
 
@@ -325,8 +329,8 @@ class _Block:
         # Where attention's scores are large, theirs come instead of the MLP's: all, and 1.3 times those that
         # are taken at once. What is alive was measured, in steps where one of them was larger than the rest.
         projections = 2 * model.hidden + 3 * (model.query + 2 * model.keys)
-        mlp = 1.4 * tokens * (4 * model.inner + projections) * model.width
-        attention = tokens * projections * model.width + scores + 1.3 * most
+        mlp = 1.3 * tokens * (4 * model.inner + projections) * model.width
+        attention = tokens * projections * model.width + 0.7 * scores + 1.3 * most
         return _Block(
             inputs=tokens * model.hidden * model.width,
             kept=kept,

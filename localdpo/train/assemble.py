@@ -73,6 +73,7 @@ class Session:
     objective: Objective
     schedule: Schedule
     micro: int
+    lanes: int
     memory: MemoryEstimate | None
     scoring_batch: int
     train: Rows
@@ -160,6 +161,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
         objective=objective,
         schedule=schedule,
         micro=layout.micro,
+        lanes=layout.lanes,
         memory=layout.memory,
         scoring_batch=batch,
         train=train,

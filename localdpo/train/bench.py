@@ -230,6 +230,7 @@ def _measured(session: Session, workload: Workload, *, matmul: float, shape: str
         make_optimizer(recipe.train),
         max_grad_norm=recipe.train.max_grad_norm,
         compiled=session.compiled,
+        lanes=session.lanes,
     )
     mx.clear_cache()
     mx.reset_peak_memory()

@@ -108,11 +108,14 @@ class Rows:
         how much each holds, whatever `micro` is.
         """
         positions = self.drawn(step, batch_size=batch_size, seed=seed)
+        lengths = self.lengths(positions)
         if packing is not None:
-            parts = pack_micro(positions, self.lengths(positions), packing)
-            return [self.batch(part) for part in parts]
-        divide = deal_micro if shared else split_micro
-        return [self.batch(part) for part in divide(positions, self.lengths(positions), micro)]
+            parts = pack_micro(positions, lengths, packing)
+        else:
+            parts = (deal_micro if shared else split_micro)(positions, lengths, micro)
+        # Those of about one length are computed side by side.
+        parts.sort(key=lambda part: -int(self.lengths(part).sum()))
+        return [self.batch(part) for part in parts]
 
     def parts_by_length(self, positions: np.ndarray, size: int) -> list[np.ndarray]:
         """These rows cut into parts of similar length, longest first: `size` rows at most, and no more than

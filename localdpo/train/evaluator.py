@@ -60,14 +60,18 @@ def evaluate(
     time (a pause).
     """
     totals, margins, done = Sums(), dict[int, float](), 0
-    for part in rows.parts_by_length(positions, batch):
+    parts = rows.parts_by_length(positions, batch)
+    known = is_reference and reference is not None and not forward.align
+    measured = iter(()) if known else forward.measured(rows.batch(part) for part in parts)
+    for part in parts:
         cut = rows.batch(part)
         under_reference = None if reference is None else reference.sums(cut)
-        if is_reference and under_reference is not None and not forward.align:
+        if known:
+            assert under_reference is not None
             total_N, public_N = under_reference
             scores = ResponseScores(total_N, tokens=mx.array(cut.lengths), policy_public=public_N)
         else:
-            scores = forward.measure(cut)
+            scores = next(measured)
         if under_reference is not None:
             scores = scores.under(*under_reference)
         totals.add(objective.sums(scores, labels(cut), baseline))

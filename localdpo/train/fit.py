@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from localdpo.data.batches import Shape, ShapeTable, bucket
 from localdpo.model.arrays import named
 from localdpo.model.backend import Backend, memory_limit
 from localdpo.model.head import CHUNK_BYTES
+from localdpo.model.lanes import lane_count
 from localdpo.model.load import model_path
 from localdpo.model.lora import LoraConfig
 from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, model_shape
@@ -47,6 +49,7 @@ class Layout:
         memory: the estimate; None where the model's config.json tells too little.
         lines: the estimate against the limit, and the shapes, in words.
         shapes: of the micro-batches of a traced run; None where nothing is traced.
+        lanes: micro-batches that are computed at the same time (see `model.lanes`).
     """
 
     micro: int
@@ -54,6 +57,7 @@ class Layout:
     memory: MemoryEstimate | None
     lines: tuple[str, ...]
     shapes: ShapeTable | None
+    lanes: int = 1
 
     @property
     def rows(self) -> int:
@@ -74,7 +78,8 @@ def fit(
 ) -> Layout:
     """What the recipe says, and what fits where it says `auto`.
 
-    On a GPU `auto` takes as many rows as fit, up to the batch; on the CPU some 256 tokens. A traced step
+    On a GPU `auto` takes as many rows as fit, up to the batch; on the CPU some 256 tokens, and so few that
+    each core has rows of its own. Micro-batches are computed side by side as far as they fit. A traced step
     takes fewer where that computes less: all its micro-batches have one of a few shapes. Activations are
     recomputed where the fewest rows that can be taken do not fit otherwise.
 
@@ -93,11 +98,15 @@ def fit(
     if wanted != "auto":
         most = wanted
     elif separable and backend.is_cpu:
-        most = micro_batch(train, section.batch_size, CPU_TOKENS)
+        most = min(
+            micro_batch(train, section.batch_size, CPU_TOKENS), math.ceil(section.batch_size / lane_count())
+        )
     else:
         most = section.batch_size
     tables = None
+    lanes = lane_count() if separable else 1
     if traces(recipe, backend):
+        lanes = 1
         # A loss over the whole batch cannot leave a row out.
         tables = _tables(train, schedule, section, shared=shared, packed=shared and separable)
     try:
@@ -117,7 +126,10 @@ def fit(
     if wanted == "auto":
         choices = _choices(most, fewest, tables, sizes)
         micro = next((rows for rows in choices if need(rows, checkpoint).total <= FILLED * limit), fewest)
-    memory = need(micro, checkpoint)
+    lanes = min(lanes, math.ceil(section.batch_size / micro))
+    while lanes > 1 and need(micro, checkpoint, lanes).total > FILLED * limit:
+        lanes -= 1
+    memory = need(micro, checkpoint, lanes)
     line = (
         f"memory: about {size(memory.total)} of {size(limit)} ({_parts(memory, sizes)}); "
         f"an estimate, on {backend.device}"
@@ -126,7 +138,7 @@ def fit(
         line += "; gradient checkpointing is on: without it a step would not fit"
     if memory.total > limit:
         line += "; more than there is: lower train.micro_batch_size"
-    return _layout(micro, checkpoint, memory, line, tables)
+    return replace(_layout(micro, checkpoint, memory, line, tables), lanes=lanes)
 
 
 def traces(recipe: Recipe, backend: Backend) -> bool:
@@ -208,8 +220,8 @@ class MemoryNeed:
         self._contexts = train.store.prompt_lengths[train.indices].astype(np.int64) - 1
         self._responses = train.store.response_lengths[train.indices].astype(np.int64)
 
-    def __call__(self, rows: int, checkpoint: bool) -> MemoryEstimate:
-        """The largest estimate."""
+    def __call__(self, rows: int, checkpoint: bool, lanes: int = 1) -> MemoryEstimate:
+        """The largest estimate, of so many micro-batches at the same time."""
         estimates = (
             estimate(
                 self._model,
@@ -219,6 +231,7 @@ class MemoryNeed:
                 checkpoint=checkpoint,
                 chunk_bytes=self._chunk,
                 dora=self._dora,
+                lanes=lanes,
             )
             for batch in self._batches(rows)
         )

@@ -85,6 +85,7 @@ class Loop:
             self.optimizer,
             max_grad_norm=self.recipe.train.max_grad_norm,
             compiled=session.compiled,
+            lanes=session.lanes,
         )
 
     def _resume(self) -> bool:

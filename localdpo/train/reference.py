@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -123,16 +123,19 @@ class ReferenceScores:
         """Score the batches of these rows, with the weights that are in the model now; how many rows were."""
         parts = [self._parts[number] for number in np.unique(self._part_of[positions])]
         missing = [part for part in parts if np.isnan(self.values[self.rows.indices[part]]).any()]
-        for part in missing:
-            self._score(forward, part)
+        for _ in self._scored(forward, missing):
+            pass
         return sum(len(part) for part in missing)
 
-    def _score(self, forward: Forward, part: np.ndarray) -> None:
-        measured = forward.measure(self.rows.batch(part))
-        scores = np.stack([np.array(getattr(measured, _FIELDS[kind])) for kind in self.kinds])
-        by_row = scores.reshape(len(self.kinds), -1, len(part)).T
-        self.values[self.rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
-        self._changed = True
+    def _scored(self, forward: Forward, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Score batches; yields each when its scores are known."""
+        measured_parts = forward.measured(self.rows.batch(part) for part in parts)
+        for part, measured in zip(parts, measured_parts, strict=True):
+            scores = np.stack([np.array(getattr(measured, _FIELDS[kind])) for kind in self.kinds])
+            by_row = scores.reshape(len(self.kinds), -1, len(part)).T
+            self.values[self.rows.indices[part]] = by_row[..., 0] if len(self.kinds) == 1 else by_row
+            self._changed = True
+            yield part
 
     def fill(self, forward: Forward, after_batch: Continue) -> None:
         """Score what is missing, with the weights that are in the model now.
@@ -145,8 +148,7 @@ class ReferenceScores:
         self._read()
         todo = self.todo()
         total, done = sum(len(part) for part in todo), 0
-        for part in todo:
-            self._score(forward, part)
+        for part in self._scored(forward, todo):
             done += len(part)
             if not after_batch(done, total):
                 break

@@ -28,6 +28,7 @@ from localdpo.core.text import counted
 from localdpo.data.batches import steps_per_epoch
 from localdpo.data.types import Batch
 from localdpo.model.forward import Forward, ForwardArrays
+from localdpo.model.lanes import side_by_side
 from localdpo.objective.losses import pair_losses, unpaired_losses
 from localdpo.objective.metrics import (
     BatchSums,
@@ -250,6 +251,8 @@ class StepResult:
 class TrainStep:
     """The step of a model with a forward pass, an objective and an optimizer.
 
+    Micro-batches that are not traced are computed side by side, `lanes` at a time (see `model.lanes`).
+
     Attributes:
         traces: how often MLX traced one of the two functions, over the life of this object.
     """
@@ -262,11 +265,12 @@ class TrainStep:
         *,
         max_grad_norm: float,
         compiled: bool,
+        lanes: int = 1,
     ) -> None:
         self.model = forward.model
         self.optimizer = optimizer
         self.traces = 0
-        self._compiled = compiled
+        self._compiled, self._lanes = compiled, lanes
         self._shapes = set[tuple[tuple[int, ...], ...]]()
         optimizer.init(self.model.trainable_parameters())
         self._state = [self.model.state, optimizer.state, mx.random.state]
@@ -279,14 +283,11 @@ class TrainStep:
 
         loss_and_gradients = nn.value_and_grad(self.model, loss)
 
-        def accumulate(arrays: StepArrays, carry: Any) -> tuple[mx.array, BatchSums, Any]:
-            (value, sums), gradients = loss_and_gradients(arrays)
-            return value, sums, tree_map(mx.add, carry, gradients)
-
         # MLX traces functions of dicts, lists and arrays: the record of arrays is put together inside.
         def traced(tree: dict[str, Any], carry: Any) -> tuple[mx.array, BatchSums, Any]:
             self.traces += 1
-            return accumulate(StepArrays(**tree), carry)
+            (value, sums), gradients = loss_and_gradients(StepArrays(**tree))
+            return value, sums, tree_map(mx.add, carry, gradients)
 
         def update(carry: Any) -> mx.array:
             self.traces += compiled
@@ -294,7 +295,7 @@ class TrainStep:
             optimizer.update(self.model, clipped)
             return norm
 
-        self._eager, self._untraced = accumulate, traced
+        self._eager, self._untraced = loss_and_gradients, traced
         self._accumulate, self._update = self._traced(traced), self._traced(update)
 
     def _traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -308,16 +309,19 @@ class TrainStep:
         self.model.train()
         totals, loss = Sums(), 0.0
         carry = tree_map(mx.zeros_like, self.model.trainable_parameters())
-        for arrays in micro_batches:
-            if self._compiled:
+        if self._compiled:
+            for arrays in micro_batches:
                 tree = arrays.tree()
                 self._make_room(tree)
                 part, sums, carry = self._accumulate(tree, carry)
-            else:
-                part, sums, carry = self._eager(arrays, carry)
-            mx.eval(part, sums, carry)
-            loss += float(part.item())
-            totals.add(sums)
+                mx.eval(part, sums, carry)
+                loss += float(part.item())
+                totals.add(sums)
+        else:
+            for (part, sums), gradients in side_by_side(self._eager, micro_batches, self._lanes):
+                carry = tree_map(mx.add, carry, gradients)
+                loss += float(part.item())
+                totals.add(sums)
         norm = self._update(carry)
         mx.eval(norm, self._state)
         self.model.eval()
