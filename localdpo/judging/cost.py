@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -106,11 +107,16 @@ def load_prices(path: Path | None = None) -> PriceTable:
 
     Raises UserError or UserErrors for a file that is not in the form of `prices.yaml`.
     """
-    table = load_yaml(SHIPPED, PriceTable)
+    table = _shipped()
     if path is None:
         return table
     own = load_yaml(path, PriceTable)
     return PriceTable(date=own.date, models=table.models | own.models)
+
+
+@cache
+def _shipped() -> PriceTable:
+    return load_yaml(SHIPPED, PriceTable)
 
 
 class Budget:
