@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import yaml
@@ -23,6 +24,8 @@ MAX_NODES: Final = 2000
 MAX_DIGITS: Final = 18
 WHOLE: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 NUMBER: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+# Tabs, byte order marks, tags and marks of blocks, of which libyaml takes more than the Python parser.
+LENIENT: Final = re.compile("[\t\ufeff!]|[|>]#")
 CONSTANTS: Final = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -114,7 +117,7 @@ class _Reader:
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(path)
         if isinstance(event, yaml.ScalarEvent):
-            return scalar(event.value) if event.style is None else event.value
+            return event.value if event.style else scalar(event.value)
         return None
 
     def mapping(self, path: KeyPath) -> dict[str, object]:
@@ -175,9 +178,12 @@ def _line(event: yaml.Event) -> int:
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
-    """PyYAML's events; the pure Python parser, so that messages do not depend on how PyYAML was built."""
+    """PyYAML's events: by libyaml, which is many times faster, where it takes the whole text.
+
+    Otherwise by the pure Python parser, so that messages do not depend on how PyYAML was built.
+    """
     try:
-        yield from yaml.parse(text, Loader=yaml.SafeLoader)
+        yield from _fast_events(text) or yaml.parse(text, Loader=yaml.SafeLoader)
     except yaml.reader.ReaderError as error:
         line, code = text.count("\n", 0, error.position) + 1, ord(text[error.position])
         raise _SyntaxProblem(line, f"the character U+{code:04X} is not allowed") from None
@@ -186,6 +192,17 @@ def _events(text: str) -> Iterator[yaml.Event]:
     except (ValueError, OverflowError):
         # PyYAML passes \UFFFFFFFF on to chr() and version digits on to int().
         raise _SyntaxProblem(1, "not valid YAML: too large a number in an escape or %YAML line") from None
+
+
+def _fast_events(text: str) -> list[yaml.Event]:
+    """Every event of the text; none without libyaml, or where it finds mistakes, too much, or is lenient."""
+    if not yaml.__with_libyaml__ or LENIENT.search(text):
+        return []
+    try:
+        events = list(islice(yaml.parse(text, Loader=yaml.CSafeLoader), 2 * MAX_NODES))
+    except (yaml.YAMLError, ValueError, OverflowError):
+        return []
+    return events if isinstance(events[-1], yaml.StreamEndEvent) else []
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError) -> _SyntaxProblem:
