@@ -124,8 +124,12 @@ def recipe_text(model: Path, pairs: Path, held_out: Path | None = None, **sectio
         "data": {"train": str(pairs), **({"valid": str(held_out)} if held_out else {})},
         "train": {"batch_size": 4, "learning_rate": 1e-3, "warmup": 0, "schedule": "constant"},
         "lora": {},
-        # Evaluations measure the KL on sampled answers; at their default length a tiny run does little else.
-        "eval": {"samples": 0, "every": 100, "kl_every": 100, "kl_samples": 2, "max_tokens": 8},
+        # Evaluations measure the KL on sampled answers and write the worst pairs; as many and as long as by
+        # default, a tiny run does little else.
+        "eval": {
+            **{"samples": 0, "every": 100, "kl_every": 100, "kl_samples": 2, "max_tokens": 8},
+            "worst_pairs": 0,
+        },
         "save": {"every": 100},
     }
     for name, values in sections.items():

@@ -210,6 +210,7 @@ def test_a_run_learns_is_resumed_exactly_and_names_its_rows(
         ],
         train={"epochs": 3, "learning_rate": 0.01},
         save={"every": 7, "keep": 9},
+        eval={"worst_pairs": 8},
     )
     whole = train(tmp_path / "whole", content)
     assert whole.outcome.metrics["rewards/accuracies"] == 1.0

@@ -20,7 +20,7 @@ def trained(folder: Path, model: Path, **sections: Any) -> list[dict[str, Any]]:
     """Train two steps; the `pairs` events' files, as they stand on the disk."""
     pairs = write_pairs(folder / "pairs.jsonl", 9)
     steps = {"max_steps": 2, "batch_size": 4, "learning_rate": 0.01}
-    text = recipe_text(model, pairs, pairs, **{"train": steps, **sections})
+    text = recipe_text(model, pairs, pairs, **{"train": steps, "eval": {"worst_pairs": 8}, **sections})
     found = train(folder / "run", text)
     events = [event for event in found.events if event.type == "pairs"]
     files = [json.loads((found.run.path / event.data["path"]).read_text()) for event in events]
