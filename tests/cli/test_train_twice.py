@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from command import localdpo
 
+from localdpo.launch import processes
 from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.rundir import RunDir
 
@@ -34,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("dpo.yaml").write_text("model: org/tiny\ndata: {train: pairs.jsonl}\n")
 
 
-def train(mode: str, *arguments: str) -> subprocess.Popen[str]:
+def started(mode: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, mode, *arguments],
         stdout=subprocess.PIPE,
@@ -44,7 +48,7 @@ def train(mode: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def until(happens: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not happens():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
@@ -56,10 +60,18 @@ def ended(command: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return command.returncode, said.splitlines()
 
 
+def train(mode: str, *arguments: str) -> tuple[int, list[str]]:
+    """The same of a command that runs in this process, its worker in one of its own."""
+    start = functools.partial(processes.start_worker, command=[sys.executable, FAKE, mode])
+    with mock.patch.object(processes, "start_worker", start):
+        done = localdpo("train", "dpo.yaml", *arguments)
+    return done.returncode, done.stderr.splitlines()
+
+
 @pytest.mark.parametrize("betas", [("0.1", "0.1"), ("0.1", "0.2")])
 @pytest.mark.every(2)
 def test_of_two_commands_on_one_new_name_one_trains(betas: tuple[str, str]):
-    commands = [train("late", f"loss.beta={beta}", "--run", "x") for beta in betas]
+    commands = [started("late", f"loss.beta={beta}", "--run", "x") for beta in betas]
     until(lambda: any(command.poll() is not None for command in commands))
     Path("go").touch()
     ends = [ended(command) for command in commands]
@@ -74,7 +86,7 @@ def test_of_two_commands_on_one_new_name_one_trains(betas: tuple[str, str]):
 
 
 def test_without_a_name_both_train():
-    commands = [train("late") for _ in range(2)]
+    commands = [started("late") for _ in range(2)]
     until(lambda: Path("runs/dpo-2").exists())
     Path("go").touch()
     assert [ended(command) for command in commands] == [(0, []), (0, [])]
@@ -82,10 +94,10 @@ def test_without_a_name_both_train():
 
 
 def test_a_command_beside_one_that_still_loads_leaves_its_run_alone():
-    first, run = train("late", "--run", "x"), RunDir("runs/x")
+    first, run = started("late", "--run", "x"), RunDir("runs/x")
     until(run.is_running)
     for again in ([], ["--resume"]):
-        code, lines = ended(train("finish", "--run", "x", *again))
+        code, lines = train("finish", "--run", "x", *again)
         assert code == 2
         assert len(lines) == 1
         assert "runs/x: the run is running (process" in lines[0]
@@ -95,19 +107,19 @@ def test_a_command_beside_one_that_still_loads_leaves_its_run_alone():
 
 
 def test_a_run_whose_log_lost_its_beginning_is_kept_when_its_worker_refuses():
-    assert ended(train("stop-at-4", "--run", "x"))[0] == 3
+    assert train("stop-at-4", "--run", "x")[0] == 3
     run = RunDir("runs/x")
     lines = run.events.read_text().splitlines(keepends=True)
     run.events.write_text("".join(line for line in lines if "run.started" not in line))
     before = sorted(path for path in run.path.rglob("*"))
-    code, said = ended(train("user-error", "--run", "x", "--resume"))
+    code, said = train("user-error", "--run", "x", "--resume")
     assert (code, said[0]) == (2, "error: org/tiny: no such model")
     assert sorted(path for path in run.path.rglob("*")) == before
-    assert ended(train("finish", "--run", "x"))[0] == 0
+    assert train("finish", "--run", "x")[0] == 0
 
 
 def test_a_run_with_something_of_worth_is_kept_when_its_worker_refuses():
-    first, run = train("late-user-error", "--run", "x"), RunDir("runs/x")
+    first, run = started("late-user-error", "--run", "x"), RunDir("runs/x")
     until(run.worker_log.exists)
     (run.path / "votes.jsonl").write_text("kept\n")
     Path("go").touch()
