@@ -297,6 +297,7 @@ def test_the_whole_command_in_a_pipe_that_nobody_reads() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.every(2)
 def test_what_an_encoding_lacks_is_escaped(encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     for words in (["ctl", "x", "日本\udc9b"], ["--日本\x9b"]):

@@ -46,6 +46,7 @@ def computing(folder: Path, call: str) -> Worker:
 
 @pytest.mark.parametrize("call", [HOLDING, RELEASING], ids=["holding", "releasing"])
 @pytest.mark.parametrize("way", ["command", "supervisor", "worker"])
+@pytest.mark.every(3)
 def test_a_second_signal_ends_a_worker_that_computes(way: str, call: str, tmp_path: Path):
     worker = computing(tmp_path, call)
     assert worker.pid is not None
@@ -68,7 +69,7 @@ def test_a_second_signal_ends_a_worker_that_computes(way: str, call: str, tmp_pa
 def test_one_signal_waits_for_the_step(tmp_path: Path):
     worker = computing(tmp_path, HOLDING)
     worker.interrupt()
-    time.sleep(1.0)
+    time.sleep(0.4)
     assert worker.returncode is None
     worker.interrupt(at_once=True)
     assert worker.wait() == -signal.SIGINT

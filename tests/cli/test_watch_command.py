@@ -230,6 +230,7 @@ def test_leaving_says_that_training_goes_on():
     assert run.status() == "stopped"
 
 
+@pytest.mark.long
 def test_a_run_that_dies_is_told_on_the_screen_and_after_it():
     terminal = Terminal("sigkill", "train", "dpo.yaml")
     terminal.until("killed by SIGKILL after step 4 of 6")
@@ -256,6 +257,7 @@ def test_a_worker_that_cannot_begin_closes_the_dashboard():
     assert said.startswith("error: the worker failed (exit code 1) before the run began")
 
 
+@pytest.mark.long
 def test_plain_opens_no_dashboard():
     terminal = Terminal("finish", "train", "dpo.yaml", "--plain")
     code, said = terminal.leave()

@@ -129,6 +129,7 @@ def test_an_app_ends_with_its_terminal(code: str, folder: Path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.every(2)
 def test_a_signal_gives_the_terminal_back(name: str, folder: Path):
     terminal = Terminal(folder, WATCH)
     terminal.until_up(b"\x1b[?1049h")
@@ -140,7 +141,7 @@ def test_a_signal_gives_the_terminal_back(name: str, folder: Path):
 
 @pytest.mark.parametrize("stuck", [LOCKED, BUSY], ids=["locked", "busy"])
 @pytest.mark.parametrize("how", ["SIGTERM", "hang up"])
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 def test_a_stuck_app_ends_too(how: str, stuck: str, folder: Path):
     terminal = Terminal(folder, stuck + STUCK)
     deadline = time.monotonic() + 40

@@ -31,6 +31,7 @@ def test_keeping_a_model_that_is_not_there_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_failed_sft_run_shows_what_the_worker_said(tmp_path: Path) -> None:
     incidents = dataset.split_incidents(0, {"demonstrations/train": 4, "demonstrations/valid": 2})
     build.make_demonstrations(tmp_path, incidents, 0)

@@ -105,7 +105,7 @@ def measured(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: Path) -> None:
     """Activations, scores, MLP and logits dominate in turn."""
     sizes = SIZES | case.sizes

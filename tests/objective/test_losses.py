@@ -140,7 +140,7 @@ WITH_F_DIVERGENCE = [name for name in PAIR_LOSSES if "f_divergence" in LOSSES[na
 
 @pytest.mark.parametrize("divergence", F_DIVERGENCES, ids=str)
 @pytest.mark.parametrize("name", WITH_F_DIVERGENCE)
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 def test_f_divergences_match_the_oracle(name, divergence):
     rng = np.random.default_rng(7)
     for _ in range(45):  # with three divergences more than 1,000 cases a loss

@@ -247,6 +247,7 @@ def test_every_notice_explains_itself():
         assert all(notice.fields().values())
 
 
+@pytest.mark.long
 def test_long_histories_are_read_in_reasonable_time():
     # Rules look at a bounded tail: 20,000 records replayed one by one would take minutes if they did not.
     record = {

@@ -56,11 +56,13 @@ def fits(html: str, folder: Path, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.every(2)
 def test_an_evaluation_fits_the_screen(record: dict[str, Any], width: int, tmp_path: Path) -> None:
     fits(page(record).replace("<details>", "<details open>"), tmp_path, width)
 
 
 @pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.every(2)
 def test_a_report_fits_the_screen(record: dict[str, Any], width: int, tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, "mine", f"model: demo:model\ndata: {{train: {'x' * 300}.jsonl}}\n")
     with EventWriter(run.events) as log:

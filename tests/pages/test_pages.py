@@ -166,6 +166,7 @@ def test_numbers_have_a_real_sign() -> None:
 
 
 @pytest.mark.parametrize("width", [390, 320])
+@pytest.mark.every(2)
 def test_on_a_phone_nothing_sticks_out_sideways(width: int, tmp_path: Path) -> None:
     found = measure(page(THREE), tmp_path, width)
     assert found["scrollWidth"] <= found["clientWidth"] == width

@@ -153,6 +153,7 @@ def test_every_check_that_flags_rows_has_a_plant() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FLAGGING if name not in ELSEWHERE])
+@pytest.mark.every(4)
 def test_a_planted_defect_is_found_at_its_row(
     name: str, settings: CheckSettings, valid_rows: list[Row], tmp_path: Path
 ) -> None:
