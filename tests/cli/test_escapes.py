@@ -103,12 +103,13 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["PAIRS", "C", "--to", HOSTILE],
     ],
 }
-# Every command once with rows and runs that are hostile, and every hostile argument, stay in `make test`.
+# Every command once with rows and runs that are hostile, and every hostile argument, stay in `make test`; but
+# for an export, which takes seconds.
 CASES = [
     pytest.param(
         [*command.split(), *words],
         id=f"{command} {number}",
-        marks=[pytest.mark.long] if number and HOSTILE not in "".join(words) else [],
+        marks=[pytest.mark.long] if (number or command == "export") and HOSTILE not in "".join(words) else [],
     )
     for command, every in COMMANDS.items()
     for number, words in enumerate(every)

@@ -255,6 +255,7 @@ def when(log: Path, notice: str, act: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+@pytest.mark.every(2)
 def test_the_first_signal_lets_the_worker_save(number: int, code: int):
     log = Path("runs/dpo/events.jsonl")
     with subprocess.Popen(

@@ -85,6 +85,7 @@ def test_of_two_commands_on_one_new_name_one_trains(betas: tuple[str, str]):
     assert f"beta: {betas[winner]}" in run.recipe.read_text()
 
 
+@pytest.mark.long
 def test_without_a_name_both_train():
     commands = [started("late") for _ in range(2)]
     until(lambda: Path("runs/dpo-2").exists())

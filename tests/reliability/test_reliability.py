@@ -30,6 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kills.Whole]:
         yield made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "count"), [("save", 2), ("reference", 1)])
 def test_a_killed_run_ends_as_one_that_nobody_killed(
     tmp_path: Path, whole: kills.Whole, kind: str, count: int

@@ -257,7 +257,7 @@ def test_mlx_lm_loads_the_adapter_and_computes_the_same(
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.every(2)
+@pytest.mark.long
 def test_a_run_resumed_in_one_process_takes_the_same_steps(
     compiled: bool, tmp_path: Path, pairs: Path, tiny_model: Path
 ) -> None:
