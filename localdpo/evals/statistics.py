@@ -13,16 +13,15 @@ from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from scipy.special import expit
+from scipy.special import bdtr, expit, ndtr, ndtri, stdtrit
 
 Floats: TypeAlias = "NDArray[np.float64]"
 
 CONFIDENCE: Final = 0.95
 POWER: Final = 0.8
 # The normal quantiles of a two-sided interval (1.96), and of the power of a test.
-_Z: Final = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
-_Z_POWER: Final = float(stats.norm.ppf(POWER))
+_Z: Final = float(ndtri(0.5 + CONFIDENCE / 2))
+_Z_POWER: Final = float(ndtri(POWER))
 RESAMPLES: Final = 10_000
 STRENGTH_RESAMPLES: Final = 1000
 # Weight of ridge/2 w^2 in logistic models, which keeps them finite when one model wins everything.
@@ -85,11 +84,13 @@ def win_rate(scores: ArrayLike) -> Estimate:
 
 
 def sign_test(scores: ArrayLike) -> SignTest:
-    """Whether more prompts were won than lost: scipy's binomtest of #(s > 1/2) in #(s != 1/2) against 1/2."""
+    """Whether more prompts were won than lost: the exact test of #(s > 1/2) in #(s != 1/2) against 1/2.
+
+    Of this symmetric distribution both tails are twice the shorter one.
+    """
     s = _scores(scores)
     wins, losses = int((s > 0.5).sum()), int((s < 0.5).sum())
-    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return SignTest(wins, losses, float(p))
+    return SignTest(wins, losses, min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5))))
 
 
 def prompts_needed(rate: float) -> int | None:
@@ -154,7 +155,7 @@ def paired_difference(
     if n < FEWEST_RESAMPLED:
         return Estimate(value, None, None)
     means = bootstrap_sums(difference[:, None], seed=seed, resamples=resamples)[:, 0] / n
-    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+    tail = ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
     low, high = percentiles(means, 1 - 2 * float(tail))
     return Estimate(value, float(low), float(high))
 
