@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +23,8 @@ def records(name: str | Path) -> list[Any]:
 
 
 def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+    import datasets
+
     lines = "\n".join(json.dumps(row) for row in ROWS)
     (tmp_path / "a.jsonl").write_text(lines)
     (tmp_path / "b.json").write_text(json.dumps(ROWS, indent=2))
@@ -98,6 +99,8 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
 def test_a_table_of_text_is_refused_with_the_line_that_converts_it(
     tmp_path: Path, suffix: str, between: str
 ) -> None:
+    import datasets
+
     table = tmp_path / f"a{suffix}"
     table.write_text(f'prompt{between}chosen\nq{between}"a{between} b"\n')
     with pytest.raises(UserError, match="cannot read a") as refused:
@@ -109,6 +112,8 @@ def test_a_table_of_text_is_refused_with_the_line_that_converts_it(
 
 
 def test_files_and_folders_that_are_no_data(tmp_path: Path) -> None:
+    import datasets
+
     (tmp_path / "a.txt").write_text("prompt")
     with pytest.raises(UserError, match=r"cannot read a \.txt file; expected \.jsonl.*parquet$"):
         open_source(str(tmp_path / "a.txt"))
@@ -145,9 +150,11 @@ def test_demo_names_go_through_the_table_of_names() -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What `datasets` was asked for; it answers with ROWS, and with its own error for org/missing."""
+    import datasets
+
     asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(repository: str, config: str | None, *, split: str) -> datasets.Dataset:
+    def load_dataset(repository: str, config: str | None, *, split: str) -> Any:
         asked.append((repository, config, split))
         if repository == "org/missing":
             raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/missing' doesn't exist\non the Hub")
@@ -200,6 +207,8 @@ def test_what_looks_like_a_file_is_never_looked_up_on_the_hub(
 
 
 def test_rows_of_a_data_set_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
     monkeypatch.setattr(sources, "_READ_ROWS", 2)
     datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "f"))
     rows = open_source(str(tmp_path / "f")).rows()

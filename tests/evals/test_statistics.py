@@ -1,18 +1,16 @@
-"""Every formula against an oracle, and what swapping the two models must do."""
+"""Every formula against an oracle, and what swapping the two models must do.
+
+The oracles' packages take seconds to import, and every process that tests imports this module.
+"""
 
 from __future__ import annotations
 
 import math
 
-import choix
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
-from statsmodels.stats.inter_rater import cohens_kappa
-from statsmodels.stats.proportion import proportion_confint
 
 from localdpo.evals import statistics as stat
 
@@ -23,6 +21,8 @@ SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_
 
 @pytest.mark.parametrize(("wins", "n"), [(0, 1), (1, 1), (31, 50), (124, 200), (62.5, 100), (5000, 9000)])
 def test_wilson_is_statsmodels_wilson(wins: float, n: int) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
     found = stat.wilson(wins / n, n)
     low, high = proportion_confint(wins, n, method="wilson")
     assert found.value == wins / n
@@ -64,10 +64,12 @@ def test_one_sided_and_all_tied_results_do_not_crash(verdict: float) -> None:
 
 
 def test_the_sign_test_leaves_ties_out() -> None:
+    from scipy.stats import binomtest
+
     scores = [1.0] * 30 + [0.75] * 5 + [0.5] * 100 + [0.25] * 2 + [0.0] * 8
     found = stat.sign_test(scores)
     assert (found.wins, found.losses) == (35, 10)
-    assert found.p == pytest.approx(stats.binomtest(35, 45).pvalue)
+    assert found.p == pytest.approx(binomtest(35, 45).pvalue)
 
 
 @pytest.mark.parametrize("scores", [[], [[0.5]], [1.2], [math.nan]])
@@ -119,6 +121,8 @@ def test_bias_has_the_sign_of_the_side_preferred(counts: list[tuple[int, int]]) 
 
 
 def test_a_paired_difference_has_the_interval_of_scipys_bootstrap() -> None:
+    from scipy import stats
+
     rng = np.random.default_rng(3)
     a, b = rng.random(120), rng.random(120) + 0.1
     found = stat.paired_difference(a, b, seed=1)
@@ -161,6 +165,8 @@ def test_small_samples_are_covered_nearly_as_often_as_promised(n: int) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=60))
 def test_kappa_is_statsmodels_kappa(ratings: list[tuple[int, int]]) -> None:
+    from statsmodels.stats.inter_rater import cohens_kappa
+
     one, other = zip(*ratings, strict=True)
     found = stat.quadratic_kappa(one, other, [1, 2, 3, 4, 5])
     table = np.zeros((5, 5))
@@ -188,6 +194,8 @@ def drawn(n: int, theta: float, phi: float, seed: int = 0) -> tuple[np.ndarray, 
 
 
 def test_length_control_is_statsmodels_logit_without_the_ridge() -> None:
+    import statsmodels.api as sm
+
     s, d = drawn(400, 0.3, 1.0)
     s[:100] = 0.5
     x = np.tanh(d / d.std())
@@ -256,6 +264,8 @@ def tables(n: int, seed: int = 0) -> np.ndarray:
 
 
 def test_strengths_are_choix_strengths_without_the_ridge() -> None:
+    import choix
+
     wins = tables(300).sum(axis=0)
     oracle = choix.ilsr_pairwise_dense(wins, max_iter=10_000, tol=1e-13)
     assert stat.strengths(wins, ridge=0.0) == pytest.approx(oracle - oracle[0], abs=1e-6)
