@@ -32,7 +32,7 @@ from localdpo.model.backend import choose_device  # noqa: E402
 
 choose_device()
 # How long a case takes says how busy the machine is.
-settings.register_profile("suite", deadline=None, max_examples=40)
+settings.register_profile("suite", deadline=None, max_examples=25)
 settings.register_profile("long", deadline=None, max_examples=400)
 settings.load_profile("suite")
 

@@ -139,7 +139,7 @@ def test_log_probabilities_are_those_of_every_model(tiny_model: Path, run: RunDi
 
 
 def test_records_say_length_and_end(run: RunDir) -> None:
-    found = answered(run, rows(12), Sampling(80, 3.0, 1))
+    found = answered(run, rows(6), Sampling(80, 3.0, 1))
     records = [record for each in found.values() for record in each]
     assert {record.finished for record in records} == {True, False}
     for record in records:
@@ -198,7 +198,7 @@ def test_a_prompt_that_comes_twice_is_drawn_twice() -> None:
 def prefixes(whole: bytes) -> Iterator[bytes]:
     """What kills may have left: cut after some lines, and within some."""
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for end in [*ends[::6], *(end - 9 for end in ends[1::7])]:
+    for end in [*ends[::9], *(end - 9 for end in ends[1::11])]:
         yield whole[:end]
 
 

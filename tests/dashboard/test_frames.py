@@ -105,9 +105,8 @@ def test_frames(run: RunDir, monkeypatch: pytest.MonkeyPatch, screen: str, colou
 def coloured(app: DashboardApp) -> set[str]:
     """The colours of the frame that are no grey."""
     found = set()
-    for y in range(app.size.height):
-        for strip_segment in app.screen._compositor.render_strips()[y]:
-            style = strip_segment.style
+    for strip in app.screen._compositor.render_strips():
+        for style in (segment.style for segment in strip):
             for colour in (style.color, style.bgcolor) if style is not None else ():
                 if colour is not None and colour.triplet is not None and len(set(colour.triplet)) > 1:
                     found.add(str(colour.triplet))

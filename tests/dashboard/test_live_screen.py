@@ -583,7 +583,7 @@ def test_any_size_at_any_moment(run: RunDir):
     app = make_app(run)
 
     async def act(pilot: Pilot[None]) -> None:
-        for number in range(12):
+        for number in range(6):
             await resize(pilot, numbers.randint(1, 110), numbers.randint(1, 38))
             if number % 3 == 0:
                 await press(

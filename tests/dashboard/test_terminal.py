@@ -22,7 +22,7 @@ from localdpo.records.rundir import RunDir
 ROOT = Path(__file__).parents[2]
 # Small and quick, and long enough to press some keys meanwhile.
 SHORT = (
-    *("train.batch_size=1", "data.limit=32", "train.epochs=3", "save.every=10"),
+    *("train.batch_size=1", "data.limit=24", "train.epochs=3", "save.every=10"),
     *("eval.every=40", "eval.pairs=2", "eval.samples=1", "eval.max_tokens=4", "eval.kl_pairs=0"),
 )
 STEP = re.compile(r"step ([\d,]+)/")
@@ -118,7 +118,7 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
     tmux.press("p")
     paused = tmux.until(lambda screen: "paused" in screen.splitlines()[1])
     count = len(read_events(run.events))
-    time.sleep(1.0)
+    time.sleep(0.5)
     assert step_of(tmux.screen()) == step_of(paused)
     assert len(read_events(run.events)) == count
     tmux.press("p")

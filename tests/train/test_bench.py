@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = bench.SHAPES["tiny"] | {
 @pytest.mark.slow
 def test_a_shape_is_measured_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.SHAPES, "small", SMALL)
+    monkeypatch.setattr(bench, "matmul_rate", lambda dtype: (1e12, 1024))
     workload = bench.Workload(batch_size=2, prompt_tokens=24, response_tokens=16, steps=2, generated=4)
     ways = (bench.Way(False, False), bench.Way(True, False))
     lines: list[str] = []

@@ -159,7 +159,7 @@ def random_script(seed: int) -> Script:
     return script
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("LOCALDPO_TEST_TRIALS", 3))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LOCALDPO_TEST_TRIALS", 2))))
 def test_random_commands_leave_the_weights_of_an_undisturbed_run(
     seed: int, tmp_path: Path, recipe: str, alone: tuple[dict[str, np.ndarray], list[Any]]
 ) -> None:
@@ -229,6 +229,7 @@ def test_what_comes_while_the_rest_is_refused_is_refused_too(tmp_path: Path, rec
     assert os.listdir(run.control) == []
 
 
+@pytest.mark.usefixtures("alone")  # which has scored the reference
 def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, recipe: str) -> None:
     """A checkpoint in the middle of an evaluation would lack its metrics; a pause is obeyed there."""
     run = RunDir(tmp_path / "run")
@@ -244,7 +245,6 @@ def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, re
             (run.control / "2.json").write_text('{"command": "pause"}')
         return sums(*arguments)
 
-    whole_run(tmp_path / "scored", recipe, {})
     session.objective.sums = scripted_sums  # type: ignore[method-assign]
     life(session, run, {})
     kinds = [event.type for event in read_events(run.events)]
@@ -256,6 +256,7 @@ def test_what_waits_for_the_end_of_an_evaluation_is_done_then(tmp_path: Path, re
     ]
 
 
+@pytest.mark.usefixtures("alone")
 def test_what_a_pause_in_the_middle_of_an_evaluation_holds_up_is_refused(tmp_path: Path, recipe: str) -> None:
     """Whoever asked would wait as long as the pause, with no word of why."""
     run = RunDir(tmp_path / "run")
@@ -268,7 +269,6 @@ def test_what_a_pause_in_the_middle_of_an_evaluation_holds_up_is_refused(tmp_pat
         (run.control / "1.json").write_text('{"command": "pause"}')
         return sums(*arguments)
 
-    whole_run(tmp_path / "scored", recipe, {})
     session.objective.sums = paused  # type: ignore[method-assign]
     life(session, run, {"rest": ["checkpoint", "evaluate", "resume", "evaluate"], "step:1": ["checkpoint"]})
     assert answers(run)[:5] == [

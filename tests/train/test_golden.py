@@ -1,4 +1,4 @@
-"""Steps of DPO on the demo model, against the fifty that are written down in golden_dpo.json: the first 15 in
+"""Steps of DPO on the demo model, against the fifty that are written down in golden_dpo.json: the first 10 in
 `make test`, all in `make test-long`.
 
 Whatever changes the numbers of training fails here: the order of batches, the tokens that are scored, the
@@ -89,7 +89,7 @@ def write_golden(found: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(600)  # minutes without OpenBLAS, seconds with it
 @pytest.mark.skipif(device_name() != "cpu", reason="the golden steps are those of the CPU backend in float32")
-@pytest.mark.parametrize("count", [15, pytest.param(STEPS, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [10, pytest.param(STEPS, marks=pytest.mark.long)])
 def test_the_steps_are_the_golden_ones(tmp_path: Path, own_cache: Path, count: int) -> None:
     found = trajectory(tmp_path / "run", count)
     if os.environ.get(UPDATE) == "1" and count == STEPS:
