@@ -1,4 +1,4 @@
-"""A few trials of most series; `make soak` runs all of them in full.
+"""A few trials of most series, in `make test-long`; `make soak` runs all of them in full.
 
 Kills at other moments are in train/test_worker.py, two commands on one folder in cli/test_train_twice.py.
 """
