@@ -6,6 +6,7 @@ python recipes/smollm2/perplexity.py RUN
 import math
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from localdpo.answering.contestants import Contestants, contestants
 from localdpo.model.backend import prepare
@@ -37,11 +38,11 @@ def main(name: str) -> None:
         say(f"  {label}: {value:.3f} ({100 * (value / first - 1):+.1f}%)")
 
 
-def loss(model, row: list[int]) -> float:
+def loss(model: Any, row: list[int]) -> float:
     """Negative log-likelihood in nats of a text's tokens but the first."""
     logits_TV = model(mx.array([row]))[0, :-1].astype(mx.float32)
     picked_T = mx.take_along_axis(logits_TV, mx.array(row[1:])[:, None], axis=-1)[:, 0]
-    return (mx.logsumexp(logits_TV, axis=-1) - picked_T).sum().item()
+    return cast(float, (mx.logsumexp(logits_TV, axis=-1) - picked_T).sum().item())
 
 
 if __name__ == "__main__":
