@@ -15,7 +15,7 @@ from textual.widgets import Input
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import keys_of
-from localdpo.dashboard.screens.dialogs import NoticesScreen
+from localdpo.dashboard.screens.dialogs import JumpScreen, NoticesScreen
 from localdpo.dashboard.system import SystemMonitor, SystemUsage
 from localdpo.dashboard.widgets.chart import LineChart
 from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
@@ -367,6 +367,10 @@ def test_a_letter_goes_to_a_chart_or_the_log_and_another_key_nowhere(run: RunDir
         assert app.focused.name == charts(app)[2]
         await press(pilot, "j", "1")
         assert app.screen_name == "live"
+        await press(pilot, "j")
+        assert isinstance(app.screen, JumpScreen)
+        await resize(pilot, 118, 36)
+        await until(pilot, lambda: not isinstance(app.screen, JumpScreen))
         assert app.focused is not None
         await press(pilot, "j", "j")
         log = app.focused

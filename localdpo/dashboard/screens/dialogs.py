@@ -14,6 +14,7 @@ from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.containers import Vertical, VerticalScroll
+from textual.geometry import Size
 from textual.screen import ModalScreen, ScreenResultType
 from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
@@ -184,12 +185,19 @@ class JumpScreen(Box[Widget]):
     def __init__(self, targets: Sequence[Widget]) -> None:
         super().__init__()
         self._targets = dict(zip(_LETTERS, targets, strict=False))
+        self._arranged: Size | None = None
 
     def compose(self) -> ComposeResult:
         for letter, target in self._targets.items():
             label = Static(f" {letter} ", classes="jump")
             label.styles.offset = target.region.offset
             yield label
+
+    def on_resize(self) -> None:
+        """Leave where the parts have moved."""
+        if self._arranged not in (None, self.size):
+            self.dismiss()
+        self._arranged = self.size
 
     def on_key(self, event: events.Key) -> None:
         event.stop()
