@@ -127,10 +127,12 @@ class ChatScreen(Screen[None]):
             for place in range(len(self._talk.models)):
                 yield TextPanel(f"chat-{place}")
         yield QuestionLine(id="question", placeholder="ask something; enter sends it", compact=True)
-        footer = (
-            f"{key_name(key.key, app_of(self).abilities.unicode)} {key.label}" for key in KEYS if key.footer
-        )
-        yield Static(Text("  ".join(footer), no_wrap=True), id="chat-keys")
+        app, footer = app_of(self), Text(no_wrap=True)
+        for key in KEYS:
+            if key.footer:
+                footer.append(key_name(key.key, app.abilities.unicode), f"bold {app.palette.chosen}")
+                footer.append(f" {key.label}  ", app.palette.muted)
+        yield Static(footer, id="chat-keys")
 
     def on_mount(self) -> None:
         self.set_interval(_DRAW_SECONDS, self._draw)
@@ -215,9 +217,10 @@ class ChatScreen(Screen[None]):
         palette, text = app_of(self).palette, Text()
         answers = self._talk.answers[name]
         for turn, question in enumerate(self._talk.questions):
-            text.append(f"> {clean(question)}\n", f"bold {palette.chosen}")
+            gap = "\n\n" if turn else ""
+            text.append(f"{gap}> {clean(question)}", f"bold {palette.chosen}")
             if turn < len(answers):
-                text.append(f"{clean(answers[turn].text)}\n\n")
+                text.append(f"\n{clean(answers[turn].text)}")
         return text
 
     def _said(self, name: str) -> str:
