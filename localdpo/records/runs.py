@@ -172,13 +172,21 @@ class RunReader:
 
 
 def read_summaries(runs_dir: str | Path, note: Note) -> list[RunSummary]:
-    """The summary of every run in `runs_dir`, the latest first; `note` gets a line for each damaged log."""
-    readers = [RunReader(run) for run in list_runs(runs_dir)]
-    for reader in readers:
-        reader.refresh()
+    """The summary of every run in `runs_dir`, the latest first; `note` gets a line for each damaged log.
+
+    A run whose log may not be read is left out; the line says so.
+    """
+    summaries = []
+    for reader in (RunReader(run) for run in list_runs(runs_dir)):
+        try:
+            reader.refresh()
+        except OSError as error:
+            note(f"{reader.run.events}: cannot be read ({error.strerror}); the run is left out")
+            continue
         if (damage := reader.damage()) is not None:
             note(damage)
-    return [reader.summary for reader in readers]
+        summaries.append(reader.summary)
+    return summaries
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from logged import event, started, step
 
+from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir
-from localdpo.records.runs import summarise
+from localdpo.records.runs import RunReader, read_summaries, summarise
 
 
 def test_the_summary_of_a_run():
@@ -30,3 +34,24 @@ def test_the_summary_of_a_resumed_run_forgets_what_is_done_again():
 def test_the_summary_of_nothing():
     summary = summarise(RunDir("dpo"), [], running=False)
     assert (summary.state, summary.step, summary.total, summary.updated) == ("new", 0, None, None)
+
+
+def test_a_log_that_may_not_be_read_hides_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        RunDir(tmp_path / name).path.mkdir()
+        RunDir(tmp_path / name).recipe.write_text("model: m\n")
+        with EventWriter(RunDir(tmp_path / name).events) as log:
+            log.write("step", 1)
+    refresh = RunReader.refresh
+
+    def refuse(self: RunReader) -> bool:
+        if self.run.name == "a":
+            raise PermissionError(13, "Permission denied")
+        return refresh(self)
+
+    monkeypatch.setattr(RunReader, "refresh", refuse)
+    said: list[str] = []
+    assert [summary.name for summary in read_summaries(tmp_path, said.append)] == ["b"]
+    assert said == [f"{tmp_path}/a/events.jsonl: cannot be read (Permission denied); the run is left out"]
