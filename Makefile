@@ -7,7 +7,7 @@
 # make test-lowest  those of test-fast at the lowest versions that pyproject.toml allows, in .venv-lowest
 # make lint    all of that but the tests
 # make test-trackers  what real trackers keep of a run, read back; in a folder .venv-trackers of its own
-# make bench   speed and memory, measured in tests/benchmarks
+# make bench   speed and memory, measured in tests/benchmarks (other trainers: tests/benchmarks/peers.py)
 # make docs    the pages of docs/ as a site, in build/site
 # make soak    that, and kills, full disks, damage, races and long runs in full: over an hour, one table
 # make clean   remove .venv and caches; runs/ stays
