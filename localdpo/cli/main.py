@@ -150,7 +150,8 @@ def _expected(context: typer.Context) -> str:
     commands = getattr(context.command, "commands", None)
     if commands:
         return f"expected one of {', '.join(commands)}"
-    return f"expected `{context.get_usage().removeprefix('Usage: ')}`"
+    # A long one comes in indented lines.
+    return f"expected `{' '.join(context.get_usage().split()).removeprefix('Usage: ')}`"
 
 
 def _command_words() -> str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from localdpo.cli.options import RunsDirOption
 from localdpo.core.errors import UserError
+
+_PATIENCE_SECONDS: Final = 2.0
 
 
 def mcp(runs_dir: RunsDirOption = Path("runs")) -> None:
@@ -16,5 +24,26 @@ def mcp(runs_dir: RunsDirOption = Path("runs")) -> None:
     from localdpo.api.tools import make_server
     from localdpo.out import raw_stdout
 
+    when_closed(os.dup(0), _end)
     with raw_stdout():
         make_server(runs_dir).run()
+
+
+def when_closed(fd: int, act: Callable[[], None]) -> None:
+    """Act, in a thread, when nobody can write any more to what is read at `fd`; nothing is read here."""
+    poll = select.poll()
+    poll.register(fd, 0)  # closing is told unasked
+
+    def wait() -> None:
+        poll.poll()
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _end() -> None:
+    """End this process although a tool may still work: its answer has no reader, and all that it wrote can be
+    resumed. Runs train on.
+    """
+    time.sleep(_PATIENCE_SECONDS)  # mostly the server has ended by then
+    os._exit(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from localdpo.core.errors import UserError
 SPEC_HELP = (
     "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports), constraints"
 )
+
+
+# In the first lines of every page (pages/templates/base.html.j2).
+PAGE_MARK: Final = b'<meta name="generator" content="localdpo">'
 
 
 def page_path(path: Path | None) -> Path | None:
@@ -24,6 +28,12 @@ def page_path(path: Path | None) -> Path | None:
             raise UserError(f"--html {path}: a page is written here; give a file name that ends in .html")
         if not path.parent.is_dir():
             raise UserError(f"--html {path}: the folder {path.parent} does not exist")
+        if path.exists():
+            with path.open("rb") as file:
+                if PAGE_MARK not in file.read(1024):
+                    raise UserError(
+                        f"--html {path}: exists already and is no page of localdpo; name another file"
+                    )
     return path
 
 

@@ -453,8 +453,13 @@ def run_of(checkpoint: Path) -> RunDir | None:
 
 
 def list_runs(runs_dir: str | Path) -> list[RunDir]:
-    """Every run in `runs_dir`, the most recently active first; empty if there is no such folder."""
+    """Every run in `runs_dir`, the most recently active first; empty if there is no such folder.
+
+    Raises UserError if it is a file.
+    """
     root = Path(runs_dir)
+    if root.is_file():
+        raise UserError(f"{root}: is a file; name the folder of the runs")
     if not root.is_dir():
         return []
     runs = [RunDir(path) for path in root.iterdir() if not path.name.startswith(".")]

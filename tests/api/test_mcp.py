@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from command import localdpo
 from tiny_folders import make_adapter, recipe_text, write_pairs
 
 from localdpo.api import training
+from localdpo.cli.mcp import when_closed
 from localdpo.core.atomic import write_manifest
 from localdpo.launch.processes import start_worker
 from localdpo.recipe.load import dump_recipe, load_recipe
@@ -26,6 +29,16 @@ def test_without_the_package_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     done = localdpo("mcp")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: mcp needs the package mcp: pip install 'localdpo[mcp]'\n"
+
+
+def test_a_client_that_vanishes_is_noticed_although_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    closed = threading.Event()
+    when_closed(reader, closed.set)
+    os.write(writer, b"unread")
+    assert not closed.wait(0.05)
+    os.close(writer)
+    assert closed.wait(10)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from command import localdpo
 
 from localdpo.cli import main
+from localdpo.core.names import PROGRAM_SWITCH
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +97,13 @@ def test_every_usage_mistake_is_one_error_line(words: str):
         assert done.stderr.startswith("error: ")
         assert done.stderr.endswith(f"; see `localdpo {words} --help`\n")
         assert done.stderr.count("\n") == 1
+
+
+def test_a_long_name_of_the_program_makes_no_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROGRAM_SWITCH, f"/{'long/' * 20}localdpo")
+    error = localdpo("train", "--nope").stderr
+    assert "localdpo train [OPTIONS] [RECIPE] [KEY=VALUE]...`" in error
+    assert "  " not in error
 
 
 @pytest.mark.parametrize(

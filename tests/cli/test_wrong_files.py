@@ -119,4 +119,8 @@ def test_a_page_replaces_no_file_that_is_none(
         assert (code, errors.count("\n")) == (2, 1), errors
         assert errors.startswith(f"error: --html {place}: "), errors
         assert problem in errors
+    (folder / "thesis.html").write_text("<!doctype html>mine")
+    code, errors = said([*command, "--html", "thesis.html"])
+    assert (code, "exists already and is no page of localdpo" in errors) == (2, True), errors
+    (folder / "thesis.html").unlink()
     assert (folder / "pairs.jsonl").read_bytes() == before

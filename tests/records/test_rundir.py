@@ -280,6 +280,9 @@ def test_runs_are_listed_by_their_last_activity(tmp_path: Path):
 
 def test_no_runs_is_said(tmp_path: Path):
     assert list_runs(tmp_path / "missing") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is a file; name the folder of the runs"):
+        list_runs(tmp_path / "file")
     with pytest.raises(UserError, match="no runs here"):
         find_run(tmp_path / "missing")
 
