@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.data.encode import require_unicode
 from localdpo.data.prompts import PromptRow, read_prompt_rows
 from localdpo.data.types import Kind
 from localdpo.recipe.load import load_recipe
@@ -40,6 +41,8 @@ def choose_prompts(
 
     The second value says where they come from. Raises UserError(s) for a file without usable prompts.
     """
+    for text in texts:
+        require_unicode(text)
     given = [PromptRow(text) for text in dict.fromkeys(texts)]
     if file is None and given:
         return given, GIVEN

@@ -372,6 +372,12 @@ def prompt_key(ids: NDArray[np.int32] | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(bytes(ids), digest_size=7).digest())
 
 
+def require_unicode(prompt: str) -> None:
+    """Raise UserError for a prompt with what Python makes of bytes that are not UTF-8."""
+    if broken := SURROGATE.search(prompt):
+        raise UserError(f"prompt: {ascii(broken[0])[1:-1]} is no valid Unicode; give the text as UTF-8")
+
+
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Side,
@@ -394,8 +400,7 @@ def encode_prompt(
         rendered = Renderer(tokenizer, template).render_prompt(prompt, tools, template_kwargs, responses)
     except RowSkip as drop:
         raise UserError(f"prompt: {drop.reason}") from drop
-    if broken := SURROGATE.search(rendered.prompt):
-        raise UserError(f"prompt: {ascii(broken[0])[1:-1]} is no valid Unicode; give the text as UTF-8")
+    require_unicode(rendered.prompt)
     ids = tokens.started(rendered, tokens.encode([rendered.prompt])[0])
     if not ids:
         if tokens.bos is None:

@@ -37,6 +37,8 @@ def test_given_prompts_come_first_then_those_of_the_file(tmp_path: Path) -> None
     assert [row.prompt for row in alone] == ["mine"]
     assert source == "given prompts"
     assert len(choose_prompts(run, str(file), [], None)[0]) == 3
+    with pytest.raises(UserError, match="is no valid Unicode; give the text as UTF-8"):
+        choose_prompts(run, None, ["a\udcff"], 2)
 
 
 def test_the_id_of_a_prompt_is_a_hash_of_it(tmp_path: Path) -> None:
