@@ -22,6 +22,7 @@ from localdpo.cli.doctor import doctor
 from localdpo.cli.eval import evaluate
 from localdpo.cli.export import export
 from localdpo.cli.generate import generate
+from localdpo.cli.hosts import hosts
 from localdpo.cli.import_model import import_model
 from localdpo.cli.init import init, schema
 from localdpo.cli.inspect import inspect
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 app.command()(init)
 app.command()(train)
+app.command()(hosts)
 app.command()(ctl)
 app.command()(watch)
 app.add_typer(runs_group)

@@ -12,6 +12,7 @@ import typer
 from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.core.names import program
+from localdpo.core.process import launched_rank
 from localdpo.out import note, print_json
 from localdpo.records.rundir import RunDir
 
@@ -65,10 +66,18 @@ def train(
             raise UserError("--dry-run prints a text: leave out --json")
         show_dry_run(request)
         return
+    rank = launched_rank()
+    if rank:
+        from localdpo.train.follow import follow
+
+        file = request.recipe if isinstance(request.recipe, Path) else None
+        raise typer.Exit(follow(file, request.overrides))
     from localdpo.launch.begin import open_run
 
     found = open_run(request, note)
     if found.status() == "finished":
+        if rank is not None:
+            raise UserError(f"{found.path} is finished: the other ranks have nothing to do")
         say_finished(found, as_json)
         return
     from localdpo.records.checkpoints import restart_note

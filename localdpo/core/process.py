@@ -120,6 +120,16 @@ def handle_once(number: int, handler: Callable[[int, FrameType | None], None]) -
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+# What `mlx.launch` and mpirun call a process's rank in its environment.
+_RANK_VARIABLES: Final = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def launched_rank() -> int | None:
+    """The rank that `mlx.launch` or mpirun started this process as; None where it was started alone."""
+    given = [os.environ[name] for name in _RANK_VARIABLES if name in os.environ]
+    return int(given[0]) if given and given[0].isdigit() else None
+
+
 def find_openblas() -> str | None:
     """File name of the system's OpenBLAS, or None (always None off Linux, or when switched off).
 

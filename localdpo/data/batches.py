@@ -116,9 +116,20 @@ def deal_micro(indices: ArrayLike, lengths: ArrayLike, micro_batch_size: int) ->
 
 def dealt(rows: int, micro_batch_size: int) -> NDArray[np.int64]:
     """The micro-batch of each of `rows` rows, longest first, int64[rows]: dealt forth and back."""
-    count = -(-rows // micro_batch_size)
+    return dealt_to(rows, -(-rows // micro_batch_size))
+
+
+def dealt_to(rows: int, count: int) -> NDArray[np.int64]:
+    """Which of `count` shares each of `rows` rows, longest first, goes to, int64[rows]: forth and back."""
     turn, place = np.divmod(np.arange(rows, dtype=np.int64), max(1, count))
     return np.where(turn % 2 == 0, place, count - 1 - place)
+
+
+def shares(indices: ArrayLike, lengths: ArrayLike, count: int) -> list[NDArray[np.int64]]:
+    """The rows of one batch dealt out to `count` ranks, each with about as many tokens; some may get none."""
+    ordered = _longest_first(indices, lengths)
+    share = dealt_to(len(ordered), count)
+    return [ordered[share == i] for i in range(count)]
 
 
 def pack(lengths: NDArray[np.int64], tokens: int, most: int) -> NDArray[np.int64]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
+from localdpo.core.differing import differing
 from localdpo.core.errors import UserError
-from localdpo.launch.recipediff import differing, options_of
+from localdpo.launch.recipediff import options_of
 from localdpo.recipe.load import dump_recipe, follow_links, load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled

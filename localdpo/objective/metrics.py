@@ -37,6 +37,10 @@ class Sums:
             self._sums[name] = (numerator + float(pair[0]), denominator + float(pair[1]))
         return self
 
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """What was added up so far, by name."""
+        return dict(self._sums)
+
     def means(self) -> dict[str, float]:
         means = {name: total / weight for name, (total, weight) in self._sums.items() if weight != 0.0}
         chosen, rejected = means.get("rewards/chosen"), means.get("rewards/rejected")

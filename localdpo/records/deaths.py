@@ -37,6 +37,12 @@ class Death:
 # The most telling first.
 DEATHS: Final = (
     Death(
+        re.compile(r"rank( [0-9]+ \([^\n]*\))? was lost"),
+        "its process was killed or crashed, or its machine is gone",
+        "resume on the machines that are there; the batch stays the same on any number of ranks",
+        "start the ranks again",
+    ),
+    Death(
         re.compile(r"metal::malloc\] Resource limit"),
         "the GPU driver has no room for more arrays",
         "resume from the last checkpoint: a new process has none; "

@@ -30,6 +30,7 @@ from localdpo.train import unpaired
 from localdpo.train.data import NOTHING_HELD_OUT, Feed, Progress, Rows, open_rows, visited
 from localdpo.train.evaluator import WatchedPrompt
 from localdpo.train.fit import fit
+from localdpo.train.ranks import ALONE, Ranks
 from localdpo.train.reference import MovingReference, ReferenceScores, moving_reference, open_scores
 from localdpo.train.step import Objective, Schedule, length_note, make_schedule
 from localdpo.train.unpaired import KLBaseline
@@ -62,6 +63,7 @@ class Session:
         moving: the reference that follows the policy, if the recipe syncs it.
         baseline: computes the KL baseline, for a loss that reads it.
         feed: the micro-batches of the training steps.
+        ranks: with which it is trained.
     """
 
     recipe: Recipe
@@ -86,6 +88,13 @@ class Session:
     moving: MovingReference | None
     baseline: KLBaseline | None
     feed: Feed
+    ranks: Ranks = ALONE
+
+    @property
+    def scored_ahead(self) -> list[ReferenceScores]:
+        """The reference scores that are complete before the first step."""
+        ahead = [self.train_scores] if self.recipe.train.reference == "ahead" else []
+        return [scores for scores in (*ahead, self.valid_scores) if scores is not None]
 
     @property
     def compiled(self) -> bool:
@@ -97,10 +106,16 @@ class Session:
         return self.config.to_json(self.recipe.model)
 
 
-def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | None = None) -> Session:
+def assemble(
+    recipe: Recipe,
+    backend: Backend,
+    note: Note,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> Session:
     """Load and check everything a run needs; `note` is called with each line that a person should read.
 
-    `progress`: see open_rows.
+    `progress`: see open_rows. `ranks`: that train it together, all of which assemble it at the same time.
 
     Raises:
         UserError, UserErrors: anything the recipe names that is missing or does not fit.
@@ -112,6 +127,12 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     if lora.dequantises(base.model):
         note(lora.DORA_NOTE)
     train, valid = open_rows(recipe, base.tokenizer, progress)
+    if ranks.size > recipe.train.batch_size:
+        raise UserError(
+            f"train.batch_size: {recipe.train.batch_size} rows a step are too few for {ranks.size} ranks; "
+            "each needs one at least"
+        )
+    train = replace(train, rank=ranks.rank, ranks=ranks.size)
     forward = Forward(
         base.model,
         split=recipe.loss.splits_responses,
@@ -138,7 +159,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
     if recipe.loss.spec.needs_reference and moving is None:
         drawn = visited(train, recipe.train.batch_size, recipe.train.seed, schedule.total)
         train_scores, valid_scores = (
-            open_scores(recipe, base, backend, forward, rows, positions, batch=batch, note=note)
+            open_scores(recipe, base, backend, forward, rows, positions, batch=batch, note=note, ranks=ranks)
             for rows, positions in ((train, drawn), (valid, eval_positions))
         )
     baseline = None
@@ -149,6 +170,7 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
             max_length=recipe.train.max_length,
             # Not cut to what goes through a model together, as rows of the data are: all may be long.
             batch=scoring_rows(layout.micro, backend),
+            ranks=ranks,
         )
     objective = Objective(recipe.loss)
     return Session(
@@ -182,7 +204,9 @@ def assemble(recipe: Recipe, backend: Backend, note: Note, progress: Progress | 
             shapes=layout.shapes,
             reference=moving or train_scores,
             baseline=baseline,
+            ranks=ranks,
         ),
+        ranks=ranks,
     )
 
 

@@ -27,6 +27,7 @@ from localdpo.data.batches import (
     pack_micro,
     plan_shapes,
     rows_per_epoch,
+    shares,
     split_micro,
     steps_per_epoch,
 )
@@ -36,6 +37,7 @@ from localdpo.data.types import Batch
 from localdpo.model.forward import Forward, batch_arrays, filled, needed_shape
 from localdpo.model.memory import rows_in_pass
 from localdpo.recipe.schema import DataSource, Recipe, TrainSection, WeightedSource
+from localdpo.train.ranks import ALONE, Ranks
 from localdpo.train.step import BatchReference, Objective, StepArrays
 
 NOTHING_HELD_OUT: Final = "no rows are held out: nothing is evaluated; give data.valid"
@@ -48,11 +50,14 @@ class Rows:
     Attributes:
         indices: int64 [N], which rows of the mixture, ascending. Methods take and return positions in it.
         pad: token id that fills padded columns; it reaches no result.
+        rank, ranks: which share of the rows of a step is this process's, of how many.
     """
 
     store: Mixture
     indices: np.ndarray
     pad: int
+    rank: int = 0
+    ranks: int = 1
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,6 +86,15 @@ class Rows:
         epoch = step // steps_per_epoch(self.per_epoch, batch_size)
         return self.epoch(seed, epoch)[batch_rows(self.per_epoch, batch_size, seed, step)]
 
+    def shares(self, step: int, *, batch_size: int, seed: int) -> list[np.ndarray]:
+        """The positions of the step's rows, by rank."""
+        positions = self.drawn(step, batch_size=batch_size, seed=seed)
+        return [positions] if self.ranks == 1 else shares(positions, self.lengths(positions), self.ranks)
+
+    def own(self, step: int, *, batch_size: int, seed: int) -> np.ndarray:
+        """Those of the step's rows that this rank takes."""
+        return self.shares(step, batch_size=batch_size, seed=seed)[self.rank]
+
     def batch(self, positions: np.ndarray) -> Batch:
         """These rows as one padded batch."""
         chosen = self.indices[positions]
@@ -101,13 +115,13 @@ class Rows:
         shared: bool,
         packing: Packing | None = None,
     ) -> list[Batch]:
-        """The micro-batches of the 0-based `step`: a pure function of (seed, step).
+        """This rank's micro-batches of the 0-based `step`: a pure function of (seed, step, rank).
 
         Where prompts are shared, rows are laid in a line, so each has about as many tokens; otherwise rows of
         similar length come together, since they pad each other. Where lines have few shapes, `packing` says
         how much each holds, whatever `micro` is.
         """
-        positions = self.drawn(step, batch_size=batch_size, seed=seed)
+        positions = self.own(step, batch_size=batch_size, seed=seed)
         lengths = self.lengths(positions)
         if packing is not None:
             parts = pack_micro(positions, lengths, packing)
@@ -133,10 +147,12 @@ class Rows:
 
 
 class DrawnRows:
-    """The rows of a run's first steps as its micro-batches take them: longest first within each step."""
+    """The rows that this rank takes in a run's first steps, as its micro-batches take them: longest first
+    within each step.
+    """
 
     def __init__(self, rows: Rows, *, batch_size: int, seed: int, steps: int) -> None:
-        drawn = [rows.drawn(step, batch_size=batch_size, seed=seed) for step in range(steps)]
+        drawn = [rows.own(step, batch_size=batch_size, seed=seed) for step in range(steps)]
         self._sizes = [len(positions) for positions in drawn]
         step = np.repeat(np.arange(steps), self._sizes)
         positions = np.concatenate(drawn)
@@ -337,7 +353,7 @@ def _at_intervals(progress: Progress) -> Progress:
 
 
 class Feed:
-    """The micro-batches of each training step, and their arrays.
+    """This rank's micro-batches of each training step, and their arrays.
 
     Args:
         micro: rows in memory at once.
@@ -357,14 +373,20 @@ class Feed:
         shapes: ShapeTable | None,
         reference: BatchReference | None,
         baseline: Callable[[Rows, np.ndarray], mx.array] | None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.rows, self.shapes = rows, shapes
+        self.rows, self.shapes, self._ranks = rows, shapes, ranks
         self._forward, self._objective, self._train, self._micro = forward, objective, train, micro
         self._reference, self._baseline = reference, baseline
 
     def positions(self, step: int) -> np.ndarray:
-        """Positions of the rows of the 0-based `step`."""
+        """Positions of the rows of the 0-based `step`, on all ranks."""
         return self.rows.drawn(step, batch_size=self._train.batch_size, seed=self._train.seed)
+
+    def tokens(self, step: int) -> list[int]:
+        """Unpadded tokens of the step by rank: each prompt once, and every response."""
+        by_rank = self.rows.shares(step, batch_size=self._train.batch_size, seed=self._train.seed)
+        return [int(self.rows.lengths(positions).sum()) for positions in by_rank]
 
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of the 0-based `step`."""
@@ -380,8 +402,10 @@ class Feed:
 
     def arrays(self, batches: list[Batch]) -> list[StepArrays]:
         """The arrays of a step's micro-batches, with reference scores and what the whole step shares."""
-        count = mx.array(float(self._objective.count(batches)))
-        indices = np.concatenate([batch.indices for batch in batches])
+        own = [int(index) for batch in batches for index in batch.indices]
+        parts = self._ranks.gather((self._objective.count(batches), own))
+        count = mx.array(float(sum(part for part, _ in parts)))
+        indices = np.array([index for _, part in parts for index in part])
         baseline = None if self._baseline is None else self._baseline(self.rows, indices)
         shared = self._forward.shared
         micro_batches = []

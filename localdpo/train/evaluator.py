@@ -22,6 +22,7 @@ from localdpo.objective.scores import ResponseScores
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
 from localdpo.train.data import Rows, labels
+from localdpo.train.ranks import ALONE, Ranks
 from localdpo.train.step import BatchReference, Objective
 from localdpo.train.token_rewards import write_worst_pairs
 
@@ -51,19 +52,21 @@ def evaluate(
     baseline: mx.array | None = None,
     is_reference: bool = False,
     after_batch: Callable[[int], None] = lambda done: None,
+    ranks: Ranks = ALONE,
 ) -> HeldOutScores:
     """The objective and its metrics over the rows at `positions` [M], without an update.
 
     Every row weighs the same, however the batches are cut. `baseline`: the KL baseline of all these rows, for
     a loss that reads it. `is_reference`: the policy is the reference, so its scores are not computed again
     unless the loss reads more of them. `after_batch` is called with the rows that are done; it may take its
-    time (a pause).
+    time (a pause). `ranks` share the batches; all of them get the result.
     """
-    totals, margins, done = Sums(), dict[int, float](), 0
-    parts = rows.parts_by_length(positions, batch)
+    totals, margins = Sums(), dict[int, float]()
+    every = rows.parts_by_length(positions, batch)
+    parts = ranks.mine(every)
     known = is_reference and reference is not None and not forward.align
     measured = iter(()) if known else forward.measured(rows.batch(part) for part in parts)
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         cut = rows.batch(part)
         under_reference = None if reference is None else reference.sums(cut)
         if known:
@@ -78,10 +81,33 @@ def evaluate(
         pair_margins = objective.margins(scores)
         if pair_margins is not None:
             margins.update(zip(part.tolist(), np.array(pair_margins).tolist(), strict=True))
-        done += len(part)
-        after_batch(done)
+        after_batch(sum(len(other) for other in every[: number * ranks.size]))
+    if ranks.size > 1:
+        totals, by_rank = Sums(), ranks.gather((totals.sums(), [*margins.items()]))
+        for sums, items in by_rank:
+            totals.add(sums)
+            margins.update(items)
     ordered = np.array([margins[i] for i in positions.tolist()]) if margins else None
     return HeldOutScores(totals.means(), ordered)
+
+
+def held_out_scores(session: Session, step: int, after_batch: Callable[[int], None]) -> HeldOutScores:
+    """`evaluate` of the rows that an evaluation covers after `step`: work of all ranks."""
+    positions, baseline = session.eval_positions, None
+    if session.baseline is not None:
+        baseline = session.baseline(session.valid, session.valid.indices[positions])
+    return evaluate(
+        session.forward,
+        session.objective,
+        session.valid,
+        positions,
+        session.moving or session.valid_scores,
+        batch=session.scoring_batch,
+        after_batch=after_batch,
+        baseline=baseline,
+        is_reference=step == 0 and session.moving is None and session.recipe.reference_adapter is None,
+        ranks=session.ranks,
+    )
 
 
 def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
@@ -232,14 +258,11 @@ class Evaluator:
 
     def __init__(self, session: Session, run: RunDir) -> None:
         recipe = session.recipe
-        self._run, self._options, self._beta = run, recipe.eval, recipe.loss.beta
+        self._session, self._run, self._options, self._beta = session, run, recipe.eval, recipe.loss.beta
         self._has_reference: Final = recipe.loss.spec.needs_reference
-        self._forward, self._objective = session.forward, session.objective
-        self._reference = session.reference
+        self._forward, self._reference = session.forward, session.reference
         self._starts_elsewhere: Final = recipe.reference_adapter is not None
-        self._valid, self._positions = session.valid, session.eval_positions
-        self._batch, self._baseline = session.scoring_batch, session.baseline
-        self._cached, self._moving = session.valid_scores, session.moving
+        self._valid, self._positions, self._moving = session.valid, session.eval_positions, session.moving
         self._tokenizer = session.base.tokenizer
         self._watched, self._kl_prompts = session.watched, session.kl_prompts
         self._sampler = Sampler(
@@ -268,20 +291,8 @@ class Evaluator:
         if not self.rows:
             return EvaluationReport(samples=samples)
         work("evaluating", 0, self.rows)
-        baseline = None
-        if self._baseline is not None:
-            baseline = self._baseline(self._valid, self._valid.indices[self._positions])
-        scores = evaluate(
-            self._forward,
-            self._objective,
-            self._valid,
-            self._positions,
-            self._moving or self._cached,
-            batch=self._batch,
-            after_batch=lambda done: work("evaluating", done, self.rows),
-            baseline=baseline,
-            is_reference=is_start and self._moving is None,
-        )
+        self._session.ranks.lead("evaluate")
+        scores = held_out_scores(self._session, step, lambda done: work("evaluating", done, self.rows))
         metrics = scores.metrics | self._against_reference(work)
         if samples:
             metrics["samples/response_tokens"] = self._sampler.mean_tokens

@@ -94,15 +94,14 @@ def fit(
     section, limit = recipe.train, memory_limit(backend.device)
     separable = recipe.loss.spec.separable
     wanted = section.micro_batch_size
-    fewest = 1 if separable else section.batch_size
+    batch = -(-section.batch_size // train.ranks)  # of this rank
+    fewest = 1 if separable else batch
     if wanted != "auto":
-        most = wanted
+        most = min(wanted, batch)
     elif separable and backend.is_cpu:
-        most = min(
-            micro_batch(train, section.batch_size, CPU_TOKENS), math.ceil(section.batch_size / lane_count())
-        )
+        most = min(micro_batch(train, batch, CPU_TOKENS), math.ceil(batch / lane_count()))
     else:
-        most = section.batch_size
+        most = batch
     tables = None
     lanes = lane_count() if separable else 1
     if traces(recipe, backend):
@@ -279,6 +278,8 @@ def _too_much(recipe: Recipe, train: Rows, backend: Backend, least: int, limit: 
     ways.append(f"lower train.max_length ({section.max_length})")
     if not checkpoint:
         ways.append("set train.gradient_checkpointing=true")
+    if train.ranks > 1:
+        what += f" on each of {train.ranks} ranks, which share the rows but each hold the whole model,"
     # On the CPU quantised weights are loaded as float32.
     ways.append("take a smaller model" if backend.is_cpu else "take a quantised (4-bit) or smaller model")
     listed = f"{', '.join(ways[:-1])}, or {ways[-1]}"

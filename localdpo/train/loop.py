@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import mlx.core as mx
 import numpy as np
 
 from localdpo.core.errors import UserError
-from localdpo.data.types import Batch
 from localdpo.model import lora
 from localdpo.model.arrays import random_key
 from localdpo.model.backend import memory_limit
@@ -32,6 +31,8 @@ from localdpo.train import checkpoint, inputs
 from localdpo.train.assemble import Session
 from localdpo.train.control import Control, Handler, StopRequest
 from localdpo.train.evaluator import Evaluator
+from localdpo.train.follow import share_state
+from localdpo.train.pulse import RankLost
 from localdpo.train.step import StepResult, TrainStep, make_optimizer
 
 # Between two reports of work that goes on.
@@ -69,8 +70,7 @@ class Loop:
         self.adapter_config = session.adapter_json()
         self.forward, self.reference = session.forward, session.reference
         self.train_scores = session.train_scores
-        ahead = [session.train_scores] if self.recipe.train.reference == "ahead" else []
-        self.scored_ahead = [rows for rows in (*ahead, session.valid_scores) if rows is not None]
+        self.scored_ahead, self.ranks = session.scored_ahead, session.ranks
         self.watch = Watch(session)
         self.evaluator = Evaluator(session, run)
         self.step, self._told_unkept = 0, False
@@ -79,6 +79,7 @@ class Loop:
         self.eval_metrics: dict[str, float] = {}
         self.optimizer = make_optimizer(self.recipe.train)
         self.resumed = self._resume()
+        share_state(session, self.optimizer, self.step)
         self.train_step = TrainStep(
             session.forward,
             session.objective,
@@ -86,6 +87,7 @@ class Loop:
             max_grad_norm=self.recipe.train.max_grad_norm,
             compiled=session.compiled,
             lanes=session.lanes,
+            ranks=session.ranks,
         )
 
     def _resume(self) -> bool:
@@ -117,7 +119,19 @@ class Loop:
         return newest is not None
 
     def run(self) -> TrainingOutcome:
-        """Take the steps that are left. Raises UserError when a loss or gradient is not finite."""
+        """Take the steps that are left.
+
+        Raises UserError when a loss or gradient is not finite, RankLost, after saving, when a rank ended.
+        """
+        try:
+            return self._run()
+        except RankLost:
+            # Ranks meet before the weights move, so these are the weights of the last whole step.
+            if self.step > max(0, self.saved_step):
+                self.save()
+            raise
+
+    def _run(self) -> TrainingOutcome:
         self.score_reference()
         if self.stop.reason is None and not self.resumed:
             self.evaluate()
@@ -151,6 +165,7 @@ class Loop:
                 if self.stop.reason is not None:
                     break
                 later = sum(len(part) for other in passes[number + 1 :] for part in other.todo())
+                self.ranks.lead(f"score {number}")
                 scores.fill(self.forward, partial(self._after_reference_batch, later))
         # Buffers of its sizes serve no step.
         mx.clear_cache()
@@ -186,13 +201,16 @@ class Loop:
 
     def take_step(self) -> None:
         """One optimizer step and its event."""
+        self.ranks.lead("step")
+        self.ranks.seed(self.recipe.train.seed, self.step)
         reference = self._score_step()
         began = self.clock.now()
         batches = self.feed.batches(self.step)
         rate = self.schedule.learning_rate(self.step)
         result = self.train_step(self.feed.arrays(batches), rate)
+        positions, tokens = self.feed.positions(self.step), self.feed.tokens(self.step)
         self.step += 1
-        self._require_finite(result, batches)
+        self._require_finite(result, self.feed.rows.indices[positions])
         if self.moving is not None:
             self.moving.after_step(self.step)
         seconds = self.clock.now() - began
@@ -204,10 +222,16 @@ class Loop:
             "learning_rate": rate,
             "epoch": self.schedule.epoch(self.step),
             "step_seconds": seconds,
-            "tokens_per_second": _tokens(batches) / seconds,
+            "tokens_per_second": sum(tokens) / seconds,
             **memory_metrics(),
         }
-        extra = reference
+        extra: dict[str, Any] = reference
+        if self.ranks.size > 1:
+            speeds = [count / spent for count, spent in zip(tokens, result.seconds, strict=True)]
+            # A rank without rows, as in the last batch of an epoch, has no speed.
+            slowest = min((speed, rank) for rank, speed in enumerate(speeds) if tokens[rank])
+            metrics["slowest_rank_tokens_per_second"] = slowest[0]
+            extra = {**extra, "rank_tokens_per_second": speeds, "slowest_rank": slowest[1]}
         if self.evaluator.measures_kl and self.step % self.recipe.eval.kl_every == 0:
             measured = self.clock.now()
             metrics["kl"] = self.evaluator.kl()
@@ -217,10 +241,9 @@ class Loop:
             self.log.write("step", self.step, metrics=metrics, **extra)
         self._write_notices(self.watch.step(self.step, metrics))
 
-    def _require_finite(self, result: StepResult, batches: list[Batch]) -> None:
+    def _require_finite(self, result: StepResult, indices: np.ndarray) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             return
-        indices = np.concatenate([batch.indices for batch in batches])
         what = "loss" if not math.isfinite(result.loss) else "gradient norm"
         raise UserError(
             f"step {self.step}: the {what} is not finite ({self.feed.rows.store.name_rows(indices)}), "
@@ -355,8 +378,3 @@ def memory_metrics() -> dict[str, float]:
     peak, cache = mx.get_peak_memory(), mx.get_cache_memory()
     held = max(peak, mx.get_active_memory() + cache)
     return {"peak_memory_gb": peak / 1e9, "cache_memory_gb": cache / 1e9, "memory_gb": held / 1e9}
-
-
-def _tokens(batches: list[Batch]) -> int:
-    """Unpadded tokens of a step: each prompt once, and every response."""
-    return int(sum(b.context.size - b.context_pad.sum() + len(b.indices) + b.lengths.sum() for b in batches))

@@ -37,6 +37,7 @@ from localdpo.model.load import Base
 from localdpo.recipe.loss import LossSection
 from localdpo.recipe.schema import Recipe
 from localdpo.train.data import Rows
+from localdpo.train.ranks import ALONE, Ranks
 from localdpo.train.step import ReferenceSums
 
 VERSION = 3
@@ -57,6 +58,7 @@ class ReferenceScores:
         kinds: `logps`, and `public` where responses are split: plain sums, so that no option of the loss
             (such as ld_alpha) is in them.
         note: called with one line where a file was damaged.
+        ranks: share the work; all of them know the same rows, and rank 0 alone reads and writes the file.
 
     Attributes:
         values: float32 [rows of the mixture, K], with one more axis of more than one kind; NaN where a row
@@ -73,8 +75,9 @@ class ReferenceScores:
         batch: int,
         kinds: Sequence[str] = ("logps",),
         note: Callable[[str], None],
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.rows, self.kinds = rows, tuple(kinds)
+        self.rows, self.kinds, self._ranks = rows, tuple(kinds), ranks
         self._parts = rows.parts_by_length(positions, batch)
         self._part_of = np.full(len(rows), -1)
         for number, part in enumerate(self._parts):
@@ -128,7 +131,26 @@ class ReferenceScores:
         return sum(len(part) for part in missing)
 
     def _scored(self, forward: Forward, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """Score batches; yields each when its scores are known."""
+        """Score batches; yields the rows of each when their scores are known.
+
+        Of several ranks each scores one of as many batches, whose rows are yielded together.
+        """
+        size = self._ranks.size
+        if size == 1:
+            yield from self._scored_here(forward, parts)
+            return
+        for start in range(0, len(parts), size):
+            group = parts[start : start + size]
+            for _ in self._scored_here(forward, self._ranks.mine(group)):
+                pass
+            own = [self.values[self.rows.indices[part]].tolist() for part in self._ranks.mine(group)]
+            for rank, scored in enumerate(self._ranks.gather(own)):
+                for part, values in zip(group[rank::size], scored, strict=True):
+                    self.values[self.rows.indices[part]] = values
+            self._changed = self._ranks.leads
+            yield np.concatenate(group)
+
+    def _scored_here(self, forward: Forward, parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         measured_parts = forward.measured(self.rows.batch(part) for part in parts)
         for part, measured in zip(parts, measured_parts, strict=True):
             scores = np.stack([np.array(getattr(measured, _FIELDS[kind])) for kind in self.kinds])
@@ -150,7 +172,7 @@ class ReferenceScores:
         total, done = sum(len(part) for part in todo), 0
         for part in self._scored(forward, todo):
             done += len(part)
-            if not after_batch(done, total):
+            if not self._ranks.lead(after_batch(done, total)):
                 break
             if self.is_due:
                 self.save()
@@ -163,7 +185,8 @@ class ReferenceScores:
         """
         if not self._changed:
             return
-        self._read()
+        if self._ranks.size == 1:
+            self._read()
         self._saved = time.monotonic()
         values = self.values[self._visited].astype("<f4").tobytes()
         try:
@@ -179,6 +202,12 @@ class ReferenceScores:
 
     def _read(self) -> bool:
         """Take over what the file has and is not known yet; False if the file is damaged."""
+        is_whole = not self._ranks.leads or self._read_file()
+        if self._ranks.size > 1:
+            self.values = np.array(self._ranks.copy({"values": mx.array(self.values)})["values"])
+        return is_whole
+
+    def _read_file(self) -> bool:
         try:
             content = self.file.read_bytes()
         except FileNotFoundError:
@@ -212,6 +241,7 @@ def open_scores(
     *,
     batch: int,
     note: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> ReferenceScores:
     """The scores of `rows` at `positions` under the recipe's reference, as far as they are on disk.
 
@@ -232,6 +262,7 @@ def open_scores(
         batch=batch,
         kinds=("logps", "public") if recipe.loss.splits_responses else ("logps",),
         note=note,
+        ranks=ranks,
     )
 
 

@@ -14,6 +14,7 @@ Shape legend: N responses of a micro-batch (of each row the first, then of each 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_map
 
 from localdpo.core.text import counted
@@ -40,6 +42,7 @@ from localdpo.objective.metrics import (
 from localdpo.objective.scores import PairScores, ResponseScores, UnpairedScores
 from localdpo.recipe.loss import LossSection
 from localdpo.recipe.schema import TrainSection
+from localdpo.train.ranks import ALONE, Ranks
 
 # Traces that are alive at a time: one for each shape of micro-batches, and that of the update.
 MAX_TRACES: Final = 16
@@ -54,10 +57,14 @@ class Objective:
 
     The sum over a batch is divided by a count that is known before any of its micro-batches runs (rows for a
     preference loss, scored tokens for SFT), so k micro-batches add up to the one batch.
+
+    Attributes:
+        separable: whether the loss of a row is its own. If not, all rows of a step come in one call.
     """
 
     def __init__(self, loss: LossSection) -> None:
         self._loss, self._options, self._beta = loss.spec, loss.options, loss.beta
+        self.separable = loss.spec.separable
 
     def sums(
         self,
@@ -241,17 +248,21 @@ class StepResult:
         loss: of the batch, before the update.
         grad_norm: global norm of the gradients before clipping.
         metrics: means over the batch, before the update.
+        seconds: what each rank's gradients took.
     """
 
     loss: float
     grad_norm: float
     metrics: dict[str, float]
+    seconds: tuple[float, ...]
 
 
 class TrainStep:
     """The step of a model with a forward pass, an objective and an optimizer.
 
     Micro-batches that are not traced are computed side by side, `lanes` at a time (see `model.lanes`).
+    Among several ranks each computes gradients of its own rows; the sum of all, which every rank then has, is
+    that of the batch.
 
     Attributes:
         traces: how often MLX traced one of the two functions, over the life of this object.
@@ -266,7 +277,12 @@ class TrainStep:
         max_grad_norm: float,
         compiled: bool,
         lanes: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
+        # A loss over the whole batch reads the scores of all ranks, which no trace can wait for.
+        self._joins = ranks.size > 1 and not objective.separable
+        compiled = compiled and not self._joins
         self.model = forward.model
         self.optimizer = optimizer
         self.traces = 0
@@ -278,6 +294,8 @@ class TrainStep:
         def loss(arrays: StepArrays) -> tuple[mx.array, BatchSums]:
             policy = forward.scores(arrays, gradient=True)
             scores = policy.under(arrays.reference_N, arrays.reference_public_N)
+            if self._joins:
+                scores = _of_all(scores, ranks)
             sums = objective.sums(scores, arrays.desirable_B, arrays.baseline, arrays.weights_B)
             return sums["loss"][0] / arrays.count, sums
 
@@ -305,6 +323,7 @@ class TrainStep:
 
     def __call__(self, micro_batches: Sequence[StepArrays], learning_rate: float) -> StepResult:
         """Take one step over the micro-batches of a batch."""
+        began = time.perf_counter()
         self.optimizer.learning_rate = learning_rate
         self.model.train()
         totals, loss = Sums(), 0.0
@@ -322,10 +341,19 @@ class TrainStep:
                 carry = tree_map(mx.add, carry, gradients)
                 loss += float(part.item())
                 totals.add(sums)
-        norm = self._update(carry)
+        if self._joins and not micro_batches:
+            self._ranks.gather({})  # as those with rows do in `_of_all`
+        parts = self._ranks.gather((time.perf_counter() - began, loss, totals.sums()))
+        if len(parts) > 1:
+            # Of a loss over the whole batch every rank has computed all.
+            counted = parts[:1] if self._joins else parts
+            loss, totals = sum(part for _, part, _ in counted), Sums()
+            for _, _, sums in counted:
+                totals.add(sums)
+        norm = self._update(self._ranks.add(carry))
         mx.eval(norm, self._state)
         self.model.eval()
-        return StepResult(loss, float(norm.item()), totals.means())
+        return StepResult(loss, float(norm.item()), totals.means(), tuple(seconds for seconds, _, _ in parts))
 
     def _make_room(self, tree: dict[str, mx.array]) -> None:
         """Drop the traces of all shapes where one more would be too many."""
@@ -334,3 +362,19 @@ class TrainStep:
             self._accumulate = self._traced(self._untraced)
             self._shapes.clear()
         self._shapes.add(shape)
+
+
+def _of_all(scores: ResponseScores, ranks: Ranks) -> ResponseScores:
+    """The scores of the pairs of all ranks, by rank; those of other ranks are constants to the gradient."""
+    own = dict(scores.arrays())
+    every = ranks.gather({name: np.array(mx.stop_gradient(array)).tolist() for name, array in own.items()})
+
+    def joined(name: str) -> mx.array:
+        parts = [mx.array(values.get(name, [])) for values in every]
+        parts[ranks.rank] = own[name]
+        pairs = [part.shape[0] // 2 for part in parts]
+        chosen = [part[:count] for part, count in zip(parts, pairs, strict=True)]
+        rejected = [part[count:] for part, count in zip(parts, pairs, strict=True)]
+        return mx.concatenate([*chosen, *rejected])
+
+    return ResponseScores(**{name: joined(name) for name in own})

@@ -25,6 +25,7 @@ from localdpo.model.forward import Forward
 from localdpo.objective.losses.unpaired import kl_baseline
 from localdpo.recipe.loss import LossSection
 from localdpo.train.data import Rows
+from localdpo.train.ranks import ALONE, Ranks
 
 # What KTO's authors advise for desirable_weight * desirable rows : undesirable_weight * undesirable rows
 # (Ethayarajh et al. 2024, section 4). The bounds are held to two digits, as in TRL.
@@ -75,13 +76,19 @@ class KLBaseline:
     """
 
     def __init__(
-        self, forward: Forward, reference: Callable[[], lora.Weights], *, max_length: int, batch: int
+        self,
+        forward: Forward,
+        reference: Callable[[], lora.Weights],
+        *,
+        max_length: int,
+        batch: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._forward, self._reference = forward, reference
+        self._forward, self._reference, self._ranks = forward, reference, ranks
         self._max_length, self._batch = max_length, batch
 
     def __call__(self, rows: Rows, indices: np.ndarray) -> mx.array:
-        """z of the rows of the store at `indices`."""
+        """z of the rows of the store at `indices`, the same on all ranks, which share the work."""
         mismatched = mismatched_rows(rows, indices, self._max_length)
         if not mismatched:
             return mx.array(0.0)
@@ -89,11 +96,16 @@ class KLBaseline:
         lengths = [len(row.prompt) + len(row.responses[0]) for row in mismatched]
         batches = [
             collate([mismatched[int(i)] for i in part], rows.pad, part)
-            for part in split_micro(np.arange(len(mismatched)), lengths, self._batch)
+            for part in self._ranks.mine(split_micro(np.arange(len(mismatched)), lengths, self._batch))
         ]
-        policy_M = mx.concatenate([self._forward.score(batch) for batch in batches])
+        policy = [self._forward.score(batch) for batch in batches]
         with lora.use(self._forward.model, self._reference()):
-            log_ratios_M = policy_M - mx.concatenate([self._forward.score(batch) for batch in batches])
+            reference = [self._forward.score(batch) for batch in batches]
+        log_ratios = [now - before for now, before in zip(policy, reference, strict=True)]
+        if self._ranks.size > 1:
+            by_rank = self._ranks.gather([array.tolist() for array in log_ratios])
+            log_ratios = [mx.array(values) for part in by_rank for values in part]
+        log_ratios_M = mx.concatenate(log_ratios)
         z = kl_baseline(log_ratios_M)
         mx.eval(z)
         return z

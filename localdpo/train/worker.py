@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import traceback
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localdpo import __version__
 from localdpo.core.atomic import LEAST_BYTES, disk_refusals, require_space
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.model.arrays import named
-from localdpo.model.backend import memory_limit, prepare
+from localdpo.model.backend import Backend, memory_limit, prepare
 from localdpo.out import say, say_errors
 from localdpo.records.checkpoints import restart_note
 from localdpo.records.control import take
@@ -32,10 +29,10 @@ from localdpo.train.control import StopRequest, answer_command
 
 if TYPE_CHECKING:
     from localdpo.train.assemble import Session
+    from localdpo.train.ranks import Ranks
 
 STOPPED_EXIT = 3
 ACCEPT_CHANGES = "--accept-changes"
-VERSIONED = ("mlx", "mlx-lm", "transformers", "datasets")
 
 
 def main(arguments: list[str]) -> int:
@@ -98,9 +95,19 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
 
 def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
     backend = prepare()
-    from localdpo.recipe.load import load_recipe
+    from localdpo.train.ranks import connect
+
+    with connect() as ranks:
+        return _train_with(ranks, backend, run, log, stop, accept)
+
+
+def _train_with(
+    ranks: Ranks, backend: Backend, run: RunDir, log: EventWriter, stop: StopRequest, accept: bool
+) -> int:
+    from localdpo.recipe.load import dump_recipe, load_recipe
     from localdpo.train import checkpoint, inputs
     from localdpo.train.assemble import assemble
+    from localdpo.train.follow import require_same, versions
     from localdpo.train.loop import Loop
 
     began = stop.clock.now()
@@ -115,23 +122,30 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     made_of = [inputs.recipe_input(run), *inputs.inputs_of(recipe)]
     inputs.require_unchanged(run, recipe, made_of, accept=accept, note=notes.append)
     notes += inputs.living_start(recipe)
+    ranks.lead(dump_recipe(recipe))
+    require_same(ranks, recipe, made_of[1:], backend)
     session = assemble(
-        recipe, backend, notes.append, lambda source, rows: log.write("data", source=source, rows=rows)
+        recipe,
+        backend,
+        notes.append,
+        lambda source, rows: log.write("data", source=source, rows=rows),
+        ranks,
     )
     require_space(run.checkpoints, _bytes_to_come(run, session))
     made_of = inputs.counted(made_of, session)
     inputs.keep(run, made_of)
-    awake: dict[str, Any] = {"awake": backend.awake} if backend.awake else {}
-    versions = {"localdpo": __version__, "python": platform.python_version()}
+    extra: dict[str, Any] = {"awake": backend.awake} if backend.awake else {}
+    if ranks.size > 1:
+        extra |= {"world_size": ranks.size, "ranks": list(ranks.names)}
     log.write(
         "run.started",
         recipe=recipe.model_dump(mode="json"),
         total_steps=session.schedule.total,
         pid=os.getpid(),
-        versions=versions | {name: version(name) for name in VERSIONED},
+        versions=versions(),
         device=backend.device if backend.blas is None else f"{backend.device} ({backend.blas})",
         memory_limit_gb=memory_limit(backend.device) / 1e9,
-        **awake,
+        **extra,
         model=recipe.model,
         loss=recipe.loss.spec.name,
         kind=recipe.loss.spec.data,
@@ -142,6 +156,7 @@ def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> in
     for note in notes:
         loop.notice("note", note)
     outcome = loop.run()
+    ranks.end()
     if outcome.stopped_by is not None:
         saved = loop.saved_step == loop.step
         log.write("run.stopped", loop.step, reason=outcome.stopped_by, saved=saved)

@@ -10,6 +10,7 @@ from rich.table import Table
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
+from localdpo.core.differing import differing, words
 from localdpo.core.text import printable
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.drawing import ChartSeries, Kind, ReferenceValue
@@ -18,7 +19,7 @@ from localdpo.dashboard.plot import smooth
 from localdpo.dashboard.state import MetricSeries
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.dashboard.widgets.chart import LineChart
-from localdpo.launch.recipediff import differing, options_of, words
+from localdpo.launch.recipediff import options_of
 from localdpo.out.console import Text
 from localdpo.records.metrics import ACCURACY, BY_NAME
 from localdpo.records.rundir import RunDir
