@@ -164,6 +164,7 @@ METRICS: Final = (
         headline=True,
         measured="steps",
     ),
+    Metric("slowest_rank_tokens_per_second", "slowest rank", "tokens/s", "higher", _SPEED, measured="steps"),
     Metric("step_seconds", "seconds a step", "s", "lower", _STEP_TIME, measured="steps"),
     Metric(
         "memory_gb",

@@ -6,7 +6,7 @@ What rank 0 says is a word: `step`, `evaluate`, `score N` (the N-th of what is s
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ def require_same(ranks: Ranks, recipe: Recipe, made_of: Sequence[inputs.Input], 
 
     Raises UserErrors, on every rank the same: a line for each difference.
     """
-    facts: dict[str, dict[str, object]] = {
+    facts: dict[str, Mapping[str, object]] = {
         "recipe": flatten(recipe.model_dump(mode="json")),
         "inputs": {entry.label: entry.digest for entry in made_of},
         "versions": versions() | {"device": backend.device},
