@@ -20,7 +20,8 @@ from localdpo.records.checkpoints import newest_checkpoint
 from localdpo.records.events import read_events
 from localdpo.records.rundir import RunDir
 
-pytestmark = pytest.mark.slow
+# Ranks wait for each other, so a busy machine takes long over them.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).resolve().parent
 # One of every kind: a mean over pairs, a baseline over the batch, tokens as the count, a loss over the whole

@@ -53,8 +53,8 @@ def steps(recipe: Path, among: ranks.Ranks) -> dict[str, Any]:
             with lora.use(model, session.reference):
                 session.train_scores.score(session.forward, session.feed.positions(step))
         before = flat(model)
-        result = taken(session.feed.arrays(session.feed.batches(step)), 1e-3)
-        gradient = (before - flat(model)) / 1e-3
+        result = taken(session.feed.arrays(session.feed.batches(step)), 1e-2)
+        gradient = (before - flat(model)) / 1e-2
         if session.moving is not None:
             session.moving.after_step(step + 1)
         results.append({"metrics": {**result.metrics, "mean": result.loss}, "gradient": gradient})
