@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,15 @@ def make_adapter(
     mx.save_safetensors(str(folder / lora.WEIGHTS_FILE), weights)
     (folder / lora.CONFIG_FILE).write_text(json.dumps(config.to_json(str(model))))
     return config
+
+
+def ending_model(folder: Path, model: Path) -> Path:
+    """The model with many tokens that end an answer: a random one hardly ever draws its only one."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["eos_token_id"] = [config["eos_token_id"], *range(100, 140)]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def pair(number: int, *, flipped: bool = False) -> dict[str, str]:

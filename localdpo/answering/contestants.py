@@ -17,7 +17,7 @@ from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.answers import Role
 from localdpo.records.checkpoints import Note, Verified, require_checkpoint
-from localdpo.records.rundir import RunDir
+from localdpo.records.rundir import RunDir, run_of
 from localdpo.train.inputs import ADAPTER, MODEL, TOKENIZER, tell_changes
 
 NO_ADAPTER = "none"
@@ -30,7 +30,7 @@ class Contestant:
     Attributes:
         name: for programs and files, unique in a comparison: base, sft, dpo (ipo, ...), run:OTHER.
         label: for people: base, SFT, DPO (IPO, ...), OTHER. A run on demonstrations trains SFT; what it
-            started from is then called start.
+            started from is then called start, as is what a run on preferences has trained, by its name.
         adapter: its folder; None is the base itself.
         fingerprint: a hash of the adapter's shape and weights; NO_ADAPTER without one.
         role: what it is to the run.
@@ -43,9 +43,12 @@ class Contestant:
     role: Role = "other"
 
 
-def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) -> list[Contestant]:
+def contestants(
+    run: RunDir, with_runs: Sequence[RunDir] = (), *, first: str | None = None, note: Note
+) -> list[Contestant]:
     """Base, start adapter (if the run had one), trained adapter, then the trained adapters of `with_runs`.
 
+    `first`: the adapter that a series of rounds began with, which comes last.
     `note` is called with one line for each damaged checkpoint that is skipped and for inputs that changed
     since a run began.
 
@@ -58,13 +61,19 @@ def contestants(run: RunDir, with_runs: Sequence[RunDir] = (), *, note: Note) ->
     tell_changes(run, recipe, {MODEL, TOKENIZER, ADAPTER}, note)
     models = [Contestant("base", "base", None, NO_ADAPTER, "base")]
     if recipe.adapter is not None:
+        before = run_of(Path(recipe.adapter).expanduser())
         label = "start" if trained == "SFT" else "SFT"
-        models.append(_adapted(label.lower(), label, lora.open_adapter(recipe.adapter, note), "start"))
+        if before is not None and trained_name(before) != "SFT":
+            label = before.name
+        name = "sft" if label == "SFT" else "start"
+        models.append(_adapted(name, label, lora.open_adapter(recipe.adapter, note), "start"))
     models.append(_adapted(trained.lower(), trained, require_checkpoint(run, note), "trained"))
     for other in with_runs:
         _refuse_other_base(run, recipe, other)
         tell_changes(other, load_recipe(other.recipe), {MODEL, TOKENIZER}, note)
         models.append(_adapted(f"run:{other.name}", other.name, require_checkpoint(other, note), "other"))
+    if first is not None:
+        models.append(_adapted("sft", "SFT", lora.open_adapter(first, note), "other"))
     names = [model.name for model in models] + [f"run:{run.name}"]
     if twice := [model.label for model in models if model.role == "other" and names.count(model.name) > 1]:
         raise UserError(f"--with {twice[0]}: this run is compared already; name each run once")

@@ -46,9 +46,15 @@ def choose_prompts(
     given = [PromptRow(text) for text in dict.fromkeys(texts)]
     if file is None and given:
         return given, GIVEN
-    rows: list[PromptRow] = []
-    seen = {row.id for row in given}
     sources = default_sources(run) if file is None else (HeldOut(file),)
+    rows = prompts_of(sources, limit, {row.id for row in given})
+    source = ", ".join(held_out.source for held_out in sources)
+    return given + rows, f"{GIVEN}, {source}" if given else source
+
+
+def prompts_of(sources: Sequence[HeldOut], limit: int | None, seen: set[str]) -> list[PromptRow]:
+    """The first `limit` prompts of data sets, not those in `seen`, each once. Raises UserError(s)."""
+    rows: list[PromptRow] = []
     for held_out in sources:
         left = None if limit is None else limit - len(rows)
         if left is None or left > 0:
@@ -61,8 +67,7 @@ def choose_prompts(
                 only=held_out.only,
                 seen=seen,
             )
-    source = ", ".join(held_out.source for held_out in sources)
-    return given + rows, f"{GIVEN}, {source}" if given else source
+    return rows
 
 
 def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
@@ -78,8 +83,11 @@ def default_sources(run: RunDir) -> tuple[HeldOut, ...]:
         return (HeldOut(recipe.eval.prompts),)
     if recipe.data.is_demo:
         return (HeldOut(DEMO_PROMPTS),)
-    if not recipe.data.valid_sources:
-        return _held_out(run, recipe)
+    return valid_sources(recipe) or _held_out(run, recipe)
+
+
+def valid_sources(recipe: Recipe) -> tuple[HeldOut, ...]:
+    """The recipe's validation data; none where it holds rows of its training data out."""
     return tuple(
         HeldOut(entry.source, recipe.loss.spec.data, entry.format or recipe.data.format, entry.limit)
         for entry in recipe.data.valid_sources

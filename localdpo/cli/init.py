@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,7 +19,7 @@ from localdpo.out import result, say
 STARTERS: Final = Path(__file__).resolve().parent.parent / "recipe" / "starters"
 DEMO: Final = "demo"
 # The line of a starter that says how to run it from the repository.
-_COMMAND: Final = re.compile(r"^# .*localdpo train recipes/.*$", re.MULTILINE)
+_COMMAND: Final = re.compile(r"^# .*localdpo (train|rounds) recipes/.*$", re.MULTILINE)
 
 
 def init(
@@ -65,6 +66,10 @@ def starters() -> list[Path]:
     return sorted(STARTERS.glob("*.yaml"), key=lambda path: path.stem)
 
 
+def _command_of(path: Path, match: re.Match[str]) -> str:
+    return _comment(f"localdpo {match[1]} {path}")
+
+
 def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any], list[str]]:
     """Write the starter `name`, or all that use the demo's model: (record, lines). Raises UserError(s)."""
     known = {path.stem: path for path in starters()}
@@ -75,8 +80,7 @@ def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any]
         texts = {file: text for file, text in texts.items() if f"model: {PREFIX}" in text}
     files = {folder / file: text for file, text in texts.items()}
     for path, text in files.items():
-        line = _comment(f"localdpo train {path}").replace("\\", r"\\")  # \\ begins a group's name
-        files[path] = _COMMAND.sub(line, text)
+        files[path] = _COMMAND.sub(partial(_command_of, path), text)
     written = _write(files, folder, force)
     first = folder / "dpo.yaml" if name == DEMO else next(iter(files))
     return {"written": written}, [f"written: {', '.join(written)}", f"{program()} train {first}"]

@@ -32,10 +32,16 @@ if TYPE_CHECKING:
 LINE_SECONDS: Final = 5.0
 
 
-def judge_fields(
+def rubric_fields(
     rubric: RubricOption = None,
     constitution: ConstitutionOption = None,
     principles: PrinciplesOption = "sample",
+) -> dict[str, Any]:
+    """What is asked, as fields of a JudgeRequest."""
+    return {"rubrics": tuple(rubric or ()), "constitution": constitution, "principles": principles}
+
+
+def limit_fields(
     batch: BatchOption = False,
     max_usd: MaxUsdOption = None,
     concurrency: ConcurrencyOption = None,
@@ -44,11 +50,8 @@ def judge_fields(
     price: PriceOption = None,
     prices: PricesOption = None,
 ) -> dict[str, Any]:
-    """The options that every command with a judge has, as fields of a JudgeRequest."""
+    """How it is asked, and what it may cost, as fields of a JudgeRequest."""
     return {
-        "rubrics": tuple(rubric or ()),
-        "constitution": constitution,
-        "principles": principles,
         "batch": batch,
         "max_usd": max_usd,
         "concurrency": concurrency,
@@ -59,23 +62,31 @@ def judge_fields(
     }
 
 
+# Which options a parameter of a command stands for.
+_GROUPS: Final = {"judging": (rubric_fields, limit_fields), "limits": (limit_fields,)}
+
+
 def with_judge_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `judge_fields` where it has the parameter `judging`, which gets their
-    fields. Its parameters are keyword-only.
+    """The command with the options of a judge where it has the parameter `judging`, which gets their fields,
+    or `limits`, which gets those of `limit_fields`. Its parameters are keyword-only.
     """
-    shared = inspect.signature(judge_fields, eval_str=True).parameters
     own = inspect.signature(command, eval_str=True)
+    place = next(name for name in own.parameters if name in _GROUPS)
+    shared = {made: inspect.signature(made, eval_str=True).parameters for made in _GROUPS[place]}
     parameters: list[inspect.Parameter] = []
     for parameter in own.parameters.values():
-        if parameter.name == "judging":
-            parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shared.values()]
+        if parameter.name == place:
+            options = [option for group in shared.values() for option in group.values()]
+            parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
         else:
             parameters.append(parameter)
 
     @wraps(command)
     def called(**values: Any) -> None:
-        judging = judge_fields(**{name: values.pop(name) for name in shared})
-        command(**values, judging=judging)
+        fields: dict[str, Any] = {}
+        for made, group in shared.items():
+            fields |= made(**{name: values.pop(name) for name in group})
+        command(**values, **{place: fields})
 
     called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -87,9 +98,12 @@ Plan = TypeVar("Plan", bound="EvaluationPlan | BuildPlan")
 
 
 def carry_out(
-    options: Options, make_plan: Callable[[Options], Plan], run: Callable[..., dict[str, Any]]
+    options: Options,
+    make_plan: Callable[[Options], Plan],
+    run: Callable[..., dict[str, Any]],
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
-    """Plan and run with progress and costs on stderr; what `run` returns."""
+    """Plan and run with progress and costs on stderr; what `run` returns. `budget`: what several share."""
     from localdpo.judging.cost import Budget
     from localdpo.model.backend import prepare
     from localdpo.out import note
@@ -100,7 +114,7 @@ def carry_out(
     plan = make_plan(options)
     for line in plan.notes:
         note(line)
-    budget = Budget(options.max_usd)
+    budget = budget or Budget(options.max_usd)
     answers = len(plan.header.prompts) * len(plan.header.contestants)
     display = ProgressDisplay(console, {"answers": answers, "verdicts": plan.most_verdicts}, budget)
     try:

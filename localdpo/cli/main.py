@@ -28,6 +28,7 @@ from localdpo.cli.init import init, schema
 from localdpo.cli.inspect import inspect
 from localdpo.cli.mcp import mcp
 from localdpo.cli.prefs import prefs
+from localdpo.cli.rounds import rounds
 from localdpo.cli.runs import ctl, report, runs_group
 from localdpo.cli.serve import serve
 from localdpo.cli.train import train
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.command()(init)
 app.command()(train)
 app.command()(hosts)
+app.command()(rounds)
 app.command()(ctl)
 app.command()(watch)
 app.add_typer(runs_group)

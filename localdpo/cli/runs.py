@@ -162,11 +162,19 @@ def report(
     as_json: JsonOption = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """Write one HTML file about a run: charts, recipe, notices, samples, answers and latest evaluation."""
-    from localdpo.evals.report import report_values
-    from localdpo.pages import write_page
+    """Write one HTML file about a run: charts, recipe, notices, samples, answers and latest evaluation.
 
-    found = find_run(runs_dir, run)
+    Of a series of rounds: its table, win rates, KL and length by round.
+    """
+    from localdpo.evals.report import report_values, rounds_values
+    from localdpo.pages import write_page
+    from localdpo.records.series import find_series
+
+    series = None if run is None else find_series(runs_dir, run)
+    found = series or find_run(runs_dir, run)
     path = html or found.path / "report.html"
-    write_page(path, "report", **report_values(found, note))
+    if series is not None:
+        write_page(path, "rounds", **rounds_values(series))
+    else:
+        write_page(path, "report", **report_values(found, note))
     result({"run": found.name, "html": str(path)}, [f"written: {path}"], as_json=as_json)

@@ -142,8 +142,13 @@ def say_finished(run: RunDir, as_json: bool) -> None:
         print_json(trained_record(run))
 
 
-def train_and_watch(run: RunDir, accept_changes: bool, as_json: bool, notify: bool = False) -> int:
-    """Start the worker, show its events, explain its end; the exit code of the command."""
+def train_and_watch(
+    run: RunDir, accept_changes: bool, as_json: bool, notify: bool = False, *, is_part: bool = False
+) -> int:
+    """Start the worker, show its events, explain its end; the exit code of the command.
+
+    `is_part`: the run is a part of what the command does, so that it prints no record of its own.
+    """
     from localdpo.cli.plain import Interrupts, ProgressView, alerts
     from localdpo.launch.processes import start_worker, watch
     from localdpo.out.console import Console
@@ -161,7 +166,7 @@ def train_and_watch(run: RunDir, accept_changes: bool, as_json: bool, notify: bo
             for event in watch(worker, on_poll=lambda: interrupts.report(view.say)):
                 view.show(event)
     worker.wait()
-    return report_end(worker, interrupts.by_keyboard, as_json)
+    return report_end(worker, interrupts.by_keyboard, as_json, is_part=is_part)
 
 
 def has_terminal() -> bool:
@@ -190,7 +195,7 @@ def train_in_dashboard(run: RunDir, accept_changes: bool, notify: bool = False) 
     return code
 
 
-def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False) -> int:
+def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False, *, is_part: bool = False) -> int:
     """Print how the run of an ended worker ended, and what to do next; the exit code of the command."""
     from localdpo.cli.plain import print_plain
     from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, exit_code, explain_death
@@ -201,14 +206,14 @@ def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False) -> int:
     run, returncode = worker.run, worker.returncode
     assert returncode is not None
     code = exit_code(returncode, run, worker.log_start, by_keyboard=by_keyboard)
-    if code == FINISHED_EXIT:
+    if code == FINISHED_EXIT and not is_part:
         for line in closing_lines(run, read_events(run.events)):
             print_plain(Console(stderr=as_json), line)
     for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
         is_error = code == USER_ERROR_EXIT or (code in (CRASHED_EXIT, DEVICE_EXIT) and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
     # A mistake that was found before training began leaves no run behind.
-    if not (code == USER_ERROR_EXIT and run.discard()) and as_json:
+    if not (code == USER_ERROR_EXIT and run.discard()) and as_json and not is_part:
         print_json(trained_record(run))
     return code
 

@@ -14,10 +14,11 @@ from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
 from localdpo.out import say
 from localdpo.records.rundir import RunDir, find_run, list_runs
+from localdpo.records.series import SeriesDir, find_series
 from localdpo.records.wording import runs_dir_words
 
 if TYPE_CHECKING:
-    from localdpo.launch.processes import Worker
+    from localdpo.launch.processes import Job, Worker
 
 # As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
 SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")
@@ -30,7 +31,7 @@ def watch(
         str | None,
         typer.Argument(
             metavar="RUN",
-            help="Name of the run. Default: the running one, or the latest.",
+            help="Name of the run, or of a series of rounds. Default: the running one, or the latest.",
             autocompletion=run_names,
         ),
     ] = None,
@@ -52,6 +53,11 @@ def watch(
         raise UserError("--size works only with --once; otherwise the frame has the size of the terminal")
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError("watch needs a terminal; --once prints one frame as text")
+    if run is not None and (series := find_series(runs_dir, run)) is not None:
+        if once:
+            print_frame(runs_dir, None, "runs", size or DEFAULT_SIZE, series)
+            return
+        raise typer.Exit(open_series(series))
     found = find_run(runs_dir, run) if run is not None else active_run(runs_dir)
     jump = screen or ("live" if run is not None or found.is_running() else "runs")
     if jump not in SCREENS:
@@ -68,14 +74,16 @@ def active_run(runs_dir: Path) -> RunDir:
     return next(running, None) or find_run(runs_dir)
 
 
-def print_frame(runs_dir: Path, run: RunDir, jump: str, size: str) -> None:
+def print_frame(
+    runs_dir: Path, run: RunDir | None, jump: str, size: str, series: SeriesDir | None = None
+) -> None:
     """Print one frame of the screen `jump` at COLSxROWS, as text. Raises UserError for an invalid size."""
     match = _SIZE.fullmatch(size)
     if match is None:
         raise UserError(f"--size {size}: expected columns and rows, such as {DEFAULT_SIZE}")
     from localdpo.dashboard.app import DashboardApp, render_once
 
-    app = DashboardApp(runs_dir, run, jump=jump)
+    app = DashboardApp(runs_dir, run, jump=jump, series=series)
     frame = render_once(app, (int(match[1]), int(match[2])))
     if app.return_code:
         raise typer.Exit(app.return_code)
@@ -100,6 +108,19 @@ def open_dashboard(
     is_own = worker is not None and left is not None and left.path == worker.run.path
     if left is not None and left.is_running() and not is_own:
         say_continues(left, left.pid())
+    return app.return_code or 0
+
+
+def open_series(series: SeriesDir, maker: Job | None = None) -> int:
+    """Show the rounds of a series until the user leaves; the dashboard's exit code.
+
+    `maker`: the process that was started to make it.
+    """
+    from localdpo.dashboard.app import DashboardApp
+    from localdpo.dashboard.appbase import run_app
+
+    app = DashboardApp(series.path.parent, None, series=series, maker=maker)
+    run_app(app)
     return app.return_code or 0
 
 

@@ -24,6 +24,7 @@ from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.dashboard.appbase import TerminalApp, frame_svg, frame_text
 from localdpo.dashboard.feed import PendingCommands, RunFeed
 from localdpo.dashboard.keymap import (
+    INNER_TITLES,
     SCREEN_TITLES,
     bindings_of,
     hidden_screens,
@@ -36,10 +37,11 @@ from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.throttle import RenderThrottle
 from localdpo.dashboard.widgets.basic import TextPanel
-from localdpo.launch.processes import Worker
+from localdpo.launch.processes import Job, Worker
 from localdpo.records.answers import AnswersRequest
 from localdpo.records.control import Command, send
 from localdpo.records.rundir import RunDir
+from localdpo.records.series import SeriesDir
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
@@ -61,7 +63,8 @@ def _open_screen(name: str) -> RunScreen:
 
 
 class DashboardApp(TerminalApp):
-    """The app. Without `run` it opens on Runs; `jump` names the screen to open on otherwise.
+    """The app. Without `run` it opens on Runs; `jump` names the screen to open on otherwise. With
+    `series` it opens on the rounds of that, which `maker` makes.
 
     Attributes:
         runs_dir: the folder of the runs.
@@ -94,6 +97,8 @@ class DashboardApp(TerminalApp):
         clock: Callable[[], float] = time.time,
         throttle: RenderThrottle | None = None,
         notifies: bool = False,
+        series: SeriesDir | None = None,
+        maker: Job | None = None,
     ) -> None:
         super().__init__(environment)
         self.runs_dir = runs_dir
@@ -104,6 +109,7 @@ class DashboardApp(TerminalApp):
         self.notifies = notifies
         # How many of the log's alerts are known; None before the log was read to its end.
         self._alerted: int | None = None
+        self._series, self._maker = series, maker
         self._jump = jump if run is not None else "runs"
         self._pending = PendingCommands()
         self._throttle = throttle or RenderThrottle()
@@ -128,6 +134,8 @@ class DashboardApp(TerminalApp):
         if self._is_refused():
             return
         self.push_screen(self._jump)
+        if self._series is not None:
+            self.show_series(self._series, self._maker)
         self._ticks = self.set_interval(_POLL_SECONDS, self._tick)
 
     def attach(self, run: RunDir, worker: Worker | None = None) -> None:
@@ -137,6 +145,12 @@ class DashboardApp(TerminalApp):
         self._last_alive = self._alerted = None
         self._poll()
         self.action_go("live")
+
+    def show_series(self, series: SeriesDir, maker: Job | None = None) -> None:
+        """Show the rounds of a series, above Runs. `maker`: the process that was started to make it."""
+        from localdpo.dashboard.screens.rounds import RoundsScreen
+
+        self.push_screen(RoundsScreen(series, maker))
 
     def detach(self) -> None:
         """Have no run open: the one that was is gone."""
@@ -228,7 +242,7 @@ class DashboardApp(TerminalApp):
         if isinstance(self.screen, HelpScreen):
             return
         here = self.screen_name or "runs"
-        titles = {here: "", "": "Everywhere", **SCREEN_TITLES}
+        titles = {here: "", "": "Everywhere", **SCREEN_TITLES, **INNER_TITLES}
         titles[here] += " (this screen)"
         groups = [(title, keys_of(name)) for name, title in titles.items()]
         self.push_screen(HelpScreen(groups, ", : lists all commands"))
@@ -277,6 +291,8 @@ class DashboardApp(TerminalApp):
 
     def action_interrupt(self) -> None:
         """Ctrl-C: ask how to stop the run, and say how to leave without stopping it."""
+        if self._stops_series():
+            return
         if self.feed is not None and self.feed.alive:
             self.notify("training continues when you leave with q; this asks how to stop it", title="Ctrl-C")
             self.action_stop()
@@ -290,7 +306,9 @@ class DashboardApp(TerminalApp):
         self.action_ask("resume" if pending == "pause" or (is_paused and pending is None) else "pause")
 
     def action_stop(self) -> None:
-        """Ask how to stop the run."""
+        """Ask how to stop the run, or the series."""
+        if self._stops_series():
+            return
         from localdpo.dashboard.screens.dialogs import STOP_CHOICES, ChoiceDialog
 
         if self.feed is None or not self.feed.alive:
@@ -305,6 +323,15 @@ class DashboardApp(TerminalApp):
 
         question = f"Stop {self.feed.run.name}?"
         self.push_screen(ChoiceDialog(question, "Training can be resumed later.", STOP_CHOICES), answered)
+
+    def _stops_series(self) -> bool:
+        """Whether a series is up, which is then asked about."""
+        from localdpo.dashboard.screens.rounds import RoundsScreen
+
+        if not isinstance(self.screen, RoundsScreen):
+            return False
+        self.screen.action_stop()
+        return True
 
     def action_ask(self, command: Command, save: bool = True) -> None:
         """Send the worker a command; its answer is shown when it comes."""

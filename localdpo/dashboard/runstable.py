@@ -13,8 +13,9 @@ from localdpo.core.text import has_words, printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text
-from localdpo.records.rundir import list_runs
+from localdpo.records.rundir import folders_of, list_runs
 from localdpo.records.runs import RUN_COLUMNS, RunColumn, RunReader, RunSummary
+from localdpo.records.series import SeriesDir, summary_of
 
 # Seconds that one refresh may take; what is left is read by the next.
 BUDGET: Final = 0.03
@@ -22,12 +23,13 @@ _STEP_WIDTH: Final = 9
 
 
 class RunIndex:
-    """The runs in `runs_dir`; `refresh` keeps them up to date. 100 that stand still cost a few system calls
-    each."""
+    """The runs and series in `runs_dir`; `refresh` keeps them up to date. 100 that stand still cost a few
+    system calls each."""
 
     def __init__(self, runs_dir: Path) -> None:
         self._runs_dir = runs_dir
         self._readers: dict[str, RunReader] = {}
+        self._series: list[RunSummary] = []
         self._due: list[str] = []
 
     @property
@@ -38,7 +40,7 @@ class RunIndex:
     @property
     def runs(self) -> list[RunSummary]:
         """The most recently active first."""
-        runs = [reader.summary for reader in self._readers.values()]
+        runs = [*(reader.summary for reader in self._readers.values()), *self._series]
         return sorted(runs, key=lambda run: (-(run.updated or 0.0), run.name))
 
     def refresh(self, budget: float = BUDGET) -> bool:
@@ -57,7 +59,8 @@ class RunIndex:
         before = self._readers
         self._readers = {name: before.get(name) or RunReader(run) for name, run in runs.items()}
         self._due = list(runs)
-        return before.keys() != self._readers.keys()
+        series, self._series = self._series, [summary_of(s) for s in folders_of(self._runs_dir, SeriesDir)]
+        return before.keys() != self._readers.keys() or series != self._series
 
 
 def _short_steps(steps: str) -> str:

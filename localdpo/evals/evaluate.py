@@ -213,7 +213,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EvalOptions(JudgeRequest):
-    """What a person asked for; see `localdpo eval --help`."""
+    """What a person asked for; see `localdpo eval --help`. `first`: as `contestants` takes it."""
 
     run: RunDir
     prompts: str | None = None
@@ -222,6 +222,7 @@ class EvalOptions(JudgeRequest):
     with_runs: tuple[RunDir, ...] = ()
     checks: Path | None = None
     name: str | None = None
+    first: str | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
     """Look at everything that was named. Loads no model. Raises UserError(s) for what does not fit."""
     rows, source = choose_prompts(options.run, options.prompts, (), options.limit)
     notes: list[str] = []
-    models = contestants(options.run, options.with_runs, note=notes.append)
+    models = contestants(options.run, options.with_runs, first=options.first, note=notes.append)
     own = [] if options.checks is None else load_checks(options.checks)
     check_rows(own, rows)
     spec = judge_spec(options, rows)

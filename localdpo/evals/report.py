@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.table import heading, latest_record, tables
 from localdpo.pages import compare_values
+from localdpo.pages.chart import Look, PlotSeries, line_chart
 from localdpo.pages.curves import charts_of
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
+from localdpo.records.evaluations import RateEstimate
 from localdpo.records.events import Event, effective
 from localdpo.records.metrics import in_order, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
+from localdpo.records.series import (
+    HEADINGS,
+    RoundResult,
+    SeriesDir,
+    cells,
+    closing_lines,
+    read_record,
+    stage_of,
+)
 from localdpo.records.wording import metric_words, notice_text
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12
+# A win rate and the ends of its interval.
+_RATE_LINES: Final[tuple[tuple[str, Look, str], ...]] = (
+    ("win rate", "circles", "value"),
+    ("95% interval from", "thin", "low"),
+    ("to", "broken", "high"),
+)
 
 
 def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
@@ -40,6 +58,52 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
         "evaluation": None if record is None else evaluation_values(record),
         "comparison": comparison_values(run),
         "recipe": run.recipe.read_text(encoding="utf-8"),
+    }
+
+
+def rounds_values(series: SeriesDir) -> dict[str, Any]:
+    """The values of the template `rounds`. Raises UserError when the record of the series is damaged."""
+    record = read_record(series)
+
+    def points(pick: Callable[[RoundResult], float | None]) -> tuple[tuple[float, float | None], ...]:
+        return tuple((float(number), pick(result)) for number, result in enumerate(record.rounds, start=1))
+
+    def rates(pick: Callable[[RoundResult], RateEstimate | None]) -> list[PlotSeries]:
+        def end(result: RoundResult, name: str) -> float | None:
+            rate = pick(result)
+            return None if rate is None else getattr(rate, name)
+
+        return [PlotSeries(words, look, points(partial(end, name=name))) for words, look, name in _RATE_LINES]
+
+    charts = (
+        line_chart(title, unit, lines, x_label="round", bounds=bounds)
+        for title, unit, lines, bounds in (
+            (
+                "Against the round before",
+                "win rate",
+                rates(lambda one: one.last),
+                (0.0, 1.0),
+            ),
+            ("Against the start", "win rate", rates(lambda one: one.first), (0.0, 1.0)),
+            ("KL from the start", "nats", [PlotSeries("KL", "circles", points(lambda one: one.kl))], None),
+            (
+                "Length of an answer",
+                "tokens",
+                [
+                    PlotSeries("the policy", "circles", points(lambda one: one.tokens)),
+                    PlotSeries("the start", "broken", points(lambda one: one.tokens_first)),
+                ],
+                None,
+            ),
+        )
+    )
+    return {
+        "name": series.name,
+        "headings": HEADINGS,
+        "rows": [cells(result) for result in record.rounds],
+        "closing": [stage_of(series, record), *closing_lines(record)],
+        "charts": [chart for chart in charts if chart is not None],
+        "recipe": series.recipe.read_text(encoding="utf-8"),
     }
 
 

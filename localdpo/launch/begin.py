@@ -26,6 +26,7 @@ class TrainRequest:
         overrides: `KEY=VALUE` on top of a file.
         run: the run's name; None: one after the file, or the latest run of it where `resume` is set.
         accept_changes: resume although data, model or adapter changed since.
+        kind: of folder: that of a run, or of a series of runs.
     """
 
     recipe: Path | Recipe | None
@@ -34,6 +35,7 @@ class TrainRequest:
     runs_dir: Path = Path("runs")
     resume: bool = False
     accept_changes: bool = False
+    kind: type[RunDir] = RunDir
 
     @property
     def stem(self) -> str:
@@ -55,21 +57,21 @@ def open_run(request: TrainRequest, note: Note) -> RunDir:
     text = dump_recipe(resolve_recipe(request, known, note))
     name = known.name if known is not None else request.run
     if name is None:
-        return RunDir.create_new(request.runs_dir, request.stem, text)
-    return RunDir.create(request.runs_dir, name, text, differing_keys)
+        return request.kind.create_new(request.runs_dir, request.stem, text)
+    return request.kind.create(request.runs_dir, name, text, differing_keys)
 
 
 def known_run(request: TrainRequest) -> RunDir | None:
     """The run that the request resumes, None for a new one."""
     if request.run is not None:
         check_name(request.run)
-        run = RunDir(spelled(request.runs_dir / request.run))
+        run = request.kind(spelled(request.runs_dir / request.run))
         if request.resume and not run.exists():
             return find_run(request.runs_dir, request.run)
         return run if run.exists() else None
     if not request.resume or request.recipe is None:
         return None
-    runs = runs_of(request.runs_dir, request.stem)
+    runs = runs_of(request.runs_dir, request.stem, request.kind)
     if not runs:
         of = request.recipe if isinstance(request.recipe, Path) else "this recipe"
         raise UserError(f"{request.runs_dir}: no run of {of} to resume; remove --resume to start one")

@@ -134,7 +134,7 @@ class CandidateHashes:
 
 def hashes_of(source: CandidateSource, tokenizer: PreTrainedTokenizerBase) -> CandidateHashes:
     """The hashes of a source. Raises UserError for a model or adapter that is not there."""
-    adapter = None if source.adapter is None else fingerprint(lora.adapter_path(source.adapter))
+    adapter = None if source.adapter is None else lora.adapter_fingerprint(lora.adapter_path(source.adapter))
     given = [source.template, tokenizer.chat_template, dict(source.template_kwargs)]
     text = json.dumps(given, sort_keys=True, default=str)
     folder = model_path(source.model)

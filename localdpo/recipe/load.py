@@ -35,7 +35,14 @@ from localdpo.recipe.describe import (
 )
 from localdpo.recipe.elsewhere import PROGRAMS, written_for
 from localdpo.recipe.loss import SYNC_OPTIONS
-from localdpo.recipe.schema import ACROSS_SECTIONS, AS_LIST, SHORTHANDS, Recipe, expand_shorthands
+from localdpo.recipe.schema import (
+    ACROSS_SECTIONS,
+    AS_LIST,
+    SHORTHANDS,
+    Recipe,
+    RoundsSection,
+    expand_shorthands,
+)
 from localdpo.recipe.strict_yaml import KeyPath
 from localdpo.recipe.yaml_file import key_text
 from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
@@ -82,8 +89,8 @@ def dump_recipe(recipe: Recipe, rename: Callable[[str], str] = str) -> str:
     `rename` is applied to every text, for a recipe that others read: names of files may be shortened.
 
     Options that the loss does not read are omitted (they cannot be set), and so are the weight of a single
-    loss, the sync of a reference that stays, a reference that is the start, and a held-out share that is not
-    used.
+    loss, the sync of a reference that stays, a reference that is the start, a held-out share that is not
+    used, and rounds of which nothing is set.
     """
     values = _renamed(recipe.model_dump(mode="json"), rename)
     weights = {} if recipe.loss.weights is None else {"weights": values["loss"]["weights"]}
@@ -93,6 +100,8 @@ def dump_recipe(recipe: Recipe, rename: Callable[[str], str] = str) -> str:
         del values["data"]["valid_fraction"]
     if recipe.reference_adapter is None:
         del values["reference_adapter"]
+    if recipe.rounds == RoundsSection():
+        del values["rounds"]
     return yaml_text(values)
 
 

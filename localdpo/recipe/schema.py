@@ -293,6 +293,33 @@ class SaveSection(Section):
     keep: Count = option(2, "number of checkpoints kept, the newest")
 
 
+class RoundsSection(Section):
+    """Rounds of training on the policy's own answers (`localdpo rounds`)."""
+
+    prompts: Text | None = option(
+        None,
+        "file, data set or demo: name of the prompts that every round answers; needed for rounds",
+    )
+    limit: Count | None = option(None, "use only the first N of them")
+    n: Annotated[int, Ge(2)] = option(2, "answers to each prompt: two are compared, more are scored")
+    temperature: Positive = option(1.0, "sampling temperature of these answers; evaluations sample at 1")
+    max_tokens: Count = option(256, "longest answer in tokens, in evaluations too")
+    judge: Text | None = option(
+        None, "who judges, as --judge of `localdpo prefs build`; null: rules for the demo's prompts"
+    )
+    rubrics: Words | None = option(None, "rubrics of the judge, by name or file; null: the shipped ones")
+    constitution: Text | None = option(None, "principles instead of rubrics, by name or file")
+    scores: bool | None = option(None, "whether the judge scores both answers of a pair too; null: rules do")
+    checks: Text | None = option(None, "YAML file with more heuristics for the evaluations")
+    held_out: Count = option(200, "held-out prompts in an evaluation, at most")
+    reference: Literal["last", "first"] = option(
+        "last", "reference of a round: the policy that it starts from, or that of the first round"
+    )
+    max_kl: Positive | None = option(
+        None, "stop once KL(policy || start of the first round) is above this, in nats a response"
+    )
+
+
 class Recipe(Section):
     """Everything that decides a run. Paths are relative to the current directory, as in mlx-lm."""
 
@@ -311,6 +338,7 @@ class Recipe(Section):
     lora: LoraSection = option(LoraSection(), "the adapter")
     eval: EvalSection = option(EvalSection(), "evaluation while training")
     save: SaveSection = option(SaveSection(), "checkpoints")
+    rounds: RoundsSection = option(RoundsSection(), "rounds of training on the policy's own answers")
     report_to: Annotated[tuple[TrackerName, ...], Field(strict=False)] = option(
         (), "trackers that are shown the run, one or a list; docs/trackers.md says what they need"
     )

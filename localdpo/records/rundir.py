@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import chain, count
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from localdpo.core.atomic import (
     clean_leftovers,
@@ -265,6 +265,9 @@ class RunDir:
         return state_of(read_events(self.events), running)
 
 
+Kind = TypeVar("Kind", bound=RunDir)
+
+
 def is_end(event: Event) -> bool:
     """Whether the event ends a worker's life."""
     return event.type in ENDS
@@ -435,10 +438,10 @@ def new_run_name(runs_dir: str | Path, prefix: str) -> str:
     return next(name for name in names if not os.path.lexists(Path(runs_dir) / name))
 
 
-def runs_of(runs_dir: str | Path, prefix: str) -> list[RunDir]:
+def runs_of(runs_dir: str | Path, prefix: str, kind: type[Kind]) -> list[Kind]:
     """The runs that `new_run_name(runs_dir, prefix)` named, the most recently active first."""
     pattern = re.compile(rf"{re.escape(_stem(prefix))}(-[0-9]+)?")
-    return [run for run in list_runs(runs_dir) if pattern.fullmatch(run.name)]
+    return [run for run in folders_of(runs_dir, kind) if pattern.fullmatch(run.name)]
 
 
 def _stem(prefix: str) -> str:
@@ -457,19 +460,27 @@ def list_runs(runs_dir: str | Path) -> list[RunDir]:
 
     Raises UserError if it is a file.
     """
+    return folders_of(runs_dir, RunDir)
+
+
+def folders_of(runs_dir: str | Path, kind: type[Kind]) -> list[Kind]:
+    """The same of runs or of series."""
     root = Path(runs_dir)
     if root.is_file():
         raise UserError(f"{root}: is a file; name the folder of the runs")
     if not root.is_dir():
         return []
-    runs = [RunDir(path) for path in root.iterdir() if not path.name.startswith(".")]
+    runs = [kind(path) for path in root.iterdir() if not path.name.startswith(".")]
     return sorted((run for run in runs if run.exists()), key=lambda run: (-_last_active(run), run.name))
 
 
 def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
-    """The run `name`, or the most recently active one. Raises UserError if there is none."""
+    """The run `name`, or the most recently active one. Raises UserError if there is none.
+
+    A round of a series is named with it: SERIES/round-1.
+    """
     runs = list_runs(runs_dir)
-    if not runs:
+    if not runs and (name is None or "/" not in name):
         raise UserError(
             f"{runs_dir}: no runs here; start one with `{program()} train RECIPE` or give --runs-dir"
         )
@@ -477,7 +488,7 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
         return runs[0]
     if (run := RunDir(spelled(Path(runs_dir) / name))).exists():
         return run
-    known = ", ".join(run.name for run in runs[:5])
+    known = ", ".join(run.name for run in runs[:5]) or "none"
     raise UserError(f"{runs_dir}: no run named {name!r}; the latest are {known}")
 
 

@@ -33,10 +33,11 @@ def test_the_demos_starters_run_where_they_are_written() -> None:
     assert result.stdout.endswith("localdpo train demo/dpo.yaml\n")
     assert json.loads(Path("demo/recipe.schema.json").read_text())["title"] == "A recipe of localdpo"
     written = sorted(Path("demo").glob("*.yaml"), key=lambda path: path.stem)
-    assert [path.stem for path in written] == ["cdpo", "dpo", "dpo-too-hot", "ipo", "kto", "sft"]
+    assert [path.stem for path in written] == ["cdpo", "dpo", "dpo-too-hot", "ipo", "kto", "rounds", "sft"]
     for path in written:
         assert load_recipe(path) == load_recipe(STARTERS / path.name)
-        assert f"# localdpo train {path}" in path.read_text().splitlines()
+        command = "rounds" if path.stem == "rounds" else "train"
+        assert f"# localdpo {command} {path}" in path.read_text().splitlines()
         assert "recipes/" not in path.read_text()
 
 

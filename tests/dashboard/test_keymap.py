@@ -8,7 +8,15 @@ from textual.binding import Binding
 
 from localdpo.cli.label_screen import KEYS as LABEL_KEYS
 from localdpo.cli.watch import SCREENS
-from localdpo.dashboard.keymap import KEYS, SCREEN_TITLES, bindings_of, key_name, keys_of, namespaced
+from localdpo.dashboard.keymap import (
+    INNER_TITLES,
+    KEYS,
+    SCREEN_TITLES,
+    bindings_of,
+    key_name,
+    keys_of,
+    namespaced,
+)
 
 NAMED = {
     "left",
@@ -46,7 +54,7 @@ def test_a_vote_has_the_same_key_wherever_one_votes():
 
 def test_keys_are_single_and_without_modifiers():
     for key in KEYS:
-        assert key.screen in ("", *SCREEN_TITLES)
+        assert key.screen in ("", *SCREEN_TITLES, *INNER_TITLES)
         assert len(key.key) == 1 or key.key in NAMED or re.fullmatch(r"[a-z]+(_[a-z]+)*", key.key), key
         assert "+" not in key.key, key
         assert key.label, key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,12 +88,3 @@ def options_of(out: Path, prompts: Path, model: Path, adapter: Path | None, **ot
 def rows_in(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file; none if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def ending_model(folder: Path, model: Path) -> Path:
-    """The model with many tokens that end an answer: a random one hardly ever draws its only one."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["eos_token_id"] = [config["eos_token_id"], *range(100, 140)]
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder

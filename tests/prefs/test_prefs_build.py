@@ -11,8 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from building import FILES, PRICE, CountingJudge, ending_model, maker, options_of, rows_in, write_prompts
-from tiny_folders import write_rows
+from building import FILES, PRICE, CountingJudge, maker, options_of, rows_in, write_prompts
+from tiny_folders import ending_model, write_rows
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.encode import Limits

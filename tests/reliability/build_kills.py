@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from building import FILES, ending_model, rows_in, write_prompts
+from building import FILES, rows_in, write_prompts
 from tally import Tally
-from tiny_folders import make_adapter, make_model_folder
+from tiny_folders import ending_model, make_adapter, make_model_folder
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = 12

@@ -10,7 +10,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.names import program
+from localdpo.core.names import command_line, program
 from localdpo.core.text import printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.runstable import (
@@ -34,6 +34,7 @@ from localdpo.out.console import Text
 from localdpo.records.checkpoints import restart_note
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunSummary
+from localdpo.records.series import SeriesDir
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
@@ -104,6 +105,9 @@ class RunsScreen(RunScreen):
         run = self._run()
         if run is None:
             return
+        if isinstance(run, SeriesDir):
+            self.dashboard.show_series(run)
+            return
         feed = self.dashboard.feed
         if feed is not None and feed.run.path == run.path:
             self.dashboard.action_go("live")
@@ -156,6 +160,9 @@ class RunsScreen(RunScreen):
     def action_resume(self) -> None:
         run = self._run()
         if run is None:
+            return
+        if isinstance(run, SeriesDir):
+            self.notify(f"resume it with: {command_line('rounds', '--resume', '--run', run.name)}")
             return
         if run.status() == "finished":
             self.notify(f"{run.name} is finished: nothing is left to do", severity="warning")

@@ -1,0 +1,139 @@
+"""`localdpo rounds`: rounds of training on the policy's own answers, as one series of runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localdpo.cli.judging import carry_out, with_judge_options
+from localdpo.cli.options import DryRunOption, JsonOption, RunsDirOption
+from localdpo.cli.train import has_terminal, make_request, train_and_watch
+from localdpo.core.names import command_line
+from localdpo.out import note, print_json, result, say
+from localdpo.records.series import HEADINGS, SeriesDir, SeriesRecord, cells, closing_lines, read_record
+from localdpo.records.wording import runs_dir_words
+
+if TYPE_CHECKING:
+    from localdpo.launch.rounds import RoundsPlan
+
+
+@with_judge_options
+def rounds(
+    *,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A YAML file with rounds.prompts. Not needed with --resume."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Options that override the recipe's, such as rounds.reference=first."
+        ),
+    ] = None,
+    wanted: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds at most.")] = 3,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the series. Default: the recipe's name and a number. An existing one is resumed.",
+        ),
+    ] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the series --run, or the latest one of the recipe.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show bars on a terminal, lines elsewhere, and no dashboard.")
+    ] = False,
+    limits: dict[str, Any],
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Rounds of DPO on the policy's own answers: sample, judge, train, evaluate, until it no longer helps.
+
+    Known as iterative, on-policy or online DPO, and with the model as its judge as self-rewarding.
+    """
+    from dataclasses import replace
+
+    from localdpo.launch.begin import known_run, open_run, resolve_recipe
+    from localdpo.launch.rounds import plan_rounds, preview_lines
+
+    arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
+    request = replace(make_request(arguments, run, runs_dir, resume), kind=SeriesDir)
+    plan = plan_rounds(resolve_recipe(request, known_run(request), note), limits)
+    lines = preview_lines(plan, runs_dir / (run or request.stem), wanted)
+    if dry_run:
+        result({"preview": lines}, lines, as_json=as_json)
+        return
+    series = open_run(request, note)
+    assert isinstance(series, SeriesDir)
+    for line in lines:
+        note(line)
+    if plain or as_json or not has_terminal():
+        raise typer.Exit(make_and_print(series, plan, wanted, limits, as_json))
+    raise typer.Exit(make_beside_dashboard(series))
+
+
+def make_and_print(
+    series: SeriesDir, plan: RoundsPlan, wanted: int, limits: Mapping[str, Any], as_json: bool
+) -> int:
+    """Make the series here, with progress on the terminal; the exit code of the command."""
+    from localdpo.judging.cost import Budget
+    from localdpo.launch.rounds import Hands, run_rounds
+
+    def show(record: SeriesRecord) -> None:
+        note(", ".join(f"{h} {c}" for h, c in zip(HEADINGS, cells(record.rounds[-1]), strict=True)))
+
+    hands = Hands(
+        ask=partial(carry_out, budget=Budget(limits.get("max_usd"))),
+        train=lambda run: train_and_watch(run, False, True, is_part=True),
+        note=note,
+        on_round=show,
+    )
+    record, code = run_rounds(series, plan, wanted, hands)
+    print_series(series, record, as_json)
+    return code
+
+
+def print_series(series: SeriesDir, record: SeriesRecord, as_json: bool) -> None:
+    """Print the table of the rounds, why they ended, and what to do next."""
+    from localdpo.cli.plain import print_plain, print_table
+    from localdpo.out.console import Console
+
+    if as_json:
+        print_json({"name": series.name, "path": str(series.path), **record.to_json()})
+        return
+    console = Console()
+    print_table(console, HEADINGS, [cells(row) for row in record.rounds], right=HEADINGS[1:])
+    best = record.best
+    words = []
+    if best is not None:
+        name = f"{series.name}/{best.name}"
+        words = [f"export it: {command_line('export', name, *runs_dir_words(series))}"]
+    for line in (*closing_lines(record), *words):
+        print_plain(console, line)
+
+
+def make_beside_dashboard(series: SeriesDir) -> int:
+    """Make the series in a process of its own and show it in the dashboard until the user leaves."""
+    from localdpo.cli.watch import open_series
+    from localdpo.launch.processes import Job
+
+    again = command_line("rounds", "--resume", "--run", series.name, *runs_dir_words(series))
+    command = [sys.executable, "-m", "localdpo", *sys.argv[1:], "--plain", "--run", series.name]
+    job = Job(command, series.log, "the series", f"resume it: {again}")
+    code = open_series(series, job)
+    if (problem := job.problem()) is not None:
+        say(f"error: {problem}", error=True)
+        return 1
+    if job.is_running:
+        watched = command_line("watch", series.name, *runs_dir_words(series))
+        say(f"the rounds continue; return to them with: {watched}")
+    else:
+        print_series(series, read_record(series), as_json=False)
+    return code

@@ -1,0 +1,339 @@
+"""`localdpo rounds`: sample, judge, train, evaluate, again and again, each round from the policy of the last.
+
+Each round is the commands `prefs build`, `train` and `eval` in one run's folder (records/series.py):
+
+    round-1/build/       the policy's answers to rounds.prompts, the judge's verdicts, the pairs
+    round-1/             the run that trains on these pairs
+    round-1/eval/        its policy against the one before and against the first start, on held-out prompts
+
+What these commands find on the disk they do not do again, so a series that was stopped anywhere goes on
+there and comes to the same files. DPO on the policy's own answers, round by round, is iterative or online DPO
+(Xu et al. 2023, arXiv 2312.16682; Guo et al. 2024, arXiv 2402.04792); where the model judges itself it is
+called self-rewarding (Yuan et al. 2024, arXiv 2401.10020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+from localdpo.answering.generator import answer_all
+from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
+from localdpo.core.errors import UserError
+from localdpo.data.encode import Limits
+from localdpo.data.prompts import PromptRow
+from localdpo.evals.evaluate import EvalOptions, EvaluationPlan, plan_evaluation, run_evaluation
+from localdpo.evals.figures import rounded
+from localdpo.judging.prompts import conversation_text, question_about
+from localdpo.judging.registry import JudgeRequest, cost_lines, judge_spec, make_judges, wants_scores
+from localdpo.judging.rubric import MODES, rubrics_by_mode
+from localdpo.launch.begin import differing_keys
+from localdpo.launch.processes import watch
+from localdpo.objective.kl import sequence_kl
+from localdpo.prefs.build import REPORT, TRAIN, run_build
+from localdpo.prefs.build_plan import BuildOptions, plan_build
+from localdpo.prefs.build_plan import preview_lines as build_preview
+from localdpo.prefs.candidates import CandidateSource
+from localdpo.recipe.load import dump_recipe, load_recipe
+from localdpo.recipe.schema import BASE, DataSource, Recipe, RoundsSection
+from localdpo.records.answers import Sampling
+from localdpo.records.checkpoints import require_checkpoint
+from localdpo.records.evaluations import Evaluation, RateEstimate, read_evaluation
+from localdpo.records.rundir import RunDir, RunLock
+from localdpo.records.series import (
+    BUILD,
+    EVALUATION,
+    RoundResult,
+    SeriesDir,
+    SeriesRecord,
+    read_record,
+    why_end,
+    write_record,
+)
+
+ROUNDS: Final = 3
+# Characters of a token, for answers that are not there yet.
+_CHARACTERS: Final = 5
+Note = Callable[[str], None]
+# Plans and runs `prefs build` or `eval`: options, plan_..., run_...; what the last returns.
+Ask = Callable[[Any, Callable[[Any], Any], Callable[..., dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Hands:
+    """How a command carries out the parts of a round.
+
+    Attributes:
+        ask: a build or an evaluation.
+        train: a run to its end; an exit code other than 0 ends the series there.
+        note: one line for people.
+        on_round: called with the record after each round.
+    """
+
+    ask: Ask
+    train: Callable[[RunDir], int]
+    note: Note
+    on_round: Callable[[SeriesRecord], None] = lambda record: None
+
+
+@dataclass(frozen=True)
+class RoundsPlan:
+    """A recipe of rounds that was looked at: nothing that it names is missing.
+
+    Attributes:
+        held_out: the prompts of the evaluations.
+        limits: fields of a JudgeRequest that change nothing of what is asked.
+    """
+
+    recipe: Recipe
+    held_out: Sequence[PromptRow]
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """The fields of a JudgeRequest."""
+        settings = self.recipe.rounds
+        return {
+            "judge": settings.judge,
+            "rubrics": settings.rubrics or (),
+            "constitution": settings.constitution,
+            "scores": settings.scores,
+            **self.limits,
+        }
+
+
+def plan_rounds(recipe: Recipe, limits: Mapping[str, Any] | None = None) -> RoundsPlan:
+    """Look at what the rounds of a recipe need. Loads no model.
+
+    Raises UserError for a recipe without rounds.prompts or held-out prompts, for prompts that are among the
+    held-out ones, and for a judge that is none.
+    """
+    settings = recipe.rounds
+    if settings.prompts is None:
+        raise UserError("rounds.prompts: missing; name the prompts that every round answers")
+    if recipe.loss.spec.data != "pairs":
+        raise UserError(f"loss.type: rounds train on pairs; {recipe.loss.spec.name} does not")
+    sources = [] if recipe.eval.prompts is None else [HeldOut(recipe.eval.prompts)]
+    if not sources and recipe.data.valid is None:
+        raise UserError("eval.prompts: missing; name held-out prompts to evaluate the rounds on")
+    held_out = prompts_of(sources or valid_sources(recipe), settings.held_out, set())
+    every = prompts_of([*sources, *valid_sources(recipe)], None, set())
+    _refuse_held_out(prompts_of([HeldOut(settings.prompts)], settings.limit, set()), every)
+    plan = RoundsPlan(recipe, held_out, limits or {})
+    if judge_spec(JudgeRequest(**plan.judging), [row.facts for row in held_out]) is None:
+        raise UserError("rounds.judge: missing; name one, such as mlx:MODEL, anthropic or openai:URL#MODEL")
+    return plan
+
+
+def _refuse_held_out(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow]) -> None:
+    """Raise UserError for prompts that are held-out ones, but for spaces and capitals."""
+    known = {_words(row) for row in held_out}
+    if shared := [row for row in prompts if _words(row) in known]:
+        raise UserError(
+            f"rounds.prompts: {len(shared):,} of its {len(prompts):,} prompts are held out to evaluate on, "
+            f"the first {shared[0].text[:60]!r}; take them out of one of the two (`prefs split` parts a file)"
+        )
+
+
+def _words(row: PromptRow) -> str:
+    return " ".join(conversation_text(row.prompt).casefold().split())
+
+
+def preview_lines(plan: RoundsPlan, series: Path, wanted: int) -> list[str]:
+    """What each round generates, asks and costs at most. Writes nothing and asks nobody."""
+    recipe, rows = plan.recipe, plan.held_out
+    options = _build_options(plan, RunDir(series / "round-1"), recipe.adapter, 1)
+    request = JudgeRequest(**plan.judging)
+    spec = judge_spec(request, [row.facts for row in rows])
+    assert spec is not None
+    judges = make_judges(request, spec, MODES if wants_scores(request, spec) else MODES[:1])
+    assert judges.pairs is not None
+    # After round 1: base, the round before, the round, the first start.
+    duels, models = (3, 3) if recipe.adapter is None else (4, 4)
+    # No two alike, as a question that was asked before is not asked again.
+    longest = [f"{i} ".ljust(recipe.rounds.max_tokens * _CHARACTERS, "x") for i in range(models)]
+    versus = list(combinations(longest, 2))[:duels]
+    pairs = [question_about(row, *texts) for texts in versus for row in rows]
+    singles = [question_about(row, text) for text in longest for row in rows]
+    asked = judges.questions(pairs, singles)
+    return [
+        f"rounds: at most {wanted}; each:",
+        *build_preview(plan_build(options)),
+        f"evaluation: {len(rows):,} held-out prompts, {models} models",
+        *cost_lines(request, judges.pairs.name, asked, series, known=False),
+    ]
+
+
+def run_rounds(series: SeriesDir, plan: RoundsPlan, wanted: int, hands: Hands) -> tuple[SeriesRecord, int]:
+    """Go on with a series until it ends or a training does not; its record, and the exit code.
+
+    Raises UserError as `prefs build` and `eval` do, and when another process makes the series.
+    """
+    with RunLock(series):
+        series.clean()
+        record = read_record(series)
+        while True:
+            ended = why_end(record.rounds, wanted, plan.recipe.rounds.max_kl)
+            if (record.wanted, record.ended) != (wanted, ended):
+                record = SeriesRecord(wanted, record.rounds, ended)
+                write_record(series, record)
+            if ended is not None:
+                return record, 0
+            number = len(record.rounds) + 1
+            run = _open_round(series, plan.recipe, number)
+            if code := _train_round(plan, run, number, hands):
+                return record, code
+            result = _evaluate_round(plan, run, number, hands)
+            record = SeriesRecord(wanted, (*record.rounds, result))
+            write_record(series, record)
+            hands.on_round(record)
+
+
+def _open_round(series: SeriesDir, recipe: Recipe, number: int) -> RunDir:
+    """The run of a round, made if it is new."""
+    run = series.round(number)
+    text = dump_recipe(round_recipe(series, recipe, number))
+    return RunDir.create(series.path, run.name, text, differing_keys)
+
+
+def round_recipe(series: SeriesDir, recipe: Recipe, number: int) -> Recipe:
+    """The recipe of a round: the series' own, from the last policy on, with the round's pairs to train on.
+
+    Raises UserError when the round before has no intact checkpoint.
+    """
+    update: dict[str, Any] = {"rounds": RoundsSection()}
+    if number > 1:
+        before = require_checkpoint(series.round(number - 1), lambda line: None)
+        update |= {"adapter": str(before.path), "reference_adapter": None}
+        if recipe.rounds.reference == "first" and recipe.loss.spec.needs_reference:
+            update["reference_adapter"] = recipe.reference or BASE
+    data = recipe.data
+    update["data"] = data.model_copy(
+        update={
+            "train": str(series.round(number).path / BUILD / TRAIN),
+            "valid": tuple(
+                DataSource(**{**entry.model_dump(), "format": entry.format or data.format})
+                for entry in data.valid_sources
+            )
+            or None,
+            "format": None,
+            "limit": None,
+        }
+    )
+    return recipe.model_copy(update=update)
+
+
+def _build_options(plan: RoundsPlan, run: RunDir, adapter: str | None, number: int) -> BuildOptions:
+    """What `prefs build` is to do in a round: its answers come from the policy that the round starts from."""
+    recipe, settings, train = plan.recipe, plan.recipe.rounds, plan.recipe.train
+    assert settings.prompts is not None
+    judging = plan.judging
+    if settings.n > 2:
+        # Of more than two answers scores decide; the rubric for pairs is for the evaluation.
+        judging["rubrics"] = tuple(
+            name for mode, name in rubrics_by_mode(judging["rubrics"]).items() if mode == "score"
+        )
+    return BuildOptions(
+        prompts=settings.prompts,
+        out=run.path / BUILD,
+        source=CandidateSource(
+            recipe.model,
+            adapter,
+            recipe.data.template,
+            Limits(train.max_length, train.max_prompt_length, train.truncation),
+            recipe.trust_remote_code,
+            recipe.data.chat_template_kwargs,
+        ),
+        n=settings.n,
+        temperatures=(settings.temperature,),
+        max_tokens=settings.max_tokens,
+        seed=train.seed + number - 1,
+        limit=settings.limit,
+        valid_fraction=0.0,
+        **judging,
+    )
+
+
+def _train_round(plan: RoundsPlan, run: RunDir, number: int, hands: Hands) -> int:
+    """Build the round's pairs and train on them, as far as that is not done; the training's exit code."""
+    build = run.path / BUILD
+    if not ((build / TRAIN).exists() and (build / REPORT).exists()):
+        hands.note(f"{run.name}: answers and verdicts")
+        adapter = load_recipe(run.recipe).adapter
+        hands.ask(_build_options(plan, run, adapter, number), plan_build, run_build)
+        _free_memory()
+    if run.is_running():
+        hands.note(f"{run.path} is being trained already; waiting for its end")
+        for _ in watch(run):
+            pass
+    if run.status() == "finished":
+        return 0
+    hands.note(f"{run.name}: training")
+    return hands.train(run)
+
+
+def _free_memory() -> None:
+    """Leave to the worker what the models of this process took."""
+    import mlx.core as mx
+
+    mx.clear_cache()
+
+
+def _evaluate_round(plan: RoundsPlan, run: RunDir, number: int, hands: Hands) -> RoundResult:
+    """Evaluate the round's policy on the held-out prompts, as far as that is not done."""
+    recipe, settings = plan.recipe, plan.recipe.rounds
+    options = EvalOptions(
+        run=run,
+        prompts=recipe.eval.prompts,
+        limit=settings.held_out,
+        sampling=Sampling(settings.max_tokens, 1.0, recipe.train.seed),
+        checks=None if settings.checks is None else Path(settings.checks),
+        name=EVALUATION,
+        first=recipe.adapter if number > 1 else None,
+        **plan.judging,
+    )
+    path = run.evaluations / f"{EVALUATION}.json"
+    if not path.exists():
+        hands.note(f"{run.name}: evaluation")
+        hands.ask(options, plan_evaluation, run_evaluation)
+    evaluation = read_evaluation(path)
+    before, after = evaluation.versus
+    first = "base" if recipe.adapter is None else "sft"
+    kl, kl_se = _kl_from(plan_evaluation(options), after, first)
+    _free_memory()
+    tokens = next(metric.means for metric in evaluation.metrics if metric.name == "tokens")
+    with_pairs = (run.path / BUILD / TRAIN).read_bytes().count(b"\n")
+    return RoundResult(
+        run.name,
+        with_pairs,
+        _rate(evaluation, after, before),
+        _rate(evaluation, after, first),
+        kl,
+        kl_se,
+        tokens[after] or 0.0,
+        tokens[first] or 0.0,
+    )
+
+
+def _rate(evaluation: Evaluation, first: str, second: str) -> RateEstimate | None:
+    """The win rate of one model against another; None without a verdict."""
+    duels = (duel for duel in evaluation.duels if (duel.first, duel.second) == (first, second))
+    return next((duel.win_rate for duel in duels), None)
+
+
+def _kl_from(plan: EvaluationPlan, policy: str, reference: str) -> tuple[float, float | None]:
+    """KL(policy || reference) of whole responses in nats and its standard error, from the policy's own
+    answers of an evaluation, which were sampled at temperature 1.
+    """
+    asked = plan.asked
+    answers = answer_all(
+        plan.options.run, asked.contestants, asked.prompts, asked.sampling, scores=True, source=asked.source
+    )
+    ratios = [
+        len(answer.ids) * (answer.logps[policy] - answer.logps[reference]) for answer in answers[policy]
+    ]
+    kl, error = sequence_kl(ratios)
+    return round(kl, 6), rounded(error)

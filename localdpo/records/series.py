@@ -1,0 +1,239 @@
+"""A series: several runs in one folder, each made after the one before.
+
+runs/NAME/
+    series.yaml          the resolved recipe; a series belongs to one recipe for good
+    series.json          what came of the runs that are done, with a checksum (see `seal`)
+    series.log           what the process that makes the series printed
+    lock                 held (flock) while that process lives
+    round-1/, ...        the runs, each a folder like any other run's
+
+What a series still has to do follows from what is on the disk, so it is resumed wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from localdpo.core.atomic import write_bytes
+from localdpo.core.errors import UserError
+from localdpo.core.names import command_line
+from localdpo.records.answers import AnswersTail, answers_files
+from localdpo.records.evaluations import RateEstimate
+from localdpo.records.events import effective, read_events
+from localdpo.records.log import read_sealed, seal
+from localdpo.records.progress import progress_of
+from localdpo.records.rundir import RunDir, State, folders_of, spelled
+from localdpo.records.runs import RunSummary
+from localdpo.records.typed import as_record
+
+VERSION: Final = 1
+# Of the evaluation in each run of a series.
+EVALUATION: Final = "rounds"
+BUILD: Final = "build"
+
+
+class SeriesDir(RunDir):
+    """The folder of a series. Runs and series are made, found, locked and deleted alike."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.recipe = self.path / "series.yaml"
+        self.record = self.path / "series.json"
+        self.log = self.path / "series.log"
+
+    def round(self, number: int) -> RunDir:
+        """The run of the round `number`, from 1; made or not."""
+        return RunDir(self.path / f"round-{number}")
+
+    def members(self) -> list[RunDir]:
+        """The runs that were made."""
+        return sorted(folders_of(self.path, RunDir), key=lambda run: (len(run.name), run.name))
+
+    def is_running(self) -> bool:
+        """Whether a process makes the series, or trains a run of it."""
+        return super().is_running() or any(run.is_running() for run in self.members())
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What came of a round. Win rates are those of its policy; lengths are means on the held-out prompts.
+
+    Attributes:
+        name: of the run.
+        pairs: that it trained on and held out.
+        last: against what it started from; first: against what the first round started from.
+        kl: KL(policy || start of the first round) of whole responses in nats, and its standard error.
+        tokens: mean length of its answers; tokens_first: of the first start's.
+    """
+
+    name: str
+    pairs: int
+    last: RateEstimate | None
+    first: RateEstimate | None
+    kl: float
+    kl_se: float | None
+    tokens: float
+    tokens_first: float
+
+
+@dataclass(frozen=True)
+class SeriesRecord:
+    """What is known of a series. `wanted`: rounds at most. `ended`: why it has ended, None before."""
+
+    wanted: int
+    rounds: tuple[RoundResult, ...] = ()
+    ended: str | None = None
+
+    @property
+    def best(self) -> RoundResult | None:
+        """The last round up to which each is better than the one before, beyond the interval."""
+        best = None
+        for result in self.rounds:
+            if not is_above_half(result.last):
+                break
+            best = result
+        return best
+
+    def to_json(self) -> dict[str, object]:
+        """The record as a JSON object."""
+        best = self.best
+        return {"v": VERSION, **asdict(self), "best": None if best is None else best.name}
+
+
+def is_above_half(rate: RateEstimate | None) -> bool:
+    """Whether the whole interval of a win rate lies above 50%."""
+    return rate is not None and rate.low is not None and rate.low > 0.5
+
+
+def why_end(rounds: Sequence[RoundResult], wanted: int, max_kl: float | None) -> str | None:
+    """Why a series ends after its last round; None while it goes on."""
+    if not rounds:
+        return None
+    last = rounds[-1]
+    before = rounds[-2].name if len(rounds) > 1 else "the start"
+    if not is_above_half(last.last):
+        return f"{last.name} is not clearly better than {before}: it wins {rate_text(last.last)}"
+    if max_kl is not None and last.kl > max_kl:
+        return f"the KL of {last.name} from the start is {last.kl:.3g} nats, above rounds.max_kl {max_kl:g}"
+    return "all rounds are done" if len(rounds) >= wanted else None
+
+
+def rate_text(rate: RateEstimate | None) -> str:
+    """`61% (52% to 69%)`."""
+    if rate is None:
+        return "-"
+    if rate.low is None or rate.high is None:
+        return f"{rate.value:.0%}"
+    return f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def stage_of(series: SeriesDir, record: SeriesRecord) -> str:
+    """What a series does now, in words, from what the folder of its current round holds."""
+    if record.ended is not None and not series.is_running():
+        return "ended"
+    run = series.round(len(record.rounds) + 1)
+    of = f"{run.name}{f' of {record.wanted}' if record.wanted else ''}"
+    if not series.is_running():
+        return f"{of}: stopped; resume it with: {command_line('rounds', '--resume', '--run', series.name)}"
+    if run.is_running():
+        progress = progress_of(effective(read_events(run.events)))
+        return f"{of}: training, step {progress.step}" + (f"/{progress.total}" if progress.total else "")
+    if run.status() == "finished":
+        files = answers_files(run.path)
+        return f"{of}: evaluation{_answered(files[0]) if files else ''}"
+    return f"{of}: answers to judge{_answered(run.path / BUILD / 'candidates.jsonl')}"
+
+
+def _answered(path: Path) -> str:
+    tail = AnswersTail(path)
+    tail.poll()
+    wanted = len(tail.records) + tail.missing
+    return f", {len(tail.records)} of {wanted}" if tail.missing else ", verdicts" if wanted else ""
+
+
+def summary_of(series: SeriesDir) -> RunSummary:
+    """The series as a line of a table of runs: rounds as its steps, figures of its last round."""
+    try:
+        record = read_record(series)
+    except UserError:
+        record = SeriesRecord(0)
+    last = record.rounds[-1] if record.rounds else None
+    state: State = "running" if series.is_running() else "stopped" if record.ended is None else "finished"
+    updated = max(
+        (path.stat().st_mtime for path in (series.record, series.recipe) if path.exists()), default=None
+    )
+    return RunSummary(
+        run=series,
+        state=state,
+        phase="training",
+        loss="rounds",
+        beta=None,
+        model=None,
+        step=len(record.rounds),
+        total=record.wanted or None,
+        accuracy=None,
+        all_tied=False,
+        margin=None,
+        kl=None,
+        win=None if last is None or last.first is None else last.first.value,
+        memory=None,
+        started=updated,
+        launched=updated,
+        updated=updated,
+        ended=(),
+    )
+
+
+HEADINGS: Final = ("round", "pairs", "win vs last", "win vs start", "KL", "tokens")
+
+
+def cells(result: RoundResult) -> tuple[str, ...]:
+    """A round in the order of HEADINGS."""
+    error = "" if result.kl_se is None else f" +- {1.96 * result.kl_se:.2g}"
+    return (
+        result.name,
+        f"{result.pairs:,}",
+        rate_text(result.last),
+        rate_text(result.first),
+        f"{result.kl:.3g}{error}",
+        f"{result.tokens:.0f} ({result.tokens - result.tokens_first:+.0f})",
+    )
+
+
+def closing_lines(record: SeriesRecord) -> list[str]:
+    """Why a series ended, and which round to take."""
+    best = record.best
+    lines = [] if record.ended is None else [f"ended: {record.ended}"]
+    if record.rounds:
+        lines.append("no round is clearly better than its start" if best is None else f"best: {best.name}")
+    return lines
+
+
+def read_record(series: SeriesDir) -> SeriesRecord:
+    """What is known of the series; nothing before its first round is done. Raises UserError for damage."""
+    if not series.record.exists():
+        return SeriesRecord(0)
+    return read_sealed(series.record, _record, "the record of a series of runs")
+
+
+def write_record(series: SeriesDir, record: SeriesRecord) -> None:
+    """Replace the record. Raises UserError for a full disk."""
+    write_bytes(series.record, seal(json.dumps(record.to_json(), indent=1)))
+
+
+def _record(value: Mapping[str, object]) -> SeriesRecord:
+    if value["v"] != VERSION:
+        raise ValueError(f"version {value['v']}, expected {VERSION}")
+    return as_record(SeriesRecord, value)
+
+
+def find_series(runs_dir: str | Path, name: str | None = None) -> SeriesDir | None:
+    """The series `name`, or the latest one; None if there is none."""
+    if name is None:
+        return next(iter(folders_of(runs_dir, SeriesDir)), None)
+    series = SeriesDir(spelled(Path(runs_dir) / name))
+    return series if series.exists() else None
