@@ -20,14 +20,15 @@ from localdpo.core.errors import (
     UserError,
     UserErrors,
 )
-from localdpo.launch.begin import TrainRequest, open_run
-from localdpo.launch.explain import CRASHED_EXIT, exit_code, explain_death
+from localdpo.launch.begin import TrainRequest, known_run, open_run, resolve_recipe
+from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, STOPPED_EXIT, exit_code, explain_death
 from localdpo.launch.processes import Worker, start_worker, watch
 from localdpo.launch.reporting import Reporters
 from localdpo.out import note
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
 from localdpo.records.rundir import RunDir
+from localdpo.records.series import SeriesDir, SeriesRecord
 
 if TYPE_CHECKING:
     from localdpo.train.control import StopRequest
@@ -93,6 +94,43 @@ def train(
         # Takes the worker's exit code when it has ended, so that no dead process stays.
         threading.Thread(target=worker.wait, daemon=True).start()
     return Run(run.path)
+
+
+def rounds(
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    rounds: int = 3,
+    name: str | None = None,
+    runs_dir: str | os.PathLike[str] = "runs",
+    resume: bool = False,
+    max_usd: float | None = None,
+) -> SeriesRecord:
+    """Rounds of training on the policy's own answers, as `localdpo rounds`; what came of them.
+
+    Args:
+        rounds: at most so many.
+        name: of the series; an existing one is resumed.
+        max_usd: the most that may be spent on the judge by this call.
+
+    The other arguments, and what is raised, are those of `train`; a training that was stopped ends the call.
+    """
+    from localdpo.judging.cost import Budget
+    from localdpo.launch.rounds import Hands, plan_rounds, run_rounds
+
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = Path(recipe)
+    request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, kind=SeriesDir)
+    plan = plan_rounds(resolve_recipe(request, known_run(request), note), {"max_usd": max_usd})
+    series, budget = open_run(request, note), Budget(max_usd)
+    assert isinstance(series, SeriesDir)
+
+    def train_round(run: RunDir) -> int:
+        trained = train(name=run.name, runs_dir=series.path, resume=True)
+        return FINISHED_EXIT if trained.state == "finished" else STOPPED_EXIT
+
+    hands = Hands(lambda options, make, run: run(make(options), budget=budget), train_round, note)
+    return run_rounds(series, plan, rounds, hands)[0]
 
 
 def _follow(worker: Worker, on_event: OnEvent | None) -> int:

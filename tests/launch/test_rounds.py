@@ -104,6 +104,7 @@ def files_of(series: SeriesDir) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_round_starts_from_the_policy_of_the_last(
     series: SeriesDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_round_starts_from_the_policy_of_the_last(
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_series_that_was_killed_anywhere_comes_to_the_same_files(
     series: SeriesDir, script: Script, tmp_path: Path
 ) -> None:
