@@ -123,7 +123,7 @@ def plan_rounds(recipe: Recipe, limits: Mapping[str, Any] | None = None) -> Roun
     every = prompts_of([*sources, *valid_sources(recipe)], None, set())
     _refuse_held_out(prompts_of([HeldOut(settings.prompts)], settings.limit, set()), every)
     plan = RoundsPlan(recipe, held_out, limits or {})
-    if judge_spec(JudgeRequest(**plan.judging), [row.facts for row in held_out]) is None:
+    if judge_spec(JudgeRequest(**plan.judging), held_out) is None:
         raise UserError("rounds.judge: missing; name one, such as mlx:MODEL, anthropic or openai:URL#MODEL")
     return plan
 
@@ -147,7 +147,7 @@ def preview_lines(plan: RoundsPlan, series: Path, wanted: int) -> list[str]:
     recipe, rows = plan.recipe, plan.held_out
     options = _build_options(plan, RunDir(series / "round-1"), recipe.adapter, 1)
     request = JudgeRequest(**plan.judging)
-    spec = judge_spec(request, [row.facts for row in rows])
+    spec = judge_spec(request, rows)
     assert spec is not None
     judges = make_judges(request, spec, MODES if wants_scores(request, spec) else MODES[:1])
     assert judges.pairs is not None
