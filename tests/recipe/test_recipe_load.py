@@ -27,7 +27,8 @@ def test_the_recipes_of_the_repository_load_and_open_with_their_command(path: Pa
     load_recipe(path)
     first, second, *_ = path.read_text().splitlines()
     assert first == MODELINE
-    assert f"localdpo train recipes/{path.name}" in second
+    command = "rounds" if path.stem == "rounds" else "train"
+    assert f"localdpo {command} recipes/{path.name}" in second
 
 
 def test_the_smallest_recipe_has_the_defaults(tmp_path: Path) -> None:
