@@ -271,7 +271,7 @@ def test_runs_are_listed_by_their_last_activity(tmp_path: Path):
     (tmp_path / "notes").mkdir()
     EventWriter(tmp_path / "old" / "events.jsonl").close()
     assert [run.name for run in list_runs(tmp_path)] == ["old", "dpo-other", "dpo-2", "dpo"]
-    assert [run.name for run in runs_of(tmp_path, "dpo")] == ["dpo-2", "dpo"]
+    assert [run.name for run in runs_of(tmp_path, "dpo", RunDir)] == ["dpo-2", "dpo"]
     assert find_run(tmp_path).name == "old"
     assert find_run(tmp_path, "dpo").name == "dpo"
     with pytest.raises(UserError, match=r"no run named 'dop'; the latest are old, dpo-other"):
