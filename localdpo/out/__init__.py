@@ -54,6 +54,12 @@ def say(text: str, *, error: bool = False, end: str = "\n") -> None:
     print(escaped(text), file=sys.stderr if error else sys.stdout, end=end, flush=True)
 
 
+def flush() -> None:
+    """Hand over what was written, before the process is ended without its own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 def note(line: str) -> None:
     """Narrate: print text as one line on stderr, so that stdout holds the result alone."""
     say(printable(line), error=True)

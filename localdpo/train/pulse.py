@@ -12,7 +12,6 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from localdpo.core.errors import DEVICE_EXIT, LocalDPOError, UserError, UserErrors
-from localdpo.out import say, say_errors
+from localdpo.out import flush, say, say_errors
 
 # From a rank's end to that of this process: 10 s at most, of which the kernel may take the first 6.
 _IDLE, _INTERVAL, _PROBES = 3, 1, 3
@@ -216,6 +215,5 @@ def _notice_silence(connection: socket.socket) -> None:
 
 def _exit(code: int) -> None:
     """End the process from this thread: the main one may be inside MLX, waiting without end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(code)

@@ -50,6 +50,7 @@ COMMANDS: dict[str, list[list[str]]] = {
         [HOSTILE],
         ["RECIPE", "--run", HOSTILE],
     ],
+    "hosts": [["--file", HOSTILE]],
     "rounds": [[HOSTILE], ["RECIPE", "--run", HOSTILE]],
     "ctl": [["tiny", HOSTILE], [HOSTILE, "pause"]],
     "watch": [["--once", "--screen", screen] for screen in ("live", "samples", "runs")],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from localdpo.launch.recipediff import differing, options_of
+from localdpo.core.differing import differing
+from localdpo.launch.recipediff import options_of
 
 
 def test_entries_of_lists_of_data_sets_differ_one_by_one():
