@@ -103,6 +103,8 @@ def run() -> None:
     """Entry of the console script: run the command that sys.argv names and exit."""
     guard()
     remember_program()
+    if sys.stdin is None:  # closed by whoever started this: nothing comes, and nobody is there to type
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     try:
         with disk_refusals():
             # Not standalone: typer would print usage errors in four lines, and end the process itself.

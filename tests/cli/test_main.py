@@ -219,3 +219,12 @@ def test_the_completion_of_a_shell_is_shown_by_the_name_that_it_knows(
     monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
     monkeypatch.setattr("localdpo.cli.main.program", lambda: ".venv/bin/localdpo")
     assert "complete -o default -F _localdpo_completion localdpo" in localdpo("--show-completion").stdout
+
+
+def test_a_closed_stdin_reads_as_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr("sys.argv", ["localdpo", "init", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main.run()
+    assert sys.stdin.read() == ""
+    sys.stdin.close()
