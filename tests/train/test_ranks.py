@@ -51,11 +51,11 @@ def start_ranks(folder: Path, size: int) -> tuple[dict[str, Any], list[int], flo
         "LOCALDPO_CACHE": str(folder / "cache"),
         "OPENBLAS_NUM_THREADS": "1",
     }
-    logs = [(folder / f"stderr-{rank}").open("wb") for rank in range(size)]
+    logs = [(folder / f"log-{rank}").open("wb") for rank in range(size)]
     processes = [
         subprocess.Popen(
             [sys.executable, str(HERE / "two_ranks.py"), str(rank), str(size), str(folder)],
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=log,
             env=env | {"MLX_RANK": str(rank)},
         )
@@ -65,9 +65,10 @@ def start_ranks(folder: Path, size: int) -> tuple[dict[str, Any], list[int], flo
         log.close()
     processes[-1].wait()
     died = time.time()
-    said = [process.communicate()[0] for process in processes]
-    assert said[0], "".join(path.read_text() for path in sorted(folder.glob("stderr-*")))
-    return json.loads(said[0]), [process.returncode for process in processes], died
+    codes = [process.wait() for process in processes]
+    found = folder / "found.json"
+    assert found.is_file(), "".join(path.read_text() for path in sorted(folder.glob("log-*")))
+    return json.loads(found.read_text()), codes, died
 
 
 def lay_out(folder: Path, model: Path) -> None:
@@ -169,5 +170,6 @@ def test_four_ranks(tmp_path: Path, tiny_model: Path) -> None:
     found, codes, _ = start_ranks(tmp_path, 4)
     assert max(gaps["gradient"] for gaps in found["losses"].values()) < 1e-5
     assert (found["whole"], found["resumed"]["codes"]) == (0, [3, 0])
-    assert found["lost"] == f"{found['names'][3]} was lost"
-    assert codes == [0, 4, 4, -9]
+    # MLX's ring may not tell rank 0 that a rank beyond its neighbours has gone: the pulse ends it.
+    assert f"{found['names'][3]} was lost" in found.get("lost", (tmp_path / "log-0").read_text())
+    assert codes in ([0, 4, 4, -9], [4, 4, 4, -9])

@@ -150,6 +150,11 @@ def death() -> Any:
     return train(folder)
 
 
+def report(found: dict[str, Any]) -> None:
+    if RANK == 0:
+        (FOLDER / "found.json").write_text(json.dumps(found))
+
+
 def main() -> None:
     choose_device()
     # The ranks live on when a run of theirs is over.
@@ -165,9 +170,10 @@ def main() -> None:
     found["resumed"] = stopped_and_resumed()
     found["another"] = another_recipe()
     pulse._exit = leave
+    # Of several ranks this one may end with what is lost.
+    report(found)
     found["lost"] = death()
-    if RANK == 0:
-        print(json.dumps(found))
+    report(found)
 
 
 if __name__ == "__main__":
