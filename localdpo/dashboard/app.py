@@ -355,10 +355,10 @@ class DashboardApp(TerminalApp):
 
     def action_command_palette(self) -> None:
         """All commands by name."""
-        from localdpo.dashboard.screens.dialogs import Palette
+        from localdpo.dashboard.screens.dialogs import CommandsScreen
 
-        if not isinstance(self.screen, Palette):
-            self.push_screen(Palette(id="--command-palette"))
+        if not isinstance(self.screen, CommandsScreen):
+            self.push_screen(CommandsScreen(id="--command-palette"))
 
     def get_system_commands(self, screen: Screen) -> Iterator[SystemCommand]:
         """The entries of the command palette: every key of the table by name, the themes, the export."""

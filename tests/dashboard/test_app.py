@@ -16,7 +16,7 @@ from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_svg, frame_text
 from localdpo.dashboard.keymap import SCREEN_TITLES
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.screens.dialogs import ChoiceDialog, HelpScreen, Palette
+from localdpo.dashboard.screens.dialogs import ChoiceDialog, CommandsScreen, HelpScreen
 from localdpo.dashboard.themes import THEME_NAMES
 from localdpo.dashboard.widgets.bars import TopBar
 from localdpo.records.control import CommandFile, take
@@ -180,7 +180,7 @@ def test_the_palette_is_left_before_it_says_that_nothing_matches(finished: RunDi
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "colon", *"qqq")
         palette = app.screen
-        assert isinstance(palette, Palette)
+        assert isinstance(palette, CommandsScreen)
         await until(pilot, lambda: palette._no_matches_timer is not None)
         await press(pilot, "escape")
         assert palette._no_matches_timer is None

@@ -204,7 +204,7 @@ class JumpScreen(Box[Widget]):
         self.dismiss(self._targets.get(event.key))
 
 
-class Palette(CommandPalette):
+class CommandsScreen(CommandPalette):
     """All commands by name. Textual's own (8.2) crashes where it is left just before it says "no matches"."""
 
     def dismiss(self, result: None = None) -> AwaitComplete:
