@@ -103,7 +103,7 @@ def save_tokenizer(file: GGUFFile, folder: Path, *, rows: int) -> dict[str, Any]
     """
     tokens = _tokens(file, rows)
     ids = {key: _id(file, key, len(tokens)) for key in {*SPECIAL, *ENDS}}
-    kinds = _kinds(file, len(tokens))
+    kinds = _numbers(file, "token_type", len(tokens), np.full(len(tokens), NORMAL))
     backend = _backend(file, tokens, kinds, ids)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -142,11 +142,6 @@ def _id(file: GGUFFile, key: str, tokens: int) -> int | None:
     if not 0 <= number < tokens:
         raise UserError(f"{file.path}: tokenizer.ggml.{key}: expected below {tokens:,}, got {number:,}")
     return number
-
-
-def _kinds(file: GGUFFile, tokens: int) -> list[int]:
-    """The type of each token."""
-    return _numbers(file, "token_type", tokens, np.full(tokens, NORMAL))
 
 
 def _numbers(file: GGUFFile, key: str, tokens: int, default: np.ndarray | None = None) -> list[Any]:

@@ -67,7 +67,7 @@ def to_peft(
     PEFT finds layers by their names in transformers, which must be mlx-lm's (`require_same_names`).
     Raises UserErrors for what PEFT has no place for.
     """
-    layers = {name: module for name, module in model.named_modules() if _is_adapted(module)}
+    layers = {name: module for name, module in model.named_modules() if "lora_a" in module}
     if problems := [
         UserError(f"{name}: {why}") for name, m in layers.items() if (why := _no_place(model, m))
     ]:
@@ -97,10 +97,6 @@ def to_peft(
         "target_modules": _target_modules(model, layers),
     }
     return config, tensors
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    return "lora_a" in module
 
 
 def _no_place(model: nn.Module, module: nn.Module) -> str | None:

@@ -169,7 +169,8 @@ class TileRow(Widget):
             picture.put(1, left + 2, tile.figure[: inner - 1], "ink", bold=True)
             column = left + 3 + len(tile.figure)
             if column < right - 2:
-                picture.put(1, column, app.abilities.mark(tile.trend), _trend_colour(tile.trend))
+                colour = "muted" if tile.trend == "level" else "ink"
+                picture.put(1, column, app.abilities.mark(tile.trend), colour)
             cells = right - column - 4
             picture.put(1, column + 2, sparkline(tile.course, cells, unicode), "chosen")
         return picture
@@ -232,7 +233,3 @@ def system_tiles(usages: Sequence[SystemUsage]) -> list[Tile]:
             course = tuple(known for usage in usages if (known := getattr(usage, field)) is not None)
             tiles.append(Tile(name, brief, form(value), "level", course))
     return tiles
-
-
-def _trend_colour(trend: str) -> str:
-    return "muted" if trend == "level" else "ink"
