@@ -203,7 +203,7 @@ def export(
 
 
 def _check_numbers(**options: object) -> None:
-    """Raise UserErrors for options with a number that is none or too small. None stands for a default."""
+    """Raise UserErrors for options whose number is invalid or too small. None stands for a default."""
     problems = [
         UserError(f"{name}: expected a number, {_LEAST[name]} or more, got {value}")
         for name, value in options.items()

@@ -81,7 +81,7 @@ class DashboardApp(TerminalApp):
     }
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings_of(""),
-        # What fingers do from habit: neither may end a run, nor leave without a word.
+        # Keys typed out of habit: neither may end the run, and Ctrl-C explains how to leave.
         Binding("ctrl+c", "interrupt", show=False, system=True),
         Binding("ctrl+q", "leave", show=False, priority=True),
     ]
@@ -184,13 +184,13 @@ class DashboardApp(TerminalApp):
     def _poll(self) -> None:
         """Read the new lines of the log, a long log in chunks over several turns of the event loop."""
         feed = self.feed
-        # The last timers go off while the screens are being taken down.
+        # Timers still fire while the app closes its screens.
         if feed is None or not self.is_running:
             return
         has_changed = feed.poll(_READ_SECONDS)
         if feed.behind:
             self.set_timer(0.001, self._poll)
-        # A worker that was started from here may end without a word in the log.
+        # A worker that was started from here may end without an event in the log.
         alive = (feed.alive, self.worker_lives)
         if not has_changed and alive == self._last_alive:
             return

@@ -25,7 +25,7 @@ from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
 from localdpo.out.console import Console
 from localdpo.out.notify import notification
 
-# Rich's pictures fetch a web font; whoever looks at ours is not asked to go online.
+# Rich's pictures fetch a web font; ours must also work offline.
 _WEB_FONTS: Final = re.compile(r"@font-face\s*\{.*?\}\s*", re.DOTALL)
 _FONT: Final = "Fira Code, Menlo, DejaVu Sans Mono, Consolas, monospace"
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -101,7 +101,7 @@ class _Watch(threading.Thread):
     """Calls `leave` when a signal came or the terminal is gone; the process has `_GRACE_SECONDS` then.
 
     Textual writes to the terminal from a thread with a short queue. When the terminal is gone, that thread
-    ends, the queue fills, and the app waits for ever to put the next frame in: neither SIGTERM nor anything
+    ends, the queue fills, and the app waits forever to put the next frame in: neither SIGTERM nor anything
     else that the event loop would have to handle gets through to it then. This thread waits for nothing that
     the app holds.
     """

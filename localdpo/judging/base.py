@@ -64,7 +64,7 @@ class JudgeBusy(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """The command is being stopped; whoever waits has to give up."""
+    """The command is being stopped; every wait for an answer ends."""
 
 
 class Judge(ABC):
@@ -97,7 +97,7 @@ class Judge(ABC):
         return 0.0
 
     def find_key(self) -> None:
-        """Raise JudgeStopped if there is no key for a server that wants one; before long work, say."""
+        """Raise JudgeStopped if there is no key for a server that needs one; called before long work."""
         return None
 
 

@@ -65,7 +65,7 @@ class OpenAIJudge(RemoteJudge):
         url: the base address, to which /chat/completions is added.
         model: its name on that server.
 
-    Raises UserError for an address that is none.
+    Raises UserError for an invalid address.
     """
 
     kind = "openai"

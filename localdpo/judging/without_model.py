@@ -140,7 +140,7 @@ class HumanJudge(Judge):
     of the votes: a journal forgets what was said before they changed.
 
     Raises:
-        UserError: no votes in the file, or a line that is none.
+        UserError: the file has no votes, or a line that is not a vote.
     """
 
     name = "human"

@@ -61,7 +61,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
 def read_header(file: Path) -> dict[str, tuple[str, list[int]]]:
     """Name -> (dtype, shape) of the tensors of a safetensors file; dtypes are the format's own (F32, BF16).
 
-    MLX reads a damaged header without a word and gives its tensors other values; safetensors' own reader
+    MLX reads a damaged header without an error and gives its tensors other values; safetensors' own reader
     makes sure that the tensors cover the file exactly.
 
     Raises:

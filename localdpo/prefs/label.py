@@ -164,7 +164,7 @@ class Labelling:
         return Shown(place, self.items[pair], first != is_again, is_again)
 
     def answer(self, choice: Choice) -> None:
-        """Label what is shown now. Raises ValueError when nothing is, or for a choice that is none."""
+        """Label what is shown now. Raises ValueError when nothing is, or for an unknown choice."""
         now = self.current
         if now is None or choice not in CHOICES:
             raise ValueError(f"nothing to answer with {choice!r}")
@@ -251,7 +251,7 @@ class Labelling:
         self.replay(record)
 
     def replay(self, record: Record) -> None:
-        """Take over one record. Raises ValueError for what is none, or does not fit the schedule."""
+        """Apply one record. Raises ValueError where it is invalid or does not fit the schedule."""
         match record:
             case {
                 "place": int(place),

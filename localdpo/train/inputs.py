@@ -139,7 +139,7 @@ def to_json(inputs: Sequence[Input]) -> list[dict[str, Any]]:
 
 
 def from_json(values: Any) -> list[Input]:
-    """The inputs of a JSON form. Raises ValueError or TypeError for what is none."""
+    """The inputs from their JSON form. Raises ValueError or TypeError for an invalid one."""
     return [as_record(Input, value) for value in values]
 
 

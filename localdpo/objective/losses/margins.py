@@ -24,7 +24,7 @@ def sigmoid(scores: PairScores, *, beta: float, label_smoothing: float) -> mx.ar
 
     e = 0 is DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). e > 0 is conservative DPO (Mitchell, "A note
     on DPO with noisy preferences and relationship to IPO", eq. 3): labels are taken as swapped with
-    probability e, and the margin settles at ln((1 - e) / e) / beta instead of growing for ever.
+    probability e, and the margin settles at ln((1 - e) / e) / beta instead of growing without bound.
     """
     return smoothed_logistic(beta * scores.h, label_smoothing)
 

@@ -193,7 +193,7 @@ def prompt_texts(prompt: Side) -> tuple[str, str]:
 
 
 def answer_text(side: Side, transcript: bool = False) -> str:
-    """An answer's words; the space after a transcript's Assistant mark is none of them."""
+    """An answer's text, without the space after a transcript's Assistant mark."""
     if isinstance(side, str):
         return side.removeprefix(" ") if transcript else side
     return _content(side[0])
