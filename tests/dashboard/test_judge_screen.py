@@ -261,11 +261,11 @@ def test_what_an_evaluation_refuses_is_said_and_the_line_kept(
 
     async def act(pilot: Pilot[None]) -> None:
         line = app.screen.query_one(EvaluationLine)
-        await press(pilot, "r", "x", "enter")
-        await shown(pilot, "--judge: no judge x")
-        await press(pilot, "r", "y", "enter")
-        # While it is running the key asks whether to stop it.
-        await until(pilot, lambda: line.job is None)
+        for key in ("x", "y"):
+            await press(pilot, "r", key, "enter")
+            await shown(pilot, "--judge: no judge x")
+            # While it is running the key asks whether to stop it.
+            await until(pilot, lambda: line.job is None)
         await press(pilot, "r", "escape")
         await press(pilot, "r", "quotation_mark", "enter")
         await shown(pilot, "the options cannot be read: No closing quotation")
