@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from localdpo.objective.registry import LOSSES
 from localdpo.recipe.describe import ENTRIES
 from localdpo.recipe.schema import SHORTHANDS, Recipe
 
@@ -22,6 +23,11 @@ def schema_text() -> str:
     for name, value in schema["properties"].items():
         if name not in schema["required"] and "$ref" in value:
             schema["properties"][name] = {"anyOf": [value, {"type": "null"}], **_described(value)}
+    loss = {"enum": [*LOSSES]}
+    sections["LossSection"]["properties"]["type"]["anyOf"] = [
+        loss,
+        {"type": "array", "items": loss, "minItems": 1},
+    ]
     for name, option in SHORTHANDS.items():
         chosen = sections[f"{name.capitalize()}Section"]["properties"][option]
         schema["properties"][name]["anyOf"] += chosen["anyOf"]

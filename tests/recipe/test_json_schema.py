@@ -61,6 +61,8 @@ def test_what_the_reader_takes(change: dict[str, Any]) -> None:
         {"train": {"batch_size": 0}},
         {"loss": {"bta": 1}},
         {"loss": 3},
+        {"loss": "nope"},
+        {"loss": ["sigmoid", "dpo"]},
         {"data": {"train": [{"weight": 2}]}},
     ],
 )
