@@ -24,6 +24,7 @@ REGISTRIES = re.compile(
 NOT_OURS = {
     ".git",
     ".venv",
+    ".venv-lowest",
     ".venv-trackers",
     ".mypy_cache",
     ".ruff_cache",

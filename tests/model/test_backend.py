@@ -151,16 +151,14 @@ def test_preparing_limits_the_cache_of_freed_buffers(monkeypatch: pytest.MonkeyP
 
 
 def test_a_gpu_is_sent_no_more_work_than_training_may_use_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = mx.get_memory_limit()
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "set_memory_limit", limits.append)
     monkeypatch.setenv("LOCALDPO_MEMORY_GB", "3")
-    try:
-        prepare()
-        assert mx.get_memory_limit() == before
-        monkeypatch.setattr(backend, "device_name", lambda: "cuda")
-        prepare()
-        assert mx.get_memory_limit() == 3_000_000_000
-    finally:
-        mx.set_memory_limit(before)
+    prepare()
+    assert limits == []
+    monkeypatch.setattr(backend, "device_name", lambda: "cuda")
+    prepare()
+    assert limits == [3_000_000_000]
 
 
 def test_the_environment_can_say_how_much_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
