@@ -332,18 +332,29 @@ def make_pairs(file: Path, workload: Workload) -> Path:
 
 
 def table(results: list[BenchResult]) -> list[str]:
-    """A line for each result, under a heading."""
-    head = (
-        f"{'shape':6}{'bits':>5}  {'way':22}{'tokens':>8}{'first s':>9}{'step s':>9}{'tok/s':>9}"
-        f"{'ref s':>8}{'gen tok/s':>12}{'peak GB':>9}{'estimate':>9}{'active':>8}{'cache':>7}{'matmul':>8}"
-    )
-    lines = []
-    for r in results:
-        generated = "/".join(f"{rate:.3g}" for rate in r.generated_per_second)
-        estimate = "-" if r.estimate is None else f"{r.estimate:.3g}"
-        lines.append(
-            f"{r.shape:6}{r.bits:5}  {r.way:22}{r.step_tokens:8,}{r.first_step:9.3g}{r.step:9.3g}"
-            f"{r.tokens_per_second:9,.0f}{r.reference:8.3g}{generated:>12}{r.peak:9.3g}{estimate:>9}"
-            f"{r.active:8.3g}{r.cache:7.2g}{r.share:8.0%}"
+    """A line for each result, under a heading; columns as wide as what is in them."""
+    rows = [
+        (
+            *("shape", "bits", "way", "tokens", "first s", "step s", "tok/s", "ref s", "gen tok/s"),
+            *("peak GB", "estimate", "active", "cache", "matmul"),
         )
-    return [head, *lines]
+    ]
+    for r in results:
+        generated = "/".join(
+            f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in r.generated_per_second
+        )
+        estimate = "-" if r.estimate is None else f"{r.estimate:.3g}"
+        times = (f"{r.first_step:.3g}", f"{r.step:.3g}", f"{r.tokens_per_second:,.0f}", f"{r.reference:.3g}")
+        memory = (f"{r.peak:.3g}", estimate, f"{r.active:.3g}", f"{r.cache:.2g}")
+        rows.append(
+            (r.shape, str(r.bits), r.way, f"{r.step_tokens:,}", *times, generated, *memory, f"{r.share:.0%}")
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = (0, 2)
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if number in left else f"{cell:>{width}}"
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
