@@ -102,11 +102,15 @@ def forms_of(messages: Sequence[Message], source: str) -> Iterator[Form]:
     """The forms that make a difference for these messages and the template's source, the usual one first."""
     has_calls = any(message.get("tool_calls") for message in messages)
     lacks_content = any(message.get("content") is None for message in messages)
-    takes_parts = _PARTS.search(source) is not None
-    for parts in (False, True)[: 1 + takes_parts]:
+    for parts in (False, True)[: 1 + _takes_parts(source)]:
         for lacking in get_args(Lacking)[: 3 if lacks_content else 1]:
             for arguments_text in (False, True)[: 1 + has_calls]:
                 yield Form(arguments_text, lacking, parts)
+
+
+@lru_cache(maxsize=16)
+def _takes_parts(source: str) -> bool:
+    return _PARTS.search(source) is not None
 
 
 def garbled(messages: Sequence[Message], text: str) -> bool:
@@ -260,10 +264,11 @@ def text_size(value: Any, most: int = 2**62, *, texts: bool = True) -> int:
         part = waiting.pop()
         if isinstance(part, str | bytes):
             total += len(part) if texts else 0
-        elif isinstance(part, Mapping):
-            waiting += [*part.keys(), *part.values()]
         elif isinstance(part, list | tuple | set | frozenset):
             waiting += part
+        elif isinstance(part, dict | Mapping):
+            waiting += part.keys()
+            waiting += part.values()
         total += _PART
     return total
 
@@ -349,6 +354,10 @@ class _Limited(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """As the sandbox, with the result's size seen before it is made."""
+        if operator == "+" and type(left) is str and type(right) is str:
+            # What templates do most.
+            self.charge(len(left) + len(right))
+            return left + right
         if operator == "%" and isinstance(left, str):
             self._format(left, right)
         elif isinstance(left, int) and isinstance(right, int):

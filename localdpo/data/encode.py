@@ -24,6 +24,7 @@ from localdpo.core.errors import UserError
 from localdpo.data.chat_template import REASONING, TEXT
 from localdpo.data.fields import SURROGATE, RowSkip
 from localdpo.data.messages import side_messages
+from localdpo.data.pieces import Pieces, can_be_cut
 from localdpo.data.render import Rendered, Renderer
 from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoice, Truncation
 
@@ -67,7 +68,7 @@ class Encoded:
     """The outcome for some rows: those kept, those dropped or with a merged boundary, by number.
 
     `notes`: what a person should know of kept rows. The template left out `lost` of the `whole` characters of
-    the answers in the rows that `reasoning_lost` names.
+    the answers in the rows that `reasoning_lost` names. `limits`: as of a Renderer, for these rows.
     """
 
     rows: list[EncodedRow] = field(default_factory=list)
@@ -78,6 +79,7 @@ class Encoded:
     reasoning_lost: list[int] = field(default_factory=list)
     lost: int = 0
     whole: int = 0
+    limits: list[str] = field(default_factory=list)
 
     @property
     def merged(self) -> int:
@@ -112,7 +114,7 @@ class Encoder:
 
     def encode(self, examples: Sequence[tuple[int, Example]]) -> Encoded:
         """Encode (row number, example) pairs; a thousand at a time tokenise fastest."""
-        result = Encoded()
+        result, before = Encoded(), len(self.renderer.limits)
         rendered: list[tuple[int, Example, Rendered]] = []
         for row, example in examples:
             try:
@@ -132,6 +134,7 @@ class Encoder:
             self._note(row, example, text, result)
             responses = tuple(_int32(response) for response in ids.responses)
             result.rows.append(EncodedRow(row, _int32(ids.prompt), responses, example.desirable, ids.key))
+        result.limits = self.renderer.limits[before:]
         return result
 
     def _note(self, row: int, example: Example, text: Rendered, result: Encoded) -> None:
@@ -415,6 +418,7 @@ class _Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.backend = plain_backend(tokenizer)
+        self.pieces = Pieces(self.backend) if self.backend is not None and can_be_cut(self.backend) else None
         self.bos: int | None = tokenizer.bos_token_id
         self.leading = self._leading()
         self.added: dict[str, int] = tokenizer.get_added_vocab()
@@ -425,6 +429,8 @@ class _Tokens:
         """Ids of each text as it is."""
         if not texts:
             return []
+        if self.pieces is not None:
+            return [ids for part in _portions(texts) for ids in self.pieces.encode(part)]
         if self.backend is not None:
             # Half the time of calling the tokenizer, which also works out offsets and masks.
             encode = partial(self.backend.encode_batch_fast, add_special_tokens=False)

@@ -144,7 +144,8 @@ class Renderer:
         self._special: dict[str, str] = tokenizer.special_tokens_map
         self._endings: dict[tuple[Any, ...], _Ending] = {}
         self._closing: dict[tuple[str, str], str] = {}
-        self._limits = 0
+        # What stopped a rendering, for each that ran into a limit.
+        self.limits: list[str] = []
 
     def render(self, example: Example) -> Rendered:
         """The text of one row. Raises RowSkip with the reason when the template cannot write it."""
@@ -286,9 +287,8 @@ class Renderer:
                 opening=opening,
             )
         except TemplateLimit as limit:
-            self._limits += 1
-            if self._limits >= LIMIT_ROWS:
-                raise UserError(f"the chat template {limit}; give the tokenizer one that ends") from limit
+            self.limits.append(str(limit))
+            require_end(self.limits)
             raise RowSkip(f"the chat template {limit}") from limit
         # A template is a program of others: it divides by zero, recurses or asks for memory as it likes.
         except Exception as error:
@@ -425,6 +425,12 @@ class Renderer:
         if ends and not text[ends[-1].end() :].strip():
             return text[: ends[-1].end()], True
         return body, False
+
+
+def require_end(limits: Sequence[str]) -> None:
+    """Raise UserError where so many renderings ran into a limit that the template is given up."""
+    if len(limits) >= LIMIT_ROWS:
+        raise UserError(f"the chat template {limits[-1]}; give the tokenizer one that ends")
 
 
 def _marked(message: Message, number: int) -> Message:

@@ -8,9 +8,11 @@ another store, is not even parsed: it is rebuilt.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +27,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from localdpo.core.atomic import clean_leftovers, free_bytes, out_of_space, published_file
 from localdpo.core.errors import UserError
-from localdpo.data.encode import ENCODER_VERSION, Encoder, Limits, plain_backend
+from localdpo.data.encode import ENCODER_VERSION, Encoded, Encoder, Limits, plain_backend
+from localdpo.data.parallel import Block, encode_blocks
 from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, Rated, TemplateChoice, Truncation
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BLOCK_ROWS = 1000
+# Fewer are encoded at once: until they are written, ids are Python's integers.
+ENCODED_ROWS = 250
 STORE_VERSION = 5
 _META = b"localdpo"
 _CHECKSUM_BYTES = 4
@@ -181,11 +186,13 @@ def _build(
         clean_leftovers(path.parent, shared=True)
         with published_file(path) as file:
             writer = _Writer(file, kind)
-            while examples := list(itertools.islice(rows, BLOCK_ROWS)):
-                writer.add(examples, encoder)
-                written = file.tell()
-                if progress is not None:
-                    progress(writer.read)
+            blocks = writer.usable(rows)
+            with contextlib.closing(encode_blocks(encoder, blocks)) as results:
+                for encoded in results:
+                    writer.add(encoded)
+                    written = file.tell()
+                    if progress is not None:
+                        progress(writer.read)
             if not writer.kept:
                 reasons = describe_dropped(writer.dropped)
                 raise UserError(f"{label}: no row is left to train on: {reasons}")
@@ -198,7 +205,7 @@ def _build(
 
 
 class _Writer:
-    """Encodes chunks of examples and writes the kept rows in blocks; the report goes into the last block."""
+    """Writes encoded rows in blocks; the report goes into the last."""
 
     def __init__(self, file: Any, kind: Kind) -> None:
         self.read = self.kept = self.truncated = self.merged = self.halves = 0
@@ -215,18 +222,23 @@ class _Writer:
         self._schema = pa.schema([*numbers, *lists, *labels])
         self._writer = pa.ipc.new_file(file, self._schema)
 
-    def add(self, examples: list[tuple[int, Example | Skipped]], encoder: Encoder) -> None:
-        usable = []
-        for row, example in examples:
-            if isinstance(example, Skipped):
-                self.dropped.setdefault(example.reason, []).append(row)
-            else:
-                usable.append((row, example))
-        encoded = encoder.encode(usable)
+    def usable(self, rows: Iterator[tuple[int, Example | Skipped]]) -> Iterator[Block]:
+        """The rows in blocks, without those that were skipped."""
+        while examples := list(itertools.islice(rows, ENCODED_ROWS)):
+            usable: Block = []
+            for row, example in examples:
+                if isinstance(example, Skipped):
+                    self.dropped.setdefault(example.reason, []).append(row)
+                else:
+                    usable.append((row, example))
+            self.read += len(examples)
+            self.halves += sum(isinstance(example, Rated) and example.of_pair for _, example in examples)
+            yield usable
+
+    def add(self, encoded: Encoded) -> None:
+        """Take what came of a block."""
         for reason, rows in encoded.dropped.items():
             self.dropped.setdefault(reason, []).extend(rows)
-        self.halves += sum(isinstance(example, Rated) and example.of_pair for _, example in examples)
-        self.read += len(examples)
         self.kept += len(encoded.rows)
         self.truncated += encoded.truncated
         self.merged += encoded.merged
@@ -314,14 +326,17 @@ def _disk_error(path: Path, written: int, error: OSError) -> UserError:
 def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
     """The store in `path`, or None if there is none that is complete."""
     try:
-        content = memoryview(pa.memory_map(str(path)).read_buffer()).cast("B")
+        # Read and not mapped: pages of a mapped file that were touched count as this process's memory.
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END) - _CHECKSUM_BYTES
+            file.seek(0)
+            chunks = (file.read(min(_CHUNK_BYTES, size - start)) for start in range(0, size, _CHUNK_BYTES))
+            if _checksum(chunks, fingerprint) != file.read():
+                return None
+        written = pa.memory_map(str(path)).read_buffer().slice(0, size)
     except OSError:
         return None
-    written, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-    chunks = (written[start : start + _CHUNK_BYTES] for start in range(0, len(written), _CHUNK_BYTES))
-    if _checksum(chunks, fingerprint) != checksum:
-        return None
-    reader = pa.ipc.open_file(pa.py_buffer(written))
+    reader = pa.ipc.open_file(written)
     count = reader.num_record_batches - 1
     blocks = [_block(reader.get_batch(i)) for i in range(count)]
     _, custom = reader.get_batch_with_custom_metadata(count)
@@ -329,7 +344,7 @@ def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
     return TokenStore(path, fingerprint, kind, report, blocks)
 
 
-def _checksum(chunks: Iterable[bytes | memoryview], key: str) -> bytes:
+def _checksum(chunks: Iterable[bytes], key: str) -> bytes:
     """CRC-32 over a store's key and its file; about 1 GB/s, so a gigabyte costs a second at the start."""
     checksum = zlib.crc32(key.encode())
     for chunk in chunks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from localdpo.core.errors import UserError
+from localdpo.data.pieces import DIGITS, GPT2, GPT4O, LLAMA3, QWEN2, TEKKEN, patterns_of
 from localdpo.gguf.file import GGUFFile
 
 # llama.cpp's types of tokens.
@@ -28,13 +29,6 @@ SPACE: Final = "▁"  # SentencePiece's
 _BYTE_TOKEN: Final = re.compile("<0x[0-9A-F]{2}>")
 # Tokens are some hundred characters long at most; every way to split one is looked at.
 LONGEST_TOKEN: Final = 2_000
-
-_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_ENDINGS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LETTERS: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_BEFORE, _SLASHES = r"[^\r\n\p{L}\p{N}]?", _REST.replace("[\\r\\n]*", "[\\r\\n/]*")
 
 
 class Pre(NamedTuple):
@@ -53,24 +47,14 @@ class Pre(NamedTuple):
     composed: bool = False
 
 
-_LLAMA3: Final = rf"{_ENDINGS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
 PRE: Final[Mapping[str, Pre]] = {
-    "gpt-2": Pre((_GPT2,)),
-    "smollm": Pre((r"\p{N}", _GPT2)),
-    "llama-bpe": Pre((_LLAMA3,), ignore_merges=True, bos=True),
-    "smaug-bpe": Pre((_LLAMA3,)),
-    "qwen2": Pre((rf"{_ENDINGS}|{_LETTERS}|\p{{N}}|{_REST}",), composed=True),
-    "tekken": Pre(
-        (rf"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHES}",),
-        ignore_merges=True,
-        bos=True,
-    ),
-    "gpt-4o": Pre(
-        (
-            rf"{_BEFORE}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_BEFORE}{_UPPER}+{_LOWER}*{_ENDINGS}?"
-            rf"|\p{{N}}{{1,3}}|{_SLASHES}",
-        )
-    ),
+    "gpt-2": Pre((GPT2,)),
+    "smollm": Pre((DIGITS, GPT2)),
+    "llama-bpe": Pre((LLAMA3,), ignore_merges=True, bos=True),
+    "smaug-bpe": Pre((LLAMA3,)),
+    "qwen2": Pre((QWEN2,), composed=True),
+    "tekken": Pre((TEKKEN,), ignore_merges=True, bos=True),
+    "gpt-4o": Pre((GPT4O,)),
 }
 # Other names for them.
 SAME: Final[Mapping[str, str]] = {
@@ -352,7 +336,7 @@ def _adds_space(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 def _name_of_pre(folder: Path, form: Mapping[str, Any]) -> str:
     """What llama.cpp calls the way in which a tokenizer.json splits words."""
-    patterns, ignores = tuple(_patterns(form["pre_tokenizer"])), bool(form["model"].get("ignore_merges"))
+    patterns, ignores = tuple(patterns_of(form["pre_tokenizer"])), bool(form["model"].get("ignore_merges"))
     names = [name for name, pre in PRE.items() if pre.patterns == patterns]
     exact = [name for name in names if PRE[name].ignore_merges == ignores]
     if not names:
@@ -361,22 +345,3 @@ def _name_of_pre(folder: Path, form: Mapping[str, Any]) -> str:
             f"({' and '.join(patterns)}): it would give other tokens"
         )
     return (exact or names)[0]
-
-
-def _patterns(pre: Mapping[str, Any] | None) -> Iterator[str]:
-    """The regular expressions of a pre-tokenizer in turn; its type where it is no such thing."""
-    kind = pre["type"] if pre else "nothing"
-    if pre is None:
-        yield kind
-    elif kind == "Sequence":
-        for part in pre["pretokenizers"]:
-            yield from _patterns(part)
-    elif kind == "Digits" and pre["individual_digits"]:
-        yield r"\p{N}"
-    elif kind == "Split" and pre["behavior"] == "Isolated" and "Regex" in pre["pattern"]:
-        yield pre["pattern"]["Regex"]
-    elif kind == "ByteLevel":
-        if pre["use_regex"]:
-            yield _GPT2
-    else:
-        yield kind

@@ -72,6 +72,7 @@ def test_a_store_holds_what_the_encoder_gives(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(store_module, "ENCODED_ROWS", 4)
     seen: list[int] = []
     store = open_pairs(pairs, tmp_path, progress=seen.append)
     examples = list(read_examples(open_source(str(pairs)), "pairs"))

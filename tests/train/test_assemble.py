@@ -16,7 +16,7 @@ from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import EAGER, session_of, train, write_recipe
 
 from localdpo.core.errors import UserError
-from localdpo.data.store import BLOCK_ROWS, Mixture
+from localdpo.data.store import ENCODED_ROWS, Mixture
 from localdpo.data.types import EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward
@@ -77,7 +77,7 @@ def test_tokenising_is_told_now_and_then_and_only_when_it_happens(
         return clock.now
 
     monkeypatch.setattr(data, "time", SimpleNamespace(monotonic=passing))
-    pairs = write_pairs(tmp_path / "many.jsonl", 4 * BLOCK_ROWS)
+    pairs = write_pairs(tmp_path / "many.jsonl", 4 * ENCODED_ROWS)
     recipe = load_recipe(write_recipe(tmp_path, recipe_text(tiny_model, pairs)))
     told: list[tuple[str, int]] = []
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_tokenising_is_told_now_and_then_and_only_when_it_happens(
     assert [source for source, _ in told] == [str(pairs)] * 2
     counts = [rows for _, rows in told]
     assert counts == sorted(set(counts))
-    assert all(rows % BLOCK_ROWS == 0 for rows in counts)
+    assert all(rows % ENCODED_ROWS == 0 for rows in counts)
 
 
 def test_held_out_rows_are_never_trained_on(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
