@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.data.render import require_end
+from localdpo.out import guard
 
 if TYPE_CHECKING:
     from localdpo.data.encode import Encoded, Encoder
@@ -149,8 +150,8 @@ def main() -> None:
     """Encode what comes on stdin until it ends. What libraries print goes to stderr."""
     # Ctrl-C is for who started this; its end is the end of the input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError):
         encoder: Encoder = pickle.loads(_received(sys.stdin.buffer))
         while True:
@@ -163,4 +164,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    guard()
     main()
