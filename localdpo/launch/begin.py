@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
-from localdpo.core.differing import differing
 from localdpo.core.errors import UserError
-from localdpo.launch.recipediff import options_of
+from localdpo.launch.recipediff import differing_keys
 from localdpo.recipe.load import dump_recipe, follow_links, load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
@@ -91,13 +90,3 @@ def resolve_recipe(request: TrainRequest, known: RunDir | None, note: Note) -> R
     for line in lines:
         note(line)
     return resolved
-
-
-def differing_keys(old_text: str, new_text: str) -> str:
-    """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two resolved recipes differ."""
-    rows = differing([options_of(old_text) or {}, options_of(new_text) or {}])
-    differences = [
-        f"{key}: {old or 'not set'} there, {new or 'not set'} here" for key, (old, new) in rows[:3]
-    ]
-    more = f"; and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return ("; ".join(differences) or "written by another version of localdpo") + more

@@ -62,8 +62,14 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises UserError if the file cannot be read, else UserErrors with every problem of the file, by line,
     and then of the overrides, in their order.
     """
-    problems = _Problems(_printable(os.fspath(path)))
-    file = _read_values(_read_text(path, problems.name), problems)
+    name = _printable(os.fspath(path))
+    return parse_recipe(_read_text(path, name), name, overrides)
+
+
+def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The same of the text of a file; `name` is the file's, for errors."""
+    problems = _Problems(name)
+    file = _read_values(text, problems)
     if file is not None and not any(section_of(name) for name in file) and (other := written_for(file)):
         raise UserError(
             f"{problems.name}: looks like a config of {PROGRAMS[other].title}, not like a recipe; "

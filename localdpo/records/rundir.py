@@ -114,23 +114,23 @@ class RunDir:
         runs_dir: str | Path,
         name: str,
         recipe_text: str,
-        differences: Callable[[str, str], str] | None = None,
+        differences: Callable[[str, str], str] = lambda old, new: "its text differs",
     ) -> RunDir:
         """The run `name`, made if it is not there yet, with `recipe_text` as its recipe.
 
-        A run that has the same recipe text is returned as it is. Of two processes that make one run at the
-        same moment, one does; its recipe counts. Raises UserError if the run has another recipe;
-        `differences(old_text, new_text)` may then say in a few words what differs. Raises UserError too for
-        a name that is no plain file name and for a folder that holds something else.
+        A run that has the same recipe is returned as it is. Of two processes that make one run at the same
+        moment, one does; its recipe counts. Raises UserError if the run has another recipe:
+        `differences(old_text, new_text)` says in a few words what differs, "" where the texts mean the same.
+        Raises UserError too for a name that is no plain file name and for a folder that holds something else.
         """
         check_name(name)
         run = cls(spelled(Path(runs_dir) / name))
         if not run._make(recipe_text):
             old = run.recipe.read_text(encoding="utf-8")
-            if old != recipe_text:
-                what = f" ({differences(old, recipe_text)})" if differences is not None else ""
+            if old != recipe_text and (what := differences(old, recipe_text)):
                 raise UserError(
-                    f"{run.path}: this run belongs to another recipe{what}; choose another --run name"
+                    f"{run.path}: this run belongs to another recipe ({what}); choose another --run name, or "
+                    "resume it with its own: --resume --run NAME, without a recipe"
                 )
         return run
 

@@ -85,7 +85,9 @@ def test_the_same_recipe_gives_the_same_run(run: RunDir):
 
 
 def test_a_run_belongs_to_one_recipe(run: RunDir):
-    with pytest.raises(UserError, match=r"belongs to another recipe; choose another --run name"):
+    with pytest.raises(
+        UserError, match=r"belongs to another recipe \(its text differs\); choose another --run"
+    ):
         RunDir.create(run.path.parent, "dpo", "model: b\n")
     with pytest.raises(UserError, match=r"another recipe \(model: a / model: b\)"):
         RunDir.create(run.path.parent, "dpo", "model: b\n", lambda old, new: f"{old.strip()} / {new.strip()}")
