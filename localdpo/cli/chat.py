@@ -83,7 +83,12 @@ def talk_in_lines(talk: Conversation, speakers: Speakers) -> None:
     while True:
         if asks:
             say("> ", end="")
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            # The terminal's ^C is behind the prompt; the shell's own prompt begins a line.
+            say("")
+            raise
         if not line:
             break
         try:

@@ -92,6 +92,11 @@ def no_space_error(path: Path, needed: int) -> UserError:
     )
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether a disk or its permissions refused a file."""
+    return isinstance(error, OSError) and error.errno in _REFUSED and error.filename is not None
+
+
 @contextlib.contextmanager
 def disk_refusals() -> Iterator[None]:
     """Turn what a disk or its permissions refuse in the block, wherever that was, into a UserError.
@@ -101,7 +106,7 @@ def disk_refusals() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
+        if not is_refusal(error):
             raise
         path = Path(os.fsdecode(error.filename))
         leftover = _LEFTOVER.fullmatch(path.name)
@@ -295,12 +300,13 @@ def new_dir(final: Path, needed: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def published_dir(final: Path, needed: int) -> Iterator[Path]:
+def published_dir(final: Path, needed: int, *, replace: bool = True) -> Iterator[Path]:
     """Give an empty folder to fill with files; publish it as `final`, with its manifest, when the block ends.
 
-    An earlier folder `final` is replaced; it stays as it was when the block raises. `needed` is the size of
-    what will be written, in bytes, checked before. Raises UserError when the disk is full, also when it is
-    mlx that could not write.
+    An earlier folder `final` is replaced, unless `replace` is false; it stays as it was when the block
+    raises. `needed` is the size of what will be written, in bytes, checked before. Raises UserError when the
+    disk is full, also when it is mlx that could not write, and when `final` came to be meanwhile and is not
+    to be replaced.
     """
     with _temporary(final, needed) as temp:
         os.mkdir(temp)
@@ -310,14 +316,19 @@ def published_dir(final: Path, needed: int) -> Iterator[Path]:
         write_manifest(temp)
         fsync_dir(temp)
         aside = _beside(final, _ASIDE)
-        replaced = final.is_dir()
+        replaced = replace and final.is_dir()
         if replaced:
             os.rename(final, aside)
         try:
             os.rename(temp, final)
-        except BaseException:
+        except BaseException as error:
             if replaced:
                 os.rename(aside, final)
+            elif isinstance(error, OSError) and final.is_dir():
+                raise UserError(
+                    f"{final}: another process wrote this folder meanwhile, and it is not replaced; name "
+                    "another folder"
+                ) from error
             raise
         fsync_dir(final.parent)
         if replaced:

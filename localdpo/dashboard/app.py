@@ -395,7 +395,10 @@ class DashboardApp(TerminalApp):
 
 
 def render_once(app: DashboardApp, size: tuple[int, int]) -> str:
-    """One frame of `app` at (columns, rows) when the log has been read to its end; needs no terminal."""
+    """One frame of `app` at (columns, rows) when the log has been read to its end; needs no terminal.
+
+    Raises the app's `failure`, if it has one.
+    """
     frames: list[str] = []
 
     async def take(pilot: Pilot[object]) -> None:
@@ -407,4 +410,6 @@ def render_once(app: DashboardApp, size: tuple[int, int]) -> str:
         app.exit()
 
     app.run(headless=True, size=size, auto_pilot=take)
+    if app.failure is not None:
+        raise app.failure
     return frames[0]

@@ -19,6 +19,8 @@ from textual.app import App
 from textual.dom import DOMNode
 from textual.filter import LineFilter
 
+from localdpo.core.atomic import is_refusal
+from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.text import printable
 from localdpo.dashboard.terminal import Abilities, CharFilter, abilities_of, to_ascii, without_controls
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
@@ -44,6 +46,7 @@ class TerminalApp(App[None]):
 
     Attributes:
         abilities: what the terminal can show; one choice for all widgets.
+        failure: what ended the app that a person must mend, such as a file that may not be read.
     """
 
     TITLE = "localdpo"
@@ -51,6 +54,7 @@ class TerminalApp(App[None]):
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self.abilities: Abilities = abilities_of(environment)
+        self.failure: Exception | None = None
         super().__init__()
         # What Textual says of a crash, its colours among the text.
         self.error_console = Console(stderr=True)
@@ -71,6 +75,14 @@ class TerminalApp(App[None]):
         """Show `message` for a while; it is never parsed as markup, as names may look like it."""
         super().notify(printable(message), **{**options, "markup": False})
 
+    def _handle_exception(self, error: Exception) -> None:
+        """What a person must mend is raised where the app was run; Textual would print a traceback of it."""
+        if isinstance(error, LocalDPOError) or is_refusal(error):
+            self.failure = self.failure or error
+            self.exit(return_code=USER_ERROR_EXIT)
+        else:
+            super()._handle_exception(error)
+
     def alert(self, text: str) -> None:
         """Show `text` as a notification of the desktop."""
         if self._driver is not None and not self.is_headless:
@@ -82,8 +94,11 @@ def app_of(node: DOMNode) -> TerminalApp:
     return cast("TerminalApp", node.app)
 
 
-def run_app(app: App[Any]) -> None:
-    """Run `app` in the main thread until it is left, a signal comes, or its terminal goes."""
+def run_app(app: TerminalApp) -> None:
+    """Run `app` in the main thread until it is left, a signal comes, or its terminal goes.
+
+    Raises its `failure`, if it has one.
+    """
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         watch = _Watch(lambda: loop.call_soon_threadsafe(app.exit))
@@ -95,6 +110,8 @@ def run_app(app: App[Any]) -> None:
             watch.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if app.failure is not None:
+        raise app.failure
 
 
 class _Watch(threading.Thread):

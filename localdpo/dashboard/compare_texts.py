@@ -137,8 +137,9 @@ class CompareTexts:
         if won + ties + lost:
             votes = f"votes: {won} won, {ties} tied, {lost} lost"
             line.append(f"{_GAP}{votes}", self.palette.chosen)
-        meaning = "below each answer: its log-probability per token under each model, nats"
-        return line.append(f"{_GAP}{meaning}", self.palette.muted)
+        if any(answer.logps for answer in view.answers.values()):
+            line.append(f"{_GAP}below: log-probability/token, nats", self.palette.muted)
+        return line
 
     def _body(self, view: PromptView, name: str) -> Text:
         """The answer; what the trained answer and the other do not share is marked in both."""

@@ -75,11 +75,11 @@ def _cached(path: Path, size: int, changed: int) -> Path:
     if not (folder / "config.json").is_file():
         say(f"{path.name}: converting once into {folder}", error=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        convert(path, folder)
+        convert(path, folder, replace=True)
     return folder
 
 
-def convert(path: Path, folder: Path, *, bits: int | None = None) -> Imported:
+def convert(path: Path, folder: Path, *, bits: int | None = None, replace: bool = False) -> Imported:
     """Write the model of a GGUF file as an mlx-lm folder, whole or not at all.
 
     F32, F16 and BF16 keep their numbers; Q4_0, Q4_1 and Q8_0 stay quantised with the numbers they have; other
@@ -87,16 +87,18 @@ def convert(path: Path, folder: Path, *, bits: int | None = None) -> Imported:
 
     Args:
         bits: quantise what is not quantised then to 4 or 8 bits, in groups of 32.
+        replace: whether a folder that is there by then gives way.
 
     Raises:
-        UserError, UserErrors: the file is damaged, or holds what is not supported; the disk is full.
+        UserError, UserErrors: the file is damaged, or holds what is not supported; the disk is full; the
+            folder is there and is not to be replaced.
     """
     file = GGUFFile(path)
     family = families.family_of(file)
     config = families.config_of(file, family)
     located = families.located(file, family, config)
     writer = _Writer(file, family, config, located, bits)
-    with published_dir(folder, writer.estimate) as temp:
+    with published_dir(folder, writer.estimate, replace=replace) as temp:
         config |= save_tokenizer(file, temp, rows=config["vocab_size"])
         writer.write(temp)
         config |= writer.quantization()

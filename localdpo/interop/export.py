@@ -81,7 +81,7 @@ def export(request: ExportRequest, note: Note) -> Export:
     _free()
     note(f"writing {target.what}")
     try:
-        with written(place, artefact) as (folder, lines):
+        with written(place, artefact, replace=request.force) as (folder, lines):
             for line in lines:
                 note(line)
             _free()

@@ -184,7 +184,7 @@ def _model(request: ImportRequest) -> ImportReport:
         config = kept | {"quantization": {"group_size": GROUP_SIZE, "bits": request.bits}}
     weights = named(model.parameters())
     size, count = nbytes(weights), len(weights)
-    with published_dir(request.out, size) as folder:
+    with published_dir(request.out, size, replace=False) as folder:
         write_config(folder, config)
         write_weights(folder, weights, "mlx")
         notes = copy_tokenizer(request.source, folder)
@@ -203,7 +203,7 @@ def _peft(request: ImportRequest) -> ImportReport:
     shape, weights = from_peft(request.source, model)
     lora.attach(model, shape, seed=0)
     lora.set_weights(model, weights, request.source)
-    with published_dir(request.out, nbytes(weights)) as folder:
+    with published_dir(request.out, nbytes(weights), replace=False) as folder:
         write_json(folder / lora.CONFIG_FILE, shape.to_json(name))
         mx.save_safetensors(str(folder / lora.WEIGHTS_FILE), weights)
     line = f"{request.out}: {shape.type} adapter of rank {shape.rank}, scale {shape.scale:g}, for {name}"
@@ -219,7 +219,7 @@ def _policy(request: ImportRequest) -> ImportReport:
     config = read_json_object(base / "config.json")
     config = {key: value for key, value in config.items() if key not in QUANTISATION}
     size = nbytes(weights)
-    with published_dir(request.out, size) as folder:
+    with published_dir(request.out, size, replace=False) as folder:
         write_config(folder, config)
         write_weights(folder, weights, "pt")
         lines = copy_tokenizer(base, folder)

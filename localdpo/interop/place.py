@@ -82,12 +82,13 @@ def make_parent(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def written(place: Path, artefact: Artefact) -> Iterator[tuple[Path, list[str]]]:
+def written(place: Path, artefact: Artefact, *, replace: bool) -> Iterator[tuple[Path, list[str]]]:
     """A folder with the files of the artefact, and lines that a person should read; it becomes `place` when
     the block ends, and is removed when the block raises.
 
-    Raises UserError where the disk is full or `place` cannot be written.
+    Raises UserError where the disk is full or `place` cannot be written, and where another process wrote it
+    meanwhile unless it is to `replace` what is there.
     """
     make_parent(place)
-    with published_dir(place, artefact.size) as folder:
+    with published_dir(place, artefact.size, replace=replace) as folder:
         yield folder, artefact.write(folder)

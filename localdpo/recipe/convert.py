@@ -14,6 +14,8 @@ from localdpo.recipe.load import problems_of, quoted, yaml_text
 from localdpo.recipe.yaml_file import YamlFile
 
 REQUIRED: Final = ("model", "data.train")
+# With another value than theirs a recipe would train something else.
+DECISIVE: Final = "loss.type"
 # What means "not used" in their files.
 _OFF: Final[tuple[Any, ...]] = (None, False, 0, -1, "", "no", "none", [], {})
 
@@ -61,7 +63,8 @@ class Converted:
 def convert(path: Path, program: Program) -> Converted:
     """The recipe that the file of `program` at `path` (YAML or JSON) comes to.
 
-    Raises UserError(s) for a file that cannot be read, and for one whose options contradict each other here.
+    Raises UserError(s) for a file that cannot be read, for one whose options contradict each other here, and
+    for a training that is not here.
     """
     file = YamlFile(path)
     file.raise_problems()
@@ -74,7 +77,7 @@ def convert(path: Path, program: Program) -> Converted:
     config = defaults | {name: value for name, value in given.items() if value is not None}
     result = Converted(dict(program.base))
     for name in [*(name for name in defaults if name not in given), *given]:
-        _take(name, config.get(name), config, program.find(name), result)
+        _take(path, name, config, program.find(name), result)
     _drop_refused(path, config, result)
     for name in given:
         entry = program.find(name)
@@ -98,7 +101,8 @@ def _flat(values: Mapping[str, Any], program: Program, above: str = "") -> Itera
             yield name, value
 
 
-def _take(name: str, value: Any, config: Mapping[str, Any], entry: Name | None, result: Converted) -> None:
+def _take(path: Path, name: str, config: Mapping[str, Any], entry: Name | None, result: Converted) -> None:
+    value = config.get(name)
     if entry is not None and (value in entry.moot or (entry.key is not None and value is None)):
         return
     if entry is None or (entry.key is None and entry.convert is same):
@@ -111,12 +115,19 @@ def _take(name: str, value: Any, config: Mapping[str, Any], entry: Name | None, 
     try:
         taken = entry.convert(value, config)
     except ValueError as problem:
-        result.left.append(f"{name}: {quoted(value)} ({problem})")
+        _leave(path, entry.key, name, value, str(problem), result)
     except (TypeError, LookupError, AttributeError, ArithmeticError):
-        result.left.append(f"{name}: {quoted(value)} (not a value that this option has)")
+        _leave(path, entry.key, name, value, "not a value that this option has", result)
     else:
         for key, ours in (taken if isinstance(taken, Several) else {str(entry.key): taken}).items():
             result.values[key], result.source[key] = ours, name
+
+
+def _leave(path: Path, key: str | None, name: str, value: Any, why: str, result: Converted) -> None:
+    """Name a value that has no counterpart. Raises UserError where no recipe can be without it."""
+    if key == DECISIVE:
+        raise UserError(f"{path}: {name}: {quoted(value)} ({why}); no recipe is made of this file")
+    result.left.append(f"{name}: {quoted(value)} ({why})")
 
 
 def _drop_refused(path: Path, config: Mapping[str, Any], result: Converted) -> None:
@@ -128,7 +139,7 @@ def _drop_refused(path: Path, config: Mapping[str, Any], result: Converted) -> N
         for key, message in dropped.items():
             del result.values[key]
             name = result.source.get(key, key)
-            result.left.append(f"{name}: {quoted(config.get(name))} ({key}: {message})")
+            _leave(path, key, name, config.get(name), f"{key}: {message}", result)
 
 
 def _option(key: str) -> str:

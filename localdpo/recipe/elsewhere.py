@@ -334,6 +334,10 @@ def _axolotl_loss(value: str, config: Config) -> Any:
     return OMIT if config.get("dpo_loss_type") else losses[value]
 
 
+def _other_training(value: Any, config: Config) -> NoReturn:
+    raise ValueError("preference losses and supervised fine-tuning are all that is trained here")
+
+
 def _axolotl_valid(value: float, config: Config) -> Any:
     if not value:
         return OMIT
@@ -535,7 +539,9 @@ AXOLOTL: Final = Program(
         Name("peft_use_dora", "lora.type", "dora", _switch("lora.type", "dora")),
         Name("peft_use_rslora", "lora.scale", "alpha / sqrt(rank)", _omit),
         Name("lora_modules_to_save", None, _MODULES),
-        Name("rl", "loss.type", "dpo is sigmoid", _axolotl_loss),
+        Name("rl", "loss.type", "dpo is sigmoid", _axolotl_loss, moot=(False, "", "none")),
+        *(Name(name, "loss.type", "", _other_training, moot=(False,))
+          for name in ("reward_model", "process_reward_model", "kd_trainer")),
         Name("rl_beta", "loss.beta"),
         Name("orpo_alpha", "loss.beta"),
         Name("dpo_label_smoothing", "loss.label_smoothing"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from localdpo.core.differing import flatten
 from localdpo.core.names import command_line
 from localdpo.core.text import counted, format_brief, format_seconds, format_value
 from localdpo.records.answers import Sampling
@@ -56,7 +57,8 @@ def format_event(event: Event, total: int | None, eta: float | None = None) -> s
     own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     if event.type == "notice":
         return " ".join([*words, notice_text(own)])
-    return " ".join(words + _pairs(own))
+    # Reading goes on: the number of rows is that of the moment.
+    return " ".join(words + _pairs(own) + (["so far"] if event.type == "data" else []))
 
 
 def format_headline(event: Event, total: int | None) -> str | None:
@@ -71,7 +73,7 @@ def format_headline(event: Event, total: int | None) -> str | None:
         return " ".join(["run started:", *words])
     if event.type == "data":
         rows = counted(int(event.number("rows") or 0), "row")
-        return f"{event.data.get('source', 'data')}: {rows} tokenised"
+        return f"{event.data.get('source', 'data')}: {rows} tokenised so far"
     if event.type == "run.resumed":
         return (
             f"resumed from step {event.step}" if event.step else "no checkpoint yet: starts again at step 0"
@@ -110,7 +112,8 @@ def _headlines(event: Event) -> list[str]:
 
 
 def _pairs(values: Mapping[str, Any]) -> list[str]:
-    return [word for key, value in values.items() for word in (key, format_value(value))]
+    """Keys and values, objects within objects with keys such as `rows.train`."""
+    return [word for key, value in flatten(values).items() for word in (key, format_value(value))]
 
 
 def metric_words(name: str, metrics: Mapping[str, Any], form: Callable[[Any], str] = format_value) -> str:

@@ -152,3 +152,20 @@ def test_mistakes_are_one_line(run: RunDir) -> None:
     done = localdpo("chat", run.name, "--runs-dir", str(run.path.parent))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: chat: nothing to answer: stdin is empty")
+
+
+def test_ctrl_c_at_the_prompt_ends_its_line(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self, size: int | None = -1, /) -> str:
+            raise KeyboardInterrupt
+
+    talk = conversation(run)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    with pytest.raises(KeyboardInterrupt):
+        command.talk_in_lines(talk, Speakers(talk))
+    assert capsys.readouterr().out.endswith("choose who answers\n> \n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import re
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 from command import localdpo
 
-from localdpo.cli.watch import SCREENS, active_run, say_continues
+from localdpo.cli.watch import SCREENS, active_run, print_frame, say_continues
+from localdpo.core.atomic import disk_refusals
 from localdpo.core.errors import UserError
 from localdpo.records.events import EventWriter
+from localdpo.records.log import LogTail
 from localdpo.records.rundir import RunDir, RunLock
 
 pytestmark = pytest.mark.slow
@@ -264,3 +267,21 @@ def test_plain_opens_no_dashboard():
     assert code == 0
     assert "\x1b[?1049h" not in terminal.text
     assert "finished in 1m 05s" in said
+
+
+@pytest.mark.parametrize("screen", ["live", "runs"])
+def test_a_log_that_may_not_be_read_ends_the_dashboard_with_a_line(
+    screen: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run = make_run("late")
+
+    def refuse(tail: LogTail, max_bytes: int | None = None) -> list[tuple[int, bytes]]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tail.path))
+
+    monkeypatch.setattr(LogTail, "lines", refuse)
+    with (
+        pytest.raises(UserError, match=r"late/events\.jsonl: cannot be read or written \(Perm"),
+        disk_refusals(),
+    ):
+        print_frame(Path("runs"), run, screen, "80x24")
+    assert capsys.readouterr() == ("", "")

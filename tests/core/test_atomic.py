@@ -375,3 +375,18 @@ def test_a_file_system_without_that_call_gets_plain_fsync(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync"))
     atomic.fsync_fd(0)
     assert calls == ["fsync"]
+
+
+def test_a_folder_that_came_to_be_meanwhile_stays_unless_it_is_to_be_replaced(tmp_path: Path):
+    def publish(text: str, *, replace: bool) -> None:
+        with atomic.published_dir(tmp_path / "out", 10, replace=replace) as folder:
+            (folder / "a").write_text(text)
+
+    with atomic.published_dir(tmp_path / "out", 10, replace=True) as slow:
+        publish("first", replace=False)
+        with pytest.raises(UserError, match="out: another process wrote this folder meanwhile"):
+            publish("second", replace=False)
+        assert (tmp_path / "out" / "a").read_text() == "first"
+        (slow / "a").write_text("third")
+    assert (tmp_path / "out" / "a").read_text() == "third"
+    assert os.listdir(tmp_path) == ["out"]

@@ -50,9 +50,8 @@ def stuck():
         pass
 """
 STUCK = """
-from textual.app import App
-from localdpo.dashboard.appbase import run_app
-class Stuck(App):
+from localdpo.dashboard.appbase import TerminalApp, run_app
+class Stuck(TerminalApp):
     def on_ready(self):
         open("up", "w").close()
         stuck()

@@ -161,10 +161,10 @@ def test_what_has_no_counterpart_is_not_said_to_have_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PROGRAM_SWITCH, "bin/localdpo")
-    values = {"rl": "grpo", "output_dir": "out", "micro_batch_size": 2}
+    values = {"lr_scheduler": "rex", "output_dir": "out", "micro_batch_size": 2}
     converted, _ = of(tmp_path, "axolotl", DATA["axolotl"] | values)
-    assert not [line for line in converted.changed if line.startswith("rl")]
-    assert any(line.startswith('rl: "grpo" (expected one of dpo') for line in converted.left)
+    assert not [line for line in converted.changed if line.startswith("lr_scheduler")]
+    assert any(line.startswith('lr_scheduler: "rex" (here it is one of') for line in converted.left)
     assert any("bin/localdpo train --run NAME" in line for line in converted.left)
 
 
@@ -243,3 +243,25 @@ def test_nothing_is_dropped_without_a_word(
 def test_odd_values_are_named(tmp_path: Path, program: str, values: dict[str, Any], left: str) -> None:
     converted, _ = of(tmp_path, program, {**DATA[program], **values})
     assert left in converted.left
+
+
+@pytest.mark.parametrize(
+    ("program", "values", "line"),
+    [
+        ("axolotl", {"rl": "grpo"}, r'rl: "grpo" \(expected one of dpo, ipo, kto, simpo, orpo, or none'),
+        ("axolotl", {"rl": ["dpo"]}, r'rl: \["dpo"\] \(not a value that'),
+        ("axolotl", {"reward_model": True}, r"reward_model: true \(preference losses and supervised"),
+        ("axolotl", {"rl": "dpo", "dpo_loss_type": ["new"]}, r'dpo_loss_type: \["new"\] \(loss.type: '),
+        ("trl", {"loss_type": "new"}, r'loss_type: "new" \(loss.type: '),
+    ],
+)
+def test_a_training_that_is_not_here_makes_no_recipe(
+    tmp_path: Path, program: str, values: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UserError, match=rf"{line}.*; no recipe is made of this file"):
+        of(tmp_path, program, {**DATA[program], **values})
+
+
+def test_no_reinforcement_learning_is_supervised_fine_tuning(tmp_path: Path) -> None:
+    for values in ({}, {"rl": False}, {"rl": None}, {"reward_model": False}):
+        assert of(tmp_path, "axolotl", DATA["axolotl"] | values)[1].loss.type == "sft"

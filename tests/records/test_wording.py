@@ -73,8 +73,8 @@ def test_the_line_of_a_step_has_few_numbers_and_the_time_left():
         (NOTICE, "warning displacement: both\nfall | w | t"),
         (STARTED, "run started: model demo:model loss sigmoid device cpu"),
         (event("run.resumed", 20), "resumed from step 20"),
-        (event("data", source="pairs.jsonl", rows=4000), "pairs.jsonl: 4,000 rows tokenised"),
-        (event("data"), "data: 0 rows tokenised"),
+        (event("data", source="pairs.jsonl", rows=4000), "pairs.jsonl: 4,000 rows tokenised so far"),
+        (event("data"), "data: 0 rows tokenised so far"),
         (
             event("control", id="0179", command="pause", ok=True, message="paused after step 2"),
             "pause: paused after step 2",
@@ -139,3 +139,10 @@ def test_an_accuracy_of_nothing_but_ties_is_told_and_leaves_a_gap() -> None:
     assert TIED.data["metrics"]["rewards/accuracies"] == 0.0
     summary = summarise(RunDir("a"), [TIED], running=False)
     assert (summary.accuracy, summary.all_tied) == (None, True)
+
+
+def test_objects_and_lists_in_a_line_are_words() -> None:
+    started = event("run.started", rows={"train": 1500, "valid": 500}, ranks=["a", "b"])
+    assert format_event(started, None) == "run.started rows.train 1500 rows.valid 500 ranks a, b"
+    line = format_event(event("data", source="pairs.jsonl", rows=1000), None)
+    assert line == "data source pairs.jsonl rows 1000 so far"

@@ -43,9 +43,10 @@ class CompareScreen(RunScreen):
     #compare { layout: horizontal; height: 1fr; }
     #compare > #prompts { width: 32; height: 1fr; border: round $line; overflow-x: hidden; }
     #compare.-stacked { layout: vertical; }
-    #compare.-stacked > #prompts { width: 1fr; height: 5; border: none; padding: 0 1; }
+    #compare.-stacked > #prompts { width: 1fr; height: 4; border: none; padding: 0 1; }
     #compare.-low > #prompts { height: 2; }
     #question { height: auto; max-height: 30%; }
+    #compare.-stacked #question { max-height: 45%; }
     #panes { height: 1fr; }
     #panes > TextPanel { width: 1fr; height: 1fr; }
     #panes > .-here { border: round $chosen; }
