@@ -45,7 +45,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def format_value(value: Any) -> str:
-    """A number as `format_number` does it, a list as its values, anything else as text without line breaks."""
+    """A number as `format_number` does it, a list as its values, anything else as text in one line."""
     if value is None or is_number(value):
         return format_number(value)
     if isinstance(value, list | tuple):

@@ -402,8 +402,10 @@ def render_once(app: DashboardApp, size: tuple[int, int]) -> str:
     frames: list[str] = []
 
     async def take(pilot: Pilot[object]) -> None:
-        while app.feed is not None and app.feed.behind:
+        while app.feed is not None and app.feed.behind and app.failure is None:
             await pilot.pause(_COMPOSE_SECONDS)
+        if app.failure is not None:
+            return
         await pilot.pause()
         await pilot.pause(_COMPOSE_SECONDS)
         frames.append(frame_text(app))

@@ -47,7 +47,10 @@ def read_policy(path: Path) -> dict[str, mx.array]:
     state = content.get(STATE) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a dict with the weights under {STATE!r}, as policy.pt has it")
-    return {str(name): _array(tensor) for name, tensor in state.items()}
+    try:
+        return {str(name): _array(tensor.detach()) for name, tensor in state.items()}
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: weights of a type that is not read here: {first_line(error)}") from error
 
 
 def _array(tensor: Any) -> mx.array:
