@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
-from localdpo.core.errors import UserError
-from localdpo.launch.recipediff import differing_keys
-from localdpo.recipe.load import dump_recipe, follow_links, load_recipe
+from localdpo.core.differing import differing
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.launch.recipediff import options_of
+from localdpo.recipe.load import dump_recipe, follow_links, load_recipe, parse_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
 
@@ -90,3 +91,27 @@ def resolve_recipe(request: TrainRequest, known: RunDir | None, note: Note) -> R
     for line in lines:
         note(line)
     return resolved
+
+
+def differing_keys(old_text: str, new_text: str) -> str:
+    """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two recipes differ; "" if none does."""
+    rows = differing([_all_options(old_text), _all_options(new_text)])
+    differences = [
+        f"{key}: {old or 'not set'} there, {new or 'not set'} here" for key, (old, new) in rows[:3]
+    ]
+    return "; ".join([*differences, *([f"and {len(rows) - 3} more"] if len(rows) > 3 else [])])
+
+
+def _all_options(text: str) -> dict[str, object]:
+    """The options in the text of a recipe with dotted keys, and the defaults of those that it does not have:
+    a run that began before there was an option has it all the same. Of what is no recipe, only what it has.
+    """
+    try:
+        recipe = parse_recipe(text, "recipe.yaml")
+    except (UserError, UserErrors):
+        return options_of(text) or {}
+    options = options_of(dump_recipe(recipe)) or {}
+    if recipe.train.epochs is recipe.train.max_steps is None:
+        # Versions that had no null wrote 1, and meant the same.
+        options["train.epochs"] = 1
+    return options

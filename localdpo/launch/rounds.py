@@ -30,8 +30,8 @@ from localdpo.evals.figures import rounded
 from localdpo.judging.prompts import conversation_text, question_about
 from localdpo.judging.registry import JudgeRequest, cost_lines, judge_spec, make_judges, wants_scores
 from localdpo.judging.rubric import MODES, rubrics_by_mode
+from localdpo.launch.begin import differing_keys
 from localdpo.launch.processes import watch
-from localdpo.launch.recipediff import differing_keys
 from localdpo.objective.kl import sequence_kl
 from localdpo.prefs.build import REPORT, TRAIN, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from localdpo.core.differing import differing, flatten
-from localdpo.launch.recipediff import differing_keys, options_of
+from localdpo.launch.begin import differing_keys
+from localdpo.launch.recipediff import options_of
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
 
