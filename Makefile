@@ -7,7 +7,8 @@
 # make test-lowest  those of test-fast at the lowest versions that pyproject.toml allows, in .venv-lowest
 # make lint    all of that but the tests
 # make test-trackers  what real trackers keep of a run, read back; in a folder .venv-trackers of its own
-# make bench   speed and memory, measured in tests/benchmarks (other trainers: tests/benchmarks/peers.py)
+# make bench   speed and memory, measured in tests/benchmarks; FULL=1 for the sizes of docs/figures.md (other
+#              trainers: tests/benchmarks/peers.py and whole_runs.py)
 # make docs    the pages of docs/ as a site, in build/site
 # make soak    that, and kills, full disks, damage, races and long runs in full: over an hour, one table
 # make clean   remove .venv and caches; runs/ stays
@@ -96,7 +97,7 @@ $(LOWEST)/.installed: pyproject.toml | $(STAMP)
 	@touch $@
 
 bench: setup
-	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks
+	$(OFFLINE) $(BIN)/python -m pytest -q -s --timeout 0 -o python_files='bench_*.py' tests/benchmarks $(if $(FULL),--full)
 
 # Writes the generated parts of the pages anew, then builds the site; a link that leads nowhere is an error.
 docs: $(DOCS_STAMP)
