@@ -13,7 +13,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from localdpo.api.runs import Run, find_run, list_runs
-    from localdpo.api.training import rounds, train
+    from localdpo.api.training import rounds, sweep, train
     from localdpo.api.work import build_pairs, check_pairs, compare, evaluate, export
     from localdpo.core.errors import LocalDPOError, TrainingFailed, UserError, UserErrors
     from localdpo.objective.losses import preference_loss
@@ -40,6 +40,7 @@ __all__ = [
     "load_recipe",
     "preference_loss",
     "rounds",
+    "sweep",
     "train",
 ]
 
@@ -49,6 +50,7 @@ _HOMES: Final = {
     "find_run": "api.runs",
     "list_runs": "api.runs",
     "rounds": "api.training",
+    "sweep": "api.training",
     "train": "api.training",
     "build_pairs": "api.work",
     "check_pairs": "api.work",

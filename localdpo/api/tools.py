@@ -27,7 +27,7 @@ from localdpo.recipe.load import load_recipe
 from localdpo.records.answers import answers_object
 from localdpo.records.control import Command
 from localdpo.records.events import finite
-from localdpo.records.rundir import check_name
+from localdpo.records.rundir import check_name, list_runs
 from localdpo.records.runs import read_summaries
 
 INSTRUCTIONS: Final = (
@@ -84,7 +84,7 @@ class RunTools:
 
     def list_runs(self) -> list[dict[str, Any]]:
         """List the runs, the latest first: state, step, loss, and the metrics of the last evaluation."""
-        return [finite(summary.to_json()) for summary in read_summaries(self._runs_dir, note)]
+        return [finite(summary.to_json()) for summary in read_summaries(list_runs(self._runs_dir), note)]
 
     def read_run(self, run: str | None = None) -> dict[str, Any]:
         """Read a run: its summary, the latest notices and samples, its checkpoints and evaluations."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,7 +29,8 @@ from localdpo.out import note
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
 from localdpo.records.rundir import RunDir
-from localdpo.records.series import SeriesDir, SeriesRecord
+from localdpo.records.series import RoundsDir, SeriesRecord
+from localdpo.records.sweeps import SweepDir, SweepResults, results_of
 
 if TYPE_CHECKING:
     from localdpo.train.control import StopRequest
@@ -120,10 +122,10 @@ def rounds(
 
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = Path(recipe)
-    request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, kind=SeriesDir)
+    request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, kind=RoundsDir)
     plan = plan_rounds(resolve_recipe(request, known_run(request), note), {"max_usd": max_usd})
     series, budget = open_run(request, note), Budget(max_usd)
-    assert isinstance(series, SeriesDir)
+    assert isinstance(series, RoundsDir)
 
     def train_round(run: RunDir) -> int:
         trained = train(name=run.name, runs_dir=series.path, resume=True)
@@ -131,6 +133,81 @@ def rounds(
 
     hands = Hands(lambda options, make, run: run(make(options), budget=budget), train_round, note)
     return run_rounds(series, plan, rounds, hands)[0]
+
+
+def sweep(
+    recipe: str | os.PathLike[str] | None = None,
+    grid: Mapping[str, Sequence[object]] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    name: str | None = None,
+    runs_dir: str | os.PathLike[str] = "runs",
+    resume: bool = False,
+    best_by: str | None = None,
+) -> SweepResults:
+    """Train a recipe with each combination of the values in `grid`, as `localdpo sweep`; the runs compared.
+
+    A run that fails is there with its state and why, and the others go on. Ctrl-C saves and stops the runs
+    that train; call it again with `resume` to go on.
+
+    Args:
+        recipe: the path of a file; None with `resume` and `name`.
+        grid: values by option, such as `{"loss.beta": [0.05, 0.1]}`.
+        overrides: `KEY=VALUE` for all runs.
+        jobs: runs at once.
+        best_by: what `SweepResults.best` is the best by; None: reward accuracy.
+
+    The other arguments are those of `train`. Raises UserErrors for what must be corrected before any run.
+    """
+    from localdpo.launch.sweep import open_sweep, plan_sweep, train_sweep
+
+    values = [f"{key}={','.join(map(_text_of, values))}" for key, values in (grid or {}).items()]
+    path = None if recipe is None else Path(recipe)
+    request = TrainRequest(path, (*values, *overrides), name, Path(runs_dir), resume, kind=SweepDir)
+    plan = plan_sweep(request, note)
+    made, workers = open_sweep(request, plan, note), _SweepWorkers()
+    try:
+        train_sweep(made, plan, jobs, workers)
+    except KeyboardInterrupt:
+        workers.stop()
+        raise
+    return results_of(made, best_by)
+
+
+def _text_of(value: object) -> str:
+    """A value as an override has it; text with a comma is one value, too."""
+    return value if isinstance(value, str) and "," not in value else json.dumps(value)
+
+
+class _SweepWorkers:
+    """The workers of a sweep whose runs nobody watches (launch.sweep.SweepHands)."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def begun(self, run: RunDir, worker: Worker | None) -> None:
+        if worker is not None:
+            self._workers.append(worker)
+
+    def event(self, run: RunDir, event: Event) -> None:
+        pass
+
+    def ended(self, run: RunDir, worker: Worker | None) -> None:
+        pass
+
+    def refused(self, run: RunDir, error: UserError) -> None:
+        note(f"{run.name}: {error}")
+
+    def goes_on(self) -> bool:
+        return True
+
+    def stop(self) -> None:
+        """Save and stop those that train, and wait for their ends."""
+        for worker in self._workers:
+            worker.interrupt()
+        for worker in self._workers:
+            worker.wait()
 
 
 def _follow(worker: Worker, on_event: OnEvent | None) -> int:

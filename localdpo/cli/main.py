@@ -31,6 +31,7 @@ from localdpo.cli.prefs import prefs
 from localdpo.cli.rounds import rounds
 from localdpo.cli.runs import ctl, report, runs_group
 from localdpo.cli.serve import serve
+from localdpo.cli.sweep import sweep
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.atomic import disk_refusals
@@ -57,6 +58,7 @@ app.command()(init)
 app.command()(train)
 app.command()(hosts)
 app.command()(rounds)
+app.command()(sweep)
 app.command()(ctl)
 app.command()(watch)
 app.add_typer(runs_group)

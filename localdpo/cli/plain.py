@@ -17,6 +17,8 @@ from localdpo.records.progress import Progress, advance
 from localdpo.records.wording import PHASES, alert_text, format_event, format_headline
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
     from localdpo.launch.processes import Worker
     from localdpo.out.console import Console
 
@@ -34,37 +36,38 @@ class ProgressView:
 
     On a terminal: a bar with the phase and the time left, and above it a line for evaluations, notices and
     ends. Into pipes and files: a line for each event, of a reference pass one for each tenth.
-    `progress`: where a resumed run was. `alert` takes each event, if it is given.
+    `progress`: where a resumed run was. `alert` takes each event, if it is given. `name` stands before what
+    is shown of one run of several, whose views share their `bars`.
     """
 
     def __init__(
-        self, console: Console, progress: Progress, alert: Callable[[Event], None] | None = None
+        self,
+        console: Console,
+        progress: Progress,
+        alert: Callable[[Event], None] | None = None,
+        *,
+        name: str = "",
+        bars: Bars | None = None,
     ) -> None:
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
         self._console = console
         self._progress = progress
         self._alert = alert
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bars.add_task("starting", total=None, count="", left="")
+        self._prefix = f"{name}: " if name else ""
+        self._bars = bars or bars_on(console)
+        self._is_part = bars is not None
+        self._task = self._bars.add_task(f"{self._prefix}starting", total=None, count="", left="")
 
     def __enter__(self) -> ProgressView:
-        self._bars.start()
+        if not self._is_part:
+            self._bars.start()
         self._update()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bars.stop()
+        if self._is_part:
+            self._bars.remove_task(self._task)
+        else:
+            self._bars.stop()
 
     def show(self, event: Event) -> None:
         before, self._progress = self._progress, advance(self._progress, event)
@@ -82,18 +85,34 @@ class ProgressView:
             self._alert(event)
 
     def say(self, line: str) -> None:
-        print_plain(self._console, line)
+        print_plain(self._console, f"{self._prefix}{line}")
 
     def _update(self) -> None:
         done, of, left = bar_state(self._progress)
         self._bars.update(
             self._task,
-            description=PHASES[self._progress.phase],
+            description=f"{self._prefix}{PHASES[self._progress.phase]}",
             completed=done,
             total=of,
             count=f"{done}/{of}" if of is not None else "",
             left=f"{format_seconds(left)} left" if left is not None else "",
         )
+
+
+def bars_on(console: Console) -> Bars:
+    """Bars for runs; nothing is drawn where there is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def alerts(name: str) -> Callable[[Event], None]:
@@ -163,15 +182,15 @@ def bar_state(progress: Progress) -> tuple[int, int | None, float | None]:
 
 
 class Interrupts:
-    """While this context lasts, the first signal asks the worker to save and stop, the second to stop now.
+    """While this context lasts, the first signal asks the workers to save and stop, the second to stop now.
 
-    The worker runs in its own session, so the terminal's Ctrl-C does not reach it by itself. A signal that
+    A worker runs in its own session, so the terminal's Ctrl-C does not reach it by itself. A signal that
     comes before `pass_to` is held for the worker. The handler prints nothing (it may interrupt a print);
     `report` does, outside of it.
     """
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
+        self._workers: list[Worker] = []
         self._signals: SignalPipe | None = None
         self._requests = StopRequests()
         self._reported = 0
@@ -186,10 +205,15 @@ class Interrupts:
         if self._signals is not None:
             self._signals.close()
 
+    @property
+    def came(self) -> bool:
+        """Whether a signal has come."""
+        return self._requests.count > 0
+
     def pass_to(self, worker: Worker) -> None:
-        """From now on signals go to `worker`; one that came earlier goes at once."""
+        """From now on signals go to `worker`, too; one that came earlier goes at once."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._worker = worker
+        self._workers.append(worker)
         if self._requests.count > 0:
             worker.interrupt(at_once=self._requests.count > 1)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -206,5 +230,6 @@ class Interrupts:
             return
         for number in self._signals.read():
             self.by_keyboard = self.by_keyboard or number == signal.SIGINT
-            if self._requests.take(number, time.monotonic()) and self._worker is not None:
-                self._worker.interrupt(at_once=self._requests.count > 1)
+            if self._requests.take(number, time.monotonic()):
+                for worker in self._workers:
+                    worker.interrupt(at_once=self._requests.count > 1)

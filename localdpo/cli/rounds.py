@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,16 @@ from localdpo.cli.options import DryRunOption, JsonOption, RunsDirOption
 from localdpo.cli.train import has_terminal, make_request, train_and_watch
 from localdpo.core.names import command_line
 from localdpo.out import note, print_json, result, say
-from localdpo.records.series import HEADINGS, SeriesDir, SeriesRecord, cells, closing_lines, read_record
-from localdpo.records.wording import runs_dir_words
+from localdpo.records.series import (
+    HEADINGS,
+    RoundsDir,
+    SeriesDir,
+    SeriesRecord,
+    cells,
+    closing_lines,
+    read_record,
+)
+from localdpo.records.wording import resume_command, runs_dir_words
 
 if TYPE_CHECKING:
     from localdpo.launch.rounds import RoundsPlan
@@ -64,23 +72,23 @@ def rounds(
     from localdpo.launch.rounds import plan_rounds, preview_lines
 
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
-    request = replace(make_request(arguments, run, runs_dir, resume), kind=SeriesDir)
+    request = replace(make_request(arguments, run, runs_dir, resume), kind=RoundsDir)
     plan = plan_rounds(resolve_recipe(request, known_run(request), note), limits)
     lines = preview_lines(plan, runs_dir / (run or request.stem), wanted)
     if dry_run:
         result({"preview": lines}, lines, as_json=as_json)
         return
     series = open_run(request, note)
-    assert isinstance(series, SeriesDir)
+    assert isinstance(series, RoundsDir)
     for line in lines:
         note(line)
     if plain or as_json or not has_terminal():
         raise typer.Exit(make_and_print(series, plan, wanted, limits, as_json))
-    raise typer.Exit(make_beside_dashboard(series))
+    raise typer.Exit(make_beside_dashboard(series, partial(show_record, series)))
 
 
 def make_and_print(
-    series: SeriesDir, plan: RoundsPlan, wanted: int, limits: Mapping[str, Any], as_json: bool
+    series: RoundsDir, plan: RoundsPlan, wanted: int, limits: Mapping[str, Any], as_json: bool
 ) -> int:
     """Make the series here, with progress on the terminal; the exit code of the command."""
     from localdpo.judging.cost import Budget
@@ -100,7 +108,7 @@ def make_and_print(
     return code
 
 
-def print_series(series: SeriesDir, record: SeriesRecord, as_json: bool) -> None:
+def print_series(series: RoundsDir, record: SeriesRecord, as_json: bool) -> None:
     """Print the table of the rounds, why they ended, and what to do next."""
     from localdpo.cli.plain import print_plain, print_table
     from localdpo.out.console import Console
@@ -115,25 +123,34 @@ def print_series(series: SeriesDir, record: SeriesRecord, as_json: bool) -> None
     if best is not None:
         name = f"{series.name}/{best.name}"
         words = [f"export it: {command_line('export', name, *runs_dir_words(series))}"]
+    if record.ended is None:
+        words = [f"stopped; resume it with: {resume_command(series)}"]
     for line in (*closing_lines(record), *words):
         print_plain(console, line)
 
 
-def make_beside_dashboard(series: SeriesDir) -> int:
-    """Make the series in a process of its own and show it in the dashboard until the user leaves."""
+def show_record(series: RoundsDir) -> None:
+    """Print what came of the series."""
+    print_series(series, read_record(series), as_json=False)
+
+
+def make_beside_dashboard(series: SeriesDir, show: Callable[[], None]) -> int:
+    """Make the series in a process of its own and show it in the dashboard until the user leaves.
+
+    `show` prints what came of it when it is made. The exit code of the command.
+    """
     from localdpo.cli.watch import open_series
     from localdpo.launch.processes import Job
 
-    again = command_line("rounds", "--resume", "--run", series.name, *runs_dir_words(series))
     command = [sys.executable, "-m", "localdpo", *sys.argv[1:], "--plain", "--run", series.name]
-    job = Job(command, series.log, "the series", f"resume it: {again}")
+    job = Job(command, series.log, "the series", f"resume it: {resume_command(series)}")
     code = open_series(series, job)
     if (problem := job.problem()) is not None:
         say(f"error: {problem}", error=True)
         return 1
     if job.is_running:
         watched = command_line("watch", series.name, *runs_dir_words(series))
-        say(f"the rounds continue; return to them with: {watched}")
+        say(f"it continues; return to it with: {watched}")
     else:
-        print_series(series, read_record(series), as_json=False)
+        show()
     return code

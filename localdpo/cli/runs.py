@@ -35,7 +35,10 @@ def runs(
     runs_dir: RunsDirOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs, the latest first. Reward accuracy, margin and KL are those of the last evaluation."""
+    """List the runs, the latest first. Reward accuracy, margin and KL are those of the last evaluation.
+
+    The runs of a series of rounds or of a sweep stand below it, under the names by which they are found.
+    """
     if context.invoked_subcommand is None:
         list_all(runs_dir, as_json)
     elif runs_dir != Path("runs") or as_json:
@@ -44,9 +47,9 @@ def runs(
 
 def list_all(runs_dir: Path, as_json: bool) -> None:
     """Print the table of the runs, or one JSON array."""
-    from localdpo.records.runs import read_summaries
+    from localdpo.records.catalog import read_all
 
-    summaries = read_summaries(runs_dir, note)
+    summaries = read_all(runs_dir, note)
     if not summaries:
         note(f"{runs_dir}: no runs")
     if as_json:
@@ -164,17 +167,17 @@ def report(
 ) -> None:
     """Write one HTML file about a run: charts, recipe, notices, samples, answers and latest evaluation.
 
-    Of a series of rounds: its table, win rates, KL and length by round.
+    Of rounds: their table, win rates, KL and length. Of a sweep: its table, and accuracy over KL.
     """
-    from localdpo.evals.report import report_values, rounds_values
+    from localdpo.evals.report import report_values, series_values
     from localdpo.pages import write_page
-    from localdpo.records.series import find_series
+    from localdpo.records.catalog import find_series
 
     series = None if run is None else find_series(runs_dir, run)
     found = series or find_run(runs_dir, run)
     path = html or found.path / "report.html"
     if series is not None:
-        write_page(path, "rounds", **rounds_values(series))
+        write_page(path, "series", **series_values(series))
     else:
         write_page(path, "report", **report_values(found, note))
     result({"run": found.name, "html": str(path)}, [f"written: {path}"], as_json=as_json)

@@ -147,7 +147,8 @@ def train_and_watch(
 ) -> int:
     """Start the worker, show its events, explain its end; the exit code of the command.
 
-    `is_part`: the run is a part of what the command does, so that it prints no record of its own.
+    `is_part`: the run is a part of what the command does, so that it is named before what is said of it, and
+    neither its record is printed nor how to resume it alone.
     """
     from localdpo.cli.plain import Interrupts, ProgressView, alerts
     from localdpo.launch.processes import start_worker, watch
@@ -200,6 +201,7 @@ def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False, *, is_p
     from localdpo.cli.plain import print_plain
     from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, exit_code, explain_death
     from localdpo.out.console import Console
+    from localdpo.records.deaths import RESUME_WITH
     from localdpo.records.events import read_events
     from localdpo.records.wording import closing_lines
 
@@ -209,7 +211,10 @@ def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False, *, is_p
     if code == FINISHED_EXIT and not is_part:
         for line in closing_lines(run, read_events(run.events)):
             print_plain(Console(stderr=as_json), line)
-    for number, line in enumerate(explain_death(returncode, run, worker.log_start)):
+    lines = explain_death(returncode, run, worker.log_start)
+    if is_part:
+        lines = [f"{run.name}: {line}" for line in lines if not line.startswith(RESUME_WITH)]
+    for number, line in enumerate(lines):
         is_error = code == USER_ERROR_EXIT or (code in (CRASHED_EXIT, DEVICE_EXIT) and number == 0)
         print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
     # A mistake that was found before training began leaves no run behind.

@@ -13,8 +13,9 @@ from localdpo.cli.options import NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
 from localdpo.out import say
+from localdpo.records.catalog import find_series
 from localdpo.records.rundir import RunDir, find_run, list_runs
-from localdpo.records.series import SeriesDir, find_series
+from localdpo.records.series import SeriesDir
 from localdpo.records.wording import runs_dir_words
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def watch(
         str | None,
         typer.Argument(
             metavar="RUN",
-            help="Name of the run, or of a series of rounds. Default: the running one, or the latest.",
+            help="Name of the run, of rounds or of a sweep. Default: the running one, or the latest.",
             autocompletion=run_names,
         ),
     ] = None,
@@ -112,7 +113,7 @@ def open_dashboard(
 
 
 def open_series(series: SeriesDir, maker: Job | None = None) -> int:
-    """Show the rounds of a series until the user leaves; the dashboard's exit code.
+    """Show the runs of a series until the user leaves; the dashboard's exit code.
 
     `maker`: the process that was started to make it.
     """

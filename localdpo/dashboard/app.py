@@ -42,6 +42,7 @@ from localdpo.records.answers import AnswersRequest
 from localdpo.records.control import Command, send
 from localdpo.records.rundir import RunDir
 from localdpo.records.series import SeriesDir
+from localdpo.records.sweeps import SweepDir
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
@@ -64,7 +65,7 @@ def _open_screen(name: str) -> RunScreen:
 
 class DashboardApp(TerminalApp):
     """The app. Without `run` it opens on Runs; `jump` names the screen to open on otherwise. With
-    `series` it opens on the rounds of that, which `maker` makes.
+    `series` it opens on that, which `maker` makes.
 
     Attributes:
         runs_dir: the folder of the runs.
@@ -147,10 +148,12 @@ class DashboardApp(TerminalApp):
         self.action_go("live")
 
     def show_series(self, series: SeriesDir, maker: Job | None = None) -> None:
-        """Show the rounds of a series, above Runs. `maker`: the process that was started to make it."""
+        """Show a series, above Runs. `maker`: the process that was started to make it."""
         from localdpo.dashboard.screens.rounds import RoundsScreen
+        from localdpo.dashboard.screens.sweep import SweepScreen
 
-        self.push_screen(RoundsScreen(series, maker))
+        screen = SweepScreen if isinstance(series, SweepDir) else RoundsScreen
+        self.push_screen(screen(series, maker))
 
     def detach(self) -> None:
         """Have no run open: the one that was is gone."""
@@ -326,9 +329,9 @@ class DashboardApp(TerminalApp):
 
     def _stops_series(self) -> bool:
         """Whether a series is up, which is then asked about."""
-        from localdpo.dashboard.screens.rounds import RoundsScreen
+        from localdpo.dashboard.screens.series import SeriesScreen
 
-        if not isinstance(self.screen, RoundsScreen):
+        if not isinstance(self.screen, SeriesScreen):
             return False
         self.screen.action_stop()
         return True

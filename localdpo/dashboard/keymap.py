@@ -52,7 +52,7 @@ SCREEN_TITLES: Final[Mapping[str, str]] = {
 
 
 # Those that another screen opens.
-INNER_TITLES: Final[Mapping[str, str]] = {"rounds": "Rounds"}
+INNER_TITLES: Final[Mapping[str, str]] = {"series": "Series"}
 
 
 def hidden_screens(kind: RunKind) -> frozenset[str]:
@@ -180,7 +180,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("judge", "down", "other(1)", "verdict", "the next verdict", False),
     Key("judge", "escape", "close", "list", "back to the list", False),
     # Runs
-    Key("runs", "enter", "open", "open", "open the run, or the rounds of a series"),
+    Key("runs", "enter", "open", "open", "open the run, or the series"),
     Key("runs", "space", "mark", "mark", "mark the run; marked runs are overlaid below"),
     Key("runs", "s", "sort", "sort", "sort by the next column"),
     Key("runs", "slash", "filter", "filter", "filter by words in name, state, model or loss", at_once=True),
@@ -192,9 +192,9 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("runs", "end", "jump('last')", "last", "to the last run", False),
     Key("runs", "pageup", "jump('before')", "page", "a page back", False),
     Key("runs", "pagedown", "jump('next')", "page", "a page on", False),
-    # A series of rounds, which Runs opens
-    Key("rounds", "enter", "open", "open", "open the run of the round"),
-    Key("rounds", "escape", "close", "runs", "back to the runs"),
+    # A series of rounds or a sweep, which Runs opens
+    Key("series", "enter", "open", "open", "open the selected run"),
+    Key("series", "escape", "close", "runs", "back to the runs"),
 )
 
 # Actions that ask a worker for something: the footer shows their keys while one is there to answer.

@@ -13,9 +13,9 @@ from localdpo.core.text import has_words, printable
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.out.console import Text
-from localdpo.records.rundir import folders_of, list_runs
+from localdpo.records.catalog import list_series, summary_of
+from localdpo.records.rundir import list_runs
 from localdpo.records.runs import RUN_COLUMNS, RunColumn, RunReader, RunSummary
-from localdpo.records.series import SeriesDir, summary_of
 
 # Seconds that one refresh may take; what is left is read by the next.
 BUDGET: Final = 0.03
@@ -59,7 +59,7 @@ class RunIndex:
         before = self._readers
         self._readers = {name: before.get(name) or RunReader(run) for name, run in runs.items()}
         self._due = list(runs)
-        series, self._series = self._series, [summary_of(s) for s in folders_of(self._runs_dir, SeriesDir)]
+        series, self._series = self._series, [summary_of(s) for s in list_series(self._runs_dir)]
         return before.keys() != self._readers.keys() or series != self._series
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.table import heading, latest_record, tables
 from localdpo.pages import compare_values
-from localdpo.pages.chart import Look, PlotSeries, line_chart
+from localdpo.pages.chart import COLOURS, Look, PlotSeries, line_chart
 from localdpo.pages.curves import charts_of
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
@@ -22,12 +22,16 @@ from localdpo.records.runs import summarise
 from localdpo.records.series import (
     HEADINGS,
     RoundResult,
+    RoundsDir,
     SeriesDir,
     cells,
     closing_lines,
     read_record,
     stage_of,
 )
+from localdpo.records.sweeps import SweepDir, results_of, table_of
+from localdpo.records.sweeps import closing_lines as sweep_lines
+from localdpo.records.sweeps import stage_of as sweep_stage
 from localdpo.records.wording import metric_words, notice_text
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
@@ -37,6 +41,15 @@ _RATE_LINES: Final[tuple[tuple[str, Look, str], ...]] = (
     ("win rate", "circles", "value"),
     ("95% interval from", "thin", "low"),
     ("to", "broken", "high"),
+)
+_ROUNDS_FIGURES: Final = (
+    "Win rates on held-out prompts with 95% intervals, ties half. KL(policy || start) of whole responses in "
+    "nats, and 1.96 standard errors. Tokens of an answer on average, and how many more than the start's."
+)
+_SWEEP_FIGURES: Final = (
+    "Figures of the last evaluation on held-out pairs; KL in nats a token. Accuracy at an equal KL is that "
+    "where a run came to the largest KL that all runs reached, linear between two evaluations. No other run "
+    "has a higher accuracy than one on the front at a KL that is no larger."
 )
 
 
@@ -61,8 +74,36 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def rounds_values(series: SeriesDir) -> dict[str, Any]:
-    """The values of the template `rounds`. Raises UserError when the record of the series is damaged."""
+def series_values(series: SeriesDir) -> dict[str, Any]:
+    """The values of the template `series`. Raises UserError when what the series keeps is damaged."""
+    if isinstance(series, SweepDir):
+        return _sweep_values(series)
+    assert isinstance(series, RoundsDir)
+    return _rounds_values(series)
+
+
+def _sweep_values(sweep: SweepDir) -> dict[str, Any]:
+    results = results_of(sweep)
+    headings, rows = table_of(results)
+    # The front first: a run on it is beaten by none at its KL.
+    measured = sorted((run for run in results.runs if run.path), key=lambda run: not run.on_front)
+    shown = sorted(measured[: len(COLOURS)], key=lambda run: run.name)
+    lines = [PlotSeries(run.name, look, run.path) for run, look in zip(shown, COLOURS, strict=False)]
+    chart = line_chart(
+        "Reward accuracy over KL", "held-out pairs", lines, x_label="KL, nats a token", counted=False
+    )
+    return {
+        "name": sweep.name,
+        "headings": headings,
+        "rows": rows,
+        "explained": _SWEEP_FIGURES,
+        "closing": [sweep_stage(sweep, results), *sweep_lines(sweep, results)],
+        "charts": [] if chart is None else [chart],
+        "recipe": sweep.recipe.read_text(encoding="utf-8"),
+    }
+
+
+def _rounds_values(series: RoundsDir) -> dict[str, Any]:
     record = read_record(series)
 
     def points(pick: Callable[[RoundResult], float | None]) -> tuple[tuple[float, float | None], ...]:
@@ -101,6 +142,7 @@ def rounds_values(series: SeriesDir) -> dict[str, Any]:
         "name": series.name,
         "headings": HEADINGS,
         "rows": [cells(result) for result in record.rounds],
+        "explained": _ROUNDS_FIGURES,
         "closing": [stage_of(series, record), *closing_lines(record)],
         "charts": [chart for chart in charts if chart is not None],
         "recipe": series.recipe.read_text(encoding="utf-8"),

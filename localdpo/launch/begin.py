@@ -43,22 +43,30 @@ class TrainRequest:
         return self.recipe.stem if isinstance(self.recipe, Path) else "run"
 
 
-def open_run(request: TrainRequest, note: Note) -> RunDir:
+def open_run(
+    request: TrainRequest,
+    note: Note,
+    text: str | None = None,
+    differences: Callable[[str, str], str] | None = None,
+) -> RunDir:
     """The run to train, created if it is new. Raises UserError(s) for everything that prevents it.
 
-    `note` gets a line for each link of the recipe that leads elsewhere now.
+    `note` gets a line for each link of the recipe that leads elsewhere now. `text`: what the folder belongs
+    to, and `differences` between two of them, where that is no recipe.
     """
     known = known_run(request)
-    if known is not None and known.is_running():
+    # A series whose maker was killed may have a run that is still being trained; its next maker waits for it.
+    if known is not None and known.is_locked():
         raise already_running(known)
     if known is None and request.accept_changes:
         raise UserError("--accept-changes resumes a run: give its name with --run, or --resume")
     require_space(request.runs_dir, LEAST_BYTES)
-    text = dump_recipe(resolve_recipe(request, known, note))
+    if text is None:
+        text = dump_recipe(resolve_recipe(request, known, note))
     name = known.name if known is not None else request.run
     if name is None:
         return request.kind.create_new(request.runs_dir, request.stem, text)
-    return request.kind.create(request.runs_dir, name, text, differing_keys)
+    return request.kind.create(request.runs_dir, name, text, differences or differing_keys)
 
 
 def known_run(request: TrainRequest) -> RunDir | None:

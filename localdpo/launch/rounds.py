@@ -47,7 +47,7 @@ from localdpo.records.series import (
     BUILD,
     EVALUATION,
     RoundResult,
-    SeriesDir,
+    RoundsDir,
     SeriesRecord,
     read_record,
     why_end,
@@ -146,28 +146,42 @@ def preview_lines(plan: RoundsPlan, series: Path, wanted: int) -> list[str]:
     """What each round generates, asks and costs at most. Writes nothing and asks nobody."""
     recipe, rows = plan.recipe, plan.held_out
     options = _build_options(plan, RunDir(series / "round-1"), recipe.adapter, 1)
-    request = JudgeRequest(**plan.judging)
+    # After round 1: base, the round before, the round, the first start.
+    models = 3 if recipe.adapter is None else 4
+    return [
+        f"rounds: at most {wanted}; each:",
+        *build_preview(plan_build(options)),
+        *evaluation_lines(plan.judging, rows, models, recipe.rounds.max_tokens, series),
+    ]
+
+
+def evaluation_lines(
+    judging: Mapping[str, Any], rows: Sequence[PromptRow], models: int, max_tokens: int, folder: Path
+) -> list[str]:
+    """What an evaluation of so many models asks and costs at most, before any of them has answered.
+
+    `judging`: fields of a JudgeRequest, which must name a judge.
+    """
+    request = JudgeRequest(**judging)
     spec = judge_spec(request, rows)
     assert spec is not None
     judges = make_judges(request, spec, MODES if wants_scores(request, spec) else MODES[:1])
     assert judges.pairs is not None
-    # After round 1: base, the round before, the round, the first start.
-    duels, models = (3, 3) if recipe.adapter is None else (4, 4)
+    # The run's own models are all compared with each other; a fourth is with one of them.
+    duels = {2: 1, 3: 3, 4: 4}[models]
     # No two alike, as a question that was asked before is not asked again.
-    longest = [f"{i} ".ljust(recipe.rounds.max_tokens * _CHARACTERS, "x") for i in range(models)]
+    longest = [f"{i} ".ljust(max_tokens * _CHARACTERS, "x") for i in range(models)]
     versus = list(combinations(longest, 2))[:duels]
     pairs = [question_about(row, *texts) for texts in versus for row in rows]
     singles = [question_about(row, text) for text in longest for row in rows]
     asked = judges.questions(pairs, singles)
     return [
-        f"rounds: at most {wanted}; each:",
-        *build_preview(plan_build(options)),
         f"evaluation: {len(rows):,} held-out prompts, {models} models",
-        *cost_lines(request, judges.pairs.name, asked, series, known=False),
+        *cost_lines(request, judges.pairs.name, asked, folder, known=False),
     ]
 
 
-def run_rounds(series: SeriesDir, plan: RoundsPlan, wanted: int, hands: Hands) -> tuple[SeriesRecord, int]:
+def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -> tuple[SeriesRecord, int]:
     """Go on with a series until it ends or a training does not; its record, and the exit code.
 
     Raises UserError as `prefs build` and `eval` do, and when another process makes the series.
@@ -192,14 +206,14 @@ def run_rounds(series: SeriesDir, plan: RoundsPlan, wanted: int, hands: Hands) -
             hands.on_round(record)
 
 
-def _open_round(series: SeriesDir, recipe: Recipe, number: int) -> RunDir:
+def _open_round(series: RoundsDir, recipe: Recipe, number: int) -> RunDir:
     """The run of a round, made if it is new."""
     run = series.round(number)
     text = dump_recipe(round_recipe(series, recipe, number))
     return RunDir.create(series.path, run.name, text, differing_keys)
 
 
-def round_recipe(series: SeriesDir, recipe: Recipe, number: int) -> Recipe:
+def round_recipe(series: RoundsDir, recipe: Recipe, number: int) -> Recipe:
     """The recipe of a round: the series' own, from the last policy on, with the round's pairs to train on.
 
     Raises UserError when the round before has no intact checkpoint.

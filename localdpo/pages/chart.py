@@ -116,8 +116,12 @@ def line_chart(
     *,
     x_label: str = "step",
     bounds: tuple[float, float] | None = None,
+    counted: bool = True,
 ) -> Plot | None:
-    """The chart in pixels; None when no series has a point. `bounds` fix the y axis."""
+    """The chart in pixels; None when no series has a point. `bounds` fix the y axis.
+
+    `counted`: whether x is a whole number.
+    """
     shown = [line for line in series if line.known]
     if not shown:
         return None
@@ -126,13 +130,17 @@ def line_chart(
     y_range = axis((y for line in shown for _, y in line.known), bounds)
     to_x = _scale(x_range, LEFT, WIDTH - RIGHT)
     to_y = _scale(y_range, HEIGHT - BOTTOM, TOP)
-    x_ticks = [tick for tick in ticks(*x_range) if tick == round(tick)] or [round(x_range[0])]
+    x_ticks = ticks(*x_range)
+    if counted:
+        x_ticks = [tick for tick in x_ticks if tick == round(tick)] or [round(x_range[0])]
     return Plot(
         title=title,
         summary=_summary(shown),
         x_label=x_label,
         y_label=y_label,
-        x_ticks=tuple(Tick(to_x(value), f"{value:,.0f}") for value in x_ticks),
+        x_ticks=tuple(
+            Tick(to_x(value), f"{value:,.0f}" if counted else f"{value + 0.0:.6g}") for value in x_ticks
+        ),
         y_ticks=tuple(Tick(to_y(value), f"{value + 0.0:.6g}") for value in ticks(*y_range)),
         series=tuple(_shape(line, to_x, to_y) for line in shown),
     )

@@ -196,7 +196,13 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def win_rate(run: RunDir) -> float | None:
-    """The share won (ties half) by the trained model in the newest judged evaluation; None without one.
+    """The share won (ties half) by the trained model in the newest judged evaluation; None without one."""
+    rate = judged_rate(run)
+    return None if rate is None else rate.value
+
+
+def judged_rate(run: RunDir) -> RateEstimate | None:
+    """The same with its interval.
 
     A damaged file counts as none here; the judge screen says what is wrong with it.
     """
@@ -206,7 +212,7 @@ def win_rate(run: RunDir) -> float | None:
         except UserError:
             continue
         if duels and duels[0].win_rate is not None:
-            return duels[0].win_rate.value
+            return duels[0].win_rate
     return None
 
 

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import chain, count
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import ClassVar, Final, Literal, TypeVar
 
 from localdpo.core.atomic import (
     clean_leftovers,
@@ -77,7 +77,10 @@ class RunDir:
 
     Attributes:
         made_here: whether `create` or `create_new` made the run and gave this very object for it.
+        command: that makes such a folder.
     """
+
+    command: ClassVar = "train"
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -235,7 +238,11 @@ class RunDir:
         return self.checkpoints / f"step-{step:06d}"
 
     def is_running(self) -> bool:
-        """Whether a worker lives, or is being started. Only looks: the lock is tried and let go at once."""
+        """Whether a worker lives, or is being started."""
+        return self.is_locked()
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the lock. Only looks: the lock is tried and let go at once."""
         try:
             fd = os.open(self.lock, os.O_RDONLY)
         except FileNotFoundError:

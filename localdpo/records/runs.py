@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.text import age
@@ -15,7 +14,7 @@ from localdpo.records.events import Event, EventTail, as_number, effective
 from localdpo.records.kinds import kind_of
 from localdpo.records.metrics import ACCURACY, BY_NAME, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Phase, Progress, advance
-from localdpo.records.rundir import RunDir, State, is_end, list_runs, state_of
+from localdpo.records.rundir import RunDir, State, is_end, state_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class RunSummary:
     Accuracy, margin and KL (nats per token) are those of the last evaluation; `win` is the share of
     comparisons won (ties half) in the newest evaluation that was judged. `started` is the time of the first
     event, `launched` that of the latest worker's start; `ended` is what the log says of the run's end, empty
-    for one that trains or has finished.
+    for one that trains or has finished. `within` is the name of the series that the run is in.
     """
 
     run: RunDir
@@ -46,10 +45,12 @@ class RunSummary:
     launched: float | None
     updated: float | None
     ended: tuple[str, ...]
+    within: str | None = None
 
     @property
     def name(self) -> str:
-        return self.run.name
+        """The run's name, with that of the series that it is in."""
+        return self.run.name if self.within is None else f"{self.within}/{self.run.name}"
 
     @property
     def why(self) -> str | None:
@@ -73,7 +74,7 @@ class RunSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as a JSON object."""
-        names = [field.name for field in fields(self) if field.name not in ("run", "ended")]
+        names = [field.name for field in fields(self) if field.name not in ("run", "ended", "within")]
         return {"name": self.name, **{name: getattr(self, name) for name in names}, "why": self.why}
 
 
@@ -109,6 +110,11 @@ class SummaryFold:
             elif event.type.startswith("run."):
                 self._milestones.append(event)
                 self._evals = effective([*self._evals, event])[:-1]
+
+    @property
+    def evaluations(self) -> Sequence[Event]:
+        """The evaluations that count."""
+        return self._evals
 
     def summary(self, running: bool) -> RunSummary:
         """The line of the run; `running`: whether its lock is held."""
@@ -166,18 +172,23 @@ class RunReader:
         before, self.summary = self.summary, self._fold.summary(running)
         return self.summary != before
 
+    @property
+    def evaluations(self) -> Sequence[Event]:
+        """The eval events that count, as of the last `refresh`."""
+        return self._fold.evaluations
+
     def damage(self) -> str | None:
         """One line about what is missing in the log, None where nothing is."""
         return damage_of(self.run, self._tail, alive=self.summary.state == "running")
 
 
-def read_summaries(runs_dir: str | Path, note: Note) -> list[RunSummary]:
-    """The summary of every run in `runs_dir`, the latest first; `note` gets a line for each damaged log.
+def read_summaries(runs: Iterable[RunDir], note: Note) -> list[RunSummary]:
+    """The summary of each run; `note` gets a line for each damaged log.
 
     A run whose log may not be read is left out; the line says so.
     """
     summaries = []
-    for reader in (RunReader(run) for run in list_runs(runs_dir)):
+    for reader in map(RunReader, runs):
         try:
             reader.refresh()
         except OSError as error:

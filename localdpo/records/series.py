@@ -1,8 +1,9 @@
-"""A series: several runs in one folder, each made after the one before.
+"""A series: several runs in one folder. Of rounds each is made after the one before; see here and sweeps.py.
 
 runs/NAME/
-    series.yaml          the resolved recipe; a series belongs to one recipe for good
-    series.json          what came of the runs that are done, with a checksum (see `seal`)
+    series.yaml          of rounds: the resolved recipe; they belong to one recipe for good
+    series.json          of rounds: what came of the runs that are done, with a checksum (see `seal`)
+    sweep.json           of a sweep: its grid, and the resolved recipe of each run
     series.log           what the process that makes the series printed
     lock                 held (flock) while that process lives
     round-1/, ...        the runs, each a folder like any other run's
@@ -19,16 +20,14 @@ from pathlib import Path
 from typing import Final
 
 from localdpo.core.atomic import write_bytes
-from localdpo.core.errors import UserError
-from localdpo.core.names import command_line
 from localdpo.records.answers import AnswersTail, answers_files
 from localdpo.records.evaluations import RateEstimate
 from localdpo.records.events import effective, read_events
 from localdpo.records.log import read_sealed, seal
 from localdpo.records.progress import progress_of
-from localdpo.records.rundir import RunDir, State, folders_of, spelled
-from localdpo.records.runs import RunSummary
+from localdpo.records.rundir import RunDir, folders_of
 from localdpo.records.typed import as_record
+from localdpo.records.wording import resume_command
 
 VERSION: Final = 1
 # Of the evaluation in each run of a series.
@@ -41,13 +40,7 @@ class SeriesDir(RunDir):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.recipe = self.path / "series.yaml"
-        self.record = self.path / "series.json"
         self.log = self.path / "series.log"
-
-    def round(self, number: int) -> RunDir:
-        """The run of the round `number`, from 1; made or not."""
-        return RunDir(self.path / f"round-{number}")
 
     def members(self) -> list[RunDir]:
         """The runs that were made."""
@@ -55,7 +48,22 @@ class SeriesDir(RunDir):
 
     def is_running(self) -> bool:
         """Whether a process makes the series, or trains a run of it."""
-        return super().is_running() or any(run.is_running() for run in self.members())
+        return self.is_locked() or any(run.is_running() for run in self.members())
+
+
+class RoundsDir(SeriesDir):
+    """The folder of a series of rounds."""
+
+    command = "rounds"
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.recipe = self.path / "series.yaml"
+        self.record = self.path / "series.json"
+
+    def round(self, number: int) -> RunDir:
+        """The run of the round `number`, from 1; made or not."""
+        return RunDir(self.path / f"round-{number}")
 
 
 @dataclass(frozen=True)
@@ -131,14 +139,14 @@ def rate_text(rate: RateEstimate | None) -> str:
     return f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
 
 
-def stage_of(series: SeriesDir, record: SeriesRecord) -> str:
+def stage_of(series: RoundsDir, record: SeriesRecord) -> str:
     """What a series does now, in words, from what the folder of its current round holds."""
     if record.ended is not None and not series.is_running():
         return "ended"
     run = series.round(len(record.rounds) + 1)
     of = f"{run.name}{f' of {record.wanted}' if record.wanted else ''}"
     if not series.is_running():
-        return f"{of}: stopped; resume it with: {command_line('rounds', '--resume', '--run', series.name)}"
+        return f"{of}: stopped; resume it with: {resume_command(series)}"
     if run.is_running():
         progress = progress_of(effective(read_events(run.events)))
         return f"{of}: training, step {progress.step}" + (f"/{progress.total}" if progress.total else "")
@@ -153,39 +161,6 @@ def _answered(path: Path) -> str:
     tail.poll()
     wanted = len(tail.records) + tail.missing
     return f", {len(tail.records)} of {wanted}" if tail.missing else ", verdicts" if wanted else ""
-
-
-def summary_of(series: SeriesDir) -> RunSummary:
-    """The series as a line of a table of runs: rounds as its steps, figures of its last round."""
-    try:
-        record = read_record(series)
-    except UserError:
-        record = SeriesRecord(0)
-    last = record.rounds[-1] if record.rounds else None
-    state: State = "running" if series.is_running() else "stopped" if record.ended is None else "finished"
-    updated = max(
-        (path.stat().st_mtime for path in (series.record, series.recipe) if path.exists()), default=None
-    )
-    return RunSummary(
-        run=series,
-        state=state,
-        phase="training",
-        loss="rounds",
-        beta=None,
-        model=None,
-        step=len(record.rounds),
-        total=record.wanted or None,
-        accuracy=None,
-        all_tied=False,
-        margin=None,
-        kl=None,
-        win=None if last is None or last.first is None else last.first.value,
-        memory=None,
-        started=updated,
-        launched=updated,
-        updated=updated,
-        ended=(),
-    )
 
 
 HEADINGS: Final = ("round", "pairs", "win vs last", "win vs start", "KL", "tokens")
@@ -213,14 +188,14 @@ def closing_lines(record: SeriesRecord) -> list[str]:
     return lines
 
 
-def read_record(series: SeriesDir) -> SeriesRecord:
+def read_record(series: RoundsDir) -> SeriesRecord:
     """What is known of the series; nothing before its first round is done. Raises UserError for damage."""
     if not series.record.exists():
         return SeriesRecord(0)
     return read_sealed(series.record, _record, "the record of a series of runs")
 
 
-def write_record(series: SeriesDir, record: SeriesRecord) -> None:
+def write_record(series: RoundsDir, record: SeriesRecord) -> None:
     """Replace the record. Raises UserError for a full disk."""
     write_bytes(series.record, seal(json.dumps(record.to_json(), indent=1)))
 
@@ -229,11 +204,3 @@ def _record(value: Mapping[str, object]) -> SeriesRecord:
     if value["v"] != VERSION:
         raise ValueError(f"version {value['v']}, expected {VERSION}")
     return as_record(SeriesRecord, value)
-
-
-def find_series(runs_dir: str | Path, name: str | None = None) -> SeriesDir | None:
-    """The series `name`, or the latest one; None if there is none."""
-    if name is None:
-        return next(iter(folders_of(runs_dir, SeriesDir)), None)
-    series = SeriesDir(spelled(Path(runs_dir) / name))
-    return series if series.exists() else None

@@ -133,8 +133,8 @@ def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
 
 
 def resume_command(run: RunDir) -> str:
-    """The command that resumes `run`, ready for a shell in the current directory."""
-    return command_line("train", "--resume", "--run", run.name, *runs_dir_words(run))
+    """The command that resumes a run or a series, ready for a shell in the current directory."""
+    return command_line(run.command, "--resume", "--run", run.name, *runs_dir_words(run))
 
 
 def runs_dir_words(run: RunDir) -> list[str]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
 import numpy as np
 from rich.table import Table
 
@@ -9,7 +14,7 @@ from localdpo.core.text import counted
 from localdpo.data.batches import rows_per_epoch
 from localdpo.data.inspect import named_parts, render_marked, report_lines, statistics
 from localdpo.data.store import MixturePart
-from localdpo.model.backend import prepare
+from localdpo.model.backend import Backend, prepare
 from localdpo.model.load import build_model, load_tokenizer
 from localdpo.model.lora import LoraConfig
 from localdpo.model.packed import can_share
@@ -19,15 +24,48 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.assemble import attach_adapter, reference_weights
 from localdpo.train.data import NOTHING_HELD_OUT, Rows, open_rows
-from localdpo.train.fit import fit
-from localdpo.train.step import length_note, make_schedule
+from localdpo.train.fit import Layout, fit
+from localdpo.train.step import Schedule, length_note, make_schedule
 
 
-def dry_run(recipe: Recipe, console: Console) -> None:
-    """Print what a run of the recipe would be. The model is built, but its weights are not loaded.
+@dataclass(frozen=True)
+class Measured:
+    """What a run of a recipe would be: its data, steps and memory."""
+
+    recipe: Recipe
+    backend: Backend
+    tokenizer: Any
+    model: nn.Module
+    adapter: LoraConfig
+    train: Rows
+    valid: Rows
+    schedule: Schedule
+
+    def layout(self) -> Layout:
+        """How its rows fit into memory. Raises UserError where they do not."""
+        model, shared = self.model, can_share(self.model)
+        return fit(self.recipe, self.train, self.schedule, model, self.adapter, self.backend, shared=shared)
+
+
+def measure(recipe: Recipe, note: Callable[[str], None]) -> Measured:
+    """Look at what a run of the recipe would be. The model is built, but its weights are not loaded.
 
     Raises UserError or UserErrors for what would stop the run: a missing model or adapter, bad data.
     """
+    backend = prepare()
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    adapter = attach_adapter(model, recipe)
+    reference_weights(model, recipe, adapter)
+    train, valid = open_rows(
+        recipe, tokenizer, lambda source, rows: note(f"{source}: {counted(rows, 'row')} tokenised")
+    )
+    schedule = make_schedule(recipe.train, train.per_epoch)
+    return Measured(recipe, backend, tokenizer, model, adapter, train, valid, schedule)
+
+
+def dry_run(recipe: Recipe, console: Console) -> None:
+    """Print what a run of the recipe would be. Raises what `measure` raises."""
 
     def show(*lines: str) -> None:
         for line in lines:
@@ -37,15 +75,8 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         console.print()
         console.rule(Text(title), align="left")
 
-    backend = prepare()
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)
-    adapter = attach_adapter(model, recipe)
-    reference_weights(model, recipe, adapter)
-    train, valid = open_rows(
-        recipe, tokenizer, lambda source, rows: show(f"{source}: {counted(rows, 'row')} tokenised")
-    )
-    schedule = make_schedule(recipe.train, train.per_epoch)
+    measured = measure(recipe, show)
+    train, valid, schedule = measured.train, measured.valid, measured.schedule
     heading("recipe")
     show(dump_recipe(recipe).rstrip())
     heading("data")
@@ -58,9 +89,9 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     for index in train.store.bounds[:-1]:
         row = train.store.name_rows(np.array([index]))
         heading(row if index in train.indices else f"{row}, held out to evaluate on")
-        show(render_marked(train.store[index], tokenizer._tokenizer).rstrip())
+        show(render_marked(train.store[index], measured.tokenizer._tokenizer).rstrip())
     heading("run")
-    layout = fit(recipe, train, schedule, model, adapter, backend, shared=can_share(model))
+    layout = measured.layout()
     show(
         f"{counted(schedule.total, 'step')} of {counted(recipe.train.batch_size, 'row')} "
         f"({layout.rows} in memory at once), "
@@ -68,7 +99,12 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         f"{counted(schedule.warmup, 'step')} of warm-up"
     )
     length = length_note(recipe.train, schedule)
-    show(*([length] if length else []), _adapter_line(recipe, adapter), *layout.lines, *backend.hints)
+    show(
+        *([length] if length else []),
+        _adapter_line(recipe, measured.adapter),
+        *layout.lines,
+        *measured.backend.hints,
+    )
 
 
 def _token_table(train: Rows, valid: Rows) -> Table:

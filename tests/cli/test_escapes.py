@@ -52,6 +52,12 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "hosts": [["--file", HOSTILE]],
     "rounds": [[HOSTILE], ["RECIPE", "--run", HOSTILE]],
+    "sweep": [
+        [HOSTILE, "loss.beta=0.1,0.2"],
+        ["RECIPE", f"{HOSTILE}=1,2"],
+        ["RECIPE", f"data.train={HOSTILE},x", "--dry-run"],
+        ["--show", "--run", HOSTILE],
+    ],
     "ctl": [["tiny", HOSTILE], [HOSTILE, "pause"]],
     "watch": [["--once", "--screen", screen] for screen in ("live", "samples", "runs")],
     "runs": [[], ["--json"]],

@@ -13,7 +13,7 @@ from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.records.evaluations import RateEstimate
 from localdpo.records.rundir import RunLock
-from localdpo.records.series import RoundResult, SeriesDir, SeriesRecord, write_record
+from localdpo.records.series import RoundResult, RoundsDir, SeriesRecord, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +21,10 @@ RATES = [RateEstimate(0.71, 0.61, 0.79), RateEstimate(0.52, 0.42, 0.62)]
 
 
 @pytest.fixture
-def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SeriesDir:
+def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RoundsDir:
     monkeypatch.chdir(tmp_path)
-    series = SeriesDir.create("runs", "again", "model: demo:model\n")
-    assert isinstance(series, SeriesDir)
+    series = RoundsDir.create("runs", "again", "model: demo:model\n")
+    assert isinstance(series, RoundsDir)
     for number in (1, 2):
         make_run(series.path, f"round-{number}")
     rounds = tuple(
@@ -36,7 +36,7 @@ def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SeriesDir:
     return series
 
 
-def test_a_series_is_opened_from_runs_and_a_round_from_there(series: SeriesDir) -> None:
+def test_a_series_is_opened_from_runs_and_a_round_from_there(series: RoundsDir) -> None:
     app = make_app(None, "runs")
 
     async def act(pilot: Pilot[None]) -> None:
@@ -59,7 +59,7 @@ def test_a_series_is_opened_from_runs_and_a_round_from_there(series: SeriesDir) 
 
 
 @pytest.mark.parametrize(("size", "pairs"), [((80, 24), False), ((120, 36), True)])
-def test_the_table_and_its_bars(series: SeriesDir, size: tuple[int, int], pairs: bool) -> None:
+def test_the_table_and_its_bars(series: RoundsDir, size: tuple[int, int], pairs: bool) -> None:
     app = DashboardApp(Path("runs"), None, series=series, environment={"TERM": "xterm-256color"})
 
     async def act(pilot: Pilot[None]) -> None:
@@ -82,7 +82,7 @@ def test_the_table_and_its_bars(series: SeriesDir, size: tuple[int, int], pairs:
     drive(app, act, size)
 
 
-def test_a_damaged_record_is_said(series: SeriesDir) -> None:
+def test_a_damaged_record_is_said(series: RoundsDir) -> None:
     series.record.write_text("{}\n")
     app = DashboardApp(Path("runs"), None, series=series)
 

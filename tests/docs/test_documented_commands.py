@@ -28,6 +28,7 @@ NOT_RUN = {
     r"import policy\.pt": "needs PyTorch; see tests/interop/test_peft.py",
     r"localdpo serve": "goes on until it is stopped; see tests/interop/test_serve.py",
     r"prefs label": "takes a person at a terminal; see tests/cli/test_prefs_label_command.py",
+    r"sweep .*5e-5$": "takes minutes; see tests/launch/test_sweep.py",
     r"rounds recipes/rounds\.yaml --rounds": "takes minutes; see tests/launch/test_rounds.py",
     r"runs sync": "needs the packages of the trackers; see tests/trackers",
     r"import \S+\.gguf": "needs a file of 100 MB; see tests/gguf/test_real_file.py",

@@ -21,7 +21,7 @@ from tiny_folders import recipe_text, write_pairs
 from localdpo.judging import registry
 from localdpo.launch import rounds
 from localdpo.launch.begin import TrainRequest, open_run
-from localdpo.records.series import SeriesDir
+from localdpo.records.series import RoundsDir
 from localdpo.train.control import StopRequest
 from localdpo.train.worker import train_run
 
@@ -70,8 +70,8 @@ def make(job: Job) -> int:
         note=lambda line: None,
         on_round=at("round"),
     )
-    series = open_run(TrainRequest(Path("recipe.yaml"), run="series", kind=SeriesDir), lambda line: None)
-    assert isinstance(series, SeriesDir)
+    series = open_run(TrainRequest(Path("recipe.yaml"), run="series", kind=RoundsDir), lambda line: None)
+    assert isinstance(series, RoundsDir)
     plan = rounds.plan_rounds(rounds.load_recipe(series.recipe))
     return rounds.run_rounds(series, plan, 2, hands)[1]
 

@@ -21,14 +21,14 @@ from localdpo.evals.statistics import win_rate
 from localdpo.launch.rounds import plan_rounds, preview_lines
 from localdpo.model.arrays import load_arrays
 from localdpo.recipe.load import load_recipe
+from localdpo.records.catalog import find_series
 from localdpo.records.evaluations import RateEstimate, read_evaluation
 from localdpo.records.rundir import find_run
 from localdpo.records.series import (
     RoundResult,
-    SeriesDir,
+    RoundsDir,
     SeriesRecord,
     cells,
-    find_series,
     read_record,
     why_end,
 )
@@ -86,14 +86,14 @@ def script(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def series(script: Script, tmp_path_factory: pytest.TempPathFactory) -> SeriesDir:
+def series(script: Script, tmp_path_factory: pytest.TempPathFactory) -> RoundsDir:
     """Two rounds that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     assert script.make(folder, reference="first") == 0
-    return SeriesDir(folder / "runs" / "series")
+    return RoundsDir(folder / "runs" / "series")
 
 
-def files_of(series: SeriesDir) -> dict[str, bytes]:
+def files_of(series: RoundsDir) -> dict[str, bytes]:
     """What rounds leave, but for logs with times in them."""
     timed = {"events.jsonl", "lock", "verdicts.jsonl", "worker.log", "state.json", "manifest.json"}
     return {
@@ -106,7 +106,7 @@ def files_of(series: SeriesDir) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_round_starts_from_the_policy_of_the_last(
-    series: SeriesDir, monkeypatch: pytest.MonkeyPatch
+    series: RoundsDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(series.path.parent.parent)
     own = load_recipe(series.recipe)
@@ -133,7 +133,7 @@ def test_a_round_starts_from_the_policy_of_the_last(
     assert record.rounds[0].last == record.rounds[0].first
     assert last.pairs == len(rows)
     assert abs(last.kl - record.rounds[0].kl) > 1e-6
-    assert find_series("runs") is not None
+    assert find_series("runs", "series") is not None
     assert len(cells(last)) == 6
 
 
@@ -141,12 +141,12 @@ def test_a_round_starts_from_the_policy_of_the_last(
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_series_that_was_killed_anywhere_comes_to_the_same_files(
-    series: SeriesDir, script: Script, tmp_path: Path
+    series: RoundsDir, script: Script, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     codes = [script.make(folder, die, reference="first") for die in (*KILLS, None)]
     assert codes == [-9] * len(KILLS) + [0]
-    killed = SeriesDir(folder / "runs" / "series")
+    killed = RoundsDir(folder / "runs" / "series")
     before, after = files_of(series), files_of(killed)
     assert before.keys() == after.keys()
     differing = [name for name in before if before[name] != after[name]]

@@ -6,7 +6,7 @@ import pytest
 from logged import event, started, step
 
 from localdpo.records.events import EventWriter
-from localdpo.records.rundir import RunDir
+from localdpo.records.rundir import RunDir, list_runs
 from localdpo.records.runs import RunReader, read_summaries, summarise
 
 
@@ -53,5 +53,5 @@ def test_a_log_that_may_not_be_read_hides_no_other_run(
 
     monkeypatch.setattr(RunReader, "refresh", refuse)
     said: list[str] = []
-    assert [summary.name for summary in read_summaries(tmp_path, said.append)] == ["b"]
+    assert [summary.name for summary in read_summaries(list_runs(tmp_path), said.append)] == ["b"]
     assert said == [f"{tmp_path}/a/events.jsonl: cannot be read (Permission denied); the run is left out"]

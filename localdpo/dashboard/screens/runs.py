@@ -10,7 +10,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.names import command_line, program
+from localdpo.core.names import program
 from localdpo.core.text import printable
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.runstable import (
@@ -35,6 +35,7 @@ from localdpo.records.checkpoints import restart_note
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunSummary
 from localdpo.records.series import SeriesDir
+from localdpo.records.wording import resume_command
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
@@ -162,7 +163,7 @@ class RunsScreen(RunScreen):
         if run is None:
             return
         if isinstance(run, SeriesDir):
-            self.notify(f"resume it with: {command_line('rounds', '--resume', '--run', run.name)}")
+            self.notify(f"resume it with: {resume_command(run)}")
             return
         if run.status() == "finished":
             self.notify(f"{run.name} is finished: nothing is left to do", severity="warning")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from rich.table import Table
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -45,6 +46,8 @@ _CHARTS: Final = (
     (BY_NAME["loss"], None),
     (BY_NAME["tokens_per_second"], None),
 )
+# How the accuracy of several runs rose with their KL, so that they can be compared at equal KL.
+_FRONT: Final = ("accuracy over KL (1e-3 nats/token)", "accuracy over KL, mnats", "acc over KL")
 # Columns of the screen from which on so many charts are shown.
 _WIDTHS: Final = (0, 110, 170)
 
@@ -59,6 +62,7 @@ class Overlay(Horizontal):
         self._drawn: object = None
 
     def compose(self) -> ComposeResult:
+        yield LineChart(_FRONT, name="front")
         for metric, _ in _CHARTS:
             assert metric.chart is not None
             yield LineChart(metric.chart.titles, name=metric.name)
@@ -88,7 +92,12 @@ class Overlay(Horizontal):
             return
         self._drawn = key
         free = sum(self.app.size.width >= width for width in _WIDTHS)
-        for chart, (metric, reference) in zip(self.query(LineChart), _CHARTS, strict=True):
+        front, *charts = self.query(LineChart)
+        paths = self._paths()
+        front.display = len(paths) > 1
+        free -= front.display
+        front.show(paths, version=key)
+        for chart, (metric, reference) in zip(charts, _CHARTS, strict=True):
             series = [
                 self._series(index, values)
                 for index, feed in enumerate(self._shown)
@@ -98,6 +107,23 @@ class Overlay(Horizontal):
             chart.display = bool(series) and free > 0
             free -= chart.display
             chart.show(series, () if reference is None else (reference,), version=key)
+
+    def _paths(self) -> list[ChartSeries]:
+        """(KL, accuracy) of the evaluations of each run that measured both, up to its largest KL."""
+        paths = []
+        for index, feed in enumerate(self._shown):
+            accuracy, kl = (feed.state.evals.get(name) for name in (ACCURACY, "kl"))
+            if accuracy is None or kl is None:
+                continue
+            _, places, at = np.intersect1d(accuracy.steps, kl.steps, return_indices=True)
+            values, kls = accuracy.values[places], kl.values[at] * 1e3
+            known = np.isfinite(values) & np.isfinite(kls)
+            order = np.argsort(kls[known], kind="stable")
+            if len(order):
+                colour, kind = _LOOKS[index]
+                x, y = kls[known][order], values[known][order]
+                paths.append(ChartSeries(_letter(index), x, y, colour, kind))
+        return paths
 
     def _series(self, index: int, values: MetricSeries) -> ChartSeries:
         """The smoothed curve of a metric of the run with this index."""

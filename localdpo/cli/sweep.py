@@ -1,0 +1,228 @@
+"""`localdpo sweep`: one run for each combination of values, compared at equal KL."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localdpo.cli.judging import carry_out, with_judge_options
+from localdpo.cli.options import (
+    SPEC_HELP,
+    DryRunOption,
+    JsonOption,
+    MaxTokensOption,
+    PromptsOption,
+    RunsDirOption,
+)
+from localdpo.cli.rounds import make_beside_dashboard
+from localdpo.cli.train import has_terminal, make_request
+from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.core.names import command_line
+from localdpo.out import note, print_json, result, say
+from localdpo.records.metrics import ACCURACY
+from localdpo.records.rundir import RunDir, folders_of
+from localdpo.records.sweeps import (
+    WIN,
+    SweepDir,
+    SweepPlan,
+    closing_lines,
+    require_ranked,
+    results_of,
+    table_of,
+)
+from localdpo.records.wording import runs_dir_words
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from localdpo.cli.plain import Interrupts, ProgressView
+    from localdpo.launch.processes import Worker
+    from localdpo.launch.sweep import Judging
+    from localdpo.out.console import Console
+    from localdpo.records.events import Event
+
+
+@with_judge_options
+def sweep(
+    *,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A YAML file. Not needed with --resume or --show."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=V1,V2",
+            help="Options with their values, such as loss.beta=0.05,0.1; a single value is that of all runs.",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at once.")] = 1,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the sweep. Default: the recipe's name and a number. An existing one is resumed.",
+        ),
+    ] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the sweep --run, or the latest one of the recipe.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the table of the sweep --run, or of the latest, and stop.")
+    ] = False,
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            "--best-by", metavar="METRIC", help=f"What the best run is the best by. Default: {ACCURACY}."
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="SPEC",
+            help=f"Then evaluate every run, too, as `eval` does: {SPEC_HELP}. Default: no evaluation.",
+        ),
+    ] = None,
+    judging: dict[str, Any],
+    prompts: PromptsOption = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most this many of them.")] = 200,
+    max_tokens: MaxTokensOption = 256,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show bars on a terminal, lines elsewhere, and no dashboard.")
+    ] = False,
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train a recipe with several values of some options, and compare the runs at equal KL."""
+    require_ranked(best_by)
+    if show:
+        print_sweep(shown_sweep(runs_dir, run), best_by, as_json)
+        return
+    from dataclasses import replace
+
+    from localdpo.launch.sweep import Judging, open_sweep, plan_sweep, preview_lines
+
+    if best_by == WIN and judge is None:
+        raise UserError(f"--best-by {WIN}: needs a judge; name one with --judge")
+    arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
+    request = replace(make_request(arguments, run, runs_dir, resume), kind=SweepDir)
+    plan = plan_sweep(request, note)
+    asked = None if judge is None else Judging(prompts, limit, max_tokens, {"judge": judge, **judging})
+    if dry_run:
+        lines = preview_lines(plan, runs_dir / (run or request.stem), jobs, asked, note)
+        result({"preview": lines}, lines, as_json=as_json)
+        return
+    made = open_sweep(request, plan, note)
+    finish = partial(print_sweep, made, best_by, as_json)
+    if plain or as_json or not has_terminal():
+        code = make(made, plan, jobs, asked, as_json)
+        finish()
+        raise typer.Exit(code)
+    raise typer.Exit(make_beside_dashboard(made, finish))
+
+
+def shown_sweep(runs_dir: Path, name: str | None) -> SweepDir:
+    """The sweep of this name, or the latest one. Raises UserError if there is none."""
+    sweeps = folders_of(runs_dir, SweepDir)
+    known = next((sweep for sweep in sweeps if name in (None, sweep.name)), None)
+    if known is None:
+        names = ", ".join(sweep.name for sweep in sweeps[:5]) or "none"
+        raise UserError(f"{runs_dir}: no sweep{f' named {name!r}' if name else ''}; the latest are {names}")
+    return known
+
+
+def print_sweep(sweep: SweepDir, best_by: str | None, as_json: bool) -> None:
+    """Print the table of the runs, the best of them and what is left to do."""
+    from localdpo.cli.plain import print_plain, print_table
+    from localdpo.out.console import Console
+
+    results = results_of(sweep, best_by)
+    if as_json:
+        print_json({"name": sweep.name, "path": str(sweep.path), **results.to_json()})
+        return
+    console = Console()
+    headings, rows = table_of(results)
+    print_table(console, headings, rows, right=headings[2:-1])
+    for line in closing_lines(sweep, results):
+        print_plain(console, line)
+    if results.best is not None:
+        name = f"{sweep.name}/{results.best}"
+        print_plain(console, f"export it: {command_line('export', name, *runs_dir_words(sweep))}")
+
+
+def make(sweep: SweepDir, plan: SweepPlan, jobs: int, judging: Judging | None, as_json: bool) -> int:
+    """Train what is left, then evaluate if a judge is named; the exit code of the command."""
+    from localdpo.cli.plain import Interrupts, bars_on
+    from localdpo.judging.cost import Budget
+    from localdpo.launch.explain import INTERRUPTED_EXIT, STOPPED_EXIT
+    from localdpo.launch.sweep import evaluate_sweep, train_sweep
+    from localdpo.out.console import Console
+
+    console = Console(stderr=as_json)
+    with Interrupts() as interrupts, bars_on(console) as bars:
+        shown = ShownRuns(console, bars, interrupts)
+        train_sweep(sweep, plan, jobs, shown)
+    if interrupts.came:
+        return INTERRUPTED_EXIT if interrupts.by_keyboard else STOPPED_EXIT
+    if judging is not None:
+        budget = Budget(judging.request.get("max_usd"))
+        evaluate_sweep(sweep, plan, judging, partial(carry_out, budget=budget))
+    return shown.code
+
+
+class ShownRuns:
+    """Shows the runs of a sweep while they are trained, and passes Ctrl-C on to them (launch.sweep.Hands).
+
+    Attributes:
+        code: the exit code of the first run that did not finish, else 0.
+    """
+
+    def __init__(self, console: Console, bars: Bars, interrupts: Interrupts) -> None:
+        self._console, self._bars, self._interrupts = console, bars, interrupts
+        self._views: dict[str, ProgressView] = {}
+        self.code = 0
+
+    def begun(self, run: RunDir, worker: Worker | None) -> None:
+        """Pass signals on to its worker, and show how far it is."""
+        from localdpo.cli.plain import ProgressView
+        from localdpo.records.checkpoints import read_log
+        from localdpo.records.events import effective
+        from localdpo.records.progress import progress_of
+
+        if worker is not None:
+            self._interrupts.pass_to(worker)
+        before = progress_of(effective(read_log(run, note, alive=worker is None)))
+        view = ProgressView(self._console, before, name=run.name, bars=self._bars)
+        self._views[run.name] = view.__enter__()
+        view.say(f"run {run.path}" + (", which is being trained already" if worker is None else ""))
+
+    def event(self, run: RunDir, event: Event) -> None:
+        """Show an event."""
+        self._views[run.name].show(event)
+
+    def ended(self, run: RunDir, worker: Worker | None) -> None:
+        """Say how it ended."""
+        from localdpo.cli.train import report_end
+        from localdpo.launch.explain import CRASHED_EXIT
+
+        self._views.pop(run.name).__exit__()
+        if worker is not None:
+            code = report_end(worker, self._interrupts.by_keyboard, is_part=True)
+        else:
+            code = 0 if run.status() == "finished" else CRASHED_EXIT
+        self.code = self.code or code
+
+    def refused(self, run: RunDir, error: UserError) -> None:
+        """Say why it cannot be started."""
+        say(f"error: {run.name}: {error}", error=True)
+        self.code = self.code or USER_ERROR_EXIT
+
+    def goes_on(self) -> bool:
+        """Say what a signal does; False after one."""
+        self._interrupts.report(note)
+        return not self._interrupts.came

@@ -1,0 +1,174 @@
+"""What the screens of a series share: what it does now, its runs as a table, and what is below that."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Final, cast
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Static
+
+from localdpo.core.errors import UserError
+from localdpo.core.text import printable
+from localdpo.dashboard.keymap import bindings_of
+from localdpo.dashboard.screens.dialogs import ChoiceDialog, DialogChoice
+from localdpo.dashboard.widgets.bars import KeyBar, TopBar
+from localdpo.dashboard.widgets.basic import ListTable
+from localdpo.launch.processes import Job
+from localdpo.out.console import Text
+from localdpo.records.rundir import RunDir
+from localdpo.records.series import SeriesDir
+
+if TYPE_CHECKING:
+    from localdpo.dashboard.app import DashboardApp
+
+_LOOK_SECONDS: Final = 1.0
+# Columns of the screen below which a table is narrow.
+_NARROW: Final = 92
+STOP_CHOICES: Final = (
+    DialogChoice(
+        "s", "stop", "stop; a training saves first, and the series goes on there when it is resumed"
+    ),
+    DialogChoice("c", "cancel", "cancel: the series continues"),
+)
+
+
+@dataclass(frozen=True)
+class SeriesTable:
+    """What is shown of a series: its stage, lines below, headings and rows of its runs' table.
+
+    `narrow`: headings of columns that a narrow table leaves out. The first cell of a row is a run's name.
+    """
+
+    stage: str
+    lines: Sequence[str]
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    narrow: frozenset[str] = frozenset()
+
+
+class SeriesScreen(Screen[None]):
+    """A series, up to date while it is made; Enter opens the run of the selected row."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings_of("series")
+
+    def __init__(self, series: SeriesDir, maker: Job | None = None) -> None:
+        super().__init__()
+        self.series, self._maker = series, maker
+        self._table = SeriesTable("", (), (), ())
+        self._drawn: object = None
+
+    @property
+    def dashboard(self) -> DashboardApp:
+        """The app, with its type."""
+        return cast("DashboardApp", self.app)
+
+    def look(self) -> SeriesTable:
+        """What the folder holds now. Raises UserError for damage."""
+        raise NotImplementedError
+
+    def figures(self) -> Widget:
+        """What is below the table."""
+        raise NotImplementedError
+
+    def draw(self) -> None:
+        """Bring the figures up to date with the last look."""
+        raise NotImplementedError
+
+    def poll(self) -> None:
+        """Called once a second while the table stays as it is."""
+
+    def compose(self) -> ComposeResult:
+        yield TopBar("runs")
+        yield Static(id="series")
+        yield ListTable(id="members", cursor_type="row")
+        yield self.figures()
+        yield KeyBar("series")
+
+    def on_mount(self) -> None:
+        self.set_class(not self.dashboard.abilities.unicode, "-ascii")
+        self.query_one(ListTable).focus()
+        self.refresh_look()
+        self.set_interval(_LOOK_SECONDS, self.refresh_look)
+
+    def on_resize(self) -> None:
+        self._drawn = None
+        self.refresh_look()
+
+    def action_open(self) -> None:
+        """Open the run of the selected row."""
+        row = self.query_one(ListTable).cursor_row
+        if 0 <= row < len(self._table.rows):
+            run = RunDir(self.series.path / self._table.rows[row][0])
+            if run.exists():
+                self.dashboard.attach(run)
+
+    def on_data_table_row_selected(self) -> None:
+        self.action_open()
+
+    def action_close(self) -> None:
+        """Back to the runs."""
+        self.dashboard.action_go("runs")
+
+    def action_stop(self) -> None:
+        """Ask whether to stop the process that makes the series."""
+        if not self.series.is_running():
+            self.notify(f"{self.series.name} is not being made; nothing to stop", severity="warning")
+            return
+
+        def answered(choice: str | None) -> None:
+            pid = self.series.pid()
+            if choice == "stop" and pid is not None and self.series.is_running():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+
+        question = ChoiceDialog(f"Stop {self.series.name}?", "It can be resumed later.", STOP_CHOICES)
+        self.app.push_screen(question, answered)
+
+    # --- drawing --------------------------------------------------------------------------------------
+
+    def refresh_look(self) -> None:
+        """Look at the folder, and draw what changed."""
+        if not self.size.width:
+            return
+        try:
+            table = self.look()
+        except UserError as error:
+            table = replace(self._table, stage=str(error))
+        if self._maker is not None and not self.series.is_running():
+            stage = "starting" if self._maker.is_running else self._maker.problem() or table.stage
+            table = replace(table, stage=stage)
+        if (table, self.size) == self._drawn:
+            self.poll()
+            return
+        self._table, self._drawn = table, (table, self.size)
+        title = Text.assemble(
+            (f"{printable(self.series.name)}  ", "bold"),
+            (printable(table.stage), self.dashboard.palette.chosen),
+        )
+        for line in table.lines:
+            title.append(f"\n{printable(line)}")
+        self.query_one("#series", Static).update(title)
+        self._fill(table)
+        self.draw()
+
+    def _fill(self, shown: SeriesTable) -> None:
+        table = self.query_one(ListTable)
+        row = max(0, table.cursor_row)
+        is_narrow = self.size.width < _NARROW
+        kept = [i for i, name in enumerate(shown.headings) if not (is_narrow and name in shown.narrow)]
+        table.clear(columns=True)
+        for i in kept:
+            width = max(len(values[i]) for values in (shown.headings, *shown.rows))
+            table.add_column(Text(shown.headings[i], justify="left" if i == 0 else "right"), width=width)
+        for values in shown.rows:
+            table.add_row(*(Text(values[i], justify="left" if i == 0 else "right") for i in kept))
+        if shown.rows:
+            table.move_cursor(row=min(row, len(shown.rows) - 1))
