@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from building import write_prompts
 from command import localdpo
 from fake_server import FakeServer, by_hash
-from tiny_folders import ending_model, make_adapter, recipe_text, write_pairs
+from tiny_folders import ending_model, make_adapter, recipe_text, write_pairs, write_rows
 
 from localdpo.launch import rounds
 from localdpo.records.evaluations import read_evaluation
@@ -39,9 +38,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 @pytest.fixture
 def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write_prompts(Path("prompts.jsonl"), 6)
-    write_prompts(Path("all.jsonl"), 10)
-    Path("heldout.jsonl").write_text("".join(Path("all.jsonl").read_text().splitlines(True)[6:]))
+    prompts = [{"prompt": f"What is the answer to question number {number}?"} for number in range(10)]
+    write_rows(Path("prompts.jsonl"), prompts[:6])
+    write_rows(Path("heldout.jsonl"), prompts[6:])
     shutil.copytree(world / "sft", "sft")
     # The policies of so few steps are hardly better.
     monkeypatch.setattr(

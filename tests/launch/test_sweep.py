@@ -150,6 +150,7 @@ def test_values_are_parted_at_commas_outside_of_brackets_and_quotes(values: list
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_run_that_fails_is_named_and_the_others_go_on(here: Path) -> None:
     plan = plan_sweep(request(*BETAS), silent)
     seen = trained(plan, 1, beta_01="user-error", beta_02="sigkill")
@@ -177,6 +178,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(here: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_sweep_whose_maker_was_killed_waits_for_the_run_that_trains(here: Path) -> None:
     plan = plan_sweep(request(*BETAS), silent)
     script = (
@@ -187,16 +189,17 @@ def test_a_sweep_whose_maker_was_killed_waits_for_the_run_that_trains(here: Path
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", str(tests.parent))])
     command = [sys.executable, "-c", script, str(tests / "launch")]
-    maker = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     first = RunDir("runs/grid/beta-0.1")
-    while not (first.worker_log.exists() and first.worker_log.stat().st_size):
-        assert maker.poll() is None
-        time.sleep(0.02)
-    maker.kill()
-    maker.wait()
-    assert SweepDir("runs/grid").is_running()
-    pid = first.pid()
-    Path("go").touch()
+    try:
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as maker:
+            while not (first.worker_log.exists() and first.worker_log.stat().st_size):
+                assert maker.poll() is None
+                time.sleep(0.02)
+            maker.kill()
+        assert SweepDir("runs/grid").is_running()
+        pid = first.pid()
+    finally:
+        Path("go").touch()
     seen = trained(plan, 1)
     assert first.pid() == pid
     assert [line for line in seen.order if "step" not in line][:2] == ["beta-0.1 begun", "beta-0.1 finished"]
@@ -207,6 +210,7 @@ def test_a_sweep_whose_maker_was_killed_waits_for_the_run_that_trains(here: Path
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_ctrl_c_stops_the_sweep_and_resume_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A shell starts a background job with this signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
