@@ -125,8 +125,8 @@ class Speakers:
     def answer(self, name: str) -> Generator[SampledAnswer]:
         """A model's answer to the question that it has not answered yet, after each token.
 
-        What is drawn goes into the conversation. Whoever has read enough closes the iterator; what was drawn
-        by then stays. Raises UserError where the chat template refuses the conversation.
+        What is drawn goes into the conversation. Close the iterator to stop early; what was drawn by then
+        stays. Raises UserError where the chat template refuses the conversation.
         """
         talk, sampling = self._conversation, self._conversation.sampling
         messages, answers = talk.messages(name), talk.answers[name]

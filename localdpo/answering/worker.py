@@ -1,7 +1,7 @@
 """The process that generates answers for a screen: `python -m localdpo.answering.worker REQUEST`.
 
-REQUEST is an AnswersRequest as JSON. Prints `answers PATH` as soon as the file is known, so that whoever
-started it can follow the file, `note: ...` lines about damage that was passed over, and `error: ...` lines
+REQUEST is an AnswersRequest as JSON. Prints `answers PATH` as soon as the file is known, so that the
+screen can follow the file, `note: ...` lines about damage that was passed over, and `error: ...` lines
 for what a person can mend (exit code 2) and for a device that gave up (4). Killing it loses nothing that was
 written: run it again with the same request to resume.
 """

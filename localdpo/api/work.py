@@ -1,7 +1,7 @@
 """Comparing, evaluating and exporting a run, and making and checking pairs: the commands as functions.
 
-What their options mean is said by `localdpo COMMAND --help`. Every function raises UserError(s) for what a
-person can mend; what a person should know meanwhile goes to stderr.
+`localdpo COMMAND --help` explains their options. Every function raises UserError(s) for mistakes that the
+caller can correct; notes go to stderr.
 """
 
 from __future__ import annotations

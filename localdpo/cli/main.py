@@ -105,7 +105,7 @@ def run() -> None:
     """Entry of the console script: run the command that sys.argv names and exit."""
     guard()
     remember_program()
-    if sys.stdin is None:  # closed by whoever started this: nothing comes, and nobody is there to type
+    if sys.stdin is None:  # the parent process closed it: nothing can be typed
         sys.stdin = open(os.devnull)  # noqa: SIM115
     try:
         with disk_refusals():

@@ -30,9 +30,9 @@ def mcp(runs_dir: RunsDirOption = Path("runs")) -> None:
 
 
 def when_closed(fd: int, act: Callable[[], None]) -> None:
-    """Act, in a thread, when nobody can write any more to what is read at `fd`; nothing is read here."""
+    """Call `act`, in a thread, when the writing end of the pipe `fd` is closed; nothing is read here."""
     poll = select.poll()
-    poll.register(fd, 0)  # closing is told unasked
+    poll.register(fd, 0)  # poll always reports that the other end closed
 
     def wait() -> None:
         poll.poll()

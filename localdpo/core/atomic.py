@@ -85,7 +85,7 @@ def is_full(folder: Path) -> bool:
 
 
 def no_space_error(path: Path, needed: int) -> UserError:
-    """The one line that is said when `path` does not fit: bytes needed and bytes free."""
+    """The error for a file `path` that does not fit on the disk: bytes needed and bytes free."""
     return UserError(
         f"{path}: no space left on the disk (or over quota): {needed:,} bytes needed, "
         f"{free_bytes(path):,} free; make room and run the same command again"
@@ -99,9 +99,9 @@ def is_refusal(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def disk_refusals() -> Iterator[None]:
-    """Turn what a disk or its permissions refuse in the block, wherever that was, into a UserError.
+    """Turn every refusal by a disk or its permissions within the block into a UserError.
 
-    Other OSErrors (a file that is not there) are for whoever opened the file to explain, or bugs.
+    The code that opens a file explains other OSErrors (such as a missing file); the rest are bugs.
     """
     try:
         yield

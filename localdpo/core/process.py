@@ -108,8 +108,8 @@ class _Action(ctypes.Structure):
 def handle_once(number: int, handler: Callable[[int, FrameType | None], None]) -> None:
     """Handle the first signal `number`; the second ends the process, as if there were no handler.
 
-    The kernel does that (SA_RESETHAND), so it works in the middle of a call into C that never comes back, and
-    whoever holds the interpreter's lock. `signal.signal` has no such option.
+    The kernel does that (SA_RESETHAND), so it works even in a call into C that never returns and holds the
+    interpreter's lock. `signal.signal` has no such option.
     """
     signal.signal(number, handler)
     libc, action = ctypes.CDLL(None, use_errno=True), _Action()

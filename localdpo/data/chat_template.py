@@ -2,7 +2,7 @@
 
 Templates do not agree on what a message looks like: arguments of a tool call are an object for some and JSON
 text for others, some break where a message with tool calls has no content, some want content as parts. And
-a template may leave anything out without a word, which is found by looking for it in what was written.
+a template may drop text silently, so its output is searched for every part of the messages.
 
 A template comes with a model from anywhere: it may loop, or write for ever. The environment that runs it is
 transformers' own, so a template writes here what it writes there. Every turn of a loop, every call and every

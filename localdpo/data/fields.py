@@ -1,4 +1,4 @@
-"""The columns of a row: what they are for, and reading one of them. What is wrong is said with its name."""
+"""The columns of a row: their roles, and reading one of them. Errors name the column."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Arrow fills objects of one column up with nulls until all have the same members, and many writers store
 objects as JSON text instead. Both are undone here, once and at any depth of messages and tools: members that
-are null go, and JSON text becomes what it says. A null within JSON text was written by somebody and stays:
+are null go, and JSON text becomes what it says. A null within JSON text was meant and stays:
 Arrow does not reach into a text. The words of a message are never decoded.
 """
 
@@ -289,7 +289,7 @@ def as_conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Messa
 
 
 def as_object(arguments: Any) -> Any:
-    """The arguments of a tool call as an object. A text that is none, as a model may write it, stays."""
+    """The arguments of a tool call as an object. Text that is not the JSON of an object stays as it is."""
     decoded = arguments
     while isinstance(decoded, str):
         decoded = json_or_none(decoded) if decoded.strip() else {}

@@ -324,7 +324,7 @@ def _disk_error(path: Path, written: int, error: OSError) -> UserError:
 
 
 def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
-    """The store in `path`, or None if there is none that is complete."""
+    """The store in `path`; None if it is missing or incomplete."""
     try:
         # Read and not mapped: pages of a mapped file that were touched count as this process's memory.
         with path.open("rb") as file:

@@ -68,8 +68,8 @@ def inspect_run(
 ) -> Inspection:
     """Score the pair at row `pair` of the split, or find the `worst` of its first `limit` pairs.
 
-    `source` keeps to one of the data sets that the recipe lists. `note` is told in one line what a person
-    should know about the model and its checkpoint. The base is loaded once.
+    `source` keeps to one of the data sets that the recipe lists. `note` gets a line for each thing to
+    know about the model and its checkpoint. The base is loaded once.
 
     Raises:
         UserError: no intact checkpoint, rows that are no pairs, no such row or more than one, no such data

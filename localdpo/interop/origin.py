@@ -25,7 +25,7 @@ class Origin:
     """A model or a data set.
 
     Attributes:
-        name: as the recipe has it, or the last part of a path: a folder of this machine is nobody's business.
+        name: as the recipe has it, or the last part of a path, which keeps folders of this machine private.
         hub: its id on the hub; None for what is not there.
         licence: as its card states it; None where it does not.
     """

@@ -3,8 +3,8 @@
 NAMES is a JSON list; OPTIONS are those of mlx_lm.server. That server applies its adapter to requests for
 `default_model` only: one that names the model by its folder, as its own list of models does, is answered by
 the base. Here a request for any of NAMES is one for `default_model`, the last of them is the one that is
-listed, and for another name nothing is loaded. The process ends when its stdin does, however whoever started
-it ended.
+listed, and for another name nothing is loaded. The process ends when its stdin closes, so it does not
+outlive the process that started it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C is for whoever started this process.
+    # The process that started this one handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     guard()
     threading.Thread(target=_end_with_stdin, daemon=True).start()

@@ -236,7 +236,7 @@ class AnthropicJudge(RemoteJudge):
                 http = DefaultHttpxClient(follow_redirects=False)
                 self._client = Anthropic(**credentials, max_retries=0, timeout=self.timeout, http_client=http)  # type: ignore[arg-type]
                 self.address = self._client.base_url.host
-                # Its connections are closed with the judge; nobody has to remember to.
+                # Its connections are closed when the judge is garbage-collected.
                 weakref.finalize(self, self._client.close)
             return self._client
 

@@ -156,7 +156,7 @@ class AnthropicBatchJudge(AnthropicJudge):
     def _look_for(self, batch: SentBatch, ledger: BatchLedger) -> str | None:
         """The id of a batch on the server that could be this one: as many requests, and not older.
 
-        Should it be somebody else's, its results name none of our keys, and everything is asked anew.
+        If it is another client's, its results have none of our keys, and every question is sent again.
         """
         record = self._record(lambda client: client.messages.batches.with_raw_response.list(limit=100))
         noted = {other.id for other in ledger.batches}

@@ -83,7 +83,7 @@ class OpenAIJudge(RemoteJudge):
         self.url, self.host = _address(url)
         super().__init__(rubric, prices, model, server={"server": self.url}, **limits)
         self.address = self.url
-        # A server on this machine costs nothing, unless somebody says what it costs.
+        # A server on this machine is free, unless a price is given.
         self.local = _is_loopback(self.host) and limits.get("price") is None
         # OpenAI's own models refuse the older name of the limit; other servers may not know the newer one.
         self._form = _Form(True, _LIMITS[self.host == OPENAI_HOST])

@@ -180,7 +180,7 @@ def _hints(hint: str | None) -> list[str]:
 
 
 def _log_text(run: RunDir, start: int) -> str:
-    """The end of worker.log, nothing of it from before byte `start`; empty when there is none."""
+    """The end of worker.log, from byte `start` on; empty without the file."""
     try:
         with run.worker_log.open("rb") as log:
             log.seek(0, os.SEEK_END)

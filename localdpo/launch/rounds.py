@@ -109,7 +109,7 @@ def plan_rounds(recipe: Recipe, limits: Mapping[str, Any] | None = None) -> Roun
     """Look at what the rounds of a recipe need. Loads no model.
 
     Raises UserError for a recipe without rounds.prompts or held-out prompts, for prompts that are among the
-    held-out ones, and for a judge that is none.
+    held-out ones, and for an unknown judge.
     """
     settings = recipe.rounds
     if settings.prompts is None:

@@ -176,9 +176,8 @@ def stream(
 ) -> Iterator[SampledAnswer]:
     """The answer to a prompt of token ids after each of its tokens, drawn as `generate_apart` draws it.
 
-    The last is the answer. Until then a character that is not complete yet is left out of the text. Whoever
-    has read enough closes the iterator. What `memory` has of the prompt is not read again; it keeps prompt
-    and answer.
+    The last is the answer. Until then a character that is not complete yet is left out of the text. Close the
+    iterator to stop early. What `memory` has of the prompt is not read again; it keeps prompt and answer.
     """
     sampler: Sampler = greedy_sampler if temperature == 0.0 else _Keyed(seed, temperature)
     tokens: list[int] = []

@@ -94,7 +94,7 @@ class LossSection(Section):
         loss_sum(losses, value)  # raises ValueError unless there are as many
         return value
 
-    # Defaults are not validated, so this sees exactly the options that somebody wrote down.
+    # Defaults are not validated, so this sees exactly the options that the recipe sets.
     @field_validator("*", mode="before")
     @classmethod
     def _read_by_loss(cls, value: Any, info: ValidationInfo) -> Any:

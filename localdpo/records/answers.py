@@ -141,7 +141,7 @@ def answers_path(run: Path, key: str) -> Path:
 def answers_files(run: Path) -> list[Path]:
     """The answers files of a run's folder, the most recently written first.
 
-    A full disk leaves an empty file, which is none of them.
+    An empty file, which a full disk leaves, does not count.
     """
     return [path for path in newest_first(run / FOLDER, "*.jsonl") if path.stat().st_size]
 

@@ -129,7 +129,7 @@ class EventTail(LogTail):
         self._first_bad = 0
 
     def damage(self, *, alive: bool) -> str | None:
-        """One line about the damaged lines so far, None without any: for whoever shows the log.
+        """One line for the reader of the log about the damaged lines so far; None without any.
 
         `alive`: whether its writer may still be at work; else a last line without its end counts.
         """
@@ -159,8 +159,7 @@ class EventTail(LogTail):
 def read_events(path: str | Path) -> list[Event]:
     """Every complete event of a log, in the order of writing; empty when there is no log.
 
-    Damaged lines are skipped; whoever shows a run to a person reads its log by `checkpoints.read_log`, which
-    reports them.
+    Damaged lines are skipped; `checkpoints.read_log` reports them, for screens and commands.
     """
     return EventTail(path).poll()
 

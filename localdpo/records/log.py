@@ -56,7 +56,7 @@ def unseal(line: bytes) -> bytes:
     if not (tail.startswith(_MARK) and tail.endswith(_END)):
         # Quotes within a text are escaped, so this is the field, cut or changed.
         if _NAME in line[-2 * _LENGTH :]:
-            raise ValueError("damaged: its checksum is none")
+            raise ValueError("damaged: its checksum is cut off or malformed")
         return line
     body = line[:-_LENGTH]
     if tail[len(_MARK) : -len(_END)] != b"%08x" % zlib.crc32(body):

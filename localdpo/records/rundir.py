@@ -207,7 +207,7 @@ class RunDir:
             self._take_away()
 
     def _take_away(self) -> None:
-        """In one rename, so that nobody finds the half of a run."""
+        """Rename the folder first, so that no reader finds half a run."""
         aside = self.path.with_name(f".{self.name}.deleted-{secrets.token_hex(6)}")
         self.path.rename(aside)
         try:

@@ -8,7 +8,7 @@ runs/NAME/
     lock                 held (flock) while that process lives
     round-1/, ...        the runs, each a folder like any other run's
 
-What a series still has to do follows from what is on the disk, so it is resumed wherever it was stopped.
+The files on disk say what a series still has to do, so it can be resumed at any point.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     {"time":1700000003.0,"undo":"5d41...","answers":["9b1c...","02fa..."]}
 
 `first` and `second` are the contestants in the order in which they were shown, `answers` the ids of the two
-texts (`text_id`), so that a vote counts only for the very answers that were read, whoever gave them. The
-latest vote on two texts counts; `undo` takes it back, and with it the one before counts again. See
-records/log.py for how lines are written.
+texts (`text_id`), so that a vote counts only for these two texts, whichever models wrote them. The latest
+vote on two texts counts; `undo` takes it back, and with it the one before counts again. See records/log.py
+for how lines are written.
 """
 
 from __future__ import annotations

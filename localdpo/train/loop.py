@@ -319,7 +319,7 @@ class Loop:
         answer(f"saved as checkpoints/{self.run_dir.checkpoint_path(self.step).name}")
 
     def notice(self, name: str, message: str) -> None:
-        """Write one line for whoever watches the run."""
+        """Write a line that the dashboard and the command show."""
         self.log.write("notice", self.step, level="info", name=name, message=message)
 
     def _write_notices(self, notices: list[dict[str, str]]) -> None:

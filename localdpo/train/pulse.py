@@ -31,7 +31,7 @@ _BLAME_SECONDS: Final = 5.0
 
 
 class RankLost(RuntimeError):
-    """A rank ended without a word: its process was killed or crashed, or its machine is gone."""
+    """A rank no longer answers: its process was killed or crashed, or its machine is gone."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} was lost")

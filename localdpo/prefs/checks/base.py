@@ -122,7 +122,7 @@ class Family(ABC):
 def flagged_pairs(
     check: Check, total: int, notes: Mapping[int, str], message: str | None = None
 ) -> list[Finding]:
-    """The finding of a check that flags pairs one by one, each with a note; none when there are none."""
+    """The finding of a check that flags single pairs, each with a note; empty if it flags none."""
     pairs = sorted(notes)
     if not pairs:
         return []

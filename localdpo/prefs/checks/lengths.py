@@ -45,12 +45,12 @@ ENOUGH_PAIRS = 50
 EMPTY = Check(
     "empty-answers",
     "error",
-    "an answer without a word",
+    "an empty answer",
     "remove them: an empty answer teaches the model to stop at once, or to avoid stopping",
     drops=True,
 )
 EMPTY_PROMPT = Check(
-    "empty-prompts", "warning", "a prompt without a word", "remove them, unless they are intended", drops=True
+    "empty-prompts", "warning", "an empty prompt", "remove them, unless they are intended", drops=True
 )
 LENGTH = Check(
     "length-bias",

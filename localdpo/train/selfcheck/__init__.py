@@ -1,7 +1,7 @@
 """Whether training computes on this device what it computes on the CPU in float32.
 
 `python -m localdpo.train.selfcheck` runs every check and prints a line of JSON before and after each, so
-that whoever started it knows in which one the device crashed; `localdpo doctor --check` reads them.
+that `localdpo doctor --check`, which reads them, knows in which one the device crashed.
 It uses small random models and the bundled demo only: nothing is downloaded, nothing is left.
 """
 

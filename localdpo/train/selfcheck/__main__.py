@@ -1,6 +1,6 @@
 """`python -m localdpo.train.selfcheck FOLDER [NAME]`: every check (after NAME), between two lines of JSON.
 
-FOLDER is for what the checks write; whoever names it removes it, since a check may crash the process.
+The checks write into FOLDER; the caller removes it, since a check may crash the process.
 
 {"facts": {...}}
 {"begin": NAME}
