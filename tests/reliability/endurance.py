@@ -43,7 +43,7 @@ def endure(folder: Path, steps: int) -> tuple[Tally, dict[str, float]]:
         write_pairs(folder / "valid.jsonl", 4, start=PAIRS),
         adapter=str(folder / "sft"),
         train={"epochs": -(-steps * 4 // PAIRS), "max_steps": steps, "learning_rate": 1e-5},
-        eval={"every": 500, "samples": 1, "max_tokens": 4, "kl_every": 50},
+        eval={"every": 500, "samples": 1, "max_tokens": 4, "kl_every": 50, "kl_samples": 2},
         save={"every": 500},
     )
     run = RunDir(folder / "runs" / "long")

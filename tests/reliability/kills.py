@@ -82,7 +82,7 @@ def make_recipe(folder: Path) -> str:
         adapter=str(folder / "sft"),
         train={"epochs": 2, "micro_batch_size": 3, "schedule": "cosine", "warmup": 3, "seed": 11},
         lora={"dropout": 0.2},
-        eval={"every": 5, "samples": 1, "max_tokens": 4, "temperature": 1.0, "kl_every": 2},
+        eval={"every": 5, "samples": 1, "max_tokens": 4, "temperature": 1.0, "kl_every": 2, "kl_samples": 2},
         save={"every": SAVE_EVERY, "keep": 3},
     )
 

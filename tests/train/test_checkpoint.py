@@ -268,7 +268,7 @@ def test_a_run_resumed_in_one_process_takes_the_same_steps(
         train=options,
         lora={"dropout": 0.2},
         save={"every": 2, "keep": 5},
-        eval={"samples": 1, "max_tokens": 4, "temperature": 1.0, "every": 2},
+        eval={"samples": 1, "max_tokens": 4, "temperature": 1.0, "every": 2, "kl_samples": 2},
     )
     backend = prepare()
     whole = train(tmp_path / "whole", text, backend=backend)

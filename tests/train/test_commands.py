@@ -98,7 +98,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> str:
         write_pairs(folder / "valid.jsonl", 3, start=50),
         train={"max_steps": STEPS, "batch_size": 3, "schedule": "cosine", "seed": 7, "reference": "ahead"},
         lora={"dropout": 0.2},
-        eval={"every": 3, "samples": 1, "max_tokens": 3, "temperature": 1.0, "kl_every": 2},
+        eval={"every": 3, "samples": 1, "max_tokens": 3, "temperature": 1.0, "kl_every": 2, "kl_samples": 2},
         save={"every": 3, "keep": 9},
     )
 

@@ -221,7 +221,7 @@ def test_a_base_that_stays_quantised_trains_and_is_measured(
         pairs,
         pairs,
         train={"max_steps": 3, "gradient_checkpointing": True},
-        eval={"samples": 1, "max_tokens": 4, "kl_every": 1},
+        eval={"samples": 1, "max_tokens": 4, "kl_every": 1, "kl_samples": 2},
     )
     run = train(tmp_path / "run", text)
     layers = [layer for _, layer in run.session.base.model.named_modules()]
@@ -371,7 +371,10 @@ def test_evaluations_and_samples_do_not_disturb_training(
     """Dropout draws from the same random state that sampling uses."""
     found = []
     for name, options in (
-        ("often", {"every": 1, "samples": 2, "max_tokens": 4, "temperature": 1.0, "kl_every": 1}),
+        (
+            "often",
+            {"every": 1, "samples": 2, "max_tokens": 4, "temperature": 1.0, "kl_every": 1, "kl_samples": 2},
+        ),
         ("never", {"every": 100, "samples": 0, "kl_pairs": 0}),
     ):
         text = recipe_text(

@@ -56,7 +56,7 @@ def test_a_run_writes_what_its_folder_promises(
         pairs,
         held_out,
         adapter=str(sft_adapter),
-        eval={"every": 2, "samples": 1, "max_tokens": 4, "kl_every": 2},
+        eval={"every": 2, "samples": 1, "max_tokens": 4, "kl_every": 2, "kl_samples": 2},
         save={"every": 2},
         train={"max_steps": 5, "log_every": 2, "schedule": "linear"},
     )

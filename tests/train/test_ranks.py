@@ -75,7 +75,7 @@ def lay_out(folder: Path, model: Path) -> None:
     pairs = write_pairs(folder / "pairs.jsonl", 11)
     valid = write_pairs(folder / "valid.jsonl", 5, start=50)
     common: dict[str, Any] = {
-        "eval": {"every": 2, "samples": 1, "max_tokens": 3},
+        "eval": {"every": 2, "samples": 1, "max_tokens": 3, "kl_samples": 2},
         "save": {"every": 2, "keep": 9},
     }
     train = {"max_steps": 5, "batch_size": 5, "micro_batch_size": 2, "log_every": 1}

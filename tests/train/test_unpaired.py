@@ -284,6 +284,7 @@ def test_a_resumed_run_takes_the_same_steps(
         loss={} if sync is None else {"sync_every": sync},
         train={"batch_size": 5, "epochs": 2, "micro_batch_size": 2},
         lora={"dropout": 0.2},
+        eval={"kl_samples": 2, "max_tokens": 2},
         save={"every": 2, "keep": 9},
     )
     whole = train(tmp_path / "whole", recipe, backend=prepare())

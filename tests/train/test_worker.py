@@ -89,7 +89,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, sft_adapte
         adapter=str(sft_adapter),
         train={"epochs": 2, "micro_batch_size": 3, "schedule": "cosine", "warmup": 3, "seed": 11},
         lora={"dropout": 0.2},
-        eval={"every": 3, "samples": 1, "max_tokens": 4, "temperature": 1.0, "kl_every": 2},
+        eval={"every": 3, "samples": 1, "max_tokens": 4, "temperature": 1.0, "kl_every": 2, "kl_samples": 2},
         save={"every": 2, "keep": 3},
     )
     whole, run = RunDir(folder / "whole"), RunDir(folder / "run")
