@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,25 @@ def options(tmp_path: Path, model: Path, sft_adapter: Path, judges: list[Countin
     return options_of(
         tmp_path / "build", write_prompts(tmp_path / "prompts.jsonl", PROMPTS), model, sft_adapter
     )
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory, model: Path, sft_adapter: Path) -> bytes:
+    """The candidates of `options`, for tests of what is made of them."""
+    folder = tmp_path_factory.mktemp("made")
+    asked = options_of(folder / "build", write_prompts(folder / "prompts.jsonl", PROMPTS), model, sft_adapter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "make_judge", maker([]))
+        built(asked)
+    return (asked.out / "candidates.jsonl").read_bytes()
+
+
+@pytest.fixture
+def begun(options: BuildOptions, made_once: bytes) -> BuildOptions:
+    """A build whose candidates are there, and nothing else."""
+    options.out.mkdir()
+    (options.out / "candidates.jsonl").write_bytes(made_once)
+    return options
 
 
 def built(options: BuildOptions, **others: Any) -> dict[str, Any]:
@@ -115,15 +134,15 @@ def test_no_prompt_is_in_both_files(options: BuildOptions, tmp_path: Path) -> No
 
 
 def test_a_second_call_makes_and_asks_nothing_and_writes_the_same(
-    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+    begun: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built(options)
-    before = {name: (options.out / name).read_bytes() for name in FILES}
+    built(begun)
+    before = {name: (begun.out / name).read_bytes() for name in FILES}
     monkeypatch.setattr(candidates, "load_base", lambda *a, **b: pytest.fail("a model is loaded"))
     judges.clear()
-    built(options)
+    built(begun)
     assert [judge.asked for judge in judges] == [[]]
-    assert {name: (options.out / name).read_bytes() for name in FILES} == before
+    assert {name: (begun.out / name).read_bytes() for name in FILES} == before
 
 
 def test_a_missing_key_is_said_before_anything_is_generated(
@@ -143,13 +162,13 @@ def test_a_missing_key_is_said_before_anything_is_generated(
     assert built(options, valid_count=2)["pairs"]
 
 
-def test_another_split_costs_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
-    kept = built(options)["pairs"]["kept"]
+def test_another_split_costs_nothing(begun: BuildOptions, judges: list[CountingJudge]) -> None:
+    kept = built(begun)["pairs"]["kept"]
     judges.clear()
     with pytest.raises(UserError, match=rf"--valid-count {kept}: only {kept} pairs were kept"):
-        built(options, valid_count=kept)
-    assert built(options, valid_count=2)["pairs"]["valid"] == 2
-    report = built(options, valid_count=0, keep=3)
+        built(begun, valid_count=kept)
+    assert built(begun, valid_count=2)["pairs"]["valid"] == 2
+    report = built(begun, valid_count=0, keep=3)
     assert report["pairs"] | {"dropped": 0, "chosen_longer": 0} == {
         "kept": 3,
         "train": 3,
@@ -158,18 +177,18 @@ def test_another_split_costs_nothing(options: BuildOptions, judges: list[Countin
         "dropped": 0,
         "chosen_longer": 0,
     }
-    assert not (options.out / "valid.jsonl").exists()
+    assert not (begun.out / "valid.jsonl").exists()
     assert not any(judge.asked for judge in judges)
 
 
-def test_a_folder_of_another_build_is_left_alone(options: BuildOptions) -> None:
-    built(options)
+def test_a_folder_of_another_build_is_left_alone(begun: BuildOptions) -> None:
+    built(begun)
     with pytest.raises(UserError, match=r"another build \(changed: seed\)"):
-        plan_build(replace(options, seed=1))
+        plan_build(replace(begun, seed=1))
     with pytest.raises(UserError, match=r"another build \(changed: n, temperatures\)"):
-        plan_build(replace(options, n=3))
+        plan_build(replace(begun, n=3))
     with pytest.raises(UserError, match=r"another build \(changed: adapter\)"):
-        plan_build(replace(options, source=replace(options.source, adapter=None)))
+        plan_build(replace(begun, source=replace(begun.source, adapter=None)))
 
 
 def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> None:
@@ -194,26 +213,26 @@ def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> 
 
 
 def test_orders_that_disagree_make_no_pair(
-    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+    begun: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "make_judge", maker(judges, choose=lambda one, two: "first"))
     with pytest.raises(UserError, match=rf"no pair was kept of {PROMPTS} prompts \(.*orders disagree: \d+"):
-        built(options)
-    assert not (options.out / "train.jsonl").exists()
-    report = json.loads((options.out / "report.json").read_text())
+        built(begun)
+    assert not (begun.out / "train.jsonl").exists()
+    report = json.loads((begun.out / "report.json").read_text())
     assert report["pairs"]["dropped"][selection.FLIPPED] == len(judges[0].asked) / 2
 
 
 def test_a_build_without_a_pair_keeps_the_files_of_an_earlier_one(
-    options: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
+    begun: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built(options)
-    files = {name: (options.out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
-    (options.out / "verdicts.jsonl").unlink()
+    built(begun)
+    files = {name: (begun.out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
+    (begun.out / "verdicts.jsonl").unlink()
     monkeypatch.setattr(registry, "make_judge", maker(judges, choose=lambda one, two: "first"))
     with pytest.raises(UserError, match=r"no pair was kept .*; train\.jsonl in it is of an earlier build$"):
-        built(options)
-    assert {name: (options.out / name).read_bytes() for name in files} == files
+        built(begun)
+    assert {name: (begun.out / name).read_bytes() for name in files} == files
 
 
 def test_files_that_no_build_wrote_are_not_replaced(
@@ -247,26 +266,26 @@ def test_a_report_that_no_build_wrote_is_not_replaced(
     assert list(options.out.iterdir()) == [report]
 
 
-def test_pairs_that_were_edited_by_hand_are_not_replaced(options: BuildOptions) -> None:
-    first = built(options)
-    train, valid = (options.out / name for name in ("train.jsonl", "valid.jsonl"))
+def test_pairs_that_were_edited_by_hand_are_not_replaced(begun: BuildOptions) -> None:
+    first = built(begun)
+    train, valid = (begun.out / name for name in ("train.jsonl", "valid.jsonl"))
     edited = train.read_text() + "\n"
     train.write_text(edited)
     before = valid.read_bytes()
     with pytest.raises(UserErrors, match=r"train\.jsonl: not as a build wrote it; move it away"):
-        built(options, valid_fraction=0.5)
+        built(begun, valid_fraction=0.5)
     assert (train.read_text(), valid.read_bytes()) == (edited, before)
     train.unlink()
-    again = built(options, valid_fraction=0.5)
+    again = built(begun, valid_fraction=0.5)
     assert again["files"] != first["files"]
     assert again["files"] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (train, valid)
     }
 
 
-def test_scores_beside_the_choice(options: BuildOptions, judges: list[CountingJudge]) -> None:
-    report = built(options, scores=True)
-    rows = pairs_of(options.out)
+def test_scores_beside_the_choice(begun: BuildOptions, judges: list[CountingJudge]) -> None:
+    report = built(begun, scores=True)
+    rows = pairs_of(begun.out)
     assert all(row["margin"] > 0 for row in rows)
     assert all(len(row["provenance"]["verdicts"]) == 4 for row in rows)
     scored = [judge for judge in judges if judge.identity["mode"] == "score"]
@@ -275,16 +294,16 @@ def test_scores_beside_the_choice(options: BuildOptions, judges: list[CountingJu
     assert {len(judge.asked) for judge in scored} == {2 * (len(rows) + dropped)}
 
 
-def test_the_budget_holds_and_a_later_call_goes_on(options: BuildOptions, tmp_path: Path) -> None:
-    whole = built(options, out=tmp_path / "whole")
+def test_the_budget_holds_and_a_later_call_goes_on(begun: BuildOptions, tmp_path: Path) -> None:
+    whole = built(begun, out=tmp_path / "whole")
     limit = 7.5 * PRICE
     with pytest.raises(JudgeStopped, match="limit"):
-        built(options, max_usd=limit)
-    told = rows_in(options.out / "verdicts.jsonl")
+        built(begun, max_usd=limit)
+    told = rows_in(begun.out / "verdicts.jsonl")
     assert sum(row["verdict"]["usage"]["usd"] for row in told) <= limit
-    assert not (options.out / "train.jsonl").exists()
+    assert not (begun.out / "train.jsonl").exists()
     budget = Budget()
-    assert run_build(plan_build(options), budget=budget) == whole
+    assert run_build(plan_build(begun), budget=budget) == whole
     assert budget.spent == pytest.approx(PRICE * (whole["verdicts"]["used"] - len(told)))
 
 
@@ -377,22 +396,20 @@ def test_answers_that_training_would_not_tell_apart_are_dropped(
     assert free_judging.ready == {0: ["1", "2"], 1: ["1", "2"]}
 
 
-def test_the_revised_answer_is_chosen_when_the_judge_agrees(options: BuildOptions) -> None:
-    report = built(options, revise=True, max_tokens=24)
-    rows = pairs_of(options.out)
-    dropped = report["pairs"]["dropped"]
-    assert len(rows) + sum(dropped.values()) == PROMPTS
-    assert dropped[selection.NOT_REVISED] > 0
-    assert len(rows) > 0
-    for row in rows:
-        origin = row["provenance"]
-        assert (origin["chosen"]["candidate"], origin["rejected"]["candidate"]) == ("revision", "1")
-    assert report["winner"] is None
-    made = read_answers(options.out / "candidates.jsonl")
-    assert len(made.records) == 3 * PROMPTS
+@dataclass(frozen=True)
+class Revised:
+    """A build of revisions: its report, and the prompts that were encoded, in order."""
+
+    options: BuildOptions
+    report: dict[str, Any]
+    asked: list[Any]
 
 
-def test_a_revision_follows_from_the_critique(options: BuildOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def revised(tmp_path_factory: pytest.TempPathFactory, model: Path, sft_adapter: Path) -> Revised:
+    folder = tmp_path_factory.mktemp("revised")
+    prompts = write_prompts(folder / "prompts.jsonl", PROMPTS)
+    options = options_of(folder / "build", prompts, model, sft_adapter, revise=True, max_tokens=24)
     asked: list[Any] = []
     encode = candidates.encode_prompt
 
@@ -400,10 +417,29 @@ def test_a_revision_follows_from_the_critique(options: BuildOptions, monkeypatch
         asked.append(prompt)
         return encode(tokenizer, prompt, template, **options)
 
-    monkeypatch.setattr(candidates, "encode_prompt", watched)
-    built(options, revise=True, max_tokens=24)
-    made = read_answers(options.out / "candidates.jsonl").records
-    first, last = asked[:PROMPTS], asked[-4:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "make_judge", maker([]))
+        patch.setattr(candidates, "encode_prompt", watched)
+        return Revised(options, built(options), asked)
+
+
+def test_the_revised_answer_is_chosen_when_the_judge_agrees(revised: Revised) -> None:
+    rows = pairs_of(revised.options.out)
+    dropped = revised.report["pairs"]["dropped"]
+    assert len(rows) + sum(dropped.values()) == PROMPTS
+    assert dropped[selection.NOT_REVISED] > 0
+    assert len(rows) > 0
+    for row in rows:
+        origin = row["provenance"]
+        assert (origin["chosen"]["candidate"], origin["rejected"]["candidate"]) == ("revision", "1")
+    assert revised.report["winner"] is None
+    made = read_answers(revised.options.out / "candidates.jsonl")
+    assert len(made.records) == 3 * PROMPTS
+
+
+def test_a_revision_follows_from_the_critique(revised: Revised) -> None:
+    made = read_answers(revised.options.out / "candidates.jsonl").records
+    first, last = revised.asked[:PROMPTS], revised.asked[-4:]
     for i, messages in zip(range(PROMPTS - 4, PROMPTS), last, strict=True):
         row = PromptRow(first[i])
         told = [row.text, made[i, "1"].text, made[i, "critique"].text]
