@@ -31,45 +31,43 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["plain", "batch"])
-def test_a_canary_is_nowhere(tmp_path: Path, mode: str):
-    with FakeServer() as server:
-        server.decide = lambda blocks: {"reason": f"I was sent {CANARY}", "choice": "tie"}
-        server.results_url = None if mode == "plain" else f"http://127.0.0.1:9/{CANARY}"
+def fault_of(number: int, body: dict[str, Any]) -> Fault | None:
+    if number % 3 == 2 and number < 60:
+        return FAULTS[(number // 3) % len(FAULTS)]
+    return None
 
-        def fault(number: int, body: dict[str, Any]) -> Fault | None:
-            if number % 3 == 2 and number < 60:
-                return FAULTS[(number // 3) % len(FAULTS)]
-            return None
 
-        server.fault = fault
+def test_a_canary_is_nowhere(tmp_path: Path):
+    with FakeServer() as plain, FakeServer() as batch:
+        for server in (plain, batch):
+            server.decide = lambda blocks: {"reason": f"I was sent {CANARY}", "choice": "tie"}
+            server.fault = fault_of
+        batch.results_url = f"http://127.0.0.1:9/{CANARY}"
         environment = os.environ | {
-            "ANTHROPIC_BASE_URL": server.url,
             "ANTHROPIC_API_KEY": CANARY,
             "LOCALDPO_JUDGE_KEY": CANARY,
             "ANTHROPIC_LOG": "debug",
             "NO_PROXY": "127.0.0.1",
             "PYTHONFAULTHANDLER": "1",
         }
-        specs = ["anthropic:claude-opus-5-5"]
-        specs += [] if mode == "batch" else [f"openai:{server.url}/v1#local"]
         done = subprocess.run(
-            [sys.executable, str(CLIENT), str(tmp_path), mode, *specs],
+            [sys.executable, str(CLIENT), str(tmp_path), plain.url, batch.url],
             capture_output=True,
             env=environment,
-            timeout=60,
+            timeout=100,
             check=False,
         )
     shown = done.stdout + done.stderr
     leaks = [line for line in shown.splitlines() if CANARY.encode() in line]
     assert done.returncode == 0, shown.decode()
-    # The server did get it, and the logs were on.
-    assert any(CANARY in headers.get("authorization", "") for headers in server.headers)
+    # The servers did get it, and the logs were on.
+    for server in (plain, batch):
+        assert any(CANARY in headers.get("authorization", "") for headers in server.headers)
     assert b"HTTP Request" in shown
     assert HIDDEN.encode() in shown
     assert leaks == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > len(specs)
+    assert {path.name for path in files} > {"all.log", "0.jsonl", "1.jsonl", "2.jsonl"}
     for path in files:
         assert CANARY.encode() not in path.read_bytes(), path
 

@@ -1,4 +1,4 @@
-"""A page in headless Chromium: what it measures at a given width."""
+"""Pages in headless Chromium: what they measure at given widths."""
 
 from __future__ import annotations
 
@@ -7,42 +7,48 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# The page sits in a frame of the wanted width, since a browser's own window has a least one. The frame's
-# document is of the wrapper's origin (srcdoc), so the wrapper may measure what no script in the page could.
+# Each page sits in a frame of the wanted width, since a browser's own window has a least one. The frames'
+# documents are of the wrapper's origin (srcdoc), so the wrapper may measure what no script in a page could.
+_FRAME = '<iframe style="width:{width}px;height:800px;border:0" srcdoc="{page}"></iframe>'
 _WRAPPER = """<!doctype html><body style="margin:0">
-<iframe id="page" style="width:{width}px;height:800px;border:0" srcdoc="{page}"></iframe>
+%s
 <script>
-const frame = document.getElementById("page");
-frame.onload = () => {{
+const measured = (frame) => {
   const root = frame.contentDocument.documentElement;
-  const wide = [...root.querySelectorAll("body *")].filter(
-    (element) => !element.closest(".scroll, pre") && element.getBoundingClientRect().right > {width} + 0.5);
-  const found = {{
+  const wide = [...root.querySelectorAll("body *")].filter((element) =>
+    !element.closest(".scroll, pre") && element.getBoundingClientRect().right > frame.clientWidth + 0.5);
+  return {
     scrollWidth: root.scrollWidth,
     clientWidth: root.clientWidth,
     wide: wide.map((element) => element.tagName),
     text: root.innerText.length,
     images: frame.contentDocument.images.length,
     ran: "hit" in frame.contentWindow || "hit" in window,
-  }};
+  };
+};
+window.onload = () => {
   const line = document.createElement("pre");
-  line.id = "found"; line.textContent = JSON.stringify(found); document.body.append(line);
-}};
+  line.id = "found";
+  line.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(measured));
+  document.body.append(line);
+};
 </script></body>"""
 
 
-def measure(page: str, folder: Path, width: int) -> dict[str, Any]:
-    """The page at `width` CSS pixels: scrollWidth, clientWidth, tags of elements that stick out, ..."""
+def measure(pages: Sequence[tuple[str, int]], folder: Path) -> list[dict[str, Any]]:
+    """Each page at its width in CSS pixels: scrollWidth, clientWidth, tags of elements that stick out, ..."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed: the page is not measured in a browser")
+    frames = "\n".join(_FRAME.format(width=width, page=html.escape(page)) for page, width in pages)
     wrapper = folder / "wrapper.html"
-    wrapper.write_text(_WRAPPER.format(width=width, page=html.escape(page)), encoding="utf-8")
+    wrapper.write_text(_WRAPPER % frames, encoding="utf-8")
     done = subprocess.run(
         [
             chromium,
@@ -62,5 +68,5 @@ def measure(page: str, folder: Path, width: int) -> dict[str, Any]:
     )
     found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found is not None, done.stderr[-2000:]
-    measured: dict[str, Any] = json.loads(html.unescape(found[1]))
+    measured: list[dict[str, Any]] = json.loads(html.unescape(found[1]))
     return measured

@@ -46,25 +46,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return evaluate("it", asked, STANDARD, Judges(RulesJudge(), RulesJudge()))
 
 
-def fits(html: str, folder: Path, width: int) -> None:
-    """Nothing sticks out of the page, nothing ran."""
-    found = measure(html, folder, width)
-    assert found["scrollWidth"] <= found["clientWidth"]
-    assert found["wide"] == []
-    assert not found["ran"]
-    assert found["text"] > 500
-
-
-@pytest.mark.parametrize("width", [390, 1200])
-@pytest.mark.every(2)
-def test_an_evaluation_fits_the_screen(record: dict[str, Any], width: int, tmp_path: Path) -> None:
-    fits(page(record).replace("<details>", "<details open>"), tmp_path, width)
-
-
-@pytest.mark.parametrize("width", [390, 1200])
-@pytest.mark.every(2)
-def test_a_report_fits_the_screen(record: dict[str, Any], width: int, tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path, "mine", f"model: demo:model\ndata: {{train: {'x' * 300}.jsonl}}\n")
+def report_of(record: dict[str, Any], folder: Path) -> str:
+    """The page of a run with this evaluation."""
+    run = RunDir.create(folder, "mine", f"model: demo:model\ndata: {{train: {'x' * 300}.jsonl}}\n")
     with EventWriter(run.events) as log:
         log.write("run.started", model="demo:model", loss="sigmoid", total_steps=3, recipe={})
         for step in range(1, 4):
@@ -74,4 +58,14 @@ def test_a_report_fits_the_screen(record: dict[str, Any], width: int, tmp_path: 
     write_record(run, record)
     html = render("report", **report_values(run, pytest.fail))
     assert html.count('class="chart"') >= 2
-    fits(html, tmp_path, width)
+    return html
+
+
+def test_an_evaluation_and_a_report_fit_the_screen(record: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing sticks out of the pages, nothing ran."""
+    pages = [page(record).replace("<details>", "<details open>"), report_of(record, tmp_path)]
+    for found in measure([(html, width) for html in pages for width in (390, 1200)], tmp_path):
+        assert found["scrollWidth"] <= found["clientWidth"]
+        assert found["wide"] == []
+        assert not found["ran"]
+        assert found["text"] > 500
