@@ -242,7 +242,7 @@ def hold_out(store: Mixture, fraction: float, seed: int, pad: int) -> tuple[Rows
     highest trains; only there may more data move a prompt from the held-out side to training. A mixture with
     a single prompt holds out nothing.
     """
-    cut = np.array([prompt_key(store[i].prompt) for i in range(len(store))], dtype=np.int64)
+    cut = np.fromiter(map(prompt_key, store.prompts()), np.int64, len(store))
     keys, of_row = np.unique(cut, return_inverse=True)
     hashes = np.array([_unit_hash(int(key), seed) for key in keys])
     _, prompt = np.unique(_same(cut, store.prompt_keys), return_inverse=True)

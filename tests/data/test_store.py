@@ -85,6 +85,7 @@ def test_a_store_holds_what_the_encoder_gives(
     assert store.prompt_lengths.tolist() == [len(row.prompt) for row in expected]
     assert store.response_lengths.tolist() == [[len(ids) for ids in row.responses] for row in expected]
     assert store.prompt_lengths.dtype == store.response_lengths.dtype == np.int32
+    assert [prompt.tolist() for prompt in store.prompts()] == [row.prompt.tolist() for row in store]
     assert store[-1].row == 24
     assert [row.row for row in store[3:6]] == [3, 4, 5]
     with pytest.raises(IndexError):

@@ -24,6 +24,9 @@ class Store(list[Any]):
         whole = [prompt_key(row.prompt) for row in self] if keys is None else keys
         self.prompt_keys = np.array(whole, dtype=np.int64)
 
+    def prompts(self) -> list[Any]:
+        return [row.prompt for row in self]
+
 
 def store_of(prompts: list[int], keys: list[int] | None = None) -> Any:
     """A store whose row i has the one-token prompt `prompts[i]`."""
