@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -33,6 +34,9 @@ DEVICES = ("auto", "cpu", "gpu")
 TF32_SWITCH = "MLX_ENABLE_TF32"
 # The width up to which MLX evaluates a graph breadth first; read at its first evaluation.
 BREADTH_SWITCH = "MLX_BFS_MAX_WIDTH"
+# Options of glibc's mallopt: bytes of its heap's free end that it keeps, and of an array that is mapped by
+# itself; and the most that it takes for the second.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_UNMAPPED = -1, -3, 32 * 2**20
 COMPILER_HINT = "no C++ compiler (g++) found: MLX cannot compile its CPU kernels, so steps run uncompiled"
 
 
@@ -65,7 +69,8 @@ def prepare(note: Callable[[str], None] | None = None) -> Backend:
     Whatever computes with MLX calls this first. `note` gets each of the hints.
 
     MLX's cache of freed buffers gets a limit (see `cache_limit`): its own is nearly all memory, and batches
-    of many lengths fill it, since a buffer is only used again for an array of about its size. MLX's limit on
+    of many lengths fill it, since a buffer is only used again for an array of about its size. On Linux
+    without a GPU it keeps none: the C library does, for arrays of any size (see `keep_freed`). MLX's limit on
     memory in use, which makes it wait for work that is under way before it begins more, is what training may
     use: a GPU is sent work so far ahead that a step took five times what it needs on a large one.
 
@@ -77,7 +82,8 @@ def prepare(note: Callable[[str], None] | None = None) -> Backend:
     memory = memory_limit(device)
     if device != "cpu":
         mx.set_memory_limit(memory)
-    mx.set_cache_limit(cache_limit(memory))
+    limit = cache_limit(memory)
+    mx.set_cache_limit(0 if keep_freed(limit) else limit)
     wire(device)
     hints = []
     compiled = True
@@ -151,6 +157,18 @@ def memory_limit(device: str) -> int:
 def cache_limit(memory: int) -> int:
     """Bytes of freed buffers that MLX may keep: a sixteenth of the memory, 1 GB at least and 2 GB at most."""
     return min(2 * 10**9, max(10**9, memory // 16))
+
+
+def keep_freed(limit: int) -> bool:
+    """Have the C library keep up to `limit` bytes of what MLX frees; False where MLX asks another for memory.
+
+    glibc gives the end of its heap back to the system once 64 MB of it are free, and gets it back zeroed page
+    by page: 100 MB of a training step of 350 MB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is None or mx.cuda.is_available():
+        return False
+    return all([mallopt(TRIM_THRESHOLD, limit), mallopt(MMAP_THRESHOLD, MOST_UNMAPPED)])
 
 
 def wire(device: str) -> None:

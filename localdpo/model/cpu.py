@@ -1,9 +1,9 @@
 """What MLX's CPU backend is slow at, computed otherwise: exponentials, and attention and SwiGLU made of them.
 
 MLX's exponential takes 22 to 30 ns a number on x86, a third of a training step: its wheel is built for the
-oldest of these processors, so that each of its multiplications is a call. A power of two is the C library's,
-at 7 ns, and as exact: MLX's own begins by multiplying with log2 e too. On ARM, Macs included, MLX's is fast,
-and so it is on GPUs; nothing here is used there.
+oldest of these processors, so that each of its multiplications is a call. A power is the C library's, at 7 to
+10 ns, and one of e in float32 is as exact as MLX's exponential. On ARM, Macs included, MLX's is fast, and so
+it is on GPUs; nothing here is used there.
 
 Shape legend: B batch, G heads of keys and values, R heads of queries for each of them, L queries, K keys,
 D head size.
@@ -16,15 +16,13 @@ import math
 import platform
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations
 
 from localdpo.model.backend import device_name
-
-LOG2_E: Final = math.log2(math.e)
 
 # MLX's stubs give what custom_function returns no call's type.
 _custom_function = cast("Callable[[Any], Any]", mx.custom_function)
@@ -37,7 +35,7 @@ def slow_exponentials() -> bool:
 
 def exp(x: mx.array) -> mx.array:
     """e**x in float32, without a gradient where MLX's exponential is slow."""
-    return mx.power(2.0, x * LOG2_E) if slow_exponentials() else mx.exp(x)
+    return mx.power(math.e, x) if slow_exponentials() else mx.exp(x)
 
 
 # --- attention ------------------------------------------------------------------------------------------
@@ -59,38 +57,39 @@ def attention(
     batch, heads, length, size = queries.shape
     groups = keys.shape[1]
     grouped = queries.reshape(batch, groups, heads // groups, length, size)
-    out, _ = _attention(scale)(grouped, keys, values, mask.reshape(mask.shape[-2:]))
+    out, *_ = _attention(scale)(grouped, keys, values, mask.reshape(mask.shape[-2:]))
     attended: mx.array = out.reshape(queries.shape)
     return attended
 
 
 @lru_cache
 def _attention(scale: float) -> Any:
-    """(queries [B, G, R, L, D], keys, values [B, G, K, D], mask [L, K]) -> (attention, its weights).
+    """(queries [B, G, R, L, D], keys, values [B, G, K, D], mask [L, K]) -> (attention, powers of e, shares).
 
-    The weights are returned since the gradient takes them. All queries of a group are one product.
+    Powers, and shares (1 / the sum of each row's), are returned since the gradient takes them. A row is
+    divided by its sum where it has D numbers, not K. All queries of a group are one product.
     """
 
     @_custom_function
-    def forward(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
-        scores = (q * (scale * LOG2_E)).flatten(2, 3) @ k.swapaxes(-1, -2)
-        scores = mx.where(mask, scores.reshape(*q.shape[:4], k.shape[2]), -math.inf)
-        powers = mx.power(2.0, scores - mx.max(scores, axis=-1, keepdims=True))
-        weights = powers / mx.sum(powers, axis=-1, keepdims=True)
-        return (weights.flatten(2, 3) @ v).reshape(q.shape), weights
+    def forward(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        scores = (q * scale).flatten(2, 3) @ k.swapaxes(-1, -2)
+        scores = mx.where(mask, scores.reshape(*q.shape[:4], k.shape[2]), -math.inf).flatten(2, 3)
+        powers = mx.power(math.e, scores - mx.max(scores, axis=-1, keepdims=True))
+        shares = 1.0 / mx.sum(powers, axis=-1, keepdims=True)
+        return (powers @ v * shares).reshape(q.shape), powers, shares
 
     @forward.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
         q, k, v, mask = primals
-        out, weights = outputs
-        flow, p = cotangents[0].flatten(2, 3), weights.flatten(2, 3)
+        out, powers, shares = outputs
+        flow = cotangents[0].flatten(2, 3) * shares
         # d softmax: p * (g - sum(g * p)), and that sum is out . d out.
         inner = mx.sum(out.flatten(2, 3) * flow, axis=-1, keepdims=True)
-        scores = p * (flow @ v.swapaxes(-1, -2) - inner)
+        scores = powers * (flow @ v.swapaxes(-1, -2) - inner)
         return (
             (scores @ (k * scale)).reshape(q.shape),
             scores.swapaxes(-1, -2) @ (q.flatten(2, 3) * scale),
-            p.swapaxes(-1, -2) @ flow,
+            powers.swapaxes(-1, -2) @ flow,
             mx.zeros_like(mask),
         )
 
@@ -103,7 +102,7 @@ def _attention(scale: float) -> Any:
 @_custom_function
 def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
     """`silu(gate) * x`, and the sigmoid of the gate, which the gradient takes."""
-    sigmoid = 1.0 / (1.0 + mx.power(2.0, gate * -LOG2_E))
+    sigmoid = 1.0 / (1.0 + mx.power(1.0 / math.e, gate))
     return gate * sigmoid * x, sigmoid
 
 

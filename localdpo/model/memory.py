@@ -168,7 +168,7 @@ class BatchShape:
         tokens = int(contexts_P.sum()) + scored
         if not (segments := segments_for_attention(contexts_P, lengths_KP)):
             return cls.masked(Shape(len(contexts_P), tokens, scored))
-        scores = [segment.scores for segment in segments]
+        scores = [count for segment in segments for count in segment.scores]
         return cls(tokens, sum(s.keys for s in segments), sum(scores), max(scores), scored)
 
     @classmethod

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import mlx.core as mx
@@ -43,6 +44,8 @@ FEWEST_FUSED: Final = 16
 # An estimate, as is the most tokens whose array mask is not too large.
 SEGMENT_COST: Final = {"cpu": 4_000, "metal": 100_000, "cuda": 100_000}
 MOST_MASKED: Final = 2048
+# Queries that attention takes at once on a CPU, about: later keys than the last of them are left out.
+CAUSAL_BLOCK: Final = 128
 
 
 class Segment(NamedTuple):
@@ -54,14 +57,21 @@ class Segment(NamedTuple):
     prompt_end: int
 
     @property
-    def scores(self) -> int:
-        """Products of a query and a key in each head."""
-        return (self.end - self.start) * self.keys
+    def scores(self) -> list[int]:
+        """Products of a query and a key in each head, of each block that attention takes at once."""
+        queries = self.end - self.start
+        return [(end - start) * (self.keys - queries + end) for start, end in causal_blocks(queries)]
 
     @property
     def keys(self) -> int:
         """Columns that the segment attends to."""
         return self.end - self.start + self.prompt_end - self.prompt
+
+
+def causal_blocks(queries: int) -> list[tuple[int, int]]:
+    """[start, end) of the blocks of so many queries. A GPU's kernel takes all at once, and cuts by itself."""
+    count = max(1, round(queries / CAUSAL_BLOCK)) if device_name() == "cpu" else 1
+    return list(pairwise(queries * number // count for number in range(count + 1)))
 
 
 def segments_of(contexts_P: np.ndarray, lengths_KP: np.ndarray) -> tuple[Segment, ...]:
@@ -83,7 +93,7 @@ def segments_for_attention(contexts_P: np.ndarray, lengths_KP: np.ndarray) -> tu
     """
     segments = segments_of(contexts_P, lengths_KP)
     tokens = int(contexts_P.sum() + lengths_KP.sum())
-    cost = sum(s.scores for s in segments) + SEGMENT_COST[device_name()] * len(segments)
+    cost = sum(sum(s.scores) for s in segments) + SEGMENT_COST[device_name()] * len(segments)
     return segments if cost < tokens * tokens or tokens > MOST_MASKED else ()
 
 
@@ -149,8 +159,13 @@ class SegmentMask:
                 prompt_keys, prompt_values = prompts[segment.prompt]
                 own_keys = mx.concatenate([prompt_keys, own_keys], axis=2)
                 own_values = mx.concatenate([prompt_values, own_values], axis=2)
-            mask = self._of_shape(segment.end - segment.start, segment.keys)
-            outputs.append(_line_attention(own_queries, own_keys, own_values, mask=mask, **options))
+            blocks = causal_blocks(segment.end - segment.start)
+            cut = mx.split(own_queries, [start for start, _ in blocks[1:]], axis=2)
+            for block, (start, end) in zip(cut, blocks, strict=True):
+                seen = segment.keys - blocks[-1][1] + end
+                mask = self._of_shape(end - start, seen)
+                seen_keys, seen_values = own_keys[:, :, :seen], own_values[:, :, :seen]
+                outputs.append(_line_attention(block, seen_keys, seen_values, mask=mask, **options))
         return mx.concatenate(outputs, axis=2)
 
     def _mask(self, queries: int, keys: int) -> Any:

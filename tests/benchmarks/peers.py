@@ -1,12 +1,15 @@
 """Steps of localdpo beside those of other trainers: the same model, pairs, adapter and batches, alternating.
 
-    python tests/benchmarks/peers.py [--rounds 2] [--steps 10] [--only localdpo,unsloth]
+    python tests/benchmarks/peers.py [--rounds 2] [--steps 10] [--only localdpo,unsloth] [--ways kept]
                                      [--python unsloth=/path/to/python ...]
 
-Each trainer runs by its own interface in a process of its own, one after the other, for some rounds; printed
-are the medians of all its steps but the first of each run, which compiles and fills caches, and of the
-reference pass in seconds a batch, where it can be told from the rest. Trainers have requirements that exclude
-each other, so each may have an interpreter of its own; one whose packages are absent is left out:
+Each trainer runs by its own interface in a process of its own, one after the other, for some rounds, and in
+two ways: with its activations kept, and recomputed (gradient checkpointing). Printed are the medians of all
+its steps but the first of each run, which compiles and fills caches, and of the reference pass in seconds a
+batch, where it can be told from the rest; of localdpo also the share of the machine's matmul rate: the
+operations of its steps' matrix products, counted from their shapes, by what the machine reaches in the same
+minute, with square products and with those of a step. Trainers have requirements that exclude each other, so
+each may have an interpreter of its own; one whose packages are absent is left out:
 
     unsloth       unsloth_zoo, mlx-lm (off a Mac UNSLOTH_ZOO_DISABLE_GPU_INIT keeps it from looking for CUDA)
     trl           trl, peft, torch (the CPU build)
@@ -33,7 +36,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 PAIRS, BATCH, RANK, VOCABULARY = 64, 4, 8, 16_000
 PROMPT, RESPONSE, MAX_LENGTH = (128, 384), (48, 192), 640
@@ -54,6 +57,8 @@ CONFIG = {
     "tie_word_embeddings": True,
     "eos_token_id": 1,
 }
+# Whether activations are recomputed.
+WAYS: Final = {"kept": False, "recomputed": True}
 PACKAGES = {"localdpo": "localdpo", "unsloth": "unsloth_zoo", "trl": "trl", "mlx-lm-lora": "mlx-lm-lora"}
 
 
@@ -124,6 +129,10 @@ def make_work(folder: Path) -> None:
 REFERENCE: list[tuple[float, int]] = []
 
 
+# Operations of the matrix products of each step, of localdpo.
+OPERATIONS: list[int] = []
+
+
 def timed(function: Callable[..., Any], pairs: Callable[..., int]) -> Callable[..., Any]:
     """`function`, which makes a pass of the reference over some pairs."""
 
@@ -138,8 +147,20 @@ def timed(function: Callable[..., Any], pairs: Callable[..., int]) -> Callable[.
 
 def run_localdpo(folder: Path, steps: int, checkpoint: bool, stamp: Callable[[], None]) -> None:
     import localdpo
+    from localdpo.model.forward import lengths_of
+    from localdpo.model.memory import BatchShape, model_shape, operations
+    from localdpo.train.data import Feed
     from localdpo.train.reference import ReferenceScores
 
+    sizes, feed = model_shape(folder / "model", cpu=True), Feed.batches
+
+    def counted(self: Feed, step: int) -> Any:
+        lines = [BatchShape.line(*lengths_of(batch)) for batch in feed(self, step)]
+        OPERATIONS.append(sum(operations(sizes, line, rank=RANK, checkpoint=checkpoint) for line in lines))
+        return feed(self, step)
+
+    feeding: Any = Feed
+    feeding.batches = counted
     passing: Any = ReferenceScores
     passing.fill = timed(passing.fill, lambda scores, *_: sum(map(len, scores.todo())))
     recipe = folder / "dpo.yaml"
@@ -305,11 +326,33 @@ TRAINERS = {
 # --- one run, in its own process; and all of them -------------------------------------------------------
 
 
+def matmul_rates() -> tuple[float, float]:
+    """Operations a second of square products, and of those of a step: a pair's linear layers, both ways."""
+    import mlx.core as mx
+
+    from localdpo.train.selfcheck.probes import matmul_rate
+
+    hidden, inner, tokens = (
+        CONFIG["hidden_size"],
+        CONFIG["intermediate_size"],
+        sum(PROMPT) // 2 + sum(RESPONSE),
+    )
+    sides = [(hidden, 256), (hidden, 128), (256, hidden), (hidden, inner), (inner, hidden)]
+    x = {side: mx.random.normal((tokens, side)) for side in {rows for pair in sides for rows in pair}}
+    w = {side: mx.random.normal(side) for side in sides}
+    mx.eval(x, w)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        mx.eval([(x[rows] @ w[rows, columns], x[columns] @ w[rows, columns].T) for rows, columns in sides])
+        times.append(time.perf_counter() - began)
+    operations = sum(2 * 2 * tokens * rows * columns for rows, columns in sides)
+    return matmul_rate(mx.float32)[0], operations / statistics.median(times)
+
+
 def child(name: str, folder: Path, steps: int, checkpoint: bool) -> None:
     """Run one trainer and print what it took as a line of JSON on descriptor 3."""
     began = time.perf_counter()
-    if name == "localdpo":
-        pass
     times: list[float] = []
     TRAINERS[name](folder, steps, checkpoint, lambda: times.append(time.perf_counter()))
     peak = 0.0
@@ -324,6 +367,8 @@ def child(name: str, folder: Path, steps: int, checkpoint: bool) -> None:
         "peak": peak,
         "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
         "version": importlib.metadata.version(PACKAGES[name]),
+        "operations": OPERATIONS[1:],
+        "rates": matmul_rates() if OPERATIONS else (),
     }
     os.write(3, json.dumps(result).encode())
 
@@ -367,7 +412,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--only", default=",".join(TRAINERS))
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--checkpoint", action="store_true", help="recompute activations")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--checkpoint", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -375,39 +421,57 @@ def main() -> None:
         child(args.child, args.folder, args.steps, args.checkpoint)
         return
     pythons = dict(pair.split("=", 1) for pair in args.python)
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_work(folder)
-        trainers = args.only.split(",")
+        runs = [(trainer, way) for way in args.ways.split(",") for trainer in args.only.split(",")]
         for number in range(args.rounds):
-            for trainer in list(trainers):
+            for trainer, way in list(runs):
                 python = pythons.get(trainer, sys.executable)
-                result = run(trainer, python, folder, args.steps, args.checkpoint)
+                result = run(trainer, python, folder, args.steps, WAYS[way])
                 if isinstance(result, str):
                     print(result)
-                    trainers.remove(trainer)
+                    runs.remove((trainer, way))
                     continue
-                found.setdefault(trainer, []).append(result)
-                print(
-                    f"round {number + 1} {trainer}: {statistics.median(result['steps']):.2f} s a step",
-                    flush=True,
-                )
+                found.setdefault((trainer, way), []).append(result)
+                step = statistics.median(result["steps"])
+                print(f"round {number + 1} {trainer}, {way}: {step:.2f} s a step", flush=True)
     print(f"\n{platform.system()} {platform.machine()}, {os.cpu_count()} cores; {time.strftime('%Y-%m-%d')};")
-    print(f"random Qwen3 shape, {PAIRS} pairs, {BATCH} a step, LoRA rank {RANK}, float32", end="")
-    print(", activations recomputed" if args.checkpoint else "")
-    print(f"{'trainer':24}{'s a step':>10}{'to localdpo':>13}{'reference':>11}{'peak GB':>9}{'resident':>10}")
-    ours = (
-        statistics.median([t for r in found["localdpo"] for t in r["steps"]]) if "localdpo" in found else None
+    print(f"random Qwen3 shape, {PAIRS} pairs, {BATCH} a step, LoRA rank {RANK}, float32;")
+    print("times and memory of others by those of localdpo, whose lines of tokens have no padding")
+    print(
+        f"{'trainer':24}{'activations':>12}{'s a step':>10}{'times':>7}{'reference':>11}{'times':>7}"
+        f"{'peak GB':>9}{'times':>7}{'resident':>10}"
     )
-    for trainer, results in found.items():
-        step = statistics.median([t for r in results for t in r["steps"]])
-        ratio = "" if ours is None else f"{step / ours:.2f}x"
-        passes = [seconds for r in results for seconds in r["reference"]]
-        reference = f"{statistics.median(passes):.2f}" if passes else ""
-        peak, resident = max(r["peak"] for r in results), max(r["resident"] for r in results)
+    for (trainer, way), results in found.items():
+        mine, ours = figures(results), figures(found.get(("localdpo", way), []))
+        ratio = [f"{a / b:.2f}" if a and b else "" for a, b in zip(mine, ours, strict=True)]
+        step, reference, peak = (f"{value:.2f}" if value else "" for value in mine)
+        resident = max(r["resident"] for r in results)
         label = f"{trainer} {results[0]['version']}"
-        print(f"{label:24}{step:10.2f}{ratio:>13}{reference:>11}{peak:9.2f}{resident:10.2f}")
+        print(
+            f"{label:24}{way:>12}{step:>10}{ratio[0]:>7}{reference:>11}{ratio[1]:>7}"
+            f"{peak:>9}{ratio[2]:>7}{resident:10.2f}"
+        )
+    for way in WAYS:
+        for result in found.get(("localdpo", way), []):
+            rate = statistics.median(
+                n / t for n, t in zip(result["operations"], result["steps"], strict=True)
+            )
+            square, shaped = result["rates"]
+            print(
+                f"localdpo, {way}: {rate / 1e9:.0f} billion operations a second in products, "
+                f"{rate / square:.0%} of the rate of square ones ({square / 1e9:.0f}), "
+                f"{rate / shaped:.0%} of that of a step's linear layers ({shaped / 1e9:.0f})"
+            )
+
+
+def figures(results: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Seconds of a step and of a batch's reference pass, medians, and the peak in GB; 0 where unknown."""
+    steps, passes = ([seconds for r in results for seconds in r[key]] for key in ("steps", "reference"))
+    middle = [statistics.median(values) if values else 0.0 for values in (steps, passes)]
+    return middle[0], middle[1], max((r["peak"] for r in results), default=0.0)
 
 
 if __name__ == "__main__":

@@ -140,12 +140,17 @@ def test_preparing_limits_the_cache_of_freed_buffers(monkeypatch: pytest.MonkeyP
     before = mx.set_cache_limit(0)
     try:
         monkeypatch.setattr(backend, "cache_limit", lambda memory: 3_000_000)
+        monkeypatch.setattr(backend, "keep_freed", lambda limit: False)
         prepare()
         mx.clear_cache()
         for size in range(400_000, 900_000, 50_000):
             mx.eval(mx.zeros((size,), dtype=mx.uint8) + 1)
             assert mx.get_cache_memory() <= 3_000_000
         assert mx.get_cache_memory() > 1_000_000
+        monkeypatch.setattr(backend, "keep_freed", lambda limit: True)
+        prepare()
+        mx.eval(mx.zeros((500_000,), dtype=mx.uint8) + 1)
+        assert mx.get_cache_memory() == 0
     finally:
         mx.set_cache_limit(before)
 

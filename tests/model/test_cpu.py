@@ -11,10 +11,10 @@ from model_families import tiny
 from localdpo.model import cpu
 
 
-def test_a_power_of_two_is_as_exact_as_mlxs_exponential() -> None:
+def test_a_power_of_e_is_as_exact_as_mlxs_exponential() -> None:
     x = -np.abs(np.random.default_rng(0).normal(size=10_000) * 10).astype(np.float32)
     exact = np.exp(x.astype(np.float64))
-    ours, theirs = np.array(mx.power(2.0, mx.array(x) * cpu.LOG2_E)), np.array(mx.exp(mx.array(x)))
+    ours, theirs = np.array(mx.power(np.e, mx.array(x))), np.array(mx.exp(mx.array(x)))
     error, bound = (np.abs(found / exact - 1).max() for found in (ours, theirs))
     assert error < 2 * bound
     assert float(cpu.exp(mx.array(-np.inf)).item()) == 0.0

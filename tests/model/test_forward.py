@@ -266,6 +266,23 @@ def test_a_sliding_window_is_that_of_the_row_and_not_of_the_line(family: str, wi
         assert_close(np.array(Forward(model).logps(arrays_in(form, batch), gradient=False)), expected)
 
 
+@pytest.mark.parametrize("window", [None, 16])
+def test_blocks_of_queries_change_neither_scores_nor_gradients(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_lora(tiny("gemma3_text", sliding_window=window or 4096), keys=ATTENTION)
+    batch = collate(random_rows(2, seed=5, prompt=(20, 40), response=(17, 30)), 0, np.arange(2))
+    monkeypatch.setattr(packed, "CAUSAL_BLOCK", 7)
+    monkeypatch.setattr(packed, "device_name", lambda: "cpu")
+    assert len(packed.causal_blocks(20)) == 3
+    assert packed.causal_blocks(21) == [(0, 7), (7, 14), (14, 21)]
+    arrays, forward = arrays_in("segments", batch), Forward(model, chunk_bytes=CHUNK_BYTES)
+    assert sum(map(sum, (s.scores for s in arrays.segments))) < sum(
+        (s.end - s.start) * s.keys for s in arrays.segments
+    )
+    assert relative(gradients(model, forward, arrays), autodiff_gradients(model, batch)) < 3e-5
+
+
 def test_the_cheaper_form_of_attention_is_taken() -> None:
     long, short = np.array([300, 200]), np.array([8, 9, 10, 7])
     assert segments_for_attention(long, np.array([[100, 80], [90, 120]])) == segments_of(
@@ -283,7 +300,7 @@ def test_segments_cover_the_line_and_count_its_scores() -> None:
     assert [(s.start, s.end) for s in segments] == [
         (0, 5), (5, 8), (8, 10), (10, 11), (11, 15), (15, 18), (18, 20), (20, 21)
     ]  # fmt: skip
-    assert [s.scores for s in segments] == [25, 9, 2 * 7, 1, 4 * 7, 3 * 8, 4, 1 * 4]
+    assert [sum(s.scores) for s in segments] == [25, 9, 2 * 7, 1, 4 * 7, 3 * 8, 4, 1 * 4]
 
 
 def test_sums_by_owner_are_those_of_numpy_and_so_are_their_gradients() -> None:
