@@ -31,7 +31,7 @@ from localdpo.model.cpu import exp
 # Bytes of float32 logits in a chunk. MLX allocates the outputs of about ten queued operations ahead,
 # so some eight such buffers are alive at the peak, whatever the number of chunks. A GPU wants larger
 # matrix products than a CPU to be busy.
-CHUNK_BYTES = {"cpu": 8 * 2**20, "metal": 64 * 2**20, "cuda": 64 * 2**20}
+CHUNK_BYTES = {"cpu": 5 * 2**20, "metal": 64 * 2**20, "cuda": 64 * 2**20}
 MIN_CHUNK = 64
 
 
