@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -49,14 +48,14 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_recipe(world: Path, judge: str, steps: int = 2) -> None:
+def write_recipe(world: Path, judge: str, steps: int = 2, n: int = 2) -> None:
     text = recipe_text(
         world / "model",
         write_pairs(Path("pairs.jsonl"), 8),
         adapter="sft",
         train={"max_steps": steps},
         eval={"prompts": "heldout.jsonl", "kl_samples": 0, "kl_pairs": 0},
-        rounds={"prompts": "prompts.jsonl", "max_tokens": 10, "judge": judge},
+        rounds={"prompts": "prompts.jsonl", "max_tokens": 10, "judge": judge, "n": n},
     )
     Path("recipe.yaml").write_text(text)
 
@@ -74,12 +73,11 @@ def test_two_rounds_with_a_judge_on_a_server(
         done = localdpo("rounds", "recipe.yaml", "--rounds", "2", "--json", *limits)
         assert done.returncode == 0, done.stderr
         asked = dict(server.asked)
+        assert asked
         again = localdpo("rounds", "--resume", "--run", "recipe", "--rounds", "2")
         assert again.returncode == 0, again.stderr
         assert "round-2" in again.stdout
         assert dict(server.asked) == asked
-        # No question is asked twice, however often it comes.
-        assert set(asked.values()) == {1}
     record = json.loads(done.stdout)
     assert [one["name"] for one in record["rounds"]] == ["round-1", "round-2"]
     assert ("spent on the judge: $" in done.stderr) == (kind == "anthropic")
@@ -89,32 +87,35 @@ def test_two_rounds_with_a_judge_on_a_server(
     assert evaluation.judge is not None
     assert evaluation.duels
     listed = localdpo("runs").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["name", "recipe", "recipe/round-2", "recipe/round-1"]
+    assert [line.split()[0] for line in listed] == ["name", "recipe", "recipe/round-1", "recipe/round-2"]
 
 
 def test_ctrl_c_stops_at_the_end_of_a_step_and_resume_goes_on(here: Path, world: Path) -> None:
     """With a local model as the judge."""
     # A shell starts a background job with this signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    write_recipe(world, f"mlx:{world / 'model'}", steps=400)
-    run = RunDir("runs/recipe/round-1")
+    # Of more than two answers scores decide: in pairs a random model prefers a place.
+    write_recipe(world, f"mlx:{world / 'model'}", steps=100, n=3)
+    run, over = RunDir("runs/recipe/round-1"), threading.Event()
 
     def interrupt() -> None:
-        while not any(event.type == "step" for event in read_events(run.events)):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not over.wait(0.05):
+            if any(event.type == "step" for event in read_events(run.events)):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
-    thread = threading.Thread(target=interrupt, daemon=True)
+    thread = threading.Thread(target=interrupt)
     thread.start()
     stopped = localdpo("rounds", "recipe.yaml", "--rounds", "1")
+    over.set()
     thread.join()
     assert stopped.returncode == 130, stopped.stderr
-    assert "stopping: the worker saves at the end of this step" in stopped.stdout
+    assert "stopping: the worker saves at the end of this step" in stopped.stderr
     assert "stopped; resume it with: localdpo rounds --resume --run recipe" in stopped.stdout
     assert "--run round-1" not in stopped.stdout + stopped.stderr
     assert run.status() == "stopped"
     steps = [event.step or 0 for event in read_events(run.events) if event.type == "step"]
-    assert 0 < max(steps) < 400
+    assert 0 < max(steps) < 100
     pairs = (run.path / "build" / "train.jsonl").read_bytes()
     resumed = localdpo("rounds", "--resume", "--run", "recipe", "--rounds", "1")
     assert resumed.returncode == 0, resumed.stderr
