@@ -7,7 +7,7 @@
 set -eu
 gguf=$1
 seed=${SEED:-0}
-prompts=${PROMPTS:-600}
+prompts=${PROMPTS:-320}
 held_out=${HELD_OUT:-300}
 bin=${BIN:-.venv/bin}
 here=recipes/smollm2
