@@ -83,6 +83,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def have(count: int, noun: str) -> str:
+    """`1 pair has`, `1,200 pairs have`."""
+    return f"{counted(count, noun)} {'has' if count == 1 else 'have'}"
+
+
 def has_words(text: str, words: str) -> bool:
     """Whether `text` contains each of the words, in upper or lower case."""
     text = text.lower()

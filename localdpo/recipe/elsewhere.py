@@ -540,7 +540,7 @@ AXOLOTL: Final = Program(
         Name("peft_use_rslora", "lora.scale", "alpha / sqrt(rank)", _omit),
         Name("lora_modules_to_save", None, _MODULES),
         Name("rl", "loss.type", "dpo is sigmoid", _axolotl_loss, moot=(False, "", "none")),
-        *(Name(name, "loss.type", "", _other_training, moot=(False,))
+        *(Name(name, "loss.type", "no such training here", _other_training, moot=(False,))
           for name in ("reward_model", "process_reward_model", "kd_trainer")),
         Name("rl_beta", "loss.beta"),
         Name("orpo_alpha", "loss.beta"),

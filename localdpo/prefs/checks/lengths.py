@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from localdpo.core.text import counted, have
 from localdpo.data.encode import (
     IDENTICAL,
     IDENTICAL_WHEN_CUT,
@@ -234,17 +235,18 @@ class TokenLengths(Family):
         # The checks of labels report identical answers.
         others = self._dropped.keys() - {*_AT_LIMITS, IDENTICAL}
         refused = {pair: why for why in sorted(others) for pair in self._dropped[why]}
-        message = f"{len(refused):,} pairs cannot be written as tokens"
+        message = f"{counted(len(refused), 'pair')} cannot be written as tokens"
         yield from flagged_pairs(REFUSED, total, refused, message)
-        message = f"{len(when_cut):,} pairs have nothing to learn within the limits"
+        message = f"{have(len(when_cut), 'pair')} nothing to learn within the limits"
         yield from flagged_pairs(LOST, total, when_cut, message)
         cut = share(len(self._cut), total)
         if cut > MANY_CUT:
             message = f"{cut:.1%} of the pairs lose tokens at {self._limit_words()}"
             yield from flagged_pairs(TRUNCATED, total, dict.fromkeys(self._cut, ""), message)
-        message = f"{len(self._rewritten):,} pairs are not rendered as they are, or as prompts will be"
+        rewritten = have(len(self._rewritten), "pair")
+        message = f"{rewritten} texts that are not rendered as they are, or as prompts will be"
         yield from flagged_pairs(REWRITTEN, total, self._rewritten, message)
-        message = f"{len(self._merged):,} pairs would share a token at the boundary"
+        message = f"{counted(len(self._merged), 'pair')} would share a token at the boundary"
         yield from flagged_pairs(MERGED, total, dict.fromkeys(self._merged, ""), message)
 
     def facts(self) -> dict[str, Any]:

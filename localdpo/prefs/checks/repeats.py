@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from localdpo.core.text import have
 from localdpo.prefs.checks.base import (
     EXAMPLES,
     Check,
@@ -205,20 +206,18 @@ class Duplicates(Family):
         """What repeats: pairs, then prompts and answers, exactly and nearly."""
         prompts = self._prompts.values
         again, first = _earlier(self._pairs.values)
-        yield from _finding(PAIRS, total, again, first, "{n} pairs are in the data already")
+        yield from _finding(PAIRS, total, again, first, "come before")
         repeats, first = _earlier(prompts)
-        yield from _finding(PROMPTS, total, repeats, first, "{n} pairs have a prompt that came before")
+        yield from _finding(PROMPTS, total, repeats, first, "a prompt that came before")
         answers, long = self._answers.values, self._long.values
         other, first = _under_other_prompt(answers, long, prompts)
-        yield from _finding(ANSWERS, total, other, first, "{n} pairs have an answer of another prompt")
+        yield from _finding(ANSWERS, total, other, first, "an answer of another prompt")
         near, first = self._near_prompts.find(prompts)
-        yield from _finding(NEAR_PROMPTS, total, near, first, "{n} pairs have nearly the prompt of another")
+        yield from _finding(NEAR_PROMPTS, total, near, first, "nearly the prompt of another")
         near, first = self._near_answers.find(answers)
         apart = prompts[near // 2] != prompts[first // 2]
         near, first = _first_partners(near[apart] // 2, first[apart] // 2)
-        yield from _finding(
-            NEAR_ANSWERS, total, near, first, "{n} pairs have nearly an answer of another prompt"
-        )
+        yield from _finding(NEAR_ANSWERS, total, near, first, "nearly an answer of another prompt")
 
 
 class _Near:
@@ -306,9 +305,10 @@ def _first_partners(indices: Indices, partners: Indices) -> tuple[Indices, Indic
     return unique, partners[first]
 
 
-def _finding(check: Check, total: int, pairs: Indices, partners: Indices, message: str) -> Iterator[Finding]:
+def _finding(check: Check, total: int, pairs: Indices, partners: Indices, what: str) -> Iterator[Finding]:
+    """The finding that `pairs` have `what`, with their `partners` as examples; none without pairs."""
     if len(pairs):
         shown = list(zip(pairs.tolist(), partners.tolist(), strict=True))[:EXAMPLES]
         examples = tuple(FindingExample((partner, pair)) for pair, partner in shown)
-        words = message.format(n=f"{len(pairs):,}")
+        words = f"{have(len(pairs), 'pair')} {what}"
         yield Finding(check, len(pairs), total, words, examples, pairs)

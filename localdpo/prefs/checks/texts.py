@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from localdpo.core.text import have
 from localdpo.data.messages import ASSISTANT, HUMAN
 from localdpo.prefs.checks.base import (
     Check,
@@ -173,7 +174,7 @@ class Skew(Family):
             )
             count = max(abs(self._markdown[0][name] - self._markdown[1][name]) for name in skewed)
             yield Finding(MARKDOWN, count, total, words)
-        message = f"{len(self._mismatches):,} pairs have answers in two languages or scripts"
+        message = f"{have(len(self._mismatches), 'pair')} answers in two languages or scripts"
         yield from flagged_pairs(LANGUAGE, total, self._mismatches, message)
 
     def facts(self) -> dict[str, Any]:
