@@ -15,8 +15,8 @@ each may have an interpreter of its own; one whose packages are absent is left o
     trl           trl, peft, torch (the CPU build)
     mlx-lm-lora   mlx-lm-lora
 
-Where no OpenBLAS is in front of MLX (see `localdpo.model.backend`), put it there for the others too; this
-script does it by LD_PRELOAD, since only localdpo does it by itself.
+OpenBLAS is put in front of MLX for the other trainers that use MLX, too, by LD_PRELOAD, since only localdpo
+does it by itself (see `localdpo.model.backend`).
 """
 
 from __future__ import annotations
@@ -383,7 +383,8 @@ def run(name: str, python: str, folder: Path, steps: int, checkpoint: bool) -> d
         "LOCALDPO_CACHE": str(folder / "cache"),
         "MLX_ENABLE_COMPILE": "1",
     }
-    if blas is not None and name != "localdpo":
+    # PyTorch brings a library of its own, and would take this one's products for it.
+    if blas is not None and name not in ("localdpo", "trl"):
         environment["LD_PRELOAD"] = blas
     command = [python, __file__, "--child", name, "--folder", str(folder), "--steps", str(steps)]
     if checkpoint:
