@@ -289,7 +289,8 @@ def closing_lines(sweep: SweepDir, results: SweepResults) -> list[str]:
     if results.best is not None:
         best = next(run for run in results.runs if run.name == results.best)
         label, direction = RANKED[results.best_by]
-        lines.append(f"best: {best.name}, {direction} {label} {_text(best.figure(results.best_by))}")
+        value = _text(best.figure(results.best_by))
+        lines.append(f"best: {best.name}, {label} {value} ({direction} is better)")
     lines += [
         f"{run.name} {run.summary.state}: {run.summary.why}"
         for run in results.runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from textual.pilot import Pilot
 
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
+from localdpo.launch.processes import Job
 from localdpo.records.rundir import RunLock
 from localdpo.records.sweeps import SweepDir
 
@@ -43,7 +45,7 @@ def test_the_table_and_the_front(sweep: SweepDir, size: tuple[int, int], wide: b
     async def act(pilot: Pilot[None]) -> None:
         text = frame_text(app)
         assert "grid  3 of 4 runs finished" in text
-        assert "best: beta-0.1, higher accuracy 0.8" in text
+        assert "best: beta-0.1, accuracy 0.8 (higher is better)" in text
         row = next(line for line in text.splitlines() if "beta-0.1 " in line and "best" in line)
         assert {"finished", "0.8", "0.02"} <= set(row.split())
         assert ("accuracy at KL 0.02" in text) == wide
@@ -54,6 +56,21 @@ def test_the_table_and_the_front(sweep: SweepDir, size: tuple[int, int], wide: b
             await press(pilot, "c")
 
     drive(app, act, size)
+
+
+def test_a_sweep_that_is_about_to_begin_is_not_said_to_be_stopped(sweep: SweepDir) -> None:
+    os.mkfifo("end")
+    maker = Job(["sh", "-c", "read line < end"], sweep.log, "the series", "")
+    app = DashboardApp(Path("runs"), None, series=sweep, maker=maker)
+
+    async def act(pilot: Pilot[None]) -> None:
+        text = frame_text(app)
+        assert "grid  starting" in text
+        assert "go on with" not in text
+
+    drive(app, act)
+    Path("end").write_text("\n")
+    maker.wait()
 
 
 def test_a_damaged_sweep_is_said(sweep: SweepDir) -> None:

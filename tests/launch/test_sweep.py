@@ -235,7 +235,7 @@ def test_ctrl_c_stops_the_sweep_and_resume_goes_on(here: Path, monkeypatch: pyte
     assert resumed.returncode == 0, resumed.stderr
     assert '"best": "beta-0.1"' in resumed.stdout
     shown = localdpo("sweep", "--show")
-    assert "best: beta-0.1, higher accuracy 0.75" in shown.stdout
+    assert "best: beta-0.1, accuracy 0.75 (higher is better)" in shown.stdout
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_runs_are_compared_at_equal_kl(tmp_path: Path) -> None:
     assert rows[3] == ["beta-9", "failed 0/9", "-", "-", "-", ""]
     assert stage_of(sweep, results) == "3 of 4 runs finished"
     assert closing_lines(sweep, results) == [
-        "best: beta-0.1, higher accuracy 0.8",
+        "best: beta-0.1, accuracy 0.8 (higher is better)",
         "beta-9 failed: the loss is not finite",
         f"1 of 4 runs are left; go on with: localdpo sweep --resume --run grid --runs-dir {tmp_path}",
     ]

@@ -143,8 +143,11 @@ class SeriesScreen(Screen[None]):
         except UserError as error:
             table = replace(self._table, stage=str(error))
         if self._maker is not None and not self.series.is_running():
-            stage = "starting" if self._maker.is_running else self._maker.problem() or table.stage
-            table = replace(table, stage=stage)
+            if self._maker.is_running:
+                # What a stopped series says of going on does not hold for one that is about to.
+                table = replace(table, stage="starting", lines=())
+            else:
+                table = replace(table, stage=self._maker.problem() or table.stage)
         if (table, self.size) == self._drawn:
             self.poll()
             return
