@@ -17,6 +17,7 @@ from localdpo.cli.options import (
     RunArgument,
     RunsDirOption,
     WithRunsOption,
+    finite,
     page_path,
 )
 
@@ -51,7 +52,10 @@ def evaluate(
     temperature: Annotated[
         float,
         typer.Option(
-            metavar="X", min=0.0, help="1: answers as the models give them; 0: the likeliest token."
+            metavar="X",
+            min=0.0,
+            callback=finite,
+            help="1: answers as the models give them; 0: the likeliest token.",
         ),
     ] = 1.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the intervals.")] = 0,

@@ -43,7 +43,7 @@ from localdpo.out import OutputError, guard, say, say_device_error, say_errors
 # The class of every mistake in the command line, which typer does not export by its own name.
 USAGE_ERROR: Final[type[Any]] = typer.BadParameter.__bases__[0]
 # How typer and pydantic open the message about a bad value.
-_BAD_VALUE: Final = re.compile(r"Invalid value for '(?P<name>.+?)': (Value error, )?")
+_BAD_VALUE: Final = re.compile(r"Invalid value for (?P<name>'.+?'): (Value error, )?")
 
 # Without markup typer does not load rich for help and errors: half of the time that --help would take.
 app = typer.Typer(
@@ -143,9 +143,10 @@ def usage_text(error: Any) -> str:
     if error.ctx is not None and message == error.ctx.get_help():
         return str(message)
     if bad_value := _BAD_VALUE.match(message):
-        message = f"{bad_value['name']}: {message[bad_value.end() :]}".replace(
-            "Input should be", "the value should be"
-        )
+        # An option with two names is quoted as '--temperature' / '--temp'.
+        name = bad_value["name"].replace("'", "")
+        said = message[bad_value.end() :].replace("Input should be", "the value should be")
+        message = f"{name}: {said}"
     else:
         message = (message[0].lower() + message[1:]).replace(". Did you mean", "; did you mean").rstrip(".?")
         if error.ctx is not None:

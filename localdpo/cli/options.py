@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -35,6 +36,13 @@ def page_path(path: Path | None) -> Path | None:
                         f"--html {path}: exists already and is no page of localdpo; name another file"
                     )
     return path
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option without a largest one. Raises BadParameter for infinity."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a number, got {value}")
+    return value
 
 
 JsonOption = Annotated[
@@ -81,7 +89,15 @@ CheckpointOption = Annotated[
     str | None, typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one.")
 ]
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", "--temp", metavar="X", min=0.0, help="0 takes the likeliest token.")
+    float,
+    typer.Option(
+        "--temperature",
+        "--temp",
+        metavar="X",
+        min=0.0,
+        callback=finite,
+        help="0 takes the likeliest token.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the sampling.")]
 
@@ -149,7 +165,13 @@ PricesOption = Annotated[
 ]
 MaxUsdOption = Annotated[
     float | None,
-    typer.Option("--max-usd", metavar="USD", min=0.0, help="Never spend more than this on the judge."),
+    typer.Option(
+        "--max-usd",
+        metavar="USD",
+        min=0.0,
+        callback=finite,
+        help="Never spend more than this on the judge.",
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")

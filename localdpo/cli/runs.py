@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, page_path, run_names
+from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, finite, page_path, run_names
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
 from localdpo.out import note, print_json, result
@@ -88,7 +88,8 @@ def ctl(
         bool, typer.Option("--save/--no-save", help="With stop: save a checkpoint first, or not.")
     ] = True,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.0, help="How long to wait for the answer.")
+        float,
+        typer.Option(metavar="SECONDS", min=0.0, callback=finite, help="How long to wait for the answer."),
     ] = 60.0,
     as_json: JsonOption = False,
     runs_dir: RunsDirOption = Path("runs"),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from command import localdpo
@@ -97,6 +97,24 @@ def test_every_usage_mistake_is_one_error_line(words: str):
         assert done.stderr.startswith("error: ")
         assert done.stderr.endswith(f"; see `localdpo {words} --help`\n")
         assert done.stderr.count("\n") == 1
+
+
+def floats() -> Iterator[tuple[str, str]]:
+    """Every option for a number that need not be whole, after the words of its command."""
+    for words, command in commands().items():
+        types = get_type_hints(command.callback)
+        for parameter in command.params:
+            if types.get(parameter.name) in (float, float | None):
+                yield words, parameter.opts[0]
+
+
+@pytest.mark.parametrize(("words", "option"), list(floats()))
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_an_option_for_a_number_takes_neither_infinity_nor_nan(words: str, option: str, number: str):
+    done = localdpo(*words.split(), option, number)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {option}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_long_name_of_the_program_makes_no_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
