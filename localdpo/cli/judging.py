@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -20,6 +21,7 @@ from localdpo.cli.options import (
     PrinciplesOption,
     RubricOption,
 )
+from localdpo.core.text import format_seconds
 
 if TYPE_CHECKING:
     from localdpo.evals.evaluate import EvaluationPlan
@@ -122,7 +124,7 @@ def carry_out(
             return run(plan, budget=budget, hooks=display.hooks())
     finally:
         if budget.spent:
-            note(f"spent on the judge: ${budget.spent:.4f}")
+            note(f"spent on the judge: {budget.words()}")
 
 
 class ProgressDisplay:
@@ -134,6 +136,9 @@ class ProgressDisplay:
         self.console = console
         self.budget = budget
         self.last_line = time.monotonic()
+        # Until when each reason to wait needs no further line; waits are told from any thread.
+        self.said_until: dict[str, float] = {}
+        self.lock = threading.Lock()
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -171,12 +176,20 @@ class ProgressDisplay:
 
     def hooks(self) -> Hooks:
         """What keeps the display up to date."""
-        from localdpo.core.text import format_seconds
         from localdpo.judging.registry import Hooks
 
         return Hooks(
             on_answer=lambda record: self.advance("answers"),
             on_questions=lambda most: self.set_total("verdicts", most),
             on_verdict=lambda question, verdict: self.advance("verdicts"),
-            on_wait=lambda seconds, why: self.say(f"waiting {format_seconds(seconds)}: {why}"),
+            on_wait=self.wait,
         )
+
+    def wait(self, seconds: float, why: str) -> None:
+        """Say for how long nothing is asked, and why: once for all the threads that wait for that reason."""
+        now = time.monotonic()
+        with self.lock:
+            if now < self.said_until.get(why, 0.0):
+                return
+            self.said_until[why] = now + seconds
+        self.say(f"waiting {format_seconds(seconds)}: {why}")

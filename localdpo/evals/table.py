@@ -128,6 +128,8 @@ def duels_table(record: Record) -> Table:
         "Prompts needed: to tell a true rate of this size from 50 in four of five repetitions.",
         "Position bias: how much more often than half the answer shown first wins, in points.",
     ]
+    whys = sorted({duel["why"] for duel in duels if duel["why"]})
+    notes += [f"Without a verdict, most often: {why.rstrip('.')}." for why in whys]
     notes += [
         f"At equal lengths, {head[1 + i]}: none, {duel['length_controlled']['refused']}."
         for i, duel in enumerate(duels)

@@ -7,9 +7,9 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import Interrupted, JudgeStopped
@@ -39,8 +39,14 @@ class TokenCounts:
 Rate: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+Day: TypeAlias = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+
 class Price(BaseModel):
-    """US dollars a million tokens. `above`, for longer requests, replaces all of it."""
+    """US dollars a million tokens. `above`, for longer requests, replaces all of it.
+
+    `date` is the day on which somebody looked it up; None for one that was given without.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     input: Rate
@@ -48,6 +54,7 @@ class Price(BaseModel):
     cache_write: Rate
     cache_read: Rate
     above: LongPrice | None = None
+    date: Day | None = None
 
     def usd(self, tokens: TokenCounts, batch: bool = False) -> float:
         """What one request costs."""
@@ -90,10 +97,18 @@ def flat_price(text: str) -> Price:
 
 
 class PriceTable(BaseModel):
-    """Prices by model id, and the day they were looked up on."""
+    """Prices by model id, and the day they were looked up on, where an entry does not name its own."""
 
-    date: str
+    model_config = ConfigDict(extra="forbid")
+    date: Day
+    source: str = ""
     models: dict[str, Price]
+
+    @model_validator(mode="after")
+    def _date_all(self) -> Self:
+        undated = {name for name, price in self.models.items() if price.date is None}
+        self.models |= {name: self.models[name].model_copy(update={"date": self.date}) for name in undated}
+        return self
 
     def of(self, model: str) -> Price | None:
         """The price of `model`; an id with a date at its end has that of the id without."""
@@ -111,7 +126,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
     if path is None:
         return table
     own = load_yaml(path, PriceTable)
-    return PriceTable(date=own.date, models=table.models | own.models)
+    return PriceTable(date=table.date, models=table.models | own.models)
 
 
 @cache
@@ -123,6 +138,8 @@ class Budget:
     """US dollars that the questions of one command may cost, shared by all its threads.
 
     `spent` plus what is set aside for questions in flight never exceeds `max_usd`; None is no limit.
+    `lost` is the part of `spent` that nobody told: the most that replies can have cost which did not come
+    through.
     """
 
     def __init__(self, max_usd: float | None = None) -> None:
@@ -130,6 +147,7 @@ class Budget:
             raise ValueError(f"max_usd must be a number >= 0, not {max_usd!r}")
         self.max_usd = max_usd
         self.spent = 0.0
+        self.lost = 0.0
         self._reserved = 0.0
         self._in_flight = 0
         self._changed = threading.Condition()
@@ -150,13 +168,14 @@ class Budget:
             self._in_flight += 1
             self._reserved += self._finite(worst_usd)
 
-    def settle(self, worst_usd: float, usd: float) -> None:
-        """Give back what was set aside for one question, and book what it did cost."""
+    def settle(self, worst_usd: float, usd: float, lost: bool = False) -> None:
+        """Give back what was set aside for one question, and book what it did cost, or may have: `lost`."""
         with self._changed:
             self._in_flight -= 1
             # Sums of floats leave dust behind; with nothing in flight nothing is set aside.
             self._reserved = self._reserved - self._finite(worst_usd) if self._in_flight else 0.0
             self.spent += self._finite(usd)
+            self.lost += self._finite(usd) if lost else 0.0
             self._changed.notify_all()
 
     def _too_much(self, worst_usd: float) -> JudgeStopped:
@@ -169,6 +188,12 @@ class Budget:
             f"the limit of ${self.max_usd:.2f} is reached: ${self.spent:.4f} spent, and what comes next may "
             f"cost ${worst_usd:.4f}; what was answered is kept, run the same command with a higher limit"
         )
+
+    def words(self) -> str:
+        """What was spent, for people."""
+        if not self.lost:
+            return f"${self.spent:.4f}"
+        return f"at most ${self.spent:.4f}, ${self.lost:.4f} of it for replies that did not come through"
 
     @staticmethod
     def _finite(usd: float) -> float:

@@ -335,6 +335,15 @@ def judge_session(
         )
 
 
+def _price_days(questions: Asked) -> list[str]:
+    """The days on which the prices of those who are asked were looked up, where they are known."""
+    from localdpo.judging.remote import RemoteJudge
+
+    leaves = [leaf for judge, to_ask in questions for first in to_ask[:1] for leaf in judge.leaves(first)]
+    prices = [leaf.price for leaf in leaves if isinstance(leaf, RemoteJudge)]
+    return sorted({price.date for price in prices if price is not None and price.date is not None})
+
+
 def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path, known: bool) -> list[str]:
     """What a judge would be asked, and the most that it can cost, for `--dry-run`. Asks nobody.
 
@@ -347,8 +356,11 @@ def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path
         previews = [preview(judge, to_ask, opened) for judge, to_ask in questions]
     count, cached = sum(each.questions for each in previews), sum(each.cached for each in previews)
     usd = sum(each.worst_usd for each in previews)
-    price = "an amount that is not known (no price for this model)" if usd == math.inf else f"${usd:.2f}"
+    unknown = "an amount that is not known (no price for this model; give it with --price IN,OUT)"
+    price = unknown if usd == math.inf else f"${usd:.2f}"
     basis = "" if known else ", were every answer as long as it may be"
+    if days := _price_days(questions):
+        basis += f", by prices of {' and '.join(days)}"
     lines = [
         f"judge: {name}, at most {count:,} questions to ask, {cached:,} answered already",
         f"cost: at most {price}{basis}",

@@ -401,19 +401,20 @@ class _Run:
         self.patience.sleep(max(0.0, wait), f"{judge.name} asked to wait")
         worst = judge.worst_case_usd(question)
         self.budget.reserve(worst, self.patience.stop)
-        cost = 0.0
+        cost, lost = 0.0, False
         try:
             verdict = judge.ask(question)
             cost = verdict.usage.usd
         except JudgeBusy as busy:
-            cost = worst if busy.billed else 0.0
+            lost = busy.billed
+            cost = worst if lost else 0.0
             if busy.after is not None:
                 with self.lock:
                     until = time.monotonic() + busy.after
                     self.gates[id(judge)] = max(until, self.gates.get(id(judge), 0.0))
             raise
         finally:
-            self.budget.settle(worst, cost)
+            self.budget.settle(worst, cost, lost)
         return verdict
 
     def ask_batch(self, judge: BatchJudge, tasks: dict[str, _Task]) -> None:

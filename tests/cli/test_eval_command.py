@@ -106,6 +106,23 @@ def test_without_a_terminal_progress_is_printed_in_lines(monkeypatch: pytest.Mon
     ]
 
 
+def test_threads_that_wait_for_the_same_reason_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(judging, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    console = Console(file=io.StringIO(), width=80)
+    wait = judging.ProgressDisplay(console, {"answers": 1, "verdicts": 0}, Budget()).wait
+    for seconds in (4.0, 3.0, 5.0):
+        wait(seconds, "HTTP 429")
+    wait(2.0, "HTTP 529")
+    clock.now = 4.5
+    wait(8.0, "HTTP 429")
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "waiting 4s: HTTP 429",
+        "waiting 2s: HTTP 529",
+        "waiting 8s: HTTP 429",
+    ]
+
+
 def test_progress_goes_to_stderr(ask: Ask, tmp_path: Path) -> None:
     words = ["eval", "--max-tokens", "4", "--limit", "2", "--runs-dir", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, words)

@@ -3,16 +3,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
+from localdpo.judging.base import Question
 from localdpo.judging.cost import SHIPPED, TokenCounts, load_prices
 from localdpo.judging.openai import OpenAIJudge
 from localdpo.judging.panel import ConstitutionJudge, Jury
-from localdpo.judging.registry import JudgeRequest, make_judge
+from localdpo.judging.registry import JudgeRequest, cost_lines, make_judge
 from localdpo.judging.remote import RemoteJudge
 
 
@@ -151,15 +152,31 @@ def test_a_file_of_ones_own_overrules_entry_by_entry(tmp_path: Path):
         "date: 2030-01-01\nmodels:\n  mine: {input: 1, output: 2, cache_write: 0, cache_read: 0}\n"
     )
     table = load_prices(path)
-    assert table.date == "2030-01-01"
-    assert table.of("mine") is not None
+    mine = table.of("mine")
+    assert mine is not None
+    assert mine.date == "2030-01-01"
     assert table.of("claude-opus-5-5") == load_prices().of("claude-opus-5-5")
+
+
+def test_the_preview_of_costs_tells_the_day_of_each_price(tmp_path: Path):
+    def line(spec: str, **options: Any) -> str:
+        request = JudgeRequest(**options)
+        asked = [(make_judge(spec, request), [Question("1", "p", ("a", "b"))])]
+        return cost_lines(request, spec, asked, tmp_path / "none.jsonl", known=True)[1]
+
+    assert line("anthropic:claude-opus-5-5").endswith(f", by prices of {load_prices().date}")
+    both = line("jury:anthropic:claude-fable-5-2+anthropic:claude-opus-5-5+rules")
+    assert both.endswith(f", by prices of 2026-11-10 and {load_prices().date}")
+    assert "--price IN,OUT" in line("anthropic:claude-unheard-of")
+    assert "prices of" not in line("anthropic:claude-unheard-of", price="1,2")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("models: {}", ":1 date: missing"),
+        ("date: soon\nmodels: {}", ":1 date: "),
+        ("date: 2030-01-01\nmodel: {}\nmodels: {}", ":2 model: "),
         ("date: x\nmodels:\n  m: {input: 1}", ":3 models.m.output: missing"),
         ("date: x\nmodels:\n  m: {input: -1, output: 1, cache_write: 1, cache_read: 1}", ":3 "),
         ("date: x\nmodels:\n  m: {input: 1, output: 1, cache_write: 1, cache_read: 1, above: 3}", ":3 "),

@@ -228,6 +228,7 @@ def test_a_failed_try_that_may_have_been_billed_counts_in_full():
     budget = Budget(10.0)
     run_questions(FakeJudge(decide, worst=1.0), QUESTIONS[:1], budget=budget, retry=FAST)
     assert budget.spent == pytest.approx(1.25)
+    assert budget.words() == "at most $1.2500, $1.0000 of it for replies that did not come through"
 
 
 def test_an_unknown_price_cannot_be_limited():
