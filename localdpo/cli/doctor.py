@@ -209,8 +209,12 @@ def judge_model(spec: str) -> MachineFact:
         life = judge.life()
     except (JudgeStopped, JudgeBusy) as error:
         return MachineFact(name, "cannot be looked up", "missing", str(error))
-    retires = "no date of its end" if life.retires is None else f"retires {life.retires}"
-    value = ", ".join(filter(None, (life.stage, retires))) + f", says {life.source}"
+    if life.stage == "retired" and life.retires is not None:
+        told = f"retired {life.retires}"
+    else:
+        retires = "no date of its end" if life.retires is None else f"retires {life.retires}"
+        told = ", ".join(filter(None, (life.stage, retires)))
+    value = f"{told}, says {life.source}"
     if life.stage in (None, "active"):
         return MachineFact(name, value, "info" if life.stage is None else "ok")
     return MachineFact(name, value, "missing", "choose another model in time")

@@ -16,17 +16,19 @@ https://platform.claude.com/docs/en/build-with-claude/effort
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, get_args
 
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
-from localdpo.judging.remote import RemoteJudge, Reply, key_from, redact, server_text
+from localdpo.judging.remote import RemoteJudge, Reply, key_from, redact, server_address, server_text
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Usage, Verdict
 
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from anthropic import Anthropic
 
 KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+BASE_URL: Final = "ANTHROPIC_BASE_URL"
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 # At these efforts thoughts are long.
 _MORE_TOKENS: Final = {"xhigh": 32_768, "max": 32_768}
 _FIRST_DEFAULT: Final = 8192
+_ORDINAL: Final = re.compile(r"(\d)(st|nd|rd|th)\b")
 _OPUS: Final = re.compile(r"claude-opus-(\d{1,2})(?:-(\d{1,2}))?")
 
 
@@ -46,11 +50,24 @@ def newest_opus() -> str:
 
     Ids with a date are older names of the same models and are skipped.
     """
-    from anthropic.types.model import Model
-
-    ids = [name for part in get_args(Model) for name in get_args(part)]
+    ids = known_models()
     versions = {name: (int(match[1]), int(match[2] or 0)) for name in ids if (match := _OPUS.fullmatch(name))}
     return max(versions, key=lambda name: versions[name])
+
+
+def known_models() -> list[str]:
+    """The ids in the package's types."""
+    from anthropic.types.model import Model
+
+    return [name for part in get_args(Model) for name in get_args(part)]
+
+
+def _iso_day(text: str) -> str:
+    """The day of the package's table, "November 30th, 2026", as 2026-11-30; in another form as it is."""
+    try:
+        return datetime.strptime(_ORDINAL.sub(r"\1", text), "%B %d, %Y").date().isoformat()
+    except ValueError:
+        return text
 
 
 class ModelLife(NamedTuple):
@@ -76,7 +93,7 @@ class AnthropicJudge(RemoteJudge):
         401: f"the key is not accepted; set {KEYS[0]} to a valid one",
         402: "there is no credit; add some, then run the same command again",
         403: "the key may not do this; use one of a workspace that may",
-        404: "no such model or address; look at the model's name and ANTHROPIC_BASE_URL",
+        404: f"no such model or address; look at the model's name and {BASE_URL}",
         407: "a proxy wants a password; look at HTTPS_PROXY",
     }
     # Verdicts are short; the rest is room for models that think before they answer, which takes time, too.
@@ -120,8 +137,13 @@ class AnthropicJudge(RemoteJudge):
         if key_from(KEYS) is None:
             from anthropic.resources.messages.messages import DEPRECATED_MODELS
 
-            day = DEPRECATED_MODELS.get(self.model)
-            return ModelLife("deprecated" if day else None, day, "the anthropic package")
+            source = "the anthropic package"
+            if self.model not in DEPRECATED_MODELS:
+                unknown = "" if self.model in known_models() else ", which does not know this model"
+                return ModelLife(None, None, source + unknown)
+            day = _iso_day(DEPRECATED_MODELS[self.model])
+            is_over = day <= datetime.now(UTC).date().isoformat()
+            return ModelLife("retired" if is_over else "deprecated", day, source)
         body = self.call(lambda client: client.models.with_raw_response.retrieve(self.model))
         record = None if isinstance(body, Verdict) else _json(body)
         if not isinstance(record, dict):
@@ -221,12 +243,18 @@ class AnthropicJudge(RemoteJudge):
         return reply.body if reply.status == 200 else self.unanswered(reply, hints)
 
     def client(self) -> Anthropic:
-        """The package's client, made once. Raises JudgeStopped without a key."""
+        """The package's client, made once. Raises JudgeStopped without a key, or for a wrong address."""
         with self._lock:
             if self._client is None:
                 key = key_from(KEYS)
                 if key is None:
                     raise JudgeStopped(f"no key for {self.name}: set {KEYS[0]} in the environment")
+                # Its value is not shown: it may hold a password.
+                if server_address(os.environ.get(BASE_URL, "https://default")) is None:
+                    raise JudgeStopped(
+                        f"{self.name}: {BASE_URL} is not the address of a server; expected one such as "
+                        "https://api.anthropic.com, or unset it"
+                    )
                 from anthropic import Anthropic, DefaultHttpxClient
 
                 name, secret = key

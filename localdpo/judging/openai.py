@@ -21,7 +21,6 @@ from dataclasses import replace
 from functools import cached_property
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -29,7 +28,7 @@ from localdpo.core.errors import UserError
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
-from localdpo.judging.remote import RemoteJudge, Reply, key_from
+from localdpo.judging.remote import RemoteJudge, Reply, key_from, server_address
 from localdpo.judging.rubric import Rubric
 from localdpo.records.verdicts import Usage, Verdict
 
@@ -274,18 +273,13 @@ def _count(value: object) -> int:
 
 def _address(url: str) -> tuple[str, str]:
     """The address of chat completions, and the host. Raises UserError."""
-    parts = urlsplit(url)
-    if parts.username is not None or parts.password is not None:
+    # Before anything is said of an address, right or wrong: it would be shown.
+    if "@" in url.partition("//")[2].partition("/")[0]:
         raise UserError(f"an address with a password in it would be shown; set {OWN_KEY} instead")
-    try:
-        right = parts.scheme in ("http", "https") and parts.port != 0
-    except ValueError:
-        right = False
-    # Labels of a host have 63 bytes at most; a longer one is an error deep in the connection.
-    long = max(map(len, (parts.hostname or "").split("."))) > 63
-    if not right or not parts.hostname or long or not url.isascii() or not url.isprintable() or " " in url:
+    parts = server_address(url)
+    if parts is None:
         raise UserError(f"{url}: expected the address of a server, such as http://127.0.0.1:8080/v1")
-    return f"{url.rstrip('/')}/chat/completions", parts.hostname
+    return f"{url.rstrip('/')}/chat/completions", parts.hostname or ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,6 +20,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar, cast
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -165,6 +166,19 @@ class RemoteJudge(Judge):
         """The error for a reply of status 200 that is not what was `expected`, such as HTML of a proxy."""
         words = server_text(body, 80)
         return JudgeBusy(f"{self.name}: a reply that is no {expected} ({words})", billed=True)
+
+
+def server_address(url: str) -> SplitResult | None:
+    """The parts of a server's address (http or https, a host, perhaps a port); None for anything else."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    # Labels of a host have 63 bytes at most; a longer one is an error deep in the connection.
+    long = max(map(len, (parts.hostname or "").split("."))) > 63
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts if right and plain and not long else None
 
 
 def message_of(body: str) -> str:

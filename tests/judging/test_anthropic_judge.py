@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -83,6 +84,14 @@ def test_an_effort_is_sent_and_makes_other_verdicts(server: FakeServer):
     assert "effort" not in judge().identity  # so that verdicts from before there was one are still found
 
 
+@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://x", "http://127.0.0.1:99999", "http://[::1"])
+def test_an_address_that_is_none_stops_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a-key")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+    with pytest.raises(JudgeStopped, match="ANTHROPIC_BASE_URL is not the address of a server"):
+        judge().find_key()
+
+
 def test_an_effort_that_the_model_does_not_take_stops(server: FakeServer):
     body = json.dumps({"error": {"message": "This model does not support the effort parameter."}})
     server.fault = lambda number, body_: Fault("status", 400, {}, body)
@@ -102,8 +111,11 @@ def test_how_long_a_model_lives(server: FakeServer, monkeypatch: pytest.MonkeyPa
     assert "no such model" in str(fact.hint)
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     fact = judge_model("anthropic:claude-sonnet-4-5")
-    assert fact.value == "deprecated, retires November 30th, 2026, says the anthropic package"
-    assert judge_model(f"anthropic:{MODEL}").state == "info"
+    assert re.fullmatch(r"(deprecated, retires|retired) 2026-11-30, says the anthropic package", fact.value)
+    assert judge_model("anthropic:claude-mythos-preview").value.startswith("retired 2026-06-30, says")
+    fact = judge_model(f"anthropic:{MODEL}")
+    assert (fact.value, fact.state) == ("no date of its end, says the anthropic package", "info")
+    assert judge_model("anthropic:claude-none").value.endswith("package, which does not know this model")
     with pytest.raises(UserError, match=r"expected anthropic\[:MODEL\]"):
         judge_model("rules")
 

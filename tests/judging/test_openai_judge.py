@@ -314,16 +314,17 @@ def test_what_a_remote_server_costs(server: FakeServer):
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8080", "ftp://x/v1", "http://", "http://x:y/v1", "http://a b/v1", ""]
+    "url", ["127.0.0.1:8080", "ftp://x/v1", "http://", "http://x:y/v1", "http://a b/v1", "http://[::1", ""]
 )
 def test_an_address_that_is_none(url: str):
     with pytest.raises(UserError, match="expected the address"):
         OpenAIJudge(load_rubric("helpful"), load_prices(), url, "m")
 
 
-def test_an_address_with_a_password_is_refused_without_showing_it():
+@pytest.mark.parametrize("host", ["host", "host:99999", "[::1", ""])
+def test_an_address_with_a_password_is_refused_without_showing_it(host: str):
     with pytest.raises(UserError, match="password") as error:
-        OpenAIJudge(load_rubric("helpful"), load_prices(), "http://user:secret-word@host/v1", "m")
+        OpenAIJudge(load_rubric("helpful"), load_prices(), f"http://user:secret-word@{host}/v1", "m")
     assert "secret-word" not in str(error.value)
 
 
