@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -233,7 +234,10 @@ def _drawn(
         prefill_step_size=max(1, PASS_TOKENS // min(batch, prefill)),
     )
     wire(device_name())
-    repeated = {prompt for prompt, count in Counter(map(tuple, prompts)).items() if count > 1 < len(prompt)}
+    counts = Counter(map(tuple, prompts))
+    beginning = _beginning(list(counts))
+    begun_with = _read(model, beginning) if beginning else None
+    repeated = {prompt for prompt, count in counts.items() if count > 1 < len(prompt)}
     waiting = deque(range(len(prompts)))
     indices: dict[int, int] = {}
     try:
@@ -243,8 +247,12 @@ def _drawn(
                 begun = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 keys = [tuple(prompts[i]) for i in begun]
                 # A prompt that several answers follow is read once, but for its last token.
-                read = {key: (_read(model, key), len(key) - 1) for key in repeated.intersection(keys)}
-                known = [read.get(key, (None, 0)) if memory is None else memory.take(key) for key in keys]
+                read = {
+                    key: (_read(model, key[:-1], begun_with, len(beginning)), len(key) - 1)
+                    for key in repeated.intersection(keys)
+                }
+                shared = (begun_with, len(beginning))
+                known = [read.get(key, shared) if memory is None else memory.take(key) for key in keys]
                 uids = generator.insert(
                     [list(key[count:]) for key, (_, count) in zip(keys, known, strict=True)],
                     [max_tokens] * len(begun),
@@ -268,11 +276,21 @@ def _drawn(
         generator.close()
 
 
-def _read(model: nn.Module, prompt: Sequence[int]) -> list[Any]:
-    """The model's cache after all but the last token of a prompt."""
-    cache = make_prompt_cache(model)
-    for start in range(0, len(prompt) - 1, PASS_TOKENS):
-        part = prompt[start : min(start + PASS_TOKENS, len(prompt) - 1)]
-        model(mx.array([part]), cache=cache)
-        mx.eval([layer.state for layer in cache])
-    return cache
+def _beginning(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens that all of several prompts begin with, such as a system prompt; each has one more."""
+    if len(prompts) < 2:
+        return ()
+    first, last = min(prompts), max(prompts)
+    agreed = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: min(agreed, min(map(len, prompts)) - 1)]
+
+
+def _read(
+    model: nn.Module, tokens: Sequence[int], caches: list[Any] | None = None, known: int = 0
+) -> list[Any]:
+    """The model's caches of tokens; `caches` are of the first `known` of them, and are left as they are."""
+    read = make_prompt_cache(model) if caches is None else copy.deepcopy(caches)
+    for start in range(known, len(tokens), PASS_TOKENS):
+        model(mx.array([tokens[start : start + PASS_TOKENS]]), cache=read)
+        mx.eval([layer.state for layer in read])
+    return read

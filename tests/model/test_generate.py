@@ -171,9 +171,9 @@ def test_a_prompt_that_is_read_once_for_several_answers_gives_those_of_one_each(
     read: list[int] = []
     read_prompt = room._read
 
-    def counted(model: nn.Module, prompt: Sequence[int]) -> Any:
-        read.append(len(prompt))
-        return read_prompt(model, prompt)
+    def counted(model: nn.Module, tokens: Sequence[int], caches: Any = None, known: int = 0) -> Any:
+        read.append(len(tokens) - known)
+        return read_prompt(model, tokens, caches, known)
 
     def drawn(rows: Sequence[int], batch: int) -> dict[int, SampledAnswer]:
         asked = [ids[i] for i in rows]
@@ -184,8 +184,36 @@ def test_a_prompt_that_is_read_once_for_several_answers_gives_those_of_one_each(
     alone = {i: drawn([i], 1)[i] for i in range(len(ids))}
     assert read == []
     assert drawn(range(len(ids)), 32) == alone
-    assert sorted(read) == [2, 11, 20]
+    assert sorted(read) == [1, 10, 19]
     assert drawn(range(len(ids)), 2) == alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
+def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(
+    family: str, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family)
+    system = [5, 7, 9, 11] * 4
+    ids = [[*system, 3], [*system, 4, 6, 8], [*system, 4, 6, 8], [*system, 4, 9] * 2]
+    read: list[int] = []
+    forward = type(model).__call__
+
+    def counted(self: nn.Module, tokens: mx.array, *args: Any, **kwargs: Any) -> Any:
+        if tokens.shape[1] > 1:
+            read.append(tokens.size)
+        return forward(self, tokens, *args, **kwargs)
+
+    def drawn(rows: Sequence[int], batch: int) -> dict[int, SampledAnswer]:
+        asked = [ids[i] for i in rows]
+        options = {"max_tokens": 12, "temperatures": [1.0] * len(rows), "batch": batch}
+        return {rows[i]: each for i, each in generate_apart(model, base.tokenizer, asked, rows, **options)}
+
+    alone = {i: drawn([i], 1)[i] for i in range(len(ids))}
+    monkeypatch.setattr(type(model), "__call__", counted)
+    assert drawn(range(len(ids)), 32) == alone
+    assert read[0] == len(system)
+    assert sum(read) < 2 * len(system) + len(ids[3])
+    assert drawn(range(len(ids)), 1) == alone
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next"])
