@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Final
 
 from localdpo.data.encode import IDENTICAL, Encoder
@@ -102,31 +102,38 @@ def with_scores(pair: BuiltPair, chosen: Verdict, rejected: Verdict) -> BuiltPai
     return replace(pair, scores=(chosen.score, rejected.score))
 
 
-def by_scores(prompt: int, scores: Mapping[str, float | None]) -> BuiltPair | str:
-    """The pair that scores make of candidates (name -> score, None without one), or why there is none."""
+def by_scores(prompt: int, scores: Mapping[str, float | None], lengths: Mapping[str, int]) -> BuiltPair | str:
+    """The pair that scores make of candidates (name -> score, None without one), or why there is none.
+
+    `lengths`: tokens of each candidate.
+    """
     known = {name: score for name, score in scores.items() if score is not None}
     if len(known) < 2:
         return UNSCORED
     names, values = list(known), list(known.values())
-    indices = best_and_low(values)
+    indices = best_and_low(values, [lengths[name] for name in names])
     if indices is None:
         return ALL_EQUAL
     best, low = indices
     return BuiltPair(prompt, names[best], names[low], (values[best], values[low]))
 
 
-def best_and_low(scores: Sequence[float]) -> tuple[int, int] | None:
+def best_and_low(scores: Sequence[float], lengths: Sequence[int]) -> tuple[int, int] | None:
     """Indices of the best score and of the lower one nearest to mean - 2 sd; None if all are equal.
 
     After arXiv 2502.16825: of many samples the very worst teaches less than one two (population) standard
-    deviations below the mean. Of equals the first is taken, of two equally near the lower one.
+    deviations below the mean; of two equally near the lower one is taken. Of equal scores those two are
+    taken whose lengths differ least, since DPO also learns a difference in length (arXiv 2403.19159), and of
+    these the first.
     """
-    best = max(range(len(scores)), key=lambda i: (scores[i], -i))
+    best = max(scores)
     target = statistics.fmean(scores) - 2 * statistics.pstdev(scores)
-    lower = [i for i, score in enumerate(scores) if score < scores[best]]
+    lower = [score for score in scores if score < best]
     if not lower:
         return None
-    return best, min(lower, key=lambda i: (abs(scores[i] - target), scores[i], i))
+    low = min(lower, key=lambda score: (abs(score - target), score))
+    of_best, of_low = ([i for i, score in enumerate(scores) if score == wanted] for wanted in (best, low))
+    return min(product(of_best, of_low), key=lambda pair: abs(lengths[pair[0]] - lengths[pair[1]]))
 
 
 def split_by_prompt(prompts: Sequence[str], wanted: int, seed: int) -> list[bool]:
@@ -281,7 +288,9 @@ class CandidateJudging:
         """More than two answers: every one is scored, and the scores make the pair."""
         built: list[BuiltPair] = []
         for i, used in self._ask_scores(session, self.ready).items():
-            built += self._kept(by_scores(i, {each.names[0]: each.verdict.score for each in used}), used)
+            scores = {each.names[0]: each.verdict.score for each in used}
+            lengths = {name: self.answers[i][name].tokens for name in scores}
+            built += self._kept(by_scores(i, scores, lengths), used)
         return built
 
     def _ask_scores(

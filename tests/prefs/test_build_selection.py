@@ -86,12 +86,20 @@ def test_scores_must_say_what_the_choice_says() -> None:
 def test_best_against_the_one_nearest_to_two_deviations_below(
     scores: list[float], places: tuple[int, int] | None
 ) -> None:
-    assert best_and_low(scores) == places
+    assert best_and_low(scores, [20] * len(scores)) == places
 
 
-@given(st.lists(st.integers(1, 5), min_size=2, max_size=40))
-def test_the_rejected_answer_is_always_worse(scores: list[int]) -> None:
-    places = best_and_low(scores)
+def test_of_equal_scores_those_of_nearly_one_length_make_the_pair() -> None:
+    scores, lengths = [5, 5, 5, 1, 1, 3], [10, 40, 80, 200, 75, 81]
+    assert best_and_low(scores, lengths) == (2, 4)
+    pair = by_scores(0, dict(zip("abcdef", scores, strict=True)), dict(zip("abcdef", lengths, strict=True)))
+    assert pair == BuiltPair(0, "c", "e", (5, 1))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 99)), min_size=2, max_size=40))
+def test_the_rejected_answer_is_always_worse(candidates: list[tuple[int, int]]) -> None:
+    scores, lengths = [list(column) for column in zip(*candidates, strict=True)]
+    places = best_and_low(scores, lengths)
     if len(set(scores)) == 1:
         assert places is None
     else:
@@ -101,9 +109,10 @@ def test_the_rejected_answer_is_always_worse(scores: list[int]) -> None:
 
 
 def test_candidates_without_a_score_are_left_out() -> None:
-    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}) == BuiltPair(7, "3", "1", (4.5, 2.0))
-    assert by_scores(7, {"1": 2.0, "2": None}) == selection.UNSCORED
-    assert by_scores(7, {"1": 2.0, "2": 2.0}) == selection.ALL_EQUAL
+    lengths = {"1": 9, "2": 9, "3": 30}
+    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}, lengths) == BuiltPair(7, "3", "1", (4.5, 2.0))
+    assert by_scores(7, {"1": 2.0, "2": None}, lengths) == selection.UNSCORED
+    assert by_scores(7, {"1": 2.0, "2": 2.0}, lengths) == selection.ALL_EQUAL
 
 
 NAMES = st.lists(st.sampled_from([f"prompt {i}" for i in range(30)]), max_size=60)

@@ -199,7 +199,8 @@ def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> 
     for i, prompt in enumerate(rows_in(Path(options.prompts))):
         names, _ = selection.usable({name: made[i, name] for name in "123"})
         scores = {name: float(min(5, 1 + made[i, name].text.count("e"))) for name in names}
-        found = selection.by_scores(i, scores) if len(names) > 1 else ""
+        lengths = {name: made[i, name].tokens for name in names}
+        found = selection.by_scores(i, scores, lengths) if len(names) > 1 else ""
         row = kept.pop(PromptRow(prompt["prompt"]).id, None)
         if isinstance(found, str):
             assert row is None
