@@ -100,9 +100,10 @@ def _met(answer: str, entry: Any, at: KeyPath) -> bool:
     "Your answer must have at least {min} and at most {max} words.",
     "Write {min} to {max} words.",
 )
-def words(answer: str, min: Count, max: Count) -> bool:
-    """From `min` to `max` runs of characters between white space."""
-    return min <= len(answer.split()) <= max
+def words(answer: str, min: Count, max: Count | None = None) -> bool:
+    """From `min` to `max` runs of characters between white space; without `max`, `min` or more."""
+    count = len(answer.split())
+    return min <= count and (max is None or count <= max)
 
 
 @constraint(

@@ -1,4 +1,4 @@
-"""Write the prompts of `make real`: everyday topics, each with one or two instructions that can be checked.
+"""Write the prompts of `make real`: an everyday topic, one or two instructions to check, and a least length.
 
     python recipes/smollm2/prompts.py FOLDER
 
@@ -21,6 +21,13 @@ HELD_OUT_TOPICS = 150
 TRAIN, HELD_OUT, UNSEEN = 2, 2, 1
 # The share of prompts with two instructions.
 TWO = 0.3
+# Every answer has to say something: else "That is all." keeps to an instruction about an answer's end.
+LEAST_WORDS = 12
+LEAST = (
+    "Use at least {min} words.",
+    "Write {min} words or more.",
+    "Your answer must have at least {min} words.",
+)
 
 UNSEEN_KINDS = ("excludes", "numbered", "paragraphs", "postscript", "upper")
 TASKS = (
@@ -116,7 +123,7 @@ def main(folder: Path) -> None:
 
 
 def row(draw: random.Random, topic: str, kinds: list[str]) -> dict[str, object]:
-    """A prompt about a topic and its constraints, of some kinds."""
+    """A prompt about a topic and its constraints: one or two of some kinds, and the least number of words."""
     chosen = [draw.choice(kinds)]
     others = [kind for kind in kinds if not any({kind, chosen[0]} <= group for group in GROUPS)]
     others = [kind for kind in others if kind != chosen[0]]
@@ -129,6 +136,9 @@ def row(draw: random.Random, topic: str, kinds: list[str]) -> dict[str, object]:
         shown = {**parameters, "keys": " and ".join(f'"{key}"' for key in parameters.get("keys", ()))}
         sentences.append(wording.format(**shown))
         constraints.append({"kind": kind, **parameters})
+    if "words" not in chosen:
+        sentences.append(draw.choice(LEAST).format(min=LEAST_WORDS))
+        constraints.append({"kind": "words", "min": LEAST_WORDS})
     return {"prompt": " ".join(sentences), "constraints": constraints}
 
 

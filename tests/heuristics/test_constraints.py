@@ -88,6 +88,7 @@ def test_right_answers_keep_to_it_and_wrong_ones_break_it(kind: str) -> None:
 def test_counts_are_those_of_what_was_joined(parts: list[str], n: int) -> None:
     is_n = len(parts) == n
     assert met("words", " ".join(parts), min=n, max=n) == is_n
+    assert met("words", " ".join(parts), min=n) == (len(parts) >= n)
     assert met("sentences", ". ".join(parts), n=n) == is_n
     assert met("lines", "\n".join(parts), n=n) == is_n
     assert met("paragraphs", "\n\n".join(parts), n=n) == is_n
@@ -125,7 +126,7 @@ def test_the_heuristic_scores_all_or_the_share_and_no_other_rows() -> None:
         ([], "constraints: expected a list"),
         (["lower"], "constraints[0]: expected an object with a kind (words, sentences, "),
         ([{"kind": "lower"}, {"kind": "rhyme"}], "constraints[1]: expected an object with a kind (words"),
-        ([{"kind": "words", "min": 2}], "constraints[0].max: missing"),
+        ([{"kind": "words", "max": 2}], "constraints[0].min: missing"),
         ([{"kind": "sentences", "n": "2"}], "constraints[0].n: expected a valid integer, got '2'"),
         ([{"kind": "sentences", "n": 0}], "constraints[0].n: expected greater than or equal to 1, got 0"),
         ([{"kind": "lower", "n": 2}], "constraints[0].n: unknown key"),
