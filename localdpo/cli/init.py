@@ -133,18 +133,16 @@ def _write(files: dict[Path, str], folder: Path, force: bool) -> list[str]:
 
     Raises UserErrors for those that exist and say something else: after a full disk the same command goes on.
     """
-    from localdpo.core.atomic import write_text
+    from localdpo.core.atomic import make_folder, write_text
     from localdpo.recipe.json_schema import FILE_NAME, TITLE, schema_text
 
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--dir {folder}: is a file; name a folder")
     schema = folder / FILE_NAME
     existing = [path for path, text in files.items() if path.exists() and not _says(path, text)]
     if schema.exists() and TITLE not in schema.read_text(errors="replace"):
         existing.append(schema)
     if existing and not force:
         raise UserErrors([UserError(f"{path}: exists already; --force replaces it") for path in existing])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {**files, schema: schema_text()}
     for path, text in files.items():
         write_text(path, text)

@@ -48,6 +48,8 @@ _MLX_WRITE_FAILED: Final = "Unable to write"
 # What a disk or its permissions say when they refuse a call that names a file.
 _REFUSED: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ENOSPC, errno.EDQUOT}
+    # A name that goes through a file, or round in links.
+    | {errno.ENOTDIR, errno.ELOOP}
 )
 # With less free nothing useful can be written, an explanation included.
 LEAST_BYTES: Final = 64 * 1024
@@ -281,6 +283,16 @@ def replace_symlink(link: str | Path, target: str) -> None:
 
 
 # --- folders -------------------------------------------------------------------------------------------
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder that a person named, and those above it, unless it is there. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if out_of_space(error):
+            raise no_space_error(folder, LEAST_BYTES) from error
+        raise UserError(f"{folder}: this folder cannot be made ({error.strerror}); name another") from error
 
 
 @contextlib.contextmanager

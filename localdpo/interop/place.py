@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from localdpo.core.atomic import clean_leftovers, entries, published_dir, published_names, require_space
+from localdpo.core.atomic import (
+    clean_leftovers,
+    entries,
+    make_folder,
+    published_dir,
+    published_names,
+    require_space,
+)
 from localdpo.core.errors import UserError
 
 # The file by which an artefact is known.
@@ -72,8 +79,8 @@ def make_parent(place: Path) -> None:
     Raises UserError where it cannot be written.
     """
     _require_parent(place)
+    make_folder(place.parent)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
         clean_leftovers(place.parent, shared=True)
     except OSError as error:
         raise UserError(

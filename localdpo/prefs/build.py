@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.atomic import clean_leftovers, write_bytes, write_text
+from localdpo.core.atomic import clean_leftovers, make_folder, write_bytes, write_text
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
 from localdpo.judging.cost import Budget
@@ -48,7 +48,7 @@ def run_build(
     resume.
     """
     options, hooks = plan.options, hooks or Hooks()
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     _require_own(options.out, {} if plan.candidates.exists() else {TRAIN: b"", VALID: b""})
     with AnswersWriter(plan.candidates, plan.header) as writer:
         clean_leftovers(options.out)

@@ -48,6 +48,13 @@ def test_the_same_command_goes_on_where_a_full_disk_ended_it() -> None:
         Path("recipe.schema.json").unlink()
 
 
+def test_a_folder_that_cannot_be_made_is_said() -> None:
+    Path("file").touch()
+    for folder in ("file", "file/below"):
+        with pytest.raises(UserError, match=f"{folder}: this folder cannot be made .*; name another"):
+            runner.invoke(app, ["init", "dpo", "--dir", folder], catch_exceptions=False)
+
+
 def test_nothing_is_replaced_without_force() -> None:
     runner.invoke(app, ["init", "dpo"], catch_exceptions=False)
     Path("dpo.yaml").write_text("mine")
