@@ -240,15 +240,15 @@ class DashboardApp(TerminalApp):
 
     def action_help(self) -> None:
         """Show all keys."""
-        from localdpo.dashboard.screens.dialogs import HelpScreen
+        from localdpo.dashboard.screens.dialogs import DashboardHelp
 
-        if isinstance(self.screen, HelpScreen):
+        if isinstance(self.screen, DashboardHelp):
             return
         here = self.screen_name or "runs"
         titles = {here: "", "": "Everywhere", **SCREEN_TITLES, **INNER_TITLES}
         titles[here] += " (this screen)"
         groups = [(title, keys_of(name)) for name, title in titles.items()]
-        self.push_screen(HelpScreen(groups, ", : lists all commands"))
+        self.push_screen(DashboardHelp(groups))
 
     def action_jump(self) -> None:
         """A letter on every chart and pane of the screen; its key goes there."""
@@ -297,7 +297,6 @@ class DashboardApp(TerminalApp):
         if self._stops_series():
             return
         if self.feed is not None and self.feed.alive:
-            self.notify("training continues when you leave with q; this asks how to stop it", title="Ctrl-C")
             self.action_stop()
         else:
             self.notify("press q to leave the dashboard", title="Ctrl-C")
@@ -312,7 +311,7 @@ class DashboardApp(TerminalApp):
         """Ask how to stop the run, or the series."""
         if self._stops_series():
             return
-        from localdpo.dashboard.screens.dialogs import STOP_CHOICES, ChoiceDialog
+        from localdpo.dashboard.screens.dialogs import STOP_CHOICES, STOP_DETAIL, ChoiceDialog
 
         if self.feed is None or not self.feed.alive:
             self._say_no_worker("stop")
@@ -325,7 +324,7 @@ class DashboardApp(TerminalApp):
                 self.action_ask("stop", save=choice == "save")
 
         question = f"Stop {self.feed.run.name}?"
-        self.push_screen(ChoiceDialog(question, "Training can be resumed later.", STOP_CHOICES), answered)
+        self.push_screen(ChoiceDialog(question, STOP_DETAIL, STOP_CHOICES), answered)
 
     def _stops_series(self) -> bool:
         """Whether a series is up, which is then asked about."""

@@ -124,6 +124,20 @@ def test_help_lists_the_keys_and_closes(finished: RunDir):
     drive(app, act, size=(120, 60))
 
 
+def test_the_help_leads_to_the_commands_as_it_says(finished: RunDir):
+    app = make_app(finished)
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "question_mark")
+        assert ": lists all commands" in frame_text(app)
+        await press(pilot, "colon")
+        assert isinstance(app.screen, CommandsScreen)
+        await press(pilot, "escape", "escape")
+        assert name_of(app) == "live"
+
+    drive(app, act)
+
+
 def test_the_theme_key_goes_round(finished: RunDir):
     app = make_app(finished)
 
@@ -196,7 +210,7 @@ def test_ctrl_c_asks_and_says_how_to_leave(running: RunDir):
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "ctrl+c")
         assert isinstance(app.screen, ChoiceDialog)
-        assert any("leave with q" in message for message in messages(app))
+        assert "To leave and let it train: c, then q." in frame_text(app)
         await press(pilot, "escape")
         assert name_of(app) == "live"
 
@@ -264,6 +278,22 @@ def test_what_was_asked_waits_until_it_is_answered(running: RunDir):
         await shown(pilot, "paused after step 20")
 
     drive(app, act)
+
+
+def test_all_that_waits_is_listed_in_80_columns_and_hides_no_question(running: RunDir):
+    app = make_app(running)
+
+    async def act(pilot: Pilot[None]) -> None:
+        await press(pilot, "p", "c", "e")
+        assert "sent: pause, checkpoint, evaluate, 0s (X cancels)" in frame_text(app).splitlines()[0]
+        for found in take(running):
+            reply(running, found, f"{found.command} is done")
+        await shown(pilot, "evaluate is done")
+        await press(pilot, "x")
+        assert messages(app) == []
+        assert "stop without saving" in frame_text(app)
+
+    drive(app, act, size=(80, 24))
 
 
 def test_a_paused_run_is_let_go_on(running: RunDir):

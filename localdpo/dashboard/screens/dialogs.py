@@ -37,6 +37,7 @@ class DialogChoice:
     words: str
 
 
+STOP_DETAIL: Final = "It can be resumed later. To leave and let it train: c, then q."
 STOP_CHOICES: Final = (
     DialogChoice("s", "save", "save and stop"),
     DialogChoice("w", "discard", "stop without saving: steps since the last checkpoint are lost"),
@@ -53,7 +54,13 @@ STOP_EVALUATION_CHOICES: Final = (
 
 
 class Box(ModalScreen[ScreenResultType]):
-    """A box that is left once: keys typed faster than it goes mean nothing to it any more."""
+    """A box that is left once: keys typed faster than it goes mean nothing to it any more.
+
+    What was notified before would hide it on a small terminal, and goes.
+    """
+
+    def on_mount(self) -> None:
+        self.app.clear_notifications()
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
         return super().dismiss(result) if self.is_current else AwaitComplete()
@@ -153,10 +160,10 @@ class HelpScreen(TextDialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark", "dismiss", show=False)]
 
-    def __init__(self, groups: Sequence[tuple[str, Sequence[Key]]], hint: str = "") -> None:
+    def __init__(self, groups: Sequence[tuple[str, Sequence[Key]]]) -> None:
         super().__init__()
         self._groups = groups
-        self.titles = "keys", f"esc closes, arrows scroll{hint}"
+        self.titles = "keys", "esc closes, arrows scroll"
 
     def entries(self) -> Iterator[Table]:
         for title, keys in self._groups:
@@ -174,6 +181,21 @@ class HelpScreen(TextDialog):
                 Text(key.help),
             )
         return table
+
+
+class DashboardHelp(HelpScreen):
+    """All keys of the dashboard, which has its commands by name, too."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("colon", "commands", show=False)]
+
+    def __init__(self, groups: Sequence[tuple[str, Sequence[Key]]]) -> None:
+        super().__init__(groups)
+        self.titles = self.titles[0], f"{self.titles[1]}, : lists all commands"
+
+    async def action_commands(self) -> None:
+        """The command palette in place of this."""
+        await self.dismiss()
+        await self.app.run_action("command_palette")
 
 
 _LETTERS: Final = "asdfghjklqwertyuiopzxcvbnm"

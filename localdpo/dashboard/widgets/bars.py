@@ -68,7 +68,10 @@ class TopBar(ActionBar):
     def render(self) -> Text:
         palette = app_of(self).palette
         line = Text(no_wrap=True, overflow="ellipsis")
-        is_wide = self.size.width >= len("localdpo") + sum(len(title) + 4 for title in SCREEN_TITLES.values())
+        titles = [title for name, title in SCREEN_TITLES.items() if name not in self.hidden]
+        # What waits must be read: the other screens are numbers then, as they are in a narrow terminal.
+        names = len("localdpo") + sum(len(title) + 4 for title in titles)
+        is_wide = self.size.width >= names + (1 + cell_len(self.status) if self.status else 0)
         if is_wide:
             line.append("localdpo ", f"bold {palette.chosen}")
         for number, (name, title) in enumerate(SCREEN_TITLES.items(), start=1):
@@ -261,8 +264,8 @@ class Ending(Static):
             return
         lines = tuple(ended_lines(feed.run, feed.state.log()))
         if state == "finished":
-            # Its last line is a command of some 200 characters, which leaving the dashboard prints.
-            lines = ("; ".join(lines[:2]),)
+            # One line fits 80 columns; where the adapter is, leaving the dashboard prints.
+            lines = (f"{lines[0]}; {lines[-1]}",)
         if (state, lines) == self._shown:
             return
         self._shown = (state, lines)
