@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,36 @@ def test_core_imports_only_the_standard_library_and_itself() -> None:
         for name in imported(path):
             top = name.split(".")[0]
             assert top in sys.stdlib_module_names or name.startswith("localdpo.core"), f"{path.name}: {name}"
+
+
+# What a person reads the number of. Where it is 1 the noun has no s: `counted` knows that.
+_COUNTED = re.compile(
+    r" (?:(?:held-out|training|more|evaluation|differing) )?"
+    r"(?:answers|blocks|cores|lines|messages|models|pairs|prompts|questions|rows|runs|steps|tensors|texts|tokens"
+    r"|verdicts|votes|words)\b"
+)
+# A constant above 1, a share or a mean with its digits, and what never is one.
+_NEVER_ONE = re.compile(
+    r"[A-Z_]+|n|train\[1\]|self\._of|split|inspection\.split|talk\.choice|rubric\.mode|have\(.*"
+)
+# These make data and prompts, or check the device for who develops.
+_UNREAD = ("demo/", "incidents/", "heuristics/", "train/selfcheck/", "model/packed.py")
+
+
+def test_numbers_of_things_are_worded_by_the_one_helper() -> None:
+    found = []
+    for path in SOURCES:
+        where = path.relative_to(PACKAGE).as_posix()
+        for node in () if where.startswith(_UNREAD) else ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            for value, after in pairwise(node.values):
+                if isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant):
+                    number, form = ast.unparse(value.value), ast.unparse(value.format_spec or value.value)
+                    is_whole = not re.search(r"\.\d[f%g]", form)
+                    if _COUNTED.match(after.value) and is_whole and not _NEVER_ONE.fullmatch(number):
+                        found.append(f"{where}:{node.lineno} {{{number}}}{after.value}")
+    assert found == []
 
 
 def test_only_one_room_writes_to_the_terminal() -> None:

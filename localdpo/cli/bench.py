@@ -72,7 +72,7 @@ def bench(
     results = []
     for name in names:
         pairs = counted(batch_size, "pair")
-        note(f"{name}: making a random model of {bits} bits, then {steps} steps of {pairs}")
+        note(f"{name}: making a random model of {bits} bits, then {counted(steps, 'step')} of {pairs}")
         try:
             with tempfile.TemporaryDirectory(prefix="localdpo-bench-") as folder:
                 for result in measure(

@@ -20,6 +20,7 @@ import typer
 
 from localdpo.cli.options import JsonOption
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.core.text import counted
 from localdpo.out import result, say
 
 State = Literal["ok", "info", "missing"]
@@ -110,7 +111,10 @@ def devices() -> list[MachineFact]:
         chip = sysctl("machdep.cpu.brand_string") or platform.machine()
         system = f"macOS {platform.mac_ver()[0]}, {chip}"
     else:
-        system = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"
+        system = (
+            f"{platform.system()} {platform.release()}, {platform.machine()}, "
+            f"{counted(os.cpu_count() or 1, 'core')}"
+        )
     return [MachineFact("system", system, "ok"), mlx_device()]
 
 
@@ -267,7 +271,7 @@ class DeviceReport:
         passed = sum(line.state == "ok" for line in self.lines)
         seconds = sum(line.seconds for line in self.lines)
         result = f"{len(failed)} not: {'; '.join(failed)}" if failed else "nothing differs"
-        return f"{passed} checks OK in {seconds:.0f} s, {result}"
+        return f"{counted(passed, 'check')} OK in {seconds:.0f} s, {result}"
 
 
 def check_device(*, as_json: bool, command: Sequence[str] = SELFCHECK) -> int:

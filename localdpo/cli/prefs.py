@@ -21,6 +21,7 @@ from localdpo.cli.options import (
 )
 from localdpo.cli.prefs_build import build
 from localdpo.cli.prefs_label import label
+from localdpo.core.text import counted
 from localdpo.out import print_json, result
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def clean(
     done = with_progress(
         lambda progress: run_clean(data, out, drop=names, settings=settings, force=force, progress=progress)
     )
-    head = f"{out}: {done.kept:,} of {done.read:,} rows; {done.dropped:,} dropped"
-    result({"out": str(out), **asdict(done)}, [head, *_counts(done.reasons, "rows")], as_json=as_json)
+    head = f"{out}: {done.kept:,} of {counted(done.read, 'row')}; {done.dropped:,} dropped"
+    result({"out": str(out), **asdict(done)}, [head, *_counts(done.reasons, "row")], as_json=as_json)
 
 
 @prefs.command()
@@ -133,9 +134,12 @@ def convert(
         lambda progress: run_convert(data, out, to, format_name=format_name, force=force, progress=progress)
     )
     skipped = {reason: len(rows) for reason, rows in done.skipped.items()}
-    lines = [f"{out}: {done.pairs:,} pairs from {done.read_as} to {done.to}, {done.written:,} rows"]
-    lines += _counts({f"lost: {name}": count for name, count in done.lost.items()}, "pairs")
-    lines += _counts({f"skipped: {reason}": count for reason, count in skipped.items()}, "rows")
+    lines = [
+        f"{out}: {counted(done.pairs, 'pair')} from {done.read_as} to {done.to}, "
+        f"{counted(done.written, 'row')}"
+    ]
+    lines += _counts({f"lost: {name}": count for name, count in done.lost.items()}, "pair")
+    lines += _counts({f"skipped: {reason}": count for reason, count in skipped.items()}, "row")
     counts = {"read_as": done.read_as, "to": done.to, "pairs": done.pairs, "written": done.written}
     record = {"out": str(out), **counts, "lost": done.lost, "skipped": skipped}
     result(record, lines, as_json=as_json)
@@ -174,8 +178,9 @@ def split(
         )
     )
     lines = [
-        f"{train}: {done.train:,} rows; {valid}: {done.valid:,} rows; {done.prompts:,} prompts, none in both",
-        *_counts({f"left out: {reason}": count for reason, count in done.skipped.items()}, "rows"),
+        f"{train}: {counted(done.train, 'row')}; {valid}: {counted(done.valid, 'row')}; "
+        f"{counted(done.prompts, 'prompt')}, none in both",
+        *_counts({f"left out: {reason}": count for reason, count in done.skipped.items()}, "row"),
     ]
     record = {"train": done.train, "valid": done.valid, "prompts": done.prompts, "skipped": done.skipped}
     result(record, lines, as_json=as_json)
@@ -189,7 +194,7 @@ def with_progress(work: Callable[[Progress | None], Any]) -> Any:
     if not errors.is_terminal:
         return work(None)
     with errors.status("reading") as status:
-        return work(lambda rows: status.update(f"{rows:,} rows"))
+        return work(lambda rows: status.update(counted(rows, "row")))
 
 
 def show(report: CheckReport) -> None:
@@ -217,7 +222,7 @@ def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
         console.print(text, soft_wrap=True)
 
 
-def _counts(counts: Mapping[str, int], what: str) -> list[str]:
+def _counts(counts: Mapping[str, int], noun: str) -> list[str]:
     """A line for each count, the highest first."""
     falling = sorted(counts.items(), key=lambda item: -item[1])
-    return [f"  {name}: {count:,} {what}" for name, count in falling]
+    return [f"  {name}: {counted(count, noun)}" for name, count in falling]

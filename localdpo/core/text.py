@@ -142,6 +142,11 @@ def count_words(pieces: list[Piece], op: Op) -> int:
     return sum(not word.isspace() for text in texts for word in _WORD.findall(text))
 
 
+def changes(pieces: list[Piece]) -> str:
+    """`1 word new, 3 gone`."""
+    return f"{counted(count_words(pieces, 'new'), 'word')} new, {count_words(pieces, 'old')} gone"
+
+
 def _middle(old: list[str], new: list[str]) -> Iterator[Piece]:
     if max(len(old), len(new)) > MOST_WORDS:
         yield "old", "".join(old)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from localdpo.core.text import count_words, counted, word_diff
+from localdpo.core.text import changes, counted, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
@@ -50,7 +50,7 @@ class CompareTexts:
         state, header = self.state, self.state.header
         line = _line()
         total = len(header.prompts) * len(header.names)
-        line.append(f"{total - state.tail.missing}/{total} answers", "bold")
+        line.append(f"{total - state.tail.missing}/{counted(total, 'answer')}", "bold")
         if self.generating:
             line.append(f" {self.abilities.mark('waiting')} generating", self.palette.chosen)
         elif state.tail.missing:
@@ -77,7 +77,7 @@ class CompareTexts:
                 line.append(f" {label} (no verdicts) ", self.palette.muted)
             else:
                 line.append(f" {label} ")
-        kept = f"{len(state.visible())} of {len(state.views())} prompts"
+        kept = f"{len(state.visible())} of {counted(len(state.views()), 'prompt')}"
         return line.append(f"{_GAP}{kept}", self.palette.muted)
 
     def mark(self, view: PromptView) -> str:
@@ -131,8 +131,7 @@ class CompareTexts:
         if view.pair is not None:
             trained, other = view.pair
             pieces = word_diff(other.text, trained.text)
-            words = f"{count_words(pieces, 'new')} words new, {count_words(pieces, 'old')} gone"
-            line.append(f"{state.label(state.trained)} beside {state.label(state.other)}: {words}")
+            line.append(f"{state.label(state.trained)} beside {state.label(state.other)}: {changes(pieces)}")
         won, ties, lost = state.tally()
         if won + ties + lost:
             votes = f"votes: {won} won, {ties} tied, {lost} lost"

@@ -92,7 +92,7 @@ def report_lines(name: str, part: MixturePart) -> list[str]:
     lines = []
     if report.dropped_total:
         reasons = describe_dropped(dict(report.dropped))
-        lines.append(f"{name}: {report.dropped_total:,} of {report.read:,} rows were dropped: {reasons}")
+        lines.append(f"{name}: dropped {report.dropped_total:,} of {counted(report.read, 'row')}: {reasons}")
     if report.unread:
         lines.append(f"{name}: {name_unread(report.unread)}")
     return lines + [f"{name}: {counted(rows, 'row')}: {note}" for note, rows in report.notes.items()]

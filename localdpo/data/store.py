@@ -27,6 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from localdpo.core.atomic import clean_leftovers, free_bytes, out_of_space, published_file
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.encode import ENCODER_VERSION, Encoded, Encoder, Limits, plain_backend
 from localdpo.data.parallel import Block, encode_blocks
 from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
@@ -282,7 +283,8 @@ class _Writer:
         """Raise UserError where the chat template left the reasoning out of every row's answers."""
         if self.reasoning_lost == self.kept:
             raise UserError(
-                f"{label}: {REASONING_LOST} in all {self.kept:,} rows ({self.lost / max(1, self.whole):.0%}"
+                f"{label}: {REASONING_LOST} in all {counted(self.kept, 'row')} "
+                f"({self.lost / max(1, self.whole):.0%}"
                 " of their text); use a template that keeps it, or data without it"
             )
 

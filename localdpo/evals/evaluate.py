@@ -24,6 +24,7 @@ from localdpo.answering.generator import (
 )
 from localdpo.answering.prompts import choose_prompts
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.figures import (
     CATEGORY,
@@ -334,7 +335,8 @@ def preview_lines(plan: EvaluationPlan) -> list[str]:
     lines = [
         f"prompts: {len(asked.prompts)} of {asked.source}",
         f"models: {labels}",
-        f"answers: {wanted:,} of at most {plan.header.sampling.max_tokens} tokens, {missing:,} to generate",
+        f"answers: {wanted:,} of at most {counted(plan.header.sampling.max_tokens, 'token')}, "
+        f"{missing:,} to generate",
         f"heuristics: {', '.join(heuristic.name for heuristic in plan.heuristics)}",
     ]
     if plan.judges.pairs is not None:

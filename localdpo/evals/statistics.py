@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, expit, ndtr, ndtri, stdtrit
 
+from localdpo.core.text import counted
+
 Floats: TypeAlias = "NDArray[np.float64]"
 
 CONFIDENCE: Final = 0.95
@@ -261,7 +263,9 @@ def length_controlled(scores: ArrayLike, difference: ArrayLike) -> LengthControl
     if s.shape != d.shape or s.ndim != 1:
         raise ValueError(f"expected one length difference for each score, got {s.shape} and {d.shape}")
     if len(s) < FEWEST_LENGTHS:
-        return LengthControlled(None, None, f"{len(s)} prompts; it needs at least {FEWEST_LENGTHS}")
+        return LengthControlled(
+            None, None, f"{counted(len(s), 'prompt')}; it needs at least {FEWEST_LENGTHS}"
+        )
     longer, shorter = float((d > 0).mean()), float((d < 0).mean())
     if min(longer, shorter) < SMALLEST_SIDE:
         which = "shorter" if shorter < longer else "longer"

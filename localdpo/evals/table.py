@@ -320,18 +320,22 @@ def duel_sentence(duel: Record, labels: Mapping[str, str]) -> str:
     first, second = labels[duel["first"]], labels[duel["second"]]
     rate = duel["win_rate"]
     if duel["identical"] == duel["prompts"]:
-        return f"No verdict: {first} and {second} gave the same answer to all of {duel['prompts']} prompts."
+        return (
+            f"No verdict: {first} and {second} gave the same answer to all of "
+            f"{counted(duel['prompts'], 'prompt')}."
+        )
     if rate is None or duel["valid"] == duel["identical"]:
         differing = duel["prompts"] - duel["identical"]
-        return f"No verdict on {first} against {second}: not one of {differing} differing answers was judged."
-    share = f"{_percent(rate['value'])} of {duel['valid']} prompts, interval {_interval(rate)}"
+        answers = counted(differing, "differing answer")
+        return f"No verdict on {first} against {second}: not one of {answers} was judged."
+    share = f"{_percent(rate['value'])} of {counted(duel['valid'], 'prompt')}, interval {_interval(rate)}"
     if rate["low"] > 0.5:
         return f"{first} is preferred to {second}: {share}."
     if rate["high"] < 0.5:
         return f"{first} is worse than {second}: preferred on {share}."
     needed = duel["prompts_needed"]
     hint = (
-        f" If the true rate were this one, about {needed:,} prompts would be needed to tell."
+        f" If the true rate were this one, about {counted(needed, 'prompt')} would be needed to tell."
         if needed is not None and needed > duel["valid"]
         else ""
     )
@@ -356,7 +360,7 @@ def _cautions(duel: Record, labels: Mapping[str, str]) -> list[str]:
         whys = ", ".join(f"{status} {count}" for status, count in duel["statuses"].items())
         why = f"; most often: {duel['why']}" if duel["why"] else ""
         cautions.append(
-            f"Caution: {invalid} of {duel['prompts']} prompts have no valid verdict ({whys}){why}."
+            f"Caution: no valid verdict on {invalid} of {counted(duel['prompts'], 'prompt')} ({whys}){why}."
         )
     asked = duel["valid"] - duel["identical"]
     if asked and duel["flips"] > MANY_FLIPS * asked:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.text import counted
 from localdpo.gguf.file import GGUFFile, Tensor
 
 # Letters of a shape: V vocabulary, H hidden size, I of the MLP, D of a head, Q and K of all heads' queries
@@ -368,7 +369,7 @@ def located(
     problems += [f"tensor {name} has no place in {family.name}" for name in extra]
     lines = [f"{file.path}: {problem}" for problem in problems if problem]
     if len(lines) > _SHOWN:
-        lines[_SHOWN:] = [f"{file.path}: and {len(lines) - _SHOWN:,} more tensors"]
+        lines[_SHOWN:] = [f"{file.path}: and {counted(len(lines) - _SHOWN, 'more tensor')}"]
     if lines:
         raise UserErrors([UserError(line) for line in lines])
     return [(item, file.tensors[name]) for name, item in expected.items()]

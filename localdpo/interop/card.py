@@ -9,6 +9,7 @@ from typing import Final
 from huggingface_hub import ModelCard, ModelCardData
 
 from localdpo import __version__
+from localdpo.core.text import counted
 from localdpo.evals.table import latest_record, markdown
 from localdpo.interop.check import LEAST_KEPT, ArtefactReport, table
 from localdpo.interop.origin import CARD, Origin, base_of, data_of, original_of, public
@@ -84,7 +85,7 @@ def _training(trained: Trained, base: Origin, data: Sequence[Origin]) -> str:
     lines += [
         f"- loss: `{trained.recipe.loss.spec.name}`",
         f"- adapter: {shape.type}, rank {shape.rank}, scale {shape.scale:g}, of "
-        f"{'all blocks' if shape.layers == -1 else f'the last {shape.layers} blocks'}",
+        f"{'all blocks' if shape.layers == -1 else 'the last ' + counted(shape.layers, 'block')}",
         f"- checkpoint: {trained.adapter.name}",
     ]
     return "\n".join(lines)

@@ -18,6 +18,7 @@ import mlx.nn as nn
 
 from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.text import counted
 from localdpo.gguf.convert import REQUANTISED_BITS
 from localdpo.gguf.convert import convert as convert_gguf
 from localdpo.gguf.file import MAGIC
@@ -130,12 +131,12 @@ def _gguf(request: ImportRequest) -> ImportReport:
     written = convert_gguf(request.source, request.out, bits=request.bits)
     types = ", ".join(f"{count} {name}" for name, count in sorted(written.types.items()))
     count, size = sum(written.types.values()), f"{written.bytes / 1e6:,.0f} MB"
-    lines = [f"{request.out}: {written.family}, {count} tensors ({types}), {size}"]
+    lines = [f"{request.out}: {written.family}, {counted(count, 'tensor')} ({types}), {size}"]
     if written.kept:
-        lines.append(f"{written.kept} tensors stay quantised as they are")
+        lines.append(f"quantised as before: {counted(written.kept, 'tensor')}")
     if written.dequantised:
         became = "float16" if request.bits is None else f"{request.bits} bits"
-        lines.append(f"{written.dequantised} tensors of types that MLX lacks became {became}")
+        lines.append(f"{counted(written.dequantised, 'tensor')} of types that MLX lacks became {became}")
     return _tried(request, lines, {**asdict(written), "folder": str(request.out)})
 
 
@@ -157,7 +158,8 @@ def _tried(request: ImportRequest, lines: list[str], record: dict[str, Any]) -> 
         record["check"] = asdict(trial)
         lines.append(f"{trial.asked} -> {' '.join(trial.answer.split())}")
         lines.append(
-            f"perplexity {trial.perplexity:.2f} over the {trial.tokens} tokens of a built-in paragraph"
+            f"perplexity {trial.perplexity:.2f} over the {counted(trial.tokens, 'token')} of a "
+            "built-in paragraph"
         )
     return ImportReport(lines, record)
 
@@ -188,7 +190,7 @@ def _model(request: ImportRequest) -> ImportReport:
         write_config(folder, config)
         write_weights(folder, weights, "mlx")
         notes = copy_tokenizer(request.source, folder)
-    line = f"{request.out}: {config['model_type']}, {count} tensors, {size / 1e6:,.0f} MB"
+    line = f"{request.out}: {config['model_type']}, {counted(count, 'tensor')}, {size / 1e6:,.0f} MB"
     return _tried(request, [line, *notes], {"folder": str(request.out), "tensors": count, "bytes": size})
 
 
@@ -228,7 +230,8 @@ def _policy(request: ImportRequest) -> ImportReport:
         except UserError as error:
             raise UserError(f"{request.source}: these weights are not of {request.model}: {error}") from error
     named = ", ".join(f"{count} {name}" for name, count in sorted(types.items()))
-    first = f"{request.out}: {config['model_type']}, {types.total()} tensors ({named}), {size / 1e6:,.0f} MB"
+    tensors = counted(types.total(), "tensor")
+    first = f"{request.out}: {config['model_type']}, {tensors} ({named}), {size / 1e6:,.0f} MB"
     return ImportReport([first, *lines], {"folder": str(request.out), "types": dict(types), "bytes": size})
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
+from localdpo.core.text import counted
 from localdpo.data.encode import encode_prompt
 from localdpo.data.render import Renderer
 from localdpo.interop.trained import Trained
@@ -168,7 +169,7 @@ class Served:
             )
         tokens = answer["usage"]["prompt_tokens"]
         rendered = (
-            f"; it makes {tokens} tokens of a prompt that had {probe.tokens} in training"
+            f"; it makes {counted(tokens, 'token')} of a prompt that had {probe.tokens} in training"
             if tokens != probe.tokens
             else ""
         )

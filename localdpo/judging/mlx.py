@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import softmax
 
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.batches import collate
 from localdpo.data.encode import NO_SCORED_TOKEN, Encoder, Limits
 from localdpo.data.types import Demonstration, EncodedRow
@@ -95,7 +96,9 @@ class MlxJudge(Judge):
 
     def _verdict(self, read: Read) -> Verdict:
         if read.logps is None:
-            return Verdict("truncated", raw=f"longer than the {read.tokens - 1} tokens that the model reads")
+            return Verdict(
+                "truncated", raw=f"longer than the {counted(read.tokens - 1, 'token')} that the model reads"
+            )
         usage = Usage(input_tokens=read.tokens)
         if self.rubric.mode == "score":
             score = round(expected_score(read.logps), DIGITS)

@@ -16,7 +16,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.core.text import is_number
+from localdpo.core.text import counted, is_number
 from localdpo.judging.base import Question
 from localdpo.judging.rubric import Mode, Rubric, sha256_of_text
 from localdpo.records.verdicts import CHOICES, Verdict
@@ -174,7 +174,7 @@ def read_reply(text: str, mode: Mode, question: Question | None = None) -> Verdi
 
 def used_up(max_tokens: int) -> str:
     """Why a reply that ended at its limit is no verdict."""
-    return f"the model used up its {max_tokens:,} tokens, thoughts included; raise --judge-tokens"
+    return f"the model used up its {counted(max_tokens, 'token')}, thoughts included; raise --judge-tokens"
 
 
 def _verdict(text: str, mode: Mode) -> Verdict | None:

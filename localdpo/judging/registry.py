@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.judging.base import Judge, Question, both_orders
 from localdpo.judging.cost import Budget, flat_price, load_prices
 from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
@@ -362,7 +363,7 @@ def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path
     if days := _price_days(questions):
         basis += f", by prices of {' and '.join(days)}"
     lines = [
-        f"judge: {name}, at most {count:,} questions to ask, {cached:,} answered already",
+        f"judge: {name}, at most {counted(count, 'question')} to ask, {cached:,} answered already",
         f"cost: at most {price}{basis}",
     ]
     return lines if request.max_usd is None else [*lines, f"limit: ${request.max_usd:.2f}"]

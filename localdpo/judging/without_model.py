@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
+from localdpo.core.text import counted
 from localdpo.heuristics.constraints import COLUMN, constraints_met
 from localdpo.incidents.rules import IncidentVerdict, incident_facts
 from localdpo.incidents.rules import judge as judge_incident
@@ -48,8 +49,8 @@ def refuse_others(spec: str, rows: Sequence[PromptRow]) -> None:
     if RULES in named and (others := sum(incident_facts(row.facts) is None for row in rows)):
         raise UserError(
             f"--judge {spec}: rules checks the demo's incident reports (format, severity, action, facts), "
-            f"and {others:,} of {len(rows):,} prompts are none; name another judge: mlx:MODEL, anthropic or "
-            "openai:URL#MODEL"
+            f"which {others:,} of {counted(len(rows), 'prompt')} are not; "
+            "name another judge: mlx:MODEL, anthropic or openai:URL#MODEL"
         )
     if CONSTRAINTS in named and (errors := [*_without_constraints(rows)]):
         raise UserErrors(errors)

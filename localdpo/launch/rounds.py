@@ -23,6 +23,7 @@ from typing import Any, Final
 from localdpo.answering.generator import answer_all
 from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.encode import Limits
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.evaluate import EvalOptions, EvaluationPlan, plan_evaluation, run_evaluation
@@ -133,7 +134,7 @@ def _refuse_held_out(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow]
     known = {_words(row) for row in held_out}
     if shared := [row for row in prompts if _words(row) in known]:
         raise UserError(
-            f"rounds.prompts: {len(shared):,} of its {len(prompts):,} prompts are held out to evaluate on, "
+            f"rounds.prompts: has {counted(len(shared), 'prompt')} that the evaluation holds out, "
             f"the first {shared[0].text[:60]!r}; take them out of one of the two (`prefs split` parts a file)"
         )
 
@@ -176,7 +177,7 @@ def evaluation_lines(
     singles = [question_about(row, text) for text in longest for row in rows]
     asked = judges.questions(pairs, singles)
     return [
-        f"evaluation: {len(rows):,} held-out prompts, {models} models",
+        f"evaluation: {counted(len(rows), 'held-out prompt')}, {counted(models, 'model')}",
         *cost_lines(request, judges.pairs.name, asked, folder, known=False),
     ]
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from localdpo.core.text import counted
 from localdpo.objective.registry import DataKind
 
 Record = tuple[int, Mapping[str, float | None]]
@@ -279,7 +280,10 @@ def accuracy_stuck(history: History) -> Sighting | None:
     elif len(evals) == ACCURACY_EVALS and all(
         abs(score - 0.5) <= _chance_width(facts.pairs_per_eval) for score in evals
     ):
-        seen = f"{evals[-1]:.2f} in evaluation {ACCURACY_EVALS} times running ({facts.pairs_per_eval} pairs)"
+        seen = (
+            f"{evals[-1]:.2f} in evaluation {ACCURACY_EVALS} times running "
+            f"({counted(facts.pairs_per_eval, 'pair')})"
+        )
     else:
         return None
     return "warning", f"Reward accuracy cannot be distinguished from chance: {seen}"
@@ -299,7 +303,7 @@ def labels_swapped(history: History) -> Sighting | None:
     if train is not None and train[0] < 0.5 - _chance_width(train[1]):
         seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
     elif evals and evals[-1] < 0.5 - _chance_width(facts.pairs_per_eval):
-        seen = f"{evals[-1]:.2f} on the {facts.pairs_per_eval} pairs of the evaluation"
+        seen = f"{evals[-1]:.2f} on the {counted(facts.pairs_per_eval, 'pair')} of the evaluation"
     else:
         return None
     return "warning", f"Reward accuracy clearly below one half: {seen}"

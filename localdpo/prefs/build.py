@@ -140,7 +140,8 @@ def _held_out(plan: BuildPlan, built: Sequence[BuiltPair]) -> list[bool]:
     wanted = round(options.valid_fraction * len(built)) if count is None else count
     if built and wanted >= len(built):
         raise UserError(
-            f"--valid-count {wanted}: only {len(built):,} pairs were kept, which leaves none to train on; "
+            f"--valid-count {wanted}: the build kept only {counted(len(built), 'pair')}, which "
+            "leaves none to train on; "
             "give a smaller one (nothing is generated or asked again)"
         )
     return split_by_prompt([plan.prompts[pair.prompt].id for pair in built], wanted, options.seed)

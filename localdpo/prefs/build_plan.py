@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.answering.generator import digest, longest_answers, missing_answers, read_partial
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.fields import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
@@ -278,7 +279,8 @@ def preview_lines(plan: BuildPlan) -> list[str]:
     temperatures = ", ".join(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)
     return [
         f"prompts: {len(plan.prompts):,} of {plan.options.prompts}",
-        f"candidates: {wanted:,} of at most {plan.sampling.max_tokens} tokens at temperature {temperatures}; "
+        f"candidates: {wanted:,} of at most {counted(plan.sampling.max_tokens, 'token')} at "
+        f"temperature {temperatures}; "
         f"{missing:,} to generate",
         *cost_lines(plan.options, plan.judge_name, questions, plan.verdicts, known=not missing),
         *plan.notes,

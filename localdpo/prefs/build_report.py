@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
-from localdpo.core.text import format_number
+from localdpo.core.text import counted, format_number
 from localdpo.data.fields import OPTIONS
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.statistics import wilson
@@ -223,7 +223,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(report["winner"])
         lines.append("  pairs between two temperatures also teach to prefer the one that wins")
     verdicts = report["verdicts"]
-    lines.append(f"judge: {report['judge']['name']}, {verdicts['used']:,} verdicts, ${verdicts['usd']:.4f}")
+    lines.append(
+        f"judge: {report['judge']['name']}, {counted(verdicts['used'], 'verdict')}, ${verdicts['usd']:.4f}"
+    )
     return lines
 
 

@@ -84,15 +84,16 @@ def summary_lines(report: CheckReport) -> list[str]:
         lines += ["", f"markdown, chosen/rejected: {', '.join(shares) or 'none'}"]
     if facts.get("limits"):
         lines.append(
-            f"at {facts['limits']}: {facts['truncated']:,} pairs cut; {facts['merged']:,} merged boundaries"
+            f"at {facts['limits']}: {counted(facts['truncated'], 'pair')} cut; {facts['merged']:,} "
+            "merged boundaries"
         )
     if "evaluation_prompts" in facts:
-        lines.append(f"compared with {facts['evaluation_prompts']:,} evaluation prompts")
+        lines.append(f"compared with {counted(facts['evaluation_prompts'], 'evaluation prompt')}")
     if "reference" in facts:
         scored = facts["reference"]
         lines.append(
-            f"reference prefers the chosen answer in {scored['accuracy']:.1%} of {scored['scored']:,} pairs "
-            f"({scored['accuracy_per_token']:.1%} per token)"
+            f"reference prefers the chosen answer in {scored['accuracy']:.1%} of "
+            f"{counted(scored['scored'], 'pair')} ({scored['accuracy_per_token']:.1%} per token)"
         )
     return lines
 

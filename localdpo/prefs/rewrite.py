@@ -14,6 +14,7 @@ from typing import Any
 
 from localdpo.core.atomic import no_space_error, out_of_space, published_file
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.fields import RowProblem
 from localdpo.data.formats import FORMATS, Format, named_format
 from localdpo.data.formats.pairs import RATINGS
@@ -194,8 +195,9 @@ def split(
     held = dict(zip(prompts, split_by_prompt(list(prompts.values()), wanted, seed), strict=True))
     if len(set(held.values())) < 2:
         raise UserError(
-            f"{opened.label}: {len(prompts):,} rows of {len(set(prompts.values())):,} prompts, of which "
-            f"{wanted:,} rows are to be held out: one part would be empty; give another --valid-count"
+            f"{opened.label}: {counted(len(prompts), 'row')} of "
+            f"{counted(len(set(prompts.values())), 'prompt')}; with "
+            f"{counted(wanted, 'row')} held out one part would be empty; give another --valid-count"
         )
     with json_lines(train) as put_train, json_lines(valid) as put_valid:
         for row in opened.rows():

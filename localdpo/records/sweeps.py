@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.core.text import format_brief
+from localdpo.core.text import counted, format_brief
 from localdpo.records.evaluations import RateEstimate, judged_rate
 from localdpo.records.events import as_number
 from localdpo.records.log import DAMAGE
@@ -279,7 +279,7 @@ def _marks(results: SweepResults, run: SweptRun) -> str:
 def stage_of(sweep: SweepDir, results: SweepResults) -> str:
     """What a sweep does now, in words."""
     training = [f"{run.name} {run.summary.steps}" for run in results.runs if run.summary.state == "running"]
-    of = f"{results.finished} of {len(results.runs)} runs finished"
+    of = f"{results.finished} of {counted(len(results.runs), 'run')} finished"
     return f"{of}; training {', '.join(training)}" if training else of
 
 
@@ -298,5 +298,7 @@ def closing_lines(sweep: SweepDir, results: SweepResults) -> list[str]:
     ]
     if results.finished < len(results.runs) and not sweep.is_running():
         left = len(results.runs) - results.finished
-        lines.append(f"{left} of {len(results.runs)} runs are left; go on with: {resume_command(sweep)}")
+        lines.append(
+            f"{left} of {counted(len(results.runs), 'run')} are left; go on with: {resume_command(sweep)}"
+        )
     return lines

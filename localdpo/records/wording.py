@@ -146,4 +146,4 @@ def format_sampling(sampling: Sampling) -> str:
     """How answers were drawn: `temperature 0.7, seed 3, at most 256 tokens`."""
     drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
     how = drawn if sampling.temperature else "likeliest tokens"
-    return f"{how}, at most {sampling.max_tokens} tokens"
+    return f"{how}, at most {counted(sampling.max_tokens, 'token')}"

@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.encode import encode_prompt
 from localdpo.data.inspect import named_parts, prompt_words, report_lines
 from localdpo.data.prompts import read_prompt_rows
@@ -129,8 +130,8 @@ def assemble(
     train, valid = open_rows(recipe, base.tokenizer, progress)
     if ranks.size > recipe.train.batch_size:
         raise UserError(
-            f"train.batch_size: {recipe.train.batch_size} rows a step are too few for {ranks.size} ranks; "
-            "each needs one at least"
+            f"train.batch_size: {counted(recipe.train.batch_size, 'row')} a step for "
+            f"{counted(ranks.size, 'rank')}, and each needs one at least"
         )
     train = replace(train, rank=ranks.rank, ranks=ranks.size)
     forward = Forward(
@@ -282,7 +283,7 @@ def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None
     """Raise UserError for an adapter of more blocks than the model has, or than the recipe asks for."""
     if config.layers > blocks:
         where = "lora.layers" if recipe.adapter is None else f"adapter {recipe.adapter}: num_layers"
-        raise UserError(f"{where}: the model has {blocks} blocks, got {config.layers}")
+        raise UserError(f"{where}: the model has {counted(blocks, 'block')}, got {config.layers}")
     wanted = recipe.lora.layers
     # -1 means all blocks, as their number does.
     counts = {blocks if layers == -1 else layers for layers in (wanted, config.layers)}

@@ -146,7 +146,7 @@ def _shares(train: Rows) -> list[str]:
 
 
 def _adapter_line(recipe: Recipe, adapter: LoraConfig) -> str:
-    blocks = "all blocks" if adapter.layers == -1 else f"the last {adapter.layers} blocks"
+    blocks = "all blocks" if adapter.layers == -1 else f"the last {counted(adapter.layers, 'block')}"
     layers = "all linear layers" if adapter.keys is None else ", ".join(adapter.keys)
     start = "fresh" if recipe.adapter is None else f"starts from {recipe.adapter}"
     if recipe.reference_adapter is not None:

@@ -271,15 +271,17 @@ def _too_much(recipe: Recipe, train: Rows, backend: Backend, least: int, limit: 
     section = recipe.train
     if recipe.loss.spec.separable:
         longest = int(train.lengths(np.arange(len(train))).max())
-        what, ways = f"a row of {longest:,} tokens", []
+        what, ways = f"a row of {counted(longest, 'token')}", []
     else:
-        what = f"the batch of {section.batch_size} rows, which the loss compares with each other,"
+        what = f"the batch of {counted(section.batch_size, 'row')}, which the loss compares with each other,"
         ways = ["lower train.batch_size"]
     ways.append(f"lower train.max_length ({section.max_length})")
     if not checkpoint:
         ways.append("set train.gradient_checkpointing=true")
     if train.ranks > 1:
-        what += f" on each of {train.ranks} ranks, which share the rows but each hold the whole model,"
+        what += (
+            f" on each of {counted(train.ranks, 'rank')}, which share the rows but each hold the whole model,"
+        )
     # On the CPU quantised weights are loaded as float32.
     ways.append("take a smaller model" if backend.is_cpu else "take a quantised (4-bit) or smaller model")
     listed = f"{', '.join(ways[:-1])}, or {ways[-1]}"

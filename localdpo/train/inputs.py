@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
+from localdpo.core.text import counted
 from localdpo.data.sources import open_source
 from localdpo.data.store import Mixture
 from localdpo.model import lora
@@ -116,7 +117,7 @@ def _digests(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], str]]]:
         yield what, source, partial(lambda name: open_source(name).digest, source)
 
 
-def counted(inputs: Sequence[Input], session: Session) -> list[Input]:
+def with_rows(inputs: Sequence[Input], session: Session) -> list[Input]:
     """The inputs with the rows that were read of each data set."""
     rows = _rows_read(TRAIN, session.train.store)
     if session.valid.store is not session.train.store:
@@ -197,7 +198,7 @@ def _rows_then_and_now(recipe: Recipe, before: Input) -> str:
         now = sum(1 for _ in itertools.islice(open_source(before.name).rows(), limit))
     except LocalDPOError:
         return ""
-    return f" ({before.rows:,} rows then, {now:,} now)"
+    return f" ({counted(before.rows, 'row')} then, {now:,} now)"
 
 
 def recorded(run: RunDir, note: Callable[[str], None]) -> list[Input] | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
+from localdpo.core.text import counted
 from localdpo.data.batches import collate, split_micro
 from localdpo.data.inspect import named_parts
 from localdpo.data.types import EncodedRow
@@ -117,7 +118,8 @@ def notes(loss: LossSection, train: Rows, valid: Rows) -> list[str]:
         return []
     parts = named_parts(train.store, valid.store)
     lines = [
-        f"{name}: {part.store.report.split:,} pairs, each taken as one desirable and one undesirable row"
+        f"{name}: {counted(part.store.report.split, 'pair')}, each taken as one desirable and one "
+        "undesirable row"
         for name, part in parts
         if part.store.report.split
     ]

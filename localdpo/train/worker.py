@@ -132,7 +132,7 @@ def _train_with(
         ranks,
     )
     require_space(run.checkpoints, _bytes_to_come(run, session))
-    made_of = inputs.counted(made_of, session)
+    made_of = inputs.with_rows(made_of, session)
     inputs.keep(run, made_of)
     extra: dict[str, Any] = {"awake": backend.awake} if backend.awake else {}
     if ranks.size > 1:

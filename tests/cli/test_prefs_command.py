@@ -88,7 +88,7 @@ def test_clean_and_convert_say_what_they_did(pairs: str, tmp_path: Path) -> None
     result = runner.invoke(app, ["prefs", "clean", dirty, str(tmp_path / "clean.jsonl")])
     assert result.exit_code == 0, result.output
     assert "9 of 10 rows; 1 dropped" in result.output
-    assert "empty-answers: 1 rows" in result.output
+    assert "empty-answers: 1 row" in result.output
     out = tmp_path / "openai.jsonl"
     result = runner.invoke(
         app, ["prefs", "convert", str(tmp_path / "clean.jsonl"), str(out), "--to", "openai"]

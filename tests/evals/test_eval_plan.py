@@ -91,7 +91,7 @@ def test_other_rows_have_no_judge_unless_one_is_named(run: RunDir, prompts: Path
         ({"rubrics": ("helpful",)}, "--rubric: there is no judge"),
         ({"judge": "mlx:./x", "rubrics": ("helpful", "triage")}, "one for mode pairwise already, helpful"),
         ({"judge": "rules"}, "--judge rules: rules checks the demo's incident reports"),
-        ({"judge": "rules"}, "6 of 6 prompts are none; name another judge: mlx:MODEL"),
+        ({"judge": "rules"}, "which 6 of 6 prompts are not; name another judge: mlx:MODEL"),
         ({"judge": "jury:human+rules"}, "--judge jury:human+rules: rules checks the demo's"),
         ({"judge": "nobody"}, "nobody: no such judge"),
         ({"name": "../up"}, "'../up' is no name"),

@@ -92,7 +92,7 @@ def test_an_interval_that_holds_one_half_is_no_verdict() -> None:
     [
         (
             {"valid": 150, "statuses": {"refused": 80}},
-            "50 of 200 prompts have no valid verdict (refused 80).",
+            "no valid verdict on 50 of 200 prompts (refused 80).",
         ),
         (
             {"valid": 150, "statuses": {"truncated": 8}, "why": "too long"},

@@ -102,7 +102,7 @@ def test_a_fair_judge_is_counted_right(tmp_path: Path) -> None:
     assert duel["length_controlled"]["refused"].startswith("36 prompts")
     assert [each["name"] for each in record["strengths"]] == ["base", "sft", "dpo"]
     assert record["strengths"][2]["value"] > 0
-    assert "4 of 40 prompts have no valid verdict (refused 8)" in record["conclusion"][2]
+    assert "no valid verdict on 4 of 40 prompts (refused 8)" in record["conclusion"][2]
 
 
 def test_equal_answers_are_ties_that_nobody_is_asked_about(tmp_path: Path) -> None:

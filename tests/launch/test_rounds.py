@@ -210,7 +210,7 @@ def test_prompts_that_are_held_out_are_refused(tmp_path: Path) -> None:
     held_out = tmp_path / "heldout.jsonl"
     held_out.write_text('{"prompt": "three"}\n{"prompt": "two times?"}\n')
     named = (f"rounds.prompts={prompts}", f"eval.prompts={held_out}")
-    with pytest.raises(UserError, match="1 of its 2 prompts are held out to evaluate on, the first 'Two TIM"):
+    with pytest.raises(UserError, match="has 1 prompt that the evaluation holds out, the first 'Two TIM"):
         planned(tmp_path, *named)
     prompts.write_text('{"prompt": "One?"}\n')
     with pytest.raises(UserError, match=r"rounds\.judge: missing"):

@@ -165,7 +165,7 @@ def test_a_missing_key_is_said_before_anything_is_generated(
 def test_another_split_costs_nothing(begun: BuildOptions, judges: list[CountingJudge]) -> None:
     kept = built(begun)["pairs"]["kept"]
     judges.clear()
-    with pytest.raises(UserError, match=rf"--valid-count {kept}: only {kept} pairs were kept"):
+    with pytest.raises(UserError, match=rf"--valid-count {kept}: the build kept only {kept} pairs"):
         built(begun, valid_count=kept)
     assert built(begun, valid_count=2)["pairs"]["valid"] == 2
     report = built(begun, valid_count=0, keep=3)

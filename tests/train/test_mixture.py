@@ -290,7 +290,7 @@ def test_a_dry_run_and_the_notes_name_the_data_sets(tmp_path: Path, two: Path, t
     notes: list[str] = []
     assemble(load_recipe(write_recipe(tmp_path, content)), EAGER, notes.append)
     (line,) = [note for note in notes if note.startswith("data.")]
-    assert line.startswith(f"data.train {one}: 1 of 11 rows were dropped: ")
+    assert line.startswith(f"data.train {one}: dropped 1 of 11 rows: ")
     assert line.endswith("(1 row: 11)")
 
 

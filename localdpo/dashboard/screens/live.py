@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.widgets import Input
 
+from localdpo.core.text import counted
 from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
@@ -140,7 +141,7 @@ class LiveScreen(RunScreen):
         words = self._charts.seen()
         if self._log.filter:
             lines, kept = self._log.count
-            words.append(f"log: {lines:,} of {kept:,} lines with {self._log.filter}")
+            words.append(f"log: {lines:,} of {counted(kept, 'line')} with {self._log.filter}")
         elif self._log.display and not self._log.follow:
             words.append("log: end goes to the newest line")
         if self._is_frozen:

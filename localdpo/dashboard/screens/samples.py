@@ -9,7 +9,7 @@ from textual.binding import BindingType
 from textual.containers import Container
 from textual.widgets import Static
 
-from localdpo.core.text import count_words, counted, printable, word_diff
+from localdpo.core.text import changes, count_words, counted, printable, word_diff
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
@@ -102,8 +102,7 @@ class SamplesScreen(StepScreen):
             return
         self._drawn = key
         pieces = word_diff(old, sample.policy) if old is not None else []
-        changed = f"{count_words(pieces, 'new')} words new, {count_words(pieces, 'old')} gone"
-        note = f"against {name}: {changed}" if old is not None else ""
+        note = f"against {name}: {changes(pieces)}" if old is not None else ""
         self.query_one(StepSlider).show(self._walk, note)
         self.query_one("#prompt", TextPanel).show(
             prompt_view(sample.prompt, self.palette), f"prompt {index + 1} of {len(samples)}"

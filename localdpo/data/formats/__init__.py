@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from localdpo.core.errors import UserError
+from localdpo.core.text import counted
 from localdpo.data.fields import COMMON, has_content, read_text
 from localdpo.data.formats import pairs, single, write
 from localdpo.data.formats.pairs import ReadPrompt, ScoredAnswer, column, explicit
@@ -242,7 +243,7 @@ def detect(columns: Iterable[str], kind: Kind, label: str, empty: Collection[str
     of_kind = [entry for accepted in _accepted(kind) for entry in FORMATS if entry.kind == accepted]
     wanted = "; or ".join(", ".join(sorted(entry.columns)) for entry in of_kind if entry.usual)
     others = [entry for entry in of_kind if not entry.usual and entry.detected]
-    more = f"; or those of the other {len(others)} formats in docs/data.md" if others else ""
+    more = f"; or those of the other {counted(len(others), 'format')} in docs/data.md" if others else ""
     closest = max(others, key=lambda entry: len(entry.columns & present), default=None)
     if closest is not None and closest.columns & present:
         more += f", of which {closest.name} ({', '.join(sorted(closest.columns))}) is the closest"

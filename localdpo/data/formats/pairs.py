@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from localdpo.core.text import common_prefix, is_number
+from localdpo.core.text import common_prefix, counted, is_number
 from localdpo.data.fields import (
     PROMPTS,
     RowProblem,
@@ -219,7 +219,7 @@ def _single(side: Side, name: str) -> Side:
     if isinstance(side, str):
         return side
     if len(side) != 1 or side[0]["role"] != "assistant":
-        raise RowProblem(name, f"expected one assistant message, found {len(side)} messages")
+        raise RowProblem(name, f"expected one assistant message, found {counted(len(side), 'message')}")
     return side
 
 

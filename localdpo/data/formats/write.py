@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from localdpo.core.text import counted
 from localdpo.data.fields import OPTIONS, RowProblem
 from localdpo.data.formats.pairs import RATINGS
 from localdpo.data.messages import ASSISTANT, HUMAN, MARK, as_conversation, transcript_messages
@@ -101,7 +102,9 @@ def stackexchange(pair: Pair, columns: Columns) -> Written:
     """One question as text, the better answer as response_j."""
     prompt, chosen, rejected = _messages(pair)
     if len(prompt) != 1 or prompt[0]["role"] != "user":
-        raise RowProblem("prompt", f"this format keeps one question, the row has {len(prompt)} messages")
+        raise RowProblem(
+            "prompt", f"this format keeps one question, the row has {counted(len(prompt), 'message')}"
+        )
     question, better, worse = (_words(message, "prompt") for message in (prompt[0], chosen, rejected))
     record = {"question": question, "response_j": better, "response_k": worse}
     return Written((record,), _lost_options(pair))

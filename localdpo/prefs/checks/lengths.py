@@ -243,8 +243,8 @@ class TokenLengths(Family):
         if cut > MANY_CUT:
             message = f"{cut:.1%} of the pairs lose tokens at {self._limit_words()}"
             yield from flagged_pairs(TRUNCATED, total, dict.fromkeys(self._cut, ""), message)
-        rewritten = have(len(self._rewritten), "pair")
-        message = f"{rewritten} texts that are not rendered as they are, or as prompts will be"
+        rewritten = f"{have(len(self._rewritten), 'pair')} texts"
+        message = f"{rewritten} that are not rendered as they are, or as prompts will be"
         yield from flagged_pairs(REWRITTEN, total, self._rewritten, message)
         message = f"{counted(len(self._merged), 'pair')} would share a token at the boundary"
         yield from flagged_pairs(MERGED, total, dict.fromkeys(self._merged, ""), message)

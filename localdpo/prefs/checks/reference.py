@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from localdpo.core.text import counted
 from localdpo.data.encode import Encoder, Limits
 from localdpo.data.types import Pair
 from localdpo.prefs.checks.base import (
@@ -84,7 +85,7 @@ class ReferenceAccuracy(Family):
         if count >= ENOUGH_PAIRS and not AGAINST <= by_token / count <= SURE:
             message = (
                 f"the reference finds the chosen answer likelier, token by token, in {by_token / count:.0%} "
-                f"of {count:,} pairs"
+                f"of {counted(count, 'pair')}"
             )
             examples = tuple(FindingExample((number,)) for number, _ in self._sample[:3])
             yield Finding(ACCURACY, by_token, count, message, examples)
