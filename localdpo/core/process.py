@@ -142,12 +142,26 @@ def find_openblas() -> str | None:
 
 def preload() -> None:
     """Load OpenBLAS if there is one, ask macOS for patience with the GPU, keep transformers from advising to
-    install PyTorch. What the environment says already stays.
+    install PyTorch, and mlx_lm from loading trackers. What the environment says already stays.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if sys.platform == "darwin":
         os.environ.setdefault(PATIENCE, "1")
+    if not any(isinstance(finder, _WithoutTrackers) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WithoutTrackers())
     load_openblas()
+
+
+class _WithoutTrackers:
+    """Tells `mlx_lm.tuner.callbacks`, which everything in mlx_lm.tuner loads, that no tracker is installed.
+
+    It would load wandb and swanlab where they are, for seconds; and one that is broken would end training.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        loading = sys.modules.get("mlx_lm.tuner.callbacks")
+        if name in ("wandb", "swanlab") and loading is not None and not hasattr(loading, "TrainingCallback"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @lru_cache(maxsize=1)

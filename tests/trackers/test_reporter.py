@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -10,6 +12,7 @@ import pytest
 from tracked_runs import RECIPE, as_charted, points_of, resume, samples_in, start, stopped_run, train
 
 from localdpo.core.errors import UserErrors
+from localdpo.core.process import preload
 from localdpo.recipe.load import dump_recipe, load_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import EventTail, EventWriter, effective, read_events
@@ -141,6 +144,18 @@ def test_a_run_does_not_begin_without_the_package(tmp_path: Path, monkeypatch: p
     run = RunDir.create(tmp_path, "dpo", dump_recipe(recipe))
     with pytest.raises(UserErrors, match="report_to: wandb needs the package wandb"):
         train_run(run, StopRequest(), accept=False)
+
+
+def test_mlx_lm_loads_no_tracker_and_a_broken_one_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    preload()
+    monkeypatch.delitem(sys.modules, "mlx_lm.tuner.callbacks", raising=False)
+    assert importlib.import_module("mlx_lm.tuner.callbacks").wandb is None
+    with pytest.raises(RuntimeError, match="broken"):
+        importlib.import_module("wandb")
 
 
 @pytest.mark.parametrize(
