@@ -117,7 +117,7 @@ def sync(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Show a run that has ended to trackers: all that they do not have yet. Default: those in its recipe."""
-    from localdpo.launch.reporting import REPORTED, problem_of, start_reporter, trackers_of
+    from localdpo.launch.reporting import problem_of, start_reporter, trackers_of
     from localdpo.records.checkpoints import read_log
     from localdpo.trackers.registry import TRACKERS, require_packages
 
@@ -137,7 +137,7 @@ def sync(
         for name, job in jobs.items():
             job.wait()
             if (problem := problem_of(job)) is None:
-                done[name] = next(line for line in job.lines() if line.startswith(REPORTED))
+                done[name] = job.report()
             else:
                 problems.append(UserError(problem))
     finally:

@@ -180,12 +180,15 @@ class Job:
     """A process without input whose output, stdout and stderr alike, goes to the file `log`, emptied first.
 
     It runs in a session of its own: Ctrl-C at the screen does not reach it. Raises OSError if it cannot be
-    started. `what` names its work and `again` how to repeat it, both for `problem`.
+    started. `what` names its work and `again` how to repeat it, both for `problem`. `done` is how the line
+    begins that it prints when it has finished; without one its exit code alone says so.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, what: str, again: str) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, what: str, again: str, done: str | None = None
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log, self._what, self._again = log, what, again
+        self._log, self._what, self._again, self._done = log, what, again, done
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 list(command),
@@ -210,19 +213,28 @@ class Job:
         text = self._log.read_text(encoding="utf-8", errors="replace")
         return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
-    def problem(self) -> str | None:
-        """Why it ended without finishing, in one line; None if it has not ended, or finished."""
+    def report(self) -> str:
+        """The last line that begins with `done`; empty if there is none."""
+        said = [line for line in self.lines() if self._done is not None and line.startswith(self._done)]
+        return said[-1] if said else ""
+
+    def problem(self, *, quote: bool = True) -> str | None:
+        """Why it ended without finishing, in one line; None if it has not ended, or finished.
+
+        `quote`: with the last line that it printed.
+        """
         code = self._process.poll()
-        if code is None or code == 0:
+        if code is None or (code == 0 and (self._done is None or self.report())):
             return None
         lines = self.lines()
         if code in (USER_ERROR_EXIT, DEVICE_EXIT):
             errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             return printable("; ".join(errors)) if errors else f"{self._what} failed; see {self._log}"
-        last = f"; {printable(lines[-1])}" if lines else ""
+        last = f"; {printable(lines[-1].strip())}" if lines and quote else ""
         death = death_in("\n".join(lines))
         hint = f"; {death.cause}: {death.elsewhere}" if death is not None else ""
-        return f"{self._what} {failure(code)}{last} (more in {self._log}){hint}; {self._again}"
+        how = failure(code) if code else "ended before it was done"
+        return f"{self._what} {how}{last} (more in {self._log}){hint}; {self._again}"
 
     def stop(self, patience: float = 10.0) -> None:
         """End the process: SIGTERM, and SIGKILL after `patience` seconds. Nothing happens if it has ended."""

@@ -14,6 +14,7 @@ import faulthandler
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,23 +49,26 @@ _SHORTEST_SECRET: Final = 8
 def patience() -> float:
     """How long a tracker may take, in seconds."""
     try:
-        return float(os.environ.get(PATIENCE_SWITCH, ""))
+        seconds = float(os.environ.get(PATIENCE_SWITCH, ""))
     except ValueError:
         return _PATIENCE_SECONDS
+    # What no clock can count would end the process of the tracker before it begins.
+    return seconds if 0 < seconds <= threading.TIMEOUT_MAX else _PATIENCE_SECONDS
 
 
 def start_reporter(run: RunDir, name: str, again: str) -> Job:
     """Start the process that shows `run` to the tracker `name`; `again` ends the line about its failure."""
     command = [sys.executable, "-m", "localdpo.launch.reporting", str(run.path), name]
-    return Job(command, run.trackers / f"{name}.log", name, again)
+    return Job(command, run.trackers / f"{name}.log", name, again, REPORTED)
 
 
 def problem_of(job: Job) -> str | None:
     """Why a reporter ended without finishing, in one line; None if it has not ended, or finished."""
-    problem = job.problem()
-    if problem is not None and any(line.startswith(_TIMEOUT) for line in job.lines()):
-        return f"no answer within {patience():g} s ({PATIENCE_SWITCH}); {problem}"
-    return problem
+    if any(line.startswith(_TIMEOUT) for line in job.lines()):
+        # What it printed last is where it hung.
+        problem = job.problem(quote=False)
+        return problem and f"no answer within {patience():g} s ({PATIENCE_SWITCH}); {problem}"
+    return job.problem()
 
 
 def sync_command(run: RunDir, name: str) -> str:
@@ -131,7 +135,7 @@ class Reporters:
     def _start(self) -> None:
         for name in self._wanted:
             try:
-                self._jobs[name] = start_reporter(self._run, name, "training goes on without it")
+                self._jobs[name] = start_reporter(self._run, name, "the run is not affected")
             except OSError as error:
                 self._write_notice(name, f"{name} cannot be started: {error.strerror}")
 

@@ -21,6 +21,7 @@ from localdpo.model.packed import can_share
 from localdpo.out.console import Console, Text
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.trackers.registry import require_packages
 from localdpo.train import unpaired
 from localdpo.train.assemble import attach_adapter, reference_weights
 from localdpo.train.data import NOTHING_HELD_OUT, Rows, open_rows
@@ -52,6 +53,7 @@ def measure(recipe: Recipe, note: Callable[[str], None]) -> Measured:
 
     Raises UserError or UserErrors for what would stop the run: a missing model or adapter, bad data.
     """
+    require_packages(recipe.report_to)
     backend = prepare()
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)
     model, _ = build_model(recipe.model, trust_remote_code=recipe.trust_remote_code)

@@ -15,6 +15,7 @@ from training_runs import write_recipe
 
 from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.recipe.load import load_recipe
+from localdpo.trackers import registry
 from localdpo.train.dry_run import dry_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
@@ -89,14 +90,16 @@ def test_text_in_the_data_is_shown_as_it_is(tmp_path: Path, tiny_model: Path) ->
 
 
 def test_what_would_stop_the_run_stops_the_dry_run(
-    tmp_path: Path, tiny_model: Path, sft_adapter: Path
+    tmp_path: Path, tiny_model: Path, sft_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
     data = write_pairs(tmp_path / "pairs.jsonl", 4)
     for text, message in (
         (recipe_text(tmp_path / "none", data), "no such folder"),
         (recipe_text(tiny_model, tmp_path / "none.jsonl"), "no such file"),
         (recipe_text(tiny_model, data, adapter=str(tmp_path / "none")), "no such folder"),
         (recipe_text(tiny_model, data, adapter=str(sft_adapter), lora={"rank": 9}), "lora.rank: 9 asked for"),
+        (recipe_text(tiny_model, data, report_to="wandb"), "wandb needs the package wandb"),
         (recipe_text(tiny_model, data, lora={"layers": 9}), "the model has 2 blocks, got 9"),
         (recipe_text(tiny_model, data, lora={"keys": ["q_proj"]}), "did you mean self_attn.q_proj?"),
     ):
