@@ -38,6 +38,7 @@ _LEAST: Final = {
     "temperature": 0,
     "seed": 0,
     "max_length": 2,
+    "min_words": 1,
     "keep": 1,
     "valid_count": 0,
     "valid_fraction": 0,
@@ -123,6 +124,7 @@ def build_pairs(
     n: int | None = None,
     temperatures: Sequence[float] = (1.0,),
     max_tokens: int = 256,
+    min_words: int = 1,
     seed: int = 0,
     limit: int | None = None,
     revise: bool = False,
@@ -136,7 +138,7 @@ def build_pairs(
     The model is that of a recipe, or `model` with `adapter`. Call it again to resume.
     """
     _check_numbers(limit=limit, max_tokens=max_tokens, seed=seed, max_length=max_length, keep=keep, **judging)
-    _check_numbers(valid_fraction=valid_fraction, valid_count=valid_count)
+    _check_numbers(valid_fraction=valid_fraction, valid_count=valid_count, min_words=min_words)
     options = BuildOptions(
         prompts=os.fspath(prompts),
         out=Path(out),
@@ -144,6 +146,7 @@ def build_pairs(
         n=n,
         temperatures=tuple(temperatures),
         max_tokens=max_tokens,
+        min_words=min_words,
         seed=seed,
         limit=limit,
         revise=revise,

@@ -39,6 +39,9 @@ def build(
         str, typer.Option(metavar="LIST", help="Of the candidates in turn, with commas.")
     ] = "1.0",
     max_tokens: MaxTokensOption = 256,
+    min_words: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Candidates with fewer words are dropped.")
+    ] = 1,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the split.")] = 0,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many prompts.")] = None,
     judge: Annotated[
@@ -91,6 +94,7 @@ def build(
         n=n,
         temperatures=numbers(temperatures),
         max_tokens=max_tokens,
+        min_words=min_words,
         seed=seed,
         limit=limit,
         judge=judge,

@@ -265,6 +265,7 @@ def _build_options(plan: RoundsPlan, run: RunDir, adapter: str | None, number: i
         n=settings.n,
         temperatures=(settings.temperature,),
         max_tokens=settings.max_tokens,
+        min_words=settings.min_words,
         seed=train.seed + number - 1,
         limit=settings.limit,
         valid_fraction=0.0,

@@ -63,8 +63,8 @@ _OUTPUT_FORMATS: Final = ("preference", "ultrafeedback")
 class BuildOptions(JudgeRequest):
     """What a person asked for; see `localdpo prefs build --help`.
 
-    `n` None is 2, or 1 with `revise`. `valid_count` overrides `valid_fraction`. `group`: prompts that are
-    answered together.
+    `n` None is 2, or 1 with `revise`. `min_words`: candidates with fewer are not judged. `valid_count`
+    overrides `valid_fraction`. `group`: prompts that are answered together.
     """
 
     prompts: str
@@ -73,6 +73,7 @@ class BuildOptions(JudgeRequest):
     n: int | None = None
     temperatures: tuple[float, ...] = (1.0,)
     max_tokens: int = 256
+    min_words: int = 1
     seed: int = 0
     limit: int | None = None
     revise: bool = False

@@ -29,6 +29,7 @@ Candidates = Sequence[Mapping[str, AnswerRecord]]
 
 EMPTY: Final = "empty"
 CUT: Final = "cut at the limit of tokens"
+SHORT: Final = "shorter than the least number of words"
 SAME: Final = "the same text as another"
 SAME_WHEN_CUT: Final = "the same as another after truncation"
 TOO_FEW: Final = "fewer than two usable answers"
@@ -65,14 +66,25 @@ class BuiltPair:
     used: tuple[UsedVerdict, ...] = ()
 
 
-def usable(answers: Mapping[str, AnswerRecord]) -> tuple[list[str], Counter[str]]:
-    """The candidates of one prompt that can be judged, by name in their order; the others by reason."""
+def usable(answers: Mapping[str, AnswerRecord], min_words: int = 1) -> tuple[list[str], Counter[str]]:
+    """The candidates of one prompt that can be judged, by name in their order; the others by reason.
+
+    `min_words`: runs of characters between white space that an answer has at least.
+    """
     kept: list[str] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
     for name, answer in answers.items():
         text = answer.text.strip()
-        reason = EMPTY if not text else CUT if not answer.finished else SAME if text in seen else None
+        reason = None
+        if not text:
+            reason = EMPTY
+        elif not answer.finished:
+            reason = CUT
+        elif len(text.split()) < min_words:
+            reason = SHORT
+        elif text in seen:
+            reason = SAME
         if reason is not None:
             dropped[reason] += 1
             continue
@@ -185,7 +197,7 @@ class CandidateJudging:
         self.plan, self.answers = plan, answers
         self.outcome = BuildOutcome()
         self.ready: dict[int, list[str]] = {}
-        kept = [usable(of_prompt) for of_prompt in answers]
+        kept = [usable(of_prompt, plan.options.min_words) for of_prompt in answers]
         twins = self._same_when_cut([names for names, _ in kept])
         for i, (names, dropped) in enumerate(kept):
             for name, reason in twins.get(i, {}).items():

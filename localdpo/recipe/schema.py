@@ -304,6 +304,7 @@ class RoundsSection(Section):
     n: Annotated[int, Ge(2)] = option(2, "answers to each prompt: two are compared, more are scored")
     temperature: Positive = option(1.0, "sampling temperature of these answers; evaluations sample at 1")
     max_tokens: Count = option(256, "longest answer in tokens, in evaluations too")
+    min_words: Count = option(1, "answers with fewer words make no pair")
     judge: Text | None = option(
         None, "who judges, as --judge of `localdpo prefs build`; null: rules for the demo's prompts"
     )

@@ -18,9 +18,10 @@ run=smollm2-$seed
 [ -d $work/model ] || "$bin/localdpo" import "$gguf" $work/model
 [ -f $work/prompts/unseen.jsonl ] || "$bin/python" $here/prompts.py $work/prompts
 
-# Four answers to each prompt; the one that keeps to most of its constraints against a worse one.
+# Four answers to each prompt; the one that keeps to most of its constraints against a worse one. Those that are
+# too short are left out on both sides: else the model learns a length.
 "$bin/localdpo" prefs build $work/prompts/train.jsonl --out "$pairs" --recipe $here/dpo.yaml \
-    --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --limit "$prompts" --seed "$seed" \
+    --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --min-words 12 --limit "$prompts" --seed "$seed" \
     --valid-count 0
 
 "$bin/localdpo" train $here/dpo.yaml --plain --run "$run" \

@@ -40,6 +40,13 @@ def test_empty_cut_and_repeated_answers_are_not_judged() -> None:
     assert dropped == Counter({selection.EMPTY: 1, selection.CUT: 1, selection.SAME: 1})
 
 
+def test_answers_with_too_few_words_are_not_judged() -> None:
+    texts = {"1": " one two\n", "2": "one  two three", "3": "", "4": "a b c d"}
+    kept, dropped = usable({name: answer(text) for name, text in texts.items()}, min_words=3)
+    assert kept == ["2", "4"]
+    assert dropped == Counter({selection.SHORT: 1, selection.EMPTY: 1})
+
+
 @pytest.mark.parametrize(
     ("first", "second", "found"),
     [
