@@ -15,6 +15,7 @@ from localdpo.core.errors import UserError
 from localdpo.launch.processes import watch
 from localdpo.launch.steer import steer
 from localdpo.out import note
+from localdpo.recipe.arguments import Amount, checked
 from localdpo.records import rundir
 from localdpo.records.checkpoints import checkpoint_folders, read_log
 from localdpo.records.control import Command
@@ -80,6 +81,7 @@ class Run:
         folder: the paths in it.
     """
 
+    @checked
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.folder = RunDir(os.fspath(path))
         if not self.folder.exists():
@@ -119,6 +121,7 @@ class Run:
         """The events in their order, without those that a resume made void."""
         return effective(self._log())
 
+    @checked
     def metrics(self, kind: Literal["step", "eval"] = "step") -> dict[str, np.ndarray]:
         """The metrics of steps or evaluations: `step` [N] int64, and an array [N] float64 for each metric.
 
@@ -173,7 +176,8 @@ class Run:
         """Every event from the beginning, and those to come as they come; ends when the worker has ended."""
         return watch(self.folder)
 
-    def steer(self, command: Command, *, save: bool = True, timeout: float = 60.0) -> str:
+    @checked
+    def steer(self, command: Command, *, save: bool = True, timeout: Amount = 60.0) -> str:
         """Pause, resume, checkpoint, evaluate or stop the run that trains; what its worker answers.
 
         `save`: whether a stop saves first. Raises UserError when no worker runs, it refuses, or it does not
@@ -181,6 +185,7 @@ class Run:
         """
         return steer(self.folder, command, note, save=save, timeout=timeout)
 
+    @checked
     def plot(self, *charts: str) -> Figure:
         """Charts of the metrics so far, for a notebook; without names those that tell whether it works.
 
@@ -211,11 +216,13 @@ class Run:
         return read_log(self.folder, note, alive=self.folder.is_running())
 
 
+@checked
 def find_run(name: str | None = None, runs_dir: str | os.PathLike[str] = "runs") -> Run:
     """The run of this name, or the most recently active one. Raises UserError if there is none."""
     return Run(rundir.find_run(Path(runs_dir), name).path)
 
 
+@checked
 def list_runs(runs_dir: str | os.PathLike[str] = "runs") -> list[Run]:
     """Every run in the folder, the most recently active first."""
     return [Run(run.path) for run in rundir.list_runs(Path(runs_dir))]

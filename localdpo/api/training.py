@@ -26,6 +26,7 @@ from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, STOPPED_EXIT, e
 from localdpo.launch.processes import Worker, start_worker, watch
 from localdpo.launch.reporting import Reporters
 from localdpo.out import note
+from localdpo.recipe.arguments import Amount, Count, checked
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
 from localdpo.records.rundir import RunDir
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Event], object]
 
 
+@checked
 def train(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
@@ -73,6 +75,8 @@ def train(
         raise UserError("in_process: training in this process is waited for; leave out wait=False")
     if not wait and on_event is not None:
         raise UserError("on_event: nobody calls it with wait=False; read the events of Run.watch()")
+    if recipe is None and name is None:
+        raise UserError("recipe: expected a recipe or the path of one, or the name of a run to resume")
     if isinstance(recipe, Recipe) and overrides:
         raise UserError("overrides: they go on top of a file; give them to load_recipe")
     if recipe is not None and not isinstance(recipe, Recipe):
@@ -98,15 +102,16 @@ def train(
     return Run(run.path)
 
 
+@checked
 def rounds(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     *,
-    rounds: int = 3,
+    rounds: Count = 3,
     name: str | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
     resume: bool = False,
-    max_usd: float | None = None,
+    max_usd: Amount | None = None,
 ) -> SeriesRecord:
     """Rounds of training on the policy's own answers, as `localdpo rounds`; what came of them.
 
@@ -135,12 +140,13 @@ def rounds(
     return run_rounds(series, plan, rounds, hands)[0]
 
 
+@checked
 def sweep(
     recipe: str | os.PathLike[str] | None = None,
     grid: Mapping[str, Sequence[object]] | None = None,
     overrides: Sequence[str] = (),
     *,
-    jobs: int = 1,
+    jobs: Count = 1,
     name: str | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
     resume: bool = False,

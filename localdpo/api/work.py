@@ -6,15 +6,15 @@ caller can correct; notes go to stderr.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
+
+from pydantic import Field
 
 from localdpo.answering.generator import answered
 from localdpo.api.runs import Run
-from localdpo.core.errors import UserError, UserErrors
 from localdpo.evals.evaluate import EvalOptions, plan_evaluation, run_evaluation
 from localdpo.interop import export as exports
 from localdpo.interop.targets import Settings
@@ -28,39 +28,28 @@ from localdpo.prefs.build_plan import BuildOptions, plan_build
 from localdpo.prefs.candidates import source_from
 from localdpo.prefs.report import CheckReport
 from localdpo.prefs.settings import settings_from
+from localdpo.recipe.arguments import Amount, Count, Whole, checked
 from localdpo.records.answers import AnswersRequest, AnswersTail, Sampling
 from localdpo.records.evaluations import Evaluation, read_evaluation
 
-# The least that a number may be, by its name here.
-_LEAST: Final = {
-    "limit": 1,
-    "max_tokens": 1,
-    "temperature": 0,
-    "seed": 0,
-    "max_length": 2,
-    "min_words": 1,
-    "keep": 1,
-    "valid_count": 0,
-    "valid_fraction": 0,
-    "reference": 1,
-    "concurrency": 1,
-    "judge_tokens": 1,
-    "max_usd": 0,
-}
 # A run, or the path of its folder.
 RunLike = Run | str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
+_Share = Annotated[float, Field(ge=0, le=0.5)]
+_Length = Annotated[int, Field(ge=2)]
 
 
+@checked
 def compare(
     run: RunLike,
-    prompts: str | os.PathLike[str] | None = None,
+    prompts: PathLike | None = None,
     *,
     texts: Sequence[str] = (),
-    limit: int | None = 32,
+    limit: Count | None = 32,
     with_runs: Sequence[RunLike] = (),
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: int = 0,
+    max_tokens: Count = 256,
+    temperature: Amount = 0.0,
+    seed: Whole = 0,
 ) -> AnswersTail:
     """Answers of base, start adapter and trained adapter (and of other runs) to the same prompts.
 
@@ -70,23 +59,23 @@ def compare(
     Answers that are in the run's folder already are not generated again. `answers_object` gives all as JSON
     values.
     """
-    _check_numbers(limit=limit, max_tokens=max_tokens, temperature=temperature, seed=seed)
     sampling = Sampling(max_tokens, temperature, seed)
     others = tuple(Run(other).path for other in with_runs)
     source = None if prompts is None else os.fspath(prompts)
     return answered(AnswersRequest(Run(run).path, source, tuple(texts), limit, others, sampling), note)
 
 
+@checked
 def evaluate(
     run: RunLike,
-    prompts: str | os.PathLike[str] | None = None,
+    prompts: PathLike | None = None,
     *,
-    limit: int = 200,
-    max_tokens: int = 256,
-    temperature: float = 1.0,
-    seed: int = 0,
+    limit: Count | None = 200,
+    max_tokens: Count = 256,
+    temperature: Amount = 1.0,
+    seed: Whole = 0,
     with_runs: Sequence[RunLike] = (),
-    checks: str | os.PathLike[str] | None = None,
+    checks: PathLike | None = None,
     name: str | None = None,
     **judging: Unpack[JudgeOptions],
 ) -> Evaluation:
@@ -94,7 +83,6 @@ def evaluate(
 
     The run's folder keeps answers, verdicts and the evaluation; what it has is not asked again.
     """
-    _check_numbers(limit=limit, max_tokens=max_tokens, temperature=temperature, seed=seed, **judging)
     options = EvalOptions(
         run=Run(run).folder,
         prompts=None if prompts is None else os.fspath(prompts),
@@ -113,32 +101,31 @@ def evaluate(
     return read_evaluation(options.run.evaluations / f"{plan.name}.json")
 
 
+@checked
 def build_pairs(
-    prompts: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    prompts: PathLike,
+    out: PathLike,
     *,
-    recipe: str | os.PathLike[str] | None = None,
+    recipe: PathLike | None = None,
     model: str | None = None,
     adapter: str | None = None,
-    max_length: int | None = None,
-    n: int | None = None,
-    temperatures: Sequence[float] = (1.0,),
-    max_tokens: int = 256,
-    min_words: int = 1,
-    seed: int = 0,
-    limit: int | None = None,
+    max_length: _Length | None = None,
+    n: _Length | None = None,
+    temperatures: Sequence[Amount] = (1.0,),
+    max_tokens: Count = 256,
+    seed: Whole = 0,
+    limit: Count | None = None,
     revise: bool = False,
-    valid_fraction: float = 0.1,
-    valid_count: int | None = None,
-    keep: int | None = None,
+    min_words: Count = 1,
+    valid_fraction: _Share = 0.1,
+    valid_count: Whole | None = None,
+    keep: Count | None = None,
     **judging: Unpack[JudgeOptions],
 ) -> dict[str, Any]:
     """Preference pairs from a model's own answers and a judge, in the folder `out`; what report.json holds.
 
     The model is that of a recipe, or `model` with `adapter`. Call it again to resume.
     """
-    _check_numbers(limit=limit, max_tokens=max_tokens, seed=seed, max_length=max_length, keep=keep, **judging)
-    _check_numbers(valid_fraction=valid_fraction, valid_count=valid_count, min_words=min_words)
     options = BuildOptions(
         prompts=os.fspath(prompts),
         out=Path(out),
@@ -162,29 +149,30 @@ def build_pairs(
     return run_build(plan, budget=Budget(options.max_usd))
 
 
+@checked
 def check_pairs(
-    data: str | os.PathLike[str] | None = None,
+    data: PathLike | None = None,
     *,
-    recipe: str | os.PathLike[str] | None = None,
+    recipe: PathLike | None = None,
     model: str | None = None,
-    max_length: int | None = None,
+    max_length: _Length | None = None,
     format: str | None = None,
     against: Sequence[str] = (),
-    reference: int | None = None,
+    reference: Count | None = None,
 ) -> CheckReport:
     """Check preference pairs for problems; `CheckReport.failed`: whether an error-level check found any."""
-    _check_numbers(max_length=max_length, reference=reference)
     path = None if recipe is None else Path(recipe)
     source = None if data is None else os.fspath(data)
     settings, source = settings_from(path, model, max_length, format, against, reference, source)
     return check.check(source, settings)
 
 
+@checked
 def export(
     run: RunLike,
     to: str = "mlx",
     *,
-    out: str | os.PathLike[str] | None = None,
+    out: PathLike | None = None,
     bits: int | None = None,
     dequantize: bool = False,
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
@@ -203,15 +191,3 @@ def export(
         Run(run).folder, to, place, Settings(bits, dequantize, dtype), step, force
     )
     return exports.export(request, note)
-
-
-def _check_numbers(**options: object) -> None:
-    """Raise UserErrors for options whose number is invalid or too small. None stands for a default."""
-    problems = [
-        UserError(f"{name}: expected a number, {_LEAST[name]} or more, got {value}")
-        for name, value in options.items()
-        if name in _LEAST and value is not None
-        if not (isinstance(value, int | float) and math.isfinite(value) and value >= _LEAST[name])
-    ]
-    if problems:
-        raise UserErrors(problems)

@@ -218,7 +218,7 @@ class EvalOptions(JudgeRequest):
 
     run: RunDir
     prompts: str | None = None
-    limit: int = 200
+    limit: int | None = 200
     sampling: Sampling = field(default_factory=lambda: Sampling(256, 1.0, 0))
     with_runs: tuple[RunDir, ...] = ()
     checks: Path | None = None

@@ -23,10 +23,10 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, get_args
 
 from localdpo.judging import prompts
-from localdpo.judging.base import JudgeStopped, Question
+from localdpo.judging.base import Effort, JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
 from localdpo.judging.remote import RemoteJudge, Reply, key_from, redact, server_address, server_text
 from localdpo.judging.rubric import Rubric
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 BASE_URL: Final = "ANTHROPIC_BASE_URL"
-Effort = Literal["low", "medium", "high", "xhigh", "max"]
 # At these efforts thoughts are long.
 _MORE_TOKENS: Final = {"xhigh": 32_768, "max": 32_768}
 _FIRST_DEFAULT: Final = 8192

@@ -19,11 +19,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from localdpo.core.errors import UserError
 from localdpo.records.verdicts import Choice, Verdict
 
+# How much Claude thinks before it answers.
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
 CHOICE_SCORES: Final[Mapping[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 SWAPPED: Final[Mapping[Choice, Choice]] = {"first": "second", "tie": "tie", "second": "first"}
 _SAME: Final = Verdict("ok", choice="tie", reason="the two answers are the same text; nobody was asked")

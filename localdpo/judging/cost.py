@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import Interrupted, JudgeStopped
 from localdpo.recipe.yaml_file import load_yaml
 
 SHIPPED: Final = Path(__file__).parent / "prices.yaml"
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MILLION: Final = 1_000_000
 _BATCH: Final = 0.5
 _LOOK_AGAIN: Final = 0.2  # seconds; how soon a waiting thread sees that the run is being stopped
@@ -39,7 +42,13 @@ class TokenCounts:
 Rate: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-Day: TypeAlias = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+def _day(text: str) -> str:
+    if not _DAY.fullmatch(text):
+        raise ValueError(f"expected a day such as 2026-11-26, got {text!r}")
+    return text
+
+
+Day: TypeAlias = Annotated[str, AfterValidator(_day)]
 
 
 class Price(BaseModel):
@@ -117,7 +126,7 @@ class PriceTable(BaseModel):
         return self.models.get(model) or self.models.get(undated)
 
 
-def load_prices(path: Path | None = None) -> PriceTable:
+def load_prices(path: str | os.PathLike[str] | None = None) -> PriceTable:
     """The shipped table, with the user's file on top.
 
     Raises UserError or UserErrors for a file that is not in the form of `prices.yaml`.
@@ -125,7 +134,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
     table = _shipped()
     if path is None:
         return table
-    own = load_yaml(path, PriceTable)
+    own = load_yaml(Path(path), PriceTable)
     return PriceTable(date=table.date, models=table.models | own.models)
 
 

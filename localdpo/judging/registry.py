@@ -14,6 +14,7 @@ A judge's module is loaded when it is asked for, so that naming one costs nothin
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.judging.base import Judge, Question, both_orders
+from localdpo.judging.base import Effort, Judge, Question, both_orders
 from localdpo.judging.cost import Budget, flat_price, load_prices
 from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_constitution, load_rubric, rubrics_by_mode
@@ -36,11 +37,11 @@ from localdpo.judging.without_model import (
     judges_all,
     refuse_others,
 )
+from localdpo.recipe.arguments import Amount, Count
 from localdpo.records.answers import AnswerRecord
 
 if TYPE_CHECKING:
     from localdpo.data.prompts import PromptRow
-    from localdpo.judging.anthropic import Effort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +65,17 @@ class JudgeRequest:
     """
 
     judge: str | None = None
-    rubrics: tuple[str, ...] = ()
+    rubrics: Sequence[str] = ()
     constitution: str | None = None
     principles: Principles = "sample"
     scores: bool | None = None
     batch: bool = False
-    concurrency: int | None = None
-    judge_tokens: int | None = None
+    concurrency: Count | None = None
+    judge_tokens: Count | None = None
     effort: Effort | None = None
-    prices: Path | None = None
+    prices: str | os.PathLike[str] | None = None
     price: str | None = None
-    max_usd: float | None = None
+    max_usd: Amount | None = None
     votes: Path | None = None
 
 
@@ -82,17 +83,17 @@ class JudgeOptions(TypedDict, total=False):
     """The fields of JudgeRequest, but for `votes`, as keywords of the functions of the Python API."""
 
     judge: str | None
-    rubrics: tuple[str, ...]
+    rubrics: Sequence[str]
     constitution: str | None
     principles: Principles
     scores: bool | None
     batch: bool
-    concurrency: int | None
-    judge_tokens: int | None
+    concurrency: Count | None
+    judge_tokens: Count | None
     effort: Effort | None
-    prices: Path | None
+    prices: str | os.PathLike[str] | None
     price: str | None
-    max_usd: float | None
+    max_usd: Amount | None
 
 
 # Questions by who is asked.

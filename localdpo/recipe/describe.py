@@ -100,10 +100,11 @@ def _type_text(annotation: Any, metadata: list[Any]) -> str:
         return f"a list of one or more {kind}s{' ' if bounds else ''}{bounds}"
     if annotation is type(None):
         return "null"
-    return f"{SIMPLE_TYPES.get(annotation, 'a section of options')}{_bounds_text(metadata)}"
+    return f"{SIMPLE_TYPES.get(annotation, 'a section of options')}{bounds_text(metadata)}"
 
 
-def _bounds_text(metadata: list[Any]) -> str:
+def bounds_text(metadata: list[Any]) -> str:
+    """The bounds of a number, such as ` > 0 and <= 1`; empty without any."""
     bounds = []
     for item in metadata:
         for bound in item.metadata if isinstance(item, FieldInfo) else [item]:

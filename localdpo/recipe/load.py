@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import is_demo, program
 from localdpo.recipe import strict_yaml
+from localdpo.recipe.arguments import checked
 from localdpo.recipe.describe import (
     ENTRIES,
     entry_fields,
@@ -56,6 +57,7 @@ _MOST_LINKS: Final = 40
 ECHOES: Final = frozenset({"default_factory_not_called"})
 
 
+@checked
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in the YAML file `path`, with `KEY=VALUE` overrides on top; the last one of a key wins.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,15 +158,53 @@ def test_numbers_out_of_range_are_said_before_any_work(here: Path) -> None:
         (lambda: localdpo.compare(run, texts=["a"], max_tokens=0, seed=-1), ["max_tokens", "seed"]),
         (lambda: localdpo.compare(run, texts=["a"], temperature=float("nan")), ["temperature"]),
         (lambda: localdpo.evaluate(run, limit=0, judge="rules", concurrency=0), ["limit", "concurrency"]),
-        (lambda: localdpo.build_pairs("p", "out", limit=-1, valid_fraction=-0.1), ["limit"]),
+        (lambda: localdpo.build_pairs("p", "out", limit=-1, valid_fraction=2), ["limit", "valid_fraction"]),
         (lambda: localdpo.build_pairs("p", "out", valid_count=-1), ["valid_count"]),
         (lambda: localdpo.check_pairs("p", max_length=1), ["max_length"]),
     ):
         with pytest.raises(localdpo.UserErrors) as error:
             call()
         assert [line.partition(":")[0] for line in error.value.lines] == said
-    with pytest.raises(localdpo.UserError, match="explode: no such command; expected one of pause"):
-        localdpo.Run(run).steer("explode")  # type: ignore[arg-type]
+
+
+def test_every_public_function_checks_its_arguments() -> None:
+    functions = {name for name in localdpo.__all__ if inspect.isfunction(getattr(localdpo, name))}
+    unchecked = {name for name in functions if not hasattr(getattr(localdpo, name), "__wrapped__")}
+    # One takes what `compare` gave; the other refuses arrays and options itself.
+    assert unchecked == {"answers_object", "preference_loss"}
+
+
+def test_arguments_of_another_type_are_said_by_name_before_any_work(here: Path) -> None:
+    run = localdpo.Run(RunDir.create("runs", "r", "model: m\n").path)
+    calls: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+        (localdpo.load_recipe, {"path": b"dpo.yaml"}, "path: expected text or a path, got b'dpo.yaml'"),
+        (localdpo.train, {"recipe": {"model": "m"}}, "recipe: expected a Recipe or text or a path or None"),
+        (localdpo.train, {}, "recipe: expected a recipe or the path of one, or the name of a run to resume"),
+        (localdpo.train, {"recipe": "dpo.yaml", "on_event": 3}, "on_event: expected a function or None"),
+        # Text is a list of characters to Python.
+        (localdpo.train, {"recipe": "dpo.yaml", "overrides": "loss.beta=1"}, "overrides: expected a list"),
+        (localdpo.sweep, {"recipe": "dpo.yaml", "grid": {"loss.beta": "0.1"}}, "grid: expected a mapping"),
+        (localdpo.compare, {"run": run, "texts": "Why?"}, "texts: expected a list, each text, got 'Why?'"),
+        # The answers' file would begin with it, and be damaged.
+        (localdpo.compare, {"run": run, "max_tokens": 2.5}, "max_tokens: expected a whole number >= 1"),
+        (localdpo.compare, {"run": run, "limit": True}, "limit: expected a whole number >= 1 or None"),
+        (localdpo.evaluate, {"run": run, "effort": "ultra"}, "effort: expected one of low, medium, high"),
+        (localdpo.evaluate, {"run": run, "price": (4, 20)}, "price: expected text or None"),
+        (localdpo.evaluate, {"run": run, "rubrics": "helpful"}, "rubrics: expected a list, each text"),
+        (localdpo.build_pairs, {"prompts": "p", "out": "o", "temperatures": 1.0}, "each a number >= 0"),
+        (localdpo.check_pairs, {"data": [{"prompt": "p"}]}, "data: expected text or a path or None"),
+        (localdpo.export, {"run": run, "dtype": "int8"}, "dtype: expected one of float16"),
+        (run.metrics, {"kind": "steps"}, "kind: expected one of step, eval, got 'steps'"),
+        (run.steer, {"command": "explode"}, "command: expected one of pause, resume"),
+        (localdpo.find_run, {"name": 3}, "name: expected text or None, got 3"),
+    ]
+    for call, options, said in calls:
+        with pytest.raises(localdpo.LocalDPOError) as error:
+            call(**options)
+        assert said in str(error.value)
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected keyword argument 'judges'"):
+        localdpo.evaluate(run, judges="rules")  # type: ignore[call-arg]
+    assert not list(run.path.rglob("*.jsonl"))
 
 
 @pytest.mark.slow

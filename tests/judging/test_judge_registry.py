@@ -175,7 +175,7 @@ def test_the_preview_of_costs_tells_the_day_of_each_price(tmp_path: Path):
     ("text", "said"),
     [
         ("models: {}", ":1 date: missing"),
-        ("date: soon\nmodels: {}", ":1 date: "),
+        ("date: soon\nmodels: {}", ":1 date: expected a day such as 2026-11-26, got 'soon'"),
         ("date: 2030-01-01\nmodel: {}\nmodels: {}", ":2 model: "),
         ("date: x\nmodels:\n  m: {input: 1}", ":3 models.m.output: missing"),
         ("date: x\nmodels:\n  m: {input: -1, output: 1, cache_write: 1, cache_read: 1}", ":3 "),

@@ -350,6 +350,11 @@ def test_aot_compares_sorted_gaps():
         ({"ref_chosen": mx.zeros((2, 1))}, r"expected ref_chosen of shape \(2,\), got \(2, 1\)"),
         ({"chosen_tokens": mx.ones((1,))}, r"expected chosen_tokens of shape \(2,\), got \(1,\)"),
         ({"policy_chosen": mx.zeros((2, 2))}, r"expected policy_chosen of shape \[B\], got \(2, 2\)"),
+        ({"policy_chosen": np.zeros(2)}, r"policy_chosen: expected an mlx.core.array \[B\], got ndarray"),
+        ({"policy_rejected": None}, "policy_rejected: expected an mlx.core.array .*, got NoneType"),
+        ({"ref_chosen": [0.0, 0.0]}, "ref_chosen: expected an mlx.core.array .*, got list"),
+        ({"public": [mx.zeros((2,))]}, "public: expected 4 arrays, got 1"),
+        ({"alignment": []}, "alignment: expected 2 arrays, got 0"),
     ],
 )
 def test_wrong_shapes_are_refused(change, message):

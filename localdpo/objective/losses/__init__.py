@@ -58,6 +58,14 @@ def preference_loss(
     unknown loss, weights that do not fit, an option that no named loss reads or that is out of range, arrays
     that are not of one shape [B], and missing reference log-probabilities or token counts.
     """
+    _require_arrays(
+        {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected},
+        {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
+        | {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens},
+    )
+    for name, parts, count in (("public", public, 4), ("alignment", alignment, 2)):
+        if parts is not None and len(parts) != count:
+            raise ValueError(f"{name}: expected {count} arrays, got {len(parts)}")
     loss = loss_sum(loss_type, weights)
     given: dict[str, OptionValue] = {"beta": beta, **options}
     # 0 is the signature's own default: only a caller's value can be "not read".
@@ -70,6 +78,13 @@ def preference_loss(
         policy_rejected, ref_rejected, rejected_tokens, public_l, ref_public_l, aligned_l
     )
     return pair_losses(loss, PairScores(chosen, rejected), given)
+
+
+def _require_arrays(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
+    """Raise ValueError for what is no array of MLX; NumPy's and lists have methods of other names."""
+    for name, value in {**needed, **optional}.items():
+        if not isinstance(value, mx.array) and not (value is None and name in optional):
+            raise ValueError(f"{name}: expected an mlx.core.array [B], got {type(value).__name__}")
 
 
 def pair_losses(loss: LossSum, scores: PairScores, options: Mapping[str, OptionValue]) -> mx.array:
