@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from command import localdpo
 
+from localdpo.__main__ import run
 from localdpo.cli import main
 from localdpo.core.names import PROGRAM_SWITCH
 
@@ -34,6 +35,20 @@ def test_help_loads_nothing_heavy():
     )
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert set(HEAVY) & set(loaded) == set()
+
+
+def test_ctrl_c_while_the_program_is_loaded_ends_it_quietly(monkeypatch: pytest.MonkeyPatch):
+    class Interrupted:
+        @staticmethod
+        def find_spec(name: str, *where: Any) -> None:
+            if name == "localdpo.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "localdpo.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 130
 
 
 def test_help_names_every_command():
