@@ -74,14 +74,23 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def tokenizer_files(base: Path) -> list[Path]:
+    """What of a model's folder decides how text becomes tokens and back, and its own code."""
+    found = {path for pattern in (*TOKENIZER_FILES, "*.py") for path in base.glob(pattern)}
+    return sorted(path for path in found if path.parent == base and path.is_file())
+
+
+def tokenizer_bytes(base: Path) -> int:
+    """Bytes of `tokenizer_files`."""
+    return sum(path.stat().st_size for path in tokenizer_files(base))
+
+
 def copy_tokenizer(base: Path, folder: Path) -> list[str]:
-    """Copy what of a model's folder decides how text becomes tokens and back, and its own code, as it is: a
-    tokenizer that is read and saved again may come out as another one. Returns a line on what stays behind.
+    """Copy the `tokenizer_files` as they are: a tokenizer that is read and saved again may come out as
+    another one. Returns a line on what stays behind.
     """
-    for pattern in (*TOKENIZER_FILES, "*.py"):
-        for path in base.glob(pattern):
-            if path.parent == base and path.is_file():
-                # The content: the files of the hub's cache are links.
-                shutil.copyfile(path, folder / path.name)
+    for path in tokenizer_files(base):
+        # The content: the files of the hub's cache are links.
+        shutil.copyfile(path, folder / path.name)
     left = sorted(path.parent.name for path in base.glob("additional_chat_templates/*.jinja"))
     return [f"{left[0]}: these further chat templates are not copied"] if left else []

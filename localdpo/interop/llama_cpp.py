@@ -36,7 +36,6 @@ NOT_CHECKED: Final = "checked through MLX; not checked with llama.cpp"
 _KINDS: Final = {4: Q4_1, 8: Q8_0}
 # Words, numbers, spaces and letters that tokenizers split in different ways.
 _SAMPLE: Final = f"{PARAGRAPH}\n\n  In 2026, 12345 naïve Über-testers' tests weren't CAMELcased; 漢字, ☃."
-_SMALL_FILES: Final = 2**20
 
 
 def prepare_gguf(trained: Trained, settings: Settings) -> Artefact:
@@ -47,7 +46,7 @@ def prepare_gguf(trained: Trained, settings: Settings) -> Artefact:
         whole.write(folder / MODEL)
         return [*whole.notes, NOT_CHECKED]
 
-    return Artefact(whole.size + _SMALL_FILES, write)
+    return Artefact(whole.size, write)
 
 
 def prepare_ollama(trained: Trained, settings: Settings) -> Artefact:
@@ -60,7 +59,7 @@ def prepare_ollama(trained: Trained, settings: Settings) -> Artefact:
         (folder / MODELFILE).write_text(text, encoding="utf-8")
         return [*whole.notes, *notes, NOT_CHECKED]
 
-    return Artefact(whole.size + _SMALL_FILES, write)
+    return Artefact(whole.size, write)
 
 
 def _whole(trained: Trained, settings: Settings) -> GGUFModel:
@@ -104,7 +103,7 @@ def prepare_lora(trained: Trained, settings: Settings) -> Artefact:
         adapter.write(folder / ADAPTER)
         return [NOT_CHECKED]
 
-    return Artefact(adapter.size + _SMALL_FILES, write)
+    return Artefact(adapter.size, write)
 
 
 def load_lora(trained: Trained, folder: Path) -> nn.Module:

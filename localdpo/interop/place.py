@@ -21,6 +21,8 @@ from localdpo.core.errors import UserError
 
 # The file by which an artefact is known.
 RECORD: Final = "export.json"
+# For configs, index, card and record, and what the file system adds.
+_SMALL_FILES: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,17 @@ class Artefact:
     """What will be written.
 
     Attributes:
-        size: bytes that it takes on the disk, at most.
+        content: bytes of its weights and of the files that are copied.
         write: puts its files into an empty folder, and returns lines that a person should read.
     """
 
-    size: int
+    content: int
     write: Callable[[Path], list[str]]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes on the disk, at most."""
+        return self.content + _SMALL_FILES
 
 
 def check_place(place: Path, size: int, used: Sequence[Path], *, force: bool) -> None:

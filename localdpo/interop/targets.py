@@ -18,6 +18,7 @@ from localdpo.interop.folder import (
     copy_tokenizer,
     nbytes,
     require_same_names,
+    tokenizer_bytes,
     write_config,
     write_json,
     write_weights,
@@ -72,8 +73,6 @@ class Target:
 DTYPES: Final = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 # Of a float32 base whose export is to have 16 bits: it rounds an eighth as much as bfloat16.
 HALF: Final = "float16"
-# For config, tokenizer, card and what the file system adds.
-_SMALL_FILES: Final = 64 * 2**20
 
 
 # --- whole models --------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def _mlx(trained: Trained, settings: Settings) -> Artefact:
         write_weights(folder, model.weights, "mlx")
         return copy_tokenizer(trained.base, folder)
 
-    return Artefact(nbytes(model.weights) + _SMALL_FILES, write)
+    return Artefact(nbytes(model.weights) + tokenizer_bytes(trained.base), write)
 
 
 def _hf(trained: Trained, settings: Settings) -> Artefact:
@@ -108,7 +107,7 @@ def _hf(trained: Trained, settings: Settings) -> Artefact:
         write_weights(folder, model.weights, "pt")
         return copy_tokenizer(trained.base, folder)
 
-    return Artefact(nbytes(model.weights) + _SMALL_FILES, write)
+    return Artefact(nbytes(model.weights) + tokenizer_bytes(trained.base), write)
 
 
 def _load_model(trained: Trained, folder: Path) -> nn.Module:
@@ -136,7 +135,7 @@ def _peft(trained: Trained, settings: Settings) -> Artefact:
             )
         return notes
 
-    return Artefact(nbytes(tensors) + _SMALL_FILES, write)
+    return Artefact(nbytes(tensors) + tokenizer_bytes(trained.base), write)
 
 
 def _load_peft(trained: Trained, folder: Path) -> nn.Module:

@@ -22,7 +22,7 @@ from localdpo.interop import check, export
 from localdpo.interop.export import ExportRequest
 from localdpo.interop.place import RECORD, Artefact, check_place
 from localdpo.interop.targets import TARGETS, Settings
-from localdpo.interop.trained import Trained
+from localdpo.interop.trained import Trained, open_trained
 from localdpo.model.arrays import load_arrays
 from localdpo.records.log import decode
 from localdpo.records.rundir import RunDir
@@ -189,6 +189,14 @@ def test_a_full_disk_is_said_before_the_rows_are_scored(
     monkeypatch.setattr(atomic, "free_bytes", lambda path: 1000)
     with pytest.raises(LocalDPOError, match="no space left on the disk"):
         export.export(ExportRequest(run, "mlx", tmp_path / "out"), quiet)
+
+
+def test_an_adapter_needs_the_room_of_an_adapter(run: RunDir, tmp_path: Path) -> None:
+    artefact = TARGETS["peft"].prepare(open_trained(run, None, quiet), Settings())
+    (tmp_path / "adapter").mkdir()
+    artefact.write(tmp_path / "adapter")
+    written = sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir())
+    assert written <= artefact.size <= written + 2**20
 
 
 def test_a_folder_that_cannot_be_written_is_said(run: RunDir, tmp_path: Path) -> None:
