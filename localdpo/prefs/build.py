@@ -29,8 +29,8 @@ from localdpo.judging.run import Retry
 from localdpo.prefs.build_plan import BuildPlan
 from localdpo.prefs.build_report import report_of, rows_of_build
 from localdpo.prefs.candidates import by_prompt, make_candidates
-from localdpo.prefs.rewrite import as_line
-from localdpo.prefs.selection import BuildOutcome, BuiltPair, CandidateJudging, Candidates, split_by_prompt
+from localdpo.prefs.rewrite import as_line, split_by_prompt
+from localdpo.prefs.selection import BuildOutcome, BuiltPair, CandidateJudging, Candidates
 from localdpo.records.answers import AnswersWriter
 
 TRAIN: Final = "train.jsonl"

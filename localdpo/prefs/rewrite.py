@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localdpo.core.atomic import no_space_error, out_of_space, published_file
+from localdpo.core.atomic import clean_leftovers, no_space_error, out_of_space, published_file
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
 from localdpo.data.fields import RowProblem
@@ -24,7 +25,6 @@ from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.check import CHECKS, UNREADABLE, Progress, check
 from localdpo.prefs.checks.base import CheckSettings, prompt_texts
-from localdpo.prefs.selection import split_by_prompt
 from localdpo.prefs.shingles import Words
 
 SUFFIXES = (".jsonl", ".ndjson")
@@ -52,6 +52,7 @@ def json_lines(path: Path) -> Iterator[Put]:
     """
     written = 0
     try:
+        clean_leftovers(path.parent, shared=True)
         with published_file(path) as file:
 
             def put(row: Mapping[str, Any]) -> None:
@@ -149,6 +150,22 @@ class Split:
     valid: int
     prompts: int
     skipped: dict[str, int]
+
+
+def split_by_prompt(prompts: Sequence[str], wanted: int, seed: int) -> list[bool]:
+    """For each pair, by the id of its prompt, whether it is held out; no prompt is on both sides.
+
+    Prompts are taken in an order drawn by the seed, so that more pairs of other prompts change little; at
+    most `wanted` pairs are held out, and exactly so many when no prompt comes twice.
+    """
+    pairs = Counter(prompts)
+    held: set[str] = set()
+    left = wanted
+    for name in sorted(pairs, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+        if pairs[name] <= left:
+            held.add(name)
+            left -= pairs[name]
+    return [name in held for name in prompts]
 
 
 def split(

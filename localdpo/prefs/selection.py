@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -146,22 +145,6 @@ def best_and_low(scores: Sequence[float], lengths: Sequence[int]) -> tuple[int, 
     low = min(lower, key=lambda score: (abs(score - target), score))
     of_best, of_low = ([i for i, score in enumerate(scores) if score == wanted] for wanted in (best, low))
     return min(product(of_best, of_low), key=lambda pair: abs(lengths[pair[0]] - lengths[pair[1]]))
-
-
-def split_by_prompt(prompts: Sequence[str], wanted: int, seed: int) -> list[bool]:
-    """For each pair, by the id of its prompt, whether it is held out; no prompt is on both sides.
-
-    Prompts are taken in an order drawn by the seed, so that more pairs of other prompts change little; at
-    most `wanted` pairs are held out, and exactly so many when no prompt comes twice.
-    """
-    pairs = Counter(prompts)
-    held: set[str] = set()
-    left = wanted
-    for name in sorted(pairs, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
-        if pairs[name] <= left:
-            held.add(name)
-            left -= pairs[name]
-    return [name in held for name in prompts]
 
 
 # --- asking the judge ----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from localdpo.judging.base import PairVerdict
 from localdpo.prefs import selection
-from localdpo.prefs.selection import BuiltPair, best_and_low, by_choice, by_scores, split_by_prompt, usable
+from localdpo.prefs.rewrite import split_by_prompt
+from localdpo.prefs.selection import BuiltPair, best_and_low, by_choice, by_scores, usable
 from localdpo.records.answers import AnswerRecord
 from localdpo.records.verdicts import Verdict
 

@@ -390,10 +390,11 @@ def test_real_pairs_have_the_known_bias(tokenizer: Any) -> None:
     assert not report.failed
 
 
-def test_checking_loads_no_mlx(tmp_path: Path) -> None:
+def test_checking_and_rewriting_load_no_mlx(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", clean_rows(5))
     code = (
         "import sys\n"
+        "import localdpo.prefs.rewrite\n"
         "from localdpo.prefs.settings import settings_from\n"
         "from localdpo.prefs.check import check\n"
         f"settings, _ = settings_from(None, 'demo:model', 512, None, [{path!r}], None, {path!r})\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def test_no_prompt_is_in_both(tmp_path: Path) -> None:
     assert not [result for result in report.results if result.check.name.startswith("overlap")]
     split(source, train, tmp_path / "other.jsonl", fraction=0.3, seed=1, force=True)
     assert rows_in(tmp_path / "other.jsonl") != rows_in(valid)
+
+
+def test_what_a_killed_command_left_goes_with_the_next(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", clean_rows(20))
+    left, living = (tmp_path / f".train.jsonl.tmp-{digit * 12}" for digit in "01")
+    for path in (left, living):
+        path.touch()
+    os.utime(left, (0, 0))
+    split(source, tmp_path / "train.jsonl", tmp_path / "valid.jsonl")
+    assert (left.exists(), living.exists()) == (False, True)
 
 
 @pytest.mark.parametrize(
