@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
+from pydantic import Field
 
 from localdpo import __version__
 from localdpo.api.runs import Run, find_run
@@ -35,6 +36,10 @@ INSTRUCTIONS: Final = (
     "process of its own: start returns at once, read_run says how far it is. compare and evaluate load the "
     "model and take minutes. Run names are those of list_runs; without a name the latest run is meant."
 )
+# A call holds the model, and those after it wait: these end within minutes on any machine.
+_Answer = Annotated[int, Field(ge=1, le=4096)]
+_Prompts = Annotated[list[Annotated[str, Field(max_length=20_000)]], Field(min_length=1, max_length=100)]
+_Limit = Annotated[int, Field(ge=1, le=1000)]
 # What a client reads in one go.
 LAST: Final = 10
 POINTS: Final = 100
@@ -119,6 +124,9 @@ class RunTools:
 
         overrides: KEY=VALUE on top of the recipe, such as loss.beta=0.2.
         """
+        # What is no recipe is quoted in the error, and not every file is for a client to read.
+        if Path(recipe).suffix not in (".yaml", ".yml"):
+            raise UserError(f"{recipe}: expected a recipe, a file that ends in .yaml or .yml")
         if load_recipe(recipe, overrides or ()).trust_remote_code:
             raise UserError(f"{recipe}: trust_remote_code runs code of others; start it by hand")
         return train(recipe, overrides or (), name=name, runs_dir=self._runs_dir, wait=False).name
@@ -130,7 +138,7 @@ class RunTools:
         """
         return self._run(run).steer(command)
 
-    def compare(self, prompts: list[str], run: str | None = None, max_tokens: int = 256) -> dict[str, Any]:
+    def compare(self, prompts: _Prompts, run: str | None = None, max_tokens: _Answer = 256) -> dict[str, Any]:
         """Let the base model, the model before training and the trained model answer the same prompts."""
         from localdpo.api import work
 
@@ -140,8 +148,8 @@ class RunTools:
     def evaluate(
         self,
         run: str | None = None,
-        limit: int = 32,
-        max_tokens: int = 256,
+        limit: _Limit = 32,
+        max_tokens: _Answer = 256,
         judge: str | None = None,
         max_usd: float = 0.0,
     ) -> dict[str, Any]:

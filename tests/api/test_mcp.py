@@ -122,6 +122,13 @@ def test_mistakes_are_said_in_their_own_words(run: RunDir) -> None:
     )
     assert "no worker is running, so there is nothing to pause" in call("steer", run="r", command="pause")
     assert "nothing.yaml: no such recipe" in call("start", recipe="nothing.yaml")
+    Path("secrets.txt").write_text("the word\n")
+    said = call("start", recipe="secrets.txt")
+    assert "secrets.txt: expected a recipe, a file that ends in .yaml or .yml" in said
+    assert "the word" not in said
+    for arguments in ({"prompts": []}, {"prompts": ["a" * 20_001]}, {"prompts": ["a"], "max_tokens": 10**30}):
+        assert "validation error" in call("compare", **arguments)
+    assert "validation error" in call("evaluate", limit=10**6)
     said = call("start", recipe="dpo.yaml", overrides=["trust_remote_code=true"])
     assert "runs code of others" in said
 
