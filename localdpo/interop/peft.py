@@ -21,7 +21,7 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.model import lora
-from localdpo.model.arrays import load_arrays
+from localdpo.model.arrays import is_finite, load_arrays
 from localdpo.model.load import read_json_object
 
 WEIGHTS: Final = lora.PEFT_FILES[0]
@@ -159,7 +159,7 @@ def from_peft(folder: Path, model: nn.Module) -> tuple[lora.LoraConfig, dict[str
             problems.append(f"{name}: the model has no layer {layer} that takes an adapter")
         elif array.ndim != (1 if parameter == "m" else 2):
             problems.append(f"{name}: expected a matrix (DoRA's magnitude: a vector), got {array.shape}")
-        elif not (mx.issubdtype(array.dtype, mx.floating) and mx.isfinite(array).all().item()):
+        elif not is_finite(array):
             problems.append(f"{name}: expected finite floating-point numbers")
         elif parameter == "lora_a" and array.shape[0] != rank:
             problems.append(

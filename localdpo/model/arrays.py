@@ -58,6 +58,11 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     return arrays
 
 
+def is_finite(array: mx.array) -> bool:
+    """Whether it holds floating-point numbers, none of them infinite or NaN."""
+    return mx.issubdtype(array.dtype, mx.floating) and bool(mx.isfinite(array).all().item())
+
+
 def read_header(file: Path) -> dict[str, tuple[str, list[int]]]:
     """Name -> (dtype, shape) of the tensors of a safetensors file; dtypes are the format's own (F32, BF16).
 

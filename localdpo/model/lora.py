@@ -28,7 +28,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program, resolve
-from localdpo.model.arrays import RepeatableDropout, load_arrays, named, recomputed
+from localdpo.model.arrays import RepeatableDropout, is_finite, load_arrays, named, recomputed
 from localdpo.model.load import first_line, read_json_object
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
 from localdpo.records.rundir import run_of
@@ -329,7 +329,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Put an adapter's weights into a model that carries adapters of its shape.
 
     Raises:
-        UserError: names or shapes that are not exactly the model's.
+        UserError: names or shapes that are not exactly the model's, or values that are no finite numbers.
     """
     file = folder / WEIGHTS_FILE
     set_weights(model, load_arrays(file), file)
@@ -348,6 +348,12 @@ def set_weights(model: nn.Module, loaded: Mapping[str, mx.array], file: Path) ->
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(f"{file}: the adapter does not fit the model: {'; '.join(problems[:3])}{more}")
+    # Whole numbers get no gradient, so that training would change nothing and say so nowhere.
+    damaged = sorted(name for name, array in loaded.items() if not is_finite(array))
+    if damaged:
+        raise UserError(
+            f"{file}: {damaged[0]}: expected finite floating-point numbers; take an adapter that is whole"
+        )
     model.load_weights([(name, w.astype(wanted[name].dtype)) for name, w in loaded.items()], strict=False)
 
 

@@ -172,6 +172,9 @@ def test_weights_must_fit_exactly(tmp_path: Path, tiny_model: Path, sft_adapter:
     wrong = load({k: v[:-1] for k, v in good.items()})
     assert f"{name} has shape" in wrong
     assert "(and 25 more)" in wrong
+    # Training would change nothing, or show NaN and blame the learning rate.
+    for values in (mx.ones(good[name].shape, mx.int32), mx.full(good[name].shape, float("nan"))):
+        assert f"{name}: expected finite floating-point numbers" in load({**good, name: values})
     # A frozen weight of the base under its own name is no adapter weight.
     assert "is not in the model" in load({**good, "model.norm.weight": mx.ones((64,))})
     np.testing.assert_array_equal(logits(model), before)
