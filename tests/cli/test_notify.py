@@ -19,6 +19,7 @@ from localdpo.records.wording import alert_text
     ("environment", "codes"),
     [
         ({"TERM": "xterm-256color"}, "\x1b]9;localdpo: a b\x07\x07"),
+        ({"TERM": "dumb"}, "\x07"),
         ({"TERM": "foot"}, "\x1b]777;notify;localdpo;a b\x07\x07"),
         ({"TERM": "xterm", "VTE_VERSION": "7600"}, "\x1b]777;notify;localdpo;a b\x07\x07"),
         (
@@ -53,14 +54,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_of_a_log_notify_only_when_asked(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("has_bar", [False, True])
+def test_lines_and_bars_notify_only_when_asked(has_bar: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TMUX", raising=False)
     monkeypatch.delenv("VTE_VERSION", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for alert, expected in ((None, 0), (alerts("dpo"), 2)):
         terminal = Terminal()
         monkeypatch.setattr("sys.stdout", _Guarded(terminal))
-        with ProgressView(Console(file=io.StringIO()), Progress(), alert) as view:
+        console = Console(file=io.StringIO(), force_terminal=has_bar)
+        with ProgressView(console, Progress(), alert) as view:
             for one in (STARTED, NOTICE, event("run.finished", 60)):
                 view.show(one)
         assert terminal.getvalue().count("\x1b]9;localdpo: dpo") == expected
