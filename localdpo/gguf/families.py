@@ -254,8 +254,8 @@ def config_of(file: GGUFFile, family: Architecture) -> dict[str, Any]:
         raise UserError(f"{file.path}: tensor token_embd.weight is missing")
     config["vocab_size"] = embedding.shape[0]
     config["tie_word_embeddings"] = family.tied or "output.weight" not in tensors
-    config["rms_norm_eps"] = short(file.value(f"{arch}.attention.layer_norm_rms_epsilon", float))
-    config["rope_theta"] = short(file.value(f"{arch}.rope.freq_base", float, 10000.0))
+    config["rms_norm_eps"] = _positive(file, f"{arch}.attention.layer_norm_rms_epsilon")
+    config["rope_theta"] = _positive(file, f"{arch}.rope.freq_base", 10000.0)
     if family.name == "llama":
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
@@ -275,6 +275,14 @@ def _check_counts(file: GGUFFile, config: Mapping[str, Any]) -> None:
         problems = [UserError(f"{file.path}: attention.head_count is no multiple of attention.head_count_kv")]
     if problems:
         raise UserErrors(problems)
+
+
+def _positive(file: GGUFFile, key: str, default: float | None = None) -> float:
+    """The number of a key, as `short` has it. Raises UserError for one that is not above 0, or infinite."""
+    value = file.value(key, float, default)
+    if not 0 < value < math.inf:
+        raise UserError(f"{file.path}: {key}: expected a number above 0, got {value:g}")
+    return short(value)
 
 
 def short(number: float) -> float:
@@ -305,9 +313,7 @@ def _rope_scaling(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in ("linear", "yarn") or arch in ("gemma", "phi3"):
         raise UserError(f"{file.path}: {arch}.rope.scaling.type: {kind} is not supported in {arch}")
     scaling: dict[str, Any] = {"rope_type": kind, "type": kind}
-    scaling["factor"] = short(file.value(f"{arch}.rope.scaling.factor", float))
-    if not scaling["factor"] > 0:
-        raise UserError(f"{file.path}: {arch}.rope.scaling.factor: expected a number above 0")
+    scaling["factor"] = _positive(file, f"{arch}.rope.scaling.factor")
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = file.value(original, int)
     return {"rope_scaling": scaling}

@@ -237,6 +237,12 @@ def test_other_scaling_of_rotary_embeddings(tmp_path: Path, kind: str) -> None:
             "llama.attention.key_length: 15 is not supported",
         ),
         ({"llama.rope.dimension_count": np.uint32(8)}, {}, "expected 16, the size of a head, got 8"),
+        ({"llama.rope.freq_base": np.float32("nan")}, {}, "freq_base: expected a number above 0, got nan"),
+        (
+            {"llama.attention.layer_norm_rms_epsilon": np.float32(0)},
+            {},
+            "layer_norm_rms_epsilon: expected a number above 0, got 0",
+        ),
         ({"llama.rope.scaling.type": "su"}, {}, "rope.scaling.type: su is not supported in llama"),
         ({"llama.embedding_length": np.uint32(128)}, {}, "token_embd.weight: expected shape ("),
         ({}, {"token_embd.weight": None}, "tensor token_embd.weight is missing"),
