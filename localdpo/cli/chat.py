@@ -40,7 +40,7 @@ def chat(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Talk to base, SFT and trained model, one by one or side by side, on one load of the base."""
-    from localdpo.out import note
+    from localdpo.out import has_screen, note
     from localdpo.records.answers import Sampling
     from localdpo.records.rundir import find_run
 
@@ -56,7 +56,7 @@ def chat(
     )
     if model is not None:
         talk.choose(model)
-    if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if plain or not has_screen():
         from localdpo.answering.chat import Speakers
 
         talk_in_lines(talk, Speakers(talk))

@@ -66,7 +66,7 @@ def compare(
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
     from localdpo.core.errors import UserError
-    from localdpo.out import print_json, say
+    from localdpo.out import has_screen, print_json, say
     from localdpo.out.console import Console
     from localdpo.records.answers import AnswersRequest, Sampling, answers_object
     from localdpo.records.rundir import find_run
@@ -77,7 +77,7 @@ def compare(
         raise UserError("--prompt: the text is empty; expected a prompt to answer")
     opened = find_run(runs_dir, run)
     console = Console()
-    browses = not (plain or as_json or html) and console.is_terminal
+    browses = not (plain or as_json or html) and has_screen()
     printed = not (browses or as_json or html)
     request = AnswersRequest(
         run=opened.path,

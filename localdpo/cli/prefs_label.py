@@ -41,8 +41,7 @@ def label(
 ) -> None:
     """Label pairs by keyboard; run it again to resume. Says how well you agree with the data and yourself."""
     from localdpo.core.errors import UserError
-    from localdpo.out import result
-    from localdpo.out.console import Console
+    from localdpo.out import has_screen, result
     from localdpo.prefs.label import open_labelling
 
     path = journal or journal_of(data)
@@ -52,7 +51,7 @@ def label(
         check_output(out, force=force)  # before the work, not after it
         if out.resolve() == path.resolve():
             raise UserError(f"--out {out}: the labels are kept there; give another name")
-    if not plain and not Console().is_terminal:
+    if not plain and not has_screen():
         raise UserError(
             "labelling takes a terminal; --plain prints the counts and the agreement of the labels"
         )

@@ -12,9 +12,9 @@ import typer
 
 from localdpo.cli.judging import carry_out, with_judge_options
 from localdpo.cli.options import DryRunOption, JsonOption, RunsDirOption
-from localdpo.cli.train import has_terminal, make_request, train_and_watch
+from localdpo.cli.train import make_request, train_and_watch
 from localdpo.core.names import command_line
-from localdpo.out import note, print_json, result, say
+from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.series import (
     HEADINGS,
     RoundsDir,
@@ -82,7 +82,7 @@ def rounds(
     assert isinstance(series, RoundsDir)
     for line in lines:
         note(line)
-    if plain or as_json or not has_terminal():
+    if plain or as_json or not has_screen():
         raise typer.Exit(make_and_print(series, plan, wanted, limits, as_json))
     raise typer.Exit(make_beside_dashboard(series, partial(show_record, series)))
 

@@ -18,10 +18,10 @@ from localdpo.cli.options import (
     RunsDirOption,
 )
 from localdpo.cli.rounds import make_beside_dashboard
-from localdpo.cli.train import has_terminal, make_request
+from localdpo.cli.train import make_request
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.names import command_line
-from localdpo.out import note, print_json, result, say
+from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.metrics import ACCURACY
 from localdpo.records.rundir import RunDir, folders_of
 from localdpo.records.sweeps import (
@@ -119,7 +119,7 @@ def sweep(
         return
     made = open_sweep(request, plan, note)
     finish = partial(print_sweep, made, best_by, as_json)
-    if plain or as_json or not has_terminal():
+    if plain or as_json or not has_screen():
         code = make(made, plan, jobs, asked, as_json)
         finish()
         raise typer.Exit(code)

@@ -13,7 +13,7 @@ from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption, run_na
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.core.names import program
 from localdpo.core.process import launched_rank
-from localdpo.out import note, print_json
+from localdpo.out import has_screen, note, print_json
 from localdpo.records.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def train(
     if (again := restart_note(found)) is not None:
         note(again)
     try:
-        if plain or as_json or not has_terminal():
+        if plain or as_json or not has_screen():
             code = train_and_watch(found, accept_changes, as_json, notify)
         else:
             code = train_in_dashboard(found, accept_changes, notify)
@@ -168,11 +168,6 @@ def train_and_watch(
                 view.show(event)
     worker.wait()
     return report_end(worker, interrupts.by_keyboard, as_json, is_part=is_part)
-
-
-def has_terminal() -> bool:
-    """Whether stdin and stdout are a terminal, so that a dashboard can be used."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def train_in_dashboard(run: RunDir, accept_changes: bool, notify: bool = False) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,7 +11,7 @@ import typer
 from localdpo.cli.options import NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
-from localdpo.out import say
+from localdpo.out import has_screen, say
 from localdpo.records.catalog import find_series
 from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.series import SeriesDir
@@ -52,7 +51,7 @@ def watch(
     """Open the dashboard of a run that is training or has ended. Leaving it does not stop training."""
     if size is not None and not once:
         raise UserError("--size works only with --once; otherwise the frame has the size of the terminal")
-    if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not once and not has_screen():
         raise UserError("watch needs a terminal; --once prints one frame as text")
     if run is not None and (series := find_series(runs_dir, run)) is not None:
         if once:

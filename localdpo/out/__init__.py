@@ -49,6 +49,11 @@ def raw_stdout() -> contextlib.redirect_stdout[TextIO | None]:
     return contextlib.redirect_stdout(sys.__stdout__)
 
 
+def has_screen() -> bool:
+    """Whether a program can take the whole screen: keys come from a terminal, and it can be drawn on."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def say(text: str, *, error: bool = False, end: str = "\n") -> None:
     """Print `text`, line breaks and tabs included, on stdout, or on stderr if it is an `error`."""
     print(escaped(text), file=sys.stderr if error else sys.stdout, end=end, flush=True)

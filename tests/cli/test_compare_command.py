@@ -187,7 +187,7 @@ def test_on_a_terminal_the_screen_opens(
     monkeypatch.setattr(
         command, "browse", lambda folder, run, request: opened.append((folder, run.name, request))
     )
-    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setattr("localdpo.out.has_screen", lambda: True)
     invoke("a", "--runs-dir", str(runs), "--seed", "4")
     ((folder, name, request),) = opened
     assert (folder, name) == (runs, "a")
