@@ -495,6 +495,9 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
         return runs[0]
     if (run := RunDir(spelled(Path(runs_dir) / name))).exists():
         return run
+    if run.path.is_dir() and (inside := list_runs(run.path)):
+        names = ", ".join(f"{name}/{each.name}" for each in inside[:5])
+        raise UserError(f"{run.path}: holds several runs; name one of them: {names}")
     known = ", ".join(run.name for run in runs[:5]) or "none"
     raise UserError(f"{runs_dir}: no run named {name!r}; the latest are {known}")
 

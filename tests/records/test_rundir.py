@@ -278,6 +278,10 @@ def test_runs_are_listed_by_their_last_activity(tmp_path: Path):
     assert find_run(tmp_path, "dpo").name == "dpo"
     with pytest.raises(UserError, match=r"no run named 'dop'; the latest are old, dpo-other"):
         find_run(tmp_path, "dop")
+    RunDir.create(tmp_path / "series", "round-1", "model: m\n")
+    with pytest.raises(UserError, match=r"series: holds several runs; name one of them: series/round-1$"):
+        find_run(tmp_path, "series")
+    assert find_run(tmp_path, "series/round-1").name == "round-1"
 
 
 def test_no_runs_is_said(tmp_path: Path):
