@@ -11,7 +11,7 @@ import typer
 
 from localdpo.cli.options import ForceOption, JsonOption
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import PREFIX, program
+from localdpo.core.names import PREFIX, command_line, program
 from localdpo.core.text import printable
 from localdpo.out import result, say
 
@@ -73,6 +73,8 @@ def _command_of(path: Path, match: re.Match[str]) -> str:
 def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any], list[str]]:
     """Write the starter `name`, or all that use the demo's model: (record, lines). Raises UserError(s)."""
     known = {path.stem: path for path in starters()}
+    if name not in (DEMO, *known) and Path(name).is_dir():
+        raise UserError(f"init {name}: is a folder; expected `{command_line('init', 'NAME', '--dir', name)}`")
     if name != DEMO and name not in known:
         raise UserError(f"init {name}: no such starter; expected {DEMO} or one of {', '.join(known)}")
     texts = {path.name: path.read_text() for path in ([known[name]] if name in known else known.values())}

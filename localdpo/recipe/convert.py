@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ REQUIRED: Final = ("model", "data.train")
 # With another value than theirs a recipe would train something else.
 DECISIVE: Final = "loss.type"
 # What means "not used" in their files.
+_EXPONENT: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 _OFF: Final[tuple[Any, ...]] = (None, False, 0, -1, "", "no", "none", [], {})
 
 
@@ -98,7 +100,13 @@ def _flat(values: Mapping[str, Any], program: Program, above: str = "") -> Itera
         if isinstance(value, Mapping) and any(entry.theirs.startswith(f"{name}.") for entry in program.names):
             yield from _flat(value, program, f"{name}.")
         else:
-            yield name, value
+            yield name, _number(value)
+
+
+def _number(value: Any) -> Any:
+    """`5e-7` is text to readers of YAML 1.1, and in quotes to all; these programs make the number of it."""
+    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value) is not None
+    return float(value) if is_number else value
 
 
 def _take(path: Path, name: str, config: Mapping[str, Any], entry: Name | None, result: Converted) -> None:

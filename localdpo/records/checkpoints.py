@@ -17,6 +17,7 @@ from typing import Final
 
 from localdpo.core.atomic import MANIFEST, is_unsupported, replace_symlink, verified_digests
 from localdpo.core.errors import UserError
+from localdpo.core.names import command_line
 from localdpo.records.events import Event, EventTail, effective, read_events
 from localdpo.records.rundir import RunDir
 
@@ -137,7 +138,8 @@ def _required(checkpoints: Path, missing: str, note: Note | None) -> Verified:
         raise UserError(
             f"{missing}: all are damaged: {damage}"
             if problems
-            else f"{missing} yet; a run saves one every save.every steps and at its end"
+            else f"{missing} yet; a run saves one every save.every steps, at its end, and when "
+            f"`{command_line('ctl', 'RUN', 'checkpoint')}` asks for it"
         )
     if problems and note is None:
         raise UserError(f"damaged checkpoint: {damage}; the newest intact one is {checkpoint.path}")

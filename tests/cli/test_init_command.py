@@ -78,6 +78,7 @@ def test_a_recipe_from_another_programs_file() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["."], "init .: is a folder; expected `localdpo init NAME --dir .`"),
         (["dop"], "init dop: no such starter; expected demo or one of cdpo, dpo, dpo-too-hot, ipo"),
         (
             ["--from", "unsloth", "a.yaml"],

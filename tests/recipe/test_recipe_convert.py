@@ -64,6 +64,13 @@ def test_a_config_of_trl(tmp_path: Path) -> None:
     assert converted.off == ["fp16", "max_prompt_length"][:1]
 
 
+@pytest.mark.parametrize("program", DATA)
+def test_a_number_with_an_exponent_may_be_text(tmp_path: Path, program: str) -> None:
+    converted, recipe = of(tmp_path, program, {**DATA[program], "learning_rate": "5e-7"})
+    assert recipe.train.learning_rate == 5e-7
+    assert not [line for line in converted.left if line.startswith("learning_rate")]
+
+
 def test_training_all_weights_is_named(tmp_path: Path) -> None:
     for program, values in (
         ("trl", {"use_peft": False}),
