@@ -354,7 +354,7 @@ class Problems:
             return
         lines = []
         for message, (rows, row) in self._shown.items():
-            more = f"; so {counted(rows - 1, 'more row')}" if rows > 1 else ""
+            more = f"; the same in {counted(rows - 1, 'more row')}" if rows > 1 else ""
             lines.append(f"{self.label}:{row + 1} {message}{more}")
         if hidden := self.count - sum(rows for rows, _ in self._shown.values()):
             lines.append(f"{self.label}: {counted(hidden, 'more row')} with problems")

@@ -224,7 +224,7 @@ def test_one_problem_of_many_rows_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as errors:
         examples_of(tmp_path / "pairs.jsonl", GOOD, *[{"prompt": "q"}] * 3000, "[1]")
     assert [line.partition(".jsonl:")[2] for line in errors.value.lines] == [
-        "2 chosen: missing; the row has prompt; so 2,999 more rows",
+        "2 chosen: missing; the row has prompt; the same in 2,999 more rows",
         "3002 expected an object with named fields",
     ]
 
