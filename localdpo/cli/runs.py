@@ -130,7 +130,7 @@ def sync(
         raise UserError(f"{found.path}: its recipe names no tracker; name one with --to")
     if unknown := [name for name in names if name not in TRACKERS]:
         raise UserError(f"--to {unknown[0]}: expected one of {', '.join(TRACKERS)}")
-    require_packages(names)
+    require_packages(names, "--to" if to else "report_to")
     jobs = {name: start_reporter(found, name, "run the same command again") for name in names}
     done, problems = dict[str, str](), list[UserError]()
     try:

@@ -24,10 +24,10 @@ TRACKERS: Final[Mapping[str, Callable[[TrackedRun], Tracker]]] = {
 }
 
 
-def require_packages(names: Iterable[str]) -> None:
-    """Raises UserErrors if the package of a tracker is not installed."""
+def require_packages(names: Iterable[str], place: str = "report_to") -> None:
+    """Raises UserErrors if the package of a tracker is not installed; `place` is the option that names it."""
     missing = [
-        UserError(f"report_to: {name} needs the package {name}: pip install 'localdpo[{name}]'")
+        UserError(f"{place}: {name} needs the package {name}: pip install 'localdpo[{name}]'")
         for name in names
         # A folder of the same name, as wandb leaves one behind, is a package without a file.
         if (spec := find_spec(name)) is None or spec.origin is None

@@ -141,7 +141,7 @@ def test_what_cannot_be_synced():
         "error: --to wand: expected one of wandb, tensorboard, trackio, mlflow\n"
     )
     assert localdpo("runs", "sync", "--to", "tensorboard").stderr == (
-        "error: report_to: tensorboard needs the package tensorboard: pip install 'localdpo[tensorboard]'\n"
+        "error: --to: tensorboard needs the package tensorboard: pip install 'localdpo[tensorboard]'\n"
     )
     assert localdpo("runs", "--json", "sync").returncode == 2
     with RunLock(run):
