@@ -22,7 +22,7 @@ TRAIN, HELD_OUT, UNSEEN = 2, 2, 1
 # The share of prompts with two instructions.
 TWO = 0.3
 # Every answer has to say something: else "That is all." keeps to an instruction about an answer's end.
-LEAST_WORDS = 12
+LEAST_WORDS = 6
 LEAST = (
     "Use at least {min} words.",
     "Write {min} words or more.",

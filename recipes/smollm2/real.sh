@@ -7,7 +7,7 @@
 set -eu
 gguf=$1
 seed=${SEED:-0}
-prompts=${PROMPTS:-320}
+prompts=${PROMPTS:-480}
 held_out=${HELD_OUT:-300}
 bin=${BIN:-.venv/bin}
 here=recipes/smollm2
@@ -21,7 +21,7 @@ run=smollm2-$seed
 # Four answers to each prompt; the one that keeps to most of its constraints against a worse one. Those that are
 # too short are left out on both sides: else the model learns a length.
 "$bin/localdpo" prefs build $work/prompts/train.jsonl --out "$pairs" --recipe $here/dpo.yaml \
-    --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --min-words 12 --limit "$prompts" --seed "$seed" \
+    --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --min-words 6 --limit "$prompts" --seed "$seed" \
     --valid-count 0
 
 "$bin/localdpo" train $here/dpo.yaml --plain --run "$run" \
