@@ -22,17 +22,8 @@ HEAVY = ("mlx", "mlx_lm", "transformers", "datasets", "pyarrow", "numpy", "textu
 REGISTRIES = re.compile(
     "|".join(("pypi" + r"\.", "python" + "hosted", "--(extra-)?index" + "-url", "--find" + "-links"))
 )
-NOT_OURS = {
-    ".git",
-    ".venv",
-    ".venv-lowest",
-    ".venv-trackers",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".pytest_cache",
-    ".hypothesis",
-    ".import_linter_cache",
-}
+# What git ignores is made on the way: environments, runs, and what `make real` builds.
+NOT_OURS = {".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines())}
 TEXT_SUFFIXES = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".cfg", ".sh", ""}
 
 
@@ -138,7 +129,7 @@ def ours() -> list[Path]:
     """The text files of the tree, without what is made on the way."""
     found = []
     for top in ROOT.iterdir():
-        if top.name in NOT_OURS or top.name == "runs":
+        if top.name in NOT_OURS:
             continue
         files = [top] if top.is_file() else [path for path in top.rglob("*") if path.is_file()]
         found += [path for path in files if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]

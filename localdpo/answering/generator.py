@@ -48,7 +48,7 @@ from localdpo.records.checkpoints import Note
 from localdpo.records.rundir import RunDir
 
 # Raise it with every change that leads to other answers to the same prompt: it is part of the key.
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 2
 GROUP = 64
 # Answers that are generated at once, where they fit: on a CPU a step for 128 takes twice as long as for 32.
 _AT_ONCE = 128
