@@ -19,6 +19,7 @@ from localdpo.records.wording import runs_dir_words
 
 if TYPE_CHECKING:
     from localdpo.launch.processes import Job, Worker
+    from localdpo.records.events import Event
 
 # As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
 SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")
@@ -42,6 +43,9 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Print one frame as text and exit; needs no terminal.")
     ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print lines instead until the run ends; needs no terminal.")
+    ] = False,
     notify: NotifyOption = False,
     size: Annotated[
         str | None,
@@ -49,16 +53,26 @@ def watch(
     ] = None,
 ) -> None:
     """Open the dashboard of a run that is training or has ended. Leaving it does not stop training."""
+    if plain and (once or screen is not None):
+        raise UserError("--plain prints lines, not a screen: leave out --once and --screen")
     if size is not None and not once:
         raise UserError("--size works only with --once; otherwise the frame has the size of the terminal")
-    if not once and not has_screen():
-        raise UserError("watch needs a terminal; --once prints one frame as text")
+    if not once and not plain and not has_screen():
+        raise UserError(
+            "watch needs a terminal; --once prints one frame as text, --plain lines until the end"
+        )
     if run is not None and (series := find_series(runs_dir, run)) is not None:
+        if plain:
+            raise UserError(
+                f"{series.path}: --plain follows a single run; name one of its runs, or use --once"
+            )
         if once:
             print_frame(runs_dir, None, "runs", size or DEFAULT_SIZE, series)
             return
         raise typer.Exit(open_series(series))
     found = find_run(runs_dir, run) if run is not None else active_run(runs_dir)
+    if plain:
+        raise typer.Exit(follow(found, notify))
     jump = screen or ("live" if run is not None or found.is_running() else "runs")
     if jump not in SCREENS:
         raise UserError(f"--screen {jump}: expected one of {', '.join(SCREENS)}")
@@ -66,6 +80,22 @@ def watch(
         print_frame(runs_dir, found, jump, size or DEFAULT_SIZE)
         return
     raise typer.Exit(open_dashboard(runs_dir, found, None, jump, notify=notify))
+
+
+def follow(run: RunDir, notify: bool) -> int:
+    """Show a run from its beginning to its end, as `train --plain` does; the exit code of its end."""
+    from localdpo.cli.plain import ProgressView, alerts
+    from localdpo.launch.processes import code_in_log
+    from localdpo.launch.processes import watch as events_of
+    from localdpo.out.console import Console
+    from localdpo.records.progress import progress_of
+
+    shown: list[Event] = []
+    with ProgressView(Console(), progress_of(shown), alerts(run.name) if notify else None) as view:
+        for event in events_of(run):
+            shown.append(event)
+            view.show(event)
+    return code_in_log(shown)
 
 
 def active_run(runs_dir: Path) -> RunDir:

@@ -61,10 +61,10 @@ class Worker:
         if code is None or (code < 0 and self._is_orphaned()):
             return None
         if code < 0:
-            return code if self.pid is None else _code_in_log(self.written_events())
+            return code if self.pid is None else code_in_log(self.written_events())
         code = 128 - code if 128 < code < UNSEEN_EXIT else code
         # A crash while the interpreter shut down after all was done.
-        is_done = code not in _REPORTED and _code_in_log(self.written_events()) == FINISHED_EXIT
+        is_done = code not in _REPORTED and code_in_log(self.written_events()) == FINISHED_EXIT
         return FINISHED_EXIT if is_done else code
 
     def written_events(self) -> list[Event]:
@@ -165,7 +165,7 @@ def open_worker_log(run: RunDir) -> BinaryIO:
         raise UserError(f"{run.worker_log}: cannot be written: {error.strerror}") from error
 
 
-def _code_in_log(log: Sequence[Event]) -> int:
+def code_in_log(log: Sequence[Event]) -> int:
     """The exit code for the end that the worker wrote to the log; UNSEEN_EXIT where it wrote none."""
     state = state_of(log, running=False)
     if state == "failed":

@@ -24,6 +24,8 @@ run=smollm2-$seed
     --judge constraints -n 4 --temperatures 0.8 --max-tokens 80 --min-words 6 --limit "$prompts" --seed "$seed" \
     --valid-count 0
 
+# Training outlives a script that was killed: wait for its end.
+if [ -d "runs/$run" ]; then "$bin/localdpo" watch "$run" --plain >/dev/null || true; fi
 "$bin/localdpo" train $here/dpo.yaml --plain --run "$run" \
     data.train="$pairs/train.jsonl" train.seed="$seed"
 

@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from command import localdpo
 from localdpo.cli.watch import SCREENS, active_run, print_frame, say_continues
 from localdpo.core.atomic import disk_refusals
 from localdpo.core.errors import UserError
+from localdpo.launch.explain import UNSEEN_EXIT
 from localdpo.records.events import EventWriter
 from localdpo.records.log import LogTail
 from localdpo.records.rundir import RunDir, RunLock
@@ -111,7 +113,8 @@ def test_it_opens_on_runs_when_none_trains():
         (["--size", "90x20"], "--size works only with --once"),
         (["--once", "--screen", "nowhere"], "--screen nowhere: expected one of live, samples"),
         (["nobody", "--once"], "no run named 'nobody'"),
-        ([], "watch needs a terminal; --once prints one frame as text"),
+        ([], "watch needs a terminal; --once prints one frame as text, --plain lines until the end"),
+        (["--plain", "--once"], "--plain prints lines, not a screen: leave out --once and --screen"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], problem: str):
@@ -126,6 +129,37 @@ def test_without_runs_it_says_how_to_start_one():
     done = localdpo("watch", "--once")
     assert done.returncode == 2
     assert "no runs here; start one with `localdpo train RECIPE`" in done.stderr
+
+
+# --- lines ---------------------------------------------------------------------------------------------
+
+
+def test_plain_shows_a_run_that_has_ended_with_the_exit_code_of_its_end():
+    make_run("late")
+    done = localdpo("watch", "late", "--plain")
+    assert done.returncode == 0
+    assert re.search(r"^step 1/2 loss 0\.69", done.stdout, re.MULTILINE)
+    assert "run.finished" in done.stdout.splitlines()[-1]
+    make_run("left", end=False)
+    assert localdpo("watch", "left", "--plain").returncode == UNSEEN_EXIT
+
+
+def test_plain_follows_a_run_until_its_worker_ends():
+    run = make_run("live", end=False)
+    lock = RunLock(run)
+    lock.__enter__()
+
+    def finish() -> None:
+        with EventWriter(run.events) as log:
+            log.write("run.finished", 2, seconds=3.0)
+        lock.__exit__(None, None, None)
+
+    timer = threading.Timer(0.5, finish)
+    timer.start()
+    done = localdpo("watch", "live", "--plain")
+    timer.join()
+    assert done.returncode == 0
+    assert "run.finished" in done.stdout.splitlines()[-1]
 
 
 # --- which run -----------------------------------------------------------------------------------------
