@@ -11,7 +11,7 @@ import typer
 from localdpo.cli.options import NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
-from localdpo.out import has_screen, say
+from localdpo.out import has_screen, note, say
 from localdpo.records.catalog import find_series
 from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.series import SeriesDir
@@ -19,7 +19,6 @@ from localdpo.records.wording import runs_dir_words
 
 if TYPE_CHECKING:
     from localdpo.launch.processes import Job, Worker
-    from localdpo.records.events import Event
 
 # As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
 SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")
@@ -83,19 +82,31 @@ def watch(
 
 
 def follow(run: RunDir, notify: bool) -> int:
-    """Show a run from its beginning to its end, as `train --plain` does; the exit code of its end."""
-    from localdpo.cli.plain import ProgressView, alerts
+    """Show a run from its beginning to its end, as `train --plain` does; the exit code of `train`.
+
+    Ctrl-C leaves, and training continues.
+    """
+    from localdpo.cli.plain import ProgressView, alerts, print_plain
+    from localdpo.launch.explain import ended_lines, exit_code
     from localdpo.launch.processes import code_in_log
     from localdpo.launch.processes import watch as events_of
     from localdpo.out.console import Console
+    from localdpo.records.checkpoints import read_log
     from localdpo.records.progress import progress_of
 
-    shown: list[Event] = []
-    with ProgressView(Console(), progress_of(shown), alerts(run.name) if notify else None) as view:
-        for event in events_of(run):
-            shown.append(event)
-            view.show(event)
-    return code_in_log(shown)
+    try:
+        with ProgressView(Console(), progress_of(()), alerts(run.name) if notify else None) as view:
+            for event in events_of(run):
+                view.show(event)
+    except KeyboardInterrupt:
+        if run.is_running():
+            say_continues(run, run.pid())
+        raise
+    log = read_log(run, note, alive=False)
+    code = exit_code(code_in_log(log), run)
+    for line in ended_lines(run, log):
+        print_plain(Console(stderr=code != 0), line)
+    return code
 
 
 def active_run(runs_dir: Path) -> RunDir:

@@ -30,7 +30,7 @@ from typing import (
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.recipe.describe import SIMPLE_TYPES, bounds_text
+from localdpo.recipe.describe import SIMPLE_TYPES, type_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,17 +97,15 @@ def _declared(function: Callable[..., Any]) -> tuple[inspect.Signature, Mapping[
 def _words(hint: Any) -> str:
     """What a value of this type has to be, for people."""
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return f"{_words(inner[0])}{bounds_text(list(inner[1:]))}"
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_words, inner)))
-    if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
     if hint is type(None):
         return "None"
     if hint is os.PathLike or origin is os.PathLike:
         return "a path"
     kind = origin or hint
+    if kind in (Annotated, Literal) or kind in SIMPLE_TYPES:
+        return type_text(hint)
     if not isinstance(kind, type):
         return str(hint)
     if kind.__name__ == "Callable":
@@ -116,4 +114,4 @@ def _words(hint: Any) -> str:
         return "a mapping"
     if inner:
         return "a list" if inner[0] is object else f"a list, each {_words(inner[0])}"
-    return SIMPLE_TYPES.get(kind, f"a {kind.__name__}")
+    return f"a {kind.__name__}"

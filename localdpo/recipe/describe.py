@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -57,7 +58,7 @@ def field_at(key: str) -> FieldInfo | None:
 
 def expected(field: FieldInfo) -> str:
     """What a value of `field` has to be: `a number > 0`, `text or null`."""
-    return _type_text(field.annotation, field.metadata)
+    return type_text(field.annotation, field.metadata)
 
 
 def options_table() -> list[Option]:
@@ -82,12 +83,13 @@ def entry_fields(key: str) -> dict[str, FieldInfo]:
     return {name: fields[name] for name in [*first, *(name for name in fields if name not in first)]}
 
 
-def _type_text(annotation: Any, metadata: list[Any]) -> str:
+def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a value of this type has to be, with the bounds in its metadata: `a number > 0`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _type_text(args[0], list(args[1:]))
+        return type_text(args[0], list(args[1:]))
     if origin in (Union, types.UnionType):
-        return " or ".join(_type_text(arg, metadata) for arg in args)
+        return " or ".join(type_text(arg, metadata) for arg in args)
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
     if origin is tuple:
@@ -95,15 +97,15 @@ def _type_text(annotation: Any, metadata: list[Any]) -> str:
             return "a list of one or more data sets"
         if get_origin(args[0]) is Literal:
             return f"a list of {', '.join(get_args(args[0]))}"
-        item = _type_text(args[0], []).removeprefix("a ")
+        item = type_text(args[0]).removeprefix("a ")
         kind, _, bounds = item.partition(" ")
         return f"a list of one or more {kind}s{' ' if bounds else ''}{bounds}"
     if annotation is type(None):
         return "null"
-    return f"{SIMPLE_TYPES.get(annotation, 'a section of options')}{bounds_text(metadata)}"
+    return f"{SIMPLE_TYPES.get(annotation, 'a section of options')}{_bounds_text(metadata)}"
 
 
-def bounds_text(metadata: list[Any]) -> str:
+def _bounds_text(metadata: Sequence[Any]) -> str:
     """The bounds of a number, such as ` > 0 and <= 1`; empty without any."""
     bounds = []
     for item in metadata:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from command import localdpo
 from localdpo.cli.watch import SCREENS, active_run, print_frame, say_continues
 from localdpo.core.atomic import disk_refusals
 from localdpo.core.errors import UserError
-from localdpo.launch.explain import UNSEEN_EXIT
+from localdpo.launch.explain import CRASHED_EXIT
 from localdpo.records.events import EventWriter
 from localdpo.records.log import LogTail
 from localdpo.records.rundir import RunDir, RunLock
@@ -139,9 +140,15 @@ def test_plain_shows_a_run_that_has_ended_with_the_exit_code_of_its_end():
     done = localdpo("watch", "late", "--plain")
     assert done.returncode == 0
     assert re.search(r"^step 1/2 loss 0\.69", done.stdout, re.MULTILINE)
-    assert "run.finished" in done.stdout.splitlines()[-1]
-    make_run("left", end=False)
-    assert localdpo("watch", "left", "--plain").returncode == UNSEEN_EXIT
+    assert re.search(r"^run.finished step 2/2", done.stdout, re.MULTILINE)
+    assert "adapter" in done.stdout.splitlines()[-2] or "try it" in done.stdout.splitlines()[-1]
+    left = make_run("left", end=False)
+    with left.events.open("ab") as log:
+        log.write(b"damage\n")
+    done = localdpo("watch", "left", "--plain")
+    assert done.returncode == CRASHED_EXIT
+    assert f"{left.events}: 1 damaged line is skipped" in done.stderr
+    assert "resume with: " in done.stderr.splitlines()[-1]
 
 
 def test_plain_follows_a_run_until_its_worker_ends():
@@ -159,7 +166,21 @@ def test_plain_follows_a_run_until_its_worker_ends():
     done = localdpo("watch", "live", "--plain")
     timer.join()
     assert done.returncode == 0
-    assert "run.finished" in done.stdout.splitlines()[-1]
+    assert re.search(r"^run.finished step 2/2", done.stdout, re.MULTILINE)
+
+
+def test_ctrl_c_leaves_a_run_that_continues():
+    run = make_run("live", end=False)
+    with RunLock(run):
+        process = subprocess.Popen(
+            (sys.executable, "-m", "localdpo", "watch", "live", "--plain"), stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        shown = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        shown += process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert "training continues" in shown
 
 
 # --- which run -----------------------------------------------------------------------------------------
