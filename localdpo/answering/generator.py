@@ -187,11 +187,16 @@ def missing_answers(path: Path, header: Header) -> int:
     return len(header.prompts) * len(header.contestants) - len(read_partial(path).records)
 
 
+def longest_text(name: str, tokens: int) -> str:
+    """A text of as many characters and words as an answer of `tokens` has at most; by name."""
+    return f"{name} {'xxxx ' * (tokens - 1)}".ljust(tokens * _CHARACTERS, "x")
+
+
 def longest_answers(header: Header) -> dict[tuple[int, str], AnswerRecord]:
     """Answers at the limit of length, no two alike, instead of those that are not generated yet."""
     tokens = header.sampling.max_tokens
     return {
-        (i, name): AnswerRecord(i, name, f"{name} ".ljust(tokens * _CHARACTERS, "x"), tokens, True)
+        (i, name): AnswerRecord(i, name, longest_text(name, tokens), tokens, True)
         for i in range(len(header.prompts))
         for name in header.names
     }

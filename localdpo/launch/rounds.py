@@ -20,7 +20,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.answering.generator import answer_all
+from localdpo.answering.generator import answer_all, longest_text
 from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
@@ -56,8 +56,6 @@ from localdpo.records.series import (
 )
 
 ROUNDS: Final = 3
-# Characters of a token, for answers that are not there yet.
-_CHARACTERS: Final = 5
 Note = Callable[[str], None]
 # Plans and runs `prefs build` or `eval`: options, plan_..., run_...; what the last returns.
 Ask = Callable[[Any, Callable[[Any], Any], Callable[..., dict[str, Any]]], dict[str, Any]]
@@ -171,7 +169,7 @@ def evaluation_lines(
     # The run's own models are all compared with each other; a fourth is with one of them.
     duels = {2: 1, 3: 3, 4: 4}[models]
     # No two alike, as a question that was asked before is not asked again.
-    longest = [f"{i} ".ljust(max_tokens * _CHARACTERS, "x") for i in range(models)]
+    longest = [longest_text(str(i), max_tokens) for i in range(models)]
     versus = list(combinations(longest, 2))[:duels]
     pairs = [question_about(row, *texts) for texts in versus for row in rows]
     singles = [question_about(row, text) for text in longest for row in rows]

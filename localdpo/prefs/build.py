@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -90,11 +91,17 @@ def _write(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> dict[
                 (options.out / name).unlink(missing_ok=True)
     write_text(options.out / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     if not built:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in outcome.pairs.most_common())
+        reasons = _reasons(outcome.pairs)
+        if outcome.candidates:
+            reasons += f"; answers that were left out: {_reasons(outcome.candidates)}"
         stays = f"; {TRAIN} in it is of an earlier build" if (options.out / TRAIN).exists() else ""
         prompts = counted(len(plan.prompts), "prompt")
         raise UserError(f"{options.out}: no pair was kept of {prompts} ({reasons}){stays}")
     return report
+
+
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common())
 
 
 def _require_own(folder: Path, contents: Mapping[str, bytes]) -> None:

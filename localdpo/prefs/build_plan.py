@@ -171,6 +171,10 @@ def _check(options: BuildOptions) -> None:
     """What can be said without looking at anything else."""
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"{options.out}: is a file; --out names a folder")
+    if options.min_words > options.max_tokens:
+        raise UserError(
+            f"--min-words {options.min_words}: no answer of --max-tokens {options.max_tokens} has so many"
+        )
     if options.revise and options.n not in (None, 1):
         raise UserError("--revise: one answer a prompt is criticised and revised; leave out -n")
     if not options.revise and options.n is not None and options.n < 2:
@@ -278,9 +282,10 @@ def preview_lines(plan: BuildPlan) -> list[str]:
     answers = by_prompt(records, len(plan.prompts), plan.sampling.judged)
     questions = CandidateJudging(plan, answers).questions()
     temperatures = ", ".join(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)
+    least = "" if plan.options.min_words == 1 else f"at least {counted(plan.options.min_words, 'word')} and "
     return [
         f"prompts: {len(plan.prompts):,} of {plan.options.prompts}",
-        f"candidates: {wanted:,} of at most {counted(plan.sampling.max_tokens, 'token')} at "
+        f"candidates: {wanted:,} of {least}at most {counted(plan.sampling.max_tokens, 'token')} at "
         f"temperature {temperatures}; "
         f"{missing:,} to generate",
         *cost_lines(plan.options, plan.judge_name, questions, plan.verdicts, known=not missing),

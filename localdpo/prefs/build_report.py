@@ -2,7 +2,7 @@
 
     v, key, source, prompts       1; of the candidates; where the prompts came from, how many
     model, adapter, template      as named, with hashes
-    drawing                       n, temperatures, max_tokens, seed, constitution of a revision
+    drawing                       n, temperatures, max_tokens, min_words, seed, constitution of a revision
     judge                         name, rubrics
     candidates                    made, tokens (mean), and by reason those that were not judged
     pairs                         kept, train, valid, by reason the prompts without one, chosen_longer
@@ -117,6 +117,7 @@ def report_of(
             "n": sampling.count,
             "temperatures": list(sampling.temperatures),
             "max_tokens": sampling.max_tokens,
+            "min_words": options.min_words,
             "seed": sampling.seed,
             "revise": None if sampling.revise is None else sampling.revise.name,
         },

@@ -320,6 +320,14 @@ class RoundsSection(Section):
         None, "stop once KL(policy || start of the first round) is above this, in nats a response"
     )
 
+    @field_validator("min_words")
+    @classmethod
+    def _can_be_reached(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_tokens")
+        if most is not None and value > most:
+            raise ValueError(f"no answer of max_tokens {most} has so many words; give at most {most}")
+        return value
+
 
 class Recipe(Section):
     """Everything that decides a run. Paths are relative to the current directory, as in mlx-lm."""

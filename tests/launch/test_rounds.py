@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_folders import ending_model, make_adapter
 
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.evals.statistics import win_rate
 from localdpo.launch.rounds import plan_rounds, preview_lines
 from localdpo.model.arrays import load_arrays
@@ -219,6 +219,8 @@ def test_prompts_that_are_held_out_are_refused(tmp_path: Path) -> None:
         planned(tmp_path, f"eval.prompts={held_out}")
     with pytest.raises(UserError, match=r"eval\.prompts: missing"):
         planned(tmp_path, f"rounds.prompts={prompts}")
+    with pytest.raises(UserErrors, match=r"rounds\.min_words=21: no answer of max_tokens 20 has"):
+        planned(tmp_path, *named, "rounds.max_tokens=20", "rounds.min_words=21")
 
 
 @pytest.mark.slow

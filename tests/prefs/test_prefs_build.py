@@ -308,6 +308,25 @@ def test_the_budget_holds_and_a_later_call_goes_on(begun: BuildOptions, tmp_path
     assert budget.spent == pytest.approx(PRICE * (whole["verdicts"]["used"] - len(told)))
 
 
+def test_the_preview_counts_what_may_be_asked_of_answers_with_many_words(
+    options: BuildOptions, judges: list[CountingJudge]
+) -> None:
+    for n, questions in ((2, 2 * PROMPTS), (4, 4 * PROMPTS)):
+        asked = replace(options, n=n, temperatures=(1.0,), min_words=options.max_tokens)
+        lines = preview_lines(plan_build(asked))
+        assert f"at least {options.max_tokens} words and at most {options.max_tokens} tokens" in lines[1]
+        assert f"at most {questions} questions to ask" in lines[2]
+
+
+def test_answers_that_are_too_short_are_counted_where_no_pair_is_left(options: BuildOptions) -> None:
+    with pytest.raises(UserError, match=r"no pair was kept .* left out: .*least number of words: \d+"):
+        built(options, n=3, temperatures=(1.0,), min_words=options.max_tokens)
+    report = json.loads((options.out / "report.json").read_bytes())
+    assert report["drawing"]["min_words"] == options.max_tokens
+    with pytest.raises(UserError, match="--min-words 99: no answer of --max-tokens"):
+        plan_build(replace(options, max_tokens=98, min_words=99))
+
+
 def test_the_preview_writes_and_asks_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
     lines = preview_lines(plan_build(options))
     assert lines[1].startswith(f"candidates: {2 * PROMPTS} of at most 12 tokens at temperature 1, 1")
