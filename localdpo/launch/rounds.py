@@ -189,7 +189,8 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
         series.clean()
         record = read_record(series)
         while True:
-            ended = why_end(record.rounds, wanted, plan.recipe.rounds.max_kl)
+            settings = plan.recipe.rounds
+            ended = why_end(record.rounds, wanted, settings.max_kl, settings.patience)
             if (record.wanted, record.ended) != (wanted, ended):
                 record = SeriesRecord(wanted, record.rounds, ended)
                 write_record(series, record)

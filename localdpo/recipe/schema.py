@@ -316,6 +316,9 @@ class RoundsSection(Section):
     reference: Literal["last", "first"] = option(
         "last", "reference of a round: the policy that it starts from, or that of the first round"
     )
+    patience: Count = option(
+        1, "stop after so many rounds in a row that are not clearly better than the one before"
+    )
     max_kl: Positive | None = option(
         None, "stop once KL(policy || start of the first round) is above this, in nats a response"
     )

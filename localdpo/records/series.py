@@ -98,13 +98,9 @@ class SeriesRecord:
 
     @property
     def best(self) -> RoundResult | None:
-        """The last round up to which each is better than the one before, beyond the interval."""
-        best = None
-        for result in self.rounds:
-            if not is_above_half(result.last):
-                break
-            best = result
-        return best
+        """The last round that is better than the one before and than the start, beyond the intervals."""
+        better = (each for each in self.rounds if is_above_half(each.last) and is_above_half(each.first))
+        return max(better, key=self.rounds.index, default=None)
 
     def to_json(self) -> dict[str, object]:
         """The record as a JSON object."""
@@ -117,14 +113,20 @@ def is_above_half(rate: RateEstimate | None) -> bool:
     return rate is not None and rate.low is not None and rate.low > 0.5
 
 
-def why_end(rounds: Sequence[RoundResult], wanted: int, max_kl: float | None) -> str | None:
-    """Why a series ends after its last round; None while it goes on."""
+def why_end(
+    rounds: Sequence[RoundResult], wanted: int, max_kl: float | None, patience: int = 1
+) -> str | None:
+    """Why a series ends after its last round; None while it goes on.
+
+    `patience`: as many rounds in a row end it that are not clearly better than the one before.
+    """
     if not rounds:
         return None
     last = rounds[-1]
     before = rounds[-2].name if len(rounds) > 1 else "the start"
-    if not is_above_half(last.last):
-        return f"{last.name} is not clearly better than {before}: it wins {rate_text(last.last)}"
+    if not any(is_above_half(result.last) for result in rounds[-patience:]) and len(rounds) >= patience:
+        ended = f"{last.name} is not clearly better than {before}: it wins {rate_text(last.last)}"
+        return ended if patience == 1 else f"{ended}; it is number {patience} of such rounds in a row"
     if max_kl is not None and last.kl > max_kl:
         return f"the KL of {last.name} from the start is {last.kl:.3g} nats, above rounds.max_kl {max_kl:g}"
     return "all rounds are done" if len(rounds) >= wanted else None

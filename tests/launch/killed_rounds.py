@@ -50,7 +50,7 @@ def make(job: Job) -> int:
         Path("recipe.yaml").write_text(text)
     registry.make_judge = lambda spec, request, mode: CountingJudge(mode)  # type: ignore[assignment]
     # The policies of so few steps are hardly better.
-    rounds.why_end = lambda done, wanted, max_kl: "done" if len(done) == wanted else None
+    rounds.why_end = lambda done, wanted, *limits: "done" if len(done) == wanted else None
     calls: Counter[str] = Counter()
 
     def at(part: str) -> Callable[..., None]:

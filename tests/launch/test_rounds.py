@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,13 @@ def test_a_series_that_was_killed_anywhere_comes_to_the_same_files(
 
 
 def result(number: int, scores: list[float], kl: float = 1.0) -> RoundResult:
-    rate = win_rate(scores)
-    estimate = RateEstimate(rate.value, rate.low, rate.high)
+    estimate = rate_of(scores)
     return RoundResult(f"round-{number}", 10, estimate, estimate, kl, 0.1, 30.0, 29.0)
+
+
+def rate_of(scores: list[float]) -> RateEstimate:
+    rate = win_rate(scores)
+    return RateEstimate(rate.value, rate.low, rate.high)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=120))
@@ -191,6 +196,30 @@ def test_why_a_series_ends() -> None:
     assert best is not None
     assert best.name == "round-2"
     assert SeriesRecord(3, (result(1, even),)).best is None
+
+
+def test_patience_allows_rounds_that_are_not_better() -> None:
+    better, even = [1.0] * 20, [0.5] * 20
+    assert why_end([result(1, even)], 9, None, 2) is None
+    assert why_end([result(1, even), result(2, better), result(3, even)], 9, None, 2) is None
+    rounds = [result(1, better), result(2, even), result(3, even)]
+    assert why_end(rounds, 9, None, 2) == (
+        "round-3 is not clearly better than round-2: it wins 50% (30% to 70%); "
+        "it is number 2 of such rounds in a row"
+    )
+    assert why_end(rounds, 3, None, 3) == "all rounds are done"
+
+
+def test_the_best_round_is_better_than_the_start_too() -> None:
+    better, even, worse = [1.0] * 20, [0.5] * 20, [0.0] * 20
+    assert best_of([result(1, better), result(2, even), result(3, better)]) == "round-3"
+    back = replace(result(3, better), first=rate_of(even))
+    assert best_of([result(1, better), result(2, worse), back]) == "round-1"
+
+
+def best_of(rounds: list[RoundResult]) -> str | None:
+    best = SeriesRecord(9, tuple(rounds)).best
+    return None if best is None else best.name
 
 
 # --- what is refused ---------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(world / "sft", "sft")
     # The policies of so few steps are hardly better.
     monkeypatch.setattr(
-        rounds, "why_end", lambda done, wanted, max_kl: "done" if len(done) == wanted else None
+        rounds, "why_end", lambda done, wanted, *limits: "done" if len(done) == wanted else None
     )
     return tmp_path
 
