@@ -373,19 +373,24 @@ def child(name: str, folder: Path, steps: int, checkpoint: bool) -> None:
     os.write(3, json.dumps(result).encode())
 
 
-def run(name: str, python: str, folder: Path, steps: int, checkpoint: bool) -> dict[str, Any] | str:
-    """What a run of a trainer took, or why there was none."""
-    read, write = os.pipe()
-    blas = ctypes.util.find_library("openblas")
+def environment_of(name: str, cache: Path) -> dict[str, str]:
+    """The environment of a trainer's process: offline, each with the fastest BLAS that it can have."""
     environment = os.environ | {
         "UNSLOTH_ZOO_DISABLE_GPU_INIT": "1",
         "HF_HUB_OFFLINE": "1",
-        "LOCALDPO_CACHE": str(folder / "cache"),
-        "MLX_ENABLE_COMPILE": "1",
+        "LOCALDPO_CACHE": str(cache),
     }
+    blas = ctypes.util.find_library("openblas")
     # PyTorch brings a library of its own, and would take this one's products for it.
     if blas is not None and name not in ("localdpo", "trl"):
         environment["LD_PRELOAD"] = blas
+    return environment
+
+
+def run(name: str, python: str, folder: Path, steps: int, checkpoint: bool) -> dict[str, Any] | str:
+    """What a run of a trainer took, or why there was none."""
+    read, write = os.pipe()
+    environment = environment_of(name, folder / "cache") | {"MLX_ENABLE_COMPILE": "1"}
     command = [python, __file__, "--child", name, "--folder", str(folder), "--steps", str(steps)]
     if checkpoint:
         command.append("--checkpoint")

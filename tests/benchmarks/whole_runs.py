@@ -11,7 +11,6 @@ the one pair that localdpo holds out. Printed are medians of wall and processor 
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import os
 import statistics
 import subprocess
@@ -67,14 +66,7 @@ def child(name: str, folder: Path, steps: int) -> None:
 def run(name: str, python: str, folder: Path, steps: int) -> tuple[float, float, float] | str:
     """Seconds of wall and processor time and GB of the largest process; or why there is no adapter."""
     out = folder / name
-    blas = ctypes.util.find_library("openblas")
-    environment = os.environ | {
-        "UNSLOTH_ZOO_DISABLE_GPU_INIT": "1",
-        "HF_HUB_OFFLINE": "1",
-        "LOCALDPO_CACHE": str(folder / f"cache-{time.time_ns()}"),
-    }
-    if blas is not None and name != "localdpo":
-        environment["LD_PRELOAD"] = blas
+    environment = peers.environment_of(name, folder / f"cache-{time.time_ns()}")
     began, before = time.time(), time.perf_counter()
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
