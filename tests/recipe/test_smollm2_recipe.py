@@ -54,4 +54,9 @@ def test_prompts_of_topics_and_kinds_that_are_apart(tmp_path: Path) -> None:
 
 
 def test_the_recipe_loads() -> None:
-    assert load_recipe(FOLDER / "dpo.yaml").loss.spec.data == "pairs"
+    recipe = load_recipe(FOLDER / "dpo.yaml")
+    assert recipe.loss.spec.data == "pairs"
+    assert recipe.rounds.checks is not None
+    assert (ROOT / recipe.rounds.checks).samefile(FOLDER / "checks.yaml")
+    names = {Path(str(name)).name for name in (recipe.rounds.prompts, recipe.eval.prompts)}
+    assert names == {"train.jsonl", "heldout.jsonl"}
