@@ -18,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from localdpo.cli.main import app
-from localdpo.data.fields import COMMON
+from localdpo.data.fields import COMMON, FINISH_REASON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
 from localdpo.heuristics.constraints import CONSTRAINTS
@@ -116,7 +116,7 @@ def formats() -> str:
         for entry in FORMATS:
             if entry.kind != kind:
                 continue
-            optional = sorted(entry.reads - entry.columns - COMMON)
+            optional = sorted(entry.reads - entry.columns - COMMON - {FINISH_REASON})
             columns = ", ".join(f"`{column}`" for column in sorted(entry.columns))
             columns += f"; optional {', '.join(f'`{column}`' for column in optional)}" if optional else ""
             written = "yes" if entry.write is not None else ""

@@ -71,8 +71,12 @@ def label(
     if out is not None:
         from localdpo.prefs.label import write_labelled
 
-        written = write_labelled(data, state, out, format_name=format_name, force=force)
+        written, cut = write_labelled(data, state, out, format_name=format_name, force=force)
         lines.append(f"written: {out}, {counted(written, 'pair')}")
+        if cut:
+            lines.append(
+                f"left out: {counted(cut, 'pair')} whose preferred answer was cut at a limit of tokens"
+            )
     result({**asdict(summary), "labels": str(path)}, lines, as_json=as_json)
 
 

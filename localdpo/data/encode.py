@@ -31,7 +31,8 @@ from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoi
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Raise it with every change that makes other ids for the same text: it is part of the cache's key.
+# Raise it with every change that makes other ids for the same row: it is part of the caches' keys. Where only
+# rows of a new kind change, their stores are told apart in store.py, and all other caches stay.
 ENCODER_VERSION = 3
 _PORTION_CHARACTERS = 2_000_000
 
@@ -149,7 +150,7 @@ class Encoder:
             result.notes[words].append(row)
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[_Ids]:
-        """The ids of rows, uncut, each response with its end."""
+        """The ids of rows, uncut, each response that ended with its end."""
         prompts = self.tokens.encode([text.prompt for text in rendered])
         tails = [self._tail(text, ids) for text, ids in zip(rendered, prompts, strict=True)]
         texts = [

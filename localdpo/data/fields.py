@@ -21,6 +21,11 @@ MEDIA: Final = {
 }
 COMMON: Final = frozenset((*OPTIONS, *SYSTEM, *MEDIA))
 """Columns that every format with a prompt reads besides its own."""
+FINISH_REASON: Final = "rejected_finish_reason"
+"""A column of pairs: why the rejected answer ends where it does, in the words of OpenAI's API and of vLLM."""
+CUT: Final = "length"
+STOP: Final = "stop"
+"""Its values for an answer that was cut at a limit of tokens, and for one that ended, as without a value."""
 PROMPTS: Final = frozenset(
     _names("prompt instruction question query input user history context messages conversation conversations")
 )

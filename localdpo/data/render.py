@@ -5,7 +5,8 @@ template writes after it, up to and with the end of the turn, is the response. W
 another opening for an answer that is already there (a thinking block that only the generation prompt has,
 say), the prompt ends at the opening it does write. Where it writes the conversation itself otherwise once an
 answer follows (system text only in front of a last user message), the conversation is the generation
-prompt's. An answer ends with the first of the model's own end tokens. Raw: the text as it is.
+prompt's. An answer ends with the first of the model's own end tokens; one that was cut has none. Raw: the
+text as it is.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ PROBE, START, STOP = "localdpoprobeanswer", "localdpostartmark", "localdpostopma
 HIDDEN_ANSWER = "the chat template does not show where the answer starts"
 NO_ANSWER = "the chat template leaves out the whole text of an answer"
 ENDS_EARLY = "an end token occurs within an answer, so generation would stop there"
+NOTHING_CUT = "an answer that was cut has no text"
 # Renderings that run into a limit before the template is given up: each takes seconds.
 LIMIT_ROWS: Final = 2
 # Options by which public templates choose how the generation prompt ends.
@@ -57,7 +59,7 @@ _WINDOW: Final = 200
 class Rendered:
     """The text of a row: the prompt, and what follows it in each branch.
 
-    `close[k]`: response k still needs the end-of-sequence token, since its text does not end with one.
+    `close[k]`: response k still needs the end-of-sequence token: it ended, and its text has none at its end.
     `start`: the prompt gets the tokenizer's own leading special tokens (a template writes them itself).
     `least`: characters of the prompt before the assistant's opening, where that was cut to what all branches
     share and may be cut further, to a boundary of tokens; None elsewhere.
@@ -152,9 +154,13 @@ class Renderer:
         if self.chat and not example.as_is:
             return self._render_chat(example)
         prompt, *responses = (self._plain(side) for side in (example.prompt, *example.responses))
-        responses = [self._ended_once(text) for text in responses]
-        close = tuple(not text.endswith(self._ends) for text in responses)
-        return Rendered(prompt, tuple(responses), close, start=True)
+        texts, close = [], []
+        for text, ended in zip(responses, example.ended, strict=True):
+            if not ended:
+                self._require_open(text)
+            texts.append(self._ended_once(text))
+            close.append(ended and not texts[-1].endswith(self._ends))
+        return Rendered(prompt, tuple(texts), tuple(close), start=True)
 
     def render_prompt(
         self,
@@ -225,20 +231,27 @@ class Renderer:
 
     def _render_chat(self, example: Example) -> Rendered:
         prompt, answers = as_conversation(example.prompt, example.responses)
-        answers = [self._unended(answer) for answer in answers]
+        # The end tokens of an answer that was cut stay, to be seen.
+        answers = [
+            self._unended(answer) if ended else answer
+            for answer, ended in zip(answers, example.ended, strict=True)
+        ]
         context = self._context(example.tools, example.template_kwargs)
         opened, lost, context = self._in_best_form(prompt, answers, context)
         if CALL in lost.parts:
             raise RowSkip(f"the chat template leaves out {CALL}")
         texts, close = [], []
         ending = self._ending_of(prompt, context)
-        for answer, rest in zip(answers, opened.rests, strict=True):
-            text, done = self._end_turn(rest, ending)
+        for answer, rest, ended in zip(answers, opened.rests, example.ended, strict=True):
+            body, end, done = self._end_turn(rest, ending)
+            text = body + end if ended else self._unstripped(body, answer)
             first = self._end.search(text)
-            if first is not None and text[first.end() :].strip():
+            if ended and first is not None and text[first.end() :].strip():
                 raise RowSkip(ENDS_EARLY)
+            if not ended:
+                self._require_open(text)
             texts.append(text)
-            close.append(not done)
+            close.append(ended and not done)
             bare = self.control_tokens.sub("", text).strip()
             if not bare and (str(answer.get("content") or "").strip() or REASONING in lost.parts):
                 raise RowSkip(NO_ANSWER)
@@ -412,19 +425,35 @@ class Renderer:
             self._endings[key] = _Ending(tail[:place], tail[place:], ends=end is not None)
         return self._endings[key]
 
-    def _end_turn(self, text: str, ending: _Ending) -> tuple[str, bool]:
-        """`text` up to its one end of turn, and whether it has one; what follows the end is dropped."""
+    def _require_open(self, text: str) -> None:
+        """Raise RowSkip for an answer that was cut, if an end token is in it or if it is empty."""
+        if self._end.search(text):
+            raise RowSkip(ENDS_EARLY)
+        if not text:
+            raise RowSkip(NOTHING_CUT)
+
+    def _unstripped(self, text: str, answer: Message) -> str:
+        """The rendered text of an answer that was cut, with the white space at its end that templates strip:
+        the model wrote on after it."""
+        content = answer.get("content")
+        words = content.rstrip() if isinstance(content, str) else ""
+        return text + str(content)[len(words) :] if words and text.endswith(words) else text
+
+    def _end_turn(self, text: str, ending: _Ending) -> tuple[str, str, bool]:
+        """`text` before its one end of turn, that end, and whether it ends the answer; what follows is
+        dropped."""
         body = text.removesuffix(ending.rest) if ending.rest else text
-        if body.endswith(ending.end) and ending.ends:
-            return body, True
+        if body.endswith(ending.end):
+            answer = body.removesuffix(ending.end)
+            return answer, ending.end, ending.ends or body.endswith(self._ends)
         if not ending.ends:
-            return body, body.endswith(self._ends)
+            return body, "", body.endswith(self._ends)
         # An answer of another kind, with an end of its own (a tool call, say): the template has ends, and the
         # last control token is one.
         ends = [*self._end.finditer(text)] or [*self.control_tokens.finditer(text)][-1:]
         if ends and not text[ends[-1].end() :].strip():
-            return text[: ends[-1].end()], True
-        return body, False
+            return text[: ends[-1].start()], ends[-1].group(), True
+        return body, "", False
 
 
 def require_end(limits: Sequence[str]) -> None:

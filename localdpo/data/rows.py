@@ -223,10 +223,11 @@ def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:
             response,
             desirable,
             of_pair=True,
+            response_ended=ended,
             tools=pair.tools,
             template_kwargs=pair.template_kwargs,
         )
-        for response, desirable in ((pair.chosen, True), (pair.rejected, False))
+        for response, desirable, ended in zip(pair.responses, (True, False), pair.ended, strict=True)
     )
 
 

@@ -29,6 +29,7 @@ from localdpo.core.atomic import clean_leftovers, free_bytes, out_of_space, publ
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
 from localdpo.data.encode import ENCODER_VERSION, Encoded, Encoder, Limits, plain_backend
+from localdpo.data.fields import FINISH_REASON
 from localdpo.data.parallel import Block, encode_blocks
 from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
 from localdpo.data.sources import open_source
@@ -45,6 +46,7 @@ _META = b"localdpo"
 _CHECKSUM_BYTES = 4
 _CHUNK_BYTES = 2**24
 REASONING_LOST = "the chat template leaves the reasoning out of the answers"
+CUT_REJECTED = "the rejected answer was cut, and no end of it is learnt"
 _RESPONSES: dict[Kind, tuple[str, ...]] = {
     "pairs": ("r0", "r1"),
     "demonstrations": ("r0",),
@@ -71,7 +73,8 @@ class _Block:
 class TokenStore(Sequence[EncodedRow]):
     """The encoded rows of one source, read in place from a mapped file.
 
-    fingerprint       hash over content, tokenizer, template, truncation, limits and kind
+    fingerprint       hash over content, tokenizer, template, truncation, limits and kind; another one where
+                      answers that were cut have no end, since they once had one
     prompt_lengths    int32[N] tokens; response_lengths int32[N, K] tokens
     desirable         bool[N] labels of unpaired rows, else None
     prompt_keys       int64[N] equal for equal prompts, whatever was cut off them
@@ -175,6 +178,11 @@ def _fingerprint(content: str, tokenizer: PreTrainedTokenizerBase, options: dict
     return digest.hexdigest()[:40]
 
 
+def _of_cut(key: str) -> str:
+    """The fingerprint of a store with answers that were cut: other ids, so other reference scores too."""
+    return hashlib.sha256(f"{key} {FINISH_REASON}".encode()).hexdigest()[:40]
+
+
 # --- writing -------------------------------------------------------------------------------------------
 
 
@@ -207,7 +215,8 @@ def _build(
             writer.require_reasoning(label)
             writer.close(notes)
             file.seek(0)
-            file.write(_checksum(iter(partial(file.read, _CHUNK_BYTES), b""), key))
+            fingerprint = _of_cut(key) if writer.cut else key
+            file.write(_checksum(iter(partial(file.read, _CHUNK_BYTES), b""), fingerprint))
     except OSError as error:
         raise _disk_error(path, written, error) from error
 
@@ -216,7 +225,7 @@ class _Writer:
     """Writes encoded rows in blocks; the report goes into the last."""
 
     def __init__(self, file: Any, kind: Kind) -> None:
-        self.read = self.kept = self.truncated = self.merged = self.halves = 0
+        self.read = self.kept = self.truncated = self.merged = self.halves = self.cut = 0
         self.reasoning_lost = self.lost = self.whole = 0
         self.notes: Counter[str] = Counter()
         self.dropped: dict[str, list[int]] = {}
@@ -241,6 +250,7 @@ class _Writer:
                     usable.append((row, example))
             self.read += len(examples)
             self.halves += sum(isinstance(example, Rated) and example.of_pair for _, example in examples)
+            self.cut += sum(not all(example.ended) for _, example in usable)
             yield usable
 
     def add(self, encoded: Encoded) -> None:
@@ -263,6 +273,7 @@ class _Writer:
         if self._pending:
             self._write(self._pending)
         lost = {f"{REASONING_LOST} ({self.lost / max(1, self.whole):.0%} of their text)": self.reasoning_lost}
+        cut = {CUT_REJECTED: self.cut}
         report = EncodeReport(
             self.read,
             self.kept,
@@ -271,7 +282,7 @@ class _Writer:
             self.merged,
             self.halves // 2,
             dict(notes.unread),
-            {note: count for note, count in (notes.counts() | self.notes | lost).items() if count},
+            {note: count for note, count in (notes.counts() | cut | self.notes | lost).items() if count},
         )
         meta = {"report": asdict(report)}
         # An empty last block can carry what is known only at the end; the schema's metadata is written first.
@@ -332,25 +343,34 @@ def _disk_error(path: Path, written: int, error: OSError) -> UserError:
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _read_store(path: Path, fingerprint: str, kind: Kind) -> TokenStore | None:
-    """The store in `path`; None if it is missing or incomplete."""
+def _read_store(path: Path, key: str, kind: Kind) -> TokenStore | None:
+    """The store in `path`; None if it is missing, incomplete, or older than the reading of FINISH_REASON."""
     try:
-        # Read and not mapped: pages of a mapped file that were touched count as this process's memory.
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END) - _CHECKSUM_BYTES
-            file.seek(0)
-            chunks = (file.read(min(_CHUNK_BYTES, size - start)) for start in range(0, size, _CHUNK_BYTES))
-            if _checksum(chunks, fingerprint) != file.read():
-                return None
-        written = pa.memory_map(str(path)).read_buffer().slice(0, size)
+        fingerprint = next((name for name in (key, _of_cut(key)) if _is_whole(path, name)), None)
+        if fingerprint is None:
+            return None
+        mapped = pa.memory_map(str(path)).read_buffer()
     except OSError:
         return None
-    reader = pa.ipc.open_file(written)
+    reader = pa.ipc.open_file(mapped.slice(0, mapped.size - _CHECKSUM_BYTES))
     count = reader.num_record_batches - 1
     blocks = [_block(reader.get_batch(i)) for i in range(count)]
     _, custom = reader.get_batch_with_custom_metadata(count)
     report = EncodeReport(**json.loads(custom[_META])["report"])
+    # Every format of pairs reads it.
+    if FINISH_REASON in report.unread and (kind == "pairs" or report.split):
+        return None
     return TokenStore(path, fingerprint, kind, report, blocks)
+
+
+def _is_whole(path: Path, fingerprint: str) -> bool:
+    """Whether a store ends with the checksum of this fingerprint."""
+    # Read and not mapped: pages of a mapped file that were touched count as this process's memory.
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - _CHECKSUM_BYTES
+        file.seek(0)
+        chunks = (file.read(min(_CHUNK_BYTES, size - start)) for start in range(0, size, _CHUNK_BYTES))
+        return _checksum(chunks, fingerprint) == file.read()
 
 
 def _checksum(chunks: Iterable[bytes], key: str) -> bytes:

@@ -34,6 +34,11 @@ class Example:
         return ()
 
     @property
+    def ended(self) -> tuple[bool, ...]:
+        """Of each response, whether it ends with its text; else it was cut, and no end of it is scored."""
+        return (True,) * len(self.responses)
+
+    @property
     def desirable(self) -> bool | None:
         """The label of a rated response; None for examples of other kinds."""
         return None
@@ -51,15 +56,24 @@ class Prompt(Example):
 
 @dataclass(frozen=True, slots=True)
 class Pair(Example):
-    """A prompt with a preferred and a dispreferred response."""
+    """A prompt with a preferred and a dispreferred response. The preferred one always ends.
+
+    `rejected_ended`: False where the rejected one was cut at a limit of tokens.
+    """
 
     chosen: Side
     rejected: Side
+    rejected_ended: bool = field(default=True, kw_only=True)
 
     @property
     def responses(self) -> tuple[Side, ...]:
         """(chosen, rejected)."""
         return (self.chosen, self.rejected)
+
+    @property
+    def ended(self) -> tuple[bool, ...]:
+        """(True, rejected_ended)."""
+        return (True, self.rejected_ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +94,23 @@ class Rated(Example):
     """A prompt with one response that was found desirable, or undesirable.
 
     `of_pair`: it is one half of a preference pair, the chosen (desirable) or the rejected one (not).
+    `response_ended`: False where it was cut at a limit of tokens.
     """
 
     response: Side
     desirable: bool
     of_pair: bool = field(default=False, kw_only=True)
+    response_ended: bool = field(default=True, kw_only=True)
 
     @property
     def responses(self) -> tuple[Side, ...]:
         """(response,)."""
         return (self.response,)
+
+    @property
+    def ended(self) -> tuple[bool, ...]:
+        """(response_ended,)."""
+        return (self.response_ended,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,15 +356,16 @@ def _records(journal: Path) -> list[dict[str, Any]]:
 
 def write_labelled(
     source: str, state: Labelling, out: Path, *, format_name: str | None = None, force: bool = False
-) -> int:
+) -> tuple[int, int]:
     """Write the decided pairs of `source`, in its order, as rows of prompt, chosen and rejected; how many.
 
     A column `label` holds the pair's row, whether the label agrees with the data, and flag and note if there
-    are any. Raises UserError for a file that is there already.
+    are any. A pair whose preferred answer was cut is left out, since a chosen answer always ends; the second
+    number is of these. Raises UserError for a file that is there already.
     """
     check_output(out, force=force)
     decided = state.preferences()
-    written = 0
+    written = cut = 0
     with json_lines(out) as put:
         for row in read_rows(open_source(source), "pairs", None, format_name):
             number = row.rows[0] + 1
@@ -373,11 +374,14 @@ def write_labelled(
                 continue
             pair = row.result
             if side == "rejected":
+                if not pair.rejected_ended:
+                    cut += 1
+                    continue
                 pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
             for record in explicit(pair, {"label": _label(state, number, side)}).records:
                 put(record)
             written += 1
-    return written
+    return written, cut
 
 
 def _label(state: Labelling, row: int, side: str) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 
 from localdpo.core.atomic import clean_leftovers, no_space_error, out_of_space, published_file
 from localdpo.core.errors import UserError
+from localdpo.core.names import command_line
 from localdpo.core.text import counted
-from localdpo.data.fields import RowProblem
+from localdpo.data.fields import CUT, FINISH_REASON, RowProblem
 from localdpo.data.formats import FORMATS, Format, named_format
 from localdpo.data.formats.pairs import RATINGS
 from localdpo.data.formats.write import SCORES
@@ -25,6 +26,7 @@ from localdpo.data.sources import open_source
 from localdpo.data.types import Pair
 from localdpo.prefs.check import CHECKS, UNREADABLE, Progress, check
 from localdpo.prefs.checks.base import CheckSettings, prompt_texts
+from localdpo.prefs.checks.lengths import CUT_REJECTED
 from localdpo.prefs.shingles import Words
 
 SUFFIXES = (".jsonl", ".ndjson")
@@ -317,6 +319,7 @@ def _write(
     columns = _other_columns(row, adapter)
     try:
         written = target.write(row.result, columns)
+        _require_ending(row.result, target, written.records[0])
     except RowProblem as problem:
         problems.add(row.rows[0], f"cannot be written as {target.name}: {problem}")
         return ()
@@ -326,6 +329,16 @@ def _write(
     report.lost.update(name for name in columns if name not in held and columns[name] is not None)
     report.lost.update(written.lost)
     return written.records
+
+
+def _require_ending(pair: Pair, target: Format, record: Mapping[str, Any]) -> None:
+    """Raise RowProblem where training on what was written would end a rejected answer that was cut."""
+    if target.kind == "pairs" and not pair.rejected_ended and FINISH_REASON not in record:
+        raise RowProblem(
+            FINISH_REASON,
+            f"{CUT}, which the format has no place for; leave such rows out: "
+            f"{command_line('prefs', 'clean', 'IN', 'OUT', '--drop', CUT_REJECTED.name)}",
+        )
 
 
 def _other_columns(row: ReadRow, adapter: Format) -> dict[str, Any]:

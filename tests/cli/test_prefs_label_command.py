@@ -67,6 +67,28 @@ def test_decided_pairs_are_written_as_labelled(pairs: Path, tmp_path: Path) -> N
     assert "exists already" in str(again.exception)
 
 
+def test_an_answer_that_was_cut_is_never_written_as_the_chosen_one(pairs: Path, tmp_path: Path) -> None:
+    rows = [
+        json.loads(line) | {"rejected_finish_reason": "length"} for line in pairs.read_text().splitlines()
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    state = open_labelling(str(pairs), journal_of(str(pairs)), again=0.0)
+    agreed = []
+    for wanted in ("chosen", "rejected", "chosen"):
+        now = state.current
+        assert now is not None
+        if wanted == "chosen":
+            agreed.append(now.item.row)
+        state.answer("1" if (wanted == "chosen") != now.swapped else "2")
+    out = tmp_path / "labelled.jsonl"
+    result = runner.invoke(app, ["prefs", "label", str(pairs), "--plain", "--out", str(out)])
+    assert "left out: 1 pair whose preferred answer was cut at a limit of tokens" in result.output
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["label"]["row"], row["rejected_finish_reason"]) for row in written] == [
+        (row, "length") for row in sorted(agreed)
+    ]
+
+
 def test_the_pairs_do_not_replace_the_labels(pairs: Path) -> None:
     journal = journal_of(str(pairs))
     state = open_labelling(str(pairs), journal, again=0.0)

@@ -21,7 +21,8 @@ from localdpo.data.encode import (
     Limits,
     encode_prompt,
 )
-from localdpo.data.types import Demonstration, EncodedRow, Example, Pair
+from localdpo.data.render import ENDS_EARLY, NOTHING_CUT
+from localdpo.data.types import Demonstration, EncodedRow, Example, Pair, Rated
 
 # No control token can be spelled without these.
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<[|"), max_size=40)
@@ -238,6 +239,69 @@ def test_an_empty_prompt_starts_with_bos_or_with_a_shared_first_token() -> None:
         encode_prompt(RAW[False], "", "raw")
     with pytest.raises(UserError, match=r"prompt: .udcff is no valid Unicode; give the text as UTF-8"):
         encode_prompt(RAW[False], "a\udcffb", "raw")
+
+
+# --- answers that were cut -----------------------------------------------------------------------------
+
+
+def test_the_ids_of_an_answer_that_was_cut_follow_the_prompt_and_nothing_follows_them() -> None:
+    tokenizer = chat_tokenizer("chatml")
+    row = only(encode(tokenizer, Pair("q", "yes", "the answer is the", rejected_ended=False)))
+    end = tokenizer.eos_token_id
+    assert row.prompt.tolist() == tokenizer.encode("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
+    assert row.responses[0].tolist() == [*tokenizer.encode("yes"), end]
+    assert row.responses[1].tolist() == tokenizer.encode("the answer is the")
+    raw = only(encode(RAW[True], Pair("q", " yes", " the answer", rejected_ended=False)))
+    assert raw.responses[0].tolist() == [*ids_of(" yes"), RAW[True].eos_token_id]
+    assert raw.responses[1].tolist() == ids_of(" the answer")
+    half = only(encode(tokenizer, Rated("q", "the answer", False, response_ended=False)))
+    assert half.responses[0].tolist() == tokenizer.encode("the answer")
+
+
+@pytest.mark.parametrize("shape", [*ALL, "raw"])
+@given(prompt=WORDS.filter(bool), chosen=WORDS, rejected=WORDS.map(str.rstrip).filter(bool))
+def test_a_cut_answer_is_a_strict_prefix_of_the_ended_one(
+    shape: str, prompt: str, chosen: str, rejected: str
+) -> None:
+    tokenizer = RAW[True] if shape == "raw" else chat_tokenizer(shape)
+    if chosen.strip() == rejected.strip():
+        return
+    ended = only(encode(tokenizer, Pair(prompt, chosen, rejected)))
+    cut = only(encode(tokenizer, Pair(prompt, chosen, rejected, rejected_ended=False)))
+    assert cut.prompt.tolist() == ended.prompt.tolist()
+    assert cut.responses[0].tolist() == ended.responses[0].tolist()
+    whole = ended.responses[1].tolist()
+    assert cut.responses[1].tolist() == whole[:-1]
+
+
+@pytest.mark.parametrize("shape", ["chatml", "llama3", "stripped"])
+def test_white_space_at_the_end_of_a_cut_answer_stays(shape: str) -> None:
+    tokenizer = chat_tokenizer(shape)
+    row = only(encode(tokenizer, Pair("q", "yes\n\n", "answers\n\n\n\n", rejected_ended=False)))
+    assert tokenizer.decode(row.responses[1].tolist()) == "answers\n\n\n\n"
+
+
+@pytest.mark.parametrize("shape", ["chatml", "gemma", "raw"])
+def test_a_cut_answer_that_ends_or_says_nothing_is_dropped(shape: str) -> None:
+    tokenizer = RAW[False] if shape == "raw" else chat_tokenizer(shape)
+    end = "</s>" if shape == "raw" else SHAPES[shape][3]
+    pairs = [Pair("q", "yes", text, rejected_ended=False) for text in (f"no{end}", f"no{end} no", "", "no")]
+    encoded = encode(tokenizer, *pairs)
+    assert dict(encoded.dropped) == {ENDS_EARLY: [0, 1], NOTHING_CUT: [2]}
+    assert [row.row for row in encoded.rows] == [3]
+
+
+def test_a_tool_call_that_was_cut_loses_the_end_of_its_turn() -> None:
+    tokenizer = chat_tokenizer(
+        "chatml", SHAPES["chatml"][0].replace("m['content']", "(m['content'] or m['tool_calls']|tojson)")
+    )
+    call = [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    ]
+    ended, cut = (
+        only(encode(tokenizer, Pair("q", "yes", call, rejected_ended=each))) for each in (True, False)
+    )
+    assert cut.responses[1].tolist() == ended.responses[1].tolist()[:-1]
 
 
 def test_text_demonstrations_never_go_into_a_template() -> None:

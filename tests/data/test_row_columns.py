@@ -10,6 +10,7 @@ import pytest
 from published_rows import PROMPTS, ROWS, SINGLE, assistant, user
 from tiny_tokenizers import chat_tokenizer
 
+from localdpo.data.encode import IDENTICAL
 from localdpo.data.fields import COMMON, keeps_records
 from localdpo.data.formats import FORMATS
 from localdpo.data.formats.single import CONTINUED, SYSTEMS
@@ -58,6 +59,33 @@ def test_a_format_names_all_that_it_reads(name: str) -> None:
     for record in map(Watched, rows):
         entry.read(record)
         assert {column for column in record.asked if not keeps_records(column)} <= entry.reads
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in FORMATS if entry.kind == "pairs"])
+def test_every_format_of_pairs_reads_that_an_answer_was_cut_or_refuses_it(name: str, tmp_path: Path) -> None:
+    records = [record | {"rejected_finish_reason": "length"} for record in ROWS[name]]
+    (first, *_), notes = read(tmp_path, *records, named=name)
+    assert not notes.unread
+    if isinstance(first, Pair):
+        assert first.ended == (True, False)
+    else:
+        assert (
+            first.message
+            == "rejected_finish_reason: length, but rows of this format have no one rejected answer"
+        )
+
+
+def test_the_reason_for_an_end_is_one_of_two_words_or_absent(tmp_path: Path) -> None:
+    for reason in (None, "stop"):
+        assert read(tmp_path, PAIR | {"rejected_finish_reason": reason})[0] == [Pair("q", "a", "b")]
+    for reason, shown in (("tool_calls", "'tool_calls'"), ("", "''"), (True, "true"), (["length"], "a list")):
+        (row,), _ = read(tmp_path, PAIR | {"rejected_finish_reason": reason})
+        assert row == InvalidRow(f'rejected_finish_reason: expected "length" or "stop", got {shown}')
+    same = PAIR | {"rejected": "a", "rejected_finish_reason": "length"}
+    assert read(tmp_path, same)[0] == [Skipped(IDENTICAL)]
+    # The system message is put in front of an answer that was cut as of any other.
+    (row,), _ = read(tmp_path, PAIR | {"system": "Be brief.", "rejected_finish_reason": "length"})
+    assert row == Pair([SYSTEM, user("q")], "a", "b", rejected_ended=False)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from tiny_tokenizers import chat_tokenizer, plain_tokenizer
 
 from localdpo.core import atomic
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.data import rows as rows_module
 from localdpo.data import store as store_module
 from localdpo.data.batches import collate
 from localdpo.data.encode import IDENTICAL, Encoder, Limits
+from localdpo.data.formats import pairs as pairs_module
 from localdpo.data.inspect import render_marked, statistics
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
@@ -215,6 +217,50 @@ def test_what_killed_builds_left_is_taken_away(pairs: Path, tmp_path: Path) -> N
     os.utime(old, (0, 0))
     open_pairs(pairs, tmp_path)
     assert sorted(path.parent.iterdir()) == sorted([path, young])
+
+
+CUT = {"prompt": "q", "chosen": "yes", "rejected": "the answer is the", "rejected_finish_reason": "length"}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "unpaired"])
+def test_a_cache_from_before_cut_answers_were_known_is_not_used(
+    kind: str, tmp_path: Path, builds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "cut.jsonl", [*PAIRS, CUT])
+    with monkeypatch.context() as patch:
+        # As the reader was: a column that nobody reads, and every answer ends.
+        patch.setattr(pairs_module, "FINISH_REASON", "unknown")
+        patch.setattr(store_module, "FINISH_REASON", "unknown")
+        patch.setattr(
+            rows_module, "_unread", lambda record, adapter: [*({"rejected_finish_reason"} & record.keys())]
+        )
+        old = open_pairs(path, tmp_path, kind=kind)
+        assert old.report.unread == {"rejected_finish_reason": 1}
+        assert old[-1].responses[-1][-1] == chat_tokenizer("chatml").eos_token_id
+    for _ in range(2):
+        new = open_pairs(path, tmp_path, kind=kind)
+        assert new[-1].responses[-1].tolist() == chat_tokenizer("chatml").encode(CUT["rejected"])
+        # The cached scores of the reference are of other ids.
+        assert new.fingerprint != old.fingerprint
+        assert new.report.notes == {store_module.CUT_REJECTED: 1}
+        assert not new.report.unread
+    assert builds == [old.path, old.path]
+
+
+def test_caches_of_other_rows_stay(tmp_path: Path, builds: list[Path]) -> None:
+    ended = [{**PAIRS[0], "rejected_finish_reason": reason} for reason in ("stop", None)]
+    chosen = {"prompt": "q", "completion": "a", "label": True, "rejected_finish_reason": "length"}
+    for kind, row in (
+        ("pairs", ended[0]),
+        ("pairs", ended[1]),
+        ("unpaired", chosen),
+        ("demonstrations", CUT),
+    ):
+        path = write(tmp_path / "rows.jsonl", [row])
+        stores = [open_pairs(path, tmp_path, kind=kind) for _ in range(2)]
+        assert stores[0].fingerprint == stores[0].path.stem
+        assert store_module.CUT_REJECTED not in stores[0].report.notes
+    assert len(builds) == 4
 
 
 def test_dropped_and_skipped_rows_are_in_the_report(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def open_rows(path: Path, cache: Path, kind: Kind = "unpaired") -> TokenStore:
     )
 
 
+def test_the_rejected_half_of_a_pair_stays_cut(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "rejected_finish_reason": "length"}
+    assert examples_of(tmp_path, pair) == [
+        (0, Rated("q", "a", True, of_pair=True)),
+        (0, Rated("q", "b", False, of_pair=True, response_ended=False)),
+    ]
+    assert examples_of(tmp_path, pair, kind="demonstrations") == [(0, Demonstration("q", "a"))]
+
+
 @pytest.mark.parametrize(
     ("record", "rated"),
     [

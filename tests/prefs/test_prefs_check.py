@@ -110,6 +110,7 @@ def plants(valid: list[Row], mark: str = "") -> dict[str, Callable[[list[Row | A
 
     run = " ".join(valid[3]["prompt"].split()[:14])
     return {
+        "cut-rejected": change(90, 91, rejected_finish_reason=lambda row: "length"),
         "unreadable-rows": broken,
         "unusable-rows": unusable,
         "scores-against-order": against,

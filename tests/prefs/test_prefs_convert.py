@@ -14,7 +14,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.messages import as_conversation
 from localdpo.data.rows import read_examples
 from localdpo.data.sources import open_source
-from localdpo.prefs.rewrite import convert, writable
+from localdpo.prefs.rewrite import clean, convert, writable
 
 SCORED = [{**row, "score_chosen": 5, "score_rejected": 3.5} for row in clean_rows(40)]
 
@@ -51,6 +51,25 @@ def test_lost_columns_are_counted(tmp_path: Path) -> None:
     assert done.lost == {"facts": 39, "score_chosen": 40, "score_rejected": 40, "tools": 40}
     assert convert(str(tmp_path / "in.jsonl"), tmp_path / "kept.jsonl", "preference").lost == {}
     assert rows_in(tmp_path / "kept.jsonl") == rows
+
+
+@pytest.mark.parametrize("name", writable())
+def test_that_an_answer_was_cut_is_kept_or_refused(name: str, tmp_path: Path) -> None:
+    rows = [*SCORED[:3], {**SCORED[3], "rejected_finish_reason": "length"}]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    kind = "demonstrations" if name in ("sft", "prompt-completion") else "pairs"
+    try:
+        convert(source, out, name)
+    except UserErrors as error:
+        (line,) = error.lines
+        assert f":4 cannot be written as {name}: rejected_finish_reason: length" in line
+        assert line.endswith("prefs clean IN OUT --drop cut-rejected")
+        assert (kind, name in ("hh", "kto", "openai", "responses", "stackexchange")) == ("pairs", True)
+        assert clean(source, tmp_path / "clean.jsonl", drop=["cut-rejected"]).kept == 3
+        convert(str(tmp_path / "clean.jsonl"), out, name)
+        return
+    read = [row for _, row in read_examples(open_source(str(out)), kind)]  # type: ignore[arg-type]
+    assert [all(row.ended) for row in read] == [True, True, True, kind == "demonstrations"]  # type: ignore[union-attr]
 
 
 def test_ratings_change_their_name_on_the_way(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ taken, so those with more columns come first. Columns that any format with a pro
 or `system_prompt`, `tools` (list, or JSON text of one) and `chat_template_kwargs`. Where labelled completions
 are wanted, pairs are read too: each is split into its two responses afterwards. Where demonstrations are
 wanted, the chosen answer of a pair is one. Where prompts are wanted, so are pairs: a prompt is read as
-training would read it.
+training would read it. Pairs may have the column `rejected_finish_reason` besides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.data.fields import COMMON, has_content, read_text
+from localdpo.data.fields import COMMON, FINISH_REASON, has_content, read_text
 from localdpo.data.formats import pairs, single, write
 from localdpo.data.formats.pairs import ReadPrompt, ScoredAnswer, column, explicit
 from localdpo.data.formats.write import Writer
@@ -75,8 +75,11 @@ def _format(
     return Format(name, kind, must, reads, single.completed(read), write, usual, detected, shares)
 
 
-def _pairs(name: str, columns: str, read: Read, write: Writer | None = None, **options: Any) -> Format:
-    return _format(name, "pairs", columns, pairs.unequal(read), write, **options)
+def _pairs(
+    name: str, columns: str, read: Read, write: Writer | None = None, *, own: str = "", **options: Any
+) -> Format:
+    adapter = pairs.ending(pairs.unequal(read))
+    return _format(name, "pairs", columns, adapter, write, own=f"{own} {FINISH_REASON}", **options)
 
 
 def _prompt(name: str) -> tuple[ReadPrompt, str]:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from localdpo.core.text import common_prefix, counted, is_number
+from localdpo.data.encode import IDENTICAL
 from localdpo.data.fields import (
+    CUT,
+    FINISH_REASON,
     PROMPTS,
+    STOP,
     RowProblem,
     RowSkip,
     describe,
@@ -286,6 +290,26 @@ def unequal(read: Callable[[Record], ReadResult]) -> Callable[[Record], ReadResu
         return result
 
     return checked
+
+
+def ending(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
+    """`read`, for rows that may have the column FINISH_REASON: a rejected answer that was cut has no end."""
+
+    def read_ending(record: Record) -> Any:
+        reason = record.get(FINISH_REASON)
+        if reason not in (None, STOP, CUT):
+            shown = repr(reason) if isinstance(reason, str) else describe(reason)
+            raise RowProblem(FINISH_REASON, f'expected "{CUT}" or "{STOP}", got {shown[:60]}')
+        result = read(record)
+        if reason != CUT:
+            return result
+        if not isinstance(result, Pair):
+            raise RowProblem(FINISH_REASON, f"{CUT}, but rows of this format have no one rejected answer")
+        if result.chosen == result.rejected:
+            raise RowSkip(IDENTICAL)
+        return replace(result, rejected_ended=False)
+
+    return read_ending
 
 
 def contradicts(record: Record) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localdpo.core.text import counted
-from localdpo.data.fields import OPTIONS, RowProblem
+from localdpo.data.fields import CUT, FINISH_REASON, OPTIONS, RowProblem
 from localdpo.data.formats.pairs import RATINGS
 from localdpo.data.messages import ASSISTANT, HUMAN, MARK, as_conversation, transcript_messages
 from localdpo.data.types import Message, Pair
@@ -37,8 +37,8 @@ Writer = Callable[[Pair, Columns], Written]
 
 def explicit(pair: Pair, columns: Columns) -> Written:
     """TRL's rows with a prompt, text or messages as they are; other columns stay."""
-    own = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **_options(pair)}
-    return Written(({**columns, **own},))
+    own = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **_ending(pair)}
+    return Written(({**columns, **own, **_options(pair)},))
 
 
 def implicit(pair: Pair, columns: Columns) -> Written:
@@ -46,8 +46,8 @@ def implicit(pair: Pair, columns: Columns) -> Written:
     prompt, chosen, rejected = _messages(pair)
     if not prompt:
         raise RowProblem("prompt", "empty; rows without a prompt column need messages that both sides share")
-    own = {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected], **_options(pair)}
-    return Written(({**columns, **own},))
+    own = {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected], **_ending(pair)}
+    return Written(({**columns, **own, **_options(pair)},))
 
 
 def ultrafeedback(pair: Pair, columns: Columns) -> Written:
@@ -61,6 +61,7 @@ def ultrafeedback(pair: Pair, columns: Columns) -> Written:
         "rejected": [*prompt, rejected],
         "messages": [*prompt, chosen],
         **dict(zip(SCORES, _scores(columns), strict=True)),
+        **_ending(pair),
         **_options(pair),
     }
     return Written(({**own, **{name: columns[name] for name in columns if name not in own}},))
@@ -71,7 +72,7 @@ def argilla(pair: Pair, columns: Columns) -> Written:
     prompt, chosen, rejected = _messages(pair)
     if not prompt:
         raise RowProblem("prompt", "empty; this format needs messages that both sides share")
-    own = {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected]}
+    own = {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected], **_ending(pair)}
     return Written(({**own, **dict(zip(RATINGS[1], _scores(columns), strict=True))},), _lost_options(pair))
 
 
@@ -136,6 +137,11 @@ def _messages(pair: Pair) -> tuple[list[Message], Message, Message]:
 def _options(pair: Pair) -> dict[str, Any]:
     values = (pair.tools, dict(pair.template_kwargs))
     return {name: value for name, value in zip(OPTIONS, values, strict=True) if value}
+
+
+def _ending(pair: Pair) -> dict[str, str]:
+    """What says that the rejected answer did not end; nothing where it did."""
+    return {} if pair.rejected_ended else {FINISH_REASON: CUT}
 
 
 def _lost_options(pair: Pair) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from localdpo.data.encode import (
     Encoder,
     Limits,
 )
+from localdpo.data.fields import FINISH_REASON
 from localdpo.data.store import REASONING_LOST
 from localdpo.data.types import EncodedRow
 from localdpo.prefs.checks.base import (
@@ -53,6 +54,12 @@ EMPTY = Check(
 EMPTY_PROMPT = Check(
     "empty-prompts", "warning", "an empty prompt", "remove them, unless they are intended", drops=True
 )
+CUT_REJECTED = Check(
+    "cut-rejected",
+    "info",
+    "a rejected answer that was cut at a limit of tokens",
+    "no action needed: training learns no end of it",
+)
 LENGTH = Check(
     "length-bias",
     "warning",
@@ -64,18 +71,22 @@ LENGTH = Check(
 
 
 class Lengths(Family):
-    """Characters of prompts and answers."""
+    """Characters of prompts and answers, and answers that were cut."""
 
-    checks: ClassVar[tuple[Check, ...]] = (EMPTY, EMPTY_PROMPT, LENGTH)
+    checks: ClassVar[tuple[Check, ...]] = (EMPTY, EMPTY_PROMPT, CUT_REJECTED, LENGTH)
 
     def __init__(self) -> None:
         self._lengths = PairColumn(np.int32)
         self._prompts = PairColumn()
         self._empty: dict[int, str] = {}
         self._no_prompt: dict[int, str] = {}
+        self._cut: list[int] = []
 
     def add(self, chunk: Chunk) -> None:
-        """Count characters; remember the empty ones."""
+        """Count characters; remember the empty ones and those that were cut."""
+        self._cut += [
+            number for number, pair in enumerate(chunk.pairs, chunk.start) if not pair.rejected_ended
+        ]
         sides = zip(chunk.prompts, chunk.chosen, chunk.rejected, strict=True)
         for number, (prompt, chosen, rejected) in enumerate(sides, chunk.start):
             empty = [name for name, text in (("chosen", chosen), ("rejected", rejected)) if not text.strip()]
@@ -92,6 +103,8 @@ class Lengths(Family):
         table = self._table()
         yield from flagged_pairs(EMPTY, len(table), self._empty, "an answer is empty")
         yield from flagged_pairs(EMPTY_PROMPT, len(table), self._no_prompt, "the prompt is empty")
+        message = f"{FINISH_REASON} says that the rejected answer was cut"
+        yield from flagged_pairs(CUT_REJECTED, len(table), dict.fromkeys(self._cut, ""), message)
         yield from _length_bias(table[:, 1], table[:, 2], "characters")
 
     def facts(self) -> dict[str, Any]:
