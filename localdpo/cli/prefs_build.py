@@ -42,6 +42,14 @@ def build(
     min_words: Annotated[
         int, typer.Option(metavar="N", min=1, help="Candidates with fewer words are dropped.")
     ] = 1,
+    missing_eos_penalty: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Judge candidates cut at --max-tokens too, take X from their score, and never choose them. "
+            "Default: they make no pair.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the split.")] = 0,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many prompts.")] = None,
     judge: Annotated[
@@ -95,6 +103,7 @@ def build(
         temperatures=numbers(temperatures),
         max_tokens=max_tokens,
         min_words=min_words,
+        missing_eos_penalty=missing_eos_penalty,
         seed=seed,
         limit=limit,
         judge=judge,

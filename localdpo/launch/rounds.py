@@ -265,6 +265,7 @@ def _build_options(plan: RoundsPlan, run: RunDir, adapter: str | None, number: i
         temperatures=(settings.temperature,),
         max_tokens=settings.max_tokens,
         min_words=settings.min_words,
+        missing_eos_penalty=settings.missing_eos_penalty,
         seed=train.seed + number - 1,
         limit=settings.limit,
         valid_fraction=0.0,

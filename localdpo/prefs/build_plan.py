@@ -57,14 +57,20 @@ CANDIDATES: Final = "candidates.jsonl"
 VERDICTS: Final = "verdicts.jsonl"
 CONSTITUTION: Final = "assistant"
 _OUTPUT_FORMATS: Final = ("preference", "ultrafeedback")
+UNSCORED_PENALTY: Final = (
+    "missing_eos_penalty: without scores there is nothing to take it from; an answer that was cut is rejected"
+    " where the judge prefers the other one or neither, else the pair is dropped"
+)
 
 
 @dataclass(frozen=True)
 class BuildOptions(JudgeRequest):
     """What a person asked for; see `localdpo prefs build --help`.
 
-    `n` None is 2, or 1 with `revise`. `min_words`: candidates with fewer are not judged. `valid_count`
-    overrides `valid_fraction`. `group`: prompts that are answered together.
+    `n` None is 2, or 1 with `revise`. `min_words`: candidates with fewer are not judged.
+    `missing_eos_penalty`: what the score of a candidate loses that was cut at `max_tokens`, which can only be
+    rejected; None: such candidates are not judged. `valid_count` overrides `valid_fraction`. `group`: prompts
+    that are answered together.
     """
 
     prompts: str
@@ -74,6 +80,7 @@ class BuildOptions(JudgeRequest):
     temperatures: tuple[float, ...] = (1.0,)
     max_tokens: int = 256
     min_words: int = 1
+    missing_eos_penalty: float | None = None
     seed: int = 0
     limit: int | None = None
     revise: bool = False
@@ -155,6 +162,8 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     )
     hashes = hashes_of(source, tokenizer)
     judges, rubrics = _judges(options, rows, revise, count)
+    if options.missing_eos_penalty is not None and judges.scores is None:
+        notes.append(UNSCORED_PENALTY)
     plan = BuildPlan(options, sampling, rows, tokenizer, hashes, judges, rubrics, tuple(notes))
     _check_folder(plan)
     return plan
@@ -175,6 +184,9 @@ def _check(options: BuildOptions) -> None:
         raise UserError(
             f"--min-words {options.min_words}: no answer of --max-tokens {options.max_tokens} has so many"
         )
+    penalty = options.missing_eos_penalty
+    if penalty is not None and not (math.isfinite(penalty) and penalty > 0):
+        raise UserError(f"--missing-eos-penalty {penalty:g}: expected a number above 0")
     if options.revise and options.n not in (None, 1):
         raise UserError("--revise: one answer a prompt is criticised and revised; leave out -n")
     if not options.revise and options.n is not None and options.n < 2:
@@ -282,12 +294,14 @@ def preview_lines(plan: BuildPlan) -> list[str]:
     answers = by_prompt(records, len(plan.prompts), plan.sampling.judged)
     questions = CandidateJudging(plan, answers).questions()
     temperatures = ", ".join(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)
+    penalty = plan.options.missing_eos_penalty
     least = "" if plan.options.min_words == 1 else f"at least {counted(plan.options.min_words, 'word')} and "
     return [
         f"prompts: {len(plan.prompts):,} of {plan.options.prompts}",
         f"candidates: {wanted:,} of {least}at most {counted(plan.sampling.max_tokens, 'token')} at "
         f"temperature {temperatures}; "
         f"{missing:,} to generate",
+        *([] if penalty is None else [f"cut at the limit: judged too, never chosen; penalty {penalty:g}"]),
         *cost_lines(plan.options, plan.judge_name, questions, plan.verdicts, known=not missing),
         *plan.notes,
     ]

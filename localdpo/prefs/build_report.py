@@ -3,11 +3,14 @@
     v, key, source, prompts       1; of the candidates; where the prompts came from, how many
     model, adapter, template      as named, with hashes
     drawing                       n, temperatures, max_tokens, min_words, seed, constitution of a revision
-    judge                         name, rubrics
-    candidates                    made, tokens (mean), and by reason those that were not judged
-    pairs                         kept, train, valid, by reason the prompts without one, chosen_longer
+    judge                         name, rubrics; with a penalty missing_eos_penalty
+    candidates                    made, tokens (mean), and by reason those that were not judged; with a
+                                  penalty cut: those that were cut and are judged
+    pairs                         kept, train, valid, by reason the prompts without one, chosen_longer; with
+                                  a penalty rejected_cut: those whose rejected answer was cut
     margins                       mean, lowest, highest of the kept pairs' scores; null without scores
-    temperatures                  [{temperature, made, chosen, rejected, wins, losses, mean_score}]
+    temperatures                  [{temperature, made, chosen, rejected, wins, losses, mean_score}], scores as
+                                  the judge gave them
     winner                        a sentence: which temperature wins
     verdicts                      used, usd, input_tokens, output_tokens
 
@@ -21,18 +24,18 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.text import counted, format_number
-from localdpo.data.fields import OPTIONS
+from localdpo.data.fields import CUT, FINISH_REASON, OPTIONS
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.statistics import wilson
 from localdpo.judging.panel import add_usage
-from localdpo.prefs.selection import BuildOutcome, BuiltPair, Candidates, UsedVerdict
+from localdpo.prefs.selection import BuildOutcome, BuiltPair, Candidates, UsedVerdict, text_of
 
 if TYPE_CHECKING:
     from localdpo.prefs.build_plan import BuildPlan
 
 VERSION: Final = 1
 UNSCORED_COLUMNS: Final = ("prompt", "chosen", "rejected", "provenance")
-OWN_COLUMNS: Final = (*UNSCORED_COLUMNS, "score_chosen", "score_rejected", "margin")
+OWN_COLUMNS: Final = (*UNSCORED_COLUMNS, FINISH_REASON, "score_chosen", "score_rejected", "margin")
 HASH_DIGITS: Final = 16
 # Above this share of longer chosen answers a model learns to be long.
 LONGER_WARNING: Final = 0.6
@@ -42,10 +45,12 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
     """The rows of the pairs.
 
     The prompt's other columns go along, but those that a pair has itself. `margin` is the chosen score less
-    the rejected one. `provenance` holds hashes, sampling and judge, the prompt's id, of each side the
-    candidate, its temperature and tokens, the verdicts, and what they cost in US dollars.
+    the rejected one; the penalty of an answer that was cut is taken from both. `provenance` holds hashes,
+    sampling and judge, the prompt's id, of each side the candidate, its temperature and tokens, the verdicts,
+    and what they cost in US dollars.
     """
     sampling, hashes = plan.sampling, plan.hashes
+    penalty = plan.options.missing_eos_penalty
     common = {
         "model": hashes.model[:HASH_DIGITS],
         "adapter": hashes.adapter and hashes.adapter[:HASH_DIGITS],
@@ -54,6 +59,7 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
         "seed": sampling.seed,
         "judge": plan.judge_name,
         "rubric": " and ".join(plan.rubrics) or None,
+        **({} if penalty is None else {"missing_eos_penalty": penalty}),
     }
     rows = []
     for pair in built:
@@ -62,7 +68,9 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
         row: dict[str, Any] = {"prompt": prompt.prompt}
         row |= {name: value for name, value in prompt.facts.items() if name not in OWN_COLUMNS}
         row |= {name: value for name, value in zip(OPTIONS, prompt.options, strict=True) if value}
-        row |= {side: _answer(prompt, texts[name].text) for side, name in sides.items()}
+        row |= {side: _answer(prompt, text_of(texts[name])) for side, name in sides.items()}
+        if not texts[pair.rejected].finished:
+            row[FINISH_REASON] = CUT
         if pair.scores is not None:
             chosen, rejected = pair.scores
             row |= {"score_chosen": chosen, "score_rejected": rejected, "margin": chosen - rejected}
@@ -105,6 +113,8 @@ def report_of(
     made = [answer for of_prompt in answers for answer in of_prompt.values()]
     temperatures = temperature_rows(plan, answers, outcome, built)
     usage = add_usage(outcome.verdicts)
+    penalty = options.missing_eos_penalty
+    cut = sum(not answers[pair.prompt][pair.rejected].finished for pair in built)
     return {
         "v": VERSION,
         "key": plan.header.key,
@@ -121,11 +131,16 @@ def report_of(
             "seed": sampling.seed,
             "revise": None if sampling.revise is None else sampling.revise.name,
         },
-        "judge": {"name": plan.judge_name, "rubrics": list(plan.rubrics)},
+        "judge": {
+            "name": plan.judge_name,
+            "rubrics": list(plan.rubrics),
+            **({} if penalty is None else {"missing_eos_penalty": penalty}),
+        },
         "candidates": {
             "made": len(made),
             "tokens": fmean(answer.tokens for answer in made),
             "not_judged": dict(outcome.candidates.most_common()),
+            **({} if penalty is None else {"cut": outcome.cut}),
         },
         "pairs": {
             "kept": len(built),
@@ -134,6 +149,7 @@ def report_of(
             "beyond_keep": len(outcome.built) - len(built),
             "dropped": dict(outcome.pairs.most_common()),
             "chosen_longer": _longer_share(answers, built),
+            **({} if penalty is None else {"rejected_cut": cut}),
         },
         "margins": _margins(built),
         "temperatures": temperatures,
@@ -208,11 +224,15 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         f"prompts: {report['prompts']:,} of {report['source']}",
         f"candidates: {candidates['made']:,}, {candidates['tokens']:.0f} tokens on average",
         *_counted(candidates["not_judged"]),
-        f"pairs: {pairs['kept']:,} ({pairs['train']:,} to train on, {pairs['valid']:,} held out)",
     ]
+    if "cut" in candidates:
+        lines.append(f"  {candidates['cut']:,} judged that were cut at the limit of tokens")
+    lines.append(f"pairs: {pairs['kept']:,} ({pairs['train']:,} to train on, {pairs['valid']:,} held out)")
     if pairs["beyond_keep"]:
         lines.append(f"  {pairs['beyond_keep']:,} more were good and are beyond --keep")
     lines += _counted(pairs["dropped"])
+    if "rejected_cut" in pairs:
+        lines.append(f"  {pairs['rejected_cut']:,} have a rejected answer that was cut")
     if report["margins"] is not None:
         margins = {name: format_number(value) for name, value in report["margins"].items()}
         lines.append(f"margins: {margins['mean']} on average, {margins['lowest']} to {margins['highest']}")

@@ -305,6 +305,11 @@ class RoundsSection(Section):
     temperature: Positive = option(1.0, "sampling temperature of these answers; evaluations sample at 1")
     max_tokens: Count = option(256, "longest answer in tokens, in evaluations too")
     min_words: Count = option(1, "answers with fewer words make no pair")
+    missing_eos_penalty: Positive | None = option(
+        None,
+        "judge answers cut at max_tokens too, take this from their score and never choose them; null: they "
+        "make no pair",
+    )
     judge: Text | None = option(
         None, "who judges, as --judge of `localdpo prefs build`; null: rules for the demo's prompts"
     )

@@ -47,6 +47,7 @@ def test_previewed_built_and_gone_on_with(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--temperatures", "hot"], "--temperatures hot: expected numbers with commas"),
+        (["--missing-eos-penalty", "-1"], "--missing-eos-penalty -1: expected a number above 0"),
         (["--valid-count", "1", "--valid-fraction", "0.1"], "give one of the two"),
         (["--recipe", "recipe.yaml"], "--recipe names the model: leave out"),
         (["--judge", "nobody"], "nobody: no such judge"),

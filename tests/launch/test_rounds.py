@@ -263,12 +263,14 @@ def test_what_a_round_costs_is_said_before(tmp_path: Path) -> None:
             "rounds.held_out=3",
             "rounds.judge=anthropic",
             "rounds.max_tokens=16",
+            "rounds.missing_eos_penalty=4",
         ),
         tmp_path / "series",
         3,
     )
     assert lines[0] == "rounds: at most 3; each:"
     assert any(line.startswith("candidates: 8 of at most 16 tokens") for line in lines)
+    assert "cut at the limit: judged too, never chosen; penalty 4" in lines
     assert sum(line.startswith("cost: at most $") and "$0.00" not in line for line in lines) == 2
     # Four models: of three duels of the run's own and one with the first start, both orders.
     assert "at most 24 questions to ask" in lines[-2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from localdpo.judging.base import PairVerdict
 from localdpo.prefs import selection
 from localdpo.prefs.rewrite import split_by_prompt
-from localdpo.prefs.selection import BuiltPair, best_and_low, by_choice, by_scores, usable
+from localdpo.prefs.selection import BuiltPair, against_cut, best_and_low, by_choice, by_scores, usable
 from localdpo.records.answers import AnswerRecord
 from localdpo.records.verdicts import Verdict
 
@@ -46,6 +46,71 @@ def test_answers_with_too_few_words_are_not_judged() -> None:
     kept, dropped = usable({name: answer(text) for name, text in texts.items()}, min_words=3)
     assert kept == ["2", "4"]
     assert dropped == Counter({selection.SHORT: 1, selection.EMPTY: 1})
+
+
+def test_answers_that_were_cut_are_judged_like_others_where_they_count() -> None:
+    answers = {
+        "1": answer("one two thr\ufffd", finished=False),
+        "2": answer("one", finished=False),
+        "3": answer("one two thr\n"),
+        "4": answer("\ufffd", finished=False),
+    }
+    kept, dropped = usable(answers, min_words=2, cut=True)
+    assert kept == ["1"]
+    assert dropped == Counter({selection.SHORT: 1, selection.SAME: 1, selection.EMPTY: 1})
+    assert [selection.text_of(answers[name]) for name in "13"] == ["one two thr", "one two thr\n"]
+    assert usable(answers) == (["3"], Counter({selection.CUT: 3}))
+
+
+@pytest.mark.parametrize(
+    ("choices", "found", "scored"),
+    [
+        (("first", "second"), BuiltPair(3, "ended", "cut"), BuiltPair(3, "ended", "cut")),
+        (("tie", "tie"), BuiltPair(3, "ended", "cut"), BuiltPair(3, "ended", "cut")),
+        (("second", "first"), selection.CUT_PREFERRED, BuiltPair(3, "ended", "cut")),
+        (("first", "first"), selection.FLIPPED, selection.FLIPPED),
+    ],
+)
+def test_an_answer_that_was_cut_is_rejected_or_makes_no_pair(
+    choices: tuple[str, str], found: object, scored: object
+) -> None:
+    pair = by_choice(3, ("ended", "cut"), said(*choices))
+    assert against_cut(pair, 3, "ended", "cut", scored=False) == found
+    assert against_cut(pair, 3, "ended", "cut", scored=True) == scored
+
+
+def test_a_penalty_is_taken_from_the_score_of_the_answer_that_was_cut() -> None:
+    pair = BuiltPair(3, "ended", "cut")
+    assert selection.with_scores(pair, scored(3), scored(4), 2.0) == BuiltPair(3, "ended", "cut", (3, 2))
+    assert selection.with_scores(pair, scored(3), scored(5), 2.0) == selection.CUT_NOT_BELOW
+    lengths = {"1": 9, "2": 12, "3": 12}
+    # 5 - 3 = 2 is the lowest; the best of those that ended is chosen, though one that was cut scored higher.
+    scores = {"1": 4.0, "2": 5.0, "3": 3.0}
+    assert by_scores(0, scores, lengths, {"2": 3.0}) == BuiltPair(0, "1", "2", (4.0, 2.0))
+    assert by_scores(0, scores, lengths, {"2": 3.0, "3": 3.0}) == BuiltPair(0, "1", "3", (4.0, 0.0))
+    # Nothing is below the only one that ended.
+    assert by_scores(0, scores, lengths, {"1": 0.5, "2": 0.5}) == selection.CUT_NOT_BELOW
+    assert by_scores(0, {"1": 4.0, "2": 5.0}, lengths, {"2": 1.0}) == selection.ALL_EQUAL
+    assert (
+        by_scores(0, {"1": None, "2": 5.0, "3": 3.0}, lengths, {"2": 1.0, "3": 1.0})
+        == selection.CUT_NOT_BELOW
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=2, max_size=9), st.integers(1, 6))
+def test_an_answer_that_was_cut_is_never_chosen(candidates: list[tuple[int, bool]], penalty: int) -> None:
+    scores = {str(i): float(score) for i, (score, _) in enumerate(candidates)}
+    penalties = {str(i): float(penalty) for i, (_, ended) in enumerate(candidates) if not ended}
+    after = {name: score - penalties.get(name, 0.0) for name, score in scores.items()}
+    pair = by_scores(0, scores, dict.fromkeys(scores, 9), penalties)
+    best = max((score for name, score in after.items() if name not in penalties), default=None)
+    if best is None or min(after.values()) >= best:
+        assert isinstance(pair, str)
+        return
+    assert isinstance(pair, BuiltPair)
+    assert pair.chosen not in penalties
+    assert pair.scores == (best, after[pair.rejected])
+    assert after[pair.rejected] < best
 
 
 @pytest.mark.parametrize(

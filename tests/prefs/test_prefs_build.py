@@ -341,6 +341,121 @@ def test_the_preview_writes_and_asks_nothing(options: BuildOptions, judges: list
     assert not any(judge.asked for judge in judges)
 
 
+PENALTY = 4.0
+
+
+@pytest.mark.parametrize(("n", "scores"), [(2, None), (2, True), (3, None)])
+def test_answers_that_were_cut_are_judged_and_only_rejected(
+    n: int, scores: bool | None, options: BuildOptions
+) -> None:
+    report = built(options, n=n, scores=scores, missing_eos_penalty=PENALTY)
+    made = read_answers(options.out / "candidates.jsonl")
+    rows, places = pairs_of(options.out), [one["id"] for one in made.header.prompts]  # type: ignore[union-attr]
+    rejected_cut = 0
+    for row in rows:
+        origin = row["provenance"]
+        place = places.index(origin["prompt"])
+        chosen, rejected = (made.records[place, origin[side]["candidate"]] for side in ("chosen", "rejected"))
+        assert chosen.finished
+        assert row.get("rejected_finish_reason") == (None if rejected.finished else "length")
+        assert texts(row)[1] == selection.text_of(rejected)
+        assert origin["missing_eos_penalty"] == PENALTY
+        rejected_cut += not rejected.finished
+        if n == 3 or scores:
+            wanted = [min(5, 1 + text.count("e")) for text in texts(row)]
+            wanted[1] -= 0 if rejected.finished else PENALTY
+            assert [row["score_chosen"], row["score_rejected"]] == wanted
+            assert row["margin"] == wanted[0] - wanted[1] > 0
+    assert report["pairs"]["rejected_cut"] == rejected_cut > 0
+    judged = {
+        (places.index(row["provenance"]["prompt"]), name)
+        for row in rows
+        for verdict in row["provenance"]["verdicts"]
+        for name in verdict["of"]
+    }
+    assert report["candidates"]["cut"] >= sum(not made.records[key].finished for key in judged) > 0
+    assert report["candidates"]["cut"] + report["candidates"]["not_judged"].get(selection.CUT, 0) == sum(
+        not answer.finished and bool(selection.text_of(answer).strip()) for answer in made.records.values()
+    )
+    lines = report_lines(report)
+    assert f"  {report['candidates']['cut']} judged that were cut at the limit of tokens" in lines
+    assert f"  {rejected_cut} have a rejected answer that was cut" in lines
+    # Training learns no end of them.
+    read = [
+        pair
+        for name in ("train.jsonl", "valid.jsonl")
+        for _, pair in read_examples(open_source(str(options.out / name)), "pairs")
+    ]
+    assert sum(pair.ended == (True, False) for pair in read) == rejected_cut  # type: ignore[union-attr]
+
+
+def test_a_penalty_asks_about_more_answers_and_generates_none(
+    begun: BuildOptions, judges: list[CountingJudge], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = built(begun)
+    files = {name: (begun.out / name).read_bytes() for name in FILES}
+    assert b"missing_eos" not in files["report.json"]
+    assert b"finish_reason" not in files["train.jsonl"]
+    monkeypatch.setattr(candidates, "load_base", lambda *a, **b: pytest.fail("a model is loaded"))
+    asked = replace(begun, missing_eos_penalty=PENALTY)
+    lines = preview_lines(plan_build(asked))
+    assert lines[2] == "cut at the limit: judged too, never chosen; penalty 4"
+    assert any(line.startswith("missing_eos_penalty: without scores") for line in lines)
+    judges.clear()
+    with pytest.raises(JudgeStopped, match="limit"):
+        built(asked, max_usd=2.5 * PRICE)
+    report = built(asked)
+    more = sum(len(judge.asked) for judge in judges)
+    assert f"at most {more} questions to ask, {plain['verdicts']['used']} answered already" in lines[3]
+    assert report["verdicts"]["used"] == plain["verdicts"]["used"] + more
+    assert report["pairs"]["kept"] > plain["pairs"]["kept"]
+    # Killed or not, in an old folder or a new one, it comes to the same.
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "candidates.jsonl").write_bytes(files["candidates.jsonl"])
+    built(asked, out=new)
+    assert all((new / name).read_bytes() == (begun.out / name).read_bytes() for name in FILES)
+    # And back again.
+    built(begun)
+    assert {name: (begun.out / name).read_bytes() for name in FILES} == files
+
+
+def cut(*answers: tuple[str, bool]) -> dict[str, AnswerRecord]:
+    """Candidates by name, of text and whether they ended."""
+    return {
+        str(k + 1): AnswerRecord(0, str(k + 1), text, 3, ended) for k, (text, ended) in enumerate(answers)
+    }
+
+
+def test_nothing_is_asked_about_prompts_whose_answers_were_all_cut(options: BuildOptions) -> None:
+    answers = [
+        cut(("a", False), ("b", False), ("c", False)),
+        cut(("a", False), ("b", True), ("c", False)),
+        cut(("a", False), ("", True), ("a", True)),
+    ]
+    plan = plan_build(replace(options, n=3, limit=3, missing_eos_penalty=PENALTY))
+    judging = CandidateJudging(plan, answers)
+    assert judging.ready == {1: ["1", "2", "3"]}
+    assert judging.outcome.cut == 2
+    assert judging.outcome.candidates == {selection.CUT: 4, selection.EMPTY: 1, selection.SAME: 1}
+    revised = plan_build(replace(options, revise=True, limit=2, missing_eos_penalty=PENALTY))
+    both = [
+        {"revision": AnswerRecord(i, "revision", "x", 3, not i), "1": AnswerRecord(i, "1", "y", 3, bool(i))}
+        for i in range(2)
+    ]
+    # A revision that was cut could not be chosen.
+    assert CandidateJudging(revised, both).ready == {0: ["revision", "1"]}
+
+
+def test_of_two_that_training_would_not_tell_apart_the_one_that_was_cut_goes(options: BuildOptions) -> None:
+    source = replace(options.source, limits=Limits(max_length=48))
+    plan = plan_build(replace(options, n=3, limit=1, source=source, missing_eos_penalty=PENALTY))
+    long = "The answer is good. " * 20
+    judging = CandidateJudging(plan, [cut((f"{long}yes", False), (f"{long}no", True), ("no", True))])
+    assert judging.ready == {0: ["2", "3"]}
+    assert judging.outcome.candidates == {selection.SAME_WHEN_CUT: 1}
+
+
 def test_callbacks_count_up_to_what_was_announced(options: BuildOptions) -> None:
     seen: Counter[str] = Counter()
     announced: list[int] = []
@@ -487,6 +602,8 @@ def test_the_principle_is_the_one_that_the_judge_is_asked_about() -> None:
     ("changes", "message"),
     [
         ({"n": 1}, r"-n: expected 2 candidates or more, got 1"),
+        ({"missing_eos_penalty": 0.0}, r"--missing-eos-penalty 0: expected a number above 0"),
+        ({"missing_eos_penalty": float("inf")}, r"--missing-eos-penalty inf: expected a number above 0"),
         ({"revise": True, "n": 2}, r"--revise: one answer a prompt"),
         ({"temperatures": ()}, r"--temperatures: expected numbers"),
         ({"temperatures": (-1.0,)}, r"--temperatures: expected numbers"),
