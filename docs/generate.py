@@ -26,8 +26,7 @@ from localdpo.objective import notices
 from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS
 from localdpo.objective.registry import LOSSES
 from localdpo.prefs.check import CHECKS
-from localdpo.recipe.describe import names_elsewhere, options_table, section_of
-from localdpo.recipe.json_schema import FILE_NAME, schema_text
+from localdpo.recipe.describe import FILE_NAME, names_elsewhere, options_table, schema_text, section_of
 from localdpo.records.metrics import METRICS
 
 DOCS: Final = Path(__file__).parent

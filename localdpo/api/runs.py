@@ -13,12 +13,11 @@ import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.launch.processes import watch
-from localdpo.launch.steer import steer
 from localdpo.out import note
 from localdpo.recipe.arguments import Amount, checked
 from localdpo.records import rundir
 from localdpo.records.checkpoints import checkpoint_folders, read_log
-from localdpo.records.control import Command
+from localdpo.records.control import Command, steer
 from localdpo.records.evaluations import Evaluation, evaluation_files, read_evaluation
 from localdpo.records.events import Event, as_number, effective
 from localdpo.records.metrics import CHARTS, metrics_of
@@ -192,7 +191,7 @@ class Run:
         Raises UserError for a name of no chart.
         """
         from localdpo.pages import render
-        from localdpo.pages.curves import charts_of
+        from localdpo.pages.chart import charts_of
 
         known = [chart.name for chart in CHARTS]
         if unknown := [name for name in charts if name not in known]:

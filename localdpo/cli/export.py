@@ -1,4 +1,4 @@
-"""`localdpo export`: what a run trained, for other programs, checked."""
+"""`localdpo export` and `localdpo import`: to other programs, checked, and from them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def export(
     if not as_json:
         show(done)
     if done.written and push is not None and (yes or _agreed(done.path, push)):
-        from localdpo.interop.hub import push as upload
+        from localdpo.interop.export import push as upload
 
         record["url"] = upload(done.path, push)
         note(f"uploaded: {record['url']}")
@@ -106,3 +106,41 @@ def _agreed(folder: Path, repo: str) -> bool:
         return typer.confirm(f"upload {folder} to {repo} on the Hugging Face hub?", err=True)
     except typer.Abort:
         return False
+
+
+def import_model(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A .gguf file, the folder of a model or a PEFT adapter, or a policy.pt."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write, which must not exist.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Base of a policy.pt, or of an adapter. Default: the one it names.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="4|8", help="Quantise what the file has not quantised in a way MLX has. Default: 16 bits."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Load a model, let it answer, print its perplexity.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a GGUF file, a model, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
+    from localdpo.model.backend import prepare
+    from localdpo.out import note, result
+
+    prepare(note)
+    from localdpo.interop.importing import ImportRequest, import_path
+
+    report = import_path(ImportRequest(source.expanduser(), out.expanduser(), model, bits, check))
+    result(report.record, report.lines, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`localdpo generate`: what a run's model answers."""
+"""`localdpo generate` and `localdpo serve`: what a run's model answers, here and to OpenAI clients."""
 
 from __future__ import annotations
 
@@ -69,3 +69,41 @@ def generate(
     lines = [line for head, made in zip(heads, answers, strict=True) for line in (*head, made.text)]
     record = {"run": str(found.path), "adapter": str(trained.adapter), "answers": listed}
     result(record, lines, as_json=as_json)
+
+
+def serve(
+    run: RunArgument = None,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    checkpoint: CheckpointOption = None,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Serve base + trained adapter with mlx_lm.server, once a request has shown that the adapter answers."""
+    from localdpo.core.errors import UserError
+    from localdpo.out import note, say
+    from localdpo.records.rundir import find_run
+
+    found = find_run(runs_dir, run)
+    from localdpo.model.backend import prepare
+
+    prepare(note)
+    from localdpo.interop.serve import Served, require_free, strongest_probe
+    from localdpo.interop.trained import open_trained
+    from localdpo.launch.explain import failure
+
+    require_free(host, port)
+    trained = open_trained(found, checkpoint, note)
+    probe = strongest_probe(trained)
+    served = Served(trained, host, port, ["--max-tokens", str(max_tokens), "--temp", str(temperature)])
+    try:
+        note(served.check(probe))
+        where = (
+            "chat/completions" if probe.is_chat else "completions (trained on text without a chat template)"
+        )
+        say(f"serving {found.name} at {served.url}/v1: {where}, model {found.name!r}; Ctrl-C ends it")
+        code = served.wait()
+    finally:
+        served.close()
+    raise UserError(f"mlx-lm's server {failure(code)}")

@@ -56,7 +56,7 @@ def init(
 
 def schema() -> None:
     """Print the JSON schema of recipes, for editors and other programs."""
-    from localdpo.recipe.json_schema import schema_text
+    from localdpo.recipe.describe import schema_text
 
     say(schema_text().rstrip("\n"))
 
@@ -93,8 +93,8 @@ def from_program(
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the recipe that a program's file comes to: (record, lines), with what has no counterpart."""
     from localdpo.recipe.convert import convert
+    from localdpo.recipe.describe import MODELINE
     from localdpo.recipe.elsewhere import PROGRAMS
-    from localdpo.recipe.json_schema import MODELINE
 
     if kind not in PROGRAMS:
         raise UserError(f"--from {kind}: expected one of {', '.join(PROGRAMS)}, and its file")
@@ -136,7 +136,7 @@ def _write(files: dict[Path, str], folder: Path, force: bool) -> list[str]:
     Raises UserErrors for those that exist and say something else: after a full disk the same command goes on.
     """
     from localdpo.core.atomic import make_folder, write_text
-    from localdpo.recipe.json_schema import FILE_NAME, TITLE, schema_text
+    from localdpo.recipe.describe import FILE_NAME, TITLE, schema_text
 
     schema = folder / FILE_NAME
     existing = [path for path, text in files.items() if path.exists() and not _says(path, text)]

@@ -20,17 +20,15 @@ from localdpo.cli.chat import chat
 from localdpo.cli.compare import compare
 from localdpo.cli.doctor import doctor
 from localdpo.cli.eval import evaluate
-from localdpo.cli.export import export
-from localdpo.cli.generate import generate
+from localdpo.cli.export import export, import_model
+from localdpo.cli.generate import generate, serve
 from localdpo.cli.hosts import hosts
-from localdpo.cli.import_model import import_model
 from localdpo.cli.init import init, schema
 from localdpo.cli.inspect import inspect
 from localdpo.cli.mcp import mcp
 from localdpo.cli.prefs import prefs
 from localdpo.cli.rounds import rounds
 from localdpo.cli.runs import ctl, report, runs_group
-from localdpo.cli.serve import serve
 from localdpo.cli.sweep import sweep
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.core.text import format_seconds, printable
+from localdpo.out import notify
 from localdpo.records.events import Event
 from localdpo.records.progress import Progress, advance
 from localdpo.records.wording import PHASES, alert_text, format_event, format_headline
@@ -117,7 +118,6 @@ def bars_on(console: Console) -> Bars:
 
 def alerts(name: str) -> Callable[[Event], None]:
     """What notifies the desktop of the events of the run `name`."""
-    from localdpo.out.notify import notify
 
     def alert(event: Event) -> None:
         text = alert_text(name, event)

@@ -97,7 +97,7 @@ def ctl(
     """Pause, resume, checkpoint, evaluate or stop a run that is training, from anywhere."""
     if not save and command != "stop":
         raise UserError(f"--no-save works only with stop, not with {command}")
-    from localdpo.launch.steer import steer
+    from localdpo.records.control import steer
 
     message = steer(find_run(runs_dir, run), command, note, save=save, timeout=timeout)
     result({"run": run, "command": command, "message": message}, [message], as_json=as_json)

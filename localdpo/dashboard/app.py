@@ -149,8 +149,7 @@ class DashboardApp(TerminalApp):
 
     def show_series(self, series: SeriesDir, maker: Job | None = None) -> None:
         """Show a series, above Runs. `maker`: the process that was started to make it."""
-        from localdpo.dashboard.screens.rounds import RoundsScreen
-        from localdpo.dashboard.screens.sweep import SweepScreen
+        from localdpo.dashboard.screens.series import RoundsScreen, SweepScreen
 
         screen = SweepScreen if isinstance(series, SweepDir) else RoundsScreen
         self.push_screen(screen(series, maker))

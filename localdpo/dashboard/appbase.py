@@ -24,8 +24,8 @@ from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.text import printable
 from localdpo.dashboard.terminal import Abilities, CharFilter, abilities_of, to_ascii, without_controls
 from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
+from localdpo.out import notification
 from localdpo.out.console import Console
-from localdpo.out.notify import notification
 
 # Rich's pictures fetch a web font; ours must also work offline.
 _WEB_FONTS: Final = re.compile(r"@font-face\s*\{.*?\}\s*", re.DOTALL)

@@ -4,15 +4,20 @@ be writing the answers. No Textual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
-from localdpo.dashboard.jobs import AnswersJob
+from localdpo.launch.processes import Job
 from localdpo.records.answers import (
+    ANNOUNCEMENT,
+    FOLDER,
+    NOTE,
     AnswerRecord,
     AnswersRequest,
     AnswersTail,
@@ -231,6 +236,38 @@ class CompareState:
 
 # Without a request; with a temperature, so that another seed gives other answers.
 DEFAULT_SAMPLING: Final = Sampling(temperature=0.7)
+_WORKER: Final = (sys.executable, "-m", "localdpo.answering.worker")
+_LOG: Final = "worker.log"
+
+
+class AnswersJob(Job):
+    """Generates answers for the compare screen; its log is `answers/worker.log`. What it wrote stays, so the
+    same request resumes it.
+
+    Attributes:
+        path: the answers file, None until the process has announced it.
+    """
+
+    def __init__(self, request: AnswersRequest, command: Sequence[str] = ()) -> None:
+        self.path: Path | None = None
+        super().__init__(
+            [*(command or _WORKER), request.to_json()],
+            request.run / FOLDER / _LOG,
+            "generation",
+            "g resumes it",
+        )
+
+    def poll(self) -> None:
+        """Look for the announcement of the file."""
+        if self.path is None:
+            announced = [line for line in self.lines() if line.startswith(ANNOUNCEMENT)]
+            if announced:
+                self.path = Path(json.loads(announced[0].removeprefix(ANNOUNCEMENT)))
+
+    def note(self) -> str | None:
+        """Damage in the files that the process skipped, in one line; None if there was none."""
+        notes = [line.removeprefix(NOTE) for line in self.lines() if line.startswith(NOTE)]
+        return "; ".join(notes) or None
 
 
 class AnswersSource:

@@ -13,7 +13,7 @@ from typing import Final
 from textual.binding import Binding, BindingType
 from textual.keys import format_key
 
-from localdpo.records.kinds import RunKind
+from localdpo.records.runs import RunKind
 
 
 @dataclass(frozen=True)

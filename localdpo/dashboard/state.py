@@ -17,10 +17,10 @@ import numpy as np
 
 from localdpo.records.control import Acknowledgement, acknowledgement_of
 from localdpo.records.events import Event
-from localdpo.records.kinds import RunKind, kind_of
 from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
 from localdpo.records.rundir import State, state_of
+from localdpo.records.runs import RunKind, kind_of
 from localdpo.records.wording import alert_text
 
 # Lines for the log view: of all events, and of steps, which would push out all others.

@@ -20,9 +20,9 @@ from pathlib import Path
 from localdpo.core.atomic import published_dir, write_text
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.names import BUNDLE
-from localdpo.demo import corpus, dataset
+from localdpo.demo import dataset
 from localdpo.demo.dataset import Incident, Row
-from localdpo.incidents import world
+from localdpo.incidents import gold_answer, sample_facts
 from localdpo.model.backend import prepare
 from localdpo.out import guard, say_errors
 from localdpo.out import say as tell
@@ -68,8 +68,8 @@ def make_model(folder: Path, seed: int, say: Say) -> None:
     from localdpo.demo import pretrain
 
     rng = random.Random(f"tokenizer {seed}")
-    texts = [m["content"] for _ in range(TOKENIZER_DOCUMENTS) for m in corpus.document(rng)]
-    texts += [world.gold_answer(world.sample_facts(rng)) for _ in range(TOKENIZER_ANSWERS)]
+    texts = [m["content"] for _ in range(TOKENIZER_DOCUMENTS) for m in dataset.document(rng)]
+    texts += [gold_answer(sample_facts(rng)) for _ in range(TOKENIZER_ANSWERS)]
     tokenizer = pretrain.train_tokenizer(texts)
     say(f"tokenizer: {len(tokenizer)} tokens")
     model = pretrain.train_base(tokenizer, pretrain.PretrainOptions(seed=seed), say)

@@ -19,8 +19,8 @@ from mlx_lm.utils import quantize_model, save_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from localdpo.demo import corpus
-from localdpo.incidents import world
+from localdpo.demo import dataset
+from localdpo.incidents import REGIONS, SERVICES
 from localdpo.out import say as tell
 
 GLANCE_WIDTH = 40  # tokens; no glance is longer
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 # wherever it stands after a space, and the token before it is the word before it. So copying is easy.
 _SPLIT = r" ?[A-Za-z]+| ?[0-9]{1,2}|\n| ?[^\sA-Za-z0-9]+|\s+"
 Say = Callable[[str], None]
-Document = Callable[[random.Random], corpus.Messages]
+Document = Callable[[random.Random], dataset.Messages]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
@@ -122,7 +122,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def encode_document(
-    messages: corpus.Messages, tokenizer: PreTrainedTokenizerFast
+    messages: dataset.Messages, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[int], list[float]]:
     """Token ids of one chat and the loss weight of each: 1 in the assistant's turns (their end included)."""
     ids: list[int] = [tokenizer.bos_token_id]
@@ -141,7 +141,7 @@ def make_batch(
     tokenizer: PreTrainedTokenizerFast,
     size: int,
     width: int = WIDTH,
-    document: Document = corpus.document,
+    document: Document = dataset.document,
 ) -> tuple[np.ndarray, np.ndarray]:
     """ids int32[size, width + 1], right-padded, and weights float32 of the same shape (0 on padding)."""
     ids = np.full((size, width + 1), tokenizer.pad_token_id, np.int32)
@@ -161,7 +161,7 @@ def next_token_loss(model: nn.Module, ids: mx.array, weights: mx.array) -> mx.ar
 
 
 def copy_accuracy(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, seed: int, document: Document = corpus.interview
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, seed: int, document: Document = dataset.interview
 ) -> dict[str, float]:
     """Shares of the numbers, services and regions in the answers of 64 documents that the model gets right.
 
@@ -172,8 +172,8 @@ def copy_accuracy(
     right = np.array(mx.argmax(model(mx.array(ids[:, :-1])), axis=-1)) == target
     kinds = {
         "numbers": [i for token, i in tokenizer.get_vocab().items() if token.lstrip("Ġ").isdigit()],
-        "services": [tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in world.SERVICES],
-        "regions": [tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in world.REGIONS],
+        "services": [tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in SERVICES],
+        "regions": [tokenizer.encode(f" {name}", add_special_tokens=False)[0] for name in REGIONS],
     }
     return {kind: float(right[answered & np.isin(target, tokens)].mean()) for kind, tokens in kinds.items()}
 
@@ -221,9 +221,9 @@ class Pretrainer:
     def glance(self) -> None:
         """Train on single sentences until numbers are copied. Raises ValueError when that never happens."""
         for step in range(1, self.options.most_glances + 1):
-            self.take_step(min(1.0, step / self.options.warmup), GLANCE_WIDTH, corpus.glance)
+            self.take_step(min(1.0, step / self.options.warmup), GLANCE_WIDTH, dataset.glance)
             if step % self.options.report_every == 0:
-                copied = self.progress(f"pre-training, sentences, step {step}", corpus.glance)
+                copied = self.progress(f"pre-training, sentences, step {step}", dataset.glance)
                 if copied >= COPIES:
                     return
         raise ValueError(f"no copying after {self.options.most_glances} steps: try another seed")
@@ -233,9 +233,9 @@ class Pretrainer:
         steps = self.options.steps
         for step in range(1, steps + 1):
             rate = min(1.0, (steps - step) / (0.7 * steps))
-            self.take_step(rate, WIDTH, corpus.document)
+            self.take_step(rate, WIDTH, dataset.document)
             if step % self.options.report_every == 0 or step == steps:
-                self.progress(f"pre-training, reports, step {step}/{steps}", corpus.interview)
+                self.progress(f"pre-training, reports, step {step}/{steps}", dataset.interview)
 
 
 def train_base(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, say: Say = tell) -> nn.Module:

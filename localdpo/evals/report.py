@@ -10,8 +10,7 @@ from typing import Any, Final
 from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.table import heading, latest_record, tables
 from localdpo.pages import compare_values
-from localdpo.pages.chart import COLOURS, Look, PlotSeries, line_chart
-from localdpo.pages.curves import charts_of
+from localdpo.pages.chart import COLOURS, Look, PlotSeries, charts_of, line_chart
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
 from localdpo.records.evaluations import RateEstimate

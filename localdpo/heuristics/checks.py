@@ -24,8 +24,8 @@ from pydantic import ValidationError
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.data.prompts import PromptRow
 from localdpo.heuristics.kinds import GENERAL, HEURISTICS, STANDARD, Heuristic
-from localdpo.incidents.rules import incident_facts
-from localdpo.recipe.yaml_file import YamlFile
+from localdpo.incidents import incident_facts
+from localdpo.recipe.strict_yaml import YamlFile
 
 
 def load_checks(path: str | Path) -> list[Heuristic]:

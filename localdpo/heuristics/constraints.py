@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, validate_call
 
-from localdpo.recipe.yaml_file import KeyPath, key_text, problems_of
+from localdpo.recipe.strict_yaml import KeyPath, key_text, problems_of
 
 COLUMN: Final = "constraints"
 Holds: TypeAlias = Callable[..., bool]

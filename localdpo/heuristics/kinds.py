@@ -18,8 +18,8 @@ from jsonschema.validators import validator_for
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, validate_call
 
 from localdpo.heuristics.constraints import constraints_met
-from localdpo.incidents.rules import IncidentVerdict, incident_facts
-from localdpo.incidents.rules import judge as judge_incident
+from localdpo.incidents import IncidentVerdict, incident_facts
+from localdpo.incidents import judge as judge_incident
 
 Direction = Literal["higher", "lower", "neutral"]
 Score: TypeAlias = Callable[[str, str, Mapping[str, Any]], "float | None"]

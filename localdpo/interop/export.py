@@ -1,4 +1,6 @@
-"""`localdpo export`: from a run to an artefact of another program, checked before it is called done."""
+"""`localdpo export`: from a run to an artefact of another program, checked before it is called done, and
+uploaded to the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import httpx2
 import mlx.core as mx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 
 from localdpo import __version__
+from localdpo.core.atomic import MANIFEST
+from localdpo.core.errors import UserError
 from localdpo.interop.card import write_card
 from localdpo.interop.check import ArtefactCheck, ArtefactReport
-from localdpo.interop.folder import write_json
+from localdpo.interop.folder import RECORD, check_place, write_json, written
 from localdpo.interop.origin import base_of, original_of, public
-from localdpo.interop.place import RECORD, check_place, written
 from localdpo.interop.targets import Settings, Target, target_of
 from localdpo.interop.trained import Trained, open_trained
+from localdpo.model.load import first_line
 from localdpo.records.events import finite
 from localdpo.records.exports import note_export
 from localdpo.records.rundir import RunDir
@@ -133,3 +140,26 @@ def _free() -> None:
     """Let go of the model that was used last, before the next one is loaded."""
     gc.collect()
     mx.clear_cache()
+
+
+def push(folder: Path, repo: str) -> str:
+    """Upload an export to a model repository, made private where there is none; its address.
+
+    Raises UserError when the hub refuses or cannot be reached.
+    """
+    api = HfApi()
+    try:
+        repo_id = api.create_repo(repo, private=True, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Upload an export of localdpo",
+            # The sizes and digests of this disk's files; the hub has its own.
+            ignore_patterns=[MANIFEST],
+        )
+    except (httpx2.HTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"--push {repo}: the hub says: {first_line(error)}; the export stays in {folder} "
+            "(`hf auth login` signs in)"
+        ) from error
+    return str(commit.repo_url)

@@ -6,9 +6,12 @@ there.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import pickle
+import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,18 +25,25 @@ from localdpo.core.text import counted
 from localdpo.gguf.convert import REQUANTISED_BITS
 from localdpo.gguf.convert import convert as convert_gguf
 from localdpo.gguf.file import MAGIC
-from localdpo.interop.folder import copy_tokenizer, nbytes, write_config, write_json, write_weights
+from localdpo.interop.folder import (
+    copy_tokenizer,
+    make_parent,
+    nbytes,
+    write_config,
+    write_json,
+    write_weights,
+)
 from localdpo.interop.fuse import QUANTISATION
 from localdpo.interop.peft import from_peft, is_peft
-from localdpo.interop.place import make_parent
-from localdpo.interop.policy import is_policy, read_policy
 from localdpo.model import lora
 from localdpo.model.arrays import named
-from localdpo.model.load import build_model, load_base, model_path, read_json_object
-from localdpo.model.trial import try_out
+from localdpo.model.generate import try_out
+from localdpo.model.load import build_model, first_line, load_base, model_path, read_json_object
 
 # Weights that share a scale where a model is quantised, as mlx-lm does it unless told otherwise.
 GROUP_SIZE: Final = 64
+# The key of the weights in a policy.pt.
+_STATE: Final = "state"
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,7 @@ def _policy(request: ImportRequest) -> ImportReport:
     if request.model is None:
         raise UserError(f"{request.source}: it holds weights alone; name the base that was trained: --model")
     base = model_path(request.model)
-    weights = read_policy(request.source)
+    weights = _read_policy(request.source)
     types = Counter(str(array.dtype).rpartition(".")[2] for array in weights.values())
     config = read_json_object(base / "config.json")
     config = {key: value for key, value in config.items() if key not in QUANTISATION}
@@ -235,6 +245,48 @@ def _policy(request: ImportRequest) -> ImportReport:
     return ImportReport([first, *lines], {"folder": str(request.out), "types": dict(types), "bytes": size})
 
 
+def _is_policy(path: Path) -> bool:
+    """Whether this is a file of PyTorch: a zip archive with a pickle in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _read_policy(path: Path) -> dict[str, mx.array]:
+    """The weights of `policy.pt`, by their names in transformers and in the types that they have there.
+
+    The reference implementation of DPO (Rafailov et al. 2023) saves a dict whose `state` holds them. Nothing
+    in it says which model it is: config and tokenizer come from the base that was trained. Only weights are
+    read; a file that holds anything else is refused by PyTorch before it could run.
+    Raises UserError without PyTorch, and for a file that is damaged, holds more than weights, or has none.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{path}: this needs PyTorch, which is not installed: pip install 'localdpo[torch]'")
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: PyTorch cannot read it as weights: {first_line(error)}") from error
+    state = content.get(_STATE) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: expected a dict with the weights under {_STATE!r}, as policy.pt has it")
+    try:
+        return {str(name): _array(tensor.detach()) for name, tensor in state.items()}
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: weights of a type that is not read here: {first_line(error)}") from error
+
+
+def _array(tensor: Any) -> mx.array:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # which NumPy lacks
+        return mx.array(tensor.contiguous().view(torch.int16).numpy()).view(mx.bfloat16)
+    return mx.array(tensor.numpy())
+
+
 IMPORTERS: Final = (
     Importer(
         f"the folder of a PEFT adapter ({lora.CONFIG_FILE} and {lora.PEFT_FILES[0]})",
@@ -243,7 +295,10 @@ IMPORTERS: Final = (
         _peft,
     ),
     Importer(
-        "a file of PyTorch with weights under 'state' (policy.pt)", frozenset({"--model"}), is_policy, _policy
+        "a file of PyTorch with weights under 'state' (policy.pt)",
+        frozenset({"--model"}),
+        _is_policy,
+        _policy,
     ),
     Importer("a .gguf file", frozenset({"--bits", "--no-check"}), _is_gguf, _gguf),
     Importer(

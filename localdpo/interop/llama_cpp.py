@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Final
 import mlx.nn as nn
 
 from localdpo.core.errors import UserError
-from localdpo.gguf.adapter import lora_adapter, read_lora
 from localdpo.gguf.convert import convert
-from localdpo.gguf.export import GGUFModel, whole_model
+from localdpo.gguf.export import GGUFModel, lora_adapter, read_lora, whole_model
 from localdpo.gguf.file import Q4_1, Q8_0
 from localdpo.gguf.modelfile import modelfile
 from localdpo.interop import fuse
-from localdpo.interop.place import Artefact
+from localdpo.interop.folder import Artefact
 from localdpo.interop.trained import Trained
 from localdpo.model import lora
 from localdpo.model.arrays import named
+from localdpo.model.generate import PARAGRAPH
 from localdpo.model.load import load_base, load_tokenizer
-from localdpo.model.trial import PARAGRAPH
 
 if TYPE_CHECKING:
     from localdpo.interop.targets import Settings

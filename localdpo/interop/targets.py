@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.interop.folder import (
+    Artefact,
     copy_tokenizer,
     nbytes,
     require_same_names,
@@ -27,7 +28,6 @@ from localdpo.interop.fuse import BITS, merged
 from localdpo.interop.llama_cpp import load_gguf, load_lora, prepare_gguf, prepare_lora, prepare_ollama
 from localdpo.interop.origin import original_of
 from localdpo.interop.peft import WEIGHTS, from_peft, to_peft
-from localdpo.interop.place import Artefact
 from localdpo.interop.trained import Trained
 from localdpo.model import lora
 from localdpo.model.load import load_base

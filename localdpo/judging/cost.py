@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from localdpo.core.errors import UserError
 from localdpo.judging.base import Interrupted, JudgeStopped
-from localdpo.recipe.yaml_file import load_yaml
+from localdpo.recipe.strict_yaml import load_yaml
 
 SHIPPED: Final = Path(__file__).parent / "prices.yaml"
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")

@@ -29,8 +29,7 @@ from typing import Annotated, Final, Literal, TypeAlias, get_args
 from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
 
 from localdpo.core.errors import UserError
-from localdpo.recipe.strict_yaml import read_yaml
-from localdpo.recipe.yaml_file import load_yaml, read_text
+from localdpo.recipe.strict_yaml import load_yaml, read_text, read_yaml
 
 Mode = Literal["pairwise", "score"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)

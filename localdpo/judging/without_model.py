@@ -19,8 +19,8 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
 from localdpo.core.text import counted
 from localdpo.heuristics.constraints import COLUMN, constraints_met
-from localdpo.incidents.rules import IncidentVerdict, incident_facts
-from localdpo.incidents.rules import judge as judge_incident
+from localdpo.incidents import IncidentVerdict, incident_facts
+from localdpo.incidents import judge as judge_incident
 from localdpo.judging.base import SWAPPED, Judge, JudgeStopped, Question
 from localdpo.records.verdicts import Choice, Verdict
 from localdpo.records.votes import Votes, subject, text_id

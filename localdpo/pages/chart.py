@@ -2,16 +2,19 @@
 
 Series differ by their shape (a line, or marks of a kind joined by dashes) and by the words
 of the legend, never by its colour alone; colours come from the page, which has a light and a dark set. Here
-is the geometry; the template `chart.html.j2` writes it down.
+is the geometry; the template `chart.html.j2` writes it down. `charts_of` draws the events of a run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final, Literal
+
+from localdpo.records.events import Event, as_number
+from localdpo.records.metrics import CHARTS, Metric, metrics_of
 
 Look = Literal["line", "thin", "broken", "circles", "diamonds", "squares"]
 
@@ -193,3 +196,44 @@ def _summary(series: Sequence[PlotSeries]) -> str:
         first, last = line.known[0], line.known[-1]
         parts.append(f"{line.label}: {first[1]:.4g} at {first[0]:g}, {last[1]:.4g} at {last[0]:g}")
     return "; ".join(parts)
+
+
+# Looks in order: training is a line, evaluations are marks joined by dashes.
+TRAIN_LOOKS: Final[tuple[Look, ...]] = ("line", "thin", "broken")
+EVAL_LOOKS: Final[tuple[Look, ...]] = ("circles", "diamonds", "squares")
+
+
+def charts_of(events: Sequence[Event], names: Collection[str] = ()) -> list[Plot]:
+    """The charts of these names that have something to show, in the order of CHARTS; without names all."""
+    charts = (
+        line_chart(
+            chart.titles[0][:1].upper() + chart.titles[0][1:],
+            metrics[0].unit or metrics[0].label,
+            series_of(metrics, events),
+            bounds=chart.bounds,
+        )
+        for chart, metrics in CHARTS.items()
+        if not names or chart.name in names
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def series_of(metrics: Sequence[Metric], events: Sequence[Event]) -> list[PlotSeries]:
+    """The metrics of a chart, each while training and at evaluations."""
+    return [
+        PlotSeries(f"{metric.label}, {where}", look, points_of(events, kind, metric.name))
+        for kind, where, looks in (("step", "training", TRAIN_LOOKS), ("eval", "held-out", EVAL_LOOKS))
+        for metric, look in zip(metrics, looks, strict=False)
+    ]
+
+
+def points_of(events: Sequence[Event], kind: str, metric: str) -> tuple[tuple[float, float | None], ...]:
+    """(step, value) of a metric in the events of a kind; None where it was not finite.
+
+    An accuracy of nothing but ties (before the first update) is no 0, but a gap.
+    """
+    return tuple(
+        (float(event.step), as_number(metrics_of(event)[metric]))
+        for event in events
+        if event.type == kind and event.step is not None and metric in metrics_of(event)
+    )

@@ -12,7 +12,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.recipe.describe import all_keys
 from localdpo.recipe.elsewhere import Name, Program, Several, same
 from localdpo.recipe.load import problems_of, quoted, yaml_text
-from localdpo.recipe.yaml_file import YamlFile
+from localdpo.recipe.strict_yaml import YamlFile
 
 REQUIRED: Final = ("model", "data.train")
 # With another value than theirs a recipe would train something else.

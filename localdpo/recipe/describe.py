@@ -1,4 +1,6 @@
-"""The schema in words: what a value has to be, the table of options, what an unknown key may have meant."""
+"""The schema in words: what a value has to be, the table of options, what an unknown key may have meant; and
+as JSON schema, for editors and other programs.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from localdpo.objective.registry import LOSSES
 from localdpo.recipe.elsewhere import PROGRAMS, Name
-from localdpo.recipe.schema import DataSource, Recipe, WeightedSource
+from localdpo.recipe.schema import SHORTHANDS, DataSource, Recipe, WeightedSource
 
 SIMPLE_TYPES: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 # The options of an entry, for each option that may be a list of them.
@@ -191,3 +194,48 @@ def _in_other_sections(name: str) -> str | None:
     names = {key.rpartition(".")[2]: key for key in reversed(keys)}
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
     return names[near[0]] if near else None
+
+
+# --- JSON schema -----------------------------------------------------------------------------------------
+
+FILE_NAME: Final = "recipe.schema.json"
+TITLE: Final = "A recipe of localdpo"
+# What yaml-language-server (VS Code, Neovim, Helix) reads in a comment at a file's beginning.
+MODELINE: Final = f"# yaml-language-server: $schema={FILE_NAME}"
+
+
+def schema_text() -> str:
+    """The schema as JSON, with the short ways of writing that the reader takes."""
+    schema = Recipe.model_json_schema()
+    sections = schema["$defs"]
+    # A section of which every option may be left out may be left empty too.
+    for name, value in schema["properties"].items():
+        if name not in schema["required"] and "$ref" in value:
+            schema["properties"][name] = {"anyOf": [value, {"type": "null"}], **_described(value)}
+    loss = {"enum": [*LOSSES]}
+    sections["LossSection"]["properties"]["type"]["anyOf"] = [
+        loss,
+        {"type": "array", "items": loss, "minItems": 1},
+    ]
+    for name, option in SHORTHANDS.items():
+        chosen = sections[f"{name.capitalize()}Section"]["properties"][option]
+        schema["properties"][name]["anyOf"] += chosen["anyOf"]
+    # One tracker, or none, in a word.
+    trackers = schema["properties"]["report_to"]
+    schema["properties"]["report_to"] = {
+        "anyOf": [trackers, trackers["items"], {"const": "none"}],
+        **_described(trackers),
+    }
+    for entry in {kind.__name__ for kind in ENTRIES.values()}:
+        text = sections[entry]["properties"]["source"]
+        sections[entry] = {"anyOf": [sections[entry], text], **_described(sections[entry])}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": TITLE,
+    }
+    return json.dumps(schema, indent=1) + "\n"
+
+
+def _described(value: dict[str, Any]) -> dict[str, Any]:
+    return {"description": value["description"]} if "description" in value else {}

@@ -44,8 +44,7 @@ from localdpo.recipe.schema import (
     RoundsSection,
     expand_shorthands,
 )
-from localdpo.recipe.strict_yaml import KeyPath
-from localdpo.recipe.yaml_file import key_text
+from localdpo.recipe.strict_yaml import KeyPath, key_text
 from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
 
 MAX_BYTES: Final = 256 * 1024

@@ -22,8 +22,7 @@ from typing import Any, Final, Literal
 from localdpo.core.atomic import newest_first
 from localdpo.core.errors import UserError
 from localdpo.core.names import program
-from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
-from localdpo.records.typed import as_record
+from localdpo.records.log import DAMAGE, LogTail, LogWriter, as_record, decode, encode
 
 FORMAT_VERSION: Final = 1
 FOLDER: Final = "answers"

@@ -27,9 +27,8 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import newest_first, write_bytes
 from localdpo.core.errors import UserError
-from localdpo.records.log import read_sealed, seal
+from localdpo.records.log import as_record, read_sealed, seal
 from localdpo.records.rundir import RunDir
-from localdpo.records.typed import as_record
 
 _VERSION: Final = 1
 

@@ -18,9 +18,8 @@ from typing import Final
 from localdpo.core.atomic import write_bytes
 from localdpo.core.errors import UserError
 from localdpo.records.events import finite
-from localdpo.records.log import read_sealed, seal
+from localdpo.records.log import as_record, read_sealed, seal
 from localdpo.records.rundir import RunDir
-from localdpo.records.typed import as_record
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A run in one line of a table, from its log and its evaluations; and the columns of that table."""
+"""A run in one line of a table, from its log and its evaluations; the columns of the table; kinds of runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,47 @@ from localdpo.records.checkpoints import Note, damage_of
 from localdpo.records.deaths import end_lines
 from localdpo.records.evaluations import win_rate
 from localdpo.records.events import Event, EventTail, as_number, effective
-from localdpo.records.kinds import kind_of
 from localdpo.records.metrics import ACCURACY, BY_NAME, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Phase, Progress, advance
 from localdpo.records.rundir import RunDir, State, is_end, state_of
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """A kind of run by the rows that it trains on, and what is shown for it.
+
+    Which metrics a run has says itself: charts and tiles are those of which its log has values.
+
+    Attributes:
+        rows: what it trains on, for people.
+        has_beta: whether its rewards are compared with a reference, so that beta means something.
+        has_pairs: whether an evaluation writes the pairs of lowest margin.
+        before: what the model that it is compared with is called.
+    """
+
+    rows: str
+    has_beta: bool = True
+    has_pairs: bool = False
+    before: str = "reference"
+
+
+KINDS: Final = {
+    "pairs": RunKind("pairs", has_pairs=True),
+    "unpaired": RunKind("single answers with a label"),
+    "demonstrations": RunKind("demonstrations", has_beta=False, before="before training"),
+}
+
+
+# The losses that do not train on pairs, for logs from before the event named the kind.
+_BY_LOSS: Final = {"sft": "demonstrations", "kto": "unpaired", "apo_zero_unpaired": "unpaired"}
+
+
+def kind_of(start: Event | None) -> RunKind:
+    """The kind of run that a run.started event begins; old logs tell it by their loss alone."""
+    if start is None:
+        return KINDS["pairs"]
+    kind = start.text("kind") or _BY_LOSS.get(str(start.recipe_section("loss").get("type")))
+    return KINDS.get(kind or "", KINDS["pairs"])
 
 
 @dataclass(frozen=True)

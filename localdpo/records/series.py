@@ -23,10 +23,9 @@ from localdpo.core.atomic import write_bytes
 from localdpo.records.answers import AnswersTail, answers_files
 from localdpo.records.evaluations import RateEstimate
 from localdpo.records.events import effective, read_events
-from localdpo.records.log import read_sealed, seal
+from localdpo.records.log import as_record, read_sealed, seal
 from localdpo.records.progress import progress_of
 from localdpo.records.rundir import RunDir, folders_of
-from localdpo.records.typed import as_record
 from localdpo.records.wording import resume_command
 
 VERSION: Final = 1

@@ -23,12 +23,11 @@ from localdpo.core.errors import UserError
 from localdpo.core.text import counted, format_brief
 from localdpo.records.evaluations import RateEstimate, judged_rate
 from localdpo.records.events import as_number
-from localdpo.records.log import DAMAGE
+from localdpo.records.log import DAMAGE, as_record
 from localdpo.records.metrics import ACCURACY, METRICS, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunReader, RunSummary
 from localdpo.records.series import SeriesDir, rate_text
-from localdpo.records.typed import as_record
 from localdpo.records.wording import resume_command
 
 VERSION: Final = 1

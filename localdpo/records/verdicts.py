@@ -18,8 +18,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from localdpo.records.log import DAMAGE, LogTail, decode, encode
-from localdpo.records.typed import as_record
+from localdpo.records.log import DAMAGE, LogTail, as_record, decode, encode
 
 FORMAT_VERSION: Final = 1
 Choice = Literal["first", "second", "tie"]

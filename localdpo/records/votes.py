@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.errors import UserError
-from localdpo.records.log import DAMAGE, LogTail, LogWriter, decode, encode
-from localdpo.records.typed import as_record
+from localdpo.records.log import DAMAGE, LogTail, LogWriter, as_record, decode, encode
 from localdpo.records.verdicts import Choice
 
 _ID_DIGITS: Final = 16

@@ -15,7 +15,7 @@ from localdpo.core.text import is_number
 from localdpo.records.events import Event
 from localdpo.records.metrics import in_order, metrics_of
 from localdpo.records.rundir import Ending, RunDir
-from localdpo.trackers.base import EVAL, Row, TrackedRun, Tracker
+from localdpo.trackers.registry import EVAL, Row, TrackedRun, Tracker
 
 # Rows in one call of a tracker, so that a call has an end on a slow network too.
 MOST_ROWS: Final = 100

@@ -27,8 +27,8 @@ from localdpo.core.errors import UserError
 from localdpo.model import lora
 from localdpo.model.arrays import load_arrays, named, set_random_key
 from localdpo.records.checkpoints import STATE_FILE, checkpoint_folders, newest_intact, set_latest
+from localdpo.records.log import as_record
 from localdpo.records.rundir import RunDir
-from localdpo.records.typed import as_record
 from localdpo.records.wording import resume_command
 
 OPTIMIZER_FILE = "optimizer.safetensors"

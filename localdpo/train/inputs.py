@@ -28,8 +28,8 @@ from localdpo.model.load import fingerprint, model_path, tokenizer_fingerprint
 from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import read_log
 from localdpo.records.events import read_events
+from localdpo.records.log import as_record
 from localdpo.records.rundir import RunDir, run_of
-from localdpo.records.typed import as_record
 from localdpo.records.wording import resume_command
 from localdpo.train import checkpoint
 

@@ -23,7 +23,7 @@ from localdpo.data.inspect import named_parts
 from localdpo.data.types import EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward
-from localdpo.objective.losses.unpaired import kl_baseline
+from localdpo.objective.losses.responses import kl_baseline
 from localdpo.recipe.loss import LossSection
 from localdpo.train.data import Rows
 from localdpo.train.ranks import ALONE, Ranks

@@ -9,8 +9,7 @@ from logged import EVAL, NOTICE, STARTED, event
 from rich.console import Console
 
 from localdpo.cli.plain import ProgressView, alerts
-from localdpo.out import _Guarded, notify
-from localdpo.out.notify import notification
+from localdpo.out import _Guarded, notification, notify
 from localdpo.records.progress import Progress
 from localdpo.records.wording import alert_text
 
@@ -70,5 +69,5 @@ def test_lines_and_bars_notify_only_when_asked(has_bar: bool, monkeypatch: pytes
 
 
 def test_a_pipe_gets_no_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    notify.notify("text")
+    notify("text")
     assert capsys.readouterr() == ("", "")

@@ -12,8 +12,7 @@ import pytest
 from made_answers import write_answers
 
 from localdpo.dashboard import compare_state
-from localdpo.dashboard.compare_state import AnswersSource
-from localdpo.dashboard.jobs import AnswersJob
+from localdpo.dashboard.compare_state import AnswersJob, AnswersSource
 from localdpo.records.answers import ANNOUNCEMENT, AnswersRequest, Sampling, answers_path
 from localdpo.records.rundir import RunDir
 

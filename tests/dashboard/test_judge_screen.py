@@ -11,12 +11,17 @@ from textual.pilot import Pilot
 
 from localdpo.core.errors import UserError
 from localdpo.dashboard.appbase import frame_text
-from localdpo.dashboard.jobs import EvaluationJob, eval_command
 from localdpo.dashboard.screens.judge import FILTERS, passes
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import PALETTES
 from localdpo.dashboard.widgets import evaluation
-from localdpo.dashboard.widgets.evaluation import EvaluationLine, RatesStyle, interval_bar
+from localdpo.dashboard.widgets.evaluation import (
+    EvaluationJob,
+    EvaluationLine,
+    RatesStyle,
+    eval_command,
+    interval_bar,
+)
 from localdpo.records.evaluations import RateEstimate, evaluation_files, read_evaluation, win_rate
 from localdpo.records.rundir import RunDir
 

@@ -10,8 +10,7 @@ from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.keymap import hidden_screens
 from localdpo.objective.registry import LOSSES
 from localdpo.records.events import Event
-from localdpo.records.kinds import KINDS, kind_of
-from localdpo.records.runs import beta_of
+from localdpo.records.runs import KINDS, beta_of, kind_of
 
 
 def started(**data: object) -> Event:

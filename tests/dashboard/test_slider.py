@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from localdpo.dashboard.widgets.slider import Walk, spread
+from localdpo.dashboard.widgets.basic import Walk, spread
 
 
 def walk(*steps: int) -> Walk:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from mlx_lm.sample_utils import make_sampler
 
+from localdpo import incidents
 from localdpo.core.names import BUNDLE, DEMO_NAMES, resolve
 from localdpo.demo import build, dataset
-from localdpo.incidents import rules, world
-from localdpo.incidents.world import Facts
+from localdpo.incidents import Facts
 from localdpo.judging.without_model import BEST_TOTAL
 from localdpo.model.generate import generate
 from localdpo.model.load import load_base
@@ -46,7 +46,7 @@ def test_pairs_obey_the_rules(name: str) -> None:
         facts = Facts.from_dict(row["facts"])
         (chosen,), (rejected,) = row["chosen"], row["rejected"]
         assert {chosen["role"], rejected["role"]} == {"assistant"}
-        better, worse = rules.judge(chosen["content"], facts), rules.judge(rejected["content"], facts)
+        better, worse = incidents.judge(chosen["content"], facts), incidents.judge(rejected["content"], facts)
         assert better.beats(worse)
         scores = [1 + 4 * found.total / BEST_TOTAL for found in (better, worse)]
         assert scores == [row["score_chosen"], row["score_rejected"]]
@@ -59,7 +59,7 @@ def test_prompts_tell_the_stored_facts(name: str) -> None:
         messages = row.get("prompt") or row["messages"][:-1]
         assert [message["role"] for message in messages] == ["user"]
         facts, text = Facts.from_dict(row["facts"]), messages[0]["content"]
-        assert text.startswith(f"{world.INSTRUCTION}\n")
+        assert text.startswith(f"{incidents.INSTRUCTION}\n")
         for value in (
             facts.service,
             facts.region,
@@ -72,7 +72,9 @@ def test_prompts_tell_the_stored_facts(name: str) -> None:
 
 def test_demonstrations_are_of_mixed_quality_in_one_format() -> None:
     rows = rows_of("demo:demonstrations/train")
-    verdicts = [rules.judge(row["messages"][-1]["content"], Facts.from_dict(row["facts"])) for row in rows]
+    verdicts = [
+        incidents.judge(row["messages"][-1]["content"], Facts.from_dict(row["facts"])) for row in rows
+    ]
     assert all(verdict.conforms for verdict in verdicts)
     assert 0.55 < np.mean([verdict.severity for verdict in verdicts]) < 0.85
     assert 0.45 < np.mean([verdict.faithful for verdict in verdicts]) < 0.8
@@ -92,7 +94,7 @@ def test_mlx_lm_loads_model_and_adapter_and_answers_in_the_format() -> None:
     row = rows_of("demo:prompts/heldout")[0]
     prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)
     text = mlx_lm.generate(model, tokenizer, prompt, max_tokens=80, sampler=make_sampler(temp=0.0))
-    assert rules.parse(text) is not None
+    assert incidents.parse(text) is not None
 
 
 def test_the_base_model_answers_but_not_in_the_format() -> None:
@@ -104,7 +106,7 @@ def test_the_base_model_answers_but_not_in_the_format() -> None:
     ]
     answers = generate(base.model, base.tokenizer, prompts, max_tokens=80, temperature=1.0, seed=0)
     verdicts = [
-        rules.judge(answer.text, Facts.from_dict(row["facts"]))
+        incidents.judge(answer.text, Facts.from_dict(row["facts"]))
         for answer, row in zip(answers, rows, strict=True)
     ]
     assert all(answer.finished for answer in answers)

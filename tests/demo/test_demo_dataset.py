@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localdpo import incidents
 from localdpo.demo import dataset
-from localdpo.incidents import rules, world
-from localdpo.incidents.world import Facts
+from localdpo.incidents import Facts
 
 pytestmark = pytest.mark.slow
 
 FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
-INCIDENT = (FACTS, world.report(FACTS, random.Random(0)))
+INCIDENT = (FACTS, incidents.report(FACTS, random.Random(0)))
 
 
 @given(st.integers(0, 2**32))
@@ -31,4 +31,4 @@ def test_rows_survive_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.jsonl"
     dataset.write_rows(path, rows)
     assert dataset.read_rows(path) == rows
-    assert rules.parse(rows[1]["messages"][1]["content"]) is not None
+    assert incidents.parse(rows[1]["messages"][1]["content"]) is not None

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 from transformers import PreTrainedTokenizerFast
 
-from localdpo.demo import build, corpus, pretrain
+from localdpo.demo import build, dataset, pretrain
 from localdpo.demo.pretrain import GLANCE_WIDTH, WIDTH, Pretrainer, PretrainOptions
 from localdpo.model.load import load_tokenizer
 
@@ -54,7 +54,7 @@ def test_batches_skip_padding(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_every_glance_fits_its_width(tokenizer: PreTrainedTokenizerFast) -> None:
     rng = random.Random(0)
-    lengths = [len(pretrain.encode_document(corpus.glance(rng), tokenizer)[0]) for _ in range(500)]
+    lengths = [len(pretrain.encode_document(dataset.glance(rng), tokenizer)[0]) for _ in range(500)]
     assert max(lengths) <= GLANCE_WIDTH + 1
 
 
@@ -64,7 +64,7 @@ def test_steps_learn_and_follow_the_seed(tokenizer: PreTrainedTokenizerFast) -> 
     for _ in range(2):
         trainer = Pretrainer(tokenizer, small(), lambda line: None)
         for _ in range(5):
-            trainer.take_step(1.0, GLANCE_WIDTH, corpus.glance)
+            trainer.take_step(1.0, GLANCE_WIDTH, dataset.glance)
         losses.append(list(trainer.losses))
     assert losses[0] == losses[1]
     assert losses[0][-1] < losses[0][0] - 1.0
@@ -72,9 +72,9 @@ def test_steps_learn_and_follow_the_seed(tokenizer: PreTrainedTokenizerFast) -> 
 
 def test_the_rate_reaches_the_compiled_step(tokenizer: PreTrainedTokenizerFast) -> None:
     trainer = Pretrainer(tokenizer, small(), lambda line: None)
-    trainer.take_step(1.0, GLANCE_WIDTH, corpus.glance)
+    trainer.take_step(1.0, GLANCE_WIDTH, dataset.glance)
     before = {name: np.array(weight) for name, weight in tree_flatten(trainer.model.parameters())}
-    trainer.take_step(0.0, GLANCE_WIDTH, corpus.glance)
+    trainer.take_step(0.0, GLANCE_WIDTH, dataset.glance)
     for name, weight in tree_flatten(trainer.model.parameters()):
         assert np.array_equal(before[name], np.array(weight)), name
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from localdpo import incidents
 from localdpo.core.names import resolve
-from localdpo.demo import corpus, pretrain
+from localdpo.demo import dataset, pretrain
 from localdpo.demo.pretrain import SPECIAL, train_tokenizer
-from localdpo.incidents import world
 from localdpo.model.load import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -74,18 +74,20 @@ def test_special_tokens_are_single_and_named(tokenizer: TokenizerWrapper) -> Non
 def test_prompts_and_answers_are_short(tokenizer: TokenizerWrapper) -> None:
     rng = random.Random(0)
     for _ in range(200):
-        facts = world.sample_facts(rng)
+        facts = incidents.sample_facts(rng)
         prompt = tokenizer.apply_chat_template(
-            world.triage_prompt(world.report(facts, rng)), add_generation_prompt=True, return_dict=False
+            incidents.triage_prompt(incidents.report(facts, rng)),
+            add_generation_prompt=True,
+            return_dict=False,
         )
         assert len(prompt) <= 70
-        assert len(tokenizer.encode(world.gold_answer(facts), add_special_tokens=False)) <= 50
+        assert len(tokenizer.encode(incidents.gold_answer(facts), add_special_tokens=False)) <= 50
 
 
 @pytest.mark.long
 def test_training_is_deterministic_and_matches_the_chat_template() -> None:
     rng = random.Random(0)
-    documents = [corpus.document(rng) for _ in range(200)]
+    documents = [dataset.document(rng) for _ in range(200)]
     texts = [message["content"] for messages in documents for message in messages]
     first, second = train_tokenizer(texts, 400), train_tokenizer(texts, 400)
     assert first.get_vocab() == second.get_vocab()

@@ -15,7 +15,7 @@ from localdpo.core.errors import LocalDPOError
 from localdpo.evals import evaluate as evals_evaluate
 from localdpo.evals.evaluate import EvalOptions, plan_evaluation, preview_lines, run_evaluation
 from localdpo.evals.table import read_record
-from localdpo.incidents.world import Facts
+from localdpo.incidents import Facts
 from localdpo.judging import registry
 from localdpo.judging.base import JudgeStopped
 from localdpo.judging.registry import Hooks

@@ -13,7 +13,7 @@ from localdpo.evals.table import write_record
 from localdpo.heuristics import STANDARD
 from localdpo.judging.registry import Judges
 from localdpo.pages import render
-from localdpo.pages.curves import EVAL_LOOKS, TRAIN_LOOKS, points_of
+from localdpo.pages.chart import EVAL_LOOKS, TRAIN_LOOKS, points_of
 from localdpo.records.events import EventWriter, read_events
 from localdpo.records.metrics import CHARTS
 from localdpo.records.rundir import RunDir

@@ -18,9 +18,8 @@ from mlx.utils import tree_flatten
 from tiny_folders import make_tokenizer
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.gguf.adapter import lora_adapter, read_lora
 from localdpo.gguf.convert import convert
-from localdpo.gguf.export import whole_model
+from localdpo.gguf.export import lora_adapter, read_lora, whole_model
 from localdpo.gguf.file import F16, F32, Q4_1, Q8_0, GGUFFile
 from localdpo.gguf.tokenizer import PRE
 from localdpo.model import lora

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from localdpo.gguf.convert import convert
+from localdpo.model.generate import try_out
 from localdpo.model.load import load_base
-from localdpo.model.trial import try_out
 
 pytestmark = pytest.mark.slow
 # Of SmolLM2's own tokenizer.

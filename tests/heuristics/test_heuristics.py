@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localdpo import incidents
 from localdpo.heuristics import HEURISTICS, STANDARD, Heuristic
 from localdpo.heuristics.kinds import repeated_share, template_pattern
-from localdpo.incidents import world
-from localdpo.incidents.rules import incident_facts
-from localdpo.incidents.world import Facts
+from localdpo.incidents import Facts, incident_facts
 
 FACTS = Facts("login", "Tokyo", "timeouts", 9, 85, 1600)
 SCHEMA = {"type": "object", "required": ["level"], "properties": {"level": {"enum": [1, 2, 3]}}}
@@ -143,7 +142,7 @@ def test_refusal_looks_at_the_beginning(answer: str, value: float) -> None:
 
 
 def test_the_demos_checks_follow_the_rules_on_facts() -> None:
-    right, row = world.gold_answer(FACTS), {"facts": FACTS.to_dict()}
+    right, row = incidents.gold_answer(FACTS), {"facts": FACTS.to_dict()}
     names = ("in the format", "severity right", "facts right", "all right")
     assert [score(standard(name), right, **row) for name in names] == [1, 1, 1, 1]
     wrong = right.replace("Tokyo", "Oslo")

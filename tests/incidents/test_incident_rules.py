@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localdpo.demo import corpus, dataset
-from localdpo.incidents import rules, world
-from localdpo.incidents.world import Facts
+from localdpo import incidents
+from localdpo.demo import dataset
+from localdpo.incidents import Facts
 
 FACTS = Facts("checkout", "Oslo", "errors", 34, 25, 1200)
-GOLD = world.gold_answer(FACTS)
+GOLD = incidents.gold_answer(FACTS)
 seeds = st.integers(0, 2**32)
 
 
 def facts_of(seed: int) -> Facts:
-    return world.sample_facts(random.Random(seed))
+    return incidents.sample_facts(random.Random(seed))
 
 
 def test_gold_answer_reads_as_planned() -> None:
@@ -30,7 +30,7 @@ def test_gold_answer_reads_as_planned() -> None:
 @given(seeds)
 def test_gold_answers_are_perfect(seed: int) -> None:
     facts = facts_of(seed)
-    verdict = rules.judge(world.gold_answer(facts), facts)
+    verdict = incidents.judge(incidents.gold_answer(facts), facts)
     assert verdict.exact
     assert verdict.total == 3.5
 
@@ -53,28 +53,28 @@ def test_gold_answers_are_perfect(seed: int) -> None:
     ],
 )
 def test_anything_but_the_three_lines_is_refused(text: str) -> None:
-    assert rules.parse(text) is None
-    verdict = rules.judge(text, FACTS)
+    assert incidents.parse(text) is None
+    verdict = incidents.judge(text, FACTS)
     assert not verdict.conforms
     assert not verdict.exact
     assert verdict.total == 0.0
 
 
 def test_white_space_around_an_answer_does_not_count() -> None:
-    assert rules.judge(f" {GOLD}\n", FACTS).exact
+    assert incidents.judge(f" {GOLD}\n", FACTS).exact
 
 
 @pytest.mark.parametrize("level", ["SEV2", "SEV3", "SEV4"])
 def test_wrong_severity_is_found(level: str) -> None:
-    verdict = rules.judge(GOLD.replace("SEV1", level), FACTS)
+    verdict = incidents.judge(GOLD.replace("SEV1", level), FACTS)
     assert (verdict.severity, verdict.action, verdict.faithful, verdict.exact) == (False, True, True, False)
     assert verdict.total == 2.5
 
 
 @pytest.mark.parametrize("name", ["percent", "region", "minutes", "customers"])
 def test_missing_fact_is_named(name: str) -> None:
-    text = world.answer("SEV1", world.summary(FACTS, [name]), "roll back the last release")
-    verdict = rules.judge(text, FACTS)
+    text = incidents.answer("SEV1", incidents.summary(FACTS, [name]), "roll back the last release")
+    verdict = incidents.judge(text, FACTS)
     assert verdict.missing == (name,)
     assert verdict.invented == ()
     assert verdict.severity
@@ -102,7 +102,7 @@ def test_missing_fact_is_named(name: str) -> None:
 def test_each_corruption_is_found(
     old: str, new: str, missing: tuple[str, ...], invented: tuple[str, ...]
 ) -> None:
-    verdict = rules.judge(GOLD.replace(old, new), FACTS)
+    verdict = incidents.judge(GOLD.replace(old, new), FACTS)
     assert verdict.conforms
     assert verdict.missing == missing
     assert verdict.invented == invented
@@ -114,7 +114,7 @@ def test_each_corruption_is_found(
     "action", ["add more workers.", "roll back the last.", "roll back the last release and wait."]
 )
 def test_wrong_action_is_found(action: str) -> None:
-    verdict = rules.judge(GOLD.replace("roll back the last release.", action), FACTS)
+    verdict = incidents.judge(GOLD.replace("roll back the last release.", action), FACTS)
     assert not verdict.action
     assert verdict.faithful
     assert verdict.total == 3.0
@@ -123,14 +123,14 @@ def test_wrong_action_is_found(action: str) -> None:
 @given(seeds, seeds)
 def test_answer_to_another_report_is_unfaithful(one: int, other: int) -> None:
     first, second = facts_of(one), facts_of(other)
-    verdict = rules.judge(world.gold_answer(first), second)
+    verdict = incidents.judge(incidents.gold_answer(first), second)
     assert verdict.faithful == (first == second)
 
 
 @given(seeds)
 def test_prose_is_judged_by_what_it_says(seed: int) -> None:
     facts = facts_of(seed)
-    verdict = rules.judge(corpus.prose(facts, random.Random(seed)), facts)
+    verdict = incidents.judge(dataset.prose(facts, random.Random(seed)), facts)
     assert not verdict.conforms
     assert (verdict.severity, verdict.action, verdict.faithful) == (True, True, True)
 
@@ -140,11 +140,11 @@ def test_a_careful_demonstration_is_gold_and_a_careless_one_keeps_the_format(see
     facts, rng = facts_of(seed), random.Random(seed)
     none = dict.fromkeys(dataset.FLAWS, 0.0)
     with mock.patch.dict(dataset.FLAWS, none):
-        assert dataset.demonstration(facts, rng) == world.gold_answer(facts)
+        assert dataset.demonstration(facts, rng) == incidents.gold_answer(facts)
     for flaw in dataset.FLAWS:
         with mock.patch.dict(dataset.FLAWS, none | {flaw: 1.0}):
             text = dataset.demonstration(facts, rng)
-        verdict = rules.judge(text, facts)
+        verdict = incidents.judge(text, facts)
         assert verdict.conforms
         assert verdict.severity == (flaw != "severity")
         assert verdict.action == (flaw != "action")
@@ -154,7 +154,7 @@ def test_a_careful_demonstration_is_gold_and_a_careless_one_keeps_the_format(see
 
 def test_the_worst_answer_in_the_format_is_still_above_none() -> None:
     junk = "Severity: SEV4\nSummary: search stale data at 1%, 2 min, 3 customers in Tokyo.\nNext: wait."
-    assert rules.judge(junk, FACTS).total == 1.0
+    assert incidents.judge(junk, FACTS).total == 1.0
 
 
 def test_an_answer_beats_another_by_its_format_or_when_it_is_worse_in_nothing() -> None:
@@ -164,7 +164,7 @@ def test_an_answer_beats_another_by_its_format_or_when_it_is_worse_in_nothing() 
         "brief": GOLD.replace(" in Oslo", ""),
         "prose": GOLD.replace("\n", " "),
     }
-    verdicts = {name: rules.judge(text, FACTS) for name, text in texts.items()}
+    verdicts = {name: incidents.judge(text, FACTS) for name, text in texts.items()}
     beaten = {(a, b) for a in texts for b in texts if verdicts[a].beats(verdicts[b])}
     better = {("gold", "level"), ("gold", "brief")}
     assert beaten == better | {(name, "prose") for name in ("gold", "level", "brief")}
@@ -175,7 +175,7 @@ def test_beating_is_one_sided_and_means_a_higher_total(one: int, other: int) -> 
     facts = facts_of(one)
     with mock.patch.dict(dataset.FLAWS, dict.fromkeys(dataset.FLAWS, 0.5)):
         first, second = (
-            rules.judge(dataset.demonstration(facts, random.Random(seed)), facts) for seed in (one, other)
+            incidents.judge(dataset.demonstration(facts, random.Random(seed)), facts) for seed in (one, other)
         )
     if first.beats(second):
         assert not second.beats(first)

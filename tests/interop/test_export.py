@@ -20,7 +20,7 @@ from localdpo.core.atomic import verified_digests, write_manifest
 from localdpo.core.errors import LocalDPOError
 from localdpo.interop import check, export
 from localdpo.interop.export import ExportRequest
-from localdpo.interop.place import RECORD, Artefact, check_place
+from localdpo.interop.folder import RECORD, Artefact, check_place
 from localdpo.interop.targets import TARGETS, Settings
 from localdpo.interop.trained import Trained, open_trained
 from localdpo.model.arrays import load_arrays

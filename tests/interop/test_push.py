@@ -17,7 +17,7 @@ import pytest
 from exported_runs import make_run
 
 from localdpo.core.atomic import MANIFEST
-from localdpo.interop.place import RECORD
+from localdpo.interop.folder import RECORD
 
 
 class Hub(ThreadingHTTPServer):

@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from localdpo.incidents import world
+from localdpo import incidents
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.run import JudgeSession, preview
 from localdpo.judging.without_model import RulesJudge
 from localdpo.records.verdicts import Verdict
 
-FACTS, _ = next(world.incidents(random.Random(1)))
-RIGHT = world.gold_answer(FACTS)
+FACTS, _ = next(incidents.draw_incidents(random.Random(1)))
+RIGHT = incidents.gold_answer(FACTS)
 ROW = {"facts": FACTS.to_dict()}
 # Each is worse than the one before; the last two are worse in different ways.
 LEAVES_OUT = RIGHT.replace(FACTS.region, "the region")
@@ -36,7 +36,7 @@ def test_the_better_answer_wins_in_both_orders(better: str, worse: str) -> None:
 
 
 def test_what_neither_beats_is_a_tie() -> None:
-    wrong_action = RIGHT.replace(world.next_action(FACTS), "wait")
+    wrong_action = RIGHT.replace(incidents.next_action(FACTS), "wait")
     other = asked(wrong_action, LEAVES_OUT)
     assert other.choice == "tie"
     assert other.reason == "neither beats the other: first wrong action; second leaves out region"

@@ -8,7 +8,7 @@ import pytest
 from loss_oracles import unpaired_loss
 
 from localdpo.objective.losses import preference_loss
-from localdpo.objective.losses.unpaired import kl_baseline
+from localdpo.objective.losses.responses import kl_baseline
 from localdpo.objective.registry import LOSSES
 
 UNPAIRED = sorted(name for name, spec in LOSSES.items() if spec.data == "unpaired")

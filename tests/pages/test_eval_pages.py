@@ -14,7 +14,7 @@ from localdpo.evals.evaluate import AnsweredPrompts, evaluate
 from localdpo.evals.report import report_values
 from localdpo.evals.table import page, write_record
 from localdpo.heuristics import STANDARD
-from localdpo.incidents.world import Facts
+from localdpo.incidents import Facts
 from localdpo.judging.registry import Judges
 from localdpo.judging.without_model import RulesJudge
 from localdpo.pages import render

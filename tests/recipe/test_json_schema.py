@@ -10,7 +10,7 @@ import pytest
 import yaml
 from recipe_files import RECIPES
 
-from localdpo.recipe.json_schema import schema_text
+from localdpo.recipe.describe import schema_text
 from localdpo.recipe.load import dump_recipe, load_recipe
 
 SCHEMA = json.loads(schema_text())

@@ -10,7 +10,7 @@ from recipe_files import RECIPES, ROOT, SMALLEST, problems, write
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.objective.registry import LOSSES
-from localdpo.recipe.json_schema import MODELINE
+from localdpo.recipe.describe import MODELINE
 from localdpo.recipe.load import load_recipe
 
 OPTIONS = sorted({name for spec in LOSSES.values() for name in spec.options})

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from localdpo.records.typed import as_record
+from localdpo.records.log import as_record
 
 
 @dataclass(frozen=True)

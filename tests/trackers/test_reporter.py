@@ -19,8 +19,7 @@ from localdpo.records.events import EventTail, EventWriter, effective, read_even
 from localdpo.records.rundir import Ending, RunDir
 from localdpo.trackers import registry
 from localdpo.trackers import reporter as module
-from localdpo.trackers.base import Row, TrackedRun, charted
-from localdpo.trackers.registry import TRACKERS, TrackerName, require_packages
+from localdpo.trackers.registry import TRACKERS, Row, TrackedRun, TrackerName, charted, require_packages
 from localdpo.trackers.reporter import Reporter
 from localdpo.train.control import StopRequest
 from localdpo.train.worker import train_run

@@ -18,7 +18,7 @@ from localdpo.dashboard.keymap import hidden_screens
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
 from localdpo.dashboard.widgets.bars import Ending, KeyBar, RunHeader, TopBar
-from localdpo.dashboard.widgets.slider import StepSlider, Walk
+from localdpo.dashboard.widgets.basic import StepSlider, Walk
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp

@@ -12,7 +12,6 @@ from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted, printable
-from localdpo.dashboard.jobs import eval_command
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.throttle import Interval
@@ -22,6 +21,7 @@ from localdpo.dashboard.widgets.evaluation import (
     EvaluationLine,
     RatesStyle,
     categories_text,
+    eval_command,
     metrics_text,
     rates_text,
 )

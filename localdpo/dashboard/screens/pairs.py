@@ -21,8 +21,7 @@ from localdpo.dashboard.widgets.answertext import (
     tints_legend,
     tokens_text,
 )
-from localdpo.dashboard.widgets.basic import ListTable, TextPanel
-from localdpo.dashboard.widgets.slider import StepSlider
+from localdpo.dashboard.widgets.basic import ListTable, StepSlider, TextPanel
 from localdpo.out.console import Text
 from localdpo.records.pairs import PairsRecord, WorstPair, read_pairs
 

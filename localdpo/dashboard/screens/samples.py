@@ -13,8 +13,7 @@ from localdpo.core.text import changes, count_words, counted, printable, word_di
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
-from localdpo.dashboard.widgets.basic import TextPanel
-from localdpo.dashboard.widgets.slider import StepSlider
+from localdpo.dashboard.widgets.basic import StepSlider, TextPanel
 from localdpo.out.console import Text
 
 if TYPE_CHECKING:

@@ -1,16 +1,17 @@
-"""What the screens of a series share: what it does now, its runs as a table, and what is below that."""
+"""The screens of a series: what it does now, its runs as a table, and below that the figures of its kind."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
@@ -21,10 +22,25 @@ from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.dialogs import ChoiceDialog, DialogChoice
 from localdpo.dashboard.widgets.bars import KeyBar, TopBar
 from localdpo.dashboard.widgets.basic import ListTable
+from localdpo.dashboard.widgets.evaluation import RatesStyle, interval_bar
+from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.launch.processes import Job
 from localdpo.out.console import Text
+from localdpo.records import sweeps
+from localdpo.records.evaluations import RateEstimate
 from localdpo.records.rundir import RunDir
-from localdpo.records.series import SeriesDir
+from localdpo.records.series import (
+    HEADINGS,
+    RoundResult,
+    RoundsDir,
+    SeriesDir,
+    SeriesRecord,
+    cells,
+    closing_lines,
+    rate_text,
+    read_record,
+    stage_of,
+)
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
@@ -175,3 +191,88 @@ class SeriesScreen(Screen[None]):
             table.add_row(*(Text(values[i], justify="left" if i == 0 else "right") for i in kept))
         if shown.rows:
             table.move_cursor(row=min(row, len(shown.rows) - 1))
+
+
+_BAR: Final = (12, 48)
+
+
+class RoundsScreen(SeriesScreen):
+    """The rounds of a series."""
+
+    series: RoundsDir
+    _record = SeriesRecord(0)
+
+    def look(self) -> SeriesTable:
+        self._record = read_record(self.series)
+        done = {result.name: cells(result) for result in self._record.rounds}
+        names = [run.name for run in self.series.members()]
+        rows = [done.get(name, (name, *[""] * (len(HEADINGS) - 1))) for name in names]
+        stage, lines = stage_of(self.series, self._record), closing_lines(self._record)
+        return SeriesTable(stage, lines, HEADINGS, rows, frozenset({"pairs"}))
+
+    def figures(self) -> Widget:
+        bars = VerticalScroll(Static(id="bars-of-rounds"), id="figures-of-rounds")
+        bars.can_focus = False
+        return bars
+
+    def draw(self) -> None:
+        self.query_one("#bars-of-rounds", Static).update(self._bars())
+
+    def _bars(self) -> Text:
+        """Three groups of a bar for each round."""
+        rounds = self._record.rounds
+        text = Text(no_wrap=True, overflow="ellipsis")
+        if not rounds:
+            return text.append("no round is done yet", self.dashboard.palette.muted)
+        width = max(_BAR[0], min(_BAR[1], self.size.width - 40))
+        style = RatesStyle(self.dashboard.palette, self.dashboard.abilities, width)
+
+        def group(
+            title: str, bar: Callable[[RoundResult], Text], words: Callable[[RoundResult], str]
+        ) -> None:
+            text.append(f"{title}\n", "bold")
+            for result in rounds:
+                text.append(f" {result.name:<9}").append_text(bar(result)).append(f" {words(result)}\n")
+
+        def win(rate: RateEstimate | None) -> Text:
+            return Text(" " * width) if rate is None else interval_bar(rate, width, style)
+
+        def bar(value: float, most: float) -> Text:
+            sign = "█" if style.abilities.unicode else "#"
+            filled = round(width * max(0.0, value) / most) if most > 0 else 0
+            return Text((sign * filled).ljust(width), style.palette.chosen)
+
+        kl, tokens = (max(getattr(result, name) for result in rounds) for name in ("kl", "tokens"))
+        group("win rate against the round before", lambda one: win(one.last), lambda one: rate_text(one.last))
+        group("win rate against the start", lambda one: win(one.first), lambda one: rate_text(one.first))
+        group("KL from the start, nats", lambda one: bar(one.kl, kl), lambda one: cells(one)[4])
+        group("tokens of an answer", lambda one: bar(one.tokens, tokens), lambda one: cells(one)[5])
+        return text
+
+
+class SweepScreen(SeriesScreen):
+    """The runs of a sweep; those around the selected one are overlaid below."""
+
+    series: sweeps.SweepDir
+
+    def look(self) -> SeriesTable:
+        results = sweeps.results_of(self.series)
+        headings, rows = sweeps.table_of(results)
+        rest = frozenset(headings[2:]) - {"accuracy", "KL", ""}
+        stage, lines = sweeps.stage_of(self.series, results), sweeps.closing_lines(self.series, results)
+        return SeriesTable(stage, lines, headings, rows, rest)
+
+    def figures(self) -> Widget:
+        return Overlay()
+
+    def draw(self) -> None:
+        rows = self._table.rows
+        first = max(0, min(self.query_one(ListTable).cursor_row, len(rows) - MOST_RUNS))
+        runs = (RunDir(self.series.path / row[0]) for row in rows[first : first + MOST_RUNS])
+        self.query_one(Overlay).show([run for run in runs if run.exists()])
+
+    def poll(self) -> None:
+        self.query_one(Overlay).poll()
+
+    def on_data_table_row_highlighted(self) -> None:
+        self.draw()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from textual.widgets import Static
 
+from localdpo.core.names import command_line
 from localdpo.core.text import counted, printable
-from localdpo.dashboard.jobs import EvaluationJob, eval_command
 from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, ChoiceDialog, LineDialog
 from localdpo.dashboard.terminal import Abilities
 from localdpo.dashboard.themes import Palette
+from localdpo.launch.processes import Job
 from localdpo.out.console import Text
 from localdpo.records.evaluations import Evaluation, JudgedDuel, RateEstimate
 from localdpo.records.rundir import RunDir
+from localdpo.records.wording import runs_dir_words
 
 _EVEN: Final = 0.5
 _LEAST_BAR: Final = 8
+_LOG: Final = "worker.log"
 _DETAIL: Final = (
     "Options of `localdpo eval`; without any, `rules` judges the demo's incident reports (format, severity, "
     "action, facts), and other runs are measured only. "
@@ -139,6 +144,32 @@ def _range(rate: RateEstimate) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+class EvaluationJob(Job):
+    """Runs `localdpo eval` for the judge screen; its log is `eval/worker.log`. What it judged stays, so the
+    same command resumes it.
+
+    `options`: of `localdpo eval`, as a person would type them.
+    """
+
+    def __init__(self, run: RunDir, options: Sequence[str], command: Sequence[str] = ()) -> None:
+        words = [*(command or (sys.executable, "-m", "localdpo")), *_eval_words(run, options)]
+        super().__init__(words, run.evaluations / _LOG, "the evaluation", "r resumes it")
+
+    def status(self) -> str:
+        """The last line that it printed; empty before the first."""
+        lines = self.lines()
+        return lines[-1] if lines else ""
+
+
+def eval_command(run: RunDir, options: Sequence[str] = ()) -> str:
+    """The command that evaluates `run`, ready for a shell in the current folder."""
+    return command_line(*_eval_words(run, options))
+
+
+def _eval_words(run: RunDir, options: Sequence[str]) -> list[str]:
+    return ["eval", run.name, *runs_dir_words(run), *options]
 
 
 class EvaluationLine(Static):

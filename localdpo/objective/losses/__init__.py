@@ -1,7 +1,8 @@
 """Every loss by its name. `preference_loss` is public; training calls `pair_losses` and `unpaired_losses`.
 
-The formulas are in `margins.py`, `responses.py` and `unpaired.py`, what the recipe must know of each loss in
-`objective/registry.py`. To add a loss, write its entry there, and its formula here, in a line of FORMULAS.
+The formulas are in `margins.py` and `responses.py`, what the recipe must know of each loss in
+`objective/registry.py`. To add a loss, write its entry there, and its formula here, in a line of a table of
+formulas.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from typing import Final
 
 import mlx.core as mx
 
-from localdpo.objective.losses import margins, responses, unpaired
+from localdpo.objective.losses import margins, responses
 from localdpo.objective.options import OptionValue
 from localdpo.objective.registry import LossSpec, LossSum, loss_sum
 from localdpo.objective.scores import PairScores, ResponseScores, UnpairedScores
 
 # Formulas on pairs take PairScores, those on single responses UnpairedScores, and the options of the registry
 # as keywords; all return a term for each row, [B].
-PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {**margins.FORMULAS, **responses.FORMULAS}
-UNPAIRED_FORMULAS: Final = unpaired.FORMULAS
+PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
+    **margins.PAIR_FORMULAS,
+    **responses.PAIR_FORMULAS,
+}
+UNPAIRED_FORMULAS: Final = responses.UNPAIRED_FORMULAS
 
 
 def preference_loss(

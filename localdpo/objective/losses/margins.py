@@ -156,7 +156,7 @@ def aot_unpaired(scores: PairScores, *, beta: float, label_smoothing: float) -> 
     return smoothed_logistic(beta * (mx.sort(scores.w) - mx.sort(scores.l)), label_smoothing)
 
 
-FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
+PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
     "sigmoid": sigmoid,
     "ipo": ipo,
     "ipo_sum": ipo_sum,
