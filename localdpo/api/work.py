@@ -26,7 +26,7 @@ from localdpo.prefs import check
 from localdpo.prefs.build import run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
 from localdpo.prefs.candidates import source_from
-from localdpo.prefs.report import CheckReport
+from localdpo.prefs.check import CheckReport
 from localdpo.prefs.settings import settings_from
 from localdpo.recipe.arguments import Amount, Count, Whole, checked
 from localdpo.records.answers import AnswersRequest, AnswersTail, Sampling

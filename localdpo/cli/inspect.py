@@ -162,8 +162,7 @@ def show_pair(console: Console, inspection: Inspection) -> None:
     """The prompt, and both responses with the reward of each token: as colour, or as numbers without it."""
     from rich.rule import Rule
 
-    from localdpo.dashboard.terminal import Abilities
-    from localdpo.dashboard.themes import PALETTES
+    from localdpo.dashboard.terminal import PALETTES, Abilities
     from localdpo.dashboard.widgets.answertext import Tinting, scale_of, tints_legend, tokens_text
     from localdpo.out.console import Text
 

@@ -26,8 +26,7 @@ from localdpo.out import print_json, result
 
 if TYPE_CHECKING:
     from localdpo.out.console import Console
-    from localdpo.prefs.check import Progress
-    from localdpo.prefs.report import CheckReport
+    from localdpo.prefs.check import CheckReport, Progress
 
 FAILED_EXIT: Final = 1
 STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold"}
@@ -66,8 +65,8 @@ def check(
     ] = None,
 ) -> None:
     """Check preference pairs for problems. The exit code is 1 if any error-level check fails."""
+    from localdpo.prefs.check import as_object
     from localdpo.prefs.check import check as run_check
-    from localdpo.prefs.report import as_object
     from localdpo.prefs.settings import settings_from
 
     settings, source = settings_from(recipe, model, max_length, format_name, against or (), reference, data)
@@ -200,7 +199,7 @@ def with_progress(work: Callable[[Progress | None], Any]) -> Any:
 def show(report: CheckReport) -> None:
     """Print the report; on a terminal the levels are coloured."""
     from localdpo.out.console import Console
-    from localdpo.prefs.report import closing_lines, finding_lines, summary_lines
+    from localdpo.prefs.check import closing_lines, finding_lines, summary_lines
 
     console = Console()
     _print(console, summary_lines(report))

@@ -34,7 +34,7 @@ from localdpo.dashboard.keymap import (
 )
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import NOT_STARTED
-from localdpo.dashboard.themes import THEME_NAMES
+from localdpo.dashboard.terminal import THEME_NAMES
 from localdpo.dashboard.throttle import RenderThrottle
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.launch.processes import Job, Worker

@@ -22,8 +22,17 @@ from textual.filter import LineFilter
 from localdpo.core.atomic import is_refusal
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.text import printable
-from localdpo.dashboard.terminal import Abilities, CharFilter, abilities_of, to_ascii, without_controls
-from localdpo.dashboard.themes import PALETTES, THEME_NAMES, Palette, theme_of
+from localdpo.dashboard.terminal import (
+    PALETTES,
+    THEME_NAMES,
+    Abilities,
+    CharFilter,
+    Palette,
+    abilities_of,
+    theme_of,
+    to_ascii,
+    without_controls,
+)
 from localdpo.out import notification
 from localdpo.out.console import Console
 

@@ -8,8 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from localdpo.core.text import changes, counted, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.terminal import Abilities, Palette
 from localdpo.dashboard.widgets.answertext import clean, diff_text
 from localdpo.out.console import Text
 from localdpo.records.answers import AnswerRecord

@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from localdpo.dashboard.themes import Palette, blend
+from localdpo.dashboard.terminal import Palette, blend
 
 # What a cell's colour means; a cell holds its index in this table. "" is the text's own colour.
 COLOURS: Final = ("", "ink", "muted", "line", "chosen", "rejected", "critical", "good", "ground")

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.text import has_words, printable
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.terminal import Abilities, Palette
 from localdpo.out.console import Text
 from localdpo.records.catalog import list_series, summary_of
 from localdpo.records.rundir import list_runs

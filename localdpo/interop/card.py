@@ -12,9 +12,8 @@ from localdpo import __version__
 from localdpo.core.text import counted
 from localdpo.evals.table import latest_record, markdown
 from localdpo.interop.check import LEAST_KEPT, ArtefactReport, table
-from localdpo.interop.origin import CARD, Origin, base_of, data_of, original_of, public
 from localdpo.interop.targets import Target
-from localdpo.interop.trained import Trained
+from localdpo.interop.trained import CARD, Origin, Trained, base_of, data_of, original_of, public
 from localdpo.model.load import looks_local
 from localdpo.recipe.load import dump_recipe
 from localdpo.records.events import effective, read_events

@@ -1,11 +1,18 @@
 """`localdpo export`: from a run to an artefact of another program, checked before it is called done, and
 uploaded to the Hugging Face hub.
+
+`runs/NAME/exports.jsonl` has a line for every export that was checked: the fields of its export.json, and
+
+    {"time":1700000000.0,...,"path":"exports/demo-mlx","written":true}
+
+`written` is false for one that failed its check. See records/log.py for how lines are written.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +28,11 @@ from localdpo.core.errors import UserError
 from localdpo.interop.card import write_card
 from localdpo.interop.check import ArtefactCheck, ArtefactReport
 from localdpo.interop.folder import RECORD, check_place, write_json, written
-from localdpo.interop.origin import base_of, original_of, public
 from localdpo.interop.targets import Settings, Target, target_of
-from localdpo.interop.trained import Trained, open_trained
+from localdpo.interop.trained import Trained, base_of, open_trained, original_of, public
 from localdpo.model.load import first_line
 from localdpo.records.events import finite
-from localdpo.records.exports import note_export
+from localdpo.records.log import LogWriter, encode
 from localdpo.records.rundir import RunDir
 
 VERSION: Final = 1
@@ -102,7 +108,7 @@ def export(request: ExportRequest, note: Note) -> Export:
         is_written = True
     except _CheckFailed:
         is_written = False
-    note_export(trained.run, {**record, "path": str(place), "written": is_written})
+    _list(trained.run, {**record, "path": str(place), "written": is_written})
     return Export(place, is_written, result, record)
 
 
@@ -134,6 +140,12 @@ def _record(trained: Trained, request: ExportRequest, result: ArtefactReport) ->
         "settings": asdict(request.settings),
         "check": finite(result.to_json()),
     }
+
+
+def _list(run: RunDir, record: Mapping[str, Any]) -> None:
+    """Add an export to the list of the run's exports. Raises UserError when the disk is full."""
+    with LogWriter(run.exports) as log:
+        log.append(encode({"time": time.time(), **record}))
 
 
 def _free() -> None:

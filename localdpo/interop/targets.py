@@ -5,6 +5,8 @@ To add one, write its `prepare` and its `load`, and a line in TARGETS.
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.gguf.convert import convert
+from localdpo.gguf.export import GGUFModel, lora_adapter, read_lora, whole_model
+from localdpo.gguf.file import Q4_1, Q8_0
+from localdpo.gguf.modelfile import modelfile
+from localdpo.interop import fuse
 from localdpo.interop.folder import (
     Artefact,
     copy_tokenizer,
@@ -24,13 +31,12 @@ from localdpo.interop.folder import (
     write_json,
     write_weights,
 )
-from localdpo.interop.fuse import BITS, merged
-from localdpo.interop.llama_cpp import load_gguf, load_lora, prepare_gguf, prepare_lora, prepare_ollama
-from localdpo.interop.origin import original_of
 from localdpo.interop.peft import WEIGHTS, from_peft, to_peft
-from localdpo.interop.trained import Trained
+from localdpo.interop.trained import Trained, original_of
 from localdpo.model import lora
-from localdpo.model.load import load_base
+from localdpo.model.arrays import named
+from localdpo.model.generate import PARAGRAPH
+from localdpo.model.load import load_base, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,19 @@ class Target:
 DTYPES: Final = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 # Of a float32 base whose export is to have 16 bits: it rounds an eighth as much as bfloat16.
 HALF: Final = "float16"
+MODEL, ADAPTER, MODELFILE = "model.gguf", "adapter.gguf", "Modelfile"
+NOT_CHECKED: Final = "checked through MLX; not checked with llama.cpp"
+# What merged layers of a quantised base become, by --bits.
+_KINDS: Final = {4: Q4_1, 8: Q8_0}
+# Words, numbers, spaces and letters that tokenizers split in different ways.
+_SAMPLE: Final = f"{PARAGRAPH}\n\n  In 2026, 12345 naïve Über-testers' tests weren't CAMELcased; 漢字, ☃."
 
 
 # --- whole models --------------------------------------------------------------------------------------
 
 
 def _mlx(trained: Trained, settings: Settings) -> Artefact:
-    model = merged(trained, settings.bits, dequantise=settings.dequantize)
+    model = fuse.merged(trained, settings.bits, dequantise=settings.dequantize)
 
     def write(folder: Path) -> list[str]:
         write_config(folder, model.config)
@@ -90,7 +102,7 @@ def _mlx(trained: Trained, settings: Settings) -> Artefact:
 
 
 def _hf(trained: Trained, settings: Settings) -> Artefact:
-    model = merged(trained, None, dequantise=True)
+    model = fuse.merged(trained, None, dequantise=True)
     require_same_names(model.config)
     # A base of 16 bits keeps its type: another one of 16 would round it again.
     own = str(next(iter(model.weights.values())).dtype).rpartition(".")[2]
@@ -145,6 +157,90 @@ def _load_peft(trained: Trained, folder: Path) -> nn.Module:
     lora.attach(model, shape, seed=0)
     lora.set_weights(model, weights, folder / WEIGHTS)
     return model
+
+
+# --- llama.cpp and its kin --------------------------------------------------------------------------------
+
+# They are checked through this package's own reader, with which MLX's reader and the `gguf` package agree in
+# the tests; llama.cpp itself does not take part.
+
+
+def _gguf(trained: Trained, settings: Settings) -> Artefact:
+    """A whole model: --bits is that of merged layers of a quantised base."""
+    whole = _whole(trained, settings)
+
+    def write(folder: Path) -> list[str]:
+        whole.write(folder / MODEL)
+        return [*whole.notes, NOT_CHECKED]
+
+    return Artefact(whole.size, write)
+
+
+def _ollama(trained: Trained, settings: Settings) -> Artefact:
+    """A whole model, and the Modelfile that makes it one of Ollama's."""
+    whole = _whole(trained, settings)
+    text, notes = modelfile(trained.base, MODEL)
+
+    def write(folder: Path) -> list[str]:
+        whole.write(folder / MODEL)
+        (folder / MODELFILE).write_text(text, encoding="utf-8")
+        return [*whole.notes, *notes, NOT_CHECKED]
+
+    return Artefact(whole.size, write)
+
+
+def _whole(trained: Trained, settings: Settings) -> GGUFModel:
+    bits = settings.bits
+    if bits is not None and bits not in _KINDS:
+        raise UserError(f"--bits {bits}: a GGUF file of localdpo has 4 or 8 bits")
+    if settings.dequantize:
+        dense = fuse.merged(trained, None, dequantise=True)
+        return whole_model(dense.config, dense.weights, trained.base, name=trained.run.name)
+    model, config = trained.load()
+    fuse.require_quantised(trained, config, bits)
+    kind = _KINDS[bits or fuse.DEFAULT_BITS]
+    quantise = dict.fromkeys(fuse.on_quantised(model), kind)
+    fuse.fuse(model, None)
+    weights = named(model.parameters())
+    return whole_model(config, weights, trained.base, name=trained.run.name, quantise=quantise)
+
+
+def _load_gguf(trained: Trained, folder: Path) -> nn.Module:
+    """The model of a file. Raises UserError if its tokenizer gives other tokens than that of the base."""
+    with tempfile.TemporaryDirectory(prefix="localdpo-") as temp:
+        convert(folder / MODEL, Path(temp) / "model")
+        base = load_base(str(Path(temp) / "model"))
+    own = load_tokenizer(trained.recipe.model, trust_remote_code=trained.recipe.trust_remote_code)
+    if base.tokenizer.encode(_SAMPLE) != own.encode(_SAMPLE):
+        raise UserError(
+            f"{trained.base}: its tokenizer cannot be written as GGUF: the file's gives other tokens; "
+            "export --to hf, and convert that with llama.cpp's convert_hf_to_gguf.py"
+        )
+    return base.model
+
+
+def _gguf_lora(trained: Trained, settings: Settings) -> Artefact:
+    """The adapter alone."""
+    model, config = trained.load()
+    adapter = lora_adapter(
+        config, named(model.trainable_parameters()), scale=trained.shape.scale, name=trained.run.name
+    )
+
+    def write(folder: Path) -> list[str]:
+        adapter.write(folder / ADAPTER)
+        return [NOT_CHECKED]
+
+    return Artefact(adapter.size, write)
+
+
+def _load_gguf_lora(trained: Trained, folder: Path) -> nn.Module:
+    """The base with the adapter of a file on it."""
+    recipe = trained.recipe
+    base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
+    weights, scale = read_lora(folder / ADAPTER, base.config)
+    lora.attach(base.model, dataclasses.replace(trained.shape, scale=scale), seed=0)
+    lora.set_weights(base.model, weights, folder / ADAPTER)
+    return base.model
 
 
 # --- the table -----------------------------------------------------------------------------------------
@@ -254,8 +350,8 @@ TARGETS: Final = {
             library="gguf",
             relation="finetune",
             options=_BITS,
-            prepare=prepare_gguf,
-            load=load_gguf,
+            prepare=_gguf,
+            load=_load_gguf,
             run=_GGUF_RUN,
         ),
         Target(
@@ -264,8 +360,8 @@ TARGETS: Final = {
             library="gguf",
             relation="adapter",
             options=frozenset(),
-            prepare=prepare_lora,
-            load=load_lora,
+            prepare=_gguf_lora,
+            load=_load_gguf_lora,
             run=_GGUF_LORA_RUN,
         ),
         Target(
@@ -274,8 +370,8 @@ TARGETS: Final = {
             library="gguf",
             relation="finetune",
             options=_BITS,
-            prepare=prepare_ollama,
-            load=load_gguf,
+            prepare=_ollama,
+            load=_load_gguf,
             run=_OLLAMA_RUN,
         ),
     )
@@ -299,8 +395,10 @@ def target_of(name: str, settings: Settings) -> Target:
             problems.append(UserError(f"{option}: --to {name} has no use for it; it is for --to {takes}"))
     if given["--bits"] and given["--dequantize"]:
         problems.append(UserError("--bits and --dequantize: give one of the two"))
-    if settings.bits is not None and settings.bits not in BITS:
-        problems.append(UserError(f"--bits {settings.bits}: expected one of {', '.join(map(str, BITS))}"))
+    if settings.bits is not None and settings.bits not in fuse.BITS:
+        problems.append(
+            UserError(f"--bits {settings.bits}: expected one of {', '.join(map(str, fuse.BITS))}")
+        )
     if problems:
         raise UserErrors(problems)
     return target

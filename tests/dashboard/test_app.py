@@ -17,7 +17,7 @@ from localdpo.dashboard.appbase import frame_svg, frame_text
 from localdpo.dashboard.keymap import SCREEN_TITLES
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import ChoiceDialog, CommandsScreen, HelpScreen
-from localdpo.dashboard.themes import THEME_NAMES
+from localdpo.dashboard.terminal import THEME_NAMES
 from localdpo.dashboard.widgets.bars import TopBar
 from localdpo.records.control import CommandFile, take
 from localdpo.records.events import EventWriter

@@ -11,8 +11,7 @@ from made_answers import TEXTS, header, record, write_answers, write_verdict
 
 from localdpo.dashboard.compare_state import FILTERS, CompareState, Verdicts
 from localdpo.dashboard.compare_texts import CompareTexts, beginnings, logps_text, titles
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import PALETTES
+from localdpo.dashboard.terminal import PALETTES, Abilities
 from localdpo.records.answers import AnswersWriter, answers_path, read_answers
 from localdpo.records.votes import Votes
 

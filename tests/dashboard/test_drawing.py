@@ -11,7 +11,7 @@ from rich.style import Style
 from localdpo.dashboard.drawing import ChartSeries, Face, Kind, ReferenceValue, draw
 from localdpo.dashboard.picture import COLOURS, Picture, blend, fitted
 from localdpo.dashboard.plot import smooth
-from localdpo.dashboard.themes import PALETTES
+from localdpo.dashboard.terminal import PALETTES
 
 values = st.one_of(
     st.floats(-10, 10), st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e300, 5e-324, 0.0])

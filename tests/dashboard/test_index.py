@@ -10,8 +10,7 @@ from made_runs import BEGAN, make_run
 from rich.text import Text
 
 from localdpo.dashboard.runstable import COLUMNS, SORTABLE, RunIndex, arranged, cell, fitting, lead, matches
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import PALETTES
+from localdpo.dashboard.terminal import PALETTES, Abilities
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
 from localdpo.records.runs import RunSummary

@@ -12,8 +12,7 @@ from textual.pilot import Pilot
 from localdpo.core.errors import UserError
 from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.screens.judge import FILTERS, passes
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import PALETTES
+from localdpo.dashboard.terminal import PALETTES, Abilities
 from localdpo.dashboard.widgets import evaluation
 from localdpo.dashboard.widgets.evaluation import (
     EvaluationJob,

@@ -6,8 +6,7 @@ import math
 
 from rich.text import Text
 
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import PALETTES, THEME_NAMES, theme_of
+from localdpo.dashboard.terminal import PALETTES, THEME_NAMES, Abilities, theme_of
 from localdpo.dashboard.widgets.answertext import (
     SHADES,
     Tinting,

@@ -19,8 +19,7 @@ from localdpo.data.rows import AGAINST_SCORES, SHARED_WORDS, InvalidRow, Reading
 from localdpo.data.sources import open_source
 from localdpo.data.store import MixturePart, open_store
 from localdpo.data.types import Demonstration, Kind, Pair, Rated
-from localdpo.prefs.check import check
-from localdpo.prefs.report import as_object
+from localdpo.prefs.check import as_object, check
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -12,9 +12,8 @@ from published_rows import ROWS, line_of, mutate
 
 from localdpo.core.errors import LocalDPOError
 from localdpo.data.encode import Limits
-from localdpo.prefs.check import check
+from localdpo.prefs.check import as_object, check, finding_lines, summary_lines
 from localdpo.prefs.checks.base import CheckSettings
-from localdpo.prefs.report import as_object, finding_lines, summary_lines
 from localdpo.prefs.rewrite import clean, convert, writable
 from localdpo.prefs.settings import open_tokenizer
 

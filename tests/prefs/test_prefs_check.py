@@ -16,9 +16,17 @@ from clean_pairs import Row, clean_rows, text, write
 
 from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits
-from localdpo.prefs.check import CHECKS, FAMILIES, check
+from localdpo.prefs.check import (
+    CHECKS,
+    FAMILIES,
+    CheckReport,
+    as_object,
+    check,
+    closing_lines,
+    finding_lines,
+    summary_lines,
+)
 from localdpo.prefs.checks.base import LEVELS, CheckSettings, Finding
-from localdpo.prefs.report import CheckReport, as_object, closing_lines, finding_lines, summary_lines
 from localdpo.prefs.settings import open_tokenizer
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,7 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from localdpo.dashboard.keymap import hidden_screens
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.terminal import Abilities, Palette
 from localdpo.dashboard.widgets.bars import Ending, KeyBar, RunHeader, TopBar
 from localdpo.dashboard.widgets.basic import StepSlider, Walk
 

@@ -15,8 +15,7 @@ from typing import Final, Literal
 from rich.style import Style
 
 from localdpo.core.text import counted, printable, turns_of, word_diff
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import Palette, blend, ink_on
+from localdpo.dashboard.terminal import Abilities, Palette, blend, ink_on
 from localdpo.out.console import Text
 
 # Laying out a text takes a second or so for 100,000 characters, each time that it is drawn.

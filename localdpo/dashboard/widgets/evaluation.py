@@ -13,8 +13,7 @@ from textual.widgets import Static
 from localdpo.core.names import command_line
 from localdpo.core.text import counted, printable
 from localdpo.dashboard.screens.dialogs import STOP_EVALUATION_CHOICES, ChoiceDialog, LineDialog
-from localdpo.dashboard.terminal import Abilities
-from localdpo.dashboard.themes import Palette
+from localdpo.dashboard.terminal import Abilities, Palette
 from localdpo.launch.processes import Job
 from localdpo.out.console import Text
 from localdpo.records.evaluations import Evaluation, JudgedDuel, RateEstimate
