@@ -19,12 +19,19 @@ from localdpo.records import rundir
 from localdpo.records.checkpoints import checkpoint_folders, read_log
 from localdpo.records.control import Command, steer
 from localdpo.records.evaluations import Evaluation, evaluation_files, read_evaluation
-from localdpo.records.events import Event, as_number, effective
+from localdpo.records.events import (
+    Event,
+    Notice,
+    Sample,
+    as_number,
+    effective,
+    notice_of,
+    samples_of,
+)
 from localdpo.records.metrics import CHARTS, metrics_of
 from localdpo.records.pairs import PairsRecord, read_pairs
 from localdpo.records.rundir import RunDir, State
 from localdpo.records.runs import RunSummary, summarise
-from localdpo.records.wording import notice_text
 
 if TYPE_CHECKING:
     from localdpo.recipe.schema import Recipe
@@ -34,31 +41,11 @@ _FIRST_CHARTS: Final = 4
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A prompt and what reference and policy answered at `step`."""
-
-    step: int
-    prompt: str
-    reference: str
-    policy: str
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint: `path` is a folder with an adapter in mlx-lm's layout."""
 
     step: int
     path: Path
-
-
-@dataclass(frozen=True)
-class Notice:
-    """What training noticed. `level`: info, warning or error; `text`: all that it says, in one line."""
-
-    step: int | None
-    level: str
-    name: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -138,14 +125,7 @@ class Run:
 
     def samples(self) -> list[Sample]:
         """What was sampled at evaluations, oldest first."""
-        return [
-            Sample(
-                event.step or 0, *(str(sample.get(name, "")) for name in ("prompt", "reference", "policy"))
-            )
-            for event in self.events()
-            if event.type == "samples"
-            for sample in event.data.get("samples", ())
-        ]
+        return [sample for event in self.events() for sample in samples_of(event)]
 
     def pairs(self) -> list[PairsRecord]:
         """The pairs of lowest margin at each evaluation, token by token, oldest first."""
@@ -159,13 +139,7 @@ class Run:
 
     def notices(self) -> list[Notice]:
         """What training noticed, oldest first."""
-        return [
-            Notice(
-                event.step, event.text("level") or "info", event.text("name") or "", notice_text(event.data)
-            )
-            for event in self.events()
-            if event.type == "notice"
-        ]
+        return [notice_of(event) for event in self.events() if event.type == "notice"]
 
     def evaluations(self) -> list[Evaluation]:
         """The evaluations of `evaluate`, the newest first."""

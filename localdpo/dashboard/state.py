@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from localdpo.records.control import Acknowledgement, acknowledgement_of
-from localdpo.records.events import Event
+from localdpo.records.events import Event, Notice, Sample, notice_of, samples_of
 from localdpo.records.metrics import ACCURACY, all_tied, metrics_of
 from localdpo.records.progress import Progress, advance, advance_steps
 from localdpo.records.rundir import State, state_of
@@ -115,33 +115,11 @@ def _view(array: np.ndarray, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class LoggedNotice:
-    """A notice of the log, with its explanation and what to try."""
-
-    time: float
-    step: int | None
-    level: str
-    name: str
-    message: str
-    why: str = ""
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class WatchedSample:
-    """The answers to one watched prompt at one evaluation."""
-
-    prompt: str
-    reference: str
-    policy: str
-
-
-@dataclass(frozen=True)
 class SampleSet:
     """The samples of the evaluation at `step`."""
 
     step: int
-    samples: tuple[WatchedSample, ...]
+    samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
@@ -174,7 +152,7 @@ class RunState:
         self.progress = Progress()
         self.train: dict[str, MetricSeries] = {}
         self.evals: dict[str, MetricSeries] = {}
-        self.notices: list[LoggedNotice] = []
+        self.notices: list[Notice] = []
         self.samples: list[SampleSet] = []
         self.pairs: list[PairsFile] = []
         self.acknowledgements: list[Acknowledgement] = []
@@ -264,17 +242,14 @@ class RunState:
             case "eval":
                 _extend(self.evals, [event])
             case "samples":
-                entries = event.data.get("samples")
-                if event.step is not None and isinstance(entries, list):
-                    samples = [_sample_of(entry) for entry in entries if isinstance(entry, Mapping)]
-                    self.samples.append(SampleSet(event.step, tuple(samples)))
+                if samples := samples_of(event):
+                    self.samples.append(SampleSet(samples[0].step, tuple(samples)))
             case "pairs":
                 path = event.data.get("path")
                 if event.step is not None and isinstance(path, str):
                     self.pairs.append(PairsFile(event.step, path))
             case "notice":
-                words = [str(event.data.get(key, "")) for key in ("level", "name", "message", "why", "try")]
-                self.notices.append(LoggedNotice(event.time, event.step, *words))
+                self.notices.append(notice_of(event))
             case "control":
                 self.acknowledgements.append(acknowledgement_of(event))
 
@@ -301,7 +276,3 @@ def _extend(table: dict[str, MetricSeries], events: list[Event]) -> None:
         points = [(s, v) for s, v in zip(steps, values, strict=True) if v is None or type(v) in _NUMBERS]
         if points:
             table.setdefault(name, MetricSeries()).extend(*zip(*points, strict=True))
-
-
-def _sample_of(entry: Mapping[str, Any]) -> WatchedSample:
-    return WatchedSample(*(str(entry.get(key, "")) for key in ("prompt", "reference", "policy")))

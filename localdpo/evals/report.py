@@ -14,7 +14,7 @@ from localdpo.pages.chart import COLOURS, Look, PlotSeries, charts_of, line_char
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
 from localdpo.records.evaluations import RateEstimate
-from localdpo.records.events import Event, effective
+from localdpo.records.events import Event, effective, notice_of, samples_of
 from localdpo.records.metrics import in_order, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
@@ -31,7 +31,7 @@ from localdpo.records.series import (
 from localdpo.records.sweeps import SweepDir, results_of, table_of
 from localdpo.records.sweeps import closing_lines as sweep_lines
 from localdpo.records.sweeps import stage_of as sweep_stage
-from localdpo.records.wording import metric_words, notice_text
+from localdpo.records.wording import metric_words
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
 SHOWN_PROMPTS: Final = 12
@@ -65,8 +65,8 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
         "facts": facts_of(run, log),
         "last": last_metrics(events),
         "charts": charts_of(events),
-        "notices": [(event.step, notice_text(event.data)) for event in events if event.type == "notice"],
-        "samples": samples_of(events),
+        "notices": [(event.step, notice_of(event).text) for event in events if event.type == "notice"],
+        "samples": next((samples for event in reversed(events) if (samples := samples_of(event))), []),
         "evaluation": None if record is None else evaluation_values(record),
         "comparison": comparison_values(run),
         "recipe": run.recipe.read_text(encoding="utf-8"),
@@ -175,17 +175,6 @@ def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
     last = next((event for event in reversed(events) if event.type == "eval"), None)
     metrics = metrics_of(last)
     return [(name, metric_words(name, metrics)) for name in in_order(metrics)]
-
-
-def samples_of(events: Sequence[Event]) -> dict[str, Any] | None:
-    """The latest sampled answers: {step, samples: [{prompt, reference, policy}]}; None without any."""
-    last = next((event for event in reversed(events) if event.type == "samples"), None)
-    samples = last.data.get("samples") if last is not None else None
-    if last is None or not isinstance(samples, list) or not samples:
-        return None
-    names = ("prompt", "reference", "policy")
-    rows = [{name: str(one.get(name, "")) for name in names} for one in samples if isinstance(one, Mapping)]
-    return {"step": last.step, "samples": rows}
 
 
 def evaluation_values(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,54 @@ class Event:
         return section if isinstance(section, Mapping) else {}
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A watched prompt, and what reference and policy answered at the evaluation of `step`."""
+
+    step: int
+    prompt: str
+    reference: str
+    policy: str
+
+
+def samples_of(event: Event) -> list[Sample]:
+    """The answers in a samples event; none in any other."""
+    entries = event.data.get("samples") if event.type == "samples" else None
+    if event.step is None or not isinstance(entries, list):
+        return []
+    names = ("prompt", "reference", "policy")
+    return [
+        Sample(event.step, *(str(entry.get(name, "")) for name in names))
+        for entry in entries
+        if isinstance(entry, Mapping)
+    ]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a person should know. `level`: info, warning or critical; `advice`: what to try."""
+
+    time: float
+    step: int | None
+    level: str
+    name: str
+    message: str
+    why: str = ""
+    advice: str = ""
+
+    @property
+    def text(self) -> str:
+        """`warning displacement: message | why | advice`: all that it says, in one line."""
+        said = " | ".join(part for part in (self.message, self.why, self.advice) if part)
+        return f"{self.level} {self.name}: {said}"
+
+
+def notice_of(event: Event) -> Notice:
+    """What a notice event says."""
+    words = (str(event.data.get(key, "")) for key in ("name", "message", "why", "try"))
+    return Notice(event.time, event.step, event.text("level") or "info", *words)
+
+
 class EventWriter(LogWriter):
     """Appends events to one log; `on_event` gets each that was written.
 

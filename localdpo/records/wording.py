@@ -15,7 +15,7 @@ from localdpo.core.names import command_line
 from localdpo.core.text import counted, format_brief, format_seconds, format_value
 from localdpo.records.answers import Sampling
 from localdpo.records.checkpoints import adapter_folder
-from localdpo.records.events import Event
+from localdpo.records.events import Event, notice_of
 from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, metrics_of
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import ENDS, RunDir
@@ -54,9 +54,9 @@ def format_event(event: Event, total: int | None, eta: float | None = None) -> s
     words += _headlines(event)
     if event.type == "step" and eta is not None:
         words.append(f"ETA {format_seconds(eta)}")
-    own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     if event.type == "notice":
-        return " ".join([*words, notice_text(own)])
+        return " ".join([*words, notice_of(event).text])
+    own = {key: value for key, value in event.data.items() if key not in NOT_IN_LINES}
     # Reading goes on: the number of rows is that of the moment.
     return " ".join(words + _pairs(own) + (["so far"] if event.type == "data" else []))
 
@@ -67,7 +67,7 @@ def format_headline(event: Event, total: int | None) -> str | None:
         of = f"/{total}" if total is not None else ""
         return f"evaluation at step {event.step}{of}: {'  '.join(_headlines(event))}"
     if event.type == "notice":
-        return notice_text(event.data)
+        return notice_of(event).text
     if event.type == "run.started":
         words = _pairs({key: event.data[key] for key in ("model", "loss", "device") if key in event.data})
         return " ".join(["run started:", *words])
@@ -93,12 +93,6 @@ def alert_text(name: str, event: Event) -> str | None:
         at = "" if event.step is None else f" at step {event.step}"
         return f"{name} {ENDS[event.type]}{at}"
     return None
-
-
-def notice_text(data: Mapping[str, Any]) -> str:
-    """`warning displacement: message. why. try`: all that a notice says, in one line."""
-    said = " | ".join(str(data[key]) for key in ("message", "why", "try") if data.get(key))
-    return f"{data.get('level', 'info')} {data.get('name', '')}: {said}"
 
 
 def _headlines(event: Event) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from localdpo.core.text import is_number
-from localdpo.records.events import Event
+from localdpo.records.events import Event, samples_of
 from localdpo.records.metrics import in_order, metrics_of
 from localdpo.records.rundir import Ending, RunDir
 from localdpo.trackers.registry import EVAL, Row, TrackedRun, Tracker
@@ -48,7 +48,7 @@ class Reporter:
             elif event.type in ("step", "eval", "samples") and event.step is not None:
                 row = self._rows.setdefault(event.step, Row(event.step, event.time))
                 row.metrics |= metrics_to_track(event)
-                row.samples += samples_of(event)
+                row.samples += [(one.prompt, one.reference, one.policy) for one in samples_of(event)]
 
     def send(self, *, over: bool = False) -> bool:
         """Show the tracker the next rows, at most MOST_ROWS; whether more are waiting.
@@ -80,16 +80,6 @@ def metrics_to_track(event: Event) -> dict[str, float]:
     prefix = EVAL if event.type == "eval" else ""
     metrics = in_order(metrics_of(event))
     return {f"{prefix}{name}": float(value) for name, value in metrics.items() if is_number(value)}
-
-
-def samples_of(event: Event) -> list[tuple[str, str, str]]:
-    """The answers in a samples event; none in any other."""
-    samples = event.data.get("samples")
-    kept = [sample for sample in samples if isinstance(sample, Mapping)] if isinstance(samples, list) else []
-    return [
-        (str(sample.get("prompt", "")), str(sample.get("reference", "")), str(sample.get("policy", "")))
-        for sample in kept
-    ]
 
 
 def _tracked(run: RunDir, first: Event, start: Event) -> TrackedRun:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from localdpo.dashboard.state import LoggedNotice, RunState
+from localdpo.dashboard.state import RunState
 from localdpo.dashboard.widgets.notices import alarms, distinct, notice_key, unacknowledged
-from localdpo.records.events import Event
+from localdpo.records.events import Event, Notice
 
 
 def event(type: str, step: int | None = None, time: float = 0.0, **data: object) -> Event:
@@ -61,9 +61,9 @@ def test_a_dead_worker_is_critical_with_the_words_of_its_supervisor():
 
 
 def test_what_was_said_twice_is_shown_once_and_notes_are_acknowledged_one_by_one():
-    first = LoggedNotice(1.0, 0, "info", "note", "memory: 1 GB")
-    other = LoggedNotice(2.0, 0, "info", "note", "padding: 2%")
-    again = LoggedNotice(9.0, 5, "info", "note", "memory: 1 GB")
+    first = Notice(1.0, 0, "info", "note", "memory: 1 GB")
+    other = Notice(2.0, 0, "info", "note", "padding: 2%")
+    again = Notice(9.0, 5, "info", "note", "memory: 1 GB")
     assert distinct([first, other, again]) == [again, other]
     assert notice_key(first) == notice_key(again)
     assert unacknowledged([again, other], {notice_key(first)}) == [other]

@@ -23,9 +23,9 @@ from textual.widgets.option_list import Option
 from localdpo.core.text import printable
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.keymap import Key, key_name
-from localdpo.dashboard.state import LoggedNotice
 from localdpo.dashboard.widgets.notices import notice_text
 from localdpo.out.console import Text
+from localdpo.records.events import Notice
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class NoticesScreen(TextDialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,A", "dismiss", show=False)]
 
-    def __init__(self, notices: Sequence[LoggedNotice]) -> None:
+    def __init__(self, notices: Sequence[Notice]) -> None:
         super().__init__()
         self._notices = sorted(notices, key=lambda notice: notice.time, reverse=True)
         self.titles = f"notices ({len(notices)})", "esc closes"

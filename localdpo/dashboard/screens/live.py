@@ -13,7 +13,6 @@ from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import NoticesScreen
-from localdpo.dashboard.state import LoggedNotice
 from localdpo.dashboard.throttle import Interval
 from localdpo.dashboard.widgets.basic import TextLine
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
@@ -27,6 +26,7 @@ from localdpo.dashboard.widgets.notices import (
     unacknowledged,
 )
 from localdpo.dashboard.widgets.tiles import SystemRow, TileRow
+from localdpo.records.events import Notice
 from localdpo.records.wording import PHASES
 
 _TALL: Final = 30  # rows of the terminal from which tiles have boxes and a notice says why
@@ -157,7 +157,7 @@ class LiveScreen(RunScreen):
         ]
         self.query_one(NoticeLine).show(pending, len(notices))
 
-    def _notices(self, now: float) -> list[LoggedNotice]:
+    def _notices(self, now: float) -> list[Notice]:
         feed = self.feed
         return [] if feed is None else distinct([*feed.state.notices, *alarms(feed.state, feed.alive, now)])
 

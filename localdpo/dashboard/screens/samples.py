@@ -18,7 +18,7 @@ from localdpo.out.console import Text
 
 if TYPE_CHECKING:
     from localdpo.dashboard.feed import RunFeed
-    from localdpo.dashboard.state import WatchedSample
+    from localdpo.records.events import Sample
 
 # What the answer is compared with, in the order of the key; the reference by its name for the kind of run.
 AGAINST: Final = ("reference", "evaluation before", "nothing")
@@ -81,7 +81,7 @@ class SamplesScreen(StepScreen):
 
     # --- drawing --------------------------------------------------------------------------------------
 
-    def _samples(self) -> tuple[WatchedSample, ...]:
+    def _samples(self) -> tuple[Sample, ...]:
         """Those of the evaluation that is looked at."""
         if self.feed is None or self._walk.index is None:
             return ()
@@ -148,7 +148,7 @@ class SamplesScreen(StepScreen):
         """What the model is called that the samples' first answers are from."""
         return "reference" if self.feed is None else self.feed.state.kind.before
 
-    def _baseline(self, sample: WatchedSample, prompt: int) -> tuple[str, str | None]:
+    def _baseline(self, sample: Sample, prompt: int) -> tuple[str, str | None]:
         """Name and text of the answer to compare with; None for nothing."""
         kind = AGAINST[self._against]
         if kind == "nothing":

@@ -11,8 +11,9 @@ from textual.widget import Widget
 from localdpo.core.text import format_seconds, printable
 from localdpo.dashboard.appbase import TerminalApp, app_of
 from localdpo.dashboard.picture import fitted
-from localdpo.dashboard.state import LoggedNotice, RunState
+from localdpo.dashboard.state import RunState
 from localdpo.out.console import Text
+from localdpo.records.events import Notice
 from localdpo.records.progress import silent_for
 
 _SEVERITY: Final = {"info": 0, "warning": 1, "critical": 2}
@@ -23,7 +24,7 @@ _WIDE: Final = 70  # columns from which the keys have their words
 NoticeKey = tuple[str, str]
 
 
-def notice_key(notice: LoggedNotice) -> NoticeKey:
+def notice_key(notice: Notice) -> NoticeKey:
     """(name, level): acknowledging a notice covers its repetitions, but not one at a higher level.
 
     Notes have one name for all: of them it is the message.
@@ -31,18 +32,18 @@ def notice_key(notice: LoggedNotice) -> NoticeKey:
     return notice.message if notice.name == "note" else notice.name, notice.level
 
 
-def distinct(notices: Iterable[LoggedNotice]) -> list[LoggedNotice]:
+def distinct(notices: Iterable[Notice]) -> list[Notice]:
     """The notices, of those that say the same the newest: a resumed run says again what it said at first."""
     return list({(notice.name, notice.level, notice.message): notice for notice in notices}.values())
 
 
-def unacknowledged(notices: Iterable[LoggedNotice], acknowledged: set[NoticeKey]) -> list[LoggedNotice]:
+def unacknowledged(notices: Iterable[Notice], acknowledged: set[NoticeKey]) -> list[Notice]:
     """The notices that were not acknowledged, the most severe first, of equals the newest."""
     pending = [notice for notice in notices if notice_key(notice) not in acknowledged]
     return sorted(pending, key=lambda notice: (-_SEVERITY.get(notice.level, 0), -notice.time))
 
 
-def notice_text(notice: LoggedNotice, app: TerminalApp) -> Text:
+def notice_text(notice: Notice, app: TerminalApp) -> Text:
     """All that a notice says, for a dialog."""
     text = _head(notice, app).append(printable(notice.name), app.palette.muted)
     for label, words in (("", notice.message), ("why   ", notice.why), ("try   ", notice.advice)):
@@ -52,7 +53,7 @@ def notice_text(notice: LoggedNotice, app: TerminalApp) -> Text:
     return text
 
 
-def _head(notice: LoggedNotice, app: TerminalApp) -> Text:
+def _head(notice: Notice, app: TerminalApp) -> Text:
     mark = app.abilities.mark(_WORDS.get(notice.level, notice.level if notice.level in _SEVERITY else "info"))
     when = time.strftime("%H:%M", time.localtime(notice.time))
     at = "" if notice.step is None else f" step {notice.step:,}"
@@ -68,15 +69,15 @@ class NoticeLine(Widget):
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._notices: Sequence[LoggedNotice] = ()
+        self._notices: Sequence[Notice] = ()
         self._total = 0
 
     @property
-    def first(self) -> LoggedNotice | None:
+    def first(self) -> Notice | None:
         """The notice that is shown."""
         return self._notices[0] if self._notices else None
 
-    def show(self, notices: Sequence[LoggedNotice], total: int) -> None:
+    def show(self, notices: Sequence[Notice], total: int) -> None:
         """Show the first of `notices`; `total`: how many there are with the acknowledged ones."""
         if (list(notices), total) == (list(self._notices), self._total):
             return
@@ -106,7 +107,7 @@ class NoticeLine(Widget):
         return head
 
 
-def alarms(state: RunState, alive: bool, now: float) -> list[LoggedNotice]:
+def alarms(state: RunState, alive: bool, now: float) -> list[Notice]:
     """The viewer's own notices at the Unix time `now`: damage, silence, a crash.
 
     `alive`: whether a worker holds the run's lock.
@@ -115,10 +116,10 @@ def alarms(state: RunState, alive: bool, now: float) -> list[LoggedNotice]:
     return [notice for notice in candidates if notice is not None]
 
 
-def _damage(state: RunState, now: float) -> LoggedNotice | None:
+def _damage(state: RunState, now: float) -> Notice | None:
     if state.damage is None:
         return None
-    return LoggedNotice(
+    return Notice(
         now if state.last_time is None else state.last_time,
         None,
         "warning",
@@ -130,11 +131,11 @@ def _damage(state: RunState, now: float) -> LoggedNotice | None:
     )
 
 
-def _silence(state: RunState, alive: bool, now: float) -> LoggedNotice | None:
+def _silence(state: RunState, alive: bool, now: float) -> Notice | None:
     quiet = silent_for(state.progress, now) if alive else None
     if quiet is None or state.last_time is None:
         return None
-    return LoggedNotice(
+    return Notice(
         state.last_time,
         state.progress.step,
         "warning",
@@ -145,12 +146,12 @@ def _silence(state: RunState, alive: bool, now: float) -> LoggedNotice | None:
     )
 
 
-def _crash(state: RunState, alive: bool) -> LoggedNotice | None:
+def _crash(state: RunState, alive: bool) -> Notice | None:
     if alive or state.state(False) != "crashed" or state.last_time is None:
         return None
     logged = state.ended.data.get("lines") if state.ended is not None else None
     lines = [str(line) for line in logged] if isinstance(logged, list) else []
-    return LoggedNotice(
+    return Notice(
         state.last_time,
         state.progress.step,
         "critical",
