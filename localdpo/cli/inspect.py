@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption
-from localdpo.core.text import counted
+from localdpo.core.text import counted, excerpt
 
 if TYPE_CHECKING:
     from localdpo.dashboard.widgets.answertext import Token
@@ -145,17 +145,9 @@ def _row(pair: PairRewards, name: str) -> tuple[str, ...]:
         f"{pair.margin:+.3f}",
         pair.ranked,
         f"{len(pair.chosen.tokens)}/{len(pair.rejected.tokens)}",
-        beginning(pair.chosen.text),
-        beginning(pair.rejected.text),
+        excerpt(pair.chosen.text, BEGINNING),
+        excerpt(pair.rejected.text, BEGINNING),
     )
-
-
-def beginning(text: str) -> str:
-    """The first characters of a response, on one line."""
-    from localdpo.core.text import printable
-
-    line = " ".join(printable(text).split())
-    return line if len(line) <= BEGINNING else f"{line[: BEGINNING - 1]}…"
 
 
 def show_pair(console: Console, inspection: Inspection) -> None:

@@ -94,6 +94,13 @@ def has_words(text: str, words: str) -> bool:
     return all(word in text for word in words.lower().split())
 
 
+def excerpt(text: str, width: int = 60) -> str:
+    """The beginning of a text on one line of at most `width` characters."""
+    # White space may be most of a text: four times the width is looked at.
+    line = printable(" ".join(text[: 4 * width].split()))
+    return line if len(line) <= width and len(text) <= 4 * width else f"{line[: width - 1]}…"
+
+
 def age(seconds: float) -> str:
     """How long ago: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
     whole = max(0, round(seconds))

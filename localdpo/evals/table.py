@@ -55,6 +55,11 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def grid(self) -> list[tuple[str, ...]]:
+        """The words of all cells, row by row, the heads first."""
+        return [self.head, *(tuple(cell.text for cell in row) for row in self.rows)]
+
 
 def tables(record: Record) -> list[Table]:
     """Metrics, duels, categories and strengths; those that the record has."""
@@ -256,8 +261,7 @@ def text(record: Record) -> str:
 
 
 def _text_table(table: Table) -> str:
-    grid = [table.head, *(tuple(cell.text for cell in row) for row in table.rows)]
-    words = [[printable(word) for word in line] for line in grid]
+    words = [[printable(word) for word in line] for line in table.grid]
     widths = [max(len(line[column]) for line in words) for column in range(len(table.head))]
     lines = [
         "  ".join(
@@ -278,15 +282,16 @@ def markdown(record: Record) -> str:
     parts = [f"# Evaluation {_md(record['name'])}", _md(heading(record))]
     parts.append("\n".join(f"- {_md(line)}" for line in record["conclusion"]))
     for table in tables(record):
-        lines = [table.head, ("---",) + ("---:",) * (len(table.head) - 1)]
-        lines += [tuple(cell.text for cell in row) for row in table.rows]
-        grid = [_md_row(line, raw=number == 1) for number, line in enumerate(lines)]
-        parts += [f"## {_md(table.caption)}", "\n".join(grid), *(_md(note) for note in table.notes)]
+        rows = [tuple(map(_md, row)) for row in table.grid]
+        parts += [f"## {_md(table.caption)}", markdown_table(rows), *(_md(note) for note in table.notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _md_row(cells: Sequence[str], *, raw: bool) -> str:
-    return "| " + " | ".join(cell if raw else _md(cell) for cell in cells) + " |"
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its head first; numbers, which all but the first column hold, on the right."""
+    head, *body = rows
+    lines = (head, ["---", *["---:"] * (len(head) - 1)], *body)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _md(words: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from localdpo import __version__
 from localdpo.core.text import counted
-from localdpo.evals.table import latest_record, markdown
+from localdpo.evals.table import latest_record, markdown, markdown_table
 from localdpo.interop.check import LEAST_KEPT, ArtefactReport, table
 from localdpo.interop.targets import Target
 from localdpo.interop.trained import CARD, Origin, Trained, base_of, data_of, original_of, public
@@ -66,7 +66,7 @@ def _checked(check: ArtefactReport) -> str:
         "The same rows under base + adapter and under these files, loaded anew. The "
         f"{check.measure} is the change since the run began.",
         "",
-        *markdown_table(table(check)),
+        markdown_table(table(check)),
     ]
     if not check.passed:
         lines += [
@@ -105,7 +105,7 @@ def _metrics(trained: Trained) -> list[str]:
         for name, value in in_order(metrics_of(events[-1])).items()
         if value is not None
     ]
-    return [f"## Held-out metrics at step {events[-1].step:,}", "\n".join(markdown_table(rows))]
+    return [f"## Held-out metrics at step {events[-1].step:,}", markdown_table(rows)]
 
 
 def _evaluation(trained: Trained) -> list[str]:
@@ -114,10 +114,3 @@ def _evaluation(trained: Trained) -> list[str]:
     if record is None:
         return []
     return ["\n".join(f"#{line}" if line.startswith("#") else line for line in markdown(record).splitlines())]
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; numbers, which all but the first column hold, on the right."""
-    head, *body = rows
-    lines: Iterable[Sequence[str]] = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return [f"| {' | '.join(cells)} |" for cells in lines]

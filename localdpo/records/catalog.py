@@ -51,24 +51,7 @@ def summary_of(series: SeriesDir) -> RunSummary:
     files = (series.recipe, *(run.events for run in series.members()))
     updated = max((path.stat().st_mtime for path in files if path.exists()), default=None)
     empty = RunSummary(
-        run=series,
-        state="stopped",
-        phase="training",
-        loss=series.command,
-        beta=None,
-        model=None,
-        step=0,
-        total=None,
-        accuracy=None,
-        all_tied=False,
-        margin=None,
-        kl=None,
-        win=None,
-        memory=None,
-        started=updated,
-        launched=updated,
-        updated=updated,
-        ended=(),
+        series, "stopped", "training", series.command, started=updated, launched=updated, updated=updated
     )
     try:
         summary = _with_sweep(series, empty) if isinstance(series, SweepDir) else _with_rounds(series, empty)

@@ -67,21 +67,21 @@ class RunSummary:
     run: RunDir
     state: State
     phase: Phase
-    loss: str | None
-    beta: float | None
-    model: str | None
-    step: int
-    total: int | None
-    accuracy: float | None
-    all_tied: bool
-    margin: float | None
-    kl: float | None
-    win: float | None
-    memory: float | None
-    started: float | None
-    launched: float | None
-    updated: float | None
-    ended: tuple[str, ...]
+    loss: str | None = None
+    beta: float | None = None
+    model: str | None = None
+    step: int = 0
+    total: int | None = None
+    accuracy: float | None = None
+    all_tied: bool = False
+    margin: float | None = None
+    kl: float | None = None
+    win: float | None = None
+    memory: float | None = None
+    started: float | None = None
+    launched: float | None = None
+    updated: float | None = None
+    ended: tuple[str, ...] = ()
     within: str | None = None
 
     @property

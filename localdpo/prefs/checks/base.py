@@ -131,12 +131,6 @@ def flagged_pairs(
     return [Finding(check, len(pairs), total, message, examples, np.array(pairs, np.int64))]
 
 
-def excerpt(text: str, width: int = 60) -> str:
-    """The beginning of a text on one line."""
-    line = " ".join(text[: 4 * width].split())
-    return line if len(line) <= width and len(text) <= 4 * width else f"{line[: width - 1]}…"
-
-
 # --- pairs as text ---------------------------------------------------------------------------------------
 
 

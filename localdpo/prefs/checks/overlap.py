@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from localdpo.core.errors import UserError
+from localdpo.core.text import excerpt
 from localdpo.data.rows import InvalidRow, Skipped, read_rows
 from localdpo.data.sources import open_source
 from localdpo.prefs.checks.base import (
@@ -19,7 +20,6 @@ from localdpo.prefs.checks.base import (
     Chunk,
     Family,
     Finding,
-    excerpt,
     flagged_pairs,
     prompt_texts,
 )
