@@ -50,7 +50,6 @@ _Tool = TypeVar("_Tool", bound=Callable[..., Any])
 
 
 def make_server(runs_dir: Path) -> MCPServer:
-    """The server for the runs in a folder."""
     tools = RunTools(runs_dir)
     server = MCPServer("localdpo", instructions=INSTRUCTIONS, version=__version__)
     for tool, hints in (

@@ -170,17 +170,14 @@ class ChatScreen(Screen[None]):
         self._speaking.stop()
 
     def action_new(self) -> None:
-        """Begin a new conversation."""
         self._speaking.stop()
         self._talk.new()
 
     def action_scroll(self, pages: int) -> None:
-        """Scroll what is shown."""
         for panel in self.query(TextPanel):
             panel.scroll_pages(pages)
 
     def action_leave(self) -> None:
-        """Leave."""
         self.app.exit()
 
     # --- drawing --------------------------------------------------------------------------------------

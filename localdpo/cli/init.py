@@ -126,7 +126,6 @@ def _about(path: Path) -> str:
 
 
 def _says(path: Path, text: str) -> bool:
-    """Whether a file has this text."""
     return path.is_file() and path.read_bytes() == text.encode()
 
 

@@ -92,11 +92,9 @@ class LabelScreen(Screen[None]):
             self._change(lambda: self.state.answer(choice))
 
     def action_undo(self) -> None:
-        """Take the last answer back."""
         self._change(self.state.undo)
 
     def action_flag(self) -> None:
-        """Mark the pair that is shown, or take its mark away."""
         if self.state.current is not None:
             self._change(self.state.flag)
 
@@ -110,7 +108,6 @@ class LabelScreen(Screen[None]):
             line.focus()
 
     def action_drop_note(self) -> None:
-        """Close the line for a note."""
         self.query_one(Input).display = False
         self.set_focus(None)
 
@@ -119,11 +116,9 @@ class LabelScreen(Screen[None]):
         self._change(lambda: self.state.note(event.value.strip()))
 
     def action_help(self) -> None:
-        """Show all keys."""
         self.app.push_screen(HelpScreen([("Label", KEYS)]))
 
     def action_leave(self) -> None:
-        """Leave; every answer is saved."""
         self.app.exit()
 
     def _change(self, change: Callable[[], object]) -> None:

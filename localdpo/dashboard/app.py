@@ -225,7 +225,6 @@ class DashboardApp(TerminalApp):
     # --- actions --------------------------------------------------------------------------------------
 
     def action_go(self, name: str) -> None:
-        """Show the screen `name`."""
         if self.feed is None and name != "runs":
             self.notify("no run is open: choose one here, enter opens it")
             return
@@ -238,7 +237,6 @@ class DashboardApp(TerminalApp):
             self.switch_screen(name)
 
     def action_help(self) -> None:
-        """Show all keys."""
         from localdpo.dashboard.screens.dialogs import DashboardHelp
 
         if isinstance(self.screen, DashboardHelp):
@@ -267,12 +265,10 @@ class DashboardApp(TerminalApp):
         self.push_screen(JumpScreen([part for part in targets if part.region and part.is_on_screen]), chosen)
 
     def action_theme(self) -> None:
-        """The next theme."""
         index = THEME_NAMES.index(self.theme) if self.theme in THEME_NAMES else -1
         self.set_theme(THEME_NAMES[(index + 1) % len(THEME_NAMES)])
 
     def action_alerts(self) -> None:
-        """Notify the desktop, or no longer."""
         self.notifies = not self.notifies
         self.notify(
             "the desktop is notified of warnings and of the run's end"
@@ -288,7 +284,6 @@ class DashboardApp(TerminalApp):
         self.notify(f"theme: {name}", timeout=2)
 
     def action_leave(self) -> None:
-        """Leave; training continues."""
         self.exit()
 
     def action_interrupt(self) -> None:
@@ -355,7 +350,6 @@ class DashboardApp(TerminalApp):
     # --- command palette and export -------------------------------------------------------------------
 
     def action_command_palette(self) -> None:
-        """All commands by name."""
         from localdpo.dashboard.screens.dialogs import CommandsScreen
 
         if not isinstance(self.screen, CommandsScreen):

@@ -180,12 +180,10 @@ class _Area:
 
     @property
     def rows(self) -> int:
-        """Rows of cells."""
         return self.inner.height
 
     @property
     def columns(self) -> int:
-        """Columns of cells."""
         return self.inner.width
 
 

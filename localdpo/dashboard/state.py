@@ -190,7 +190,6 @@ class RunState:
 
     @property
     def kind(self) -> RunKind:
-        """What kind of run it is."""
         return kind_of(self.start)
 
     def state(self, running: bool) -> State:

@@ -30,7 +30,6 @@ class Example:
 
     @property
     def responses(self) -> tuple[Side, ...]:
-        """The responses, the preferred one first."""
         return ()
 
     @property
@@ -67,7 +66,6 @@ class Pair(Example):
 
     @property
     def responses(self) -> tuple[Side, ...]:
-        """(chosen, rejected)."""
         return (self.chosen, self.rejected)
 
     @property
@@ -85,7 +83,6 @@ class Demonstration(Example):
 
     @property
     def responses(self) -> tuple[Side, ...]:
-        """(response,)."""
         return (self.response,)
 
 
@@ -104,7 +101,6 @@ class Rated(Example):
 
     @property
     def responses(self) -> tuple[Side, ...]:
-        """(response,)."""
         return (self.response,)
 
     @property

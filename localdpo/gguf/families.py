@@ -178,7 +178,6 @@ def items(family: Architecture, config: Mapping[str, Any]) -> Iterator[NamedTens
 
 
 def has_bias(family: Architecture, config: Mapping[str, Any], layer: str) -> bool:
-    """Whether a projection has a bias."""
     return (
         layer in family.biased
         or (layer in ATTENTION and bool(config.get("attention_bias")))

@@ -81,7 +81,6 @@ class ArtefactReport:
         return self.kept >= LEAST_KEPT
 
     def to_json(self) -> dict[str, Any]:
-        """Its JSON form."""
         return {
             "passed": self.passed,
             "least_kept": LEAST_KEPT,

@@ -97,7 +97,6 @@ def tokenizer_files(base: Path) -> list[Path]:
 
 
 def tokenizer_bytes(base: Path) -> int:
-    """Bytes of `tokenizer_files`."""
     return sum(path.stat().st_size for path in tokenizer_files(base))
 
 

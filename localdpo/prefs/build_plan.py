@@ -114,12 +114,10 @@ class BuildPlan:
 
     @property
     def candidates(self) -> Path:
-        """The file of the candidates."""
         return self.options.out / CANDIDATES
 
     @property
     def verdicts(self) -> Path:
-        """The journal of the verdicts."""
         return self.options.out / VERDICTS
 
     @property

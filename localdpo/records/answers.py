@@ -118,7 +118,6 @@ class Header:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the contestants."""
         return tuple(str(contestant["name"]) for contestant in self.contestants)
 
     @property

@@ -139,17 +139,14 @@ class StepScreen(RunScreen):
         self._walk = Walk()
 
     def action_step(self, by: int) -> None:
-        """The evaluation so many further on."""
         self._walk.move(by)
         self.show_step()
 
     def action_first(self) -> None:
-        """The first evaluation."""
         self._walk.to(0)
         self.show_step()
 
     def action_last(self) -> None:
-        """The newest evaluation, and those to come."""
         self._walk.newest()
         self.show_step()
 

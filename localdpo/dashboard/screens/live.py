@@ -170,7 +170,6 @@ class LiveScreen(RunScreen):
         self._draw_seen()
 
     def action_system(self) -> None:
-        """Show what machine and worker use, or hide it."""
         row = self.query_one(SystemRow)
         row.display = not row.display
         row.poll(self._worker_pid())
@@ -193,11 +192,9 @@ class LiveScreen(RunScreen):
             self._draw_notices(self.dashboard.now())
 
     def action_notices(self) -> None:
-        """All notices, acknowledged or not."""
         self.app.push_screen(NoticesScreen(self._notices(self.dashboard.now())))
 
     def action_log(self) -> None:
-        """Show the log, or hide it."""
         self._wants_log = not self._log.display
         self._arrange()
         self._draw_seen()
@@ -223,7 +220,6 @@ class LiveScreen(RunScreen):
         self.set_focus(None)
 
     def action_scroll_log(self, pages: int) -> None:
-        """Scroll the log by pages."""
         self._log.page(pages)
         self._draw_seen()
 

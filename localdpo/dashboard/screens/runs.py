@@ -152,7 +152,6 @@ class RunsScreen(RunScreen):
         self.query_one(ListTable).focus()
 
     def action_jump(self, where: str) -> None:
-        """To the first or last row, or a page on or back."""
         table = self.query_one(ListTable)
         page = max(1, table.size.height - 2)
         rows = {"first": -table.row_count, "before": -page, "next": page, "last": table.row_count}
@@ -211,7 +210,6 @@ class RunsScreen(RunScreen):
     # --- drawing --------------------------------------------------------------------------------------
 
     def _run(self) -> RunDir | None:
-        """The selected run."""
         return next((line.run for line in self._shown if line.name == self._selected), None)
 
     def _delete(self, run: RunDir) -> None:

@@ -119,7 +119,6 @@ class SeriesScreen(Screen[None]):
         self.refresh_look()
 
     def action_open(self) -> None:
-        """Open the run of the selected row."""
         row = self.query_one(ListTable).cursor_row
         if 0 <= row < len(self._table.rows):
             run = RunDir(self.series.path / self._table.rows[row][0])
@@ -130,7 +129,6 @@ class SeriesScreen(Screen[None]):
         self.action_open()
 
     def action_close(self) -> None:
-        """Back to the runs."""
         self.dashboard.action_go("runs")
 
     def action_stop(self) -> None:

@@ -114,7 +114,6 @@ class Walk:
 
     @property
     def step(self) -> int | None:
-        """The selected step."""
         return None if self.index is None else self.steps[self.index]
 
     def extend(self, steps: Sequence[int]) -> None:

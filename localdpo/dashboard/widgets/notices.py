@@ -74,7 +74,6 @@ class NoticeLine(Widget):
 
     @property
     def first(self) -> Notice | None:
-        """The notice that is shown."""
         return self._notices[0] if self._notices else None
 
     def show(self, notices: Sequence[Notice], total: int) -> None:
