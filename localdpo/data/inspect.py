@@ -41,37 +41,22 @@ class LengthSummary:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: with the longer one.
-
-    `dropped` counts rows by reason; `merged` rows were tokenised apart at the boundary. `desirable`: how many
-    unpaired rows are labelled so, None for rows of other kinds.
-    """
+    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: with the longer one."""
 
     count: int
-    read: int
     prompt: LengthSummary
     responses: tuple[LengthSummary, ...]
     rows: LengthSummary
-    truncated: int
-    merged: int
-    dropped: dict[str, int]
-    desirable: int | None = None
 
 
 def statistics(store: TokenStore | Mixture) -> Statistics:
     """Token statistics of all rows of a store, or of several of them."""
-    report = store.report
     responses = store.response_lengths
     return Statistics(
         count=len(store),
-        read=report.read,
         prompt=_summary(store.prompt_lengths),
         responses=tuple(_summary(responses[:, k]) for k in range(responses.shape[1])),
         rows=_summary(store.prompt_lengths + responses.max(axis=1)),
-        truncated=report.truncated,
-        merged=report.merged,
-        dropped={reason: len(rows) for reason, rows in report.dropped.items()},
-        desirable=None if store.desirable is None else int(store.desirable.sum()),
     )
 
 

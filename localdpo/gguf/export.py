@@ -25,7 +25,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.gguf import blocks, families
 from localdpo.gguf.blocks import GROUP, Packed
 from localdpo.gguf.families import FAMILIES, Architecture, NamedTensor
-from localdpo.gguf.file import BF16, F16, F32, NAMES, Q4_1, Q8_0, GGUFFile, block_of, package
+from localdpo.gguf.file import BF16, F16, F32, Q4_1, Q8_0, GGUFFile, block_of, package
 from localdpo.gguf.tokenizer import tokenizer_metadata
 
 # llama.cpp's number for a file whose tensors are of several types, "all F32" aside (general.file_type).
@@ -54,7 +54,6 @@ class GGUFModel:
 
     Attributes:
         size: bytes that it takes, about.
-        types: number of tensors of each type.
         notes: lines that a person should read.
     """
 
@@ -66,11 +65,6 @@ class GGUFModel:
     @property
     def size(self) -> int:
         return sum(entry.size for entry in self.entries)
-
-    @property
-    def types(self) -> dict[str, int]:
-        kinds = [entry.kind for entry in self.entries]
-        return {NAMES[kind]: kinds.count(kind) for kind in sorted(set(kinds))}
 
     def write(self, path: Path) -> None:
         """Write the file; one tensor is in memory at a time."""

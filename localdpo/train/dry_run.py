@@ -126,8 +126,10 @@ def _token_table(train: Rows, valid: Rows) -> Table:
 
 def _rows_read(name: str, part: MixturePart) -> str:
     """What became of the rows of a data set; of unpaired ones, how many have which label."""
-    report, desirable, rows = part.store.report, statistics(part.store).desirable, len(part.store)
-    labels = "" if desirable is None else f", {desirable:,} desirable, {rows - desirable:,} undesirable"
+    report, labels = part.store.report, ""
+    if part.store.desirable is not None:
+        desirable = int(part.store.desirable.sum())
+        labels = f", {desirable:,} desirable, {len(part.store) - desirable:,} undesirable"
     return (
         f"{name}: {counted(report.read, 'row')} read, {report.truncated:,} truncated, "
         f"{report.merged:,} with a merged boundary{labels}"

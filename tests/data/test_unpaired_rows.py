@@ -16,7 +16,7 @@ from localdpo.data.batches import collate
 from localdpo.data.encode import IDENTICAL
 from localdpo.data.formats import detect
 from localdpo.data.formats.pairs import NO_SHARED_PROMPT
-from localdpo.data.inspect import render_marked, statistics
+from localdpo.data.inspect import render_marked
 from localdpo.data.rows import Skipped, read_examples
 from localdpo.data.sources import open_source
 from localdpo.data.store import TokenStore, open_store
@@ -226,8 +226,8 @@ def test_rows_are_shown_with_their_label_and_counted(tmp_path: Path) -> None:
     shown = [render_marked(store[n], chat_tokenizer("chatml")) for n in (0, 1)]  # type: ignore[arg-type]
     assert "\ndesirable response (" in shown[0]
     assert "\nundesirable response (" in shown[1]
-    assert statistics(store).desirable == 4
-    assert statistics(open_rows(tmp_path / "rows.jsonl", tmp_path, kind="demonstrations")).desirable is None
+    assert store.desirable is not None and store.desirable.sum() == 4
+    assert open_rows(tmp_path / "rows.jsonl", tmp_path, kind="demonstrations").desirable is None
 
 
 def test_sft_learns_the_chosen_answers_of_pairs(tmp_path: Path) -> None:
