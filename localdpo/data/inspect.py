@@ -41,7 +41,7 @@ class LengthSummary:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: with the longer one."""
+    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: with the longest."""
 
     count: int
     prompt: LengthSummary

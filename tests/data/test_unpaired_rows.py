@@ -226,7 +226,8 @@ def test_rows_are_shown_with_their_label_and_counted(tmp_path: Path) -> None:
     shown = [render_marked(store[n], chat_tokenizer("chatml")) for n in (0, 1)]  # type: ignore[arg-type]
     assert "\ndesirable response (" in shown[0]
     assert "\nundesirable response (" in shown[1]
-    assert store.desirable is not None and store.desirable.sum() == 4
+    assert store.desirable is not None
+    assert store.desirable.sum() == 4
     assert open_rows(tmp_path / "rows.jsonl", tmp_path, kind="demonstrations").desirable is None
 
 
