@@ -20,7 +20,7 @@ import typer
 
 from localdpo.cli.options import JsonOption
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
-from localdpo.core.text import counted
+from localdpo.core.text import aligned, counted
 from localdpo.out import result, say
 
 State = Literal["ok", "info", "missing"]
@@ -82,12 +82,9 @@ def doctor(
     if check:
         raise typer.Exit(check_device(as_json=as_json))
     findings = [*examine(os.environ), *([] if judge is None else [judge_model(judge)])]
-    width = max(len(finding.name) for finding in findings)
-    lines = [
-        f"{finding.state:7}  {finding.name.ljust(width)}  {finding.value}"
-        + (f"; {finding.hint}" if finding.hint else "")
-        for finding in findings
-    ]
+    lines = aligned(
+        [(f"{one.state:7}", one.name, "; ".join(filter(None, (one.value, one.hint)))) for one in findings]
+    )
     result([asdict(finding) for finding in findings], lines, as_json=as_json)
 
 

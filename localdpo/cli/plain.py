@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from localdpo.core.process import SignalPipe, StopRequests
-from localdpo.core.text import format_seconds, printable
+from localdpo.core.text import aligned, format_seconds, printable
 from localdpo.out import notify
 from localdpo.records.events import Event
 from localdpo.records.progress import Progress, advance
@@ -152,10 +152,8 @@ def print_table(
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-        for row in (headings, *rows):
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print_plain(console, line.rstrip())
+        for line in aligned([headings, *rows]):
+            print_plain(console, line)
         return
     from rich.table import Table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
 from operator import itemgetter
@@ -86,6 +86,18 @@ def counted(count: int, noun: str) -> str:
 def have(count: int, noun: str) -> str:
     """`1 pair has`, `1,200 pairs have`."""
     return f"{counted(count, noun)} {'has' if count == 1 else 'have'}"
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """Rows of cells as lines, two spaces between columns; `right`: indices of columns aligned right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def has_words(text: str, words: str) -> bool:

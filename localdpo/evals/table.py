@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import UserError
-from localdpo.core.text import counted, printable
+from localdpo.core.text import aligned, counted, printable
 from localdpo.pages import render
 from localdpo.records.evaluations import evaluation_files, read_evaluation, write_evaluation
 from localdpo.records.log import DAMAGE
@@ -262,14 +262,7 @@ def text(record: Record) -> str:
 
 def _text_table(table: Table) -> str:
     words = [[printable(word) for word in line] for line in table.grid]
-    widths = [max(len(line[column]) for line in words) for column in range(len(table.head))]
-    lines = [
-        "  ".join(
-            word.ljust(width) if column == 0 else word.rjust(width)
-            for column, (word, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in words
-    ]
+    lines = aligned(words, range(1, len(table.head)))
     return "\n".join([f"{table.caption}:", *lines, *map(_wrapped, table.notes)])
 
 

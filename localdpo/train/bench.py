@@ -31,6 +31,7 @@ from mlx.utils import tree_flatten
 from localdpo.core.atomic import require_space, write_text
 from localdpo.core.errors import UserError
 from localdpo.core.names import BUNDLE
+from localdpo.core.text import aligned
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend, device_name, memory_limit
@@ -349,12 +350,4 @@ def table(results: list[BenchResult]) -> list[str]:
         rows.append(
             (r.shape, str(r.bits), r.way, f"{r.step_tokens:,}", *times, generated, *memory, f"{r.share:.0%}")
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = (0, 2)
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if number in left else f"{cell:>{width}}"
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    return aligned(rows, {1, *range(3, len(rows[0]))})
