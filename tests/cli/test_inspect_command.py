@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from localdpo.cli.inspect import as_object, beginning, numbered_tokens, show_pair, show_worst
+from localdpo.cli.inspect import as_object, numbered_tokens, show_pair, show_worst
+from localdpo.core.text import excerpt
 from localdpo.evals.inspect_pairs import Inspection
 from localdpo.train.token_rewards import PairRewards, ResponseRewards, TokenReward
 
@@ -117,9 +118,9 @@ def test_the_list_is_a_table_on_a_terminal():
     assert "-0.300" in text
 
 
-def test_beginnings_are_one_short_line():
-    assert beginning("a\n b\t c") == "a b c"
-    assert len(beginning("x" * 100)) == 40
+def test_excerpts_are_one_short_line():
+    assert excerpt("a\n b\t c") == "a b c"
+    assert len(excerpt("x" * 100, 40)) == 40
 
 
 def test_a_row_of_several_data_sets_is_shown_with_its_own():
