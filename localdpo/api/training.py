@@ -30,8 +30,8 @@ from localdpo.recipe.arguments import Amount, Count, checked
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
 from localdpo.records.rundir import RunDir
-from localdpo.records.series import RoundsDir, SeriesRecord
-from localdpo.records.sweeps import SweepDir, SweepResults, results_of
+from localdpo.records.series import RoundsDir, SeriesOptions, SeriesRecord, read_options, write_options
+from localdpo.records.sweeps import SweepDir, SweepResults, require_ranked, results_of
 
 if TYPE_CHECKING:
     from localdpo.train.control import StopRequest
@@ -107,7 +107,7 @@ def rounds(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     *,
-    rounds: Count = 3,
+    rounds: Count | None = None,
     name: str | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
     resume: bool = False,
@@ -116,28 +116,33 @@ def rounds(
     """Rounds of training on the policy's own answers, as `localdpo rounds`; what came of them.
 
     Args:
-        rounds: at most so many.
+        rounds: at most so many; None: as many as the series was made for, 3 for a new one.
         name: of the series; an existing one is resumed.
-        max_usd: the most that may be spent on the judge by this call.
+        max_usd: the most that may be spent on the judge by this call; None: what the series was made with, no
+            limit for a new one.
 
     The other arguments, and what is raised, are those of `train`; a training that was stopped ends the call.
     """
     from localdpo.judging.cost import Budget
-    from localdpo.launch.rounds import Hands, plan_rounds, run_rounds
+    from localdpo.launch.rounds import Hands, plan_rounds, run_rounds, wanted_rounds
 
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = Path(recipe)
     request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, kind=RoundsDir)
-    plan = plan_rounds(resolve_recipe(request, known_run(request), note), {"max_usd": max_usd})
-    series, budget = open_run(request, note), Budget(max_usd)
+    known = known_run(request)
+    said = SeriesOptions({} if max_usd is None else {"max_usd": max_usd})
+    options, wanted = said.above(read_options(known)), wanted_rounds(known, rounds)
+    plan = plan_rounds(resolve_recipe(request, known, note), options.judging)
+    series, budget = open_run(request, note), Budget(options.judging.get("max_usd"))
     assert isinstance(series, RoundsDir)
+    write_options(series, options)
 
     def train_round(run: RunDir) -> int:
         trained = train(name=run.name, runs_dir=series.path, resume=True)
         return FINISHED_EXIT if trained.state == "finished" else STOPPED_EXIT
 
     hands = Hands(lambda options, make, run: run(make(options), budget=budget), train_round, note)
-    return run_rounds(series, plan, rounds, hands)[0]
+    return run_rounds(series, plan, wanted, hands)[0]
 
 
 @checked
@@ -146,7 +151,7 @@ def sweep(
     grid: Mapping[str, Sequence[object]] | None = None,
     overrides: Sequence[str] = (),
     *,
-    jobs: Count = 1,
+    jobs: Count | None = None,
     name: str | None = None,
     runs_dir: str | os.PathLike[str] = "runs",
     resume: bool = False,
@@ -161,24 +166,28 @@ def sweep(
         recipe: the path of a file; None with `resume` and `name`.
         grid: values by option, such as `{"loss.beta": [0.05, 0.1]}`.
         overrides: `KEY=VALUE` for all runs.
-        jobs: runs at once.
-        best_by: what `SweepResults.best` is the best by; None: reward accuracy.
+        jobs: runs at once; None: as the sweep was made, 1 for a new one.
+        best_by: what `SweepResults.best` is the best by; None: as the sweep was made, reward accuracy for a
+            new one.
 
     The other arguments are those of `train`. Raises UserErrors for what must be corrected before any run.
     """
     from localdpo.launch.sweep import open_sweep, plan_sweep, train_sweep
 
+    require_ranked(best_by)
     values = [f"{key}={','.join(map(_text_of, values))}" for key, values in (grid or {}).items()]
     path = None if recipe is None else Path(recipe)
     request = TrainRequest(path, (*values, *overrides), name, Path(runs_dir), resume, kind=SweepDir)
+    options = SeriesOptions({}, jobs, best_by).above(read_options(known_run(request)))
     plan = plan_sweep(request, note)
     made, workers = open_sweep(request, plan, note), _SweepWorkers()
+    write_options(made, options)
     try:
-        train_sweep(made, plan, jobs, workers)
+        train_sweep(made, plan, options.jobs or 1, workers)
     except KeyboardInterrupt:
         workers.stop()
         raise
-    return results_of(made, best_by)
+    return results_of(made)
 
 
 def _text_of(value: object) -> str:

@@ -37,10 +37,10 @@ LINE_SECONDS: Final = 5.0
 def rubric_fields(
     rubric: RubricOption = None,
     constitution: ConstitutionOption = None,
-    principles: PrinciplesOption = "sample",
+    principles: PrinciplesOption = None,
 ) -> dict[str, Any]:
-    """What is asked, as fields of a JudgeRequest."""
-    return {"rubrics": tuple(rubric or ()), "constitution": constitution, "principles": principles}
+    """What is asked, as fields of a JudgeRequest, of which those that were not given are left out."""
+    return _given({"rubrics": rubric or None, "constitution": constitution, "principles": principles})
 
 
 def limit_fields(
@@ -52,16 +52,22 @@ def limit_fields(
     price: PriceOption = None,
     prices: PricesOption = None,
 ) -> dict[str, Any]:
-    """How it is asked, and what it may cost, as fields of a JudgeRequest."""
-    return {
-        "batch": batch,
-        "max_usd": max_usd,
-        "concurrency": concurrency,
-        "judge_tokens": judge_tokens,
-        "effort": effort,
-        "price": price,
-        "prices": prices,
-    }
+    """How it is asked, and what it may cost, as fields of a JudgeRequest; likewise."""
+    return _given(
+        {
+            "batch": batch or None,
+            "max_usd": max_usd,
+            "concurrency": concurrency,
+            "judge_tokens": judge_tokens,
+            "effort": effort,
+            "price": price,
+            "prices": None if prices is None else str(prices),
+        }
+    )
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # Which options a parameter of a command stands for.

@@ -133,8 +133,10 @@ ConstitutionOption = Annotated[
     str | None, typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric.")
 ]
 PrinciplesOption = Annotated[
-    Literal["sample", "all"],
-    typer.Option("--principles", metavar="sample|all", help="One principle a prompt, or all of them."),
+    Literal["sample", "all"] | None,
+    typer.Option(
+        "--principles", metavar="sample|all", help="One principle a prompt, or all of them. Default: sample."
+    ),
 ]
 BatchOption = Annotated[bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")]
 ConcurrencyOption = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,10 +19,13 @@ from localdpo.records.series import (
     HEADINGS,
     RoundsDir,
     SeriesDir,
+    SeriesOptions,
     SeriesRecord,
     cells,
     closing_lines,
+    read_options,
     read_record,
+    write_options,
 )
 from localdpo.records.wording import resume_command, runs_dir_words
 
@@ -43,7 +46,9 @@ def rounds(
             metavar="KEY=VALUE", help="Options that override the recipe's, such as rounds.reference=first."
         ),
     ] = None,
-    wanted: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds at most.")] = 3,
+    wanted: Annotated[
+        int | None, typer.Option("--rounds", metavar="N", min=1, help="Rounds at most. Default: 3.")
+    ] = None,
     run: Annotated[
         str | None,
         typer.Option(
@@ -64,32 +69,35 @@ def rounds(
 ) -> None:
     """Rounds of DPO on the policy's own answers: sample, judge, train, evaluate, until it no longer helps.
 
-    Known as iterative, on-policy or online DPO, and with the model as its judge as self-rewarding.
+    Known as iterative, on-policy or online DPO, and with the model as its judge as self-rewarding. A series
+    is resumed with the options that it was begun with, but for those that are given.
     """
     from dataclasses import replace
 
     from localdpo.launch.begin import known_run, open_run, resolve_recipe
-    from localdpo.launch.rounds import plan_rounds, preview_lines
+    from localdpo.launch.rounds import plan_rounds, preview_lines, wanted_rounds
 
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=RoundsDir)
-    plan = plan_rounds(resolve_recipe(request, known_run(request), note), limits)
-    lines = preview_lines(plan, runs_dir / (run or request.stem), wanted)
+    known = known_run(request)
+    options = SeriesOptions(limits).above(read_options(known))
+    at_most = wanted_rounds(known, wanted)
+    plan = plan_rounds(resolve_recipe(request, known, note), options.judging)
+    lines = preview_lines(plan, runs_dir / (run or request.stem), at_most)
     if dry_run:
         result({"preview": lines}, lines, as_json=as_json)
         return
     series = open_run(request, note)
     assert isinstance(series, RoundsDir)
+    write_options(series, options)
     for line in lines:
         note(line)
     if plain or as_json or not has_screen():
-        raise typer.Exit(make_and_print(series, plan, wanted, limits, as_json))
+        raise typer.Exit(make_and_print(series, plan, at_most, as_json))
     raise typer.Exit(make_beside_dashboard(series, partial(show_record, series)))
 
 
-def make_and_print(
-    series: RoundsDir, plan: RoundsPlan, wanted: int, limits: Mapping[str, Any], as_json: bool
-) -> int:
+def make_and_print(series: RoundsDir, plan: RoundsPlan, wanted: int, as_json: bool) -> int:
     """Make the series here, with progress on the terminal; the exit code of the command."""
     from localdpo.judging.cost import Budget
     from localdpo.launch.rounds import Hands, run_rounds
@@ -98,7 +106,7 @@ def make_and_print(
         note(", ".join(f"{h} {c}" for h, c in zip(HEADINGS, cells(record.rounds[-1]), strict=True)))
 
     hands = Hands(
-        ask=partial(carry_out, budget=Budget(limits.get("max_usd"))),
+        ask=partial(carry_out, budget=Budget(plan.limits.get("max_usd"))),
         train=lambda run: train_and_watch(run, False, True, is_part=True),
         note=note,
         on_round=show,

@@ -13,7 +13,6 @@ from localdpo.cli.options import (
     SPEC_HELP,
     DryRunOption,
     JsonOption,
-    MaxTokensOption,
     PromptsOption,
     RunsDirOption,
 )
@@ -24,8 +23,8 @@ from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.metrics import ACCURACY
 from localdpo.records.rundir import RunDir, folders_of
+from localdpo.records.series import SeriesOptions, read_options, write_options
 from localdpo.records.sweeps import (
-    WIN,
     SweepDir,
     SweepPlan,
     closing_lines,
@@ -59,7 +58,9 @@ def sweep(
             help="Options with their values, such as loss.beta=0.05,0.1; a single value is that of all runs.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=1, help="Runs at once.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", min=1, help="Runs at once. Default: 1.")
+    ] = None,
     run: Annotated[
         str | None,
         typer.Option(
@@ -90,37 +91,48 @@ def sweep(
     ] = None,
     judging: dict[str, Any],
     prompts: PromptsOption = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most this many of them.")] = 200,
-    max_tokens: MaxTokensOption = 256,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most this many of them. Default: 200.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens. Default: 256."),
+    ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Show bars on a terminal, lines elsewhere, and no dashboard.")
     ] = False,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Train a recipe with several values of some options, and compare the runs at equal KL."""
+    """Train a recipe with several values of some options, and compare the runs at equal KL.
+
+    A sweep is resumed with the options that it was begun with, but for those that are given.
+    """
     require_ranked(best_by)
     if show:
         print_sweep(shown_sweep(runs_dir, run), best_by, as_json)
         return
     from dataclasses import replace
 
-    from localdpo.launch.sweep import Judging, open_sweep, plan_sweep, preview_lines
+    from localdpo.launch.begin import known_run
+    from localdpo.launch.sweep import judging_in, open_sweep, plan_sweep, preview_lines
 
-    if best_by == WIN and judge is None:
-        raise UserError(f"--best-by {WIN}: needs a judge; name one with --judge")
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=SweepDir)
+    own = {"judge": judge, "prompts": prompts, "limit": limit, "max_tokens": max_tokens}
+    said = judging | {name: value for name, value in own.items() if value is not None}
+    options = SeriesOptions(said, jobs, best_by).above(read_options(known_run(request)))
+    at_once, asked = options.jobs or 1, judging_in(options)
     plan = plan_sweep(request, note)
-    asked = None if judge is None else Judging(prompts, limit, max_tokens, {"judge": judge, **judging})
     if dry_run:
-        lines = preview_lines(plan, runs_dir / (run or request.stem), jobs, asked, note)
+        lines = preview_lines(plan, runs_dir / (run or request.stem), at_once, asked, note)
         result({"preview": lines}, lines, as_json=as_json)
         return
     made = open_sweep(request, plan, note)
+    write_options(made, options)
     finish = partial(print_sweep, made, best_by, as_json)
     if plain or as_json or not has_screen():
-        code = make(made, plan, jobs, asked, as_json)
+        code = make(made, plan, at_once, asked, as_json)
         finish()
         raise typer.Exit(code)
     raise typer.Exit(make_beside_dashboard(made, finish))

@@ -56,6 +56,7 @@ from localdpo.judging.registry import (
 from localdpo.judging.rubric import MODES
 from localdpo.judging.run import JudgeSession
 from localdpo.records.answers import Header, Sampling
+from localdpo.records.evaluations import name_after
 from localdpo.records.rundir import RunDir, check_name
 from localdpo.records.verdicts import Verdict, damaged_verdicts
 from localdpo.records.votes import Votes
@@ -260,7 +261,7 @@ def plan_evaluation(options: EvalOptions) -> EvaluationPlan:
     check_rows(own, rows)
     spec = judge_spec(options, rows)
     judges = _judges(options, spec)
-    name = options.name or (NO_JUDGE if spec is None else spec.partition(":")[0])
+    name = options.name or (NO_JUDGE if spec is None else name_after(spec))
     check_name(name)
     notes += damaged_verdicts(options.run.verdicts)
     notes += [NO_JUDGE_HINT] if spec is None else []

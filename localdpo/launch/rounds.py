@@ -141,6 +141,12 @@ def _words(row: PromptRow) -> str:
     return " ".join(conversation_text(row.prompt).casefold().split())
 
 
+def wanted_rounds(known: RunDir | None, given: int | None) -> int:
+    """Rounds at most: what a command says, else what the one before it did. Raises UserError for damage."""
+    before = read_record(known).wanted if isinstance(known, RoundsDir) else 0
+    return given or before or ROUNDS
+
+
 def preview_lines(plan: RoundsPlan, series: Path, wanted: int) -> list[str]:
     """What each round generates, asks and costs at most. Writes nothing and asks nobody."""
     recipe, rows = plan.recipe, plan.held_out

@@ -35,13 +35,16 @@ from localdpo.records.events import Event, EventTail, read_events
 from localdpo.records.log import DAMAGE
 from localdpo.records.metrics import metric_of
 from localdpo.records.rundir import RunDir, RunLock, list_runs
-from localdpo.records.sweeps import SweepDir, SweepPlan, SweepRun, plan_in, read_plan
+from localdpo.records.series import SeriesOptions
+from localdpo.records.sweeps import WIN, SweepDir, SweepPlan, SweepRun, plan_in, read_plan
 from localdpo.train.dry_run import measure
 
 _POLL_SECONDS: Final = 0.1
 _NAME_LENGTH: Final = 80
 # The first of these shows that a worker's caches are complete.
 _PAST_CACHES: Final = frozenset({"step", "run.finished"})
+# Fields of Judging; the others that a command gives are those of a JudgeRequest.
+_OF_EVALUATION: Final = ("prompts", "limit", "max_tokens")
 
 
 # --- the grid --------------------------------------------------------------------------------------------
@@ -175,10 +178,10 @@ def _differences(old_text: str, new_text: str) -> str:
 class Judging:
     """How the runs are judged when they are trained: fields of EvalOptions and of its JudgeRequest."""
 
-    prompts: str | None
-    limit: int
-    max_tokens: int
-    request: dict[str, Any]
+    request: Mapping[str, Any]
+    prompts: str | None = None
+    limit: int = 200
+    max_tokens: int = 256
 
     def options(self, run: RunDir, seed: int) -> EvalOptions:
         """Of the evaluation of a run."""
@@ -189,6 +192,20 @@ class Judging:
             sampling=Sampling(self.max_tokens, 1.0, seed),
             **self.request,
         )
+
+
+def judging_in(options: SeriesOptions) -> Judging | None:
+    """How the runs are judged; None where no judge is named. Raises UserError for what would need one."""
+    given = options.judging
+    if "judge" in given:
+        own = {key: value for key, value in given.items() if key in _OF_EVALUATION}
+        return Judging({key: value for key, value in given.items() if key not in own}, **own)
+    if given:
+        name = {"rubrics": "rubric"}.get(first := next(iter(given)), first).replace("_", "-")
+        raise UserError(f"--{name}: there is no judge to use it; name one with --judge")
+    if options.best_by == WIN:
+        raise UserError(f"--best-by {WIN}: needs a judge; name one with --judge")
+    return None
 
 
 def preview_lines(plan: SweepPlan, folder: Path, jobs: int, judging: Judging | None, note: Note) -> list[str]:

@@ -81,7 +81,7 @@ def _with_sweep(series: SweepDir, summary: RunSummary) -> RunSummary:
         summary = replace(summary, accuracy=last.accuracy, margin=last.margin, kl=last.kl)
     return replace(
         summary,
-        state=_state(results.finished == len(results.runs)),
+        state=_state(not results.left),
         step=results.finished,
         total=len(results.runs),
         win=None if best is None or best.win is None else best.win.value,

@@ -194,6 +194,11 @@ def read_evaluation(path: Path) -> Evaluation:
     return read_sealed(path, _evaluation, "an evaluation that `localdpo eval` wrote")
 
 
+def name_after(judge: str) -> str:
+    """What an evaluation by this judge is called that was given no name: the kind of judge."""
+    return judge.partition(":")[0]
+
+
 def win_rate(run: RunDir) -> float | None:
     """The share won (ties half) by the trained model in the newest judged evaluation; None without one."""
     rate = judged_rate(run)

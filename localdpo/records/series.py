@@ -4,6 +4,7 @@ runs/NAME/
     series.yaml          of rounds: the resolved recipe; they belong to one recipe for good
     series.json          of rounds: what came of the runs that are done, with a checksum (see `seal`)
     sweep.json           of a sweep: its grid, and the resolved recipe of each run
+    options.json         how it is made and judged, as far as the command said; with a checksum
     series.log           what the process that makes the series printed
     lock                 held (flock) while that process lives
     round-1/, ...        the runs, each a folder like any other run's
@@ -15,9 +16,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from localdpo.core.atomic import write_bytes
 from localdpo.records.answers import AnswersTail, answers_files
@@ -40,6 +41,7 @@ class SeriesDir(RunDir):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.log = self.path / "series.log"
+        self.options = self.path / "options.json"
 
     def members(self) -> list[RunDir]:
         """The runs that were made."""
@@ -48,6 +50,50 @@ class SeriesDir(RunDir):
     def is_running(self) -> bool:
         """Whether a process makes the series, or trains a run of it."""
         return self.is_locked() or any(run.is_running() for run in self.members())
+
+
+@dataclass(frozen=True)
+class SeriesOptions:
+    """What the command that makes a series was told beside its recipes, and what a later one goes on with.
+
+    None, and a key that is missing: nothing was said, so the default holds.
+
+    Attributes:
+        judging: how its runs are judged: fields of JudgeRequest, and for a sweep those of its evaluations.
+        jobs: runs of a sweep at once.
+        best_by: what the best run of a sweep is the best by.
+    """
+
+    judging: Mapping[str, Any] = field(default_factory=dict)
+    jobs: int | None = None
+    best_by: str | None = None
+
+    def above(self, kept: SeriesOptions) -> SeriesOptions:
+        """These options, and from those that were `kept` what these say nothing of.
+
+        Who names a judge names another one, with all its options.
+        """
+        judging = self.judging if "judge" in self.judging else {**kept.judging, **self.judging}
+        jobs = kept.jobs if self.jobs is None else self.jobs
+        best_by = kept.best_by if self.best_by is None else self.best_by
+        return SeriesOptions(judging, jobs, best_by)
+
+
+def read_options(series: RunDir | None) -> SeriesOptions:
+    """The options that a series goes on with; none for a new one. Raises UserError for damage."""
+    if not isinstance(series, SeriesDir) or not series.options.exists():
+        return SeriesOptions()
+    return read_sealed(series.options, _options, "the options of a series of runs")
+
+
+def write_options(series: SeriesDir, options: SeriesOptions) -> None:
+    """Keep the options for whoever goes on. Raises UserError for a full disk."""
+    if options != read_options(series):
+        write_bytes(series.options, seal(json.dumps({"v": VERSION, **asdict(options)}, indent=1)))
+
+
+def _options(value: Mapping[str, object]) -> SeriesOptions:
+    return as_record(SeriesOptions, _of_version(value))
 
 
 class RoundsDir(SeriesDir):
@@ -202,6 +248,10 @@ def write_record(series: RoundsDir, record: SeriesRecord) -> None:
 
 
 def _record(value: Mapping[str, object]) -> SeriesRecord:
+    return as_record(SeriesRecord, _of_version(value))
+
+
+def _of_version(value: Mapping[str, object]) -> Mapping[str, object]:
     if value["v"] != VERSION:
         raise ValueError(f"version {value['v']}, expected {VERSION}")
-    return as_record(SeriesRecord, value)
+    return value

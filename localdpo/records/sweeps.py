@@ -6,7 +6,8 @@ v                   1
 grid                {option: [value, ...]}, the values as they were typed
 runs                [{name, values: [one of each option], recipe: its resolved text}]
 
-All else is in the folders of the runs, so a sweep goes on wherever it was stopped.
+All else is in the folders of the runs and in options.json (series.py), so a sweep goes on wherever it was
+stopped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted, format_brief
-from localdpo.records.evaluations import RateEstimate, judged_rate
+from localdpo.records.evaluations import RateEstimate, judged_rate, name_after
 from localdpo.records.events import as_number
 from localdpo.records.log import DAMAGE, as_record
 from localdpo.records.metrics import ACCURACY, METRICS, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunReader, RunSummary
-from localdpo.records.series import SeriesDir, rate_text
+from localdpo.records.series import SeriesDir, SeriesOptions, rate_text, read_options
 from localdpo.records.wording import resume_command
 
 VERSION: Final = 1
@@ -138,6 +139,7 @@ class SweepResults:
     """What came of a sweep so far.
 
     Attributes:
+        left: the runs that are to be trained, or evaluated by the judge that was named.
         equal_kl: the largest KL that all finished runs reached; None where it was not measured.
         best_by: the metric that `best` is the best by; ties go to the smaller KL.
         best: a finished run, None without any that has the metric.
@@ -145,6 +147,7 @@ class SweepResults:
 
     grid: Mapping[str, tuple[str, ...]]
     runs: tuple[SweptRun, ...]
+    left: tuple[str, ...]
     equal_kl: float | None
     best_by: str
     best: str | None
@@ -156,18 +159,19 @@ class SweepResults:
 
     def to_json(self) -> dict[str, Any]:
         """The results as a JSON object."""
-        values = {name: getattr(self, name) for name in ("grid", "equal_kl", "best_by", "best")}
+        values = {name: getattr(self, name) for name in ("grid", "left", "equal_kl", "best_by", "best")}
         return {"v": VERSION, **values, "runs": [run.to_json() for run in self.runs]}
 
 
 def results_of(sweep: SweepDir, best_by: str | None = None) -> SweepResults:
     """What came of the sweep so far.
 
-    `best_by`: a name in RANKED; None: reward accuracy, or the loss where no run has an accuracy. Raises
-    UserError for another name, and for a damaged sweep.json.
+    `best_by`: a name in RANKED; None: that of the command that made the sweep, else reward accuracy, or the
+    loss where no run has an accuracy. Raises UserError for another name, and for a damaged sweep.json.
     """
+    plan, options = read_plan(sweep), read_options(sweep)
+    best_by = best_by or options.best_by
     require_ranked(best_by)
-    plan = read_plan(sweep)
     runs = [_swept(RunDir(sweep.path / run.name), run, plan) for run in plan.runs]
     done = [run for run in runs if run.is_finished]
     equal = min((max((kl for kl, _ in run.path), default=0.0) for run in done), default=0.0) or None
@@ -182,7 +186,14 @@ def results_of(sweep: SweepDir, best_by: str | None = None) -> SweepResults:
         else run
         for run in runs
     )
-    return SweepResults(plan.grid, tuple(compared), equal, chosen, _best(done, chosen))
+    left = tuple(run.name for run in runs if not (run.is_finished and _is_judged(run, options)))
+    return SweepResults(plan.grid, tuple(compared), left, equal, chosen, _best(done, chosen))
+
+
+def _is_judged(run: SweptRun, options: SeriesOptions) -> bool:
+    """Whether the run has been evaluated as the sweep wants it: always where no judge was named."""
+    judge = options.judging.get("judge")
+    return judge is None or (run.summary.run.evaluations / f"{name_after(judge)}.json").exists()
 
 
 def require_ranked(metric: str | None) -> None:
@@ -279,7 +290,10 @@ def stage_of(sweep: SweepDir, results: SweepResults) -> str:
     """What a sweep does now, in words."""
     training = [f"{run.name} {run.summary.steps}" for run in results.runs if run.summary.state == "running"]
     of = f"{results.finished} of {counted(len(results.runs), 'run')} finished"
-    return f"{of}; training {', '.join(training)}" if training else of
+    if training:
+        return f"{of}; training {', '.join(training)}"
+    is_judging = results.finished == len(results.runs) and results.left and sweep.is_running()
+    return f"{of}; {len(results.left)} to evaluate" if is_judging else of
 
 
 def closing_lines(sweep: SweepDir, results: SweepResults) -> list[str]:
@@ -295,9 +309,10 @@ def closing_lines(sweep: SweepDir, results: SweepResults) -> list[str]:
         for run in results.runs
         if run.summary.why is not None
     ]
-    if results.finished < len(results.runs) and not sweep.is_running():
-        left = len(results.runs) - results.finished
+    if results.left and not sweep.is_running():
+        is_trained = results.finished == len(results.runs)
         lines.append(
-            f"{left} of {counted(len(results.runs), 'run')} are left; go on with: {resume_command(sweep)}"
+            f"{len(results.left)} of {counted(len(results.runs), 'run')} are left"
+            f"{' to evaluate' if is_trained else ''}; go on with: {resume_command(sweep)}"
         )
     return lines

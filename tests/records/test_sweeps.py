@@ -16,7 +16,9 @@ from localdpo.core.errors import UserError
 from localdpo.evals.report import series_values
 from localdpo.pages import render
 from localdpo.records.catalog import find_series, read_all
+from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
+from localdpo.records.series import SeriesOptions, write_options
 from localdpo.records.sweeps import (
     SweepDir,
     accuracy_at,
@@ -53,6 +55,35 @@ def test_runs_are_compared_at_equal_kl(tmp_path: Path) -> None:
     assert json.loads(json.dumps(results.to_json()))["runs"][1]["options"] == {"loss.beta": "0.1"}
     with pytest.raises(UserError, match=r"--best-by x: expected one of loss, rewards/accuracies, .*, win"):
         results_of(sweep, "x")
+
+
+def test_a_sweep_with_a_judge_is_done_when_its_runs_are_judged(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    command = f"localdpo sweep --resume --run grid --runs-dir {tmp_path}"
+    assert results_of(sweep).left == ("beta-9",)
+    write_options(sweep, SeriesOptions({"judge": "mlx:judge", "limit": 5}, best_by="kl"))
+    results = results_of(sweep)
+    assert (len(results.left), results.best_by) == (4, "kl")
+    assert closing_lines(sweep, results)[-1] == f"4 of 4 runs are left; go on with: {command}"
+    with EventWriter(RunDir(sweep.path / "beta-9").events) as log:
+        log.write("run.finished", 9)
+    for name in PATHS:
+        results = results_of(sweep)
+        assert name in results.left
+        left = f"{len(results.left)} of 4 runs are left to evaluate; go on with: {command}"
+        assert closing_lines(sweep, results)[-1] == left
+        with RunLock(sweep):
+            assert stage_of(sweep, results) == f"4 of 4 runs finished; {len(results.left)} to evaluate"
+        assert {summary.state for summary in read_all(tmp_path, print)[:1]} == {"stopped"}
+        made = RunDir(sweep.path / name).evaluations / "mlx.json"
+        made.parent.mkdir()
+        made.touch()
+    assert results_of(sweep).left == ()
+    assert "go on with" not in closing_lines(sweep, results_of(sweep))[-1]
+    assert read_all(tmp_path, print)[0].state == "finished"
+    sweep.options.write_text("{}")
+    with pytest.raises(UserError, match=r"options\.json: not the options of a series of runs"):
+        results_of(sweep)
 
 
 def test_a_sweep_is_listed_with_its_runs_below(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""What `rounds` and `sweep` were told holds when they are resumed by the command that they print."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import localdpo
+
+from localdpo.cli import rounds as rounds_command
+from localdpo.cli.main import command_tree
+from localdpo.core.errors import UserError
+from localdpo.launch import rounds as launch_rounds
+from localdpo.launch import sweep as launch
+from localdpo.launch.sweep import Judging
+from localdpo.records.series import RoundsDir, SeriesOptions, read_options, read_record, stage_of
+
+# Of the command itself: which series, and how it is shown.
+OWN = {"recipe", "overrides", "run", "runs_dir", "resume", "show", "plain", "as_json", "dry_run"}
+LIMITS = {
+    "batch": ["--batch"],
+    "max_usd": ["--max-usd", "0"],
+    "concurrency": ["--concurrency", "3"],
+    "judge_tokens": ["--judge-tokens", "77"],
+    "effort": ["--effort", "low"],
+    "price": ["--price", "1,2"],
+    "prices": ["--prices", "prices.yaml"],
+}
+OF_SWEEP = {
+    **LIMITS,
+    "judge": ["--judge", "anthropic"],
+    "rubric": ["--rubric", "one.md", "--rubric", "two.md"],
+    "constitution": ["--constitution", "own.yaml"],
+    "principles": ["--principles", "all"],
+    "prompts": ["--prompts", "asked.jsonl"],
+    "limit": ["--limit", "5"],
+    "max_tokens": ["--max-tokens", "9"],
+    "jobs": ["--jobs", "2"],
+    "best_by": ["--best-by", "kl"],
+}
+OF_ROUNDS = {**LIMITS, "wanted": ["--rounds", "5"]}
+
+
+def options_of(command: str) -> set[str]:
+    parameters = command_tree().commands[command].params
+    return {parameter.name for parameter in parameters} - OWN - {"help"}
+
+
+def words_of(options: dict[str, list[str]]) -> list[str]:
+    return [word for words in options.values() for word in words]
+
+
+Sweep = Callable[..., tuple[int, Judging | None, str]]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Makes a sweep that trains nothing: (runs at once, how it is judged, what it prints)."""
+    monkeypatch.chdir(tmp_path)
+    Path("dpo.yaml").write_text("model: org/tiny\ndata: {train: pairs.jsonl}\n")
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "train_sweep", lambda sweep, plan, jobs, hands: seen.update(jobs=jobs))
+    monkeypatch.setattr(
+        launch, "evaluate_sweep", lambda sweep, plan, judging, ask: seen.update(judging=judging)
+    )
+
+    def call(*words: str) -> tuple[int, Judging | None, str]:
+        seen.clear()
+        done = localdpo("sweep", *words)
+        assert done.returncode == 0, done.stderr
+        return seen["jobs"], seen.get("judging"), done.stdout
+
+    return call
+
+
+def printed(output: str) -> list[str]:
+    """The words behind `localdpo sweep` of the command that goes on with a sweep."""
+    (line,) = (line for line in output.splitlines() if "go on with: " in line)
+    program, command, *words = shlex.split(line.partition("go on with: ")[2])
+    assert (program, command) == ("localdpo", "sweep")
+    return words
+
+
+def test_a_sweep_goes_on_as_it_was_told(sweep: Sweep) -> None:
+    assert OF_SWEEP.keys() == options_of("sweep")
+    first = sweep("dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid", *words_of(OF_SWEEP))
+    jobs, judging, output = first
+    assert jobs == 2
+    assert judging is not None
+    assert (judging.prompts, judging.limit, judging.max_tokens) == ("asked.jsonl", 5, 9)
+    assert set(judging.request) == {"judge", "rubrics", "constitution", "principles", *LIMITS}
+    assert sweep(*printed(output)) == first
+    assert localdpo("sweep", "--show").stdout == output
+
+
+def test_options_that_are_given_take_the_place_of_those_that_were(sweep: Sweep) -> None:
+    limits = ["--judge", "anthropic", "--limit", "5", "--max-usd", "0.5"]
+    sweep("dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid", *limits)
+    _, dearer, _ = sweep("--resume", "--run", "grid", "--max-usd", "2")
+    assert dearer == Judging({"judge": "anthropic", "max_usd": 2.0}, limit=5)
+    _, other, _ = sweep("--resume", "--run", "grid", "--judge", "rules")
+    assert other == Judging({"judge": "rules"})
+    assert sweep("dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid")[1] == other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--limit", "5"], "--limit: there is no judge to use it; name one with --judge"),
+        (["--rubric", "one.md"], "--rubric: there is no judge to use it; name one with --judge"),
+        (["--best-by", "win"], "--best-by win: needs a judge; name one with --judge"),
+    ],
+)
+def test_options_of_a_judge_need_one(sweep: Sweep, words: list[str], message: str) -> None:
+    done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", *words)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+    assert not Path("runs").exists()
+
+
+def test_rounds_go_on_as_they_were_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prices.yaml").write_text("date: 2030-01-01\nmodels: {}\n")
+    Path("rounds.yaml").write_text(
+        "model: demo:model\nadapter: demo:sft\ndata: {train: demo:preferences/train}\n"
+        "eval: {prompts: demo:prompts/heldout}\n"
+        "rounds: {prompts: demo:preferences/train, limit: 2, held_out: 2, judge: anthropic}\n"
+    )
+    asked: list[dict[str, Any]] = []
+
+    def ask(options: Any, plan: object, run: object, budget: Any) -> None:
+        asked.append({name: getattr(options, name) for name in LIMITS} | {"budget": budget.max_usd})
+        raise UserError("the judge is away")
+
+    monkeypatch.setattr(rounds_command, "carry_out", ask)
+    # Takes seconds, and says nothing of limits.
+    monkeypatch.setattr(launch_rounds, "preview_lines", lambda plan, series, wanted: [])
+    assert OF_ROUNDS.keys() == options_of("rounds")
+    begun = localdpo("rounds", "rounds.yaml", "--run", "again", *words_of(OF_ROUNDS))
+    assert (begun.returncode, begun.stderr.splitlines()[-1]) == (2, "error: the judge is away")
+    series = RoundsDir("runs/again")
+    command = stage_of(series, read_record(series)).partition("resume it with: ")[2]
+    resumed = localdpo(*shlex.split(command)[1:])
+    assert resumed.stderr == begun.stderr
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+    assert asked[0]["budget"] == 0
+    assert read_record(series).wanted == 5
+    localdpo("rounds", "--resume", "--run", "again", "--rounds", "2", "--max-usd", "3")
+    assert (read_record(series).wanted, asked[2]["budget"]) == (2, 3.0)
+    assert read_options(series).judging == {name: asked[2][name] for name in LIMITS}
+
+
+def test_a_series_of_an_earlier_version_has_no_options(tmp_path: Path) -> None:
+    assert read_options(RoundsDir(tmp_path)) == read_options(None) == SeriesOptions()
