@@ -26,15 +26,17 @@ from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.out import note
 from localdpo.recipe.load import load_recipe
 from localdpo.records.answers import answers_object
+from localdpo.records.catalog import find_series, read_all, results_json, summary_of
 from localdpo.records.control import Command
 from localdpo.records.events import finite
-from localdpo.records.rundir import check_name, list_runs
-from localdpo.records.runs import read_summaries
+from localdpo.records.rundir import check_name
 
 INSTRUCTIONS: Final = (
     "Preference training (DPO and its relatives) of language models on this machine. A run trains in a "
     "process of its own: start returns at once, read_run says how far it is. compare and evaluate load the "
-    "model and take minutes. Run names are those of list_runs; without a name the latest run is meant."
+    "model and take minutes. Run names are those of list_runs; without a name the latest run is meant. "
+    "Rounds and sweeps are series of runs: list_runs has each before its runs, which are named SERIES/RUN, "
+    "and read_run reads either."
 )
 # A call holds the model, and those after it wait: these end within minutes on any machine.
 _Answer = Annotated[int, Field(ge=1, le=4096)]
@@ -87,11 +89,20 @@ class RunTools:
         self._model = threading.Lock()
 
     def list_runs(self) -> list[dict[str, Any]]:
-        """List the runs, the latest first: state, step, loss, and the metrics of the last evaluation."""
-        return [finite(summary.to_json()) for summary in read_summaries(list_runs(self._runs_dir), note)]
+        """List the runs, the latest first: state, step, loss, and the metrics of the last evaluation.
+
+        A series of rounds or a sweep comes before its runs: its loss is rounds or sweep, its steps are runs.
+        """
+        return [finite(summary.to_json()) for summary in read_all(self._runs_dir, note)]
 
     def read_run(self, run: str | None = None) -> dict[str, Any]:
-        """Read a run: its summary, the latest notices and samples, its checkpoints and evaluations."""
+        """Read a run: its summary, the latest notices and samples, its checkpoints and evaluations.
+
+        Read a series: its summary and what came of its runs, win rates and KL among it.
+        """
+        if run is not None and (series := find_series(self._runs_dir, _checked(run))) is not None:
+            results = {**summary_of(series).to_json(), "path": str(series.path), **results_json(series)}
+            return finite(results)
         found = self._run(run)
         return {
             **finite(found.summary().to_json()),
@@ -171,6 +182,13 @@ class RunTools:
         return {key: record[key] for key in ("name", "judge", "source", "metrics", "duels", "conclusion")}
 
     def _run(self, name: str | None) -> Run:
-        if name is not None:
-            check_name(name)
-        return find_run(name, self._runs_dir)
+        return find_run(None if name is None else _checked(name), self._runs_dir)
+
+
+def _checked(name: str) -> str:
+    """The name of a run, or of one in a series. Raises UserError for a path to anywhere else."""
+    series, slash, run = name.partition("/")
+    check_name(series)
+    if slash:
+        check_name(run)
+    return name

@@ -28,6 +28,17 @@ def find_series(runs_dir: str | Path, name: str) -> SeriesDir | None:
     return next((series for kind in KINDS if (series := kind(path)).exists()), None)
 
 
+def results_json(series: SeriesDir) -> dict[str, object]:
+    """What came of a series so far, as `rounds` and `sweep` print it with --json.
+
+    Raises UserError when what the series keeps is damaged.
+    """
+    if isinstance(series, SweepDir):
+        return results_of(series).to_json()
+    assert isinstance(series, RoundsDir)
+    return read_record(series).to_json()
+
+
 def read_all(runs_dir: str | Path, note: Note) -> list[RunSummary]:
     """A summary of every run and series in `runs_dir`, the latest first, each series before its runs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from command import localdpo
+from made_sweeps import make_sweep
 from tiny_folders import make_adapter, recipe_text, write_pairs
 
 from localdpo.api import training
@@ -18,8 +20,12 @@ from localdpo.cli.mcp import when_closed
 from localdpo.core.atomic import write_manifest
 from localdpo.launch.processes import start_worker
 from localdpo.recipe.load import dump_recipe, load_recipe
+from localdpo.records.catalog import read_all
+from localdpo.records.evaluations import RateEstimate
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir
+from localdpo.records.series import RoundResult, RoundsDir, SeriesRecord, write_record
+from localdpo.records.sweeps import results_of
 
 FAKE = str(Path(__file__).parents[1] / "cli" / "fake_worker.py")
 
@@ -112,6 +118,28 @@ def test_runs_are_read(run: RunDir) -> None:
     assert (metrics["step"][0], metrics["step"][-1], len(metrics["step"])) == (1, 300, 100)
     assert metrics["loss"][0] is None
     assert call("read_metrics", kind="eval") == {"step": []}
+
+
+def test_series_are_listed_with_their_runs_and_read(run: RunDir) -> None:
+    sweep = make_sweep(Path("runs"))
+    rate = RateEstimate(0.7, 0.6, 0.8)
+    record = SeriesRecord(3, (RoundResult("round-1", 9, rate, rate, 1.5, None, 9, 8),))
+    rounds = RoundsDir.create("runs", "again", "model: m\n")
+    write_record(rounds, record)
+    listed = {each["name"]: each for each in call("list_runs")}
+    assert list(listed) == [summary.name for summary in read_all("runs", print)]
+    assert {"r", "again", "grid", "grid/beta-0.1"} <= listed.keys()
+    assert (listed["grid"]["loss"], listed["grid"]["step"], listed["grid"]["total"]) == ("sweep", 3, 4)
+    read = call("read_run", run="grid")
+    assert (read["name"], read["state"], read["best"]) == ("grid", "stopped", "beta-0.1")
+    assert read["runs"] == json.loads(json.dumps(results_of(sweep).to_json()))["runs"]
+    read = call("read_run", run="again")
+    assert (read["total"], read["best"], read["rounds"][0]["last"]["value"]) == (3, "round-1", 0.7)
+    assert call("read_run", run="grid/beta-0.1")["kl"] == 0.02
+    assert call("read_metrics", run="grid/beta-0.1", kind="eval", names=["kl"])["kl"] == [0.0, 0.01, 0.02]
+    assert "holds several runs; name one of them: grid/beta-" in call("read_metrics", run="grid")
+    for name in ("grid/../r", "../runs/grid", "grid/beta-0.1/checkpoints", "grid/", "/grid"):
+        assert "is no name for a run" in call("read_run", run=name)
 
 
 def test_mistakes_are_said_in_their_own_words(run: RunDir) -> None:
