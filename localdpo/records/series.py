@@ -196,7 +196,10 @@ def stage_of(series: RoundsDir, record: SeriesRecord) -> str:
         return f"{of}: stopped; resume it with: {resume_command(series)}"
     if run.is_running():
         progress = progress_of(effective(read_events(run.events)))
-        return f"{of}: training, step {progress.step}" + (f"/{progress.total}" if progress.total else "")
+        training = f"{of}: training, step {progress.step}" + (f"/{progress.total}" if progress.total else "")
+        # A run whose series was killed trains on; whoever resumes the series waits for it.
+        is_made = series.is_locked()
+        return training if is_made else f"{training}, then stopped; resume it with: {resume_command(series)}"
     if run.status() == "finished":
         files = answers_files(run.path)
         return f"{of}: evaluation{_answered(files[0]) if files else ''}"

@@ -309,7 +309,8 @@ def closing_lines(sweep: SweepDir, results: SweepResults) -> list[str]:
         for run in results.runs
         if run.summary.why is not None
     ]
-    if results.left and not sweep.is_running():
+    # A run whose sweep was killed trains on; whoever resumes the sweep waits for it.
+    if results.left and not sweep.is_locked():
         is_trained = results.finished == len(results.runs)
         lines.append(
             f"{len(results.left)} of {counted(len(results.runs), 'run')} are left"

@@ -18,7 +18,8 @@ from localdpo.pages import render
 from localdpo.records.catalog import find_series, read_all
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunDir, RunLock
-from localdpo.records.series import SeriesOptions, write_options
+from localdpo.records.series import RoundsDir, SeriesOptions, SeriesRecord, write_options
+from localdpo.records.series import stage_of as rounds_stage
 from localdpo.records.sweeps import (
     SweepDir,
     accuracy_at,
@@ -55,6 +56,20 @@ def test_runs_are_compared_at_equal_kl(tmp_path: Path) -> None:
     assert json.loads(json.dumps(results.to_json()))["runs"][1]["options"] == {"loss.beta": "0.1"}
     with pytest.raises(UserError, match=r"--best-by x: expected one of loss, rewards/accuracies, .*, win"):
         results_of(sweep, "x")
+
+
+def test_who_was_killed_while_a_run_trains_is_said_to_be_missing(tmp_path: Path) -> None:
+    sweep, rounds = make_sweep(tmp_path), RoundsDir.create(tmp_path, "again", RECIPE)
+    run = RunDir.create(rounds.path, "round-1", RECIPE)
+    with RunLock(RunDir(sweep.path / "beta-9")), RunLock(run):
+        line = closing_lines(sweep, results_of(sweep))[-1]
+        assert "1 of 4 runs are left; go on with: localdpo sweep --resume" in line
+        stage = rounds_stage(rounds, SeriesRecord(3))
+        command = f"localdpo rounds --resume --run again --runs-dir {tmp_path}"
+        assert stage == f"round-1 of 3: training, step 0, then stopped; resume it with: {command}"
+        with RunLock(sweep), RunLock(rounds):
+            assert "go on with" not in closing_lines(sweep, results_of(sweep))[-1]
+            assert rounds_stage(rounds, SeriesRecord(3)) == "round-1 of 3: training, step 0"
 
 
 def test_a_sweep_with_a_judge_is_done_when_its_runs_are_judged(tmp_path: Path) -> None:
