@@ -1,4 +1,4 @@
-"""`localdpo prefs`: check preference data, clean and split it, and write it in another format."""
+"""`localdpo prefs`: make, label, check, clean, split and convert preference data."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from localdpo.cli.judging import carry_out, with_judge_options
 from localdpo.cli.options import (
+    SPEC_HELP,
     AgainstOption,
+    DryRunOption,
     ForceOption,
     FormatOption,
     JsonOption,
     MaxLengthOption,
+    MaxTokensOption,
     RecipeOption,
     TokenizerOption,
     page_path,
 )
-from localdpo.cli.prefs_build import build
-from localdpo.cli.prefs_label import label
 from localdpo.core.text import counted
 from localdpo.out import print_json, result
 
 if TYPE_CHECKING:
     from localdpo.out.console import Console
     from localdpo.prefs.check import CheckReport, Progress
+    from localdpo.prefs.label import Summary
 
 FAILED_EXIT: Final = 1
 STYLES: Final = {"error": "bold red", "warning": "bold yellow", "info": "bold"}
@@ -38,8 +41,224 @@ prefs = typer.Typer(
     rich_markup_mode=None,
     help="Build, label, check, clean, split and convert preference data.",
 )
-prefs.command()(build)
-prefs.command()(label)
+
+
+@prefs.command()
+@with_judge_options
+def build(
+    *,
+    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="File, data set or demo: name.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FOLDER", help="Folder of the build; give it again to resume."),
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="FILE", help="Recipe whose model, adapter and limits count."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Model that answers.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="NAME", help="Adapter on it, from SFT.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", min=2, metavar="N", help="Tokens at which training would cut a row."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", metavar="N", help="Candidates a prompt. Default: 2, compared; more are scored."),
+    ] = None,
+    temperatures: Annotated[
+        str, typer.Option(metavar="LIST", help="Of the candidates in turn, with commas.")
+    ] = "1.0",
+    max_tokens: MaxTokensOption = 256,
+    min_words: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Candidates with fewer words are dropped.")
+    ] = 1,
+    missing_eos_penalty: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Judge candidates cut at --max-tokens too, take X from their score, and never choose them. "
+            "Default: they make no pair.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the split.")] = 0,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many prompts.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="SPEC",
+            help=f"{SPEC_HELP}. Default: rules for the demo's prompts.",
+        ),
+    ] = None,
+    revise: Annotated[
+        bool,
+        typer.Option(
+            "--revise", help="One answer, its critique and revision by the constitution, as a pair."
+        ),
+    ] = False,
+    scores: Annotated[
+        bool | None,
+        typer.Option("--scores/--no-scores", help="Score both answers of a pair. Default: only rules do."),
+    ] = None,
+    judging: dict[str, Any],
+    valid_fraction: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0.0, max=0.5, help="Share of the pairs held out. Default: 0.1."),
+    ] = None,
+    valid_count: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Pairs held out, instead of a share.")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Write the first N pairs and no more.")
+    ] = None,
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Make pairs: candidates of a model for each prompt, judged, split by prompt. Run it again to resume."""
+    from localdpo.core.errors import UserError
+    from localdpo.core.names import command_line
+    from localdpo.out import result
+    from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
+    from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
+    from localdpo.prefs.build_report import report_lines
+    from localdpo.prefs.candidates import source_from
+
+    if valid_fraction is not None and valid_count is not None:
+        raise UserError("--valid-fraction and --valid-count: give one of the two")
+    options = BuildOptions(
+        prompts=prompts,
+        out=out,
+        source=source_from(recipe, model, adapter, max_length),
+        n=n,
+        temperatures=numbers(temperatures),
+        max_tokens=max_tokens,
+        min_words=min_words,
+        missing_eos_penalty=missing_eos_penalty,
+        seed=seed,
+        limit=limit,
+        judge=judge,
+        revise=revise,
+        scores=scores,
+        valid_fraction=0.1 if valid_fraction is None else valid_fraction,
+        valid_count=valid_count,
+        keep=keep,
+        **judging,
+    )
+    if dry_run:
+        lines = preview_lines(plan_build(options))
+        result({"preview": lines}, lines, as_json=as_json)
+        return
+    report = carry_out(options, plan_build, run_build)
+    names = [TRAIN, *([VALID] if report["pairs"]["valid"] else []), REPORT]
+    lines = [
+        *report_lines(report),
+        f"written: {', '.join(str(out / name) for name in names)}",
+        f"look at them: {command_line('prefs', 'check', str(out / TRAIN))}",
+    ]
+    result(report, lines, as_json=as_json)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them. Raises UserError."""
+    from localdpo.core.errors import UserError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--temperatures {text}: expected numbers with commas, as in 0.7,1.0") from None
+
+
+@prefs.command()
+def label(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Pairs.")],
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", metavar="FILE", help="Where labels are kept. Default: DATA.labels.jsonl."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order and of the sides.")] = 0,
+    again: Annotated[
+        float,
+        typer.Option(
+            metavar="X", min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement."
+        ),
+    ] = 0.1,
+    format_name: FormatOption = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Only print the counts and the agreement of the labels.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Then write the pairs that were decided, as labelled."),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Label pairs by keyboard; run it again to resume. Says how well you agree with the data and yourself."""
+    from localdpo.core.errors import UserError
+    from localdpo.out import has_screen, result
+    from localdpo.prefs.label import open_labelling
+
+    path = journal or journal_of(data)
+    if out is not None:
+        from localdpo.prefs.rewrite import check_output
+
+        check_output(out, force=force)  # before the work, not after it
+        if out.resolve() == path.resolve():
+            raise UserError(f"--out {out}: the labels are kept there; give another name")
+    if not plain and not has_screen():
+        raise UserError(
+            "labelling takes a terminal; --plain prints the counts and the agreement of the labels"
+        )
+    if plain and not path.exists():
+        raise UserError(f"{path}: no labels there yet; label without --plain")
+    state = open_labelling(data, path, seed=seed, again=again, format_name=format_name)
+    if not plain:
+        from localdpo.cli.label_screen import LabelApp
+        from localdpo.dashboard.appbase import run_app
+
+        app = LabelApp(state)
+        run_app(app)
+        if app.labelling.failure is not None:
+            raise app.labelling.failure
+    summary = state.summary()
+    lines = [*label_lines(summary), f"labels: {path}"]
+    if out is not None:
+        from localdpo.prefs.label import write_labelled
+
+        written, cut = write_labelled(data, state, out, format_name=format_name, force=force)
+        lines.append(f"written: {out}, {counted(written, 'pair')}")
+        if cut:
+            lines.append(
+                f"left out: {counted(cut, 'pair')} whose preferred answer was cut at a limit of tokens"
+            )
+    result({**asdict(summary), "labels": str(path)}, lines, as_json=as_json)
+
+
+def journal_of(data: str) -> Path:
+    """Beside a file, else in the folder one is in, by the last part of the name."""
+    path = Path(data)
+    if path.is_file():
+        return path.with_name(f"{path.name}.labels.jsonl")
+    return Path(f"{data.rpartition('/')[2].replace(':', '-')}.labels.jsonl")
+
+
+def label_lines(summary: Summary) -> list[str]:
+    """Counts and agreement of the labels, for a terminal."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in summary.choices.items() if count)
+    lines = [f"answered: {summary.done:,} of {summary.total:,}" + (f" ({counts})" if counts else "")]
+    for what, share, kappa in (
+        ("with the data", summary.agreement, summary.kappa),
+        ("with yourself", summary.self_agreement, summary.self_kappa),
+    ):
+        if share is not None:
+            words = "" if kappa is None else f", kappa {kappa:.2f}"
+            lines.append(f"agreement {what}: {share:.0%}{words}")
+    if summary.flagged:
+        lines.append(f"flagged rows: {', '.join(map(str, summary.flagged))}")
+    return lines
 
 
 @prefs.command()

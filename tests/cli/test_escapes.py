@@ -18,7 +18,7 @@ import typer
 from tiny_folders import make_adapter, recipe_text, write_rows
 
 from localdpo.cli.main import app, run
-from localdpo.cli.prefs_label import journal_of
+from localdpo.cli.prefs import journal_of
 from localdpo.core.atomic import write_manifest
 from localdpo.core.text import escaped
 from localdpo.out import UNREAD_EXIT

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from localdpo.cli.main import app
-from localdpo.cli.prefs_label import journal_of
+from localdpo.cli.prefs import journal_of
 from localdpo.core.errors import UserError
 from localdpo.prefs.label import open_labelling
 

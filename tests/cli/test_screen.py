@@ -39,5 +39,5 @@ def test_it_needs_keys_and_a_terminal_that_can_be_drawn_on(
 def test_every_command_that_opens_one_asks_for_it():
     texts = {path.stem: path.read_text() for path in CLI.glob("*.py")}
     openers = {name for name, text in texts.items() if re.search(r"\b(run_app|train_in_dashboard)\(", text)}
-    assert openers >= {"chat", "compare", "prefs_label", "train", "watch"}
+    assert openers >= {"chat", "compare", "prefs", "train", "watch"}
     assert {name for name in openers if "has_screen()" not in texts[name]} == set()
