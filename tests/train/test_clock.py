@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from localdpo.train.clock import Absence, Clock
+from localdpo.train.control import Absence, Clock
 
 pytestmark = pytest.mark.slow
 
 # Stops itself for SECONDS by way of a child that sends SIGCONT, then says what the clock and the wall saw.
 STOPPED = """
 import os, signal, subprocess, sys, time
-from localdpo.train.clock import Clock
+from localdpo.train.control import Clock
 clock = Clock()
 clock.install()
 time.sleep(0.2)
@@ -28,7 +28,7 @@ print(wall - worked, *[f"{absence.reason} {absence.seconds}" for absence in cloc
 # Keeps the interpreter to itself for a second, so that the clock's thread cannot run, without being stopped.
 BUSY = """
 import re, time
-from localdpo.train.clock import Clock
+from localdpo.train.control import Clock
 clock = Clock()
 clock.install()
 worked, wall = clock.now(), time.monotonic()

@@ -23,8 +23,7 @@ from localdpo.records.events import Event, EventWriter, effective, read_events
 from localdpo.records.rundir import RunDir
 from localdpo.train import checkpoint, worker
 from localdpo.train.assemble import Session
-from localdpo.train.clock import Clock
-from localdpo.train.control import PAUSED_IN_WORK, StopRequest
+from localdpo.train.control import PAUSED_IN_WORK, Clock, StopRequest
 from localdpo.train.loop import Loop, TrainingOutcome
 
 pytestmark = pytest.mark.slow
