@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localdpo.core.atomic import LEAST_BYTES, require_space
-from localdpo.core.differing import differing
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.launch.recipediff import options_of
 from localdpo.recipe.load import dump_recipe, follow_links, load_recipe, parse_recipe
 from localdpo.recipe.schema import Recipe
 from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
+from localdpo.records.wording import differing
 
 Note = Callable[[str], None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from localdpo.core.differing import flatten
+from localdpo.records.wording import flatten
 
 
 def options_of(text: str) -> dict[str, object] | None:

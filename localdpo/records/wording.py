@@ -1,16 +1,15 @@
 """How events are worded, the same in every place that shows them. Pure functions.
 
 A line is a word for the kind of event, the step, and then `key value` pairs in a fixed order, the same in
-every run, for people and for grep alike.
+every run, for people and for grep alike. Options of recipes, too: as they are written, and where they differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from localdpo.core.differing import flatten
 from localdpo.core.names import command_line
 from localdpo.core.text import counted, format_brief, format_seconds, format_value
 from localdpo.records.answers import Sampling
@@ -141,3 +140,37 @@ def format_sampling(sampling: Sampling) -> str:
     drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
     how = drawn if sampling.temperature else "likeliest tokens"
     return f"{how}, at most {counted(sampling.max_tokens, 'token')}"
+
+
+def flatten(values: object, prefix: str = "") -> dict[str, object]:
+    """Nested mappings, and lists of them, as one with keys such as `data.train[0].source`."""
+    flat: dict[str, object] = {}
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    elif isinstance(values, list) and any(isinstance(value, Mapping) for value in values):
+        for index, value in enumerate(values):
+            flat.update(flatten(value, f"{prefix}[{index}]"))
+    else:
+        flat[prefix] = values
+    return flat
+
+
+def differing(recipes: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
+    """The keys whose values are not the same in all recipes, with the value in each ("" where unset)."""
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    rows = []
+    for key in keys:
+        values = [option_words(recipe[key]) if key in recipe else "" for recipe in recipes]
+        if len(set(values)) > 1:
+            rows.append((key, values))
+    return rows
+
+
+def option_words(value: object) -> str:
+    """A value of a recipe as it is written there."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -16,7 +16,6 @@ import yaml
 from mlx.utils import tree_unflatten
 
 from localdpo import __version__
-from localdpo.core.differing import differing, flatten, words
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError, UserErrors
 from localdpo.model import lora
 from localdpo.model.arrays import named
@@ -24,6 +23,7 @@ from localdpo.model.backend import Backend, prepare
 from localdpo.out import note, say_errors
 from localdpo.recipe.load import follow_links, load_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.records.wording import differing, flatten, option_words
 from localdpo.train import inputs
 from localdpo.train.control import StopRequest
 from localdpo.train.evaluator import held_out_scores
@@ -138,6 +138,8 @@ def require_same(ranks: Ranks, recipe: Recipe, made_of: Sequence[inputs.Input], 
                 if what == "inputs":
                     problems.append(f"{name}: {key} is not the one that {ranks.names[0]} has")
                 else:
-                    problems.append(f"{name}: {key} is {words(here)}, on {ranks.names[0]} {words(there)}")
+                    problems.append(
+                        f"{name}: {key} is {option_words(here)}, on {ranks.names[0]} {option_words(there)}"
+                    )
     if problems:
         raise UserErrors([UserError(problem) for problem in problems])

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import yaml
 
-from localdpo.core.differing import differing, flatten
 from localdpo.launch.begin import differing_keys
 from localdpo.launch.recipediff import options_of
 from localdpo.recipe.load import dump_recipe
 from localdpo.recipe.schema import Recipe
+from localdpo.records.wording import differing, flatten
 
 
 def test_entries_of_lists_of_data_sets_differ_one_by_one():

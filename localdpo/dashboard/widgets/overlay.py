@@ -11,7 +11,6 @@ from rich.table import Table
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
-from localdpo.core.differing import differing, words
 from localdpo.core.text import printable
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.drawing import ChartSeries, Kind, ReferenceValue
@@ -24,6 +23,7 @@ from localdpo.launch.recipediff import options_of
 from localdpo.out.console import Text
 from localdpo.records.metrics import ACCURACY, BY_NAME
 from localdpo.records.rundir import RunDir
+from localdpo.records.wording import differing, option_words
 
 # The colour and line of each run, in the order of their letters.
 _LOOKS: Final[tuple[tuple[str, Kind], ...]] = (
@@ -140,7 +140,9 @@ class Overlay(Horizontal):
         if not runs or len(recipes) < len(runs):
             panel.show(Text("a recipe.yaml cannot be read" if runs else ""), title)
         elif len(runs) == 1:
-            panel.show(self._table([""], [(key, [words(value)]) for key, value in recipes[0].items()]), title)
+            panel.show(
+                self._table([""], [(key, [option_words(value)]) for key, value in recipes[0].items()]), title
+            )
         elif rows := differing(recipes):
             panel.show(self._table([_letter(index) for index in range(len(runs))], rows), title)
         else:
