@@ -40,6 +40,20 @@ def set_random_key(key: tuple[int, int]) -> None:
     mx.random.seed((key[0] << 32) | key[1])
 
 
+@contextmanager
+def weights_restored(module: nn.Module) -> Iterator[None]:
+    """When the context ends, the module has the trainable parameters again that it has now.
+
+    For whatever puts arrays of a function's graph into a module. Left there, they tie all that is computed
+    with the module later to that graph: work that should run beside it waits for it.
+    """
+    before = module.trainable_parameters()
+    try:
+        yield
+    finally:
+        module.update(before)
+
+
 # --- files ---------------------------------------------------------------------------------------------
 
 

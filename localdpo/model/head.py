@@ -19,13 +19,15 @@ Shape legend: T tokens (of the batch, or of a chunk), D hidden size, V vocabular
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from localdpo.model.arrays import weights_restored
 from localdpo.model.cpu import exp
 
 # Bytes of float32 logits in a chunk. MLX allocates the outputs of about ten queued operations ahead,
@@ -78,10 +80,14 @@ class Head:
         """Trainable parameter trees of the head's modules; empty trees when it is frozen."""
         return [m.trainable_parameters() for m in self._modules]
 
-    def update(self, trees: list[Any]) -> None:
-        """Put parameter trees as `trainable` returns them into the modules."""
-        for module, tree in zip(self._modules, trees, strict=True):
-            module.update(tree)
+    @contextmanager
+    def holding(self, trees: list[Any]) -> Iterator[None]:
+        """While the context holds, the modules have parameter trees as `trainable` returns them."""
+        with ExitStack() as stack:
+            for module, tree in zip(self._modules, trees, strict=True):
+                stack.enter_context(weights_restored(module))
+                module.update(tree)
+            yield
 
 
 def chunk_size(vocabulary: int, budget: int) -> int:
@@ -214,9 +220,8 @@ def _recomputed(
     """Scores of a chunk whose log-probabilities are differentiable in the head's weights as well."""
 
     def score(trees: list[Any], h_TD: mx.array) -> list[mx.array]:
-        head.update(trees)
-        return _chunk_scores(head, h_TD, targets_T, collisions)
+        with head.holding(trees):
+            return _chunk_scores(head, h_TD, targets_T, collisions)
 
     scores: list[mx.array] = mx.checkpoint(score)(weights, hidden_TD)
-    head.update(weights)
     return scores

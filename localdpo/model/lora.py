@@ -28,7 +28,14 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program, resolve
-from localdpo.model.arrays import RepeatableDropout, is_finite, load_arrays, named, recomputed
+from localdpo.model.arrays import (
+    RepeatableDropout,
+    is_finite,
+    load_arrays,
+    named,
+    recomputed,
+    weights_restored,
+)
 from localdpo.model.load import first_line, read_json_object
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
 from localdpo.records.rundir import run_of
@@ -365,11 +372,11 @@ def adapter_weights(model: nn.Module) -> Weights:
 @contextmanager
 def use(model: nn.Module, weights: Weights) -> Iterator[None]:
     """While the context holds, the model computes with these adapter weights and without dropout."""
-    before, training = adapter_weights(model), model.training
-    model.update(weights)
-    model.eval()
-    try:
-        yield
-    finally:
-        model.update(before)
-        model.train(training)
+    training = model.training
+    with weights_restored(model):
+        model.update(weights)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)

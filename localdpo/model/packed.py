@@ -31,7 +31,7 @@ import mlx.nn as nn
 import numpy as np
 
 from localdpo.model import cpu
-from localdpo.model.arrays import RepeatableDropout, drawing_from, recomputed
+from localdpo.model.arrays import RepeatableDropout, drawing_from, recomputed, weights_restored
 from localdpo.model.backend import device_name
 from localdpo.model.head import text_model
 
@@ -306,20 +306,19 @@ def _checkpointed(call: Any) -> Any:
         keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)] if draws else []
 
         def inner(weights: Any, arrays: list[mx.array], keys: list[mx.array]) -> Any:
-            layer.update(weights)
             rest = iter(arrays)
 
             def put(value: Any) -> Any:
                 return next(rest) if isinstance(value, mx.array) else value
 
             # Recomputed after the forward pass is over.
-            with _segments_in_attention(), drawing_from(keys[0]) if keys else nullcontext():
+            drawing = drawing_from(keys[0]) if keys else nullcontext()
+            with weights_restored(layer), _segments_in_attention(), drawing:
+                layer.update(weights)
                 return call(layer, *[put(a) for a in args], **{k: put(v) for k, v in kwargs.items()})
 
         weights = layer.trainable_parameters()
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
-        out = recomputed(inner)(weights, given, keys)
-        layer.update(weights)
-        return out
+        return recomputed(inner)(weights, given, keys)
 
     return wrapped

@@ -29,6 +29,7 @@ from mlx.utils import tree_map
 from localdpo.core.text import counted
 from localdpo.data.batches import steps_per_epoch
 from localdpo.data.types import Batch
+from localdpo.model.arrays import weights_restored
 from localdpo.model.forward import Forward, ForwardArrays
 from localdpo.model.lanes import side_by_side
 from localdpo.objective.losses import pair_losses, unpaired_losses
@@ -299,7 +300,11 @@ class TrainStep:
             sums = objective.sums(scores, arrays.desirable_B, arrays.baseline, arrays.weights_B)
             return sums["loss"][0] / arrays.count, sums
 
-        loss_and_gradients = nn.value_and_grad(self.model, loss)
+        differentiated = nn.value_and_grad(self.model, loss)
+
+        def loss_and_gradients(arrays: StepArrays) -> Any:
+            with weights_restored(self.model):
+                return differentiated(arrays)
 
         # MLX traces functions of dicts, lists and arrays: the record of arrays is put together inside.
         def traced(tree: dict[str, Any], carry: Any) -> tuple[mx.array, BatchSums, Any]:

@@ -78,6 +78,23 @@ def test_no_mask_is_differentiated_with_a_checkpointed_block(
     assert {array.shape[-1] for array in handed if array.ndim > 2} == {64}
 
 
+def test_a_block_that_is_computed_again_gives_its_layers_their_weights_back() -> None:
+    model = with_lora(tiny("llama"))
+    arrays = batch_arrays(collate(random_rows(2, seed=1), 0, np.arange(2)), shared=True)
+    forward = Forward(model, checkpoint=True)
+    held: list[list[mx.array]] = []
+
+    def weights() -> list[mx.array]:
+        return [array for _, array in tree_flatten(model.trainable_parameters())]
+
+    def loss() -> mx.array:
+        held.append(weights())
+        return forward.logps(arrays, gradient=True).sum()
+
+    nn.value_and_grad(model, loss)()
+    assert all(after is before for after, before in zip(weights(), held[0], strict=True))
+
+
 def test_what_is_no_number_gets_no_gradient_and_reaches_the_function() -> None:
     @recomputed
     def picked(x: mx.array, mask: mx.array, ids: mx.array) -> mx.array:

@@ -366,3 +366,28 @@ def test_dropout_is_on_while_a_step_is_taken_and_only_then(
     assert abs(losses[0] - math.log(2)) > 1e-3
     assert abs(losses[0] - losses[1]) > 1e-4
     np.testing.assert_array_equal(np.array(session.forward.score(batch)), before)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_micro_batch_leaves_nothing_of_its_graph_in_the_model(
+    checkpoint: bool, tmp_path: Path, pairs: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one, which is built before this one is computed, would wait for it."""
+    options = {"batch_size": 8, "micro_batch_size": 4, "gradient_checkpointing": checkpoint}
+    session = prepared(tmp_path, recipe_text(tiny_model, pairs, train=options))
+    seen = []
+
+    def weights() -> list[mx.array]:
+        return [array for _, array in tree_flatten(session.base.model.trainable_parameters())]
+
+    def one_by_one(build: Any, items: Any, lanes: int) -> Any:
+        for item in items:
+            before = weights()
+            built = build(item)
+            seen.append([a is b for a, b in zip(weights(), before, strict=True)])
+            yield built
+
+    monkeypatch.setattr("localdpo.train.step.side_by_side", one_by_one)
+    step_of(session, optim.SGD(0.0))(session.feed.arrays(session.feed.batches(0)), 0.0)
+    assert len(seen) == 2
+    assert all(map(all, seen))
