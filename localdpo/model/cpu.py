@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 import platform
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
@@ -114,17 +115,41 @@ def _swiglu_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, 
     return flow * x * (sigmoid + silu * (1.0 - sigmoid)), flow * silu
 
 
+# What each product of `swiglu` that Python still holds is made of, by its id.
+_factors: dict[int, tuple[weakref.ref[mx.array], tuple[mx.array, ...]]] = {}
+
+
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """`silu(gate) * x`, as mlx-lm's function of that name; any shape."""
-    out: mx.array = _swiglu(gate, x)[0]
+    out, sigmoid = cast("tuple[mx.array, mx.array]", _swiglu(gate, x))
+    key = id(out)
+    gone = weakref.ref(out, lambda _: _factors.pop(key, None))
+    _factors[key] = gone, (gate, sigmoid, x)
     return out
+
+
+def factors_of(x: mx.array) -> tuple[mx.array, ...]:
+    """Arrays whose product, from the first to the last, is `x` to the bit, where `swiglu` made it; else none.
+
+    They are kept for its gradient, so that who needs `x` in the backward pass can do without keeping it too.
+    """
+    _, factors = _factors.get(id(x), (None, ()))
+    return factors
 
 
 def take_swiglu(model: nn.Module) -> None:
     """Have the model's layers call `swiglu` above instead of mlx-lm's, where MLX's exponential is slow."""
-    if not slow_exponentials():
-        return
-    for kind in {type(module) for module in model.modules()}:
-        module = inspect.getmodule(kind)
-        if getattr(module, "swiglu", None) is activations.swiglu:
-            module.swiglu = swiglu  # type: ignore[union-attr]
+    if slow_exponentials():
+        for module in _modules_of_swiglu(model, activations.swiglu):
+            module.swiglu = swiglu
+
+
+def takes_swiglu(model: nn.Module) -> bool:
+    """Whether the model's layers call `swiglu` above."""
+    return bool(_modules_of_swiglu(model, swiglu))
+
+
+def _modules_of_swiglu(model: nn.Module, function: Any) -> list[Any]:
+    """The Python modules of the model's layers in which `swiglu` is this function."""
+    found = {inspect.getmodule(kind) for kind in {type(module) for module in model.modules()}}
+    return [module for module in found if getattr(module, "swiglu", None) is function]

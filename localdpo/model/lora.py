@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ from localdpo.model.arrays import (
     recomputed,
     weights_restored,
 )
+from localdpo.model.cpu import factors_of
 from localdpo.model.load import first_line, read_json_object
 from localdpo.records.checkpoints import Note, Verified, verified_adapter
 from localdpo.records.rundir import run_of
@@ -257,36 +259,48 @@ class LeanLoRALinear(LoRALinear):
     """mlx-lm's layer with the same numbers, but without passes and copies of whole outputs and inputs.
 
     In float32 the scale is on the few numbers between the adapter's two products, and the second is added
-    where it is computed. Of a 16-bit input the product with the float32 adapter makes a copy; the gradient of
-    `lora_a` needs it, and every adapted layer kept it until the backward pass. Here it is rebuilt there.
+    where it is computed. The output of SwiGLU, which the gradient of `lora_a` needs, is multiplied again
+    there from what is kept anyway (see `cpu.factors_of`).
+
+    Of a 16-bit input the product with the float32 adapter makes a copy; the gradient of `lora_a` needs it,
+    and every adapted layer kept it until the backward pass. Here it is rebuilt there.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.dtype == mx.float32:
             dropped, a = self.dropout(x), self.scale * self.lora_a
-            adapted: mx.array = _with_product(self.linear(x), dropped, a, self.lora_b)[0]
+            factors = [mx.stop_gradient(factor) for factor in factors_of(dropped)]
+            adapted: mx.array = _with_product(self.linear(x), dropped, a, self.lora_b, *factors)[0]
             return adapted
         z = _product(self.dropout(x), self.lora_a, self.lora_b)
         return self.linear(x) + (self.scale * z).astype(x.dtype)
 
 
 @_custom_function
-def _with_product(y: mx.array, x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-    """`y + x @ a @ b`, and `x @ a`, which the gradient takes: [..., out] and [..., rank]."""
+def _with_product(
+    y: mx.array, x: mx.array, a: mx.array, b: mx.array, *factors: mx.array
+) -> tuple[mx.array, mx.array]:
+    """`y + x @ a @ b`, and `x @ a`, which the gradient takes: [..., out] and [..., rank].
+
+    With `factors`, whose product `x` is, these are kept for the gradient in its place.
+    """
     narrow = x @ a
     return mx.addmm(y, narrow, b), narrow
 
 
 @_with_product.vjp
 def _with_product_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-    _, x, a, b = primals
+    _, x, a, b, *factors = primals
     flow, narrow = cotangents[0], outputs[1]
+    if factors:
+        # Not before the flow is there: it may be multiplied as soon as the forward pass is done.
+        x = reduce(mx.multiply, mx.depends(factors, [flow]))
     narrow_flow = flow @ b.T
     grad_a = x.flatten(0, -2).T @ narrow_flow.flatten(0, -2)
     grad_b = narrow.flatten(0, -2).T @ flow.flatten(0, -2)
     # They come before what goes further down, or the flows of all layers would wait for them.
     flow, narrow_flow = mx.depends([flow, narrow_flow], [grad_a, grad_b])
-    return flow, narrow_flow @ a.T, grad_a, grad_b
+    return flow, narrow_flow @ a.T, grad_a, grad_b, *map(mx.zeros_like, factors)
 
 
 @recomputed

@@ -29,7 +29,9 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from localdpo.data.batches import Shape
 from localdpo.model.arrays import float_types, read_header
 from localdpo.model.backend import device_name, memory_limit
+from localdpo.model.cpu import takes_swiglu
 from localdpo.model.head import chunk_size, text_model
+from localdpo.model.lora import LeanLoRALinear
 from localdpo.model.packed import segments_for_attention
 
 # Tokens of one pass without gradients, padding included.
@@ -43,6 +45,9 @@ UNKNOWN_BYTES: Final = 2 * 36 * 1024 * 2
 FLOAT = 4
 # A safetensors file begins with the length of its header in so many bytes.
 _LENGTH_BYTES = 8
+# Arrays of an MLP's inner size that are kept of each token: gate, its sigmoid, its SiLU, up, and the product
+# of both, which is also what the last adapter is fed.
+GATES = 5
 # Copies of the adapter: its weights, their gradients, and Adam's two moments.
 ADAPTER_COPIES = 4
 # Buffers of a chunk of logits that are alive together, of one chunk and of a chain of them (see `head`).
@@ -183,6 +188,15 @@ class BatchShape:
         return cls(tokens, tokens, tokens * shape.width, tokens * shape.width, shape.scored)
 
 
+def kept_gates(model: nn.Module) -> int:
+    """Arrays of an MLP's inner size that are kept of each token in a model with its adapters."""
+    if not takes_swiglu(model):
+        return GATES
+    # No SiLU, and no product but for adapters that are mlx-lm's own (see `cpu.factors_of`).
+    down = [module for name, module in model.named_modules() if name.endswith("down_proj")]
+    return 3 + any("lora_a" in module and type(module) is not LeanLoRALinear for module in down)
+
+
 def text_config(folder: Path) -> dict[str, Any]:
     """A model's config.json, that of its text part on top."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -231,6 +245,7 @@ def estimate(
     checkpoint: bool,
     chunk_bytes: int,
     dora: bool = False,
+    gates: int = GATES,
     lanes: int = 1,
 ) -> MemoryEstimate:
     """The estimate for a step over micro-batches of one shape.
@@ -240,9 +255,11 @@ def estimate(
         adapted: blocks that carry adapters; those below them keep nothing.
         checkpoint: whether blocks are recomputed, so that only their inputs are kept.
         chunk_bytes: of a chunk of logits (see `head`).
+        gates: what `kept_gates` says of the model.
         lanes: micro-batches that are computed at the same time (see `lanes`).
     """
-    block = _Block.of(model, batch, dora=dora)
+    # A block that is recomputed takes as much either way, as measured.
+    block = _Block.of(model, batch, dora=dora, gates=GATES if checkpoint else gates)
     if checkpoint:
         kept = adapted * block.inputs
         # A block is recomputed and differentiated while operations of the next one are queued. Adapted
@@ -305,15 +322,14 @@ class _Block:
     copies: int
 
     @staticmethod
-    def of(model: ModelShape, batch: BatchShape, *, dora: bool) -> _Block:
+    def of(model: ModelShape, batch: BatchShape, *, dora: bool, gates: int) -> _Block:
         tokens = batch.tokens
         scores, most = (model.heads * count * model.width for count in (batch.scores, batch.most_scores))
         heads = model.query + model.keys if model.normed_heads else 0
         normed = model.norms * model.hidden + heads
         # For the adapters: the outputs of two norms (shared by query, key and value; by gate and up), and
-        # the output of attention. For attention: scaled queries. For the MLP: gate, its sigmoid, its SiLU,
-        # up, and the product of both, which is also what the last adapter is fed.
-        linear = 2 * model.hidden + 2 * model.query + 5 * model.inner
+        # the output of attention. For attention: scaled queries. For the MLP: its gates.
+        linear = 2 * model.hidden + 2 * model.query + gates * model.inner
         # Attention is not fused where a gradient is taken, so the softmax of all heads is kept, and keys and
         # values. CUDA's fused kernel takes the mask in the place of the softmax, in the same size.
         kept = tokens * (normed * model.norm_width + linear * model.width) + scores
@@ -324,12 +340,13 @@ class _Block:
             # What the magnitudes multiply, the copies too (it is mlx-lm's own layer), and the dense weights.
             outputs = model.query + 2 * model.keys + 2 * model.hidden + 2 * model.inner
             kept += tokens * outputs * model.width + copies + model.block_weights * model.width
-        # Cotangents of the MLP (4 arrays), of the residual stream and a norm (2), and of queries, keys and
-        # values before and after they are transposed (3), with operations of the next block that are queued.
-        # Where attention's scores are large, theirs come instead of the MLP's: all, and 1.3 times those that
-        # are taken at once. What is alive was measured, in steps where one of them was larger than the rest.
+        # Cotangents of the MLP (4 arrays, and a product that is multiplied again), of the residual stream and
+        # a norm (2), and of queries, keys and values before and after they are transposed (3), with
+        # operations of the next block that are queued. Where attention's scores are large, theirs come
+        # instead of the MLP's: all, and 1.3 times those that are taken at once. What is alive was measured,
+        # in steps where one of them was larger than the rest.
         projections = 2 * model.hidden + 3 * (model.query + 2 * model.keys)
-        mlp = 1.3 * tokens * (4 * model.inner + projections) * model.width
+        mlp = 1.3 * tokens * ((4 + (gates < GATES)) * model.inner + projections) * model.width
         attention = tokens * projections * model.width + 0.7 * scores + 1.3 * most
         return _Block(
             inputs=tokens * model.hidden * model.width,

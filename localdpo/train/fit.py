@@ -20,7 +20,7 @@ from localdpo.model.head import CHUNK_BYTES
 from localdpo.model.lanes import lane_count
 from localdpo.model.load import model_path
 from localdpo.model.lora import LoraConfig
-from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, model_shape
+from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, kept_gates, model_shape
 from localdpo.recipe.schema import Recipe, TrainSection
 from localdpo.train.data import DrawnRows, Rows, micro_batch
 from localdpo.train.step import MAX_SHAPES, Schedule
@@ -213,7 +213,7 @@ class MemoryNeed:
         self._model, self._shared, self._tables = model, shared, tables
         self._adapter = sum(array.nbytes for array in named(tuned.trainable_parameters()).values())
         self._adapted = model.blocks if config.layers == -1 else config.layers
-        self._dora = config.type == "dora"
+        self._dora, self._gates = config.type == "dora", kept_gates(tuned)
         self._chunk = CHUNK_BYTES[backend.device]
         # Without the last token of the prompt, which heads each response.
         self._contexts = train.store.prompt_lengths[train.indices].astype(np.int64) - 1
@@ -230,6 +230,7 @@ class MemoryNeed:
                 checkpoint=checkpoint,
                 chunk_bytes=self._chunk,
                 dora=self._dora,
+                gates=self._gates,
                 lanes=lanes,
             )
             for batch in self._batches(rows)

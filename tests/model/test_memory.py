@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,16 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import activations, llama
 from model_families import BASE, HYBRID, tiny
 from random_batches import random_rows
 
 from localdpo.data.batches import Shape, bucket, collate
-from localdpo.model import lora
+from localdpo.model import cpu, lora
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.head import CHUNK_BYTES
 from localdpo.model.load import load_base
-from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, model_shape
+from localdpo.model.memory import BatchShape, MemoryEstimate, ModelShape, estimate, kept_gates, model_shape
 
 pytestmark = pytest.mark.slow
 
@@ -50,15 +52,18 @@ class Case:
     family: str = "llama"
     dtype: mx.Dtype = mx.float32
     bits: int | None = None
+    swiglu: Any = activations.swiglu
 
 
 CASES = [
+    Case("wide MLP, SwiGLU of x86", 2, 96, 64, False, {"intermediate_size": 1024}, swiglu=cpu.swiglu),
     Case("even", 4, 128, 64, False, {}),
     Case("even, recomputed", 4, 128, 64, True, {}),
     Case("wide heads as in Qwen3 0.6B", 2, 128, 64, False, {"head_dim": 64}, "qwen3"),
     Case("wide heads, recomputed", 2, 128, 96, True, {"head_dim": 64}, "qwen3"),
     Case("long prompts", 2, 384, 48, False, {"num_hidden_layers": 3}),
     Case("long responses, recomputed", 2, 64, 160, True, {"num_hidden_layers": 6}),
+    Case("long responses, recomputed, SwiGLU of x86", 2, 64, 160, True, {}, swiglu=cpu.swiglu),
     Case("wide MLP", 2, 96, 64, False, {"intermediate_size": 1024, "num_hidden_layers": 3}),
     Case("16,000 words", 4, 64, 64, False, {"vocab_size": 16_000}),
     Case("150,000 words, recomputed", 1, 64, 96, True, {"vocab_size": 150_000, "hidden_size": 64}),
@@ -106,10 +111,13 @@ def measured(
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.every(8)
-def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: Path) -> None:
+def test_a_real_step_takes_within_a_tenth_of_the_estimate(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Activations, scores, MLP and logits dominate in turn."""
     sizes = SIZES | case.sizes
     model = tiny(case.family, **sizes)
+    monkeypatch.setattr(inspect.getmodule(type(model)), "swiglu", case.swiglu)
     model.set_dtype(case.dtype)
     if case.bits is not None:
         nn.quantize(model, group_size=32, bits=case.bits)
@@ -125,6 +133,7 @@ def test_a_real_step_takes_within_a_tenth_of_the_estimate(case: Case, tmp_path: 
         adapted=shape.blocks,
         checkpoint=case.checkpoint,
         chunk_bytes=CHUNK_BYTES["cpu"],
+        gates=kept_gates(model),
     )
     peak = measured(model, case.rows, case.prompt, case.response, checkpoint=case.checkpoint)
     assert found.total == pytest.approx(peak, rel=0.1), f"{found.total / peak:.3f}"
@@ -198,3 +207,20 @@ def test_a_multimodal_configuration_is_read_at_its_text_part(tmp_path: Path) -> 
     expected = model_shape(plain, cpu=True)
     (plain / "config.json").write_text(json.dumps({"text_config": SIZES}))
     assert model_shape(plain, cpu=True) == expected
+
+
+def test_an_output_of_swiglu_that_an_adapter_multiplies_again_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gates(kind: str = "lora", keys: tuple[str, ...] | None = None) -> int:
+        model = tiny("llama")
+        model.freeze()
+        lora.attach(model, lora.LoraConfig(kind, -1, 4, 8.0, keys=keys), seed=0)
+        return kept_gates(model)
+
+    monkeypatch.setattr(llama, "swiglu", activations.swiglu)
+    assert gates() == 5
+    monkeypatch.setattr(llama, "swiglu", cpu.swiglu)
+    assert gates() == 3
+    assert gates(keys=("mlp.up_proj",)) == 3
+    assert gates("dora") == 4
