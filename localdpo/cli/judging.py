@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from localdpo.cli.options import (
@@ -34,66 +35,52 @@ if TYPE_CHECKING:
 LINE_SECONDS: Final = 5.0
 
 
-def rubric_fields(
-    rubric: RubricOption = None,
-    constitution: ConstitutionOption = None,
-    principles: PrinciplesOption = None,
-) -> dict[str, Any]:
-    """What is asked, as fields of a JudgeRequest, of which those that were not given are left out."""
-    return _given({"rubrics": rubric or None, "constitution": constitution, "principles": principles})
-
-
-def limit_fields(
-    batch: BatchOption = False,
-    max_usd: MaxUsdOption = None,
-    concurrency: ConcurrencyOption = None,
-    judge_tokens: JudgeTokensOption = None,
-    effort: EffortOption = None,
-    price: PriceOption = None,
-    prices: PricesOption = None,
-) -> dict[str, Any]:
-    """How it is asked, and what it may cost, as fields of a JudgeRequest; likewise."""
-    return _given(
-        {
-            "batch": batch or None,
-            "max_usd": max_usd,
-            "concurrency": concurrency,
-            "judge_tokens": judge_tokens,
-            "effort": effort,
-            "price": price,
-            "prices": None if prices is None else str(prices),
-        }
-    )
-
-
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-# Which options a parameter of a command stands for.
-_GROUPS: Final = {"judging": (rubric_fields, limit_fields), "limits": (limit_fields,)}
+# The options of a judge by the fields of a JudgeRequest, and what they are where they are not given.
+_RUBRIC: Final = {
+    "rubrics": (RubricOption, None),
+    "constitution": (ConstitutionOption, None),
+    "principles": (PrinciplesOption, None),
+}
+_LIMITS: Final = {
+    "batch": (BatchOption, False),
+    "max_usd": (MaxUsdOption, None),
+    "concurrency": (ConcurrencyOption, None),
+    "judge_tokens": (JudgeTokensOption, None),
+    "effort": (EffortOption, None),
+    "price": (PriceOption, None),
+    "prices": (PricesOption, None),
+}
+# Which of them a parameter of a command stands for: what is asked and how, or how alone.
+_GROUPS: Final[Mapping[str, Mapping[str, tuple[Any, Any]]]] = {
+    "judging": {**_RUBRIC, **_LIMITS},
+    "limits": _LIMITS,
+}
 
 
 def with_judge_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of a judge where it has the parameter `judging`, which gets their fields,
-    or `limits`, which gets those of `limit_fields`. Its parameters are keyword-only.
+    """The command with the options of _GROUPS in place of its parameter `judging` or `limits`, which gets the
+    fields of a JudgeRequest that were given. Its parameters are keyword-only.
     """
     own = inspect.signature(command, eval_str=True)
     place = next(name for name in own.parameters if name in _GROUPS)
-    shared = {made: inspect.signature(made, eval_str=True).parameters for made in _GROUPS[place]}
-    parameters: list[inspect.Parameter] = []
-    for parameter in own.parameters.values():
-        if parameter.name == place:
-            options = [option for group in shared.values() for option in group.values()]
-            parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
-        else:
-            parameters.append(parameter)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option)
+        for name, (option, default) in _GROUPS[place].items()
+    ]
+    parameters = [
+        each
+        for own_one in own.parameters.values()
+        for each in (options if own_one.name == place else [own_one])
+    ]
 
     @wraps(command)
     def called(**values: Any) -> None:
-        fields: dict[str, Any] = {}
-        for made, group in shared.items():
-            fields |= made(**{name: values.pop(name) for name in group})
+        given = {option.name: values.pop(option.name) for option in options}
+        fields = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in given.items()
+            if value is not None and value is not False and value != []
+        }
         command(**values, **{place: fields})
 
     called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
