@@ -32,7 +32,7 @@ LIMITS = {
 OF_SWEEP = {
     **LIMITS,
     "judge": ["--judge", "anthropic"],
-    "rubric": ["--rubric", "one.md", "--rubric", "two.md"],
+    "rubrics": ["--rubric", "one.md", "--rubric", "two.md"],
     "constitution": ["--constitution", "own.yaml"],
     "principles": ["--principles", "all"],
     "prompts": ["--prompts", "asked.jsonl"],
