@@ -202,15 +202,16 @@ def stage_of(series: RoundsDir, record: SeriesRecord) -> str:
         return training if is_made else f"{training}, then stopped; resume it with: {resume_command(series)}"
     if run.status() == "finished":
         files = answers_files(run.path)
-        return f"{of}: evaluation{_answered(files[0]) if files else ''}"
-    return f"{of}: answers to judge{_answered(run.path / BUILD / 'candidates.jsonl')}"
+        return f"{of}: evaluation, {_answered(files[0]) if files else 'answers'}"
+    return f"{of}: pairs, {_answered(run.path / BUILD / 'candidates.jsonl')}"
 
 
 def _answered(path: Path) -> str:
+    """`answers`, `answers 385 of 800`, or `verdicts` when all are there."""
     tail = AnswersTail(path)
     tail.poll()
     wanted = len(tail.records) + tail.missing
-    return f", {len(tail.records)} of {wanted}" if tail.missing else ", verdicts" if wanted else ""
+    return f"answers {len(tail.records)} of {wanted}" if tail.missing else "verdicts" if wanted else "answers"
 
 
 HEADINGS: Final = ("round", "pairs", "win vs last", "win vs start", "KL", "tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from localdpo.dashboard.appbase import frame_text
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.records.evaluations import RateEstimate
 from localdpo.records.rundir import RunLock
-from localdpo.records.series import RoundResult, RoundsDir, SeriesRecord, write_record
+from localdpo.records.series import RoundResult, RoundsDir, SeriesRecord, read_record, write_record
 
 pytestmark = pytest.mark.slow
 
@@ -71,13 +72,35 @@ def test_the_table_and_its_bars(series: RoundsDir, size: tuple[int, int], pairs:
         )
         assert row.endswith("52% (42% to 62%) 71% (61% to 79%) 2.5 +- 0.39 42 (+4)")
         assert ("152" in row) == pairs
-        for title in ("win rate against the round before", "KL from the start, nats", "tokens of an answer"):
-            assert any(title in line for line in lines)
-        assert sum("●" in line for line in lines) == 4
+        assert sum(line.count("●") for line in lines) == 4
         with RunLock(series):
             await press(pilot, "x")
             assert "Stop again?" in frame_text(app)
             await press(pilot, "c")
+
+    drive(app, act, size)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36)])
+def test_all_figures_of_several_rounds_are_seen(series: RoundsDir, size: tuple[int, int]) -> None:
+    known = read_record(series).rounds[-1]
+    rounds = tuple(replace(known, name=f"round-{number}") for number in range(1, 5))
+    for name in ("round-3", "round-4"):
+        make_run(series.path, name)
+    write_record(series, SeriesRecord(4, rounds, "all rounds are done"))
+    app = DashboardApp(Path("runs"), None, series=series)
+
+    async def act(pilot: Pilot[None]) -> None:
+        text = frame_text(app)
+        for title in (
+            "win rate against the round before",
+            "win rate against the start",
+            "KL from the start, nats",
+            "tokens of an answer",
+        ):
+            assert title in text
+        # In the table, and below each title.
+        assert text.count("round-4") == 5
 
     drive(app, act, size)
 

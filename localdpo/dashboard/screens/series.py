@@ -37,7 +37,6 @@ from localdpo.records.series import (
     SeriesRecord,
     cells,
     closing_lines,
-    rate_text,
     read_record,
     stage_of,
 )
@@ -217,35 +216,40 @@ class RoundsScreen(SeriesScreen):
         self.query_one("#bars-of-rounds", Static).update(self._bars())
 
     def _bars(self) -> Text:
-        """Three groups of a bar for each round."""
+        """A bar for each round in four groups, two beside each other; the table has the figures."""
         rounds = self._record.rounds
-        text = Text(no_wrap=True, overflow="ellipsis")
         if not rounds:
-            return text.append("no round is done yet", self.dashboard.palette.muted)
-        width = max(_BAR[0], min(_BAR[1], self.size.width - 40))
+            return Text("no round is done yet", self.dashboard.palette.muted)
+        width = max(_BAR[0], min(_BAR[1], self.size.width // 2 - 13))
         style = RatesStyle(self.dashboard.palette, self.dashboard.abilities, width)
 
-        def group(
-            title: str, bar: Callable[[RoundResult], Text], words: Callable[[RoundResult], str]
-        ) -> None:
-            text.append(f"{title}\n", "bold")
-            for result in rounds:
-                text.append(f" {result.name:<9}").append_text(bar(result)).append(f" {words(result)}\n")
+        def group(title: str, bar: Callable[[RoundResult], Text]) -> list[Text]:
+            lines = [Text.assemble(f" {result.name:<9}", bar(result)) for result in rounds]
+            lines = [Text(title, "bold"), *lines]
+            for line in lines:
+                line.truncate(width + 12, pad=True)
+            return lines
 
         def win(rate: RateEstimate | None) -> Text:
-            return Text(" " * width) if rate is None else interval_bar(rate, width, style)
+            return Text() if rate is None else interval_bar(rate, width, style)
 
         def bar(value: float, most: float) -> Text:
             sign = "█" if style.abilities.unicode else "#"
             filled = round(width * max(0.0, value) / most) if most > 0 else 0
-            return Text((sign * filled).ljust(width), style.palette.chosen)
+            return Text(sign * filled, style.palette.chosen)
 
         kl, tokens = (max(getattr(result, name) for result in rounds) for name in ("kl", "tokens"))
-        group("win rate against the round before", lambda one: win(one.last), lambda one: rate_text(one.last))
-        group("win rate against the start", lambda one: win(one.first), lambda one: rate_text(one.first))
-        group("KL from the start, nats", lambda one: bar(one.kl, kl), lambda one: cells(one)[4])
-        group("tokens of an answer", lambda one: bar(one.tokens, tokens), lambda one: cells(one)[5])
-        return text
+        rows = (
+            (
+                group("win rate against the round before", lambda one: win(one.last)),
+                group("win rate against the start", lambda one: win(one.first)),
+            ),
+            (
+                group("KL from the start, nats", lambda one: bar(one.kl, kl)),
+                group("tokens of an answer", lambda one: bar(one.tokens, tokens)),
+            ),
+        )
+        return Text("\n").join(Text.assemble(*pair) for row in rows for pair in zip(*row, strict=True))
 
 
 class SweepScreen(SeriesScreen):
