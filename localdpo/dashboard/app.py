@@ -22,7 +22,7 @@ from textual.widget import Widget
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.dashboard.appbase import TerminalApp, frame_svg, frame_text
-from localdpo.dashboard.feed import PendingCommands, RunFeed
+from localdpo.dashboard.feed import PendingCommands, RenderThrottle, RunFeed
 from localdpo.dashboard.keymap import (
     INNER_TITLES,
     SCREEN_TITLES,
@@ -35,7 +35,6 @@ from localdpo.dashboard.keymap import (
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.terminal import THEME_NAMES
-from localdpo.dashboard.throttle import RenderThrottle
 from localdpo.dashboard.widgets.basic import TextPanel
 from localdpo.launch.processes import Job, Worker
 from localdpo.records.answers import AnswersRequest

@@ -33,7 +33,7 @@ from localdpo.judging.registry import JudgeRequest, cost_lines, judge_spec, make
 from localdpo.judging.rubric import MODES, rubrics_by_mode
 from localdpo.launch.begin import differing_keys
 from localdpo.launch.processes import watch
-from localdpo.objective.kl import sequence_kl
+from localdpo.objective.numerics import sequence_kl
 from localdpo.prefs.build import REPORT, TRAIN, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
 from localdpo.prefs.build_plan import preview_lines as build_preview

@@ -16,8 +16,8 @@ from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import SampledAnswer, generate
-from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.metrics import Sums
+from localdpo.objective.numerics import entropy_per_token, kl_per_token, sequence_kl
 from localdpo.objective.scores import ResponseScores
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir

@@ -22,7 +22,7 @@ from textual.pilot import Pilot
 
 from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
-from localdpo.dashboard.throttle import RenderThrottle
+from localdpo.dashboard.feed import RenderThrottle
 from localdpo.records.events import encode_event
 from localdpo.records.rundir import RunDir
 

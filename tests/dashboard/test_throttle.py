@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 
 from localdpo.dashboard import app as app_module
 from localdpo.dashboard.appbase import frame_text
-from localdpo.dashboard.throttle import IDLE_CPU, TRAINING_ON_CPU, CpuLimit, RenderThrottle
+from localdpo.dashboard.feed import IDLE_CPU, TRAINING_ON_CPU, CpuLimit, RenderThrottle
 from localdpo.records.control import take
 from localdpo.records.events import EventWriter
 from localdpo.records.rundir import RunLock

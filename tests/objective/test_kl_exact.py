@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import entr, log_softmax
 
-from localdpo.objective.kl import entropy_per_token, kl_per_token, sequence_kl
+from localdpo.objective.numerics import entropy_per_token, kl_per_token, sequence_kl
 
 
 def oracle(policy, reference):

@@ -12,9 +12,9 @@ from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted, printable
+from localdpo.dashboard.feed import Interval
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
-from localdpo.dashboard.throttle import Interval
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.dashboard.widgets.evaluation import (

@@ -9,11 +9,10 @@ from textual.binding import BindingType
 from textual.widgets import Input
 
 from localdpo.core.text import counted
-from localdpo.dashboard.feed import RunFeed
+from localdpo.dashboard.feed import Interval, RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import NoticesScreen
-from localdpo.dashboard.throttle import Interval
 from localdpo.dashboard.widgets.basic import TextLine
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
 from localdpo.dashboard.widgets.log import LogView

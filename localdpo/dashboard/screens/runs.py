@@ -12,6 +12,7 @@ from textual.widgets import Input, Static
 from localdpo.core.errors import UserError
 from localdpo.core.names import program
 from localdpo.core.text import printable
+from localdpo.dashboard.feed import Interval
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.runstable import (
     LEAD_WIDTH,
@@ -26,7 +27,6 @@ from localdpo.dashboard.runstable import (
 )
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, ChoiceDialog
-from localdpo.dashboard.throttle import Interval
 from localdpo.dashboard.widgets.basic import ListTable, TextLine
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.launch.processes import start_worker

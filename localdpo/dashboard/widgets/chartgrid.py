@@ -14,8 +14,7 @@ from textual.containers import Container
 from localdpo.core.text import counted, has_words
 from localdpo.dashboard.axes import StepView, right_edge, short_step
 from localdpo.dashboard.charts import CHARTS, SMOOTHINGS, Arrays, ChartSpec, available
-from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.throttle import Interval
+from localdpo.dashboard.feed import Interval, RunFeed
 from localdpo.dashboard.widgets.chart import LineChart
 
 _LEAST: Final = (38, 9)  # the fewest columns and rows of a chart beside others

@@ -17,11 +17,11 @@ from textual.widget import Widget
 from localdpo.core.text import has_words
 from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.axes import Axis, short
+from localdpo.dashboard.feed import Interval
 from localdpo.dashboard.picture import Picture
 from localdpo.dashboard.plot import means, smooth
 from localdpo.dashboard.state import RunState
 from localdpo.dashboard.system import SystemMonitor, SystemUsage
-from localdpo.dashboard.throttle import Interval
 from localdpo.records.metrics import ACCURACY, ALL_TIED, TIES, TILES, measured
 
 _BARS: Final = ("▁▂▃▄▅▆▇█", "_.-~=+*#")
