@@ -249,7 +249,10 @@ class RoundsScreen(SeriesScreen):
                 group("tokens of an answer", lambda one: bar(one.tokens, tokens)),
             ),
         )
-        return Text("\n").join(Text.assemble(*pair) for row in rows for pair in zip(*row, strict=True))
+        text = Text()
+        for left, right in (pair for row in rows for pair in zip(*row, strict=True)):
+            text.append_text(left).append_text(right).append("\n")
+        return text
 
 
 class SweepScreen(SeriesScreen):
