@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -286,9 +286,25 @@ def answer_all(
                 on_answer(record)
         if writer.tail.missing or (scores and not writer.tail.complete):
             with same_random_state():
-                _Answering(run, contestants, prompts, writer).run(scores, on_answer)
+                _Answering(run, contestants, prompts).run(writer, scores, on_answer)
         records = writer.tail.records
         return {name: [records[i, name] for i in range(len(prompts))] for name in header.names}
+
+
+def mean_logps(
+    run: RunDir,
+    contestants: Sequence[Contestant],
+    prompts: Sequence[PromptRow],
+    answers: Sequence[AnswerRecord],
+) -> dict[str, list[float]]:
+    """Mean log-probability per token, in nats, of one answer to each prompt under each contestant, by name.
+
+    Raises UserError for a model or adapter that cannot be loaded and a prompt that the template refuses.
+    """
+    texts = [(i, answer.ids) for i, answer in enumerate(answers)]
+    with same_random_state():
+        means = _Answering(run, contestants, prompts).read(texts)
+    return {name: [of_model[text] for text in texts] for name, of_model in means.items()}
 
 
 def answer_request(
@@ -323,9 +339,7 @@ _Text = tuple[int, tuple[int, ...]]
 class _Answering:
     """One load of a run's base, and everything that is generated and read with it."""
 
-    def __init__(
-        self, run: RunDir, every: Sequence[Contestant], prompts: Sequence[PromptRow], writer: AnswersWriter
-    ) -> None:
+    def __init__(self, run: RunDir, every: Sequence[Contestant], prompts: Sequence[PromptRow]) -> None:
         prepare()
         recipe = load_recipe(run.recipe)
         self.base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
@@ -343,14 +357,14 @@ class _Answering:
             )
             for row in prompts
         ]
-        self.prompts, self.writer = prompts, writer
+        self.prompts = prompts
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.pad = next((int(token) for token in ends if token is not None), 0)
 
-    def run(self, scores: bool, on_answer: OnAnswer | None) -> None:
+    def run(self, writer: AnswersWriter, scores: bool, on_answer: OnAnswer | None) -> None:
         """Answer and read what is missing, group by group."""
-        assert self.writer.tail.header is not None
-        sampling = self.writer.tail.header.sampling
+        assert writer.tail.header is not None
+        sampling = writer.tail.header.sampling
         seeds = prompt_seeds(self.prompts, sampling.seed)
         columns = [
             AnswerColumn(
@@ -362,31 +376,33 @@ class _Answering:
             )
             for name in self.names
         ]
-        for indices in fill_groups(self.writer, self.base, columns, GROUP, on_answer):
-            if scores and not self.writer.tail.scored.issuperset(indices):
-                self._read(indices)
+        for indices in fill_groups(writer, self.base, columns, GROUP, on_answer):
+            if scores and not writer.tail.scored.issuperset(indices):
+                self._write_scores(writer, indices)
 
-    def _read(self, indices: range) -> None:
+    def _write_scores(self, writer: AnswersWriter, indices: range) -> None:
         """Write the mean log-probabilities of a group's answers: answer of -> under the model."""
-        records = self.writer.tail.records
-        # Models often agree on an answer: each text is read once. Longest first, so that memory that does not
-        # suffice shows at once; then a fixed order.
-        texts = sorted(
-            {(i, records[i, name].ids) for i in indices for name in self.names},
-            key=lambda text: (-len(text[1]), *text),
-        )
-        means: dict[str, dict[_Text, float]] = {}
-        for model in self.names:
-            with self.models.use(model):
-                means[model] = self._means(texts)
+        records = writer.tail.records
+        means = self.read({(i, records[i, name].ids) for i in indices for name in self.names})
         for i in indices:
-            self.writer.scores(
+            writer.scores(
                 i,
                 {
                     name: {model: means[model][i, records[i, name].ids] for model in self.names}
                     for name in self.names
                 },
             )
+
+    def read(self, texts: Iterable[_Text]) -> dict[str, dict[_Text, float]]:
+        """Mean log-probability per token of each text under each model, by its name."""
+        # Models often agree on an answer: each text is read once. Longest first, so that memory that does not
+        # suffice shows at once; then a fixed order.
+        ordered = sorted(set(texts), key=lambda text: (-len(text[1]), *text))
+        means: dict[str, dict[_Text, float]] = {}
+        for model in self.names:
+            with self.models.use(model):
+                means[model] = self._means(ordered)
+        return means
 
     def _means(self, texts: Sequence[_Text]) -> dict[_Text, float]:
         """Mean log-probability per token of each text under the weights in the model now."""

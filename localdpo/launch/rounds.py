@@ -20,7 +20,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.answering.generator import answer_all, longest_text
+from localdpo.answering.generator import answer_all, longest_text, mean_logps
 from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
@@ -350,12 +350,17 @@ def _kl_from(plan: EvaluationPlan, policy: str, reference: str) -> tuple[float, 
     """KL(policy || reference) of whole responses in nats and its standard error, from the policy's own
     answers of an evaluation, which were sampled at temperature 1.
     """
-    asked = plan.asked
+    asked, run = plan.asked, plan.options.run
     answers = answer_all(
-        plan.options.run, asked.contestants, asked.prompts, asked.sampling, scores=True, source=asked.source
-    )
+        run, asked.contestants, asked.prompts, asked.sampling, scores=False, source=asked.source
+    )[policy]
+    both = [contestant for contestant in asked.contestants if contestant.name in (policy, reference)]
+    means = mean_logps(run, both, asked.prompts, answers)
     ratios = [
-        len(answer.ids) * (answer.logps[policy] - answer.logps[reference]) for answer in answers[policy]
+        len(answer.ids) * (under_policy - under_reference)
+        for answer, under_policy, under_reference in zip(
+            answers, means[policy], means[reference], strict=True
+        )
     ]
     kl, error = sequence_kl(ratios)
     return round(kl, 6), rounded(error)
