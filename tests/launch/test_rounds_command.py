@@ -90,6 +90,19 @@ def test_two_rounds_with_a_judge_on_a_server(
     assert [line.split()[0] for line in listed] == ["name", "recipe", "recipe/round-1", "recipe/round-2"]
 
 
+def test_the_recipe_gets_better_and_goes_on_after_round_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/rounds.md says: by a margin that other machines' rounding does not eat up."""
+    recipe = Path(__file__).parents[2] / "recipes" / "rounds.yaml"
+    monkeypatch.chdir(tmp_path)
+    done = localdpo("rounds", str(recipe), "--run", "demo", "--rounds", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["rounds"]
+    assert first["last"]["low"] > 0.55
+    assert second["first"]["low"] > 0.6
+
+
 def test_ctrl_c_stops_at_the_end_of_a_step_and_resume_goes_on(here: Path, world: Path) -> None:
     """With a local model as the judge."""
     # A shell starts a background job with this signal ignored.
