@@ -14,6 +14,7 @@ from localdpo.dashboard.app import DashboardApp
 from localdpo.dashboard.appbase import frame_text
 from localdpo.launch.processes import Job
 from localdpo.records.rundir import RunLock
+from localdpo.records.series import SeriesOptions, write_options
 from localdpo.records.sweeps import SweepDir
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,17 @@ def test_the_table_and_the_front(sweep: SweepDir, size: tuple[int, int], wide: b
             await press(pilot, "c")
 
     drive(app, act, size)
+
+
+def test_a_narrow_table_has_what_the_best_is_the_best_by(sweep: SweepDir) -> None:
+    app = DashboardApp(Path("runs"), None, series=sweep)
+    write_options(sweep, SeriesOptions(best_by="loss"))
+
+    async def act(pilot: Pilot[None]) -> None:
+        headings = next(line for line in frame_text(app).splitlines() if line.startswith(" run "))
+        assert headings.split() == ["run", "state", "KL", "loss"]
+
+    drive(app, act, (80, 24))
 
 
 def test_a_sweep_that_is_about_to_begin_is_not_said_to_be_stopped(sweep: SweepDir) -> None:

@@ -263,7 +263,8 @@ class SweepScreen(SeriesScreen):
     def look(self) -> SeriesTable:
         results = sweeps.results_of(self.series)
         headings, rows = sweeps.table_of(results)
-        rest = frozenset(headings[2:]) - {"accuracy", "KL", ""}
+        # What the best is the best by, at which KL.
+        rest = frozenset(headings[2:]) - {sweeps.RANKED[results.best_by][0], "KL", ""}
         stage, lines = sweeps.stage_of(self.series, results), sweeps.closing_lines(self.series, results)
         return SeriesTable(stage, lines, headings, rows, rest)
 
