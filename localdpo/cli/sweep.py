@@ -109,7 +109,11 @@ def sweep(
     A sweep is resumed with the options that it was begun with, but for those that are given.
     """
     require_ranked(best_by)
+    own = {"judge": judge, "prompts": prompts, "limit": limit, "max_tokens": max_tokens}
+    said = judging | {name: value for name, value in own.items() if value is not None}
     if show:
+        if recipe or said or jobs or resume or dry_run:
+            raise UserError("--show prints a sweep that is there: name it with --run, and leave out the rest")
         print_sweep(shown_sweep(runs_dir, run), best_by, as_json)
         return
     from dataclasses import replace
@@ -119,8 +123,6 @@ def sweep(
 
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=SweepDir)
-    own = {"judge": judge, "prompts": prompts, "limit": limit, "max_tokens": max_tokens}
-    said = judging | {name: value for name, value in own.items() if value is not None}
     options = SeriesOptions(said, jobs, best_by).above(read_options(known_run(request)))
     at_once, asked = options.jobs or 1, judging_in(options)
     plan = plan_sweep(request, note)

@@ -112,9 +112,10 @@ def test_options_that_are_given_take_the_place_of_those_that_were(sweep: Sweep) 
         (["--limit", "5"], "--limit: there is no judge to use it; name one with --judge"),
         (["--rubric", "one.md"], "--rubric: there is no judge to use it; name one with --judge"),
         (["--best-by", "win"], "--best-by win: needs a judge; name one with --judge"),
+        (["--show"], "--show prints a sweep that is there: name it with --run, and leave out the rest"),
     ],
 )
-def test_options_of_a_judge_need_one(sweep: Sweep, words: list[str], message: str) -> None:
+def test_options_that_nothing_would_use_are_refused(sweep: Sweep, words: list[str], message: str) -> None:
     done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", *words)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
     assert not Path("runs").exists()
