@@ -107,6 +107,8 @@ class DashboardApp(TerminalApp):
         self.feed: RunFeed | None = None if run is None else RunFeed(run)
         self.now = clock
         self.notifies = notifies
+        # The series that the open run was opened from.
+        self._opened_from: tuple[SeriesDir, Job | None] | None = None
         # How many of the log's alerts are known; None before the log was read to its end.
         self._alerted: int | None = None
         self._series, self._maker = series, maker
@@ -138,9 +140,18 @@ class DashboardApp(TerminalApp):
             self.show_series(self._series, self._maker)
         self._ticks = self.set_interval(_POLL_SECONDS, self._tick)
 
-    def attach(self, run: RunDir, worker: Worker | None = None) -> None:
-        """Open another run on Live. `worker`: if it was just started from here."""
+    def attach(
+        self,
+        run: RunDir,
+        worker: Worker | None = None,
+        series: SeriesDir | None = None,
+        maker: Job | None = None,
+    ) -> None:
+        """Open another run on Live. `worker`: if it was just started from here. `series`: the one that it was
+        opened from, and its `maker`, to return there.
+        """
         self.feed, self.worker, self.request = RunFeed(run), worker, None
+        self._opened_from = None if series is None else (series, maker)
         self._pending = PendingCommands()
         self._last_alive = self._alerted = None
         self._poll()
@@ -152,6 +163,12 @@ class DashboardApp(TerminalApp):
 
         screen = SweepScreen if isinstance(series, SweepDir) else RoundsScreen
         self.push_screen(screen(series, maker))
+
+    def back_to_series(self) -> None:
+        """Return to the series that the open run was opened from, if it was."""
+        if self._opened_from is not None:
+            self.action_go("runs")
+            self.show_series(*self._opened_from)
 
     def detach(self) -> None:
         """Have no run open: the one that was is gone."""

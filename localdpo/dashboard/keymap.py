@@ -119,7 +119,7 @@ KEYS: Final[tuple[Key, ...]] = (
         "escape",
         "back",
         "back",
-        "undo freeze, filter, cross-hair, maximising, zoom, one by one",
+        "undo freeze, filter, cross-hair, maximising, zoom, one by one; then back to the series",
         False,
     ),
     # Samples

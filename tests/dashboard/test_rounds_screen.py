@@ -55,6 +55,12 @@ def test_a_series_is_opened_from_runs_and_a_round_from_there(series: RoundsDir) 
         assert app.screen.NAME == "live"
         assert app.feed is not None
         assert app.feed.run.path == series.round(2).path
+        await press(pilot, "m", "escape")
+        assert isinstance(app.screen, RunScreen)
+        await press(pilot, "escape")
+        assert "again  ended" in frame_text(app)
+        await press(pilot, "escape")
+        assert "sorted by" in frame_text(app)
 
     drive(app, act)
 

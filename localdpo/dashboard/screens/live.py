@@ -230,7 +230,9 @@ class LiveScreen(RunScreen):
         self._charts.follow()
 
     def action_back(self) -> None:
-        """Undo one thing: the freeze, the filter, what was done to the charts, the choice of one."""
+        """Undo one thing: the freeze, the filter, what was done to the charts, the choice of one. Where
+        nothing is left, back to the series.
+        """
         entries = self.query(Input)
         entry = next((entry for entry in entries if entry.has_focus), None) or next(
             (entry for entry in entries if entry.display or entry.value), None
@@ -241,7 +243,9 @@ class LiveScreen(RunScreen):
             entry.value = ""
             entry.display = False
             self.set_focus(None)
-        elif self._charts.is_plain:
+        elif not self._charts.is_plain:
+            self._charts.back()
+        elif self.focused is not None:
             self.set_focus(None)
         else:
-            self._charts.back()
+            self.dashboard.back_to_series()

@@ -122,7 +122,7 @@ class SeriesScreen(Screen[None]):
         if 0 <= row < len(self._table.rows):
             run = RunDir(self.series.path / self._table.rows[row][0])
             if run.exists():
-                self.dashboard.attach(run)
+                self.dashboard.attach(run, series=self.series, maker=self._maker)
 
     def on_data_table_row_selected(self) -> None:
         self.action_open()
