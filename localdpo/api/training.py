@@ -30,7 +30,7 @@ from localdpo.recipe.arguments import Amount, Count, checked
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
 from localdpo.records.rundir import RunDir
-from localdpo.records.series import RoundsDir, SeriesOptions, SeriesRecord, read_options, write_options
+from localdpo.records.series import RoundsDir, SeriesOptions, SeriesRecord, write_options
 from localdpo.records.sweeps import SweepDir, SweepResults, require_ranked, results_of
 
 if TYPE_CHECKING:
@@ -124,14 +124,14 @@ def rounds(
     The other arguments, and what is raised, are those of `train`; a training that was stopped ends the call.
     """
     from localdpo.judging.cost import Budget
-    from localdpo.launch.rounds import Hands, plan_rounds, run_rounds, wanted_rounds
+    from localdpo.launch.rounds import Hands, kept_options, plan_rounds, run_rounds, wanted_rounds
 
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = Path(recipe)
     request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, kind=RoundsDir)
     known = known_run(request)
     said = SeriesOptions({} if max_usd is None else {"max_usd": max_usd})
-    options, wanted = said.above(read_options(known)), wanted_rounds(known, rounds)
+    options, wanted = said.above(kept_options(known)), wanted_rounds(known, rounds)
     plan = plan_rounds(resolve_recipe(request, known, note), options.judging)
     series, budget = open_run(request, note), Budget(options.judging.get("max_usd"))
     assert isinstance(series, RoundsDir)
@@ -172,13 +172,14 @@ def sweep(
 
     The other arguments are those of `train`. Raises UserErrors for what must be corrected before any run.
     """
+    from localdpo.launch.rounds import kept_options
     from localdpo.launch.sweep import open_sweep, plan_sweep, train_sweep
 
     require_ranked(best_by)
     values = [f"{key}={','.join(map(_text_of, values))}" for key, values in (grid or {}).items()]
     path = None if recipe is None else Path(recipe)
     request = TrainRequest(path, (*values, *overrides), name, Path(runs_dir), resume, kind=SweepDir)
-    options = SeriesOptions({}, jobs, best_by).above(read_options(known_run(request)))
+    options = SeriesOptions({}, jobs, best_by).above(kept_options(known_run(request)))
     plan = plan_sweep(request, note)
     made, workers = open_sweep(request, plan, note), _SweepWorkers()
     write_options(made, options)

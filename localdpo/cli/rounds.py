@@ -23,7 +23,6 @@ from localdpo.records.series import (
     SeriesRecord,
     cells,
     closing_lines,
-    read_options,
     read_record,
     write_options,
 )
@@ -75,12 +74,12 @@ def rounds(
     from dataclasses import replace
 
     from localdpo.launch.begin import known_run, open_run, resolve_recipe
-    from localdpo.launch.rounds import plan_rounds, preview_lines, wanted_rounds
+    from localdpo.launch.rounds import kept_options, plan_rounds, preview_lines, wanted_rounds
 
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=RoundsDir)
     known = known_run(request)
-    options = SeriesOptions(limits).above(read_options(known))
+    options = SeriesOptions(limits).above(kept_options(known))
     at_most = wanted_rounds(known, wanted)
     plan = plan_rounds(resolve_recipe(request, known, note), options.judging)
     lines = preview_lines(plan, runs_dir / (run or request.stem), at_most)

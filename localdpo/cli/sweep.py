@@ -23,7 +23,7 @@ from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.metrics import ACCURACY
 from localdpo.records.rundir import RunDir, folders_of
-from localdpo.records.series import SeriesOptions, read_options, write_options
+from localdpo.records.series import SeriesOptions, write_options
 from localdpo.records.sweeps import (
     SweepDir,
     SweepPlan,
@@ -119,11 +119,12 @@ def sweep(
     from dataclasses import replace
 
     from localdpo.launch.begin import known_run
+    from localdpo.launch.rounds import kept_options
     from localdpo.launch.sweep import judging_in, open_sweep, plan_sweep, preview_lines
 
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=SweepDir)
-    options = SeriesOptions(said, jobs, best_by).above(read_options(known_run(request)))
+    options = SeriesOptions(said, jobs, best_by).above(kept_options(known_run(request)))
     at_once, asked = options.jobs or 1, judging_in(options)
     plan = plan_sweep(request, note)
     if dry_run:

@@ -18,18 +18,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from localdpo.answering.generator import answer_all, longest_text, mean_logps
 from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
-from localdpo.core.errors import UserError
+from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
 from localdpo.data.encode import Limits
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.evaluate import EvalOptions, EvaluationPlan, plan_evaluation, run_evaluation
 from localdpo.evals.figures import rounded
 from localdpo.judging.prompts import conversation_text, question_about
-from localdpo.judging.registry import JudgeRequest, cost_lines, judge_spec, make_judges, wants_scores
+from localdpo.judging.registry import (
+    JudgeOptions,
+    JudgeRequest,
+    cost_lines,
+    judge_spec,
+    make_judges,
+    wants_scores,
+)
 from localdpo.judging.rubric import MODES, rubrics_by_mode
 from localdpo.launch.begin import differing_keys
 from localdpo.launch.processes import watch
@@ -38,6 +45,7 @@ from localdpo.prefs.build import REPORT, TRAIN, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
 from localdpo.prefs.build_plan import preview_lines as build_preview
 from localdpo.prefs.candidates import CandidateSource
+from localdpo.recipe.arguments import Count, checked
 from localdpo.recipe.load import dump_recipe, load_recipe
 from localdpo.recipe.schema import BASE, DataSource, Recipe, RoundsSection
 from localdpo.records.answers import Sampling
@@ -49,7 +57,10 @@ from localdpo.records.series import (
     EVALUATION,
     RoundResult,
     RoundsDir,
+    SeriesDir,
+    SeriesOptions,
     SeriesRecord,
+    read_options,
     read_record,
     why_end,
     write_record,
@@ -145,6 +156,38 @@ def wanted_rounds(known: RunDir | None, given: int | None) -> int:
     """Rounds at most: what a command says, else what the one before it did. Raises UserError for damage."""
     before = read_record(known).wanted if isinstance(known, RoundsDir) else 0
     return given or before or ROUNDS
+
+
+def kept_options(known: RunDir | None) -> SeriesOptions:
+    """The options that a series goes on with; none for a new one.
+
+    Raises UserError for a damaged file, and for one with options that this version does not take.
+    """
+    options = read_options(known)
+    known_names = _require_types.__annotations__.keys() | JudgeOptions.__annotations__.keys()
+    problems: Sequence[str] = [f"{name}: unknown" for name in options.judging if name not in known_names]
+    try:
+        if not problems:
+            _require_types(jobs=options.jobs, best_by=options.best_by, **options.judging)
+    except UserErrors as error:
+        problems = error.lines
+    if problems:
+        assert isinstance(known, SeriesDir)
+        raise UserError(f"{known.options}: {'; '.join(problems)}; remove the file and give the options again")
+    return options
+
+
+@checked
+def _require_types(
+    *,
+    jobs: Count | None = None,
+    best_by: str | None = None,
+    prompts: str | None = None,
+    limit: Count | None = None,
+    max_tokens: Count | None = None,
+    **judging: Unpack[JudgeOptions],
+) -> None:
+    """Raise UserErrors where the options of a series are not of these types."""
 
 
 def preview_lines(plan: RoundsPlan, series: Path, wanted: int) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from localdpo.core.atomic import write_bytes
+from localdpo.core.errors import UserError
 from localdpo.records.answers import AnswersTail, answers_files
 from localdpo.records.evaluations import RateEstimate
 from localdpo.records.events import effective, read_events
@@ -83,7 +84,10 @@ def read_options(series: RunDir | None) -> SeriesOptions:
     """The options that a series goes on with; none for a new one. Raises UserError for damage."""
     if not isinstance(series, SeriesDir) or not series.options.exists():
         return SeriesOptions()
-    return read_sealed(series.options, _options, "the options of a series of runs")
+    try:
+        return read_sealed(series.options, _options, "the options of a series of runs")
+    except UserError as error:
+        raise UserError(f"{error}; remove the file and give the options again") from error
 
 
 def write_options(series: SeriesDir, options: SeriesOptions) -> None:

@@ -121,6 +121,33 @@ def test_options_that_nothing_would_use_are_refused(sweep: Sweep, words: list[st
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ("", "not the options of a series of runs (JSONDecodeError: "),
+        (
+            '{"v": 2, "judging": {}}',
+            "not the options of a series of runs (ValueError: version 2, expected 1)",
+        ),
+        ('{"v": 1, "judging": {"judge": "rules", "tone": 1}}', "tone: unknown; "),
+        ('{"v": 1, "judging": {"judge": 3}}', "judge: expected text or None, got 3; "),
+        ('{"v": 1, "judging": {"judge": "rules", "limit": 0}}', "limit: expected a whole number"),
+        ('{"v": 1, "jobs": -3}', "jobs: expected a whole number"),
+    ],
+)
+def test_kept_options_that_no_command_of_this_version_wrote_are_refused(
+    sweep: Sweep, kept: str, message: str
+) -> None:
+    sweep("dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid")
+    Path("runs/grid/options.json").write_text(kept)
+    done = localdpo("sweep", "--resume", "--run", "grid")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: runs/grid/options.json: ")
+    assert message in done.stderr
+    assert done.stderr.endswith("; remove the file and give the options again\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_rounds_go_on_as_they_were_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("prices.yaml").write_text("date: 2030-01-01\nmodels: {}\n")
