@@ -21,6 +21,7 @@ from localdpo.cli.options import (
     MaxTokensOption,
     RecipeOption,
     TokenizerOption,
+    finite,
     page_path,
 )
 from localdpo.core.text import counted
@@ -79,6 +80,7 @@ def build(
         float | None,
         typer.Option(
             metavar="X",
+            callback=finite,
             help="Judge candidates cut at --max-tokens too, take X from their score, and never choose them. "
             "Default: they make no pair.",
         ),
