@@ -22,7 +22,7 @@ from localdpo.core.errors import USER_ERROR_EXIT, UserError
 from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.metrics import ACCURACY
-from localdpo.records.rundir import RunDir, folders_of
+from localdpo.records.rundir import RunDir, find_folder
 from localdpo.records.series import SeriesOptions, write_options
 from localdpo.records.sweeps import (
     SweepDir,
@@ -114,7 +114,7 @@ def sweep(
     if show:
         if recipe or said or jobs or resume or dry_run:
             raise UserError("--show prints a sweep that is there: name it with --run, and leave out the rest")
-        print_sweep(shown_sweep(runs_dir, run), best_by, as_json)
+        print_sweep(find_folder(runs_dir, run, SweepDir), best_by, as_json)
         return
     from dataclasses import replace
 
@@ -139,16 +139,6 @@ def sweep(
         finish()
         raise typer.Exit(code)
     raise typer.Exit(make_beside_dashboard(made, finish))
-
-
-def shown_sweep(runs_dir: Path, name: str | None) -> SweepDir:
-    """The sweep of this name, or the latest one. Raises UserError if there is none."""
-    sweeps = folders_of(runs_dir, SweepDir)
-    known = next((sweep for sweep in sweeps if name in (None, sweep.name)), None)
-    if known is None:
-        names = ", ".join(sweep.name for sweep in sweeps[:5]) or "none"
-        raise UserError(f"{runs_dir}: no sweep{f' named {name!r}' if name else ''}; the latest are {names}")
-    return known
 
 
 def print_sweep(sweep: SweepDir, best_by: str | None, as_json: bool) -> None:

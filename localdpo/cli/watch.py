@@ -12,7 +12,7 @@ from localdpo.cli.options import NotifyOption, RunsDirOption, run_names
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, say
-from localdpo.records.catalog import find_series
+from localdpo.records.catalog import find_series, list_series
 from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.series import SeriesDir
 from localdpo.records.wording import runs_dir_words
@@ -60,16 +60,20 @@ def watch(
         raise UserError(
             "watch needs a terminal; --once prints one frame as text, --plain lines until the end"
         )
-    if run is not None and (series := find_series(runs_dir, run)) is not None:
-        if plain:
+    if run is None:
+        found = active_run(runs_dir, single=plain or screen is not None)
+    else:
+        found = find_series(runs_dir, run) or find_run(runs_dir, run)
+    if isinstance(found, SeriesDir):
+        if plain or screen is not None:
+            option = "--plain" if plain else "--screen"
             raise UserError(
-                f"{series.path}: --plain follows a single run; name one of its runs, or use --once"
+                f"{found.path}: {option} is for a single run; name one of its runs, or use --once"
             )
         if once:
-            print_frame(runs_dir, None, "runs", size or DEFAULT_SIZE, series)
+            print_frame(runs_dir, None, "runs", size or DEFAULT_SIZE, found)
             return
-        raise typer.Exit(open_series(series))
-    found = find_run(runs_dir, run) if run is not None else active_run(runs_dir)
+        raise typer.Exit(open_series(found, notify=notify))
     if plain:
         raise typer.Exit(follow(found, notify))
     jump = screen or ("live" if run is not None or found.is_running() else "runs")
@@ -109,10 +113,14 @@ def follow(run: RunDir, notify: bool) -> int:
     return code
 
 
-def active_run(runs_dir: Path) -> RunDir:
-    """The run that is training, else the most recently active one. Raises UserError if there is none."""
-    running = (run for run in list_runs(runs_dir) if run.is_running())
-    return next(running, None) or find_run(runs_dir)
+def active_run(runs_dir: Path, *, single: bool = False) -> RunDir:
+    """The run or series that is being made, else the most recently active run, or series without any.
+
+    `single`: no series. Raises UserError if there is none.
+    """
+    runs, series = list_runs(runs_dir), [] if single else list_series(runs_dir)
+    running = (each for each in (*series, *runs) if each.is_running())
+    return next(running, None) or next(iter((*runs, *series)), None) or find_run(runs_dir)
 
 
 def print_frame(
@@ -152,7 +160,7 @@ def open_dashboard(
     return app.return_code or 0
 
 
-def open_series(series: SeriesDir, maker: Job | None = None) -> int:
+def open_series(series: SeriesDir, maker: Job | None = None, *, notify: bool = False) -> int:
     """Show the runs of a series until the user leaves; the dashboard's exit code.
 
     `maker`: the process that was started to make it.
@@ -160,7 +168,7 @@ def open_series(series: SeriesDir, maker: Job | None = None) -> int:
     from localdpo.dashboard.app import DashboardApp
     from localdpo.dashboard.appbase import run_app
 
-    app = DashboardApp(series.path.parent, None, series=series, maker=maker)
+    app = DashboardApp(series.path.parent, None, series=series, maker=maker, notifies=notify)
     run_app(app)
     return app.return_code or 0
 

@@ -11,7 +11,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.launch.recipediff import options_of
 from localdpo.recipe.load import dump_recipe, follow_links, load_recipe, parse_recipe
 from localdpo.recipe.schema import Recipe
-from localdpo.records.rundir import RunDir, already_running, check_name, find_run, runs_of, spelled
+from localdpo.records.rundir import RunDir, already_running, check_name, find_folder, runs_of, spelled
 from localdpo.records.wording import differing
 
 Note = Callable[[str], None]
@@ -75,7 +75,7 @@ def known_run(request: TrainRequest) -> RunDir | None:
         check_name(request.run)
         run = request.kind(spelled(request.runs_dir / request.run))
         if request.resume and not run.exists():
-            return find_run(request.runs_dir, request.run)
+            return find_folder(request.runs_dir, request.run, request.kind)
         return run if run.exists() else None
     if not request.resume or request.recipe is None:
         return None

@@ -78,9 +78,11 @@ class RunDir:
     Attributes:
         made_here: whether `create` or `create_new` made the run and gave this very object for it.
         command: that makes such a folder.
+        nouns: what one, and what several of them are called.
     """
 
     command: ClassVar = "train"
+    nouns: ClassVar = ("run", "runs")
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -486,20 +488,37 @@ def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
 
     A round of a series is named with it: SERIES/round-1.
     """
-    runs = list_runs(runs_dir)
-    if not runs and (name is None or "/" not in name):
-        raise UserError(
-            f"{runs_dir}: no runs here; start one with `{program()} train RECIPE` or give --runs-dir"
-        )
-    if name is None:
-        return runs[0]
-    if (run := RunDir(spelled(Path(runs_dir) / name))).exists():
+    return find_folder(runs_dir, name, RunDir)
+
+
+def find_folder(runs_dir: str | Path, name: str | None, kind: type[Kind]) -> Kind:
+    """The same of runs or of series."""
+    found = folders_of(runs_dir, kind)
+    if name is None and found:
+        return found[0]
+    if name is not None and (run := kind(spelled(Path(runs_dir) / name))).exists():
         return run
-    if run.path.is_dir() and (inside := list_runs(run.path)):
-        names = ", ".join(f"{name}/{each.name}" for each in inside[:5])
-        raise UserError(f"{run.path}: holds several runs; name one of them: {names}")
-    known = ", ".join(run.name for run in runs[:5]) or "none"
-    raise UserError(f"{runs_dir}: no run named {name!r}; the latest are {known}")
+    one, several = kind.nouns
+    # Where series are looked for, their runs are no answer.
+    within = Path(runs_dir) / (name or "") if kind is RunDir else None
+    if within is not None and (inside := _runs_below(within)):
+        names = ", ".join(f"{run.path.relative_to(runs_dir)}" for run in inside[:5])
+        raise UserError(f"{within}: holds several runs; name one of them: {names}")
+    if not found and (name is None or "/" not in name):
+        raise UserError(
+            f"{runs_dir}: no {several} here; start one with `{program()} {kind.command} RECIPE` or give "
+            "--runs-dir"
+        )
+    known = ", ".join(run.name for run in found[:5]) or "none"
+    raise UserError(f"{runs_dir}: no {one} named {name!r}; the latest are {known}")
+
+
+def _runs_below(folder: Path) -> list[RunDir]:
+    """The runs of a series, or of the series in a folder, the most recently active first."""
+    if not folder.is_dir():
+        return []
+    places = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+    return sorted((run for place in places for run in list_runs(place)), key=lambda run: -_last_active(run))
 
 
 def _last_active(run: RunDir) -> float:

@@ -104,6 +104,7 @@ class RoundsDir(SeriesDir):
     """The folder of a series of rounds."""
 
     command = "rounds"
+    nouns = ("rounds", "rounds")
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)

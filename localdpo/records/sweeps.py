@@ -45,6 +45,7 @@ class SweepDir(SeriesDir):
     """The folder of a sweep."""
 
     command = "sweep"
+    nouns = ("sweep", "sweeps")
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)

@@ -22,6 +22,7 @@ from localdpo.launch.explain import CRASHED_EXIT
 from localdpo.records.events import EventWriter
 from localdpo.records.log import LogTail
 from localdpo.records.rundir import RunDir, RunLock
+from localdpo.records.series import RoundsDir
 
 pytestmark = pytest.mark.slow
 
@@ -194,6 +195,34 @@ def test_the_run_that_trains_comes_before_a_newer_one():
         assert active_run(Path("runs")).name == "old"
     with pytest.raises(UserError, match="no runs here"):
         active_run(Path("nowhere"))
+
+
+def test_a_series_is_opened_while_it_is_made_and_where_there_is_nothing_else():
+    series = RoundsDir.create("runs", "again", "model: m\n")
+    RunDir.create(series.path, "round-1", "model: org/tiny\n")
+    assert active_run(Path("runs")).path == series.path
+    assert "again  round-1" in localdpo("watch", "--once").stdout
+    for words, message in (
+        (["chat"], "runs: holds several runs; name one of them: again/round-1"),
+        (["watch", "again", "--once", "--screen", "live"], "runs/again: --screen is for a single run"),
+    ):
+        done = localdpo(*words)
+        assert done.returncode == 2
+        assert message in done.stderr
+    make_run("single")
+    assert active_run(Path("runs")).name == "single"
+    with RunLock(series):
+        assert active_run(Path("runs")).path == series.path
+        assert active_run(Path("runs"), single=True).name == "single"
+
+
+@pytest.mark.parametrize(("command", "several"), [("rounds", "rounds"), ("sweep", "sweeps")])
+def test_a_series_that_is_not_there_is_said_in_its_own_words(command: str, several: str):
+    done = localdpo(command, "--resume", "--run", "again")
+    start = f"runs: no {several} here; start one with `localdpo {command} RECIPE` or give --runs-dir"
+    assert (done.returncode, done.stderr) == (2, f"error: {start}\n")
+    make_run("single")
+    assert localdpo(command, "--resume", "--run", "single").stderr == done.stderr
 
 
 def test_how_to_come_back(capsys: pytest.CaptureFixture[str]):
