@@ -15,7 +15,8 @@ import inspect
 import math
 import platform
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -117,14 +118,17 @@ def _swiglu_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, 
 
 # What each product of `swiglu` that Python still holds is made of, by its id.
 _factors: dict[int, tuple[weakref.ref[mx.array], tuple[mx.array, ...]]] = {}
+# Whether that is remembered.
+_remembering = True
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """`silu(gate) * x`, as mlx-lm's function of that name; any shape."""
     out, sigmoid = cast("tuple[mx.array, mx.array]", _swiglu(gate, x))
-    key = id(out)
-    gone = weakref.ref(out, lambda _: _factors.pop(key, None))
-    _factors[key] = gone, (gate, sigmoid, x)
+    if _remembering:
+        key = id(out)
+        gone = weakref.ref(out, lambda _: _factors.pop(key, None))
+        _factors[key] = gone, (gate, sigmoid, x)
     return out
 
 
@@ -135,6 +139,17 @@ def factors_of(x: mx.array) -> tuple[mx.array, ...]:
     """
     _, factors = _factors.get(id(x), (None, ()))
     return factors
+
+
+@contextmanager
+def factors_forgotten() -> Iterator[None]:
+    """While the context holds, no product of `swiglu` has factors: where none is kept for long."""
+    global _remembering
+    before, _remembering = _remembering, False
+    try:
+        yield
+    finally:
+        _remembering = before
 
 
 def take_swiglu(model: nn.Module) -> None:

@@ -258,7 +258,8 @@ def estimate(
         gates: what `kept_gates` says of the model.
         lanes: micro-batches that are computed at the same time (see `lanes`).
     """
-    # A block that is recomputed takes as much either way, as measured.
+    # A block that is recomputed keeps the product (see `cpu.factors_forgotten`), and takes as much with
+    # either SwiGLU, as measured.
     block = _Block.of(model, batch, dora=dora, gates=GATES if checkpoint else gates)
     if checkpoint:
         kept = adapted * block.inputs

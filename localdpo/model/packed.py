@@ -311,9 +311,9 @@ def _checkpointed(call: Any) -> Any:
             def put(value: Any) -> Any:
                 return next(rest) if isinstance(value, mx.array) else value
 
-            # Recomputed after the forward pass is over.
+            # Recomputed after the forward pass is over, and differentiated at once: nothing is kept for long.
             drawing = drawing_from(keys[0]) if keys else nullcontext()
-            with weights_restored(layer), _segments_in_attention(), drawing:
+            with weights_restored(layer), _segments_in_attention(), cpu.factors_forgotten(), drawing:
                 layer.update(weights)
                 return call(layer, *[put(a) for a in args], **{k: put(v) for k, v in kwargs.items()})
 

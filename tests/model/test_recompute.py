@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import llama
 from mlx_lm.tuner.lora import LoRALinear
 from model_families import FAMILIES, tiny, with_lora
 from random_batches import random_rows
@@ -224,3 +225,21 @@ def test_an_adapted_layer_multiplies_the_output_of_swiglu_again(monkeypatch: pyt
         np.testing.assert_array_equal(np.array(mine[1]), np.array(given[1]))
     # What is queued ahead of the backward pass hides some of it.
     assert ours < peak_of(gradients) - 10 * x.nbytes
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_block_that_is_computed_again_keeps_the_output_of_swiglu(
+    checkpoint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there already when it would be multiplied again, so that both would be alive."""
+    monkeypatch.setattr(llama, "swiglu", cpu.swiglu)
+    found = []
+    monkeypatch.setattr(lora, "factors_of", lambda x: found.append(cpu.factors_of(x)) or found[-1])
+    model = tiny("llama")
+    model.freeze()
+    lora.attach(model, lora.LoraConfig("lora", -1, 4, 8.0, keys=("mlp.down_proj",)), seed=0)
+    arrays = batch_arrays(collate(random_rows(2, seed=1), 0, np.arange(2)), shared=True)
+    forward = Forward(model, checkpoint=checkpoint)
+    nn.value_and_grad(model, lambda: forward.logps(arrays, gradient=True).sum())()
+    assert len(found) == len(model.layers) * (1 + checkpoint)
+    assert {len(factors) for factors in found} == {0 if checkpoint else 3}
