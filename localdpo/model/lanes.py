@@ -35,8 +35,9 @@ def lane_count() -> int:
 def side_by_side(build: Callable[[T], R], items: Iterable[T], lanes: int) -> Iterator[R]:
     """`build` of every item, evaluated, in their order; `lanes` at the same time, `lane_count` at most.
 
-    `build` makes a tree of arrays and evaluates nothing. Items that come together should be of about one
-    length: the next ones begin when all are done.
+    `build` makes a tree of arrays and evaluates nothing. It leaves no array of its graph where the next one
+    finds it: their streams would wait for each other. Items that come together should be of about one length:
+    the next ones begin when all are done.
     """
     rest = iter(items)
     while group := list(islice(rest, lanes)):
