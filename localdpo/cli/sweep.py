@@ -120,17 +120,21 @@ def sweep(
 
     from localdpo.launch.begin import known_run
     from localdpo.launch.rounds import kept_options
-    from localdpo.launch.sweep import judging_in, open_sweep, plan_sweep, preview_lines
+    from localdpo.launch.sweep import judging_in, open_sweep, plan_sweep, preview_lines, require_judge
 
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=SweepDir)
-    options = SeriesOptions(said, jobs, best_by).above(kept_options(known_run(request)))
+    known = known_run(request)
+    options = SeriesOptions(said, jobs, best_by).above(kept_options(known))
     at_once, asked = options.jobs or 1, judging_in(options)
     plan = plan_sweep(request, note)
+    folder = runs_dir / (run or request.stem) if known is None else known.path
     if dry_run:
-        lines = preview_lines(plan, runs_dir / (run or request.stem), at_once, asked, note)
+        lines = preview_lines(plan, folder, at_once, asked, note)
         result({"preview": lines}, lines, as_json=as_json)
         return
+    if asked is not None:
+        require_judge(plan, folder, asked)
     made = open_sweep(request, plan, note)
     write_options(made, options)
     finish = partial(print_sweep, made, best_by, as_json)

@@ -32,6 +32,7 @@ from localdpo.judging.prompts import conversation_text, question_about
 from localdpo.judging.registry import (
     JudgeOptions,
     JudgeRequest,
+    Judges,
     cost_lines,
     judge_spec,
     make_judges,
@@ -210,10 +211,7 @@ def evaluation_lines(
 
     `judging`: fields of a JudgeRequest, which must name a judge.
     """
-    request = JudgeRequest(**judging)
-    spec = judge_spec(request, rows)
-    assert spec is not None
-    judges = make_judges(request, spec, MODES if wants_scores(request, spec) else MODES[:1])
+    judges = judges_of(judging, rows)
     assert judges.pairs is not None
     # The run's own models are all compared with each other; a fourth is with one of them.
     duels = {2: 1, 3: 3, 4: 4}[models]
@@ -225,8 +223,16 @@ def evaluation_lines(
     asked = judges.questions(pairs, singles)
     return [
         f"evaluation: {counted(len(rows), 'held-out prompt')}, {counted(models, 'model')}",
-        *cost_lines(request, judges.pairs.name, asked, folder, known=False),
+        *cost_lines(JudgeRequest(**judging), judges.pairs.name, asked, folder, known=False),
     ]
+
+
+def judges_of(judging: Mapping[str, Any], rows: Sequence[PromptRow]) -> Judges:
+    """The judges of an evaluation, by fields of a JudgeRequest. Raises UserError for what does not fit."""
+    request = JudgeRequest(**judging)
+    spec = judge_spec(request, rows)
+    assert spec is not None
+    return make_judges(request, spec, MODES if wants_scores(request, spec) else MODES[:1])
 
 
 def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -> tuple[SeriesRecord, int]:

@@ -23,10 +23,11 @@ from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
 from localdpo.core.text import counted, format_seconds
 from localdpo.data.inspect import statistics
+from localdpo.data.prompts import PromptRow
 from localdpo.evals.evaluate import EvalOptions, plan_evaluation, run_evaluation
 from localdpo.launch.begin import Note, TrainRequest, known_run, open_run
 from localdpo.launch.processes import Worker, start_worker
-from localdpo.launch.rounds import Ask, evaluation_lines
+from localdpo.launch.rounds import Ask, evaluation_lines, judges_of
 from localdpo.recipe.load import dump_recipe, follow_links, load_recipe
 from localdpo.recipe.schema import SHORTHANDS, Recipe
 from localdpo.recipe.strict_yaml import read_yaml
@@ -251,12 +252,25 @@ def _speed(runs_dir: Path, model: str) -> float | None:
 
 
 def _judging_lines(recipes: Sequence[Recipe], folder: Path, judging: Judging) -> list[str]:
-    recipe = recipes[0]
-    sources = [HeldOut(name) for name in (judging.prompts or recipe.eval.prompts,) if name is not None]
-    rows = prompts_of(sources or valid_sources(recipe), judging.limit, set())
-    models = 2 if recipe.adapter is None else 3
+    rows = _asked(recipes[0], judging)
+    models = 2 if recipes[0].adapter is None else 3
     each = evaluation_lines(judging.request, rows, models, judging.max_tokens, folder)
     return [f"then, {counted(len(recipes), 'time')}:", *each]
+
+
+def require_judge(plan: SweepPlan, folder: Path, judging: Judging) -> None:
+    """Raise UserError for what would stop the evaluations, before anything is trained: a judge, a rubric or
+    prompts that are not there, or a judge without its key.
+    """
+    rows = _asked(recipe_in(plan.runs[0]), judging)
+    votes = RunDir(folder / plan.runs[0].name).votes
+    judges_of({**judging.request, "votes": votes}, rows).find_keys()
+
+
+def _asked(recipe: Recipe, judging: Judging) -> list[PromptRow]:
+    """The prompts of the evaluations."""
+    sources = [HeldOut(name) for name in (judging.prompts or recipe.eval.prompts,) if name is not None]
+    return prompts_of(sources or valid_sources(recipe), judging.limit, set())
 
 
 def recipe_in(run: SweepRun) -> Recipe:

@@ -62,6 +62,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.chdir(tmp_path)
     Path("dpo.yaml").write_text("model: org/tiny\ndata: {train: pairs.jsonl}\n")
     seen: dict[str, Any] = {}
+    # Their names are what is kept; nobody has these files and keys.
+    monkeypatch.setattr(launch, "require_judge", lambda plan, folder, judging: None)
     monkeypatch.setattr(launch, "train_sweep", lambda sweep, plan, jobs, hands: seen.update(jobs=jobs))
     monkeypatch.setattr(
         launch, "evaluate_sweep", lambda sweep, plan, judging, ask: seen.update(judging=judging)
@@ -118,6 +120,27 @@ def test_options_that_are_given_take_the_place_of_those_that_were(sweep: Sweep) 
 def test_options_that_nothing_would_use_are_refused(sweep: Sweep, words: list[str], message: str) -> None:
     done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", *words)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--judge", "typo"], "typo: no such judge; expected one of "),
+        (["--judge", "rules", "--prompts", "none.jsonl"], "none.jsonl: no such file"),
+        (["--judge", "anthropic"], "ANTHROPIC_API_KEY"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    Path("dpo.yaml").write_text("model: demo:model\ndata: {train: demo:preferences/train}\n")
+    prompts = [] if "--prompts" in words else ["--prompts", "demo:prompts/heldout"]
+    done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", "--plain", *words, *prompts)
+    assert done.returncode == 2
+    assert message in done.stderr
     assert not Path("runs").exists()
 
 
