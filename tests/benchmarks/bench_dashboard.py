@@ -349,7 +349,7 @@ def test_training_beside_a_viewer(tmp_path: Path) -> None:
     whole = float(seconds.sum() / seconds_alone.sum() - 1)
     excess = (ratio / running_median(ratio, NEIGHBOURS) - 1) * seconds_alone
     used = np.diff(np.interp(ends, work[:, 0], work[:, 1]))
-    # At first the viewer may draw as it likes, see dashboard/pace.py: that is three seconds of work at most.
+    # At first the viewer may draw as it likes, see dashboard/feed.py: that is three seconds of work at most.
     begun = ends[1:] > work[0, 0] + BURST_SECONDS
     excess, used, seconds = excess[begun], used[begun], seconds[begun]
     centred = used - used.mean()
