@@ -253,9 +253,15 @@ def _speed(runs_dir: Path, model: str) -> float | None:
 
 def _judging_lines(recipes: Sequence[Recipe], folder: Path, judging: Judging) -> list[str]:
     rows = _asked(recipes[0], judging)
+    times = f"then, {counted(len(recipes), 'time')}:"
+    if not rows:
+        # Which rows these are is known once a run has split its data.
+        return [
+            f"{times} evaluation on prompts that data.valid_fraction holds out; its cost is not known yet"
+        ]
     models = 2 if recipes[0].adapter is None else 3
     each = evaluation_lines(judging.request, rows, models, judging.max_tokens, folder)
-    return [f"then, {counted(len(recipes), 'time')}:", *each]
+    return [times, *each]
 
 
 def require_judge(plan: SweepPlan, folder: Path, judging: Judging) -> None:

@@ -144,6 +144,20 @@ def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_trained(
     assert not Path("runs").exists()
 
 
+def test_a_preview_does_not_call_an_evaluation_free_whose_prompts_are_not_known_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dpo.yaml").write_text(
+        "model: demo:model\ndata: {train: demo:preferences/train, limit: 20}\ntrain: {max_steps: 1}\n"
+    )
+    done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", "--judge", "anthropic", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "data.valid_fraction holds out; its cost is not known yet" in done.stdout
+    assert "$" not in done.stdout
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
