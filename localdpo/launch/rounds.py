@@ -279,6 +279,8 @@ def round_recipe(series: RoundsDir, recipe: Recipe, number: int) -> Recipe:
         update |= {"adapter": str(before.path), "reference_adapter": None}
         if recipe.rounds.reference == "first" and recipe.loss.spec.needs_reference:
             update["reference_adapter"] = recipe.reference or BASE
+        rate = recipe.train.learning_rate * recipe.rounds.learning_rate_decay ** (number - 1)
+        update["train"] = recipe.train.model_copy(update={"learning_rate": rate})
     data = recipe.data
     update["data"] = data.model_copy(
         update={

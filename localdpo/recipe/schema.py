@@ -321,6 +321,9 @@ class RoundsSection(Section):
     reference: Literal["last", "first"] = option(
         "last", "reference of a round: the policy that it starts from, or that of the first round"
     )
+    learning_rate_decay: Annotated[float, Gt(0), Le(1)] = option(
+        1.0, "the learning rate of a round, as a multiple of that of the round before"
+    )
     patience: Count = option(
         1, "stop after so many rounds in a row that are not clearly better than the one before"
     )

@@ -45,6 +45,7 @@ def make(job: Job) -> int:
                 "max_tokens": 10,
                 "judge": "counting",
                 "reference": job.get("reference", "last"),
+                "learning_rate_decay": 0.5,
             },
         )
         Path("recipe.yaml").write_text(text)

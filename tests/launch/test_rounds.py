@@ -115,6 +115,10 @@ def test_a_round_starts_from_the_policy_of_the_last(
     assert (first.adapter, first.reference_adapter) == (own.adapter, None)
     assert second.adapter == "runs/series/round-1/checkpoints/step-000003"
     assert second.reference == own.adapter
+    assert (first.train.learning_rate, second.train.learning_rate) == (
+        own.train.learning_rate,
+        own.train.learning_rate / 2,
+    )
     for run, recipe in zip(series.members(), (first, second), strict=True):
         assert recipe.data.train == f"runs/series/{run.name}/build/train.jsonl"
         assert run.status() == "finished"
