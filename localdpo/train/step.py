@@ -344,6 +344,8 @@ class TrainStep:
         else:
             for (part, sums), gradients in side_by_side(self._eager, micro_batches, self._lanes):
                 carry = tree_map(mx.add, carry, gradients)
+                # Or the gradients of all micro-batches would be kept until the last one's are there.
+                mx.eval(carry)
                 loss += float(part.item())
                 totals.add(sums)
         if self._joins and not micro_batches:

@@ -247,18 +247,18 @@ def test_padding_to_the_shapes_of_a_run_changes_no_number(
 
 
 class _Sums(nn.Module):
-    """Stands for a forward pass and an objective: the loss is the sum of `valid_T` times one weight."""
+    """Stands for a forward pass and an objective: the loss is the sum of `valid_T` times the first weight."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: int = 1) -> None:
         super().__init__()
-        self.weight = mx.ones((1,))
+        self.weight = mx.ones((weights,))
 
     @property
     def model(self) -> nn.Module:
         return self
 
     def scores(self, arrays: StepArrays, *, gradient: bool) -> ResponseScores:
-        return ResponseScores(arrays.valid_T * self.weight)
+        return ResponseScores(arrays.valid_T * self.weight[:1])
 
     def sums(self, scores: ResponseScores, *_: Any) -> dict[str, mx.array]:
         return {"loss": mx.stack([scores.policy.sum(), mx.array(1.0)])}
@@ -298,6 +298,19 @@ def test_one_trace_serves_every_place_of_a_micro_batch_and_too_many_are_dropped(
     assert [traces for traces, *_ in found[False]] == [0] * 6
     for (_, *traced), (_, *eager) in zip(found[True], found[False], strict=True):
         assert traced == pytest.approx(eager, rel=1e-6)
+
+
+def test_micro_batches_that_are_not_traced_keep_no_gradients_but_their_sum() -> None:
+    parts: Any = _Sums(500_000)
+    step = TrainStep(parts, parts, optim.SGD(1e-2), max_grad_norm=1.0, compiled=False)
+
+    def peak(micro_batches: int) -> int:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        step([arrays_of(4) for _ in range(micro_batches)], 1e-2)
+        return mx.get_peak_memory() - before
+
+    assert peak(40) < peak(4) + 4 * parts.weight.nbytes
 
 
 def test_gradients_are_clipped_to_the_norm_and_reported_unclipped(
