@@ -69,7 +69,15 @@ def metrics_of(run: RunDir, kind: str) -> list[dict[str, Any]]:
 
 
 def step_of(session: Session, optimizer: Any, *, compiled: bool = False, clip: float = 1e9) -> TrainStep:
-    return TrainStep(session.forward, session.objective, optimizer, max_grad_norm=clip, compiled=compiled)
+    """The step as `Loop` makes it."""
+    return TrainStep(
+        session.forward,
+        session.objective,
+        optimizer,
+        max_grad_norm=clip,
+        compiled=compiled,
+        lanes=session.lanes,
+    )
 
 
 def weights_of(session: Session) -> dict[str, np.ndarray]:
