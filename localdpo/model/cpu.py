@@ -6,7 +6,7 @@ oldest of these processors, so that each of its multiplications is a call. A pow
 it is on GPUs; nothing here is used there.
 
 Shape legend: B batch, G heads of keys and values, R heads of queries for each of them, L queries, K keys,
-D head size.
+D head size of queries and keys, E that of values.
 """
 
 from __future__ import annotations
@@ -52,24 +52,25 @@ def takes_attention(queries: mx.array, mask: Any, sinks: mx.array | None = None)
 def attention(
     queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array
 ) -> mx.array:
-    """Attention [B, G * R, L, D] of queries of that shape to keys and values [B, G, K, D], all float32.
+    """Attention [B, G * R, L, E] of queries [B, G * R, L, D] to keys [B, G, K, D] and values [B, G, K, E].
 
-    `mask`: boolean, [L, K] or [1, 1, L, K]; each query sees one key at least.
+    All are float32. `mask`: boolean, [L, K] or [1, 1, L, K]; each query sees one key at least.
     """
     batch, heads, length, size = queries.shape
     groups = keys.shape[1]
     grouped = queries.reshape(batch, groups, heads // groups, length, size)
     out, *_ = _attention(scale)(grouped, keys, values, mask.reshape(mask.shape[-2:]))
-    attended: mx.array = out.reshape(queries.shape)
+    attended: mx.array = out.flatten(1, 2)
     return attended
 
 
 @lru_cache
 def _attention(scale: float) -> Any:
-    """(queries [B, G, R, L, D], keys, values [B, G, K, D], mask [L, K]) -> (attention, powers of e, shares).
+    """(queries [B, G, R, L, D], keys [B, G, K, D], values [B, G, K, E], mask [L, K]) -> (attention
+    [B, G, R, L, E], powers of e, shares).
 
     Powers, and shares (1 / the sum of each row's), are returned since the gradient takes them. A row is
-    divided by its sum where it has D numbers, not K. All queries of a group are one product.
+    divided by its sum where it has E numbers, not K. All queries of a group are one product.
     """
 
     @_custom_function
@@ -78,7 +79,7 @@ def _attention(scale: float) -> Any:
         scores = mx.where(mask, scores.reshape(*q.shape[:4], k.shape[2]), -math.inf).flatten(2, 3)
         powers = mx.power(math.e, scores - mx.max(scores, axis=-1, keepdims=True))
         shares = 1.0 / mx.sum(powers, axis=-1, keepdims=True)
-        return (powers @ v * shares).reshape(q.shape), powers, shares
+        return (powers @ v * shares).reshape(*q.shape[:4], v.shape[3]), powers, shares
 
     @forward.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:

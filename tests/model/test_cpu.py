@@ -21,13 +21,14 @@ def test_a_power_of_e_is_as_exact_as_mlxs_exponential() -> None:
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("queries", [1, 7, 20])
-def test_attention_and_its_gradients_are_mlxs(heads: int, groups: int, queries: int) -> None:
+@pytest.mark.parametrize(("queries", "width"), [(1, 16), (7, 16), (20, 16), (20, 24)])
+def test_attention_and_its_gradients_are_mlxs(heads: int, groups: int, queries: int, width: int) -> None:
+    """With values of another width than the keys, too, as in DeepSeek-V2 and MiniCPM3."""
     mx.random.seed(0)
     keys = queries + 13
-    shapes = [(1, heads, queries, 16), (1, groups, keys, 16), (1, groups, keys, 16)]
+    shapes = [(1, heads, queries, 16), (1, groups, keys, 16), (1, groups, keys, width)]
     arrays = [mx.random.normal(shape) for shape in shapes]
-    flow = mx.random.normal(shapes[0])
+    flow = mx.random.normal((1, heads, queries, width))
     mask = mx.arange(13, keys)[:, None] >= mx.arange(keys)[None]
 
     def loss(attend: object, *arrays: mx.array) -> mx.array:
