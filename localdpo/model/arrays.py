@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,19 +107,21 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     What it reads besides its arguments gets no gradient, and neither do masks and token ids among them: they
     are constants of the function that is differentiated, since a fused attention kernel refuses a mask that
-    wants a gradient.
+    wants a gradient. None comes back from results that are whole numbers.
     """
     wrapped = _custom_function(function)
 
     @wrapped.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        flow = _leaves(cotangents)
+        results = [_has_gradient(result) for result in _leaves(outputs)]
+        flow = list(compress(_leaves(cotangents), results))
         leaves = mx.depends(_leaves(primals), flow)
         varied = [leaf for leaf in leaves if _has_gradient(leaf)]
 
         def flat(*arrays: mx.array) -> list[mx.array]:
             rest = iter(arrays)
-            return _leaves(function(*_like(primals, [next(rest) if _has_gradient(a) else a for a in leaves])))
+            again = function(*_like(primals, [next(rest) if _has_gradient(a) else a for a in leaves]))
+            return list(compress(_leaves(again), results))
 
         _, grads = mx.vjp(flat, varied, flow)
         # All at once, or the intermediates of this call would wait until some of them are asked for.

@@ -19,7 +19,7 @@ Shape legend: S tokens of the line, E hidden size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map
 
 from localdpo.model import cpu
 from localdpo.model.arrays import RepeatableDropout, drawing_from, recomputed, weights_restored
@@ -216,7 +217,9 @@ def take_positions(model: nn.Module) -> None:
 
 @cache
 def _takes_offset(kind: Any) -> bool:
-    return "offset" in inspect.signature(kind.__call__).parameters and not hasattr(kind, "by_token")
+    """Whether it is called with an input and an offset, as rotary embeddings are; gemma4's layers are not."""
+    names = list(inspect.signature(kind.__call__).parameters)
+    return names[2:3] == ["offset"] and not hasattr(kind, "by_token")
 
 
 @cache
@@ -304,21 +307,52 @@ def _checkpointed(call: Any) -> Any:
         # MLX's random state would have moved on in the backward pass.
         draws = any(isinstance(module, RepeatableDropout) and module.draws for module in layer.modules())
         keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)] if draws else []
+        given, around = _arrays_in((args, kwargs))
+        returned: Any = None
 
-        def inner(weights: Any, arrays: list[mx.array], keys: list[mx.array]) -> Any:
-            rest = iter(arrays)
-
-            def put(value: Any) -> Any:
-                return next(rest) if isinstance(value, mx.array) else value
-
+        def inner(weights: Any, arrays: list[mx.array], keys: list[mx.array]) -> list[mx.array]:
+            nonlocal returned
             # Recomputed after the forward pass is over, and differentiated at once: nothing is kept for long.
             drawing = drawing_from(keys[0]) if keys else nullcontext()
             with weights_restored(layer), _segments_in_attention(), cpu.factors_forgotten(), drawing:
                 layer.update(weights)
-                return call(layer, *[put(a) for a in args], **{k: put(v) for k, v in kwargs.items()})
+                positional, named = _with_arrays(around, arrays)
+                results, returned = _arrays_in(call(layer, *positional, **named))
+            return results
 
-        weights = layer.trainable_parameters()
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, mx.array)]
-        return recomputed(inner)(weights, given, keys)
+        results = recomputed(inner)(layer.trainable_parameters(), given, keys)
+        return _with_arrays(returned, results)
 
     return wrapped
+
+
+# Stands for an array in what is around it.
+_ARRAY: Final = object()
+
+
+def _arrays_in(tree: Any) -> tuple[list[mx.array], Any]:
+    """The arrays in tuples, lists and dicts within each other, and what is around them.
+
+    gemma4's layers hand on keys and values of earlier ones as a tuple. An array that a checkpointed function
+    does not get as its argument has no gradient.
+    """
+    arrays: list[mx.array] = []
+
+    def taken(leaf: Any) -> Any:
+        if not isinstance(leaf, mx.array):
+            return leaf
+        arrays.append(leaf)
+        return _ARRAY
+
+    return arrays, tree_map(taken, tree, is_leaf=_is_module)
+
+
+def _with_arrays(around: Any, arrays: Iterable[mx.array]) -> Any:
+    """The inverse of `_arrays_in`."""
+    rest = iter(arrays)
+    return tree_map(lambda leaf: next(rest) if leaf is _ARRAY else leaf, around, is_leaf=_is_module)
+
+
+def _is_module(value: Any) -> bool:
+    """A module is a dict, too."""
+    return isinstance(value, nn.Module)

@@ -18,6 +18,7 @@ from localdpo.data.batches import collate
 from localdpo.model import cpu, lora
 from localdpo.model.arrays import recomputed
 from localdpo.model.forward import Forward, batch_arrays
+from localdpo.model.packed import can_share
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +95,33 @@ def test_a_block_that_is_computed_again_gives_its_layers_their_weights_back() ->
 
     nn.value_and_grad(model, loss)()
     assert all(after is before for after, before in zip(weights(), held[0], strict=True))
+
+
+@pytest.mark.parametrize("sharing", [0, 2])
+def test_what_a_layer_hands_on_to_later_ones_has_its_gradient(sharing: int) -> None:
+    """gemma4's layers return their keys and values in a tuple, and later ones attend to them."""
+    model = with_lora(tiny("gemma4_text", num_kv_shared_layers=sharing))
+    batch = collate(random_rows(2, seed=1), 0, np.arange(2))
+    for shared in {False, can_share(model)}:
+        arrays = batch_arrays(batch, shared=shared)
+        found, expected = (
+            nn.value_and_grad(model, lambda f=forward, a=arrays: f.logps(a, gradient=True).sum())()
+            for forward in (Forward(model, shared=shared, checkpoint=checked) for checked in (True, False))
+        )
+        for (name, mine), (_, given) in zip(tree_flatten(found), tree_flatten(expected), strict=True):
+            np.testing.assert_allclose(mine, given, atol=1e-4 * np.abs(given).max(), err_msg=name)
+
+
+def test_results_that_are_whole_numbers_have_no_gradient() -> None:
+    @recomputed
+    def with_length(x: mx.array, y: mx.array) -> list[mx.array]:
+        return [x * y, mx.array([x.size])]
+
+    def loss(x: mx.array) -> mx.array:
+        products, length = with_length(x, x)
+        return (products / length).sum()
+
+    np.testing.assert_array_equal(np.array(mx.grad(loss)(mx.array([1.0, 2.0]))), [1.0, 2.0])
 
 
 def test_what_is_no_number_gets_no_gradient_and_reaches_the_function() -> None:
