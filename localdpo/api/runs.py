@@ -197,5 +197,5 @@ def find_run(name: str | None = None, runs_dir: str | os.PathLike[str] = "runs")
 
 @checked
 def list_runs(runs_dir: str | os.PathLike[str] = "runs") -> list[Run]:
-    """Every run in the folder, the most recently active first."""
-    return [Run(run.path) for run in rundir.list_runs(Path(runs_dir))]
+    """Every run in the folder and in its series of rounds and sweeps, the most recently active first."""
+    return [Run(run.path) for run in rundir.runs_below(Path(runs_dir))]

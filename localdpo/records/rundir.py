@@ -500,25 +500,35 @@ def find_folder(runs_dir: str | Path, name: str | None, kind: type[Kind]) -> Kin
         return run
     one, several = kind.nouns
     # Where series are looked for, their runs are no answer.
-    within = Path(runs_dir) / (name or "") if kind is RunDir else None
-    if within is not None and (inside := _runs_below(within)):
-        names = ", ".join(f"{run.path.relative_to(runs_dir)}" for run in inside[:5])
-        raise UserError(f"{within}: holds several runs; name one of them: {names}")
-    if not found and (name is None or "/" not in name):
+    known = [path_in(runs_dir, run) for run in (runs_below(runs_dir) if kind is RunDir else found)]
+    inside = [run for run in known if name is None or Path(name) in Path(run).parents]
+    if kind is RunDir and inside:
+        within = Path(runs_dir) / (name or "")
+        raise UserError(f"{within}: holds several runs; name one of them: {', '.join(inside[:5])}")
+    if not known:
         raise UserError(
             f"{runs_dir}: no {several} here; start one with `{program()} {kind.command} RECIPE` or give "
             "--runs-dir"
         )
-    known = ", ".join(run.name for run in found[:5]) or "none"
-    raise UserError(f"{runs_dir}: no {one} named {name!r}; the latest are {known}")
+    raise UserError(f"{runs_dir}: no {one} named {name!r}; the latest are {', '.join(known[:5])}")
 
 
-def _runs_below(folder: Path) -> list[RunDir]:
-    """The runs of a series, or of the series in a folder, the most recently active first."""
-    if not folder.is_dir():
-        return []
-    places = [folder, *(path for path in folder.iterdir() if path.is_dir())]
-    return sorted((run for place in places for run in list_runs(place)), key=lambda run: -_last_active(run))
+def runs_below(runs_dir: str | Path) -> list[RunDir]:
+    """Every run in `runs_dir` and in the series there, the most recently active first.
+
+    Raises UserError if it is a file.
+    """
+    root, runs = Path(runs_dir), list_runs(runs_dir)
+    if root.is_dir():
+        own = {run.path for run in runs}
+        folders = (path for path in root.iterdir() if path.is_dir() and path not in own)
+        runs += [run for folder in folders if not folder.name.startswith(".") for run in list_runs(folder)]
+    return sorted(runs, key=lambda run: (-_last_active(run), run.path))
+
+
+def path_in(runs_dir: str | Path, run: RunDir) -> str:
+    """What a run in `runs_dir` is called: its name, or SERIES/NAME."""
+    return run.path.relative_to(runs_dir).as_posix()
 
 
 def _last_active(run: RunDir) -> float:

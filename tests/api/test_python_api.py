@@ -60,6 +60,8 @@ def test_a_run_as_arrays_and_objects(tmp_path: Path) -> None:
     assert run.recipe.model == "org/tiny"
     assert [found.name for found in localdpo.list_runs(tmp_path)] == ["mine"]
     assert localdpo.find_run(runs_dir=tmp_path).path == run.path
+    member = RunDir.create(tmp_path / "series", "round-1", RECIPE)
+    assert {found.path for found in localdpo.list_runs(tmp_path)} == {run.path, member.path}
 
 
 def test_a_run_that_just_began_has_empty_arrays(tmp_path: Path) -> None:

@@ -19,7 +19,17 @@ from localdpo.core.errors import UserError
 from localdpo.records import rundir
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.events import Event, EventWriter
-from localdpo.records.rundir import RunDir, RunLock, find_run, list_runs, new_run_name, runs_of, state_of
+from localdpo.records.rundir import (
+    RunDir,
+    RunLock,
+    find_run,
+    list_runs,
+    new_run_name,
+    path_in,
+    runs_below,
+    runs_of,
+    state_of,
+)
 
 HOLDER = """
 import sys, time
@@ -282,6 +292,18 @@ def test_runs_are_listed_by_their_last_activity(tmp_path: Path):
     with pytest.raises(UserError, match=r"series: holds several runs; name one of them: series/round-1$"):
         find_run(tmp_path, "series")
     assert find_run(tmp_path, "series/round-1").name == "round-1"
+    expected = ["series/round-1", "old", "dpo-other", "dpo-2", "dpo"]
+    assert [path_in(tmp_path, run) for run in runs_below(tmp_path)] == expected
+
+
+def test_the_runs_of_a_series_are_named_where_there_are_no_others(tmp_path: Path):
+    RunDir.create(tmp_path / "series", "round-1", "model: m\n")
+    for name in (None, "series", "series/"):
+        with pytest.raises(UserError, match=r"holds several runs; name one of them: series/round-1$"):
+            find_run(tmp_path, name)
+    for name in ("other", "series/round-2", "other/round-1"):
+        with pytest.raises(UserError, match=rf"no run named '{name}'; the latest are series/round-1$"):
+            find_run(tmp_path, name)
 
 
 def test_no_runs_is_said(tmp_path: Path):
