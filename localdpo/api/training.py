@@ -30,7 +30,7 @@ from localdpo.recipe.arguments import Amount, Count, checked
 from localdpo.recipe.schema import Recipe
 from localdpo.records.events import Event
 from localdpo.records.rundir import RunDir
-from localdpo.records.series import RoundsDir, SeriesOptions, SeriesRecord, write_options
+from localdpo.records.series import RoundsDir, SeriesOptions, SeriesRecord
 from localdpo.records.sweeps import SweepDir, SweepResults, require_ranked, results_of
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def rounds(
     runs_dir: str | os.PathLike[str] = "runs",
     resume: bool = False,
     max_usd: Amount | None = None,
+    forget_options: bool = False,
 ) -> SeriesRecord:
     """Rounds of training on the policy's own answers, as `localdpo rounds`; what came of them.
 
@@ -120,6 +121,7 @@ def rounds(
         name: of the series; an existing one is resumed.
         max_usd: the most that may be spent on the judge by this call; None: what the series was made with, no
             limit for a new one.
+        forget_options: go on without the options of the judge that the series was made with.
 
     The other arguments, and what is raised, are those of `train`; a training that was stopped ends the call.
     """
@@ -131,11 +133,10 @@ def rounds(
     request = TrainRequest(recipe, tuple(overrides), name, Path(runs_dir), resume, kind=RoundsDir)
     known = known_run(request)
     said = SeriesOptions({} if max_usd is None else {"max_usd": max_usd})
-    options, wanted = said.above(kept_options(known)), wanted_rounds(known, rounds)
-    plan = plan_rounds(resolve_recipe(request, known, note), options.judging)
-    series, budget = open_run(request, note), Budget(options.judging.get("max_usd"))
+    options, wanted = said.above(kept_options(known, forget=forget_options)), wanted_rounds(known, rounds)
+    plan = plan_rounds(resolve_recipe(request, known, note), options)
+    series, budget = open_run(request, note), Budget(plan.max_usd)
     assert isinstance(series, RoundsDir)
-    write_options(series, options)
 
     def train_round(run: RunDir) -> int:
         trained = train(name=run.name, runs_dir=series.path, resume=True)
@@ -156,6 +157,7 @@ def sweep(
     runs_dir: str | os.PathLike[str] = "runs",
     resume: bool = False,
     best_by: str | None = None,
+    forget_options: bool = False,
 ) -> SweepResults:
     """Train a recipe with each combination of the values in `grid`, as `localdpo sweep`; the runs compared.
 
@@ -169,6 +171,7 @@ def sweep(
         jobs: runs at once; None: as the sweep was made, 1 for a new one.
         best_by: what `SweepResults.best` is the best by; None: as the sweep was made, reward accuracy for a
             new one.
+        forget_options: go on without the options that the sweep was made with, a judge among them.
 
     The other arguments are those of `train`. Raises UserErrors for what must be corrected before any run.
     """
@@ -179,12 +182,12 @@ def sweep(
     values = [f"{key}={','.join(map(_text_of, values))}" for key, values in (grid or {}).items()]
     path = None if recipe is None else Path(recipe)
     request = TrainRequest(path, (*values, *overrides), name, Path(runs_dir), resume, kind=SweepDir)
-    options = SeriesOptions({}, jobs, best_by).above(kept_options(known_run(request)))
+    kept = kept_options(known_run(request), forget=forget_options)
+    options = SeriesOptions({}, jobs, best_by).above(kept)
     plan = plan_sweep(request, note)
     made, workers = open_sweep(request, plan, note), _SweepWorkers()
-    write_options(made, options)
     try:
-        train_sweep(made, plan, options.jobs or 1, workers)
+        train_sweep(made, plan, options, workers)
     except KeyboardInterrupt:
         workers.stop()
         raise

@@ -54,9 +54,10 @@ JsonOption = Annotated[
 
 def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """The names of runs that begin so, the latest first: for a shell that completes them."""
-    from localdpo.records.rundir import list_runs
+    from localdpo.records.rundir import path_in, runs_below
 
-    names = (run.name for run in list_runs(ctx.params.get("runs_dir") or Path("runs")))
+    runs_dir = ctx.params.get("runs_dir") or Path("runs")
+    names = (path_in(runs_dir, run) for run in runs_below(runs_dir))
     return [name for name in names if name.startswith(incomplete)]
 
 
@@ -173,6 +174,13 @@ MaxUsdOption = Annotated[
         min=0.0,
         callback=finite,
         help="Never spend more than this on the judge.",
+    ),
+]
+ForgetOption = Annotated[
+    bool,
+    typer.Option(
+        "--forget-options",
+        help="Resume without the options that it was begun with, such as --batch and --max-usd.",
     ),
 ]
 DryRunOption = Annotated[

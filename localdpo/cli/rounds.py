@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localdpo.cli.judging import carry_out, with_judge_options
-from localdpo.cli.options import DryRunOption, JsonOption, RunsDirOption
+from localdpo.cli.options import DryRunOption, ForgetOption, JsonOption, RunsDirOption
 from localdpo.cli.train import make_request, train_and_watch
 from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, print_json, result, say
@@ -24,7 +24,6 @@ from localdpo.records.series import (
     cells,
     closing_lines,
     read_record,
-    write_options,
 )
 from localdpo.records.wording import resume_command, runs_dir_words
 
@@ -63,6 +62,7 @@ def rounds(
         bool, typer.Option("--plain", help="Show bars on a terminal, lines elsewhere, and no dashboard.")
     ] = False,
     limits: dict[str, Any],
+    forget_options: ForgetOption = False,
     as_json: JsonOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -79,16 +79,15 @@ def rounds(
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=RoundsDir)
     known = known_run(request)
-    options = SeriesOptions(limits).above(kept_options(known))
+    options = SeriesOptions(limits).above(kept_options(known, forget=forget_options))
     at_most = wanted_rounds(known, wanted)
-    plan = plan_rounds(resolve_recipe(request, known, note), options.judging)
+    plan = plan_rounds(resolve_recipe(request, known, note), options)
     lines = preview_lines(plan, runs_dir / (run or request.stem), at_most)
     if dry_run:
         result({"preview": lines}, lines, as_json=as_json)
         return
     series = open_run(request, note)
     assert isinstance(series, RoundsDir)
-    write_options(series, options)
     for line in lines:
         note(line)
     if plain or as_json or not has_screen():
@@ -105,7 +104,7 @@ def make_and_print(series: RoundsDir, plan: RoundsPlan, wanted: int, as_json: bo
         note(", ".join(f"{h} {c}" for h, c in zip(HEADINGS, cells(record.rounds[-1]), strict=True)))
 
     hands = Hands(
-        ask=partial(carry_out, budget=Budget(plan.limits.get("max_usd"))),
+        ask=partial(carry_out, budget=Budget(plan.max_usd)),
         train=lambda run: train_and_watch(run, False, True, is_part=True),
         note=note,
         on_round=show,

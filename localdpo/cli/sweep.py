@@ -12,6 +12,7 @@ from localdpo.cli.judging import carry_out, with_judge_options
 from localdpo.cli.options import (
     SPEC_HELP,
     DryRunOption,
+    ForgetOption,
     JsonOption,
     PromptsOption,
     RunsDirOption,
@@ -23,7 +24,7 @@ from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.metrics import ACCURACY
 from localdpo.records.rundir import RunDir, find_folder
-from localdpo.records.series import SeriesOptions, write_options
+from localdpo.records.series import SeriesOptions
 from localdpo.records.sweeps import (
     SweepDir,
     SweepPlan,
@@ -98,6 +99,7 @@ def sweep(
         int | None,
         typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens. Default: 256."),
     ] = None,
+    forget_options: ForgetOption = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="Show bars on a terminal, lines elsewhere, and no dashboard.")
     ] = False,
@@ -112,7 +114,7 @@ def sweep(
     own = {"judge": judge, "prompts": prompts, "limit": limit, "max_tokens": max_tokens}
     said = judging | {name: value for name, value in own.items() if value is not None}
     if show:
-        if recipe or said or jobs or resume or dry_run:
+        if recipe or said or jobs or resume or dry_run or forget_options:
             raise UserError("--show prints a sweep that is there: name it with --run, and leave out the rest")
         print_sweep(find_folder(runs_dir, run, SweepDir), best_by, as_json)
         return
@@ -125,21 +127,20 @@ def sweep(
     arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
     request = replace(make_request(arguments, run, runs_dir, resume), kind=SweepDir)
     known = known_run(request)
-    options = SeriesOptions(said, jobs, best_by).above(kept_options(known))
-    at_once, asked = options.jobs or 1, judging_in(options)
+    options = SeriesOptions(said, jobs, best_by).above(kept_options(known, forget=forget_options))
+    asked = judging_in(options)
     plan = plan_sweep(request, note)
     folder = runs_dir / (run or request.stem) if known is None else known.path
     if dry_run:
-        lines = preview_lines(plan, folder, at_once, asked, note)
+        lines = preview_lines(plan, folder, options.jobs or 1, asked, note)
         result({"preview": lines}, lines, as_json=as_json)
         return
     if asked is not None:
         require_judge(plan, folder, asked)
     made = open_sweep(request, plan, note)
-    write_options(made, options)
     finish = partial(print_sweep, made, best_by, as_json)
     if plain or as_json or not has_screen():
-        code = make(made, plan, at_once, asked, as_json)
+        code = make(made, plan, options, asked, as_json)
         finish()
         raise typer.Exit(code)
     raise typer.Exit(make_beside_dashboard(made, finish))
@@ -164,7 +165,9 @@ def print_sweep(sweep: SweepDir, best_by: str | None, as_json: bool) -> None:
         print_plain(console, f"export it: {command_line('export', name, *runs_dir_words(sweep))}")
 
 
-def make(sweep: SweepDir, plan: SweepPlan, jobs: int, judging: Judging | None, as_json: bool) -> int:
+def make(
+    sweep: SweepDir, plan: SweepPlan, options: SeriesOptions, judging: Judging | None, as_json: bool
+) -> int:
     """Train what is left, then evaluate if a judge is named; the exit code of the command."""
     from localdpo.cli.plain import Interrupts, bars_on
     from localdpo.judging.cost import Budget
@@ -175,7 +178,7 @@ def make(sweep: SweepDir, plan: SweepPlan, jobs: int, judging: Judging | None, a
     console = Console(stderr=as_json)
     with Interrupts() as interrupts, bars_on(console) as bars:
         shown = ShownRuns(console, bars, interrupts)
-        train_sweep(sweep, plan, jobs, shown)
+        train_sweep(sweep, plan, options, shown)
     if interrupts.came:
         return INTERRUPTED_EXIT if interrupts.by_keyboard else STOPPED_EXIT
     if judging is not None:

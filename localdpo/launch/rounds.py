@@ -64,6 +64,7 @@ from localdpo.records.series import (
     read_options,
     read_record,
     why_end,
+    write_options,
     write_record,
 )
 
@@ -96,12 +97,17 @@ class RoundsPlan:
 
     Attributes:
         held_out: the prompts of the evaluations.
-        limits: fields of a JudgeRequest that change nothing of what is asked.
+        options: of the command; fields of a JudgeRequest that change nothing of what is asked.
     """
 
     recipe: Recipe
     held_out: Sequence[PromptRow]
-    limits: Mapping[str, Any] = field(default_factory=dict)
+    options: SeriesOptions = field(default_factory=SeriesOptions)
+
+    @property
+    def max_usd(self) -> float | None:
+        """The most that may be spent on the judge."""
+        return self.options.judging.get("max_usd")
 
     @property
     def judging(self) -> dict[str, Any]:
@@ -112,11 +118,11 @@ class RoundsPlan:
             "rubrics": settings.rubrics or (),
             "constitution": settings.constitution,
             "scores": settings.scores,
-            **self.limits,
+            **self.options.judging,
         }
 
 
-def plan_rounds(recipe: Recipe, limits: Mapping[str, Any] | None = None) -> RoundsPlan:
+def plan_rounds(recipe: Recipe, options: SeriesOptions | None = None) -> RoundsPlan:
     """Look at what the rounds of a recipe need. Loads no model.
 
     Raises UserError for a recipe without rounds.prompts or held-out prompts, for prompts that are among the
@@ -133,7 +139,7 @@ def plan_rounds(recipe: Recipe, limits: Mapping[str, Any] | None = None) -> Roun
     held_out = prompts_of(sources or valid_sources(recipe), settings.held_out, set())
     every = prompts_of([*sources, *valid_sources(recipe)], None, set())
     _refuse_held_out(prompts_of([HeldOut(settings.prompts)], settings.limit, set()), every)
-    plan = RoundsPlan(recipe, held_out, limits or {})
+    plan = RoundsPlan(recipe, held_out, options or SeriesOptions())
     if judge_spec(JudgeRequest(**plan.judging), held_out) is None:
         raise UserError("rounds.judge: missing; name one, such as mlx:MODEL, anthropic or openai:URL#MODEL")
     return plan
@@ -159,11 +165,17 @@ def wanted_rounds(known: RunDir | None, given: int | None) -> int:
     return given or before or ROUNDS
 
 
-def kept_options(known: RunDir | None) -> SeriesOptions:
-    """The options that a series goes on with; none for a new one.
+def kept_options(known: RunDir | None, *, forget: bool = False) -> SeriesOptions:
+    """The options that a series goes on with; none for a new one, and for one whose options are to be
+    forgotten.
 
-    Raises UserError for a damaged file, and for one with options that this version does not take.
+    Raises UserError for a damaged file, for one with options that this version does not take, and where there
+    is nothing to forget.
     """
+    if forget:
+        if known is None:
+            raise UserError("--forget-options: there is no series yet that has options; leave it out")
+        return SeriesOptions()
     options = read_options(known)
     known_names = _require_types.__annotations__.keys() | JudgeOptions.__annotations__.keys()
     problems: Sequence[str] = [f"{name}: unknown" for name in options.judging if name not in known_names]
@@ -242,6 +254,7 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
     """
     with RunLock(series):
         series.clean()
+        write_options(series, plan.options)
         record = read_record(series)
         while True:
             settings = plan.recipe.rounds

@@ -35,8 +35,8 @@ from localdpo.records.answers import Sampling
 from localdpo.records.events import Event, EventTail, read_events
 from localdpo.records.log import DAMAGE
 from localdpo.records.metrics import metric_of
-from localdpo.records.rundir import RunDir, RunLock, list_runs
-from localdpo.records.series import SeriesOptions
+from localdpo.records.rundir import RunDir, RunLock, runs_below
+from localdpo.records.series import SeriesOptions, write_options
 from localdpo.records.sweeps import WIN, SweepDir, SweepPlan, SweepRun, plan_in, read_plan
 from localdpo.train.dry_run import measure
 
@@ -96,6 +96,8 @@ def _grid(overrides: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[st
         values = split_values(text)
         if key in seen:
             problems.append(UserError(f"{override}: {key} is given twice; give all its values at once"))
+        elif len(values) > 1 and key.startswith("rounds."):
+            problems.append(UserError(f"{override}: training reads no option of rounds; leave it out"))
         elif len(values) > 1:
             grid[key] = values
         else:
@@ -241,7 +243,7 @@ def preview_lines(plan: SweepPlan, folder: Path, jobs: int, judging: Judging | N
 
 def _speed(runs_dir: Path, model: str) -> float | None:
     """Tokens a second of the last step of the latest run of a model."""
-    for run in list_runs(runs_dir):
+    for run in runs_below(runs_dir):
         events = read_events(run.events)
         start = next((event for event in events if event.type == "run.started"), None)
         if start is not None and start.text("model") == model:
@@ -326,16 +328,18 @@ class _Training:
 def train_sweep(
     sweep: SweepDir,
     plan: SweepPlan,
-    jobs: int,
+    options: SeriesOptions,
     hands: SweepHands,
     start: Callable[[RunDir], Worker] = start_worker,
 ) -> None:
-    """Train the runs that are not finished, `jobs` at once, each at most once.
+    """Train the runs that are not finished, `options.jobs` at once, each at most once.
 
     Raises UserError when another process makes the sweep.
     """
+    jobs = options.jobs or 1
     with RunLock(sweep):
         sweep.clean()
+        write_options(sweep, options)
         # Not as `create` gives them: a run that fails at once is kept, with what it says.
         runs = [RunDir(RunDir.create(sweep.path, run.name, run.recipe).path) for run in plan.runs]
         waiting = [run for run in runs if run.status() != "finished"]

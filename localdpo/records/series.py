@@ -91,8 +91,11 @@ def read_options(series: RunDir | None) -> SeriesOptions:
 
 
 def write_options(series: SeriesDir, options: SeriesOptions) -> None:
-    """Keep the options for whoever goes on. Raises UserError for a full disk."""
-    if options != read_options(series):
+    """Keep the options for whoever goes on. Only for the holder of the lock.
+
+    Raises UserError for a full disk.
+    """
+    if options != SeriesOptions() or series.options.exists():
         write_bytes(series.options, seal(json.dumps({"v": VERSION, **asdict(options)}, indent=1)))
 
 

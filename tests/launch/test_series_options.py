@@ -15,11 +15,28 @@ from localdpo.cli.main import command_tree
 from localdpo.core.errors import UserError
 from localdpo.launch import rounds as launch_rounds
 from localdpo.launch import sweep as launch
+from localdpo.launch.rounds import RoundsPlan
 from localdpo.launch.sweep import Judging
-from localdpo.records.series import RoundsDir, SeriesOptions, read_options, read_record, stage_of
+from localdpo.records import rundir
+from localdpo.records.rundir import RunLock
+from localdpo.records.series import (
+    RoundsDir,
+    SeriesDir,
+    SeriesOptions,
+    read_options,
+    read_record,
+    stage_of,
+    write_options,
+)
+from localdpo.records.sweeps import SweepDir, SweepPlan
 
+# Stands for what is not looked at.
+NOBODY: Any = None
 # Of the command itself: which series, and how it is shown.
-OWN = {"recipe", "overrides", "run", "runs_dir", "resume", "show", "plain", "as_json", "dry_run"}
+OWN = {
+    *("recipe", "overrides", "run", "runs_dir", "resume", "forget_options"),
+    *("show", "plain", "as_json", "dry_run"),
+}
 LIMITS = {
     "batch": ["--batch"],
     "max_usd": ["--max-usd", "0"],
@@ -64,7 +81,12 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     seen: dict[str, Any] = {}
     # Their names are what is kept; nobody has these files and keys.
     monkeypatch.setattr(launch, "require_judge", lambda plan, folder, judging: None)
-    monkeypatch.setattr(launch, "train_sweep", lambda sweep, plan, jobs, hands: seen.update(jobs=jobs))
+
+    def train_sweep(sweep: SweepDir, plan: object, options: SeriesOptions, hands: object) -> None:
+        write_options(sweep, options)
+        seen.update(jobs=options.jobs or 1)
+
+    monkeypatch.setattr(launch, "train_sweep", train_sweep)
     monkeypatch.setattr(
         launch, "evaluate_sweep", lambda sweep, plan, judging, ask: seen.update(judging=judging)
     )
@@ -106,6 +128,48 @@ def test_options_that_are_given_take_the_place_of_those_that_were(sweep: Sweep) 
     _, other, _ = sweep("--resume", "--run", "grid", "--judge", "rules")
     assert other == Judging({"judge": "rules"})
     assert sweep("dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid")[1] == other
+
+
+def test_options_can_be_taken_back(sweep: Sweep) -> None:
+    sweep("dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid", *words_of(OF_SWEEP))
+    again = ["--resume", "--run", "grid", "--forget-options"]
+    jobs, judging, output = sweep(*again, "--judge", "rules", "--limit", "7")
+    assert (jobs, judging) == (1, Judging({"judge": "rules"}, limit=7))
+    assert sweep(*printed(output))[:2] == (jobs, judging)
+    assert sweep(*again)[:2] == (1, None)
+    assert read_options(SweepDir("runs/grid")) == SeriesOptions()
+    Path("runs/grid/options.json").write_text("damaged")
+    assert sweep(*again, "--jobs", "3")[0] == 3
+
+
+def test_there_must_be_options_to_forget(sweep: Sweep) -> None:
+    done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", "--forget-options")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --forget-options: there is no series yet that has options; leave it out\n"
+
+
+def test_who_does_not_get_to_make_a_series_changes_none_of_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rundir, "_LOCK_PATIENCE", 0.01)
+    kept, other = SeriesOptions({"max_usd": 1.0}), SeriesOptions({"max_usd": 9.0})
+    makers: list[tuple[SeriesDir, Callable[[SeriesDir], object]]] = [
+        (
+            SweepDir(tmp_path / "grid"),
+            lambda sweep: launch.train_sweep(sweep, SweepPlan({}, ()), other, NOBODY),
+        ),
+        (
+            RoundsDir(tmp_path / "again"),
+            lambda series: launch_rounds.run_rounds(series, RoundsPlan(NOBODY, (), other), 1, NOBODY),
+        ),
+    ]
+    for series, make in makers:
+        series.path.mkdir()
+        series.recipe.touch()
+        write_options(series, kept)
+        with RunLock(series), pytest.raises(UserError, match="is running"):
+            make(series)
+        assert read_options(series) == kept
 
 
 @pytest.mark.parametrize(
@@ -216,6 +280,9 @@ def test_rounds_go_on_as_they_were_told(tmp_path: Path, monkeypatch: pytest.Monk
     localdpo("rounds", "--resume", "--run", "again", "--rounds", "2", "--max-usd", "3")
     assert (read_record(series).wanted, asked[2]["budget"]) == (2, 3.0)
     assert read_options(series).judging == {name: asked[2][name] for name in LIMITS}
+    localdpo("rounds", "--resume", "--run", "again", "--forget-options", "--effort", "high")
+    assert asked[3] == {**dict.fromkeys(LIMITS), "batch": False, "effort": "high", "budget": None}
+    assert read_record(series).wanted == 2
 
 
 def test_a_series_of_an_earlier_version_has_no_options(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from localdpo.launch.sweep import open_sweep, plan_sweep, split_values, train_sw
 from localdpo.recipe.load import load_recipe
 from localdpo.records.events import Event, read_events
 from localdpo.records.rundir import RunDir
+from localdpo.records.series import SeriesOptions
 from localdpo.records.sweeps import SweepDir, SweepPlan, read_plan, results_of
 
 FAKE = str(Path(__file__).parents[1] / "cli" / "fake_worker.py")
@@ -83,7 +84,7 @@ def trained(plan: SweepPlan, jobs: int, **modes: str) -> Seen:
     seen = Seen()
     sweep = open_sweep(request(), plan, silent)
     named = {name.replace("_", "-").replace("-0", "-0."): mode for name, mode in modes.items()}
-    train_sweep(sweep, plan, jobs, seen, functools.partial(start, named))
+    train_sweep(sweep, plan, SeriesOptions(jobs=jobs), seen, functools.partial(start, named))
     return seen
 
 
@@ -109,6 +110,7 @@ def test_every_problem_of_every_combination_is_said_at_once(here: Path) -> None:
         (("loss.beta=0.1",), "no option has several values; expected KEY=V1,V2"),
         (("loss.beta=0.1,0.2", "loss.beta=0.3"), "loss.beta is given twice"),
         (("loss.beta=0.1,0.10",), r"beta-0.1, beta-0.10: the same recipe"),
+        (("loss.beta=0.1,0.2", "rounds.n=2,4"), r"rounds.n=2,4: training reads no option of rounds"),
     ],
 )
 def test_grids_that_are_none(here: Path, overrides: tuple[str, ...], message: str) -> None:
