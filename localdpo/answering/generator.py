@@ -13,8 +13,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from localdpo.answering.contestants import Contestant, Contestants, contestants
 from localdpo.answering.prompts import choose_prompts
+from localdpo.core.errors import UserError
 from localdpo.data.batches import collate
 from localdpo.data.encode import ENCODER_VERSION, encode_prompt
 from localdpo.data.prompts import PromptRow
@@ -41,11 +42,12 @@ from localdpo.records.answers import (
     AnswersWriter,
     Header,
     Sampling,
+    answers_files,
     answers_path,
     read_answers,
 )
 from localdpo.records.checkpoints import Note
-from localdpo.records.rundir import RunDir
+from localdpo.records.rundir import RunDir, run_of
 
 # Raise it with every change that leads to other answers to the same prompt: it is part of the key.
 GENERATOR_VERSION = 2
@@ -58,6 +60,8 @@ READ_AT_ONCE = 32
 _CHARACTERS = 5
 OnAnswer = Callable[[AnswerRecord], None]
 AnswersByName = Mapping[str, Sequence[AnswerRecord]]
+# By the prompt's index and the contestant's name.
+AnswersByPlace = Mapping[tuple[int, str], AnswerRecord]
 
 
 def digest(value: object) -> str:
@@ -182,9 +186,9 @@ def read_partial(path: Path) -> AnswersTail:
     return tail
 
 
-def missing_answers(path: Path, header: Header) -> int:
+def missing_answers(header: Header, records: AnswersByPlace) -> int:
     """How many answers of the header's columns are still to be generated."""
-    return len(header.prompts) * len(header.contestants) - len(read_partial(path).records)
+    return len(header.prompts) * len(header.contestants) - len(records)
 
 
 def longest_text(name: str, tokens: int) -> str:
@@ -192,7 +196,7 @@ def longest_text(name: str, tokens: int) -> str:
     return f"{name} {'xxxx ' * (tokens - 1)}".ljust(tokens * _CHARACTERS, "x")
 
 
-def longest_answers(header: Header) -> dict[tuple[int, str], AnswerRecord]:
+def longest_answers(header: Header) -> AnswersByPlace:
     """Answers at the limit of length, no two alike, instead of those that are not generated yet."""
     tokens = header.sampling.max_tokens
     return {
@@ -255,6 +259,49 @@ def plan_answers(
     return answers_path(run.path, header.key), header
 
 
+def kept_answers(
+    run: RunDir, contestants: Sequence[Contestant], path: Path, header: Header
+) -> AnswersByPlace:
+    """The answers that are not generated again: those of the file at `path`, and what others hold of them.
+
+    Other files are those of this run and of the runs that trained the contestants. A contestant's answers are
+    taken from one of them if it has all, of the same weights, to the same prompts and drawn alike: they are
+    the same but for the rounding of logits in another batch. What is damaged there is passed over.
+
+    Raises UserError when the file at `path` is damaged.
+    """
+    kept = dict(read_partial(path).records)
+    indices = range(len(header.prompts))
+    lacking = [who for who in contestants if any((i, who.name) not in kept for i in indices)]
+    trained = [run_of(who.adapter) for who in contestants if who.adapter is not None]
+    folders = dict.fromkeys([run.path, *(other.path for other in trained if other is not None)])
+    for file in (file for folder in folders for file in answers_files(folder) if file != path):
+        tail = AnswersTail(file)
+        with suppress(UserError):
+            # Its header first: a file may be long.
+            if lacking and tail.poll(max_bytes=1) and _is_drawn_alike(tail.header, header):
+                tail.poll()
+        for who in lacking:
+            column = [tail.records.get((i, _name_of(who, tail.header))) for i in indices]
+            if None not in column:
+                for i, record in enumerate(filter(None, column)):
+                    kept.setdefault((i, who.name), replace(record, contestant=who.name))
+        lacking = [who for who in lacking if (indices[-1], who.name) not in kept]
+    return kept
+
+
+def _name_of(contestant: Contestant, header: Header | None) -> str:
+    """What a file calls a contestant of these weights; no name if it has none."""
+    columns = () if header is None else header.contestants
+    same = (column for column in columns if column["fingerprint"] == contestant.fingerprint)
+    return next((str(column["name"]) for column in same), "")
+
+
+def _is_drawn_alike(one: Header | None, other: Header) -> bool:
+    """Whether models of the same weights give the same answers in both files."""
+    return one is not None and one.sampling == other.sampling and digest(one.depends) == digest(other.depends)
+
+
 def answer_all(
     run: RunDir,
     contestants: Sequence[Contestant],
@@ -267,7 +314,7 @@ def answer_all(
 ) -> dict[str, list[AnswerRecord]]:
     """Every contestant's answers to every prompt, in the order of `prompts`, by the contestant's name.
 
-    Answers in `runs/NAME/answers/KEY.jsonl` are not generated again; with none missing, no model is loaded.
+    Answers that are kept (`kept_answers`) are not generated again; with none missing, no model is loaded.
 
     Args:
         scores: whether each model reads each answer, for `AnswerRecord.logps`.
@@ -281,6 +328,7 @@ def answer_all(
     """
     path, header = plan_answers(run, contestants, prompts, sampling, source=source)
     with AnswersWriter(path, header) as writer:
+        writer.answers(*kept_answers(run, contestants, path, header).values())
         if on_answer is not None:
             for record in list(writer.tail.records.values()):
                 on_answer(record)

@@ -16,11 +16,12 @@ from typing import Any, Final
 from localdpo.answering.contestants import Contestant, contestants
 from localdpo.answering.generator import (
     AnswersByName,
+    AnswersByPlace,
     answer_all,
+    kept_answers,
     longest_answers,
     missing_answers,
     plan_answers,
-    read_partial,
 )
 from localdpo.answering.prompts import choose_prompts
 from localdpo.core.errors import UserError
@@ -244,6 +245,11 @@ class EvaluationPlan:
     notes: tuple[str, ...] = ()
 
     @property
+    def kept(self) -> AnswersByPlace:
+        """The answers that are on the disk now."""
+        return kept_answers(self.asked.run, self.asked.contestants, self.answers_path, self.header)
+
+    @property
     def most_verdicts(self) -> int:
         """Questions to the judge, at most: both orders of every pair, and every answer if it scores."""
         models = self.asked.contestants
@@ -296,7 +302,7 @@ def run_evaluation(
     it again to resume.
     """
     options, hooks = plan.options, hooks or Hooks()
-    if missing_answers(plan.answers_path, plan.header):
+    if missing_answers(plan.header, plan.kept):
         plan.judges.find_keys()
     answers = answer_all(
         options.run,
@@ -329,8 +335,8 @@ def _votes(options: EvalOptions) -> Votes | None:
 
 def preview_lines(plan: EvaluationPlan) -> list[str]:
     """What the evaluation would generate, ask and cost at most. Loads no model and asks nobody."""
-    missing = missing_answers(plan.answers_path, plan.header)
-    asked = plan.asked
+    asked, records = plan.asked, plan.kept
+    missing = missing_answers(plan.header, records)
     labels = ", ".join(contestant.label for contestant in asked.contestants)
     wanted = len(asked.prompts) * len(asked.contestants)
     lines = [
@@ -341,7 +347,7 @@ def preview_lines(plan: EvaluationPlan) -> list[str]:
         f"heuristics: {', '.join(heuristic.name for heuristic in plan.heuristics)}",
     ]
     if plan.judges.pairs is not None:
-        records = longest_answers(plan.header) if missing else read_partial(plan.answers_path).records
+        records = longest_answers(plan.header) if missing else records
         answers = {name: [records[i, name] for i in range(len(asked.prompts))] for name in plan.header.names}
         answered = replace(asked, answers=answers)
         questions = plan.judges.questions(answered.pairs(), answered.singles())

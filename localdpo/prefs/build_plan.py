@@ -286,9 +286,10 @@ def _text_of(rubric: str | None, mode: Mode, constitution: str | None) -> str:
 
 def preview_lines(plan: BuildPlan) -> list[str]:
     """What the build would generate, ask and cost at most. Writes nothing and asks nobody."""
-    missing = missing_answers(plan.candidates, plan.header)
+    kept = read_partial(plan.candidates).records
+    missing = missing_answers(plan.header, kept)
     wanted = len(plan.prompts) * len(plan.sampling.names)
-    records = longest_answers(plan.header) if missing else read_partial(plan.candidates).records
+    records = longest_answers(plan.header) if missing else kept
     answers = by_prompt(records, len(plan.prompts), plan.sampling.judged)
     questions = CandidateJudging(plan, answers).questions()
     temperatures = ", ".join(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)

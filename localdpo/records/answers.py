@@ -158,9 +158,12 @@ class AnswersTail(LogTail):
         self.records: dict[tuple[int, str], AnswerRecord] = {}
         self.scored: set[int] = set()
 
-    def poll(self) -> bool:
-        """Take in the lines that were ended since the last poll; whether there were any."""
-        lines = self.lines()
+    def poll(self, max_bytes: int | None = None) -> bool:
+        """Take in the lines that were ended since the last poll, and whether there were any.
+
+        `max_bytes`: about so many bytes of them.
+        """
+        lines = self.lines(max_bytes)
         for number, line in lines:
             self._take(number, line)
         return bool(lines)

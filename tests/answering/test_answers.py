@@ -99,6 +99,46 @@ def test_a_run_on_demonstrations_trains_sft_from_start(
     assert contestants(ipo, note=print)[-1].label == "IPO"
 
 
+def test_answers_that_other_files_hold_are_not_generated_again(
+    tmp_path: Path, tiny_model: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = run_folder(tmp_path / "runs" / "b", tiny_model, None, "dora", seed=5)
+    of_run, of_other = answered(run, rows(), DRAWN), answered(other, rows(), DRAWN)
+    every = contestants(run, [other], note=print)
+    generated = count_generated(monkeypatch)
+    found = texts(answer_all(run, every, rows(), DRAWN, scores=False))
+    assert found == {**texts(of_run), "run:b": texts(of_other)["dpo"]}
+    assert generated == []
+    # Drawn with another seed, or to other prompts: generated.
+    answer_all(run, every, rows(), replace(DRAWN, seed=6), scores=False)
+    answer_all(run, every, rows()[1:], DRAWN, scores=False)
+    assert sum(generated) == 4 * len(rows()) + 4 * (len(rows()) - 1)
+    # So is every answer of a model that lacks one, in a file that is damaged besides.
+    generated.clear()
+    [file] = answers_files(other.path)
+    lines = file.read_bytes().splitlines(True)
+    file.write_bytes(
+        b"".join(line for line in lines if not line.startswith(b'{"prompt":0,"contestant":"dpo"'))
+    )
+    file.write_bytes(file.read_bytes() + b"{}\n")
+    for own in answers_files(run.path):
+        own.unlink()
+    assert texts(answer_all(run, every, rows(), DRAWN, scores=False)) == found
+    assert sum(generated) == 3 * len(rows())
+
+
+def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many answers each evaluation generates, from now on."""
+    generate, counts = room.generate_apart, []
+
+    def counted(model: Any, tokenizer: Any, prompts: list[Any], *others: Any, **options: Any) -> Any:
+        counts.append(len(prompts))
+        return generate(model, tokenizer, prompts, *others, **options)
+
+    monkeypatch.setattr(room, "generate_apart", counted)
+    return counts
+
+
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(
     tmp_path: Path, tiny_model: Path, run: RunDir
 ) -> None:
