@@ -41,6 +41,7 @@ from localdpo.judging.registry import (
 from localdpo.judging.rubric import MODES, rubrics_by_mode
 from localdpo.launch.begin import differing_keys
 from localdpo.launch.processes import watch
+from localdpo.model.backend import give_back_memory
 from localdpo.objective.numerics import sequence_kl
 from localdpo.prefs.build import REPORT, TRAIN, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
@@ -350,7 +351,7 @@ def _train_round(plan: RoundsPlan, run: RunDir, number: int, hands: Hands) -> in
         hands.note(f"{run.name}: answers and verdicts")
         adapter = load_recipe(run.recipe).adapter
         hands.ask(_build_options(plan, run, adapter, number), plan_build, run_build)
-        _free_memory()
+        give_back_memory()  # to the worker
     if run.is_running():
         hands.note(f"{run.path} is being trained already; waiting for its end")
         for _ in watch(run):
@@ -359,13 +360,6 @@ def _train_round(plan: RoundsPlan, run: RunDir, number: int, hands: Hands) -> in
         return 0
     hands.note(f"{run.name}: training")
     return hands.train(run)
-
-
-def _free_memory() -> None:
-    """Leave to the worker what the models of this process took."""
-    import mlx.core as mx
-
-    mx.clear_cache()
 
 
 def _evaluate_round(plan: RoundsPlan, run: RunDir, number: int, hands: Hands) -> RoundResult:
@@ -389,7 +383,7 @@ def _evaluate_round(plan: RoundsPlan, run: RunDir, number: int, hands: Hands) ->
     before, after = evaluation.versus
     first = "base" if recipe.adapter is None else "sft"
     kl, kl_se = _kl_from(plan_evaluation(options), after, first)
-    _free_memory()
+    give_back_memory()
     tokens = next(metric.means for metric in evaluation.metrics if metric.name == "tokens")
     with_pairs = (run.path / BUILD / TRAIN).read_bytes().count(b"\n")
     return RoundResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -165,10 +166,26 @@ def keep_freed(limit: int) -> bool:
     glibc gives the end of its heap back to the system once 64 MB of it are free, and gets it back zeroed page
     by page: 100 MB of a training step of 350 MB.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    mallopt = _c_function("mallopt")
     if mallopt is None or mx.cuda.is_available():
         return False
     return all([mallopt(TRIM_THRESHOLD, limit), mallopt(MMAP_THRESHOLD, MOST_UNMAPPED)])
+
+
+def give_back_memory() -> None:
+    """Give back to the system what models took that nothing refers to any more.
+
+    Models are in cycles, and what the C library was told to keep (`keep_freed`) it gives back when asked.
+    """
+    gc.collect()
+    mx.clear_cache()
+    if (trim := _c_function("malloc_trim")) is not None:
+        trim(0)
+
+
+def _c_function(name: str) -> Callable[..., int] | None:
+    """A function of Linux's C library; None where it has none of this name, as musl of glibc's."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def wire(device: str) -> None:

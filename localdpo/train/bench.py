@@ -10,7 +10,6 @@ The share of the device's matmul rate divides the operations that a step needs, 
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -34,7 +33,7 @@ from localdpo.core.names import BUNDLE
 from localdpo.core.text import aligned
 from localdpo.model import lora
 from localdpo.model.arrays import float_types
-from localdpo.model.backend import Backend, device_name, memory_limit
+from localdpo.model.backend import Backend, device_name, give_back_memory, memory_limit
 from localdpo.model.forward import lengths_of
 from localdpo.model.generate import generate
 from localdpo.model.memory import BatchShape, model_shape, operations
@@ -169,7 +168,7 @@ def measure(
     """
     model = make_model(folder / "model", SHAPES[name], bits)
     pairs = make_pairs(folder / "pairs.jsonl", workload)
-    _free()
+    give_back_memory()
     matmul = matmul_rate(mx.float32 if backend.is_cpu else mx.bfloat16)[0] / 1e12
     for number, way in enumerate(ways):
         recipe = Recipe.model_validate(
@@ -195,13 +194,7 @@ def measure(
             continue
         yield _measured(session, workload, matmul=matmul, shape=name, bits=bits)
         del session
-        _free()
-
-
-def _free() -> None:
-    """Free models that nothing refers to: they are in cycles, and would count as the next one's memory."""
-    gc.collect()
-    mx.clear_cache()
+        give_back_memory()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import cast
@@ -186,3 +187,35 @@ def test_float32_bars_are_wider_only_where_a_gpu_may_round_to_tf32(monkeypatch: 
     np.testing.assert_allclose(tolerance(logps, lengths, forward), 0.05)
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
     np.testing.assert_allclose(tolerance(logps, lengths, forward), 1e-3)
+
+
+HOLDS_MEMORY = """
+import mlx.core as mx
+from localdpo.model.backend import give_back_memory, keep_freed
+
+def resident() -> int:
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+assert keep_freed(2 * 10**9)
+arrays = [mx.full((2**20,), float(i)) for i in range(100)]
+mx.eval(arrays)
+mx.set_cache_limit(0)
+last = mx.full((2**10,), 1.0)
+mx.eval(last)
+del arrays, last
+kept = resident()
+give_back_memory()
+print(kept, resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MLX takes its memory elsewhere")
+def test_what_a_model_took_goes_back_to_the_system() -> None:
+    words = subprocess.run(
+        [sys.executable, "-c", "import localdpo.model\n" + HOLDS_MEMORY],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    kept, left = map(int, words)
+    assert kept - left > 350e6
