@@ -7,7 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from localdpo.model import lora
 
 BASE: dict[str, Any] = {
     "hidden_size": 64,
@@ -105,10 +106,10 @@ def tiny(family: str, *, seed: int = 0, bits: int | None = None, **changes: Any)
 def with_lora(
     model: nn.Module, *, keys: list[str] | None = None, seed: int = 1, dora: bool = False
 ) -> nn.Module:
-    """LoRA on all layers with lora_b away from zero, so that every adapter weight has a gradient."""
-    mx.random.seed(seed)
+    """Adapters as a run has them, with lora_b away from zero, so that each weight has a gradient."""
     model.freeze()
-    linear_to_lora_layers(model, -1, {"rank": 4, "scale": 4.0, "dropout": 0.0, "keys": keys}, use_dora=dora)
+    kind, names = "dora" if dora else "lora", None if keys is None else tuple(keys)
+    lora.attach(model, lora.LoraConfig(kind, -1, rank=4, scale=4.0, keys=names), seed=seed)
     model.apply_to_modules(
         lambda _, m: m.update({"lora_b": mx.random.normal(m.lora_b.shape) * 0.05}) if "lora_b" in m else None
     )

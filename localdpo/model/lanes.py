@@ -46,7 +46,7 @@ def side_by_side(build: Callable[[T], R], items: Iterable[T], lanes: int) -> Ite
             mx.eval(built)
         else:
             built = []
-            for item, stream in zip(group, _streams(), strict=False):
+            for item, stream in zip(group, _streams()[: len(group)], strict=True):
                 with mx.stream(stream):
                     built.append(build(item))
             with _blas_threads(max(1, _threads() // len(group))):
