@@ -210,8 +210,10 @@ def preview_lines(plan: RoundsPlan, series: Path, wanted: int) -> list[str]:
     options = _build_options(plan, RunDir(series / "round-1"), recipe.adapter, 1)
     # After round 1: base, the round before, the round, the first start.
     models = 3 if recipe.adapter is None else 4
+    rates = [f"{learning_rate_of(recipe, number):g}" for number in (1, wanted)]
+    falls = "" if rates[0] == rates[1] else f", with learning rates from {rates[0]} down to {rates[1]}"
     return [
-        f"rounds: at most {wanted}; each:",
+        f"rounds: at most {wanted}{falls}; each:",
         *build_preview(plan_build(options)),
         *evaluation_lines(plan.judging, rows, models, recipe.rounds.max_tokens, series),
     ]
@@ -293,7 +295,7 @@ def round_recipe(series: RoundsDir, recipe: Recipe, number: int) -> Recipe:
         update |= {"adapter": str(before.path), "reference_adapter": None}
         if recipe.rounds.reference == "first" and recipe.loss.spec.needs_reference:
             update["reference_adapter"] = recipe.reference or BASE
-        rate = recipe.train.learning_rate * recipe.rounds.learning_rate_decay ** (number - 1)
+        rate = learning_rate_of(recipe, number)
         update["train"] = recipe.train.model_copy(update={"learning_rate": rate})
     data = recipe.data
     update["data"] = data.model_copy(
@@ -309,6 +311,11 @@ def round_recipe(series: RoundsDir, recipe: Recipe, number: int) -> Recipe:
         }
     )
     return recipe.model_copy(update=update)
+
+
+def learning_rate_of(recipe: Recipe, number: int) -> float:
+    """The peak learning rate of the round `number`, from 1."""
+    return recipe.train.learning_rate * recipe.rounds.learning_rate_decay ** (number - 1)
 
 
 def _build_options(plan: RoundsPlan, run: RunDir, adapter: str | None, number: int) -> BuildOptions:

@@ -268,11 +268,13 @@ def test_what_a_round_costs_is_said_before(tmp_path: Path) -> None:
             "rounds.judge=anthropic",
             "rounds.max_tokens=16",
             "rounds.missing_eos_penalty=4",
+            "rounds.learning_rate_decay=0.5",
+            "train.learning_rate=1e-4",
         ),
         tmp_path / "series",
         3,
     )
-    assert lines[0] == "rounds: at most 3; each:"
+    assert lines[0] == "rounds: at most 3, with learning rates from 0.0001 down to 2.5e-05; each:"
     assert any(line.startswith("candidates: 8 of at most 16 tokens") for line in lines)
     assert "cut at the limit: judged too, never chosen; penalty 4" in lines
     assert sum(line.startswith("cost: at most $") and "$0.00" not in line for line in lines) == 2
