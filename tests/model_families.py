@@ -82,6 +82,24 @@ OTHERS = {
         "vocab_size_per_layer_input": 160,
     },
 }
+# Its layers share keys and values, but without a cache each computes its own.
+GEMMA3N = {
+    **BASE,
+    "model_type": "gemma3n_text",
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": 160,
+    "sliding_window": 8,
+    "rope_local_base_freq": 10000.0,
+    "final_logit_softcapping": 30.0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "activation_sparsity_pattern": [0.0] * 4,
+    "hidden_size_per_layer_input": 8,
+    "altup_num_inputs": 2,
+    "altup_coef_clip": 120.0,
+    "altup_correct_scale": True,
+    "altup_active_idx": 0,
+    "laurel_rank": 4,
+}
 
 
 # Every width above is a multiple of it, so that all layers of every family quantise as they are.

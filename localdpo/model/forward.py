@@ -180,6 +180,7 @@ class Forward:
     Args:
         shared: which path is taken; `can_share` decides unless given.
         checkpoint: recompute layers in the backward pass.
+        cached: whether the plain path fills a cache of keys and values, as generation does: to compare.
         split: whether `scores` has the sums over the public tokens too.
         align: whether `scores` has the alignment too.
         chunk_bytes: of one chunk's logits; the device's default unless given.
@@ -194,6 +195,7 @@ class Forward:
         *,
         shared: bool | None = None,
         checkpoint: bool = False,
+        cached: bool = False,
         split: bool = False,
         align: bool = False,
         chunk_bytes: int | None = None,
@@ -203,7 +205,7 @@ class Forward:
         self.by_segments = True
         if self.shared:
             take_positions(model)
-        self.checkpoint = checkpoint
+        self.checkpoint, self._cached = checkpoint, cached
         self.split, self.align = split, align
         self.head = Head(model)
         self._chunk_bytes = chunk_bytes or CHUNK_BYTES[device_name()]
@@ -212,7 +214,9 @@ class Forward:
     def hidden(self, arrays: ForwardArrays) -> mx.array:
         """Final hidden states of the scored positions [T, D]."""
         if arrays.tokens_NL is not None:
-            states_NLD = plain_hidden(self.model, arrays.tokens_NL, checkpoint=self.checkpoint)
+            states_NLD = plain_hidden(
+                self.model, arrays.tokens_NL, checkpoint=self.checkpoint, cached=self._cached
+            )
             return states_NLD.reshape(-1, states_NLD.shape[-1])[arrays.gather_T]
         assert arrays.tokens_S is not None
         assert arrays.positions_S is not None

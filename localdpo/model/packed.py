@@ -30,6 +30,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from localdpo.model import cpu
 from localdpo.model.arrays import RepeatableDropout, drawing_from, recomputed, weights_restored
@@ -259,11 +260,16 @@ def line_hidden(model: nn.Module, line: Line, *, checkpoint: bool = False) -> mx
     return states[0]
 
 
-def plain_hidden(model: nn.Module, tokens_NL: mx.array, *, checkpoint: bool = False) -> mx.array:
-    """Final hidden states [N, L, E] of whole sequences, right-padded: for models that cannot share."""
+def plain_hidden(
+    model: nn.Module, tokens_NL: mx.array, *, checkpoint: bool = False, cached: bool = False
+) -> mx.array:
+    """Final hidden states [N, L, E] of whole sequences, right-padded: for models that cannot share.
+
+    `cached`: fill a cache of keys and values meanwhile, as generation does.
+    """
     text = text_model(model)
     with checkpointed_layers(text, enabled=checkpoint):
-        return text.model(tokens_NL, cache=None)
+        return text.model(tokens_NL, cache=make_prompt_cache(text) if cached else None)
 
 
 def mask_axes(text: nn.Module) -> int:
@@ -275,8 +281,6 @@ def mask_axes(text: nn.Module) -> int:
 
 def can_share(model: nn.Module) -> bool:
     """Whether every layer keeps ordinary keys and values (state-space layers do not)."""
-    from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
-
     text = text_model(model)
     if "model" not in text or not hasattr(text, "layers"):
         return False

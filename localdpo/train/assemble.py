@@ -347,16 +347,29 @@ def check_paths(forward: Forward, rows: Rows, note: Note) -> None:
     """Compare the shared path with the plain one on two rows; fall back to what gives its numbers.
 
     Two, since in a line of one row with one response every position is what it would be by itself.
+
+    Raises UserError for a model that has no shared path and whose plain one is not what generates.
     """
+    batch = rows.batch(np.arange(2) % len(rows))
+    whole = batch_arrays(batch, shared=False)
+    plain = np.array(forward.logps(whole, gradient=False))
+    bars = tolerance(plain, batch.lengths, forward)
     if not forward.shared:
         note(
             "this model's layers keep a state that cannot be shared: "
             "each response runs with its prompt (plain path)"
         )
+        # A line takes the place of a cache; without one nothing has compared the two.
+        cached = np.array(Forward(forward.model, shared=False, cached=True).logps(whole, gradient=False))
+        gaps = np.abs(cached - plain)
+        if (gaps > bars).any():
+            kind = type(forward.model).__module__.rpartition(".")[2]
+            raise UserError(
+                f"model: models of the type {kind} compute other log-probabilities without a cache of keys "
+                f"and values than with one, here by {gaps.max():.3g} nats, so that another model would be "
+                "trained than the one that answers; choose another model"
+            )
         return
-    batch = rows.batch(np.arange(2) % len(rows))
-    plain = np.array(forward.logps(batch_arrays(batch, shared=False), gradient=False))
-    bars = tolerance(plain, batch.lengths, forward)
 
     def problem(segments: tuple[Segment, ...]) -> str | None:
         line = replace(batch_arrays(batch, shared=True), segments=segments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx_lm.models import gpt2
+from mlx_lm.models import gemma3n, gpt2
+from model_families import GEMMA3N, tiny
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import EAGER, session_of, train, write_recipe
 
@@ -202,14 +204,29 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
 def test_positions_that_are_right_by_accident_are_found_out(first: tuple[int, int], rows: int) -> None:
     """GPT-2 counts positions from the first one: right in a line of one row with one response."""
     model = gpt2.Model(gpt2.ModelArgs("gpt2", 256, 64, 4, 2, 256, 1e-5, 160))
+    forward, notes = Forward(model), list[str]()
+    check_paths(forward, rows_of([first, (7, 5), (2, 9)][:rows]), notes.append)
+    assert not forward.shared
+    assert len(notes) == 1
+
+
+def rows_of(lengths: Sequence[tuple[int, int]]) -> Rows:
+    """Rows of random tokens, with one response each; lengths of prompt and response."""
     rng = np.random.default_rng(0)
-    lengths = [first, (7, 5), (2, 9)][:rows]
     encoded = [
         EncodedRow(i, rng.integers(1, 160, prompt, np.int32), (rng.integers(1, 160, response, np.int32),))
         for i, (prompt, response) in enumerate(lengths)
     ]
-    held = Rows(cast("Mixture", encoded), np.arange(rows), 0)
-    forward, notes = Forward(model), list[str]()
-    check_paths(forward, held, notes.append)
-    assert not forward.shared
-    assert len(notes) == 1
+    return Rows(cast("Mixture", encoded), np.arange(len(lengths)), 0)
+
+
+def test_a_model_that_answers_otherwise_than_it_would_be_trained_is_refused() -> None:
+    """gemma3n's layers share keys and values only in a cache."""
+    args = gemma3n.ModelArgs("gemma3n", GEMMA3N)
+    with pytest.raises(UserError, match=r"^model: models of the type gemma3n compute other log-prob"):
+        check_paths(Forward(gemma3n.Model(args)), rows_of([(7, 5), (12, 9)]), lambda note: None)
+    for family in ("gemma4_text", "qwen3_next"):
+        forward, notes = Forward(tiny(family)), list[str]()
+        check_paths(forward, rows_of([(7, 5), (12, 9)]), notes.append)
+        assert not forward.shared
+        assert len(notes) == 1
