@@ -175,6 +175,17 @@ def load_openblas() -> str | None:
 
 
 @lru_cache(maxsize=1)
+def c_function(name: str) -> Callable[..., int] | None:
+    """A function of Linux's C library; None where it has none of this name, as musl of glibc's."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
+def give_back_freed() -> None:
+    """Have the C library give back to the system what was freed within its heap."""
+    if (trim := c_function("malloc_trim")) is not None:
+        trim(0)
+
+
 def keep_awake() -> str:
     """Hold off sleep for the life of this process; what to say of it, empty where it is no Mac.
 

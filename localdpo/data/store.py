@@ -27,6 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from localdpo.core.atomic import clean_leftovers, free_bytes, out_of_space, published_file
 from localdpo.core.errors import UserError
+from localdpo.core.process import give_back_freed
 from localdpo.core.text import counted
 from localdpo.data.encode import ENCODER_VERSION, Encoded, Encoder, Limits, plain_backend
 from localdpo.data.fields import FINISH_REASON
@@ -200,6 +201,8 @@ def _build(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clean_leftovers(path.parent, shared=True)
+        # Reading a tokenizer of 250,000 tokens leaves 100 MB and more.
+        give_back_freed()
         with published_file(path) as file:
             writer = _Writer(file, kind)
             blocks = writer.usable(rows)

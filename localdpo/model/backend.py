@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import os
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from localdpo.core.errors import UserError
-from localdpo.core.process import find_openblas, keep_awake, load_openblas
+from localdpo.core.process import c_function, find_openblas, give_back_freed, keep_awake, load_openblas
 
 OPENBLAS_HINT = (
     "OpenBLAS not found: training on this CPU is much slower without it "
@@ -166,7 +165,7 @@ def keep_freed(limit: int) -> bool:
     glibc gives the end of its heap back to the system once 64 MB of it are free, and gets it back zeroed page
     by page: 100 MB of a training step of 350 MB.
     """
-    mallopt = _c_function("mallopt")
+    mallopt = c_function("mallopt")
     if mallopt is None or mx.cuda.is_available():
         return False
     return all([mallopt(TRIM_THRESHOLD, limit), mallopt(MMAP_THRESHOLD, MOST_UNMAPPED)])
@@ -179,13 +178,7 @@ def give_back_memory() -> None:
     """
     gc.collect()
     mx.clear_cache()
-    if (trim := _c_function("malloc_trim")) is not None:
-        trim(0)
-
-
-def _c_function(name: str) -> Callable[..., int] | None:
-    """A function of Linux's C library; None where it has none of this name, as musl of glibc's."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    give_back_freed()
 
 
 def wire(device: str) -> None:
