@@ -124,7 +124,10 @@ _remembering = True
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """`silu(gate) * x`, as mlx-lm's function of that name; any shape."""
+    """`silu(gate) * x`, as mlx-lm's function of that name, which it calls where they are not float32."""
+    if gate.dtype != mx.float32 or x.dtype != mx.float32:
+        product: mx.array = activations.swiglu(gate, x)
+        return product
     out, sigmoid = cast("tuple[mx.array, mx.array]", _swiglu(gate, x))
     if _remembering:
         key = id(out)

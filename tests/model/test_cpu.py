@@ -57,6 +57,13 @@ def test_swiglu_and_its_gradients_are_mlx_lms_and_finite_far_out() -> None:
         np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_swiglu_of_16_bits_is_mlx_lms(dtype: mx.Dtype) -> None:
+    """Of 16 bits a power of 1 / e is that of another number."""
+    gate, x = (mx.random.normal((50,)).astype(dtype) * 8 for _ in range(2))
+    assert mx.array_equal(cpu.swiglu(gate, x), activations.swiglu(gate, x))
+
+
 def test_a_model_calls_the_swiglu_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "swiglu", activations.swiglu)
     model = tiny("llama")
