@@ -125,7 +125,7 @@ def fit(
     if wanted == "auto":
         choices = _choices(most, fewest, tables, sizes)
         micro = next((rows for rows in choices if need(rows, checkpoint).total <= FILLED * limit), fewest)
-    lanes = min(lanes, math.ceil(section.batch_size / micro))
+    lanes = min(lanes, math.ceil(batch / micro))
     while lanes > 1 and need(micro, checkpoint, lanes).total > FILLED * limit:
         lanes -= 1
     memory = need(micro, checkpoint, lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ def test_a_cpu_takes_its_few_tokens_but_never_more_than_fit(setting: Setting) ->
     assert 1 < usual < 8
     assert setting.fit(10**10, backend=EAGER).micro == usual
     assert setting.fit(setting.need(1, False, backend=EAGER), backend=EAGER).micro == 1
+
+
+def test_micro_batches_side_by_side_are_those_of_a_rank(setting: Setting) -> None:
+    setting.monkeypatch.setattr(room, "lane_count", lambda: 2)
+    recipe, train, *rest = setting.parts(EAGER, train={"micro_batch_size": 4})
+    assert fit(recipe, train, *rest, shared=True).lanes == 2
+    assert fit(recipe, replace(train, ranks=2), *rest, shared=True).lanes == 1
 
 
 def test_a_loss_over_the_whole_batch_keeps_it_or_is_refused(setting: Setting) -> None:
