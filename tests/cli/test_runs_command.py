@@ -5,9 +5,12 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from localdpo.cli.options import run_names
 from localdpo.cli.plain import print_table
 from localdpo.cli.runs import HEADINGS, list_all, row_of
 from localdpo.core.text import age
@@ -47,6 +50,12 @@ def test_the_table_without_a_terminal(two_runs: Path, capsys: pytest.CaptureFixt
         "0.250",
     ]
     assert lines[2] == ["sft", "new", "-", "-", "-", "0", "-", "-", "-", "-"]
+
+
+def test_a_shell_completes_the_runs_of_series(two_runs: Path) -> None:
+    RunDir.create(two_runs / "series", "round-1", "m\n")
+    context: Any = SimpleNamespace(params={"runs_dir": two_runs})
+    assert run_names(context, "s") == ["series/round-1", "sft"]
 
 
 def test_damaged_lines_of_a_log_are_told_once_beside_the_table(
