@@ -232,7 +232,7 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
 
     Raises:
         UserErrors: every one of `keys` that names no layer of the adapted blocks.
-        UserError: a layer that takes no adapter.
+        UserError: a layer that takes no adapter, or none that takes one.
     """
     mx.random.seed(seed)
     parameters = {
@@ -246,6 +246,8 @@ def attach(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
         linear_to_lora_layers(model, config.layers, parameters, use_dora=config.type == "dora")
     except ValueError as error:
         raise UserError(f"lora: {first_line(error)}") from error
+    if not named(model.trainable_parameters()):
+        raise UserError("lora: no layer of the model's blocks takes an adapter; choose another model")
     for module in model.modules():
         if type(module) is LoRALinear:
             module.__class__ = LeanLoRALinear

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -126,6 +127,15 @@ def test_layers_and_keys_choose_what_is_adapted(tiny_model: Path) -> None:
         "model.layers.1.mlp.up_proj.lora_a",
         "model.layers.1.mlp.up_proj.lora_b",
     ]
+
+
+def test_a_model_without_layers_that_take_adapters_is_refused() -> None:
+    """As bitnet, whose layers are of its own."""
+    model: Any = nn.Module()
+    model.layers = [nn.RMSNorm(8), nn.RMSNorm(8)]
+    model.freeze()
+    with pytest.raises(UserError, match=r"^lora: no layer of the model's blocks takes an adapter"):
+        lora.attach(model, FULL, seed=0)
 
 
 def test_every_key_has_to_name_a_layer(tiny_model: Path) -> None:
