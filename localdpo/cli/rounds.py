@@ -15,6 +15,7 @@ from localdpo.cli.options import DryRunOption, ForgetOption, JsonOption, RunsDir
 from localdpo.cli.train import make_request, train_and_watch
 from localdpo.core.names import command_line
 from localdpo.out import has_screen, note, print_json, result, say
+from localdpo.records.rundir import RunLock
 from localdpo.records.series import (
     HEADINGS,
     RoundsDir,
@@ -24,6 +25,7 @@ from localdpo.records.series import (
     cells,
     closing_lines,
     read_record,
+    write_options,
 )
 from localdpo.records.wording import resume_command, runs_dir_words
 
@@ -92,7 +94,7 @@ def rounds(
         note(line)
     if plain or as_json or not has_screen():
         raise typer.Exit(make_and_print(series, plan, at_most, as_json))
-    raise typer.Exit(make_beside_dashboard(series, partial(show_record, series)))
+    raise typer.Exit(make_beside_dashboard(series, options, partial(show_record, series)))
 
 
 def make_and_print(series: RoundsDir, plan: RoundsPlan, wanted: int, as_json: bool) -> int:
@@ -140,7 +142,7 @@ def show_record(series: RoundsDir) -> None:
     print_series(series, read_record(series), as_json=False)
 
 
-def make_beside_dashboard(series: SeriesDir, show: Callable[[], None]) -> int:
+def make_beside_dashboard(series: SeriesDir, options: SeriesOptions, show: Callable[[], None]) -> int:
     """Make the series in a process of its own and show it in the dashboard until the user leaves.
 
     `show` prints what came of it when it is made. The exit code of the command.
@@ -149,6 +151,9 @@ def make_beside_dashboard(series: SeriesDir, show: Callable[[], None]) -> int:
     from localdpo.launch.processes import Job
 
     command = [sys.executable, "-m", "localdpo", *sys.argv[1:], "--plain", "--run", series.name]
+    # The process does the same. One that is killed before must not leave a series without its limits.
+    with RunLock(series):
+        write_options(series, options)
     job = Job(command, series.log, "the series", f"resume it: {resume_command(series)}")
     code = open_series(series, job)
     if (problem := job.problem()) is not None:

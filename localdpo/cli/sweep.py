@@ -143,7 +143,7 @@ def sweep(
         code = make(made, plan, options, asked, as_json)
         finish()
         raise typer.Exit(code)
-    raise typer.Exit(make_beside_dashboard(made, finish))
+    raise typer.Exit(make_beside_dashboard(made, options, finish))
 
 
 def print_sweep(sweep: SweepDir, best_by: str | None, as_json: bool) -> None:

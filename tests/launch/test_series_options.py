@@ -148,6 +148,21 @@ def test_there_must_be_options_to_forget(sweep: Sweep) -> None:
     assert done.stderr == "error: --forget-options: there is no series yet that has options; leave it out\n"
 
 
+def test_a_command_that_ends_before_its_dashboard_has_kept_the_options(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending:
+        def __init__(self, *values: object) -> None:
+            raise UserError("no process")
+
+    monkeypatch.setattr("localdpo.cli.sweep.has_screen", lambda: True)
+    monkeypatch.setattr("localdpo.launch.processes.Job", Ending)
+    limits = ["--judge", "anthropic", "--max-usd", "1"]
+    done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid", *limits)
+    assert (done.returncode, done.stderr) == (2, "error: no process\n")
+    assert read_options(SweepDir("runs/grid")).judging == {"judge": "anthropic", "max_usd": 1.0}
+
+
 def test_who_does_not_get_to_make_a_series_changes_none_of_its_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
