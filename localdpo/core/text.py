@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Container, Iterator, Sequence
 from difflib import SequenceMatcher
@@ -42,6 +43,14 @@ def printable(text: str) -> str:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value of JSON is a number; Python counts true and false among them."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def json_or_none(value: object) -> Any:
+    """What a text is the JSON of; None for other text, and for what is no text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def format_value(value: Any) -> str:

@@ -194,7 +194,11 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batc
     branches = len(rows[0].responses)
     if any(len(row.responses) != branches or len(row.prompt) < 1 for row in rows):
         raise ValueError("collate needs rows of one kind, each with a prompt of at least one token")
-    context, context_pad = _left_pad([row.prompt[:-1] for row in rows], pad_id)
+    width = max(len(row.prompt) for row in rows) - 1
+    context = np.full((len(rows), width), pad_id, dtype=np.int32)
+    context_pad = np.array([width + 1 - len(row.prompt) for row in rows], dtype=np.int32)
+    for i, row in enumerate(rows):
+        context[i, context_pad[i] :] = row.prompt[:-1]
     starts = [row.prompt[-1:] for row in rows]
     responses = [row.responses[k] for k in range(branches) for row in rows]
     lengths = np.array([len(ids) for ids in responses], dtype=np.int32)
@@ -207,17 +211,6 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, indices: ArrayLike) -> Batc
         raise ValueError("collate needs rows of one kind: all of them with a label, or none")
     desirable = None if labels[0] is None else np.array(labels, dtype=np.bool_)
     return Batch(index_array, context, context_pad, response, lengths, desirable)
-
-
-def _left_pad(
-    contexts: Sequence[NDArray[np.int32]], pad_id: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    width = max(len(ids) for ids in contexts)
-    padded = np.full((len(contexts), width), pad_id, dtype=np.int32)
-    pads = np.array([width - len(ids) for ids in contexts], dtype=np.int32)
-    for i, ids in enumerate(contexts):
-        padded[i, pads[i] :] = ids
-    return padded, pads
 
 
 # --- the shapes of a run --------------------------------------------------------------------------------
@@ -323,8 +316,7 @@ def plan_shapes(needs: NDArray[np.int64], *, sequences: int | None, real: int, m
         sequences: see `columns`.
         real: tokens and scored tokens of all micro-batches.
 
-    Raises:
-        ValueError: micro-batches of more than `most` different numbers of rows.
+    Raises ValueError: micro-batches of more than `most` different numbers of rows.
     """
     rounded = np.maximum(_round_up(needs, MULTIPLE), NARROWEST)
     rounded[:, 0] = needs[:, 0]

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,10 @@ from numpy.typing import NDArray
 from localdpo.core.errors import UserError
 from localdpo.data.chat_template import REASONING, TEXT
 from localdpo.data.fields import SURROGATE, RowSkip
-from localdpo.data.messages import side_messages
+from localdpo.data.messages import prompt_messages
 from localdpo.data.pieces import Pieces, can_be_cut
 from localdpo.data.render import Rendered, Renderer
-from localdpo.data.types import EncodedRow, Example, Message, Side, TemplateChoice, Truncation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from localdpo.data.types import EncodedRow, Example, Side, TemplateChoice, Tokenizer, Truncation
 
 # Raise it with every change that makes other ids for the same row: it is part of the caches' keys. Where only
 # rows of a new kind change, their stores are told apart in store.py, and all other caches stay.
@@ -82,11 +79,6 @@ class Encoded:
     whole: int = 0
     limits: list[str] = field(default_factory=list)
 
-    @property
-    def merged(self) -> int:
-        """How many rows had a token across the boundary."""
-        return len(self.merged_rows)
-
 
 @dataclass(slots=True)
 class _Ids:
@@ -101,7 +93,7 @@ class Encoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         template: TemplateChoice,
         limits: Limits,
         *,
@@ -132,22 +124,18 @@ class Encoder:
             result.truncated += cut
             if ids.merged:
                 result.merged_rows.append(row)
-            self._note(row, example, text, result)
+            for part in text.left_out.parts - {REASONING}:
+                result.notes[f"the chat template leaves out {part}"].append(row)
+            if REASONING in text.left_out.parts:
+                result.reasoning_lost.append(row)
+                result.lost += text.left_out.lost
+                result.whole += text.left_out.whole
+            if words := self.renderer.note(example, text):
+                result.notes[words].append(row)
             responses = tuple(_int32(response) for response in ids.responses)
             result.rows.append(EncodedRow(row, _int32(ids.prompt), responses, example.desirable, ids.key))
         result.limits = self.renderer.limits[before:]
         return result
-
-    def _note(self, row: int, example: Example, text: Rendered, result: Encoded) -> None:
-        """What a person should know of a kept row."""
-        for part in text.left_out.parts - {REASONING}:
-            result.notes[f"the chat template leaves out {part}"].append(row)
-        if REASONING in text.left_out.parts:
-            result.reasoning_lost.append(row)
-            result.lost += text.left_out.lost
-            result.whole += text.left_out.whole
-        if words := self.renderer.note(example, text):
-            result.notes[words].append(row)
 
     def _ids(self, rendered: Sequence[Rendered]) -> list[_Ids]:
         """The ids of rows, uncut, each response that ended with its end."""
@@ -252,21 +240,27 @@ class Encoder:
 
         Raises RowSkip where that alone is too long.
         """
-        turns = _turns(side_messages(example.prompt, "user"))
-        low, high, ids = 1, len(turns.earlier), None
+        messages = prompt_messages(example.prompt)
+        spoken = [i for i, message in enumerate(messages) if message.get("role") not in _SYSTEM]
+        system = spoken[0] if spoken else len(messages)
+        # Where turns begin, after the system messages that come first.
+        begins = [i for i in range(system, len(messages)) if i == system or messages[i].get("role") == "user"]
+        begins = begins or [system]
+
+        def without(count: int, *, keep_end: bool) -> Example:
+            start, stop = (system, begins[count]) if keep_end else (begins[-1 - count], begins[-1])
+            return replace(example, prompt=[*messages[:start], *messages[stop:]])
+
+        low, high, ids = 1, len(begins) - 1, None
         while low <= high:
             middle = (low + high) // 2
-            tried = replace(example, prompt=turns.without(middle, self.limits.truncation))
+            tried = without(middle, keep_end=self.limits.truncation == "keep_end")
             prompt = self._ids([self._shortened(tried, self.renderer.render(tried))])[0].prompt
             if len(prompt) <= length:
                 ids, high = prompt, middle - 1
             else:
                 low = middle + 1
-        if ids is not None:
-            return ids
-        return self._cut_contents(
-            replace(example, prompt=turns.without(len(turns.earlier), "keep_end")), length
-        )
+        return self._cut_contents(without(len(begins) - 1, keep_end=True), length) if ids is None else ids
 
     def _cut_contents(self, example: Example, length: int) -> list[int]:
         text = self.renderer.render(example)
@@ -345,32 +339,6 @@ class _Tail:
     ids: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Turns:
-    """A conversation as its system messages, its turns before the last user's, and that with what follows."""
-
-    system: list[Message]
-    earlier: list[list[Message]]
-    last: list[Message]
-
-    def without(self, count: int, truncation: Truncation) -> list[Message]:
-        """The messages without `count` of the earlier turns: the oldest for keep_end, else the newest."""
-        kept = self.earlier[count:] if truncation == "keep_end" else self.earlier[: len(self.earlier) - count]
-        return [*self.system, *(message for turn in kept for message in turn), *self.last]
-
-
-def _turns(messages: Sequence[Message]) -> _Turns:
-    start = next(
-        (i for i, message in enumerate(messages) if message.get("role") not in _SYSTEM), len(messages)
-    )
-    turns: list[list[Message]] = []
-    for message in messages[start:]:
-        if message.get("role") == "user" or not turns:
-            turns.append([])
-        turns[-1].append(message)
-    return _Turns(list(messages[:start]), turns[:-1], turns[-1] if turns else [])
-
-
 def prompt_key(ids: NDArray[np.int32] | bytes) -> int:
     """A hash of a prompt's ids or text, 56 bits: different prompts have different ones, as good as surely."""
     return int.from_bytes(hashlib.blake2b(bytes(ids), digest_size=7).digest())
@@ -383,7 +351,7 @@ def require_unicode(prompt: str) -> None:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompt: Side,
     template: TemplateChoice,
     *,
@@ -416,7 +384,7 @@ def encode_prompt(
 class _Tokens:
     """A tokenizer without special tokens, truncation or padding, in batches."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.backend = plain_backend(tokenizer)
         self.pieces = Pieces(self.backend) if self.backend is not None and can_be_cut(self.backend) else None
@@ -487,7 +455,7 @@ class _Tokens:
         return whole[:start]
 
 
-def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+def plain_backend(tokenizer: Tokenizer) -> Any:
     """The Rust tokenizer, truncation and padding off (some files switch them on); None if there is none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -142,14 +142,6 @@ def from_json(value: Any, name: str) -> Any:
         raise RowProblem(name, f"not valid JSON: {error}") from error
 
 
-def json_or_none(value: Any) -> Any:
-    """What a text is the JSON of; None for other text, and for what is no text."""
-    try:
-        return json.loads(value) if isinstance(value, str) else None
-    except (ValueError, RecursionError):
-        return None
-
-
 def has_content(value: Any) -> bool:
     """Whether a value says anything: no null, no blank text, nothing that holds only such."""
     waiting = [value]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,7 @@ from numpy.typing import NDArray
 from localdpo.core.text import ROLES, counted
 from localdpo.data.rows import describe_dropped, name_unread
 from localdpo.data.store import Mixture, MixturePart, TokenStore
-from localdpo.data.types import EncodedRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from localdpo.data.types import EncodedRow, Tokenizer
 
 MARK, CLOSE, NEWLINE = "▸", "◂", "⏎\n"
 # Bytes of one character may lie in several tokens, and some decoders drop a leading space: decode with a few
@@ -39,25 +35,14 @@ class LengthSummary:
     max: int
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Token counts of a store. `responses`: (chosen, rejected) or (response,); `rows`: with the longest."""
-
-    count: int
-    prompt: LengthSummary
-    responses: tuple[LengthSummary, ...]
-    rows: LengthSummary
-
-
-def statistics(store: TokenStore | Mixture) -> Statistics:
-    """Token statistics of all rows of a store, or of several of them."""
+def statistics(store: TokenStore | Mixture) -> dict[str, LengthSummary]:
+    """Token counts of all rows of a store: of `prompt`, `chosen` and `rejected` or `response`, and `row`, the
+    prompt with the longest response."""
     responses = store.response_lengths
-    return Statistics(
-        count=len(store),
-        prompt=_summary(store.prompt_lengths),
-        responses=tuple(_summary(responses[:, k]) for k in range(responses.shape[1])),
-        rows=_summary(store.prompt_lengths + responses.max(axis=1)),
-    )
+    names = ("chosen", "rejected") if responses.shape[1] == 2 else ("response",)
+    parts = {"prompt": store.prompt_lengths, **dict(zip(names, responses.T, strict=True))}
+    parts["row"] = store.prompt_lengths + responses.max(axis=1)
+    return {name: _summary(lengths) for name, lengths in parts.items()}
 
 
 def named_parts(train: Mixture, valid: Mixture) -> list[tuple[str, MixturePart]]:
@@ -83,7 +68,7 @@ def report_lines(name: str, part: MixturePart) -> list[str]:
     return lines + [f"{name}: {counted(rows, 'row')}: {note}" for note, rows in report.notes.items()]
 
 
-def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
+def render_marked(row: EncodedRow, tokenizer: Tokenizer) -> str:
     """One row as text, special tokens visible: each scored token opens with ▸, the last one is closed by ◂.
 
     Needs no colour. A token that holds only a part of a character shows with the tokens that complete it.
@@ -100,7 +85,7 @@ def render_marked(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def token_spans(
-    prompt: Sequence[int], response: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer
 ) -> list[tuple[int, str]]:
     """(tokens, the text that they add) in the response's order; the counts add up to its length.
 
@@ -120,7 +105,7 @@ def token_spans(
     return spans
 
 
-def prompt_words(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def prompt_words(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """An encoded prompt for people: `role: text`, turn by turn, as far as its template names the roles.
 
     The text alone of a single user's turn, and without special tokens where no role is named.
@@ -152,7 +137,7 @@ def _role(mark: str) -> str | None:
     return _ROLE_NAMES.get(name)
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text if isinstance(text, str) else "".join(text)
 

@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from localdpo.core.text import json_or_none
 from localdpo.data.fields import (
     MEDIA,
     RowProblem,
     describe,
     from_json,
     has_content,
-    json_or_none,
     read_field,
     text,
 )
@@ -268,11 +268,11 @@ def transcript_messages(text: str) -> list[Message] | None:
 # --- messages of an example -----------------------------------------------------------------------------
 
 
-def side_messages(side: Side, role: str) -> list[Message]:
-    """A side as messages; plain text becomes one message of `role`, a Human/Assistant transcript several."""
-    if not isinstance(side, str):
-        return list(side)
-    return transcript_messages(side) or [{"role": role, "content": side}]
+def prompt_messages(prompt: Side) -> list[Message]:
+    """A prompt as messages; plain text becomes one of the user's, a Human/Assistant transcript several."""
+    if not isinstance(prompt, str):
+        return list(prompt)
+    return transcript_messages(prompt) or [{"role": "user", "content": prompt}]
 
 
 def as_conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Message], list[Message]]:
@@ -285,7 +285,7 @@ def as_conversation(prompt: Side, responses: Sequence[Side]) -> tuple[list[Messa
             answers.append({"role": "assistant", "content": text})
         else:
             answers.extend(response)
-    return side_messages(prompt, "user"), answers
+    return prompt_messages(prompt), answers
 
 
 def as_object(arguments: Any) -> Any:

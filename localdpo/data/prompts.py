@@ -39,8 +39,11 @@ class PromptRow:
 
     @property
     def text(self) -> str:
-        """What to show of the prompt."""
-        return prompt_text(self.prompt)
+        """What to show of the prompt: its text, or the last user message of a conversation."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        users = [message for message in self.prompt if message.get("role") == "user"]
+        return str((users or self.prompt)[-1].get("content", ""))
 
     @property
     def options(self) -> tuple[list[Any] | None, dict[str, Any]]:
@@ -103,21 +106,10 @@ def read_prompt_rows(
             raise UserError(f"{opened.label}: rows of text have no prompt to answer; name another source")
         else:
             assert adapter is not None
-            facts = {
-                name: value
-                for record in row.records
-                for name, value in record.items()
-                if name not in adapter.reads
-            }
-            example = row.result
-            prompt = PromptRow(
-                example.prompt,
-                facts,
-                example.tools,
-                example.template_kwargs,
-                example.responses,
-                f"{opened.label}:{row.rows[0] + 1}",
-            )
+            columns = [column for record in row.records for column in record.items()]
+            facts = {name: value for name, value in columns if name not in adapter.reads}
+            read, place = row.result, f"{opened.label}:{row.rows[0] + 1}"
+            prompt = PromptRow(read.prompt, facts, read.tools, read.template_kwargs, read.responses, place)
             if seen is not None:
                 if prompt.id in seen:
                     repeated = True
@@ -129,11 +121,3 @@ def read_prompt_rows(
         reasons = "; ".join(f"{reason} ({counted(count, 'row')})" for reason, count in skipped.items())
         raise UserError(f"{opened.label}: no prompts in it{': ' + reasons if reasons else ''}")
     return prompts
-
-
-def prompt_text(prompt: Side) -> str:
-    """What to show of a prompt: its text, or the last user message of a conversation."""
-    if isinstance(prompt, str):
-        return prompt
-    users = [message for message in prompt if message.get("role") == "user"]
-    return str((users or prompt)[-1].get("content", ""))

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import common_prefix
@@ -32,11 +32,8 @@ from localdpo.data.chat_template import (
     run_template,
 )
 from localdpo.data.fields import RowSkip
-from localdpo.data.messages import as_conversation, side_messages
-from localdpo.data.types import Example, Message, Side, TemplateChoice
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from localdpo.data.messages import as_conversation, prompt_messages
+from localdpo.data.types import Example, Message, Side, TemplateChoice, Tokenizer
 
 # Stand for an answer, and for the ends of a content, to find where a template puts them. Plain letters: no
 # template strips or rewrites them.
@@ -120,7 +117,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         template: TemplateChoice,
         *,
         end_ids: Collection[int] | None = None,
@@ -197,7 +194,7 @@ class Renderer:
 
     def content_spans(self, example: Example, prompt: str) -> list[tuple[str, int, int]]:
         """(role, start, end) of each message's content in the rendered prompt, as far as it is found."""
-        messages = side_messages(example.prompt, "user")
+        messages = prompt_messages(example.prompt)
         marked = [_marked(message, i) for i, message in enumerate(messages)]
         text = self.render(replace(example, prompt=marked)).prompt
         spans: list[tuple[str, int, int]] = []

@@ -173,7 +173,10 @@ def read_rows(
             if notes is not None and adapter is not None:
                 notes.add(read, adapter)
             if kind == "demonstrations" and isinstance(read.result, Pair):
-                demonstration = chosen_of(read.result)
+                pair = read.result
+                demonstration = Demonstration(
+                    pair.prompt, pair.chosen, tools=pair.tools, template_kwargs=pair.template_kwargs
+                )
                 if demonstration == before:
                     yield replace(read, result=Skipped(REPEATED))
                     continue
@@ -202,11 +205,6 @@ def format_of(sample: list[SourceRow], kind: Kind, label: str, format_name: str 
 def source_format(source: RowSource, kind: Kind, format_name: str | None = None) -> Format | None:
     """The format in which `read_rows` reads a source."""
     return format_of(list(itertools.islice(source.rows(), _SAMPLE_ROWS)), kind, source.label, format_name)
-
-
-def chosen_of(pair: Pair) -> Demonstration:
-    """The chosen answer of a pair as one to imitate."""
-    return Demonstration(pair.prompt, pair.chosen, tools=pair.tools, template_kwargs=pair.template_kwargs)
 
 
 def split_pair(pair: Pair) -> tuple[Example | Skipped, ...]:

@@ -232,14 +232,10 @@ def _open_folder(path: Path, split: str | None, name: str) -> RowSource:
         loaded = loaded[wanted]
     elif split is not None:
         raise UserError(f"{name}: this folder has no splits; remove :{split}")
-    return RowSource(name, f"folder:{_folder_digest(path)}:{split}", lambda: _dataset_rows(loaded))
-
-
-def _folder_digest(path: Path) -> str:
     digest = hashlib.sha256()
     for file in (entry for entry in entries(path, "**/*") if entry.is_file()):
         digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
-    return digest.hexdigest()
+    return RowSource(name, f"folder:{digest.hexdigest()}:{split}", lambda: _dataset_rows(loaded))
 
 
 def _open_hub(repository: str, config: str | None, split: str, name: str) -> RowSource:
@@ -249,20 +245,18 @@ def _open_hub(repository: str, config: str | None, split: str, name: str) -> Row
     try:
         dataset = load_dataset(repository, config, split=split)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name}: cannot load this from the hub ({_brief(error)}){_offline()}") from error
+        switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        switch = next((each for each in switches if os.environ.get(each, "0") not in ("", "0")), None)
+        hint = "check the name and the network, or give a local file"
+        if switch is not None:
+            hint = f"{switch} is set, so only data sets in the cache are there; unset it to download"
+        raise UserError(f"{name}: cannot load this from the hub ({_brief(error)}); {hint}") from error
     return RowSource(name, f"hub:{dataset._fingerprint}", lambda: _dataset_rows(dataset))
 
 
 def _brief(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _offline() -> str:
-    for switch in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        if os.environ.get(switch, "0") not in ("", "0"):
-            return f"; {switch} is set, so only data sets in the cache are there; unset it to download"
-    return "; check the name and the network, or give a local file"
 
 
 def _dataset_rows(dataset: Dataset) -> Iterator[SourceRow]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +34,16 @@ from localdpo.data.fields import FINISH_REASON
 from localdpo.data.parallel import Block, encode_blocks
 from localdpo.data.rows import ReadingNotes, Skipped, describe_dropped, read_examples
 from localdpo.data.sources import open_source
-from localdpo.data.types import EncodedRow, EncodeReport, Example, Kind, Rated, TemplateChoice, Truncation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from localdpo.data.types import (
+    EncodedRow,
+    EncodeReport,
+    Example,
+    Kind,
+    Rated,
+    TemplateChoice,
+    Tokenizer,
+    Truncation,
+)
 
 BLOCK_ROWS = 1000
 # Fewer are encoded at once: until they are written, ids are Python's integers.
@@ -125,7 +131,7 @@ def open_store(
     source: str,
     *,
     kind: Kind,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     template: TemplateChoice,
     max_length: int,
     max_prompt_length: int | None,
@@ -163,7 +169,7 @@ def open_store(
     return store
 
 
-def _fingerprint(content: str, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> str:
+def _fingerprint(content: str, tokenizer: Tokenizer, options: dict[str, Any]) -> str:
     backend = plain_backend(tokenizer)
     vocabulary = f"{type(tokenizer).__name__} {json.dumps(tokenizer.get_vocab(), sort_keys=True)}"
     digest = hashlib.sha256()
@@ -215,7 +221,12 @@ def _build(
             if not writer.kept:
                 reasons = describe_dropped(writer.dropped)
                 raise UserError(f"{label}: no row is left to train on: {reasons}")
-            writer.require_reasoning(label)
+            if writer.reasoning_lost == writer.kept:
+                share = f"({writer.lost / max(1, writer.whole):.0%} of their text)"
+                raise UserError(
+                    f"{label}: {REASONING_LOST} in all {counted(writer.kept, 'row')} {share}; "
+                    "use a template that keeps it, or data without it"
+                )
             writer.close(notes)
             file.seek(0)
             fingerprint = _of_cut(key) if writer.cut else key
@@ -262,7 +273,7 @@ class _Writer:
             self.dropped.setdefault(reason, []).extend(rows)
         self.kept += len(encoded.rows)
         self.truncated += encoded.truncated
-        self.merged += encoded.merged
+        self.merged += len(encoded.merged_rows)
         self.notes.update({note: len(rows) for note, rows in encoded.notes.items()})
         self.reasoning_lost += len(encoded.reasoning_lost)
         self.lost += encoded.lost
@@ -293,26 +304,17 @@ class _Writer:
         self._writer.write_batch(empty, custom_metadata={_META: json.dumps(meta).encode()})
         self._writer.close()
 
-    def require_reasoning(self, label: str) -> None:
-        """Raise UserError where the chat template left the reasoning out of every row's answers."""
-        if self.reasoning_lost == self.kept:
-            raise UserError(
-                f"{label}: {REASONING_LOST} in all {counted(self.kept, 'row')} "
-                f"({self.lost / max(1, self.whole):.0%}"
-                " of their text); use a template that keeps it, or data without it"
-            )
-
     def _write(self, rows: list[EncodedRow]) -> None:
         self._writer.write_batch(self._batch(rows))
 
     def _batch(self, rows: list[EncodedRow]) -> pa.RecordBatch:
         lists = [[row.prompt for row in rows]]
         lists += [[row.responses[k] for row in rows] for k in range(len(_RESPONSES[self._kind]))]
-        columns = [
-            _array([row.row for row in rows], np.int64),
-            _array([row.prompt_key for row in rows], np.int64),
-            *map(_list_array, lists),
-        ]
+        columns = [_array([getattr(row, name) for row in rows], np.int64) for name in ("row", _KEY)]
+        for ids in lists:
+            offsets = _array(np.cumsum([0, *map(len, ids)]), np.int32)
+            values = _array(np.concatenate([np.empty(0, np.int32), *ids]), np.int32)
+            columns.append(pa.ListArray.from_arrays(offsets, values, type=_IDS))
         if self._kind == "unpaired":
             columns.append(_array([row.desirable for row in rows], np.uint8))
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
@@ -323,12 +325,6 @@ def _array(values: Sequence[Any] | NDArray[Any], dtype: DTypeLike) -> pa.Array:
     numbers = np.asarray(values, dtype)
     kind = pa.from_numpy_dtype(numbers.dtype)
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
-
-
-def _list_array(lists: list[NDArray[np.int32]]) -> pa.ListArray:
-    offsets = _array(np.cumsum([0, *map(len, lists)]), np.int32)
-    values = _array(np.concatenate([np.empty(0, np.int32), *lists]), np.int32)
-    return pa.ListArray.from_arrays(offsets, values, type=_IDS)
 
 
 def _disk_error(path: Path, written: int, error: OSError) -> UserError:

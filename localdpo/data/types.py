@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase"
+"""Of transformers, which is loaded where one is opened."""
 Kind: TypeAlias = Literal["pairs", "demonstrations", "unpaired", "prompts"]
 TemplateChoice: TypeAlias = Literal["auto", "chat", "raw"]
 Truncation: TypeAlias = Literal["keep_start", "keep_end"]
@@ -70,7 +75,6 @@ class Pair(Example):
 
     @property
     def ended(self) -> tuple[bool, ...]:
-        """(True, rejected_ended)."""
         return (True, self.rejected_ended)
 
 
@@ -105,7 +109,6 @@ class Rated(Example):
 
     @property
     def ended(self) -> tuple[bool, ...]:
-        """(response_ended,)."""
         return (self.response_ended,)
 
 

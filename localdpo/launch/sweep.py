@@ -222,7 +222,7 @@ def preview_lines(plan: SweepPlan, folder: Path, jobs: int, judging: Judging | N
     for run, recipe in zip(plan.runs, recipes, strict=True):
         looked = measure(recipe, note)
         steps = looked.schedule.total
-        tokens += steps * recipe.train.batch_size * float(statistics(looked.train.store).rows.mean)
+        tokens += steps * recipe.train.batch_size * statistics(looked.train.store)["row"].mean
         lines.append(f"  {run.name}: {counted(steps, 'step')} of {counted(recipe.train.batch_size, 'row')}")
         memory = memory or [f"each: {line}" for line in looked.layout().lines[:1]]
     lines += memory

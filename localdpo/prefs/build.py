@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,12 +26,11 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
 from localdpo.judging.cost import Budget
 from localdpo.judging.registry import Hooks, judge_session
-from localdpo.judging.run import Retry
 from localdpo.prefs.build_plan import BuildPlan
 from localdpo.prefs.build_report import report_of, rows_of_build
 from localdpo.prefs.candidates import by_prompt, make_candidates
 from localdpo.prefs.rewrite import as_line, split_by_prompt
-from localdpo.prefs.selection import BuildOutcome, BuiltPair, CandidateJudging, Candidates
+from localdpo.prefs.selection import BuildOutcome, CandidateJudging, Candidates
 from localdpo.records.answers import AnswersWriter
 
 TRAIN: Final = "train.jsonl"
@@ -39,9 +38,7 @@ VALID: Final = "valid.jsonl"
 REPORT: Final = "report.json"
 
 
-def run_build(
-    plan: BuildPlan, *, budget: Budget | None = None, retry: Retry | None = None, hooks: Hooks | None = None
-) -> dict[str, Any]:
+def run_build(plan: BuildPlan, *, budget: Budget | None = None, hooks: Hooks | None = None) -> dict[str, Any]:
     """Generate what is missing, ask what is missing, write pairs and report; the report's record.
 
     Raises UserError for a model, adapter or prompt that does not work, another process in the same folder, a
@@ -62,9 +59,7 @@ def run_build(
         answers = by_prompt(writer.tail.records, len(plan.prompts), plan.sampling.judged)
         judging = CandidateJudging(plan, answers)
         questions = judging.questions()
-        with judge_session(
-            options, plan.verdicts, questions, budget=budget, retry=retry, hooks=hooks
-        ) as session:
+        with judge_session(options, plan.verdicts, questions, budget=budget, hooks=hooks) as session:
             outcome = judging.run(session)
         return _write(plan, answers, outcome)
 
@@ -73,7 +68,14 @@ def _write(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> dict[
     """Write the two files of pairs and, last, the report. Without a pair an earlier build's files stay."""
     options = plan.options
     built = outcome.built if options.keep is None else outcome.built[: options.keep]
-    held = _held_out(plan, built)
+    share = round(options.valid_fraction * len(built))
+    wanted = share if options.valid_count is None else options.valid_count
+    if built and wanted >= len(built):
+        raise UserError(
+            f"--valid-count {wanted}: the build kept only {counted(len(built), 'pair')}, which leaves none "
+            "to train on; give a smaller one (nothing is generated or asked again)"
+        )
+    held = split_by_prompt([plan.prompts[pair.prompt].id for pair in built], wanted, options.seed)
     report = report_of(plan, answers, outcome, built, sum(held))
     rows = rows_of_build(plan, answers, built)
     report["files"] = _written(options.out)
@@ -138,17 +140,3 @@ def _not_own(path: Path) -> UserError:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _held_out(plan: BuildPlan, built: Sequence[BuiltPair]) -> list[bool]:
-    """For each pair, whether it goes into the file to evaluate on."""
-    options = plan.options
-    count = options.valid_count
-    wanted = round(options.valid_fraction * len(built)) if count is None else count
-    if built and wanted >= len(built):
-        raise UserError(
-            f"--valid-count {wanted}: the build kept only {counted(len(built), 'pair')}, which "
-            "leaves none to train on; "
-            "give a smaller one (nothing is generated or asked again)"
-        )
-    return split_by_prompt([plan.prompts[pair.prompt].id for pair in built], wanted, options.seed)

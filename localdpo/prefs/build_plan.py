@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from localdpo.answering.generator import digest, longest_answers, missing_answers, read_partial
 from localdpo.core.errors import UserError
@@ -15,6 +15,7 @@ from localdpo.core.text import counted
 from localdpo.data.fields import PROMPTS
 from localdpo.data.formats import detect
 from localdpo.data.prompts import PromptRow, read_prompt_rows
+from localdpo.data.types import Tokenizer
 from localdpo.judging.registry import (
     JUDGES,
     JudgeRequest,
@@ -47,11 +48,8 @@ from localdpo.prefs.candidates import (
 from localdpo.prefs.selection import CandidateJudging
 from localdpo.prefs.settings import open_tokenizer
 from localdpo.records.answers import Header
-from localdpo.records.checkpoints import LATEST, Note
+from localdpo.records.checkpoints import LATEST
 from localdpo.records.verdicts import damaged_verdicts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 CANDIDATES: Final = "candidates.jsonl"
 VERDICTS: Final = "verdicts.jsonl"
@@ -101,7 +99,7 @@ class BuildPlan:
     options: BuildOptions
     sampling: CandidateSampling
     prompts: list[PromptRow]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     hashes: CandidateHashes
     judges: Judges
     rubrics: tuple[str, ...]
@@ -122,7 +120,6 @@ class BuildPlan:
 
     @property
     def judge_name(self) -> str:
-        """The judge's name, for people."""
         judge = self.judges.pairs or self.judges.scores
         assert judge is not None
         return judge.name
@@ -145,8 +142,11 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     rows = read_prompt_rows(options.prompts, options.limit)
     _check_columns(options.prompts, rows)
     notes: list[str] = []
-    source = _pinned(options.source, notes.append)
-    options = replace(options, source=source)
+    source = options.source
+    if source.adapter is not None and Path(source.adapter).name == LATEST:
+        # The checkpoint that a run's LATEST names now: a run that trains moves it.
+        source = replace(source, adapter=str(lora.open_adapter(source.adapter, notes.append).path))
+        options = replace(options, source=source)
     notes += damaged_verdicts(options.out / VERDICTS)
     tokenizer = open_tokenizer(source.model, trust_remote_code=source.trust_remote_code)
     revise = None
@@ -165,13 +165,6 @@ def plan_build(options: BuildOptions) -> BuildPlan:
     plan = BuildPlan(options, sampling, rows, tokenizer, hashes, judges, rubrics, tuple(notes))
     _check_folder(plan)
     return plan
-
-
-def _pinned(source: CandidateSource, note: Note) -> CandidateSource:
-    """The source with the checkpoint that a run's LATEST names now: a run that trains moves it."""
-    if source.adapter is None or Path(source.adapter).name != LATEST:
-        return source
-    return replace(source, adapter=str(lora.open_adapter(source.adapter, note).path))
 
 
 def _check(options: BuildOptions) -> None:
@@ -271,17 +264,12 @@ def _judges(
     judges = make_judges(options, spec, modes)
     if not reads_rubric:
         return judges, ()
-    texts = [_text_of(rubrics.get(mode), mode, options.constitution) for mode in modes]
-    return judges, tuple(dict.fromkeys(texts))
-
-
-def _text_of(rubric: str | None, mode: Mode, constitution: str | None) -> str:
-    """Name and hash of the rubric or constitution that a judge reads."""
-    if constitution is not None:
-        loaded = load_constitution(constitution)
-        return f"{loaded.name} {digest([[each.id, each.text] for each in loaded.principles])[:16]}"
-    text = load_rubric(rubric or DEFAULTS[mode])
-    return f"{text.name} {text.sha256[:16]}"
+    if options.constitution is not None:
+        loaded = load_constitution(options.constitution)
+        principles = [[each.id, each.text] for each in loaded.principles]
+        return judges, (f"{loaded.name} {digest(principles)[:16]}",)
+    texts = [load_rubric(rubrics.get(mode) or DEFAULTS[mode]) for mode in modes]
+    return judges, tuple(dict.fromkeys(f"{text.name} {text.sha256[:16]}" for text in texts))
 
 
 def preview_lines(plan: BuildPlan) -> list[str]:

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.text import counted, format_number
 from localdpo.data.fields import CUT, FINISH_REASON, OPTIONS
-from localdpo.data.prompts import PromptRow
 from localdpo.evals.statistics import wilson
 from localdpo.judging.panel import add_usage
 from localdpo.prefs.selection import BuildOutcome, BuiltPair, Candidates, UsedVerdict, text_of
@@ -68,7 +67,11 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
         row: dict[str, Any] = {"prompt": prompt.prompt}
         row |= {name: value for name, value in prompt.facts.items() if name not in OWN_COLUMNS}
         row |= {name: value for name, value in zip(OPTIONS, prompt.options, strict=True) if value}
-        row |= {side: _answer(prompt, text_of(texts[name])) for side, name in sides.items()}
+        for side, name in sides.items():
+            text = text_of(texts[name])
+            # In the prompt's own form.
+            is_text = isinstance(prompt.prompt, str)
+            row[side] = text if is_text else [{"role": "assistant", "content": text}]
         if not texts[pair.rejected].finished:
             row[FINISH_REASON] = CUT
         if pair.scores is not None:
@@ -92,11 +95,6 @@ def rows_of_build(plan: BuildPlan, answers: Candidates, built: Sequence[BuiltPai
     return rows
 
 
-def _answer(prompt: PromptRow, text: str) -> str | list[dict[str, str]]:
-    """An answer in the prompt's own form: text, or one message."""
-    return text if isinstance(prompt.prompt, str) else [{"role": "assistant", "content": text}]
-
-
 def _verdict(used: UsedVerdict) -> dict[str, Any]:
     """What was asked and said, without the judge's words; they are in the journal."""
     verdict = used.verdict
@@ -114,7 +112,9 @@ def report_of(
     temperatures = temperature_rows(plan, answers, outcome, built)
     usage = add_usage(outcome.verdicts)
     penalty = options.missing_eos_penalty
-    cut = sum(not answers[pair.prompt][pair.rejected].finished for pair in built)
+    sides = [[answers[pair.prompt][name] for name in (pair.chosen, pair.rejected)] for pair in built]
+    longer = sum(chosen.tokens > rejected.tokens for chosen, rejected in sides)
+    margins = [pair.scores[0] - pair.scores[1] for pair in built if pair.scores is not None]
     return {
         "v": VERSION,
         "key": plan.header.key,
@@ -148,10 +148,12 @@ def report_of(
             "valid": valid,
             "beyond_keep": len(outcome.built) - len(built),
             "dropped": dict(outcome.pairs.most_common()),
-            "chosen_longer": _longer_share(answers, built),
-            **({} if penalty is None else {"rejected_cut": cut}),
+            "chosen_longer": longer / len(built) if built else None,
+            **({} if penalty is None else {"rejected_cut": sum(not side.finished for _, side in sides)}),
         },
-        "margins": _margins(built),
+        "margins": {"mean": fmean(margins), "lowest": min(margins), "highest": max(margins)}
+        if margins
+        else None,
         "temperatures": temperatures,
         "winner": winner(temperatures) if sampling.revise is None else None,
         "verdicts": {
@@ -206,19 +208,7 @@ def winner(rows: Sequence[Mapping[str, Any]]) -> str | None:
     return f"no temperature clearly wins; {best['temperature']:g} does best: {of}"
 
 
-def _longer_share(answers: Candidates, built: Sequence[BuiltPair]) -> float | None:
-    """The share of the pairs whose chosen answer has more tokens; None without pairs."""
-    tokens = [[answers[pair.prompt][name].tokens for name in (pair.chosen, pair.rejected)] for pair in built]
-    return sum(chosen > rejected for chosen, rejected in tokens) / len(built) if built else None
-
-
-def _margins(built: Sequence[BuiltPair]) -> dict[str, float] | None:
-    margins = [pair.scores[0] - pair.scores[1] for pair in built if pair.scores is not None]
-    return {"mean": fmean(margins), "lowest": min(margins), "highest": max(margins)} if margins else None
-
-
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report for a terminal."""
     pairs, candidates = report["pairs"], report["candidates"]
     lines = [
         f"prompts: {report['prompts']:,} of {report['source']}",

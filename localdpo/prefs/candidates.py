@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from localdpo.answering.generator import (
     GENERATOR_VERSION,
@@ -28,18 +28,15 @@ from localdpo.answering.generator import (
 )
 from localdpo.core.errors import UserError
 from localdpo.data.encode import Limits, encode_prompt
-from localdpo.data.messages import side_messages
+from localdpo.data.messages import prompt_messages
 from localdpo.data.prompts import PromptRow
-from localdpo.data.types import Message, Side, TemplateChoice
+from localdpo.data.types import Message, Side, TemplateChoice, Tokenizer
 from localdpo.judging.rubric import Constitution, Principle
 from localdpo.model import lora
 from localdpo.model.backend import prepare
 from localdpo.model.load import fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.recipe.load import load_recipe
 from localdpo.records.answers import AnswerRecord, AnswersWriter, Header, Sampling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 GROUP: Final = 32
 CRITIQUE: Final = "critique"
@@ -132,7 +129,7 @@ class CandidateHashes:
     tokenizer: str
 
 
-def hashes_of(source: CandidateSource, tokenizer: PreTrainedTokenizerBase) -> CandidateHashes:
+def hashes_of(source: CandidateSource, tokenizer: Tokenizer) -> CandidateHashes:
     """The hashes of a source. Raises UserError for a model or adapter that is not there."""
     adapter = None if source.adapter is None else lora.adapter_fingerprint(lora.adapter_path(source.adapter))
     given = [source.template, tokenizer.chat_template, dict(source.template_kwargs)]
@@ -180,7 +177,7 @@ def make_candidates(
     source: CandidateSource,
     prompts: Sequence[PromptRow],
     sampling: CandidateSampling,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     writer: AnswersWriter,
     on_answer: OnAnswer | None = None,
 ) -> None:
@@ -192,7 +189,12 @@ def make_candidates(
     if not writer.tail.missing:
         return
     prepare()
-    encode = partial(_encode, tokenizer, source)
+
+    def encode(prompt: Side, tools: list[Any] | None, kwargs: Mapping[str, Any]) -> list[int]:
+        options = {**source.template_kwargs, **kwargs}
+        ids = encode_prompt(tokenizer, prompt, source.template, tools=tools, template_kwargs=options)
+        return [*ids.tolist()]
+
     # Before the model is loaded: a prompt that the template refuses is reported at once.
     ids = [encode(row.prompt, row.tools, row.template_kwargs) for row in prompts]
 
@@ -201,7 +203,7 @@ def make_candidates(
         principle = sampling.revise.principles[sampling.revise.drawn(prompts[i].id)]
         answer = writer.tail.records[i, "1"].text
         critique = writer.tail.records[i, CRITIQUE].text if name == REVISION else None
-        return encode(revision_messages(prompts[i].prompt, answer, principle, critique))
+        return encode(revision_messages(prompts[i].prompt, answer, principle, critique), None, {})
 
     columns = [
         AnswerColumn(
@@ -223,20 +225,6 @@ def make_candidates(
             pass
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase,
-    source: CandidateSource,
-    prompt: Side,
-    tools: list[Any] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-) -> list[int]:
-    options = {**source.template_kwargs, **(kwargs or {})}
-    ids: list[int] = encode_prompt(
-        tokenizer, prompt, source.template, tools=tools, template_kwargs=options
-    ).tolist()
-    return ids
-
-
 def candidate_seeds(prompts: Sequence[PromptRow], seed: int, name: str) -> list[int]:
     """The seed of each prompt's random key for one candidate; every candidate draws noise of its own."""
     return prompt_seeds(prompts, int(digest([seed, name])[:16], 16))
@@ -250,7 +238,7 @@ def revision_messages(
     """
     words = principle.text.strip()
     messages: list[Message] = [
-        *side_messages(prompt, "user"),
+        *prompt_messages(prompt),
         {"role": "assistant", "content": answer},
         {"role": "user", "content": _CRITIQUE.format(principle=words)},
     ]

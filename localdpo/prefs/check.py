@@ -43,7 +43,6 @@ from localdpo.prefs.checks.texts import Markers, Skew
 
 VERSION: Final = 1
 BAR: Final = 30
-_PARTS = ("prompt", "chosen", "rejected", "row")
 # A new check is an entry in its family's file; a new family is a class and a line in FAMILIES.
 # What reading alone shows: rows that are no pair, columns that nobody reads, scores against the order.
 UNREADABLE = Check(
@@ -117,11 +116,8 @@ def check(
     opened = open_source(source)
     adapter = source_format(opened, "pairs", settings.format_name)
     not_checked: list[str] = []
-    families: list[Family] = []
-    for family_class in FAMILIES:
-        family = family_class.from_settings(settings, not_checked)
-        if family is not None:
-            families.append(family)
+    made = [family.from_settings(settings, not_checked) for family in FAMILIES]
+    families = [family for family in made if family is not None]
     reading = _Reading()
     rows = read_rows(opened, "pairs", None, settings.format_name, reading.notes)
     for chunk in reading.chunks(rows, progress):
@@ -237,11 +233,6 @@ class CheckReport:
         """Whether any error-level check failed."""
         return any(result.check.level == "error" for result in self.results)
 
-    def verdict(self) -> str:
-        """The last line: how many findings of each level."""
-        counts = [(level, sum(result.check.level == level for result in self.results)) for level in LEVELS]
-        return ", ".join(f"{n} {level}{'s' if level != 'info' and n != 1 else ''}" for level, n in counts)
-
 
 def as_object(report: CheckReport) -> dict[str, Any]:
     """The report as JSON values."""
@@ -253,15 +244,9 @@ def as_object(report: CheckReport) -> dict[str, Any]:
         "facts": dict(report.facts),
         "findings": [
             {
-                "name": result.check.name,
-                "level": result.check.level,
-                "count": result.count,
-                "total": result.total,
-                "message": result.message,
-                "advice": result.check.advice,
-                "examples": [
-                    {"rows": list(example.numbers), "note": example.note} for example in result.examples
-                ],
+                **{name: getattr(result.check, name) for name in ("name", "level", "advice")},
+                **{name: getattr(result, name) for name in ("count", "total", "message")},
+                "examples": [{"rows": list(one.numbers), "note": one.note} for one in result.examples],
             }
             for result in report.results
         ],
@@ -277,7 +262,10 @@ def summary_lines(report: CheckReport) -> list[str]:
     lines = [f"{report.source}: {sizes}; format {report.read_as}"]
     for unit in ("characters", "tokens"):
         if unit in facts:
-            lines += ["", *_length_table(unit, facts[unit])]
+            lines += ["", f"{unit:<12}{'mean':>10}{'median':>10}{'95%':>10}{'longest':>10}"]
+            for part, figures in facts[unit].items():
+                cells = (figures[name] for name in ("mean", "median", "p95", "max"))
+                lines.append(f"{part:<12}" + "".join(f"{round(cell):>10,}" for cell in cells))
     bias = facts.get("chosen_longer_tokens") or facts.get("chosen_longer")
     if bias:
         lines += ["", *_histogram(bias)]
@@ -311,19 +299,11 @@ def finding_lines(report: CheckReport, result: Finding) -> list[str]:
 
 
 def closing_lines(report: CheckReport) -> list[str]:
-    """What was not checked, and the verdict."""
+    """What was not checked, and how many findings of each level there are."""
     skipped = [f"not checked: {words}" for words in report.not_checked]
-    return [*skipped, f"{report.verdict()}; {format_seconds(report.seconds)}"]
-
-
-def _length_table(unit: str, lengths: Mapping[str, Mapping[str, float]]) -> list[str]:
-    lines = [f"{unit:<12}{'mean':>10}{'median':>10}{'95%':>10}{'longest':>10}"]
-    for part in _PARTS:
-        if part in lengths:
-            figures = lengths[part]
-            cells = (figures["mean"], figures["median"], figures["p95"], figures["max"])
-            lines.append(f"{part:<12}" + "".join(f"{round(cell):>10,}" for cell in cells))
-    return lines
+    counts = [(level, sum(result.check.level == level for result in report.results)) for level in LEVELS]
+    words = [f"{n} {level}{'s' if level != 'info' and n != 1 else ''}" for level, n in counts]
+    return [*skipped, f"{', '.join(words)}; {format_seconds(report.seconds)}"]
 
 
 def _histogram(bias: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -168,8 +168,7 @@ class Labelling:
         now = self.current
         if now is None or choice not in CHOICES:
             raise ValueError(f"nothing to answer with {choice!r}")
-        label = Label(now.place, now.item.row, choice, now.swapped, time.time())
-        self._change({name: getattr(label, name) for name in ("place", "row", "choice", "swapped", "time")})
+        self._change(asdict(Label(now.place, now.item.row, choice, now.swapped, time.time())))
 
     def undo(self) -> bool:
         """Take the last label back; its pair is shown again. False when there is none."""
@@ -194,6 +193,9 @@ class Labelling:
             counts[label.choice] += 1
         firsts = [label.prefers for label in self._first_labels() if label.prefers in ("chosen", "rejected")]
         first, second = self._twice()
+        # By the side shown: by the data's own names one rater would be a constant.
+        sides = [label for label in self._first_labels() if label.choice in ("1", "2")]
+        mine, data = [label.choice for label in sides], ["2" if label.swapped else "1" for label in sides]
         same = [a == b for a, b in zip(first, second, strict=True)]
         return Summary(
             done=len(self.labels),
@@ -201,7 +203,7 @@ class Labelling:
             choices=counts,
             flagged=tuple(sorted(self.flags)),
             agreement=firsts.count("chosen") / len(firsts) if firsts else None,
-            kappa=self._sides_kappa(),
+            kappa=quadratic_kappa(mine, data, ("1", "2")) if sides else None,
             self_agreement=sum(same) / len(same) if same else None,
             self_kappa=quadratic_kappa(first, second, _SCALE) if same else None,
         )
@@ -230,15 +232,6 @@ class Labelling:
             if is_again and earlier is not None and earlier.prefers is not None and label.prefers is not None:
                 pairs.append((earlier.prefers, label.prefers))
         return [a for a, _ in pairs], [b for _, b in pairs]
-
-    def _sides_kappa(self) -> float | None:
-        """Kappa with the data, by the side shown: by the data's own names one rater would be a constant."""
-        decided = [label for label in self._first_labels() if label.choice in ("1", "2")]
-        if not decided:
-            return None
-        mine = [label.choice for label in decided]
-        data = ["2" if label.swapped else "1" for label in decided]
-        return quadratic_kappa(mine, data, ("1", "2"))
 
     def _now(self) -> Shown:
         now = self.current
@@ -313,7 +306,8 @@ def open_labelling(
         return Labelling(items, seed, again, partial(append_record, journal))
     first = records[0]
     share = first.get("again", 0)
-    if first.get("v") != VERSION or not isinstance(first.get("seed"), int) or not _is_share(share):
+    is_share = isinstance(share, int | float) and 0 <= share <= 1
+    if first.get("v") != VERSION or not isinstance(first.get("seed"), int) or not is_share:
         raise UserError(f"{journal}:1: not the header of a label journal; give another name")
     if first.get("digest") != digest:
         raise UserError(f"{journal}: holds labels of {first.get('source')} as it was; give another name")
@@ -324,10 +318,6 @@ def open_labelling(
         except ValueError as error:
             raise UserError(f"{journal}:{number}: {error}") from error
     return state
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def append_record(journal: Path, record: Record) -> None:
@@ -378,16 +368,10 @@ def write_labelled(
                     cut += 1
                     continue
                 pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
-            for record in explicit(pair, {"label": _label(state, number, side)}).records:
+            label: dict[str, Any] = {"row": number, "agrees": side == "chosen"}
+            label |= {"flagged": True} if number in state.flags else {}
+            label |= {"note": state.notes[number]} if number in state.notes else {}
+            for record in explicit(pair, {"label": label}).records:
                 put(record)
             written += 1
     return written, cut
-
-
-def _label(state: Labelling, row: int, side: str) -> dict[str, Any]:
-    label: dict[str, Any] = {"row": row, "agrees": side == "chosen"}
-    if row in state.flags:
-        label["flagged"] = True
-    if row in state.notes:
-        label["note"] = state.notes[row]
-    return label

@@ -319,7 +319,13 @@ def _write(
     columns = _other_columns(row, adapter)
     try:
         written = target.write(row.result, columns)
-        _require_ending(row.result, target, written.records[0])
+        is_told = row.result.rejected_ended or FINISH_REASON in written.records[0]
+        if target.kind == "pairs" and not is_told:
+            # Training on what was written would end a rejected answer that was cut.
+            how = command_line("prefs", "clean", "IN", "OUT", "--drop", CUT_REJECTED.name)
+            raise RowProblem(
+                FINISH_REASON, f"{CUT}, which the format has no place for; leave such rows out: {how}"
+            )
     except RowProblem as problem:
         problems.add(row.rows[0], f"cannot be written as {target.name}: {problem}")
         return ()
@@ -329,16 +335,6 @@ def _write(
     report.lost.update(name for name in columns if name not in held and columns[name] is not None)
     report.lost.update(written.lost)
     return written.records
-
-
-def _require_ending(pair: Pair, target: Format, record: Mapping[str, Any]) -> None:
-    """Raise RowProblem where training on what was written would end a rejected answer that was cut."""
-    if target.kind == "pairs" and not pair.rejected_ended and FINISH_REASON not in record:
-        raise RowProblem(
-            FINISH_REASON,
-            f"{CUT}, which the format has no place for; leave such rows out: "
-            f"{command_line('prefs', 'clean', 'IN', 'OUT', '--drop', CUT_REJECTED.name)}",
-        )
 
 
 def _other_columns(row: ReadRow, adapter: Format) -> dict[str, Any]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from localdpo.core.errors import UserError
 from localdpo.core.names import is_demo, resolve
 from localdpo.core.process import preload
 from localdpo.data.encode import Limits
 from localdpo.data.formats import named_format
+from localdpo.data.types import Tokenizer
 from localdpo.prefs.checks.base import CheckSettings
 from localdpo.recipe.load import load_recipe
 from localdpo.recipe.schema import DataSource, Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def settings_from(
@@ -101,7 +98,7 @@ def _source(data: str | None, recipe: Recipe | None) -> str:
     return names[0]
 
 
-def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a model given as a folder, a hub id or a `demo:` name.
 
     Raises UserError when transformers cannot read it.
@@ -122,7 +119,7 @@ def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
         raise UserError(f"model {model}: its tokenizer cannot be read: {words}") from error
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids at which answers of the tokenizer's model end: those of its generation_config.json, else of its
     config.json, as mlx-lm reads them."""
     from transformers.utils import cached_file

@@ -26,15 +26,7 @@ _PUNCTUATION = (0xE2, 0x80)
 _BASE = 0x9E3779B97F4A7C15
 
 
-def _letters() -> NDArray[np.uint8]:
-    table = np.arange(256, dtype=np.uint8)
-    for code in range(128):
-        if not chr(code).isalnum():
-            table[code] = _SPACE
-    return table
-
-
-_LETTERS = _letters()
+_LETTERS = np.array([c if c > 127 or chr(c).isalnum() else _SPACE for c in range(256)], np.uint8)
 _MULTIPLIERS: Hashes = np.random.Generator(np.random.PCG64(7)).integers(
     1, 2**63, size=SIGNATURE, dtype=np.uint64
 ) * np.uint64(2) + np.uint64(1)

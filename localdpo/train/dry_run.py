@@ -115,12 +115,9 @@ def _token_table(train: Rows, valid: Rows) -> Table:
     for label, rows in (("train", train), ("valid", valid)):
         if label == "valid" and valid.store is train.store:
             continue
-        stats = statistics(rows.store)
-        names = ("chosen", "rejected") if len(stats.responses) == 2 else ("response",)
-        parts = [("prompt", stats.prompt), *zip(names, stats.responses, strict=True), ("row", stats.rows)]
-        for name, lengths in parts:
+        for name, lengths in statistics(rows.store).items():
             figures = f"{lengths.mean:.0f}", f"{lengths.median:.0f}", f"{lengths.p95:.0f}", f"{lengths.max}"
-            table.add_row(f"{label} {name}", f"{stats.count:,}", *figures)
+            table.add_row(f"{label} {name}", f"{len(rows.store):,}", *figures)
     return table
 
 

@@ -139,13 +139,13 @@ def test_a_token_that_would_span_the_boundary_is_split_and_counted() -> None:
     tokenizer = chat_tokenizer("stripped")
     encoded = encode(tokenizer, Pair("q", "the answer", "answer"))
     row = only(encoded)
-    assert encoded.merged == 1
+    assert encoded.merged_rows == [0]
     assert row.prompt.tolist() == tokenizer.encode("User: q\nAssistant: ", add_special_tokens=False)
     assert read_back(tokenizer, row) == [
         "User: q\nAssistant: the answer</s>",
         "User: q\nAssistant: answer</s>",
     ]
-    assert encode(chat_tokenizer("chatml"), Pair("q", "yes", "no")).merged == 0
+    assert encode(chat_tokenizer("chatml"), Pair("q", "yes", "no")).merged_rows == []
 
 
 def test_messages_and_many_turns() -> None:

@@ -368,11 +368,11 @@ def test_statistics(tmp_path: Path) -> None:
     store = open_pairs(path, tmp_path, max_length=cut)
     figures = statistics(store)
     whole = store.prompt_lengths + store.response_lengths.max(axis=1)
-    assert (store.report.read, figures.count, len(store.report.dropped[IDENTICAL])) == (26, 25, 1)
-    assert figures.prompt.mean == pytest.approx(store.prompt_lengths.mean())
-    assert figures.responses[0].median == np.median(store.response_lengths[:, 0])
-    assert figures.rows.max == whole.max() == cut
-    assert figures.rows.p95 == pytest.approx(np.percentile(whole, 95))
+    assert (store.report.read, len(store), len(store.report.dropped[IDENTICAL])) == (26, 25, 1)
+    assert figures["prompt"].mean == pytest.approx(store.prompt_lengths.mean())
+    assert figures["chosen"].median == np.median(store.response_lengths[:, 0])
+    assert figures["row"].max == whole.max() == cut
+    assert figures["row"].p95 == pytest.approx(np.percentile(whole, 95))
     assert store.report.truncated > 0
 
 

@@ -18,10 +18,11 @@ from typing import Any, Final, TypeAlias
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.data.fields import COMMON, FINISH_REASON, has_content, read_text
+from localdpo.data.fields import COMMON, FINISH_REASON, has_content, read_label, read_number, read_text
 from localdpo.data.formats import pairs, single, write
 from localdpo.data.formats.pairs import ReadPrompt, ScoredAnswer, column, explicit
 from localdpo.data.formats.write import Writer
+from localdpo.data.messages import HUMAN
 from localdpo.data.types import Demonstration, Example, Kind, Pair
 
 Record = Mapping[str, Any]
@@ -167,10 +168,17 @@ FORMATS: Final[tuple[Format, ...]] = (
         "prompt response_1 response_2 preference_strength",
         pairs.signed("prompt", "response_1", "response_2", "preference_strength"),
     ),
-    _pairs("helpsteer", "prompt response helpfulness", pairs.helpsteer),
+    # One answer a row, the two of a prompt in neighbouring rows.
+    _pairs("helpsteer", "prompt response helpfulness", pairs.alone("response", "helpfulness", read_number)),
     _two_answers("stackexchange", "question", "response_j", "response_k", write.stackexchange),
     _pairs("responses", "prompt responses pairs", pairs.responses, write.responses, own="sft_target"),
-    _pairs("kto", "prompt completion label", pairs.labelled, write.labelled, detected=False),
+    _pairs(
+        "kto",
+        "prompt completion label",
+        pairs.alone("completion", "label", read_label),
+        write.labelled,
+        detected=False,
+    ),
     _two_answers("preference", "prompt", "chosen", "rejected", write.explicit, usual=True),
     _two_answers("alpaca-preference", "instruction", "chosen", "rejected"),
     _two_answers("orca", "question", "chosen", "rejected"),
@@ -285,8 +293,6 @@ def named_format(name: str, kind: Kind, setting: str = "data.format") -> Format:
 
 def words_are_shared(entry: Format, record: Record) -> bool:
     """Whether the prompt of a row was made of the words that both answers happen to open with."""
-    return (
-        entry.shares
-        and pairs.splits_words(record)
-        and not ("prompt" in entry.reads and has_content(record.get("prompt")))
-    )
+    chosen = record.get("chosen")
+    has_prompt = "prompt" in entry.reads and has_content(record.get("prompt"))
+    return entry.shares and not has_prompt and isinstance(chosen, str) and not chosen.startswith(HUMAN)

@@ -27,7 +27,6 @@ from localdpo.data.fields import (
     describe,
     has_content,
     number,
-    read_label,
     read_list,
     read_number,
     read_text,
@@ -115,12 +114,6 @@ def implicit(record: Record) -> Pair:
     if not prompt:
         raise RowSkip(NO_SHARED_PROMPT)
     return Pair(prompt, better, worse, **read_options(record))
-
-
-def splits_words(record: Record) -> bool:
-    """Whether `implicit` makes the prompt of the words that both answers happen to open with."""
-    chosen = record.get("chosen")
-    return isinstance(chosen, str) and not chosen.startswith(HUMAN)
 
 
 def either(record: Record) -> Pair:
@@ -440,17 +433,14 @@ class ScoredAnswer:
         return Pair(self.prompt, better.response, worse.response, **self.options)
 
 
-def helpsteer(record: Record) -> ScoredAnswer:
-    """HelpSteer and HelpSteer2: one answer a row, the two of a prompt in neighbouring rows."""
-    score = read_number(record, "helpfulness")
-    return ScoredAnswer(
-        read_side(record, "prompt"), read_answer(record, "response"), score, read_options(record)
-    )
+def alone(
+    answer: str, score: str, read_score: Callable[[Record, str], float]
+) -> Callable[[Record], ScoredAnswer]:
+    """An answer with its score, or with a label that says whether it is desirable."""
 
+    def read(record: Record) -> ScoredAnswer:
+        value = float(read_score(record, score))
+        side = read_side(record, "prompt")
+        return ScoredAnswer(side, read_answer(record, answer), value, read_options(record))
 
-def labelled(record: Record) -> ScoredAnswer:
-    """KTO's rows: a completion that is desirable (`label` true) or not."""
-    score = float(read_label(record, "label"))
-    return ScoredAnswer(
-        read_side(record, "prompt"), read_answer(record, "completion"), score, read_options(record)
-    )
+    return read

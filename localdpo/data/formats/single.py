@@ -101,7 +101,6 @@ def rated(read: ReadAnswered, label: str) -> Callable[[Record], Rated]:
 
 
 def prompt_only(prompt: ReadPrompt) -> Callable[[Record], Prompt]:
-    """A prompt alone."""
     return lambda record: Prompt(prompt(record), **read_options(record))
 
 
@@ -136,20 +135,15 @@ def completed(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
                 raise RowProblem(
                     name, f"{what} cannot be trained on; take the column out to train on the words alone"
                 )
-        system = _system(record)
-        result = read(record)
+        given = [read_text(record, name) for name in SYSTEM if has_content(record.get(name))]
+        if len(given) > 1 and given[0] != given[1]:
+            raise RowProblem(SYSTEM[1], f"says other than {SYSTEM[0]}; expected one of them")
+        system, result = given[0] if given else None, read(record)
         if isinstance(result, list):
             return [_finish(pair, system) for pair in result]
         return _finish(result, system)
 
     return read_whole
-
-
-def _system(record: Record) -> str | None:
-    given = [read_text(record, name) for name in SYSTEM if has_content(record.get(name))]
-    if len(given) > 1 and given[0] != given[1]:
-        raise RowProblem(SYSTEM[1], f"says other than {SYSTEM[0]}; expected one of them")
-    return given[0] if given else None
 
 
 def _finish(row: Asking, system: str | None) -> Asking:

@@ -53,7 +53,10 @@ def implicit(pair: Pair, columns: Columns) -> Written:
 def ultrafeedback(pair: Pair, columns: Columns) -> Written:
     """UltraFeedback made into pairs: the prompt as text and inside both sides; needs scores."""
     prompt, chosen, rejected = _messages(pair)
-    question = _last_words(prompt)
+    asked = [message for message in prompt if message["role"] == "user"]
+    if not asked:
+        raise RowProblem("prompt", "no user message; this format needs one")
+    question = _words(asked[-1], "prompt")
     own = {
         "prompt": question,
         "prompt_id": hashlib.sha256(question.encode()).hexdigest(),
@@ -73,7 +76,7 @@ def argilla(pair: Pair, columns: Columns) -> Written:
     if not prompt:
         raise RowProblem("prompt", "empty; this format needs messages that both sides share")
     own = {"chosen": [*prompt, chosen], "rejected": [*prompt, rejected], **_ending(pair)}
-    return Written(({**own, **dict(zip(RATINGS[1], _scores(columns), strict=True))},), _lost_options(pair))
+    return Written(({**own, **dict(zip(RATINGS[1], _scores(columns), strict=True))},), tuple(_options(pair)))
 
 
 def openai(pair: Pair, columns: Columns) -> Written:
@@ -108,18 +111,16 @@ def stackexchange(pair: Pair, columns: Columns) -> Written:
         )
     question, better, worse = (_words(message, "prompt") for message in (prompt[0], chosen, rejected))
     record = {"question": question, "response_j": better, "response_k": worse}
-    return Written((record,), _lost_options(pair))
+    return Written((record,), tuple(_options(pair)))
 
 
 def labelled(pair: Pair, columns: Columns) -> Written:
     """KTO: a desirable row, and an undesirable one right after it."""
-    rows = ((pair.chosen, True), (pair.rejected, False))
-    return Written(
-        tuple(
-            {"prompt": pair.prompt, "completion": answer, "label": label, **_options(pair)}
-            for answer, label in rows
-        )
-    )
+    rows = [
+        {"prompt": pair.prompt, "completion": answer, "label": label, **_options(pair)}
+        for answer, label in zip(pair.responses, (True, False), strict=True)
+    ]
+    return Written(tuple(rows))
 
 
 def demonstration(pair: Pair, columns: Columns) -> Written:
@@ -144,23 +145,11 @@ def _ending(pair: Pair) -> dict[str, str]:
     return {} if pair.rejected_ended else {FINISH_REASON: CUT}
 
 
-def _lost_options(pair: Pair) -> tuple[str, ...]:
-    return tuple(_options(pair))
-
-
 def _scores(columns: Columns) -> list[Any]:
     for name in SCORES:
         if columns.get(name) is None:
             raise RowProblem(name, "missing; this format needs the scores of both answers")
     return [columns[name] for name in SCORES]
-
-
-def _last_words(prompt: list[Message]) -> str:
-    """The text of the last user message. Raises RowProblem when there is none."""
-    for message in reversed(prompt):
-        if message["role"] == "user":
-            return _words(message, "prompt")
-    raise RowProblem("prompt", "no user message; this format needs one")
 
 
 def _words(message: Message, name: str) -> str:
@@ -174,7 +163,7 @@ def _words(message: Message, name: str) -> str:
 def _transcript(pair: Pair) -> tuple[str, str, str, tuple[str, ...]]:
     """(prompt up to the open Assistant mark, chosen, rejected, what is lost) as text with marks."""
     prompt, chosen, rejected = _messages(pair)
-    lost = list(_lost_options(pair))
+    lost = list(_options(pair))
     text = ""
     for i, message in enumerate(prompt):
         name = f"prompt[{i}]"

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias
+from itertools import count
+from typing import Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,11 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from localdpo.core.text import counted
 from localdpo.data.encode import Limits
 from localdpo.data.messages import HUMAN, transcript_messages
-from localdpo.data.types import Message, Pair, Side, TemplateChoice
+from localdpo.data.types import Message, Pair, Side, TemplateChoice, Tokenizer
 from localdpo.prefs.shingles import Words
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Level = Literal["error", "warning", "info"]
 LEVELS: Final[tuple[Level, ...]] = ("error", "warning", "info")
@@ -88,7 +86,7 @@ class CheckSettings:
     """
 
     format_name: str | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
+    tokenizer: Tokenizer | None = None
     template: TemplateChoice = "auto"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits | None = None
@@ -155,7 +153,6 @@ class Chunk:
         return len(self.pairs)
 
     def add(self, pair: Pair) -> None:
-        """One more pair."""
         self.pairs.append(pair)
         prompt, subject = prompt_texts(pair.prompt)
         self.prompts.append(prompt)
@@ -166,7 +163,6 @@ class Chunk:
 
     @cached_property
     def subject_words(self) -> Words:
-        """The words of `subjects`."""
         return Words(self.subjects)
 
 
@@ -241,29 +237,21 @@ def summary(values: NDArray[Any]) -> dict[str, float]:
     return {"mean": mean, "median": float(median), "p95": round(float(p95), 2), "max": int(values.max())}
 
 
-def difference_histogram(differences: NDArray[Any], bins: int = 9) -> list[dict[str, int]]:
-    """`bins` (an odd number) of equal width, the middle one around 0, as {from, to, count}.
+def difference_histogram(differences: NDArray[Any]) -> list[dict[str, int]]:
+    """Nine bins of equal width, the middle one around 0, as {from, to, count}.
 
     The width is a round number near the spread, so outliers are counted in the outermost bins.
     """
     if not len(differences):
         return []
-    spread = max(1.0, float(np.percentile(np.abs(differences), 90)))
-    width = _round_up(2 * spread / bins)
+    bins, spread = 9, max(1.0, float(np.percentile(np.abs(differences), 90)))
+    # The next of 2, 4, 10, 20, 40, 100, ...: even, so that half a bin is a whole number.
+    steps = (step * 10**power for power in count() for step in (2, 4, 10))
+    width = next(step for step in steps if step >= 2 * spread / bins)
     edges = (np.arange(bins + 1) - bins / 2) * width
     inner = np.clip(np.floor((differences - edges[0]) / width), 0, bins - 1).astype(np.int64)
     counts = np.bincount(inner, minlength=bins)
     return [{"from": int(edges[i]), "to": int(edges[i + 1]), "count": int(counts[i])} for i in range(bins)]
-
-
-def _round_up(value: float) -> int:
-    """The next of 2, 4, 10, 20, 40, 100, ...: even, so that half a bin is a whole number."""
-    scale = 1
-    while True:
-        for step in (2, 4, 10):
-            if step * scale >= value:
-                return step * scale
-        scale *= 10
 
 
 def share(count: int, total: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from localdpo.data.encode import (
 )
 from localdpo.data.fields import FINISH_REASON
 from localdpo.data.store import REASONING_LOST
-from localdpo.data.types import EncodedRow
+from localdpo.data.types import Tokenizer
 from localdpo.prefs.checks.base import (
     Check,
     CheckSettings,
@@ -36,9 +36,6 @@ from localdpo.prefs.checks.base import (
     summary,
 )
 from localdpo.prefs.settings import end_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Above 60% of pairs the policy is likely to learn length; below this many pairs the share says little.
 BIASED_SHARE = 0.6
@@ -83,7 +80,6 @@ class Lengths(Family):
         self._cut: list[int] = []
 
     def add(self, chunk: Chunk) -> None:
-        """Count characters; remember the empty ones and those that were cut."""
         self._cut += [
             number for number, pair in enumerate(chunk.pairs, chunk.start) if not pair.rejected_ended
         ]
@@ -99,13 +95,25 @@ class Lengths(Family):
         self._prompts.add(hashes(chunk.prompts))
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """Empty sides, and the share of pairs whose chosen answer is longer."""
         table = self._table()
         yield from flagged_pairs(EMPTY, len(table), self._empty, "an answer is empty")
         yield from flagged_pairs(EMPTY_PROMPT, len(table), self._no_prompt, "the prompt is empty")
         message = f"{FINISH_REASON} says that the rejected answer was cut"
         yield from flagged_pairs(CUT_REJECTED, len(table), dict.fromkeys(self._cut, ""), message)
-        yield from _length_bias(table[:, 1], table[:, 2], "characters")
+        # The finding LENGTH when either side is the longer one in more than BIASED_SHARE of the pairs.
+        bias = _longer_facts(table[:, 1], table[:, 2], "characters")
+        unequal = bias["longer"] + bias["shorter"]
+        difference = table[:, 1].astype(np.int64) - table[:, 2]
+        for side, count, sign in (("chosen", bias["longer"], 1), ("rejected", bias["shorter"], -1)):
+            if unequal >= ENOUGH_PAIRS and (part := share(count, unequal)) > BIASED_SHARE:
+                message = (
+                    f"the {side} answer is the longer one in {part:.0%} of the pairs of unequal "
+                    f"length ({bias['mean_difference']:+.0f} characters on average)"
+                )
+                worst = np.argsort(-sign * difference, kind="stable")[:3]
+                notes = {int(i): f"{sign * difference[i]:+,} characters" for i in worst}
+                examples = tuple(FindingExample((number,), note) for number, note in notes.items())
+                yield Finding(LENGTH, count, unequal, message, examples)
 
     def facts(self) -> dict[str, Any]:
         table = self._table()
@@ -134,22 +142,6 @@ def _longer_facts(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> dict[s
         "mean_difference": round(float(difference.mean()), 2) if len(difference) else 0.0,
         "histogram": difference_histogram(difference),
     }
-
-
-def _length_bias(chosen: np.ndarray, rejected: np.ndarray, unit: str) -> Iterator[Finding]:
-    """The finding LENGTH when either side is the longer one in more than BIASED_SHARE of the pairs."""
-    facts = _longer_facts(chosen, rejected, unit)
-    for side, count in (("chosen", facts["longer"]), ("rejected", facts["shorter"])):
-        unequal = facts["longer"] + facts["shorter"]
-        if unequal >= ENOUGH_PAIRS and share(count, unequal) > BIASED_SHARE:
-            message = (
-                f"the {side} answer is the longer one in {share(count, unequal):.0%} of the pairs of unequal "
-                f"length ({facts['mean_difference']:+.0f} {unit} on average)"
-            )
-            difference = (chosen.astype(np.int64) - rejected) * (1 if side == "chosen" else -1)
-            worst = np.argsort(-difference, kind="stable")[:3]
-            examples = tuple(FindingExample((int(i),), f"{difference[i]:+,} {unit}") for i in worst)
-            yield Finding(LENGTH, count, unequal, message, examples)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------
@@ -207,7 +199,7 @@ class TokenLengths(Family):
             )
         return None if settings.tokenizer is None else cls(settings.tokenizer, settings)
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: CheckSettings) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: CheckSettings) -> None:
         encoder = partial(
             Encoder,
             tokenizer,
@@ -225,7 +217,6 @@ class TokenLengths(Family):
         self._dropped: dict[str, list[int]] = defaultdict(list)
 
     def add(self, chunk: Chunk) -> None:
-        """Encode the pairs of a chunk."""
         examples = list(enumerate(chunk.pairs, chunk.start))
         encoded = self._encoder.encode(examples)
         for reason, pairs in encoded.dropped.items():
@@ -235,15 +226,16 @@ class TokenLengths(Family):
         for note, pairs in encoded.notes.items():
             self._rewritten.update(dict.fromkeys(pairs, note))
         self._rewritten.update(dict.fromkeys(encoded.reasoning_lost, REASONING_LOST))
-        if self._truncating is not None and self._limits is not None:
-            over = {row.row for row in encoded.rows if _is_over(row, self._limits)}
+        if self._truncating is not None and (limits := self._limits) is not None:
+            lengths = {row.row: (len(row.prompt), max(map(len, row.responses))) for row in encoded.rows}
+            most, whole = limits.max_prompt_length or _NO_LIMIT, limits.max_length
+            over = {number for number, (prompt, n) in lengths.items() if prompt > most or prompt + n > whole}
             cut = self._truncating.encode([example for example in examples if example[0] in over])
             for reason, pairs in cut.dropped.items():
                 self._dropped[reason] += pairs
             self._cut += [row.row for row in cut.rows]
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """Rows that cannot be rendered, rows lost or cut at the limits, merged boundaries."""
         when_cut = {pair: why for why in _AT_LIMITS for pair in self._dropped[why]}
         # The checks of labels report identical answers.
         others = self._dropped.keys() - {*_AT_LIMITS, IDENTICAL}
@@ -281,9 +273,3 @@ class TokenLengths(Family):
         assert self._limits is not None
         prompt = self._limits.max_prompt_length
         return f"max_length {self._limits.max_length}" + (f", max_prompt_length {prompt}" if prompt else "")
-
-
-def _is_over(row: EncodedRow, limits: Limits) -> bool:
-    """Whether an uncut row is longer than the limits."""
-    prompt, longest = len(row.prompt), max(map(len, row.responses))
-    return prompt > (limits.max_prompt_length or prompt) or prompt + longest > limits.max_length

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -50,30 +49,24 @@ NGRAM = Check(
 FUZZY = Check("overlap-fuzzy", "warning", "nearly a prompt of the evaluation", _ADVICE)
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationPrompt:
-    """A prompt to look for, and where it is: `file:row`."""
+def evaluation_prompts(sources: Sequence[str]) -> dict[str, str]:
+    """The prompts of validation and evaluation sets of any format, each with where it is first: `file:row`.
 
-    text: str
-    where: str
-
-
-def evaluation_prompts(sources: Sequence[str]) -> list[EvaluationPrompt]:
-    """The prompts of validation and evaluation sets of any format; rows that cannot be read are skipped.
-
-    Raises UserError for a source that does not exist, or without a prompt.
+    Rows that cannot be read are skipped. Raises UserError for a source that does not exist, or without a
+    prompt.
     """
-    prompts: list[EvaluationPrompt] = []
+    prompts: dict[str, str] = {}
     for name in sources:
         source = open_source(name)
         own = [
-            EvaluationPrompt(prompt_texts(row.result.prompt)[1], f"{source.label}:{row.rows[0] + 1}")
+            (prompt_texts(row.result.prompt)[1], f"{source.label}:{row.rows[0] + 1}")
             for row in read_rows(source, "prompts")
             if not isinstance(row.result, InvalidRow | Skipped)
         ]
         if not own:
             raise UserError(f"{name}: no prompts in it to compare with; expected a column prompt")
-        prompts += own
+        for text, where in own:
+            prompts.setdefault(text, where)
     return prompts
 
 
@@ -91,10 +84,10 @@ class Overlap(Family):
         )
         return None
 
-    def __init__(self, prompts: Iterable[EvaluationPrompt]) -> None:
-        self.prompts = list({prompt.text: prompt for prompt in reversed(list(prompts))}.values())[::-1]
-        self._exact = {prompt.text: i for i, prompt in enumerate(self.prompts)}
-        words = Words([prompt.text for prompt in self.prompts])
+    def __init__(self, prompts: Mapping[str, str]) -> None:
+        self.prompts = list(prompts.items())
+        self._exact = {text: i for i, (text, _) in enumerate(self.prompts)}
+        words = Words([text for text, _ in self.prompts])
         self._normalised = {key: i for i, key in enumerate(words.keys()) if key}
         self._runs, self._run_prompts = _unshared_runs(words)
         self._bands = _bands(words)
@@ -110,12 +103,11 @@ class Overlap(Family):
             ways = (exact, self._normalised.get(key) if key else None, runs.get(i), near.get(i))
             for check, index in zip(self.checks, ways, strict=True):
                 if index is not None:
-                    prompt = self.prompts[index]
-                    self._notes[check.name][chunk.start + i] = f"{prompt.where}: {excerpt(prompt.text)}"
+                    text, where = self.prompts[index]
+                    self._notes[check.name][chunk.start + i] = f"{where}: {excerpt(text)}"
                     break
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """One finding for each kind of overlap."""
         for check in self.checks:
             yield from flagged_pairs(check, total, self._notes[check.name])
 
@@ -144,7 +136,7 @@ class Overlap(Family):
         for text, options in candidates.items():
             words = chunk.subjects[text]
             for option in dict.fromkeys(options[:CANDIDATES]):
-                other = self.prompts[option].text
+                other, _ = self.prompts[option]
                 # Other numbers make another question ("What is 17 * 23?"), however alike the rest is.
                 if (
                     _NUMBERS.findall(words) == _NUMBERS.findall(other)

@@ -69,7 +69,6 @@ class ReferenceAccuracy(Family):
                 self._sample[replaced] = (number, pair)
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """Score the sample."""
         self._sample.sort(key=lambda item: item[0])
         scores = self._score([pair for _, pair in self._sample])
         by_sum = sum(chosen > rejected for chosen, rejected, _, _ in scores)

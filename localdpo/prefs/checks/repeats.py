@@ -65,7 +65,6 @@ class Labels(Family):
         self._worse = PairColumn()
 
     def add(self, chunk: Chunk) -> None:
-        """Compare the two sides; remember the pair as an edge."""
         for number, (chosen, rejected) in enumerate(
             zip(chunk.chosen, chunk.rejected, strict=True), chunk.start
         ):
@@ -77,40 +76,28 @@ class Labels(Family):
         self._worse.add(hashes(list(zip(chunk.prompts, chunk.rejected, strict=True))))
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """Identical sides, contradictions, and longer circles without them."""
         better, worse = self._better.values, self._worse.values
         yield from flagged_pairs(IDENTICAL, total, self._identical, "chosen and rejected are the same text")
         yield from flagged_pairs(
             SAME_WORDS, total, self._same_words, "chosen and rejected differ in white space or case only"
         )
-        opposite = _with_opposite(better, worse)
+        opposite, circles = _circles(better, worse)
         yield from _grouped(CONTRADICTORY, opposite, better, worse, "the preference occurs in both orders")
-        circles = _in_circles(better, worse) & ~opposite
         yield from _grouped(CYCLES, circles, better, worse, "the preferences of one prompt go in a circle")
 
 
-def _edges(better: NDArray[Any], worse: NDArray[Any]) -> tuple[Indices, Indices, int]:
-    """The better and the worse answer of each pair, numbered from 0, and the number of different answers."""
-    answers, numbers = np.unique(np.concatenate([better, worse]), return_inverse=True)
-    return numbers[: len(better)], numbers[len(better) :], len(answers)
-
-
-def _with_opposite(better: NDArray[Any], worse: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether another pair prefers the same two answers the other way round."""
-    head, tail, nodes = _edges(better, worse)
-    forward, backward = head * nodes + tail, tail * nodes + head
-    return np.isin(forward, backward) & (head != tail)
-
-
-def _in_circles(better: NDArray[Any], worse: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether a pair lies on a circle: both ends in one strongly connected part of the graph."""
+def _circles(better: NDArray[Any], worse: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each pair, whether another one prefers its two answers the other way round; and if none does,
+    whether it lies on a longer circle: both ends in one strongly connected part of the graph."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    head, tail, nodes = _edges(better, worse)
+    answers, numbers = np.unique(np.concatenate([better, worse]), return_inverse=True)
+    head, tail, nodes = numbers[: len(better)], numbers[len(better) :], len(answers)
+    opposite = np.isin(head * nodes + tail, tail * nodes + head) & (head != tail)
     graph = coo_array((np.ones(len(head), np.int8), (head, tail)), shape=(nodes, nodes)).tocsr()
     _, part = connected_components(graph, directed=True, connection="strong")
-    return (part[head] == part[tail]) & (head != tail)
+    return opposite, (part[head] == part[tail]) & (head != tail) & ~opposite
 
 
 def _grouped(
@@ -190,7 +177,6 @@ class Duplicates(Family):
         self._near_prompts, self._near_answers = _Near(), _Near()
 
     def add(self, chunk: Chunk) -> None:
-        """Hash and sign the texts of a chunk."""
         texts = list(zip(chunk.prompts, chunk.chosen, chunk.rejected, strict=True))
         self._pairs.add(hashes(texts))
         self._prompts.add(hashes(chunk.prompts))
@@ -203,7 +189,6 @@ class Duplicates(Family):
         self._near_answers.add(words, 2 * chunk.start)
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """What repeats: pairs, then prompts and answers, exactly and nearly."""
         prompts = self._prompts.values
         again, first = _earlier(self._pairs.values)
         yield from _finding(PAIRS, total, again, first, "come before")

@@ -71,22 +71,16 @@ class Markers(Family):
         """Find the first mark of each pair, special tokens before the others."""
         sides = zip(chunk.chosen, chunk.rejected, chunk.prompts, strict=True)
         for number, texts in enumerate(sides, chunk.start):
-            hits = [
-                (mark, check, name)
-                for name, text in zip(("chosen", "rejected", "prompt"), texts, strict=True)
-                for mark, check in self._in(text)
-            ]
+            hits: list[tuple[str, Check, str]] = []
+            for name, text in zip(("chosen", "rejected", "prompt"), texts, strict=True):
+                # Nearly every mark holds one of a few signs, and most texts hold none of them.
+                marks = self._unmarked + (self._marked if any(sign in text for sign in _SIGNS) else [])
+                hits += [(mark, check, name) for mark, check in marks if mark in text]
             if hits:
                 mark, check, name = min(hits, key=lambda hit: hit[1] is not SPECIAL)
                 self._notes[check.name][number] = f"{mark.strip()} in {name}"
 
-    def _in(self, text: str) -> list[tuple[str, Check]]:
-        # Nearly every mark holds one of a few signs, and most texts hold none of them.
-        marks = self._unmarked + (self._marked if any(sign in text for sign in _SIGNS) else [])
-        return [(mark, check) for mark, check in marks if mark in text]
-
     def finish(self, total: int) -> Iterator[Finding]:
-        """Special tokens, then other marks."""
         for check in self.checks:
             yield from flagged_pairs(check, total, self._notes[check.name])
 
@@ -153,7 +147,6 @@ class Skew(Family):
         self._mismatches: dict[int, str] = {}
 
     def add(self, chunk: Chunk) -> None:
-        """Features and languages of every answer."""
         for number, texts in enumerate(zip(chunk.chosen, chunk.rejected, strict=True), chunk.start):
             languages = []
             for side, text in enumerate(texts):
@@ -165,7 +158,6 @@ class Skew(Family):
                 self._mismatches[number] = f"chosen {chosen}, rejected {rejected}"
 
     def finish(self, total: int) -> Iterator[Finding]:
-        """Markdown that one side has more of, and pairs in two languages."""
         skewed = [name for name in ("any", *_FEATURES) if self._is_skewed(name, total)]
         if skewed:
             words = ", ".join(
@@ -232,10 +224,7 @@ def _script(text: str) -> str | None:
     if text.isascii():
         return LATIN if any(map(str.isalpha, text)) else None
     counts = Counter(_script_of(letter) for letter in text if letter.isalpha())
-    if not counts:
-        return None
-    name, count = counts.most_common(1)[0]
-    return name if count > 0.5 * counts.total() else None
+    return next((name for name, count in counts.items() if count > 0.5 * counts.total()), None)
 
 
 @lru_cache(maxsize=4096)
