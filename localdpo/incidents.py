@@ -216,15 +216,6 @@ _ACTIONS = tuple(symptom.action for symptom in SYMPTOMS.values())
 
 
 @dataclass(frozen=True)
-class TriageAnswer:
-    """The three parts of an answer in the fixed format."""
-
-    severity: str
-    summary: str
-    action: str
-
-
-@dataclass(frozen=True)
 class IncidentVerdict:
     """What the rules found in one answer.
 
@@ -291,10 +282,12 @@ def incident_facts(row: Mapping[str, Any]) -> Facts | None:
     return facts if numbers and all(values[name] in known for name, known in _WORDS.items()) else None
 
 
-def parse(text: str) -> TriageAnswer | None:
-    """The parts of an answer, or None when it is not in the format. White space around it does not count."""
-    match = _FORMAT.fullmatch(text.strip())
-    return TriageAnswer(*match.groups()) if match else None
+def parse(text: str) -> re.Match[str] | None:
+    """Severity, summary and action of an answer, None when it is not in the format.
+
+    White space around it does not count.
+    """
+    return _FORMAT.fullmatch(text.strip())
 
 
 def mentions(text: str) -> set[tuple[str, str]]:
@@ -316,23 +309,20 @@ def judge(text: str, facts: Facts) -> IncidentVerdict:
     words is judged by what it says.
     """
     parsed = parse(text)
-    levels = [parsed.severity] if parsed else sorted(set(_LEVEL.findall(text)))
-    claimed = mentions(parsed.summary if parsed else text)
+    if parsed:
+        levels, said, advised = [parsed[1]], parsed[2], [parsed[3].rstrip(".")]
+    else:
+        levels, said = sorted(set(_LEVEL.findall(text))), text
+        advised = [action for action in _ACTIONS if _holds(text.lower(), action)]
+    claimed = mentions(said)
     true = {(name, str(value)) for name, value in facts.to_dict().items()}
-    advised = parsed.action.rstrip(".") if parsed else text
     return IncidentVerdict(
         conforms=parsed is not None,
         severity=levels == [severity(facts)],
-        action=_advises(advised, whole=parsed is not None) == [next_action(facts)],
+        action=advised == [next_action(facts)],
         missing=tuple(name for name in KEY_FACTS if (name, str(getattr(facts, name))) not in claimed),
         invented=tuple(sorted(f"{kind}: {value}" for kind, value in claimed - true)),
     )
-
-
-def _advises(text: str, *, whole: bool) -> list[str]:
-    if whole:
-        return [text]
-    return [action for action in _ACTIONS if _holds(text.lower(), action)]
 
 
 def _holds(text: str, phrase: str) -> bool:

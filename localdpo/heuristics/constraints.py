@@ -12,7 +12,6 @@ them. White space around an answer never counts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError, validate_call
 
+from localdpo.core.text import json_or_none
 from localdpo.recipe.strict_yaml import KeyPath, key_text, problems_of
 
 COLUMN: Final = "constraints"
@@ -337,8 +337,5 @@ def parts(answer: str, n: Count) -> bool:
 def json_keys(answer: str, keys: Annotated[list[Text], Field(min_length=1)]) -> bool:
     """The answer is a JSON object, in a code block or not, with all of these keys."""
     fenced = _FENCE.fullmatch(answer)
-    try:
-        value = json.loads(fenced[1] if fenced else answer)
-    except (ValueError, RecursionError):
-        return False
+    value = json_or_none(fenced[1] if fenced else answer)
     return isinstance(value, dict) and set(keys) <= set(value)

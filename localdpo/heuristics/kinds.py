@@ -202,10 +202,8 @@ def template(
     White space around template and answer does not count.
     """
 
-    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
-        return float(template.fullmatch(answer.strip()) is not None)
-
-    return Heuristic(name, better, score)
+    fits = template.fullmatch
+    return Heuristic(name, better, lambda prompt, answer, facts: float(fits(answer.strip()) is not None))
 
 
 @kind("label")
@@ -300,20 +298,13 @@ def repetition(
     name: Text, n: Annotated[int, Field(ge=1)] = REPETITION_WORDS, better: Direction = "lower"
 ) -> Heuristic:
     """The share of an answer's n-grams of words that occurred before: see `repeated_share`."""
-
-    def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float | None:
-        return repeated_share(answer, n)
-
-    return Heuristic(name, better, score)
+    return Heuristic(name, better, lambda prompt, answer, facts: repeated_share(answer, n))
 
 
 @kind("refusal")
 def refusal(
     name: Text,
-    phrases: Annotated[
-        list[Annotated[Text, AfterValidator(_plain), Field(min_length=1)]], Field(min_length=1)
-    ]
-    | None = None,
+    phrases: Annotated[list[Phrase], Field(min_length=1)] | None = None,
     better: Direction = "lower",
 ) -> Heuristic:
     """1 when one of some phrases (by default REFUSALS) occurs near the beginning of the answer, else 0.

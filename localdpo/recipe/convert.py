@@ -100,13 +100,8 @@ def _flat(values: Mapping[str, Any], program: Program, above: str = "") -> Itera
         if isinstance(value, Mapping) and any(entry.theirs.startswith(f"{name}.") for entry in program.names):
             yield from _flat(value, program, f"{name}.")
         else:
-            yield name, _number(value)
-
-
-def _number(value: Any) -> Any:
-    """`5e-7` is text to readers of YAML 1.1, and in quotes to all; these programs make the number of it."""
-    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value) is not None
-    return float(value) if is_number else value
+            # `5e-7` is text to readers of YAML 1.1, and in quotes to all; these programs make a number of it.
+            yield name, float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _take(path: Path, name: str, config: Mapping[str, Any], entry: Name | None, result: Converted) -> None:

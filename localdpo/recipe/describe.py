@@ -141,7 +141,13 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
     `dotted` says whether keys are written with dots where the person wrote it (overrides) or in sections.
     """
     if "[" in section:
-        return _unknown_in_entry(section.partition("[")[0], name, dotted)
+        key = section.partition("[")[0]
+        if dotted:
+            return f"set the complete list: {key}=[...]"
+        options = list(entry_fields(key))
+        if near := difflib.get_close_matches(name.lower(), options, n=1):
+            return f"unknown key; did you mean {near[0]}?"
+        return f"unknown key; an entry of {key} has {', '.join(options)}"
     if not dotted and "." in name and field_at(name):
         above, _, below = name.rpartition(".")
         return f"unknown key; write `{above}:` on one line and `{below}:` indented below it"
@@ -153,8 +159,9 @@ def unknown_key(section: str, name: str, dotted: bool) -> str:
     siblings = list(fields_of(section)) if not section or section_of(section) else []
     if near := difflib.get_close_matches(name.lower(), siblings, n=1):
         return f"unknown key; did you mean {f'{section}.{near[0]}' if dotted and section else near[0]}?"
-    if meant := _in_other_sections(name):
-        return f"unknown key; did you mean {meant}?"
+    others = {key.rpartition(".")[2]: key for key in reversed(all_keys())}
+    if near := [name] if name in others else difflib.get_close_matches(name.lower(), others, 1, cutoff=0.8):
+        return f"unknown key; did you mean {others[near[0]]}?"
     if siblings:
         return f"unknown key; {section or 'a recipe'} has {', '.join(siblings)}"
     return f"unknown key; the sections are {', '.join(name for name in fields_of('') if section_of(name))}"
@@ -174,26 +181,6 @@ def names_elsewhere() -> dict[str, tuple[Name, tuple[str, ...]]]:
                 entries.setdefault(name.theirs, name)
                 programs[name.theirs] = tuple(dict.fromkeys((*programs.get(name.theirs, ()), program.title)))
     return {name: (entry, programs[name]) for name, entry in entries.items()}
-
-
-def _unknown_in_entry(key: str, name: str, dotted: bool) -> str:
-    """About the unknown key `name` of an entry of the list at `key`."""
-    if dotted:
-        return f"set the complete list: {key}=[...]"
-    options = list(entry_fields(key))
-    if near := difflib.get_close_matches(name.lower(), options, n=1):
-        return f"unknown key; did you mean {near[0]}?"
-    return f"unknown key; an entry of {key} has {', '.join(options)}"
-
-
-def _in_other_sections(name: str) -> str | None:
-    keys = all_keys()
-    for key in keys:
-        if key.rpartition(".")[2] == name:
-            return key
-    names = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.8)
-    return names[near[0]] if near else None
 
 
 # --- JSON schema -----------------------------------------------------------------------------------------

@@ -77,7 +77,6 @@ class Program:
     unsaid: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str) -> Name | None:
-        """The entry of a name."""
         return next((entry for entry in self.names if entry.theirs == name), None)
 
 
@@ -91,10 +90,6 @@ def _times(first: str, second: str) -> Convert:
 def _omit(value: Any, config: Config) -> Any:
     """Read by another name's conversion."""
     return OMIT
-
-
-def _positive(value: Any, config: Config) -> Any:
-    return value if value > 0 else OMIT
 
 
 def _whole(value: float, config: Config) -> Any:
@@ -180,9 +175,8 @@ def _loss_weights(value: Any, config: Config) -> Any:
     return value if len(value) > 1 else OMIT
 
 
-def _switch(key: str, value: Any) -> Convert:
-    """`value` for `key` where the switch is on."""
-    return lambda switch, config: Several({key: value}) if switch else OMIT
+def _dora(switch: Any, config: Config) -> Any:
+    return "dora" if switch else OMIT
 
 
 def _synced(value: Any, config: Config) -> Any:
@@ -199,12 +193,10 @@ def _trl_data(value: Any, config: Config) -> Any:
 
 
 def _trl_valid(value: Any, config: Config) -> Any:
-    if (
-        config.get("dataset_name") is None
-        or config.get("eval_strategy", config.get("evaluation_strategy", "no")) == "no"
-    ):
+    name, strategy = config.get("dataset_name"), config.get("evaluation_strategy", "no")
+    if name is None or config.get("eval_strategy", strategy) == "no":
         return OMIT
-    return _hub_name(config["dataset_name"], config.get("dataset_config"), value)
+    return _hub_name(name, config.get("dataset_config"), value)
 
 
 def _trackers(value: Any, config: Config) -> list[str]:
@@ -235,19 +227,14 @@ def _data_sets(own: tuple[str, ...], layout: tuple[str, ...] = ()) -> Convert:
 
 def _mixer(value: Mapping[str, float], config: Config) -> Any:
     """Shares by data set, of the splits in dataset_splits: for training those whose name begins so."""
-    splits = config.get("dataset_splits") or ["train"]
-    train = [
-        {"source": _hub_name(name, None, split), "weight": share}
-        for split in splits
-        if split.startswith("train")
-        for name, share in value.items()
-    ]
-    others = [
-        {"source": _hub_name(name, None, split)}
-        for split in splits
-        if not split.startswith("train")
-        for name in value
-    ]
+    train, others = list[Any](), list[Any]()
+    for split in config.get("dataset_splits") or ["train"]:
+        for name, share in value.items():
+            source = {"source": _hub_name(name, None, split)}
+            if split.startswith("train"):
+                train.append(source | {"weight": share})
+            else:
+                others.append(source)
     return Several({"data.train": train, **({"data.valid": others} if others else {})})
 
 
@@ -299,32 +286,19 @@ def _mlx_schedule(value: Mapping[str, Any], config: Config) -> Any:
     return Several({"train.schedule": names[value["name"]], "train.warmup": int(value.get("warmup") or 0)})
 
 
-def _mlx_rate(value: float, config: Config) -> float:
-    """The peak: a schedule's first argument, where there is one."""
-    return float((config.get("lr_schedule", {}).get("arguments") or [value])[0])
-
-
 def _of_optimizer(name: str) -> Convert:
     return lambda value, config: value if config["optimizer"] == name else OMIT
 
 
-def _mlx_steps(least: int = 0) -> Convert:
+def _mlx_steps(value: int, config: Config) -> int:
     """Iterations as steps: mlx-lm counts each of the micro-batches that it accumulates."""
-
-    def convert(value: int, config: Config) -> int:
-        return max(least, round(value / (config.get("grad_accumulation_steps") or 1)))
-
-    return convert
+    return max(1, round(value / (config.get("grad_accumulation_steps") or 1)))
 
 
 def _mlx_pairs(value: int, config: Config) -> Any:
     if value < 0:
         raise ValueError("here an evaluation takes eval.pairs rows at most; give a large number for all")
     return value * config["batch_size"]
-
-
-def _folder_of(value: str, config: Config) -> str:
-    return str(Path(value).parent) if value.endswith(".safetensors") else value
 
 
 def _axolotl_loss(value: str, config: Config) -> Any:
@@ -374,7 +348,7 @@ _PEFT: Final = (
     Name("lora_dropout", "lora.dropout", default=0.05),
     Name("lora_target_modules", "lora.keys", "names within a block: self_attn.q_proj", _keys),
     Name("target_modules", "lora.keys", "names within a block: self_attn.q_proj", _keys),
-    Name("use_dora", "lora.type", "dora", _switch("lora.type", "dora")),
+    Name("use_dora", "lora.type", "dora", _dora),
     Name("use_rslora", "lora.scale", "alpha / sqrt(rank)", _omit),
     Name("lora_modules_to_save", None, _MODULES),
     Name("lora_task_type", None, "", moot=("CAUSAL_LM",)),
@@ -411,7 +385,7 @@ _HF_SCHEDULE: Final = (
     Name("ref_model_mixup_alpha", "loss.sync_alpha", "", _synced),
     Name("simpo_gamma", "loss.simpo_gamma"),
     Name("seed", "train.seed", default=42),
-    Name("max_steps", "train.max_steps", "", _positive),
+    Name("max_steps", "train.max_steps", "", lambda value, config: value if value > 0 else OMIT),
     Name("trust_remote_code", "trust_remote_code"),
     Name("attn_implementation", None, "MLX has one"),
     Name("neftune_noise_alpha", None, "no noise is added to embeddings"),
@@ -491,17 +465,21 @@ MLX_LM: Final = Program(
         Name("optimizer", "train.optimizer", "", OPTIMIZERS, "adam"),
         Name("seed", "train.seed", default=0),
         Name("num_layers", "lora.layers", default=16),
-        Name("iters", "train.max_steps", "iters / grad_accumulation_steps", _mlx_steps(1), 1000),
+        Name("iters", "train.max_steps", "iters / grad_accumulation_steps", _mlx_steps, 1000),
         Name("batch_size", "train.batch_size", "batch_size x grad_accumulation_steps",
              _times("batch_size", "grad_accumulation_steps"), 4),
         Name("grad_accumulation_steps", "train.batch_size", _EFFECTIVE, _omit),
-        Name("learning_rate", "train.learning_rate", "", _mlx_rate, 1e-5),
+        # The peak: a schedule's first argument, where there is one.
+        Name("learning_rate", "train.learning_rate", "",
+             lambda value, config: float((config.get("lr_schedule", {}).get("arguments") or [value])[0]),
+             1e-5),
         Name("lr_schedule", "train.schedule", "decay ends with the last step", _mlx_schedule),
-        Name("steps_per_report", "train.log_every", "", _mlx_steps(1), 10),
-        Name("steps_per_eval", "eval.every", "", _mlx_steps(1), 200),
-        Name("save_every", "save.every", "", _mlx_steps(1), 100),
+        Name("steps_per_report", "train.log_every", "", _mlx_steps, 10),
+        Name("steps_per_eval", "eval.every", "", _mlx_steps, 200),
+        Name("save_every", "save.every", "", _mlx_steps, 100),
         Name("val_batches", "eval.pairs", "val_batches x batch_size", _mlx_pairs),
-        Name("resume_adapter_file", "adapter", "the folder of the file", _folder_of),
+        Name("resume_adapter_file", "adapter", "the folder of the file",
+             lambda value, config: str(Path(value).parent) if value.endswith(".safetensors") else value),
         Name("adapter_path", None, _RUN_NAME),
         Name("max_seq_length", "train.max_length", default=2048),
         Name("grad_checkpoint", "train.gradient_checkpointing"),
@@ -536,7 +514,7 @@ AXOLOTL: Final = Program(
         Name("lora_dropout", "lora.dropout"),
         Name("lora_target_modules", "lora.keys", "names within a block: self_attn.q_proj", _keys),
         Name("lora_target_linear", "lora.keys", "all by default", _omit),
-        Name("peft_use_dora", "lora.type", "dora", _switch("lora.type", "dora")),
+        Name("peft_use_dora", "lora.type", "dora", _dora),
         Name("peft_use_rslora", "lora.scale", "alpha / sqrt(rank)", _omit),
         Name("lora_modules_to_save", None, _MODULES),
         Name("rl", "loss.type", "dpo is sigmoid", _axolotl_loss, moot=(False, "", "none")),

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import is_demo, program
@@ -45,7 +44,7 @@ from localdpo.recipe.schema import (
     expand_shorthands,
 )
 from localdpo.recipe.strict_yaml import KeyPath, key_text
-from localdpo.records.checkpoints import LATEST, Note, checkpoint_folders, verified_adapter
+from localdpo.records.checkpoints import LATEST, checkpoint_folders, verified_adapter
 
 MAX_BYTES: Final = 256 * 1024
 LONGEST_QUOTE: Final = 80
@@ -156,7 +155,6 @@ class _Problems:
         self.noted.append(((0, line), path, f"{self.name}:{line}{' ' + key if key else ''}: {message}"))
 
     def note_override(self, number: int, text: str, message: str, path: KeyPath = ()) -> None:
-        """A problem of an override."""
         self.noted.append(((1, number), path, f"{text}: {message}"))
 
     def note_invalid(self, error: ValidationError) -> None:
@@ -275,20 +273,15 @@ def _message(item: Any, path: KeyPath) -> str:
         return str(item["msg"])
     if isinstance(path[-1], int):
         return f"expected text, or options such as `source:`, got {quoted(item['input'])}"
-    field = _field(path)
+    key = ".".join(map(str, path[:2]))
+    # Longer paths lead to an option of an entry of a list.
+    field = entry_fields(key).get(str(path[-1])) if len(path) > 2 else field_at(key)
     assert field is not None
     if item["type"] == "missing":
         return f"missing; expected {expected(field)}: {field.description}"
     wanted, got = expected(field), item["input"]
     quotes = "; put it in quotes" if wanted.startswith("text") and isinstance(got, bool | int | float) else ""
     return f"expected {wanted}, got {quoted(got)}{quotes}"
-
-
-def _field(path: KeyPath) -> FieldInfo | None:
-    """The field at a path, also of an entry of a list."""
-    if len(path) > 2:
-        return entry_fields(".".join(map(str, path[:2]))).get(str(path[-1]))
-    return field_at(".".join(map(str, path)))
 
 
 def quoted(value: object) -> str:
@@ -342,21 +335,18 @@ def follow_links(recipe: Recipe, kept: Recipe | None = None) -> tuple[Recipe, li
         was = None if kept is None else getattr(kept, option)
         if name is None or is_demo(name) or name == was:
             continue
-        target = _checkpoint(name, lines.append) or followed(name)
+        path = Path(name).expanduser()
+        folder = Path(followed(str(path.parent)))
+        if path.name == LATEST and checkpoint_folders(folder):
+            # The newest complete checkpoint of a run.
+            target = str(verified_adapter(folder / LATEST, (), lines.append).path)
+        else:
+            target = followed(name)
         if target != name and was is not None and was != target and Path(was).parent == Path(target).parent:
             lines.append(f"{option} {name} leads to {target} now; this run keeps {was}")
             target = was
         changed[option] = target
     return recipe.model_copy(update=changed), lines
-
-
-def _checkpoint(name: str, note: Note) -> str | None:
-    """The newest complete checkpoint of the run whose LATEST `name` is; None for other names."""
-    path = Path(name).expanduser()
-    folder = Path(followed(str(path.parent)))
-    if path.name != LATEST or not checkpoint_folders(folder):
-        return None
-    return str(verified_adapter(folder / LATEST, (), note).path)
 
 
 def followed(name: str) -> str:
