@@ -83,9 +83,8 @@ def exact_type(scales: np.ndarray, biases: np.ndarray, bits: int) -> int | None:
 def dense(raw: np.ndarray, kind: int, shape: tuple[int, ...]) -> mx.array:
     """The numbers of a tensor: F32, F16 and BF16 as they are, others dequantised to float32.
 
-    Raises:
-        UserError: the package gguf, which dequantises, is not installed.
-        ValueError: it cannot dequantise this type.
+    Raises UserError: the package gguf, which dequantises, is not installed; ValueError: it cannot dequantise
+    this type.
     """
     if kind == F32:
         return mx.array(raw.view("<f4").reshape(shape))

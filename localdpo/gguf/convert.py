@@ -58,8 +58,7 @@ def is_gguf(name: str) -> bool:
 def cached_folder(path: Path) -> Path:
     """The folder of a file's model in the cache; converted the first time its content is seen.
 
-    Raises:
-        UserError, UserErrors: the file cannot be read or converted.
+    Raises UserError(s): the file cannot be read or converted.
     """
     try:
         stat = path.stat()
@@ -89,9 +88,8 @@ def convert(path: Path, folder: Path, *, bits: int | None = None, replace: bool 
         bits: quantise what is not quantised then to 4 or 8 bits, in groups of 32.
         replace: whether a folder that is there by then gives way.
 
-    Raises:
-        UserError, UserErrors: the file is damaged, or holds what is not supported; the disk is full; the
-            folder is there and is not to be replaced.
+    Raises UserError(s): the file is damaged, or holds what is not supported; the disk is full; the folder is
+    there and is not to be replaced.
     """
     file = GGUFFile(path)
     family = families.family_of(file)
@@ -194,8 +192,11 @@ class _Writer:
         if tensor.kind not in _DTYPES:
             self.dequantised += 1
             array = array.astype(mx.float16)
-        elif _is_exact(array, self._dtype):
-            array = array.astype(self._dtype)
+        else:
+            # Unless the cast changes a number.
+            cast = array.astype(self._dtype)
+            is_exact = mx.array_equal(cast.astype(mx.float32), array.astype(mx.float32)).item()
+            array = cast if is_exact else array
         if self._bits is not None and array.ndim == 2 and array.shape[1] % blocks.GROUP == 0:
             quantised = mx.quantize(array, group_size=blocks.GROUP, bits=self._bits)
             yield from self._quantised_layer(item, quantised, self._bits)
@@ -225,9 +226,3 @@ def _main_dtype(tensors: list[Tensor]) -> mx.Dtype:
     for tensor in tensors:
         numbers[tensor.kind] += prod(tensor.shape)
     return _DTYPES[numbers.most_common(1)[0][0]]
-
-
-def _is_exact(array: mx.array, dtype: mx.Dtype) -> bool:
-    """Whether a cast changes no number."""
-    numbers = array.astype(mx.float32)
-    return bool(mx.array_equal(array.astype(dtype).astype(mx.float32), numbers).item())

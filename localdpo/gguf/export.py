@@ -13,8 +13,9 @@ scale * (x a) b.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,8 +71,10 @@ class GGUFModel:
         """Write the file; one tensor is in memory at a time."""
         gguf = package()
         writer = gguf.GGUFWriter(path, self.arch)
+        # The types that llama.cpp expects: 32 bits for numbers.
+        kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
         for key, value in self.metadata.items():
-            _add(writer, key, value)
+            getattr(writer, f"add_{kinds[type(value)]}")(key, value)
         for entry in self.entries:
             kind = gguf.GGMLQuantizationType(entry.kind)
             is_bytes = entry.kind in blocks.BITS or entry.kind == BF16
@@ -85,18 +88,6 @@ class GGUFModel:
         for entry in self.entries:
             writer.write_tensor_data(np.ascontiguousarray(entry.rows()))
         writer.close()
-
-
-def _add(writer: Any, key: str, value: Any) -> None:
-    """A key of the type that llama.cpp expects: 32 bits for numbers."""
-    adds = {
-        bool: writer.add_bool,
-        int: writer.add_uint32,
-        float: writer.add_float32,
-        str: writer.add_string,
-        list: writer.add_array,
-    }
-    adds[type(value)](key, value)
 
 
 # --- whole models --------------------------------------------------------------------------------------
@@ -118,29 +109,41 @@ def whole_model(
         name: general.name.
         quantise: layers that are not quantised, and shall be: as Q8_0 or Q4_1.
 
-    Raises:
-        UserError, UserErrors: the architecture, the tokenizer or a tensor has no place in a GGUF file; the
-            package gguf is not installed.
+    Raises UserError(s): the architecture, the tokenizer or a tensor has no place in a GGUF file; the package
+    gguf is not installed.
     """
     package()
     family = family_for(config)
     config = _complete(config, weights)
     expected = list(families.items(family, config))
-    _check_names(expected, weights)
-    rope, factors = _rope(config)
+    # Every array must have a place, and every place an array.
+    known = {item.mlx for item in expected}
+    extra = sorted(name for name in weights if re.sub(r"\.(scales|biases)$", ".weight", name) not in known)
+    problems = [f"{name} has no place in a GGUF file" for name in extra]
+    problems += [f"{name} is missing" for name in sorted(known - weights.keys())]
+    if problems:
+        raise UserErrors([UserError(problem) for problem in problems[:10]])
+    rope, factors = _rope(family.name, config)
     entries = [_model_entry(item, family, config, weights, quantise or {}) for item in expected]
     entries += [vector(key, value) for key, value in factors.items()]
     kinds = [entry.kind for entry in entries if len(entry.shape) == 2]
+    quantised = {item.gguf for item in expected if f"{item.mlx.removesuffix('.weight')}.scales" in weights}
+    notes = []
+    if wide := [entry for entry in entries if entry.name in quantised and entry.kind in (F16, BF16)]:
+        notes.append(
+            f"{len(wide)} quantised matrices are written in 16 bits, since no type of GGUF holds their "
+            f"numbers (the first is {wide[0].name})"
+        )
     metadata = {
         "general.type": "model",
         "general.name": name,
         "general.file_type": _FILE_TYPES[max(set(kinds), key=kinds.count)],
         "general.quantization_version": _QUANTISATION_VERSION,
-        **_counts(config),
+        **_counts(family.name, config),
         **rope,
         **tokenizer_metadata(tokenizer, config, rows=config["vocab_size"]),
     }
-    return GGUFModel(family.name, metadata, tuple(entries), tuple(_notes(expected, weights, entries)))
+    return GGUFModel(family.name, metadata, tuple(entries), tuple(notes))
 
 
 def family_for(config: Mapping[str, Any]) -> Architecture:
@@ -167,18 +170,7 @@ def _complete(config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dic
     }
 
 
-def _check_names(expected: list[NamedTensor], weights: Mapping[str, mx.array]) -> None:
-    """Every array must have a place, and every place an array."""
-    known = {item.mlx for item in expected}
-    extra = sorted(name for name in weights if re.sub(r"\.(scales|biases)$", ".weight", name) not in known)
-    problems = [f"{name} has no place in a GGUF file" for name in extra]
-    problems += [f"{name} is missing" for name in sorted(known - weights.keys())]
-    if problems:
-        raise UserErrors([UserError(problem) for problem in problems[:10]])
-
-
-def _counts(config: Mapping[str, Any]) -> dict[str, Any]:
-    arch = family_for(config).name
+def _counts(arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
     head = families.head_dim(config)
     counts = {f"{arch}.{key}": int(config[name]) for key, name in families.COUNTS.items()}
     return counts | {
@@ -192,9 +184,8 @@ def _counts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _rope(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and tensors of factors of scaled rotary embeddings."""
-    arch = family_for(config).name
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     key = "original_max_position_embeddings"
@@ -243,16 +234,11 @@ def _model_entry(
             raise UserError(f"{layer}: its kind of quantisation has no place in GGUF; give --dequantize")
         exact = _exact_type(layer, item, weights)
         if exact is not None:
-            return Entry(
-                item.gguf,
-                exact,
-                item.shape,
-                lambda: ordered(blocks.pack(_packed(layer, item, weights), exact)),
-            )
+            rows = partial(_packed, layer, item, weights, exact)
+            return Entry(item.gguf, exact, item.shape, lambda: ordered(rows()))
         kind = BF16 if weights[f"{layer}.scales"].dtype == mx.bfloat16 else F16
-        return Entry(
-            item.gguf, kind, item.shape, lambda: ordered(_as(_dequantised(layer, item, weights), kind))
-        )
+        dense = partial(_dequantised, layer, item, weights)
+        return Entry(item.gguf, kind, item.shape, lambda: ordered(_as(dense(), kind)))
     array = weights[item.mlx]
     if tuple(array.shape) != item.shape:
         raise UserError(f"{item.mlx}: expected shape {item.shape}, got {tuple(array.shape)}")
@@ -283,12 +269,12 @@ def _exact_type(layer: str, item: NamedTensor, weights: Mapping[str, mx.array]) 
     return blocks.exact_type(np.array(halves[0]), np.array(halves[1]), bits)
 
 
-def _packed(layer: str, item: NamedTensor, weights: Mapping[str, mx.array]) -> Packed:
-    """A quantised matrix in groups of 32 with float16 scales."""
+def _packed(layer: str, item: NamedTensor, weights: Mapping[str, mx.array], kind: int) -> np.ndarray:
+    """A quantised matrix as rows of a type, in groups of 32 with float16 scales."""
     scales, biases = weights[f"{layer}.scales"], weights[f"{layer}.biases"]
     groups = item.shape[-1] // scales.shape[-1] // GROUP
     halves = (np.repeat(np.array(array.astype(mx.float16)), groups, axis=-1) for array in (scales, biases))
-    return Packed(np.array(weights[item.mlx]), *halves)
+    return blocks.pack(Packed(np.array(weights[item.mlx]), *halves), kind)
 
 
 def _dequantised(layer: str, item: NamedTensor, weights: Mapping[str, mx.array]) -> mx.array:
@@ -316,17 +302,6 @@ def _as(array: mx.array, kind: int) -> np.ndarray:
     return np.asarray(gguf.quantize(as_numpy(array), gguf.GGMLQuantizationType(kind)))
 
 
-def _notes(
-    expected: list[NamedTensor], weights: Mapping[str, mx.array], entries: list[Entry]
-) -> Iterator[str]:
-    quantised = {item.gguf for item in expected if f"{item.mlx.removesuffix('.weight')}.scales" in weights}
-    if wide := [entry for entry in entries if entry.name in quantised and entry.kind in (F16, BF16)]:
-        yield (
-            f"{len(wide)} quantised matrices are written in 16 bits, since no type of GGUF holds their "
-            f"numbers (the first is {wide[0].name})"
-        )
-
-
 # --- adapters ------------------------------------------------------------------------------------------
 
 
@@ -344,9 +319,8 @@ def lora_adapter(
         adapter: lora_a [in, rank] and lora_b [rank, out] by mlx-lm's names.
         name: general.name.
 
-    Raises:
-        UserError, UserErrors: an array has no place in such a file (DoRA, embeddings); the package gguf is
-            not installed.
+    Raises UserError(s): an array has no place in such a file (DoRA, embeddings); the package gguf is not
+    installed.
     """
     package()
     family, config = family_for(config), _with_heads(config)
@@ -383,8 +357,7 @@ def lora_adapter(
 def read_lora(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, mx.array], float]:
     """The arrays of an adapter by mlx-lm's names, and its scale.
 
-    Raises:
-        UserError: the file is no LoRA adapter of a model with this config.json.
+    Raises UserError: the file is no LoRA adapter of a model with this config.json.
     """
     file = GGUFFile(path)
     family, config = family_for(config), _with_heads(config)

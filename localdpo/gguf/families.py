@@ -168,21 +168,14 @@ def items(family: Architecture, config: Mapping[str, Any]) -> Iterator[NamedTens
         for layer, (name, letters) in layers.items():
             shape = tuple(sizes[letter] for letter in letters)
             yield NamedTensor(f"{prefix}{layer}.weight", layer, f"{inside}{name}.weight", shape)
-            if has_bias(family, config, layer):
+            option = "attention_bias" if layer in ATTENTION else "mlp_bias" if layer in MLP else None
+            if layer in family.biased or (option is not None and config.get(option)):
                 yield NamedTensor(f"{prefix}{layer}.bias", layer, f"{inside}{name}.bias", shape[:1])
 
     tied = family.tied or config["tie_word_embeddings"]
     yield from entries("", "", {k: v for k, v in TOP.items() if not (tied and k == "output")})
     for block in range(config["num_hidden_layers"]):
         yield from entries(f"blk.{block}.", f"model.layers.{block}.", family.layers)
-
-
-def has_bias(family: Architecture, config: Mapping[str, Any], layer: str) -> bool:
-    return (
-        layer in family.biased
-        or (layer in ATTENTION and bool(config.get("attention_bias")))
-        or (layer in MLP and bool(config.get("mlp_bias")))
-    )
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
@@ -227,8 +220,7 @@ def row_order(
 def config_of(file: GGUFFile, family: Architecture) -> dict[str, Any]:
     """config.json of the model in a file.
 
-    Raises:
-        UserError, UserErrors: a key is missing, of another type, or says what mlx-lm cannot compute.
+    Raises UserError(s): a key is missing, of another type, or says what mlx-lm cannot compute.
     """
     arch, tensors = family.name, file.tensors
     config: dict[str, Any] = {"architectures": [family.model_class], "model_type": family.name}
@@ -362,25 +354,20 @@ def located(
 ) -> list[tuple[NamedTensor, Tensor]]:
     """Every tensor of the model, and where it is in the file.
 
-    Raises:
-        UserErrors: tensors are missing, superfluous or of another shape, the first ten of them.
+    Raises UserErrors: tensors are missing, superfluous or of another shape, the first ten of them.
     """
     expected = {item.gguf: item for item in items(family, config)}
-    problems = [
-        f"tensor {name} is missing" if name not in file.tensors else _misfit(item, file.tensors[name])
-        for name, item in expected.items()
-    ]
+    problems = []
+    for name, item in expected.items():
+        if (tensor := file.tensors.get(name)) is None:
+            problems.append(f"tensor {name} is missing")
+        elif tensor.shape != item.shape:
+            problems.append(f"tensor {name}: expected shape {item.shape}, got {tensor.shape}")
     extra = sorted(file.tensors.keys() - expected.keys() - _ROPE)
     problems += [f"tensor {name} has no place in {family.name}" for name in extra]
-    lines = [f"{file.path}: {problem}" for problem in problems if problem]
+    lines = [f"{file.path}: {problem}" for problem in problems]
     if len(lines) > _SHOWN:
         lines[_SHOWN:] = [f"{file.path}: and {counted(len(lines) - _SHOWN, 'more tensor')}"]
     if lines:
         raise UserErrors([UserError(line) for line in lines])
     return [(item, file.tensors[name]) for name, item in expected.items()]
-
-
-def _misfit(item: NamedTensor, tensor: Tensor) -> str | None:
-    if tensor.shape == item.shape:
-        return None
-    return f"tensor {item.gguf}: expected shape {item.shape}, got {tensor.shape}"

@@ -68,8 +68,7 @@ class GGUFFile:
 
     Values are int, float, bool, str, a NumPy array of numbers or a list of texts.
 
-    Raises:
-        UserError: the file cannot be read, or is not a complete GGUF file.
+    Raises UserError: the file cannot be read, or is not a complete GGUF file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,8 +92,7 @@ class GGUFFile:
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
         """The value of a key; an int serves as a float.
 
-        Raises:
-            UserError: it has another type, or is missing and has no default.
+        Raises UserError: it has another type, or is missing and has no default.
         """
         value = self.metadata.get(key, default)
         if kind is float and type(value) is int:
@@ -251,8 +249,7 @@ def type_name(kind: int) -> str:
 def package() -> Any:
     """The module `gguf`, which dequantises the rarer types and writes files.
 
-    Raises:
-        UserError: it is not installed.
+    Raises UserError: it is not installed.
     """
     try:
         import gguf

@@ -71,22 +71,17 @@ def modelfile(folder: Path, file: str) -> tuple[str, list[str]]:
         lines.append(f'TEMPLATE """{turns.in_go()}"""')
         if turns.default:
             lines.append(f'SYSTEM """{turns.default}"""')
-    lines += [f"PARAMETER stop {json.dumps(text)}" for text in _stop_words(folder, tokenizer)]
     sampling = _json(folder / "generation_config.json")
+    named = sampling.get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
+    ids = dict.fromkeys([tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])])
+    texts = [str(tokenizer.convert_ids_to_tokens(number)) for number in ids if number is not None]
+    lines += [f"PARAMETER stop {json.dumps(text)}" for text in texts]
     lines += [
         f"PARAMETER {name} {sampling[key]:g}"
         for key, name in _SAMPLING.items()
         if isinstance(sampling.get(key), int | float)
     ]
     return "\n".join(lines) + "\n", notes
-
-
-def _stop_words(folder: Path, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The texts of the tokens that end an answer."""
-    named = _json(folder / "config.json").get("eos_token_id")
-    named = _json(folder / "generation_config.json").get("eos_token_id", named)
-    ids = dict.fromkeys([tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])])
-    return [str(tokenizer.convert_ids_to_tokens(number)) for number in ids if number is not None]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -155,7 +150,6 @@ def _split(text: str, *marks: str) -> list[str]:
 
 
 def _without(text: str, start: str, end: str) -> str:
-    """A text without its beginning and its end."""
     if not (text.startswith(start) and text.endswith(end) and len(text) >= len(start) + len(end)):
         raise ValueError(f"{text!r} does not begin with {start!r} and end with {end!r}")
     return text[len(start) : len(text) - len(end)]

@@ -82,8 +82,7 @@ def save_tokenizer(file: GGUFFile, folder: Path, *, rows: int) -> dict[str, Any]
     Args:
         rows: of the embedding.
 
-    Raises:
-        UserError: the file's tokenizer is of another kind, or does not fit together.
+    Raises UserError: the file's tokenizer is of another kind, or does not fit together.
     """
     tokens = _tokens(file, rows)
     ids = {key: _id(file, key, len(tokens)) for key in {*SPECIAL, *ENDS}}
@@ -99,10 +98,8 @@ def save_tokenizer(file: GGUFFile, folder: Path, *, rows: int) -> dict[str, Any]
     tokenizer.save_pretrained(folder)
     ends = list(dict.fromkeys(number for key in ENDS if (number := ids[key]) is not None))
     config: dict[str, Any] = {"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}
-    for key, name in (("bos_token_id", "bos_token_id"), ("padding_token_id", "pad_token_id")):
-        if ids[key] is not None:
-            config[name] = ids[key]
-    return config
+    named = {"bos_token_id": ids["bos_token_id"], "pad_token_id": ids["padding_token_id"]}
+    return config | {name: number for name, number in named.items() if number is not None}
 
 
 def _tokens(file: GGUFFile, rows: int) -> list[str]:
@@ -129,7 +126,6 @@ def _id(file: GGUFFile, key: str, tokens: int) -> int | None:
 
 
 def _numbers(file: GGUFFile, key: str, tokens: int, default: np.ndarray | None = None) -> list[Any]:
-    """A number for each token."""
     values = file.value(f"tokenizer.ggml.{key}", np.ndarray, default)
     if len(values) != tokens:
         raise UserError(f"{file.path}: tokenizer.ggml.{key}: expected {tokens:,}, got {len(values):,}")
@@ -143,7 +139,12 @@ def _backend(
     vocabulary = {token: number for number, token in enumerate(tokens)}
     try:
         if model == BYTE_LEVEL:
-            pre = _pre(file)
+            name = file.value("tokenizer.ggml.pre", str)
+            if (pre := PRE.get(SAME.get(name, name))) is None:
+                raise UserError(
+                    f"{file.path}: tokenizer.ggml.pre: how {name} splits words is not known; "
+                    f"expected one of {', '.join(sorted({*PRE, *SAME}))}"
+                )
             backend, adds_bos = _byte_level(vocabulary, _listed_merges(file), pre), pre.bos
         elif model == SENTENCEPIECE:
             unknown = ids["unknown_token_id"]
@@ -185,17 +186,6 @@ def _backend(
             special_tokens=[(token, vocabulary[token]) for token in {*first, *last}],
         )
     return backend
-
-
-def _pre(file: GGUFFile) -> Pre:
-    name = file.value("tokenizer.ggml.pre", str)
-    known = PRE.get(SAME.get(name, name))
-    if known is None:
-        raise UserError(
-            f"{file.path}: tokenizer.ggml.pre: how {name} splits words is not known; "
-            f"expected one of {', '.join(sorted({*PRE, *SAME}))}"
-        )
-    return known
 
 
 def _listed_merges(file: GGUFFile) -> list[tuple[str, str]]:
@@ -254,8 +244,7 @@ def tokenizer_metadata(folder: Path, config: Mapping[str, Any], *, rows: int) ->
         config: config.json, whose eos_token_id may name several.
         rows: of the embedding; numbers without a token get one that nothing is split into.
 
-    Raises:
-        UserError: there is no tokenizer.json, or it is of a kind that llama.cpp does not have.
+    Raises UserError: there is no tokenizer.json, or it is of a kind that llama.cpp does not have.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.is_fast:
@@ -276,11 +265,15 @@ def tokenizer_metadata(folder: Path, config: Mapping[str, Any], *, rows: int) ->
     tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
     metadata: dict[str, Any] = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
     if is_spm:
+        # A token's score ranks it as the first merge that makes it; what no merge makes (characters, bytes,
+        # added tokens) comes after all others.
+        ranks = {left + right: rank for rank, (left, right) in reversed(list(enumerate(merges)))}
+        letter = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
         metadata |= {
             "tokenizer.ggml.model": SENTENCEPIECE,
             "tokenizer.ggml.pre": "default",
-            "tokenizer.ggml.scores": _scores(tokens, merges),
-            "tokenizer.ggml.add_space_prefix": _adds_space(tokenizer),
+            "tokenizer.ggml.scores": [-float(ranks.get(token, len(merges))) for token in tokens],
+            "tokenizer.ggml.add_space_prefix": bool(letter.startswith(SPACE)),
         }
     else:
         metadata |= {
@@ -317,21 +310,6 @@ def _kind(
     if number in added:
         return CONTROL if added[number]["special"] else USER_DEFINED
     return BYTE if is_spm and _BYTE_TOKEN.fullmatch(text) else NORMAL
-
-
-def _scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> list[float]:
-    """A score for each token that ranks it as the first merge which makes it."""
-    ranks: dict[str, int] = {}
-    for rank, (left, right) in enumerate(merges):
-        ranks.setdefault(left + right, rank)
-    # What no merge makes (characters, bytes, added tokens) comes after all others.
-    return [-float(ranks.get(token, len(merges))) for token in tokens]
-
-
-def _adds_space(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a space is put before a text: seen in the tokens of one letter."""
-    first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
-    return bool(first.startswith(SPACE))
 
 
 def _name_of_pre(folder: Path, form: Mapping[str, Any]) -> str:

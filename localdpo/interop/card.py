@@ -30,7 +30,7 @@ def write_card(folder: Path, trained: Trained, target: Target, check: ArtefactRe
     base = base_of(recipe, trained.base)
     original = original_of(recipe, trained.base)
     on_hub = base.hub if original is None or looks_local(original) else original
-    data = data_of(recipe)
+    data, loss = data_of(recipe), recipe.loss.spec.name
     metadata = ModelCardData(
         license=base.licence,
         base_model=on_hub,
@@ -38,11 +38,7 @@ def write_card(folder: Path, trained: Trained, target: Target, check: ArtefactRe
         datasets=[origin.hub for origin in data if origin.hub] or None,
         library_name=target.library,
         pipeline_tag="text-generation",
-        tags=[
-            "localdpo",
-            recipe.loss.spec.name if recipe.loss.spec.name != "sigmoid" else "dpo",
-            trained.shape.type,
-        ],
+        tags=["localdpo", "dpo" if loss == "sigmoid" else loss, trained.shape.type],
     )
     run = trained.run.name
     parts = [

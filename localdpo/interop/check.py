@@ -174,11 +174,5 @@ def table(result: ArtefactReport) -> list[tuple[str, str, str]]:
         first, second = result.accuracies
         rows.append(("reward accuracy", f"{first:.3f}", f"{second:.3f}"))
     rows.append(("largest difference, nats", "0", f"{result.largest:.3g}"))
-    rows.append(
-        (
-            "greedy answers equal",
-            f"{result.prompts} of {result.prompts}",
-            f"{result.equal} of {result.prompts}",
-        )
-    )
-    return rows
+    of = f"of {result.prompts}"
+    return [*rows, ("greedy answers equal", f"{result.prompts} {of}", f"{result.equal} {of}")]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ from localdpo.core.errors import UserError
 from localdpo.interop.card import write_card
 from localdpo.interop.check import ArtefactCheck, ArtefactReport
 from localdpo.interop.folder import RECORD, check_place, write_json, written
-from localdpo.interop.targets import Settings, Target, target_of
+from localdpo.interop.targets import Settings, target_of
 from localdpo.interop.trained import Trained, base_of, open_trained, original_of, public
 from localdpo.model.load import first_line
 from localdpo.records.events import finite
@@ -79,12 +79,14 @@ def export(request: ExportRequest, note: Note) -> Export:
     One that keeps less than it must is removed, unless `force` is given. `note` gets a line for what a person
     should know.
 
-    Raises:
-        UserError, UserErrors: what was asked for does not exist, has no place in the target's layout, or does
-            not fit on the disk.
+    Raises UserError(s): what was asked for does not exist, has no place in the target's layout, or does not
+    fit on the disk.
     """
     target = target_of(request.target, request.settings)
-    place = _place(request, target)
+    name = request.run.name
+    place = Path(request.out or Path("exports") / f"{name}-{target.name}").expanduser()
+    if target.place:
+        place = place.joinpath(*target.place, name)
     trained = open_trained(request.run, request.checkpoint, note)
     artefact = target.prepare(trained, request.settings)
     used = [trained.base, Path(trained.recipe.model).expanduser()]
@@ -108,21 +110,13 @@ def export(request: ExportRequest, note: Note) -> Export:
         is_written = True
     except _CheckFailed:
         is_written = False
-    _list(trained.run, {**record, "path": str(place), "written": is_written})
+    with LogWriter(trained.run.exports) as log:
+        log.append(encode({"time": time.time(), **record, "path": str(place), "written": is_written}))
     return Export(place, is_written, result, record)
 
 
 class _CheckFailed(Exception):
     """Ends the writing of an artefact, so that nothing of it stays."""
-
-
-def _place(request: ExportRequest, target: Target) -> Path:
-    """The folder of the artefact."""
-    name = request.run.name
-    place = Path(request.out or Path("exports") / f"{name}-{target.name}").expanduser()
-    if target.place:
-        place = place.joinpath(*target.place, name)
-    return place
 
 
 def _record(trained: Trained, request: ExportRequest, result: ArtefactReport) -> dict[str, Any]:
@@ -140,12 +134,6 @@ def _record(trained: Trained, request: ExportRequest, result: ArtefactReport) ->
         "settings": asdict(request.settings),
         "check": finite(result.to_json()),
     }
-
-
-def _list(run: RunDir, record: Mapping[str, Any]) -> None:
-    """Add an export to the list of the run's exports. Raises UserError when the disk is full."""
-    with LogWriter(run.exports) as log:
-        log.append(encode({"time": time.time(), **record}))
 
 
 def _free() -> None:

@@ -33,18 +33,10 @@ from localdpo.model.load import TOKENIZER_FILES
 # against transformers itself (tests/parity); another may differ in a way that no loader reports, as with
 # norms that are stored less one.
 SAME_NAMES = frozenset(
-    {
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "granite",
-        "llama",
-        "mistral",
-        "olmo2",
-        "phi3",
-        "qwen2",
-        "qwen3",
-    }
+    (
+        *("gemma", "gemma2", "gemma3_text", "granite", "llama"),
+        *("mistral", "olmo2", "phi3", "qwen2", "qwen3"),
+    )
 )
 
 

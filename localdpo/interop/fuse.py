@@ -7,7 +7,6 @@ at 8 bits unless something else is asked for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import mlx.core as mx
@@ -34,16 +33,10 @@ _ADAPTED_ENDS: Final = ("lora_a", "lora_b", ".m")
 _GROUPS: Final = (32, 64, 128)
 
 
-@dataclass(frozen=True)
-class ModelWeights:
-    """A whole model that is to be written, not evaluated yet."""
-
-    config: dict[str, Any]
-    weights: dict[str, mx.array]
-
-
-def merged(trained: Trained, bits: int | None, *, dequantise: bool) -> ModelWeights:
-    """The run's model with its adapter merged.
+def merged(
+    trained: Trained, bits: int | None, *, dequantise: bool
+) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """config.json and weights of the run's model with its adapter merged; these are not evaluated yet.
 
     `bits`: of merged layers whose base is quantised (8 unless given); others stay as they were. `dequantise`:
     every layer is dense, in 16 bits for a base whose scales are.
@@ -58,7 +51,7 @@ def merged(trained: Trained, bits: int | None, *, dequantise: bool) -> ModelWeig
         config = {key: value for key, value in config.items() if key not in QUANTISATION}
     elif "quantization" in config:
         config = {**config, "quantization": {**config["quantization"], **quantisation}}
-    return ModelWeights(config, named(model.parameters()))
+    return config, named(model.parameters())
 
 
 def require_quantised(trained: Trained, config: dict[str, Any], bits: int | None) -> None:
@@ -86,10 +79,11 @@ def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
     `bits`: of merged layers whose base is quantised; None leaves those dense, in the type of the base's
     scales. Returns the quantisation of every merged layer that has one, as config.json names it.
 
-    Raises:
-        UserError: a kind of adapter that cannot be merged.
+    Raises UserError: a kind of adapter that cannot be merged.
     """
-    usual = _usual_type(model)
+    # The floating-point type of the model's own weights, whatever that of its adapters.
+    own = [array for name, array in named(model.parameters()).items() if not name.endswith(_ADAPTED_ENDS)]
+    usual = next((array.dtype for array in own if mx.issubdtype(array.dtype, mx.floating)), mx.bfloat16)
     merged: list[tuple[str, nn.Module]] = []
     quantisation: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
@@ -97,8 +91,12 @@ def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
             continue
         inner = "embedding" if "embedding" in module else "linear"
         base = module[inner]
-        dtype = _dtype(base, usual)
-        module[inner] = _float32(base)
+        # The type of a layer's numbers: that of its scales where it is quantised, if they are numbers.
+        dtype = base.scales.dtype if isinstance(base, _QUANTISED) else base.weight.dtype
+        dtype = dtype if mx.issubdtype(dtype, mx.floating) else usual
+        if (dense := dense_layer(base)) is None:
+            base.set_dtype(mx.float32)
+        module[inner] = base if dense is None else dense
         # mlx-lm's own sum, which rounds to the type of the layer: float32 here.
         layer = module.fuse(dequantize=True)
         if bits is not None and isinstance(base, _QUANTISED):
@@ -111,26 +109,3 @@ def fuse(model: nn.Module, bits: int | None) -> dict[str, dict[str, Any]]:
     if left := [name for name in named(model.parameters()) if name.endswith(("lora_a", "lora_b"))]:
         raise UserError(f"{left[0]}: this kind of layer cannot be merged with its adapter; export --to peft")
     return quantisation
-
-
-def _float32(base: nn.Module) -> nn.Module:
-    dense = dense_layer(base)
-    if dense is None:
-        base.set_dtype(mx.float32)
-    return base if dense is None else dense
-
-
-def _usual_type(model: nn.Module) -> mx.Dtype:
-    """The floating-point type of the model's own weights, whatever that of its adapters."""
-    own = {
-        name: array for name, array in named(model.parameters()).items() if not name.endswith(_ADAPTED_ENDS)
-    }
-    return next(
-        (array.dtype for array in own.values() if mx.issubdtype(array.dtype, mx.floating)), mx.bfloat16
-    )
-
-
-def _dtype(base: nn.Module, usual: mx.Dtype) -> mx.Dtype:
-    """The type of a layer's numbers: that of its scales where it is quantised, if they are numbers."""
-    dtype = base.scales.dtype if isinstance(base, _QUANTISED) else base.weight.dtype
-    return dtype if mx.issubdtype(dtype, mx.floating) else usual

@@ -108,7 +108,8 @@ def import_path(request: ImportRequest) -> ImportReport:
     else:
         importer = next((entry for entry in IMPORTERS if entry.matches(source)), None)
         if importer is None:
-            problems.append(f"{source}: expected {_any_of([entry.what for entry in IMPORTERS])}")
+            *kinds, last = [entry.what for entry in IMPORTERS]
+            problems.append(f"{source}: expected {', '.join(kinds)} or {last}")
         else:
             useless = sorted(request.given - importer.options)
             problems += [f"{option}: {importer.what} has no use for it" for option in useless]
@@ -120,10 +121,6 @@ def import_path(request: ImportRequest) -> ImportReport:
         raise UserErrors([UserError(problem) for problem in problems])
     make_parent(out)
     return importer.convert(request)
-
-
-def _any_of(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 # --- the kinds -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.text import is_number
 from localdpo.model import lora
 from localdpo.model.arrays import is_finite, load_arrays
 from localdpo.model.load import read_json_object
@@ -38,18 +39,9 @@ _PARAMETERS: Final = {
 }
 # Options of PEFT's LoraConfig that change what an adapter computes, and for which mlx-lm has no word.
 _FOREIGN: Final = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias"),
+    *("modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices"),
+    *("use_bdlora", "use_qalora", "velora_config"),
 )
 # Values of init_lora_weights (the beginning of them) with which PEFT changes the weights of the base, too: it
 # subtracts what the adapter starts with, or quantises them. Such an adapter is not one of the original base.
@@ -74,14 +66,15 @@ def to_peft(
         raise UserErrors(problems)
     tensors: dict[str, mx.array] = {}
     for name, module in layers.items():
-        ends = _EMBEDDING if "embedding" in module else _LINEAR
-        tensors |= {
-            f"{_PREFIX}{name}.{end}": mx.contiguous(matrix.T)
-            for end, matrix in zip(ends, (module.lora_a, module.lora_b), strict=True)
-        }
+        parts = _EMBEDDING if "embedding" in module else _LINEAR
+        for part, matrix in zip(parts, (module.lora_a, module.lora_b), strict=True):
+            tensors[f"{_PREFIX}{name}.{part}"] = mx.contiguous(matrix.T)
         if isinstance(module, DoRALinear):
             tensors[f"{_PREFIX}{name}.{_MAGNITUDE}"] = module.m
     alpha = shape.scale * shape.rank
+    # PEFT finds layers by the ends of their names where those are all adapted, else by their whole names.
+    ends = {name.rpartition(".")[2] for name in layers}
+    others = {name for name, m in model.named_modules() if "weight" in m and name.rpartition(".")[2] in ends}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -94,7 +87,7 @@ def to_peft(
         "fan_in_fan_out": False,
         "use_dora": shape.type == "dora",
         "use_rslora": False,
-        "target_modules": _target_modules(model, layers),
+        "target_modules": sorted(ends if not others - layers.keys() else layers),
     }
     return config, tensors
 
@@ -110,19 +103,6 @@ def _no_place(model: nn.Module, module: nn.Module) -> str | None:
     if not isinstance(module, LoRALinear | DoRALinear | LoRAEmbedding):
         return f"PEFT has no adapter for this layer ({type(module).__name__}); export --to mlx"
     return None
-
-
-def _target_modules(model: nn.Module, adapted: Iterable[str]) -> list[str]:
-    """How PEFT finds the adapted layers: by the ends of their names where those are all adapted, else by
-    their whole names."""
-    names = set(adapted)
-    ends = {name.rpartition(".")[2] for name in names}
-    plain = {
-        name
-        for name, module in model.named_modules()
-        if "weight" in module and name.rpartition(".")[2] in ends
-    }
-    return sorted(ends if not plain - names else names)
 
 
 # --- reading -------------------------------------------------------------------------------------------
@@ -199,20 +179,16 @@ def _read_config(file: Path, raw: Mapping[str, Any]) -> tuple[int, float, float,
     rank: Any = raw.get("r")
     alpha: Any = raw.get("lora_alpha")
     dropout: Any = raw.get("lora_dropout", 0.0)
-    if not (_is_number(rank) and isinstance(rank, int) and 1 <= rank <= lora.MOST_RANK):
+    if not (is_number(rank) and isinstance(rank, int) and 1 <= rank <= lora.MOST_RANK):
         problems.append(f"r: expected a whole number, 1 or more, got {rank}")
-    if not (_is_number(alpha) and math.isfinite(alpha)):
+    if not (is_number(alpha) and math.isfinite(alpha)):
         problems.append(f"lora_alpha: expected a number, got {alpha}")
-    if not (_is_number(dropout) and 0 <= dropout < 1):
+    if not (is_number(dropout) and 0 <= dropout < 1):
         problems.append(f"lora_dropout: expected a number from 0 to below 1, got {dropout}")
     if problems:
         raise UserErrors([UserError(f"{file} {problem}") for problem in problems])
     scale = alpha / math.sqrt(rank) if raw.get("use_rslora") else alpha / rank
     return rank, scale, float(dropout), bool(raw.get("use_dora"))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _parse(name: str) -> tuple[str, str]:

@@ -15,11 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any, Final
 
+import httpx2
 import mlx.core as mx
 import numpy as np
 
@@ -183,7 +182,6 @@ class Served:
         return self._process.wait()
 
     def close(self) -> None:
-        """End the server."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -200,21 +198,19 @@ class Served:
                 self._lines.append(line.rstrip("\n"))
 
     def _ask(self, path: str, asked: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(asked).encode(), {"Content-Type": "application/json"}
-        )
         deadline = time.monotonic() + _START_SECONDS
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while True:
             try:
-                with opener.open(request) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                raise self._failed(json.load(error).get("error")) from error
-            except OSError as error:  # it does not listen yet
+                # Never through a proxy.
+                response = httpx2.post(self.url + path, json=asked, timeout=None, trust_env=False)
+            except httpx2.TransportError as error:  # it does not listen yet
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise self._failed(error) from error
                 time.sleep(0.1)
+                continue
+            if response.is_error:
+                raise self._failed(response.json().get("error"))
+            return response.json()
 
     def _failed(self, why: object) -> UserError:
         died = [line.partition(_DIED)[2] for line in self._lines if _DIED in line]

@@ -9,8 +9,9 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -68,11 +69,11 @@ class Target:
     name: str
     what: str
     library: str
-    relation: str
-    options: frozenset[str]
     prepare: Callable[[Trained, Settings], Artefact]
     load: Callable[[Trained, Path], nn.Module]
     run: str
+    relation: str = "finetune"
+    options: frozenset[str] = frozenset({"--bits", "--dequantize"})
     place: tuple[str, ...] = ()
 
 
@@ -91,35 +92,35 @@ _SAMPLE: Final = f"{PARAGRAPH}\n\n  In 2026, 12345 naïve Über-testers' tests w
 
 
 def _mlx(trained: Trained, settings: Settings) -> Artefact:
-    model = fuse.merged(trained, settings.bits, dequantise=settings.dequantize)
-
-    def write(folder: Path) -> list[str]:
-        write_config(folder, model.config)
-        write_weights(folder, model.weights, "mlx")
-        return copy_tokenizer(trained.base, folder)
-
-    return Artefact(nbytes(model.weights) + tokenizer_bytes(trained.base), write)
+    return _folder(trained, *fuse.merged(trained, settings.bits, dequantise=settings.dequantize), "mlx")
 
 
 def _hf(trained: Trained, settings: Settings) -> Artefact:
-    model = fuse.merged(trained, None, dequantise=True)
-    require_same_names(model.config)
+    config, weights = fuse.merged(trained, None, dequantise=True)
+    require_same_names(config)
     # A base of 16 bits keeps its type: another one of 16 would round it again.
-    own = str(next(iter(model.weights.values())).dtype).rpartition(".")[2]
+    own = str(next(iter(weights.values())).dtype).rpartition(".")[2]
     dtype = settings.dtype or (HALF if own == "float32" else own)
-    model.weights.update({name: array.astype(DTYPES[dtype]) for name, array in model.weights.items()})
+    weights.update({name: array.astype(DTYPES[dtype]) for name, array in weights.items()})
     # Named, since the two libraries have other defaults for them.
-    config = {key: value for key, value in model.config.items() if key != "dtype"} | {
+    config = {key: value for key, value in config.items() if key != "dtype"} | {
         "torch_dtype": dtype,
-        "tie_word_embeddings": "lm_head.weight" not in model.weights,
+        "tie_word_embeddings": "lm_head.weight" not in weights,
     }
+    return _folder(trained, config, weights, "pt")
+
+
+def _folder(
+    trained: Trained, config: dict[str, Any], weights: dict[str, mx.array], framework: Literal["mlx", "pt"]
+) -> Artefact:
+    """A whole model with the tokenizer of its base."""
 
     def write(folder: Path) -> list[str]:
         write_config(folder, config)
-        write_weights(folder, model.weights, "pt")
+        write_weights(folder, weights, framework)
         return copy_tokenizer(trained.base, folder)
 
-    return Artefact(nbytes(model.weights) + tokenizer_bytes(trained.base), write)
+    return Artefact(nbytes(weights) + tokenizer_bytes(trained.base), write)
 
 
 def _load_model(trained: Trained, folder: Path) -> nn.Module:
@@ -165,25 +166,15 @@ def _load_peft(trained: Trained, folder: Path) -> nn.Module:
 # the tests; llama.cpp itself does not take part.
 
 
-def _gguf(trained: Trained, settings: Settings) -> Artefact:
-    """A whole model: --bits is that of merged layers of a quantised base."""
+def _gguf(trained: Trained, settings: Settings, *, ollama: bool = False) -> Artefact:
+    """A whole model: --bits is that of merged layers of a quantised base; for Ollama with its Modelfile."""
     whole = _whole(trained, settings)
+    text, notes = modelfile(trained.base, MODEL) if ollama else ("", [])
 
     def write(folder: Path) -> list[str]:
         whole.write(folder / MODEL)
-        return [*whole.notes, NOT_CHECKED]
-
-    return Artefact(whole.size, write)
-
-
-def _ollama(trained: Trained, settings: Settings) -> Artefact:
-    """A whole model, and the Modelfile that makes it one of Ollama's."""
-    whole = _whole(trained, settings)
-    text, notes = modelfile(trained.base, MODEL)
-
-    def write(folder: Path) -> list[str]:
-        whole.write(folder / MODEL)
-        (folder / MODELFILE).write_text(text, encoding="utf-8")
+        if ollama:
+            (folder / MODELFILE).write_text(text, encoding="utf-8")
         return [*whole.notes, *notes, NOT_CHECKED]
 
     return Artefact(whole.size, write)
@@ -195,7 +186,7 @@ def _whole(trained: Trained, settings: Settings) -> GGUFModel:
         raise UserError(f"--bits {bits}: a GGUF file of localdpo has 4 or 8 bits")
     if settings.dequantize:
         dense = fuse.merged(trained, None, dequantise=True)
-        return whole_model(dense.config, dense.weights, trained.base, name=trained.run.name)
+        return whole_model(*dense, trained.base, name=trained.run.name)
     model, config = trained.load()
     fuse.require_quantised(trained, config, bits)
     kind = _KINDS[bits or fuse.DEFAULT_BITS]
@@ -299,7 +290,6 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), 
 ```
 """
 
-_BITS: Final = frozenset({"--bits", "--dequantize"})
 TARGETS: Final = {
     target.name: target
     for target in (
@@ -307,8 +297,6 @@ TARGETS: Final = {
             name="mlx",
             what="the whole model for mlx-lm",
             library="mlx",
-            relation="finetune",
-            options=_BITS,
             prepare=_mlx,
             load=_load_model,
             run=_MLX_RUN,
@@ -327,7 +315,6 @@ TARGETS: Final = {
             name="hf",
             what="the whole model for transformers, dense",
             library="transformers",
-            relation="finetune",
             options=frozenset({"--dtype"}),
             prepare=_hf,
             load=_load_model,
@@ -337,8 +324,6 @@ TARGETS: Final = {
             name="lmstudio",
             what="the whole model for LM Studio on a Mac, and for mlx-lm",
             library="mlx",
-            relation="finetune",
-            options=_BITS,
             prepare=_mlx,
             load=_load_model,
             run=_LM_STUDIO_RUN,
@@ -348,8 +333,6 @@ TARGETS: Final = {
             name="gguf",
             what="the whole model as a GGUF file",
             library="gguf",
-            relation="finetune",
-            options=_BITS,
             prepare=_gguf,
             load=_load_gguf,
             run=_GGUF_RUN,
@@ -368,9 +351,7 @@ TARGETS: Final = {
             name="ollama",
             what="the whole model as a GGUF file with a Modelfile for Ollama",
             library="gguf",
-            relation="finetune",
-            options=_BITS,
-            prepare=_ollama,
+            prepare=partial(_gguf, ollama=True),
             load=_load_gguf,
             run=_OLLAMA_RUN,
         ),
