@@ -6,7 +6,7 @@ answers what it has missed when it is shown.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Final
 
 from localdpo.answering.contestants import Contestants, contestants
@@ -46,7 +46,6 @@ class Conversation:
         self.new()
 
     def new(self) -> None:
-        """Begin a new conversation."""
         self.questions, self.answers = [], {name: [] for name in self.models}
 
     @property
@@ -130,6 +129,12 @@ class Speakers:
         """
         talk, sampling = self._conversation, self._conversation.sampling
         messages, answers = talk.messages(name), talk.answers[name]
+        ids = encode_prompt(
+            self._base.tokenizer._tokenizer,
+            messages if self._is_chat else "".join(message["content"] for message in messages),
+            self._data.template,
+            template_kwargs=self._data.chat_template_kwargs,
+        )
         place = len(answers)
         # Every model draws its answer to a question with the same noise.
         seed = int(digest([sampling.seed, place])[:16], 16)
@@ -137,7 +142,7 @@ class Speakers:
             for answer in stream(
                 self._base.model,
                 self._base.tokenizer,
-                self._ids(messages),
+                ids.tolist(),
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 seed=seed,
@@ -145,13 +150,3 @@ class Speakers:
             ):
                 answers[place:] = [answer]
                 yield answer
-
-    def _ids(self, messages: Sequence[Message]) -> list[int]:
-        text = "".join(message["content"] for message in messages)
-        ids = encode_prompt(
-            self._base.tokenizer._tokenizer,
-            list(messages) if self._is_chat else text,
-            self._data.template,
-            template_kwargs=self._data.chat_template_kwargs,
-        )
-        return [int(token) for token in ids]

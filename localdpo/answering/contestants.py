@@ -14,7 +14,6 @@ from localdpo.core.errors import UserError
 from localdpo.model import lora
 from localdpo.model.load import Base, fingerprint, model_path
 from localdpo.recipe.load import load_recipe
-from localdpo.recipe.schema import Recipe
 from localdpo.records.answers import Role
 from localdpo.records.checkpoints import Note, Verified, require_checkpoint
 from localdpo.records.rundir import RunDir, run_of
@@ -52,9 +51,8 @@ def contestants(
     `note` is called with one line for each damaged checkpoint that is skipped and for inputs that changed
     since a run began.
 
-    Raises:
-        UserError: a run without a valid checkpoint, an adapter that is not there, another run with another
-            base, or one that is named twice.
+    Raises UserError: a run without a valid checkpoint, an adapter that is not there, another run with another
+    base, or one that is named twice.
     """
     recipe = load_recipe(run.recipe)
     trained = trained_name(run)
@@ -69,7 +67,12 @@ def contestants(
         models.append(_adapted(name, label, lora.open_adapter(recipe.adapter, note), "start"))
     models.append(_adapted(trained.lower(), trained, require_checkpoint(run, note), "trained"))
     for other in with_runs:
-        _refuse_other_base(run, recipe, other)
+        base = load_recipe(other.recipe).model
+        if base != recipe.model and fingerprint(model_path(base)) != fingerprint(model_path(recipe.model)):
+            raise UserError(
+                f"--with {other.name}: its base is {base}, that of {run.name} is {recipe.model}; "
+                "only runs on one base can be compared"
+            )
         tell_changes(other, load_recipe(other.recipe), {MODEL, TOKENIZER}, note)
         models.append(_adapted(f"run:{other.name}", other.name, require_checkpoint(other, note), "other"))
     if first is not None:
@@ -92,25 +95,13 @@ def _adapted(name: str, label: str, adapter: Verified, role: Role) -> Contestant
     )
 
 
-def _refuse_other_base(run: RunDir, recipe: Recipe, other: RunDir) -> None:
-    name = load_recipe(other.recipe).model
-    if name == recipe.model:
-        return
-    if fingerprint(model_path(name)) != fingerprint(model_path(recipe.model)):
-        raise UserError(
-            f"--with {other.name}: its base is {name}, that of {run.name} is {recipe.model}; "
-            "only runs on one base can be compared"
-        )
-
-
 class Contestants:
     """Contestants on one loaded base. Adapters of any shape may follow each other.
 
     Attributes:
         base: the model, without an adapter between two uses.
 
-    Raises:
-        UserError: an adapter that does not fit the base.
+    Raises UserError: an adapter that does not fit the base.
     """
 
     def __init__(self, base: Base, every: Sequence[Contestant]) -> None:

@@ -219,9 +219,7 @@ def plan_answers(
 ) -> tuple[Path, Header]:
     """The file that these answers belong in, and its first line. Loads no model.
 
-    Raises:
-        UserError: the run's base cannot be found.
-        ValueError: no prompts, or no contestants.
+    Raises UserError: the run's base cannot be found; ValueError: no prompts, or no contestants.
     """
     if not prompts or not contestants:
         raise ValueError("answers need at least one prompt and one contestant")
@@ -322,9 +320,8 @@ def answer_all(
         on_answer: called with every answer as it finishes, first those that were there already; `logps` may
             still be empty then, the result's are complete.
 
-    Raises:
-        UserError: a model or adapter that cannot be loaded, a prompt that the template refuses, another
-            process that generates the same answers, or a full disk.
+    Raises UserError: a model or adapter that cannot be loaded, a prompt that the template refuses, another
+    process that generates the same answers, or a full disk.
     """
     path, header = plan_answers(run, contestants, prompts, sampling, source=source)
     with AnswersWriter(path, header) as writer:
@@ -426,20 +423,13 @@ class _Answering:
         ]
         for indices in fill_groups(writer, self.base, columns, GROUP, on_answer):
             if scores and not writer.tail.scored.issuperset(indices):
-                self._write_scores(writer, indices)
-
-    def _write_scores(self, writer: AnswersWriter, indices: range) -> None:
-        """Write the mean log-probabilities of a group's answers: answer of -> under the model."""
-        records = writer.tail.records
-        means = self.read({(i, records[i, name].ids) for i in indices for name in self.names})
-        for i in indices:
-            writer.scores(
-                i,
-                {
-                    name: {model: means[model][i, records[i, name].ids] for model in self.names}
-                    for name in self.names
-                },
-            )
+                # Mean log-probabilities of the group's answers: answer of -> under the model.
+                records = writer.tail.records
+                means = self.read({(i, records[i, name].ids) for i in indices for name in self.names})
+                for i in indices:
+                    texts = {name: (i, records[i, name].ids) for name in self.names}
+                    rows = {name: {m: means[m][text] for m in means} for name, text in texts.items()}
+                    writer.scores(i, rows)
 
     def read(self, texts: Iterable[_Text]) -> dict[str, dict[_Text, float]]:
         """Mean log-probability per token of each text under each model, by its name."""

@@ -97,9 +97,17 @@ def valid_sources(recipe: Recipe) -> tuple[HeldOut, ...]:
 def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
     """The rows of a run's training data that it holds out."""
     from localdpo.model.load import load_tokenizer
+    from localdpo.train import inputs
     from localdpo.train.data import open_rows
 
-    _require_same_rows(run, recipe)
+    # `contestants` warns of a damaged inputs.json.
+    before = inputs.recorded(run, lambda line: None)
+    if before is None:
+        raise UserError(f"{run.path}: nothing says which rows it held out; {_GIVE}")
+    now = [inputs.recipe_input(run), *inputs.inputs_of(recipe, {inputs.TRAIN, inputs.TOKENIZER})]
+    if changed := inputs.changes(recipe, before, now):
+        why = f"since run {run.name} began, so it may have trained on what it would hold out now"
+        raise UserErrors([UserError(f"{line} {why}; put it back, or {_GIVE}") for line in changed])
     data = recipe.data
     _, valid = open_rows(recipe, load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code))
     rows: dict[int, set[int]] = {}
@@ -118,17 +126,3 @@ def _held_out(run: RunDir, recipe: Recipe) -> tuple[HeldOut, ...]:
         for part, entry in enumerate(data.train_sources)
         if part in rows
     )
-
-
-def _require_same_rows(run: RunDir, recipe: Recipe) -> None:
-    """Raise UserErrors unless the rows that a run holds out are still those that it did not train on."""
-    from localdpo.train import inputs
-
-    # `contestants` warns of a damaged inputs.json.
-    before = inputs.recorded(run, lambda line: None)
-    if before is None:
-        raise UserError(f"{run.path}: nothing says which rows it held out; {_GIVE}")
-    now = [inputs.recipe_input(run), *inputs.inputs_of(recipe, {inputs.TRAIN, inputs.TOKENIZER})]
-    if changed := inputs.changes(recipe, before, now):
-        why = f"since run {run.name} began, so it may have trained on what it would hold out now"
-        raise UserErrors([UserError(f"{line} {why}; put it back, or {_GIVE}") for line in changed])

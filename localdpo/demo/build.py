@@ -45,8 +45,8 @@ SFT_SETTINGS: Row = {
 def build(out: Path, seed: int, say: Say = tell, *, keep_model: bool = False, keep_sft: bool = False) -> None:
     """Make the bundle in `out`. What `keep_...` names has to exist.
 
-    Raises:
-        UserError: no space, something to keep that does not exist, an SFT run that failed, or too few pairs.
+    Raises UserError: no space, something to keep that does not exist, an SFT run that failed, or too few
+    pairs.
     """
     out.mkdir(parents=True, exist_ok=True)
     if not (keep_model or keep_sft):
@@ -88,8 +88,7 @@ def make_demonstrations(out: Path, incidents: dict[str, list[Incident]], seed: i
 def train_sft(out: Path, seed: int, say: Say) -> None:
     """Train the SFT adapter with the project's own worker, in a temporary run folder.
 
-    Raises:
-        UserError: the worker failed; what it wrote is shown.
+    Raises UserError: the worker failed; what it wrote is shown.
     """
     from localdpo.recipe.load import dump_recipe
     from localdpo.recipe.schema import Recipe
@@ -126,8 +125,7 @@ def publish_adapter(checkpoint: Path, folder: Path) -> None:
 def make_preferences(out: Path, incidents: dict[str, list[Incident]], seed: int, say: Say) -> None:
     """`prefs build` with the SFT model and the rules: two answers to each prompt, the better one chosen.
 
-    Raises:
-        UserError: fewer pairs than are wanted.
+    Raises UserError: fewer pairs than are wanted.
     """
     from localdpo.prefs.build import TRAIN, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build

@@ -83,7 +83,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

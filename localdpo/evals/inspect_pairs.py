@@ -18,9 +18,8 @@ from localdpo.core.errors import UserError
 from localdpo.data.store import MixturePart
 from localdpo.model import lora
 from localdpo.model.forward import Forward
-from localdpo.model.load import Base, load_base
+from localdpo.model.load import load_base
 from localdpo.recipe.load import load_recipe
-from localdpo.recipe.schema import Recipe
 from localdpo.records.checkpoints import require_checkpoint
 from localdpo.records.rundir import RunDir
 from localdpo.train.assemble import attach_adapter, check_paths, reference_weights
@@ -71,13 +70,18 @@ def inspect_run(
     `source` keeps to one of the data sets that the recipe lists. `note` gets a line for each thing to
     know about the model and its checkpoint. The base is loaded once.
 
-    Raises:
-        UserError: no intact checkpoint, rows that are no pairs, no such row or more than one, no such data
-            set, or a model that does not load.
+    Raises UserError: no intact checkpoint, rows that are no pairs, no such row or more than one, no such data
+    set, or a model that does not load.
     """
-    latest, recipe = _opened(RunDir(run_dir), note)
+    run = RunDir(run_dir)
+    recipe = load_recipe(run.recipe)
+    loss, data = recipe.loss.spec, recipe.loss.spec.data
+    if data != "pairs":
+        trains_on = "unpaired rows" if data == "unpaired" else data
+        raise UserError(f"{run.path}: inspect shows pairs, and the {loss.name} loss trains on {trains_on}")
+    latest = require_checkpoint(run, note).path
     rows_of = VALID if split == "valid" and recipe.data.valid is not None else TRAIN
-    tell_changes(RunDir(run_dir), recipe, {MODEL, TOKENIZER, ADAPTER, rows_of}, note)
+    tell_changes(run, recipe, {MODEL, TOKENIZER, ADAPTER, rows_of}, note)
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
     config = attach_adapter(base.model, recipe)
     train, valid = open_rows(recipe, base.tokenizer)
@@ -85,16 +89,19 @@ def inspect_run(
     places = _places(split, rows, pair, limit)
     forward = Forward(base.model)
     check_paths(forward, rows, note)
-    reference = _reference(base, recipe, config, latest)
+    reference: lora.Weights | None = None
+    if recipe.loss.sync_every is not None:
+        reference = moved_reference(latest)
+    elif loss.needs_reference:
+        reference = reference_weights(base.model, recipe, config)
     lora.load_weights(base.model, latest)
-    scored = list(score_pairs(forward, rows, places, reference, recipe.loss.beta))
-    scored.sort(key=lambda one: (one.margin, one.index))
+    scored = score_pairs(forward, rows, places, reference, recipe.loss.beta)
     margins = np.array([one.margin for one in scored])
     return Inspection(
         checkpoint=latest.name,
         split=split,
         source=_named(rows),
-        loss=recipe.loss.spec.name,
+        loss=loss.name,
         beta=recipe.loss.beta,
         rows=len(rows),
         scored=len(scored),
@@ -102,25 +109,6 @@ def inspect_run(
         margin=float(margins.mean()),
         pairs=tuple(as_text(one, rows.store, base.tokenizer) for one in scored[:worst]),
     )
-
-
-def _opened(run: RunDir, note: Callable[[str], None]) -> tuple[Path, Recipe]:
-    """The run's newest intact checkpoint and its recipe."""
-    recipe = load_recipe(run.recipe)
-    data = recipe.loss.spec.data
-    if data != "pairs":
-        raise UserError(
-            f"{run.path}: inspect shows pairs, and the {recipe.loss.spec.name} loss trains on "
-            f"{'unpaired rows' if data == 'unpaired' else data}"
-        )
-    return require_checkpoint(run, note).path, recipe
-
-
-def _reference(base: Base, recipe: Recipe, config: lora.LoraConfig, latest: Path) -> lora.Weights | None:
-    """The reference's adapter at the checkpoint; None for a loss without a reference."""
-    if recipe.loss.sync_every is not None:
-        return moved_reference(latest)
-    return reference_weights(base.model, recipe, config) if recipe.loss.spec.needs_reference else None
 
 
 def _of_source(rows: Rows, split: Split, source: str | None) -> Rows:
@@ -148,8 +136,7 @@ def _named(rows: Rows) -> str:
 def _places(split: Split, rows: Rows, pair: int | None, limit: int | None) -> np.ndarray:
     """Places of `rows` to score: that of one row of its data set, or the first `limit`.
 
-    Raises:
-        UserError: the split has no rows, or not this one, or several data sets have it.
+    Raises UserError: the split has no rows, or not this one, or several data sets have it.
     """
     source = _named(rows)
     if len(rows) == 0:

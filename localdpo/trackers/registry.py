@@ -251,9 +251,8 @@ class MLflow:
         if known:
             self._id = known[0].info.run_id
             names = known[0].data.metrics
-            self.last_step = max(
-                (metric.step for name in names for metric in self._history(name)), default=-1
-            )
+            histories = (self._client.get_metric_history(self._id, name) for name in names)
+            self.last_step = max((metric.step for history in histories for metric in history), default=-1)
             self._client.update_run(self._id, status="RUNNING")
         else:
             created = self._client.create_run(
@@ -282,9 +281,6 @@ class MLflow:
 
     def finish(self, ending: Ending) -> None:
         self._client.set_terminated(self._id, _STATUS[ending])
-
-    def _history(self, name: str) -> list[Any]:
-        return list(self._client.get_metric_history(self._id, name))
 
 
 def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

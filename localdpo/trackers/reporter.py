@@ -58,7 +58,14 @@ class Reporter:
         if self._first is None or self._start is None:
             return False
         if self.tracker is None:
-            self.tracker = self._open(_tracked(self._run, self._first, self._start))
+            # The time of the first event has microseconds.
+            made_of = f"{self._first.type} {self._first.time!r} {self._run.recipe.read_text()}"
+            digest, recipe = hashlib.sha256(made_of.encode()).hexdigest(), self._start.data.get("recipe")
+            options = recipe if isinstance(recipe, Mapping) else {}
+            tracked = TrackedRun(
+                digest[:_ID_DIGITS], self._run.name, self._run.path, options, self._first.time
+            )
+            self.tracker = self._open(tracked)
             self._last_step = self.tracker.last_step
         latest = max(self._rows, default=0)
         steps = sorted(step for step in self._rows if over or step < latest)
@@ -80,16 +87,3 @@ def metrics_to_track(event: Event) -> dict[str, float]:
     prefix = EVAL if event.type == "eval" else ""
     metrics = in_order(metrics_of(event))
     return {f"{prefix}{name}": float(value) for name, value in metrics.items() if is_number(value)}
-
-
-def _tracked(run: RunDir, first: Event, start: Event) -> TrackedRun:
-    """The run of a log; its id is made from the time of the first event, which has microseconds."""
-    digest = hashlib.sha256(f"{first.type} {first.time!r} {run.recipe.read_text()}".encode()).hexdigest()
-    recipe = start.data.get("recipe")
-    return TrackedRun(
-        id=digest[:_ID_DIGITS],
-        name=run.name,
-        folder=run.path,
-        recipe=recipe if isinstance(recipe, Mapping) else {},
-        started=first.time,
-    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 
 from localdpo.core.errors import UserError
@@ -24,16 +25,15 @@ from localdpo.model.backend import Backend, may_use_tf32
 from localdpo.model.forward import Forward, batch_arrays, lengths_of
 from localdpo.model.head import text_model
 from localdpo.model.load import Base, load_base
-from localdpo.model.memory import MemoryEstimate
 from localdpo.model.packed import Segment, segments_of
 from localdpo.recipe.schema import Recipe
 from localdpo.train import unpaired
 from localdpo.train.data import NOTHING_HELD_OUT, Feed, Progress, Rows, open_rows, visited
 from localdpo.train.evaluator import WatchedPrompt
-from localdpo.train.fit import fit
+from localdpo.train.fit import Layout, fit
 from localdpo.train.ranks import ALONE, Ranks
-from localdpo.train.reference import MovingReference, ReferenceScores, moving_reference, open_scores
-from localdpo.train.step import Objective, Schedule, length_note, make_schedule
+from localdpo.train.reference import MovingReference, ReferenceScores, open_scores
+from localdpo.train.step import Objective, Schedule, TrainStep, length_note, make_schedule
 from localdpo.train.unpaired import KLBaseline
 
 Note = Callable[[str], None]
@@ -52,8 +52,7 @@ class Session:
         config: the adapter's shape.
         reference: adapter weights of the reference, and the policy's at the start unless the recipe names
             others; where it moves, those that it starts as.
-        micro: rows in memory at once.
-        memory: what a step is estimated to take; None where the model's config.json tells too little.
+        layout: how its steps are laid out in memory.
         scoring_batch: rows scored at once without gradients, by the reference pass and evaluations.
         train, valid: rows.
         eval_positions: rows of `valid` that an evaluation covers.
@@ -75,9 +74,7 @@ class Session:
     forward: Forward
     objective: Objective
     schedule: Schedule
-    micro: int
-    lanes: int
-    memory: MemoryEstimate | None
+    layout: Layout
     scoring_batch: int
     train: Rows
     valid: Rows
@@ -102,6 +99,18 @@ class Session:
         """Whether steps are traced."""
         return self.feed.shapes is not None
 
+    def train_step(self, optimizer: optim.Optimizer) -> TrainStep:
+        """What takes the steps, with this optimizer."""
+        return TrainStep(
+            self.forward,
+            self.objective,
+            optimizer,
+            max_grad_norm=self.recipe.train.max_grad_norm,
+            compiled=self.compiled,
+            lanes=self.layout.lanes,
+            ranks=self.ranks,
+        )
+
     def adapter_json(self) -> dict[str, object]:
         """The content of the checkpoints' adapter_config.json."""
         return self.config.to_json(self.recipe.model)
@@ -118,8 +127,7 @@ def assemble(
 
     `progress`: see open_rows. `ranks`: that train it together, all of which assemble it at the same time.
 
-    Raises:
-        UserError, UserErrors: anything the recipe names that is missing or does not fit.
+    Raises UserError(s): anything the recipe names that is missing or does not fit.
     """
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
     for line in base.notes:
@@ -154,7 +162,9 @@ def assemble(
         note(NOTHING_HELD_OUT)
     eval_positions = np.arange(min(recipe.eval.pairs, len(valid)))
     reference = reference_weights(base.model, recipe, config)
-    moving = moving_reference(recipe.loss, forward, reference)
+    moving = None
+    if (every := recipe.loss.sync_every) is not None:
+        moving = MovingReference(forward, reference, every=every, alpha=recipe.loss.sync_alpha)
     batch = scoring_rows(layout.rows, backend)
     train_scores = valid_scores = None
     if recipe.loss.spec.needs_reference and moving is None:
@@ -174,6 +184,7 @@ def assemble(
             ranks=ranks,
         )
     objective = Objective(recipe.loss)
+    kl_samples = recipe.eval.kl_samples if recipe.loss.spec.needs_reference else 0
     return Session(
         recipe=recipe,
         backend=backend,
@@ -183,15 +194,13 @@ def assemble(
         forward=forward,
         objective=objective,
         schedule=schedule,
-        micro=layout.micro,
-        lanes=layout.lanes,
-        memory=layout.memory,
+        layout=layout,
         scoring_batch=batch,
         train=train,
         valid=valid,
         eval_positions=eval_positions,
         watched=watched_prompts(recipe, base, valid),
-        kl_prompts=held_out_prompts(base, valid, kl_samples(recipe)),
+        kl_prompts=held_out_prompts(base, valid, kl_samples),
         train_scores=train_scores,
         valid_scores=valid_scores,
         moving=moving,
@@ -219,13 +228,17 @@ def scoring_rows(micro: int, backend: Backend) -> int:
 def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
     """The shape of the adapter that will be trained: the start adapter's, or the recipe's.
 
-    Raises:
-        UserError: a recipe that asks for another shape than its adapter has.
+    Raises UserError: a recipe that asks for another shape than its adapter has.
     """
     section = recipe.lora
     if recipe.adapter is not None:
         config = replace(lora.read_config(lora.adapter_path(recipe.adapter)), dropout=section.dropout)
-        _refuse_other_shape(recipe, config)
+        # Training continues an adapter in the shape it has.
+        for name in ("type", "rank", "scale", "keys"):
+            wanted, actual = getattr(section, name), getattr(config, name)
+            same = set(wanted or ()) == set(actual or ()) if name == "keys" else wanted == actual
+            if wanted is not None and not same:
+                raise _other_shape(recipe, name, wanted, actual)
         return config
     return lora.LoraConfig(
         type=section.type or "lora",
@@ -240,8 +253,7 @@ def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
 def attach_adapter(model: nn.Module, recipe: Recipe) -> lora.LoraConfig:
     """Put adapters on the model: the recipe's start adapter with its weights, or fresh ones.
 
-    Raises:
-        UserError, UserErrors: an adapter that does not fit, or a model that cannot be trained.
+    Raises UserError(s): an adapter that does not fit, or a model that cannot be trained.
     """
     if "model" not in text_model(model):
         kind = type(model).__module__.rpartition(".")[2]
@@ -260,8 +272,7 @@ def attach_adapter(model: nn.Module, recipe: Recipe) -> lora.LoraConfig:
 def reference_weights(model: nn.Module, recipe: Recipe, config: lora.LoraConfig) -> lora.Weights:
     """The reference's weights for the adapters of the shape `config` on the model, which keep their own.
 
-    Raises:
-        UserError: a reference adapter of another shape.
+    Raises UserError: a reference adapter of another shape.
     """
     start = lora.adapter_weights(model)
     if recipe.reference_adapter is None:
@@ -291,15 +302,6 @@ def require_blocks(recipe: Recipe, config: lora.LoraConfig, blocks: int) -> None
         raise _other_shape(recipe, "layers", wanted, config.layers)
 
 
-def _refuse_other_shape(recipe: Recipe, config: lora.LoraConfig) -> None:
-    """Training continues an adapter in the shape it has: raise UserError for a recipe with another one."""
-    for name in ("type", "rank", "scale", "keys"):
-        wanted, actual = getattr(recipe.lora, name), getattr(config, name)
-        same = set(wanted or ()) == set(actual or ()) if name == "keys" else wanted == actual
-        if wanted is not None and not same:
-            raise _other_shape(recipe, name, wanted, actual)
-
-
 def _other_shape(recipe: Recipe, name: str, wanted: object, actual: object) -> UserError:
     return UserError(
         f"lora.{name}: {wanted} asked for, but adapter {recipe.adapter} has {actual}; "
@@ -326,11 +328,6 @@ def watched_prompts(recipe: Recipe, base: Base, valid: Rows) -> list[WatchedProm
         )
         prompts.append(WatchedPrompt(row.text, tuple(ids.tolist())))
     return prompts
-
-
-def kl_samples(recipe: Recipe) -> int:
-    """How many answers measure the sampled KL: none for a loss without a reference."""
-    return recipe.eval.kl_samples if recipe.loss.spec.needs_reference else 0
 
 
 def held_out_prompts(base: Base, valid: Rows, count: int) -> list[WatchedPrompt]:

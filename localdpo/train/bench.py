@@ -41,7 +41,7 @@ from localdpo.recipe.schema import Recipe
 from localdpo.train.assemble import Note, Session, assemble
 from localdpo.train.fit import size
 from localdpo.train.selfcheck.probes import matmul_rate
-from localdpo.train.step import TrainStep, make_optimizer
+from localdpo.train.step import make_optimizer
 
 GB: Final = 1e9
 # What is written beside the weights: the tokenizer's files, pairs, and caches of their tokens.
@@ -163,8 +163,7 @@ def measure(
         note: called with each line that a person should read: also where a step does not fit into this
             machine's memory, which leaves that way out.
 
-    Raises:
-        UserError: the model does not fit into this machine's memory, or onto its disk.
+    Raises UserError: the model does not fit into this machine's memory, or onto its disk.
     """
     model = make_model(folder / "model", SHAPES[name], bits)
     pairs = make_pairs(folder / "pairs.jsonl", workload)
@@ -218,14 +217,7 @@ def _measured(session: Session, workload: Workload, *, matmul: float, shape: str
     with lora.use(model, session.reference):
         scores.fill(session.forward, lambda done, total: True)
     reference = (time.perf_counter() - began) / workload.steps
-    step = TrainStep(
-        session.forward,
-        session.objective,
-        make_optimizer(recipe.train),
-        max_grad_norm=recipe.train.max_grad_norm,
-        compiled=session.compiled,
-        lanes=session.lanes,
-    )
+    step = session.train_step(make_optimizer(recipe.train))
     mx.clear_cache()
     mx.reset_peak_memory()
     times, tokens, losses, counted = [], [], [], 0
@@ -260,7 +252,7 @@ def _measured(session: Session, workload: Workload, *, matmul: float, shape: str
         active=active,
         cache=cache,
         peak=peak,
-        estimate=None if session.memory is None else session.memory.total / GB,
+        estimate=None if session.layout.memory is None else session.layout.memory.total / GB,
         teraflops=counted / times[-1] / 1e12,
         matmul=matmul,
         loss=tuple(losses),
@@ -281,8 +273,7 @@ def _generation(session: Session, workload: Workload, answers: int) -> float:
 def make_model(folder: Path, config: dict[str, Any], bits: int) -> Path:
     """A folder with random weights of this shape and the demo's tokenizer.
 
-    Raises:
-        UserError: the disk or the memory has no room for it; nothing is drawn then.
+    Raises UserError: the disk or the memory has no room for it; nothing is drawn then.
     """
     mx.random.seed(0)
     kind = importlib.import_module(f"mlx_lm.models.{config['model_type']}")

@@ -93,15 +93,12 @@ def save(
         content = json.dumps({"v": VERSION, **asdict(state)}, indent=2)
         (folder / STATE_FILE).write_text(content + "\n")
     set_latest(final)
-    for old in _expendable(checkpoint_folders(run.checkpoints), final, keep):
+    every = checkpoint_folders(run.checkpoints)
+    end = every.index(final) + 1
+    # A later one is damaged: the run resumed from before it.
+    for old in every[: max(0, end - keep)] + every[end:]:
         remove_dir(old)
     return final
-
-
-def _expendable(every: list[Path], final: Path, keep: int) -> list[Path]:
-    """All but the newest `keep` up to `final`. A later one is damaged: the run resumed from before it."""
-    end = every.index(final) + 1
-    return every[: max(0, end - keep)] + every[end:]
 
 
 def newest_valid(run: RunDir) -> tuple[ResumePoint | None, list[str]]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Final, Literal
 
@@ -92,12 +93,12 @@ class Control:
         if not self._acting_in_pause:
             self._wait_while_paused(_AT_ONCE)
 
-    def refuse_rest(self, message: str) -> None:
-        """Refuse the commands that are left, and those that come meanwhile."""
+    def refuse_rest(self) -> None:
+        """Refuse the commands that are left, and those that come meanwhile: the run has ended."""
         while left := self._waiting + take(self._run):
             self._waiting = []
             for file in left:
-                self._answer(file, False, message)
+                self._answer(file, False, "the run has ended")
 
     def _wait_while_paused(self, allowed: frozenset[str]) -> None:
         while self.paused and self._stop.reason is None:
@@ -106,7 +107,8 @@ class Control:
 
     def _look(self, allowed: frozenset[str]) -> None:
         """Carry out the commands that are `allowed` now, in order; the others wait, but not for a pause."""
-        self._report_absences()
+        for absence in () if self.paused else self._stop.clock.absences():
+            self._log.write("run.continued", self._step, reason=absence.reason, seconds=absence.seconds)
         waited, self._waiting = self._waiting, []
         arrived = take(self._run)
         held_up = arrived if self.paused and not self._acting_in_pause else []
@@ -172,11 +174,6 @@ class Control:
         self._log.write("run.continued", self._step, reason="resume", seconds=seconds)
         return f"resumed after step {self._step}"
 
-    def _report_absences(self) -> None:
-        if not self.paused:
-            for absence in self._stop.clock.absences():
-                self._log.write("run.continued", self._step, reason=absence.reason, seconds=absence.seconds)
-
     def _answer(self, file: CommandFile, ok: bool, message: str) -> None:
         answer_command(self._log, file, ok, message)
 
@@ -224,7 +221,9 @@ class Clock:
         awake_or_not: Callable[[], float] | None = None,
     ) -> None:
         self._monotonic = monotonic
-        self._awake_or_not = awake_or_not or _with_sleep
+        # A clock that runs while the machine sleeps, unlike `time.monotonic`.
+        always = time.CLOCK_MONOTONIC if sys.platform == "darwin" else time.CLOCK_BOOTTIME
+        self._awake_or_not = awake_or_not or partial(time.clock_gettime, always)
         self._lock = threading.Lock()
         self._away = 0.0
         self._stopped = 0.0
@@ -280,10 +279,3 @@ class Clock:
 
     def _sleep_so_far(self) -> float:
         return self._awake_or_not() - self._monotonic()
-
-
-def _with_sleep() -> float:
-    """Seconds on a clock that runs while the machine sleeps, unlike `time.monotonic`."""
-    if sys.platform == "darwin":
-        return time.clock_gettime(time.CLOCK_MONOTONIC)
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -14,23 +14,8 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from localdpo.core.names import cache_dir
-from localdpo.data.batches import (
-    MULTIPLE,
-    Packing,
-    ShapeTable,
-    batch_rows,
-    collate,
-    deal_micro,
-    dealt,
-    epoch_places,
-    pack,
-    pack_micro,
-    plan_shapes,
-    rows_per_epoch,
-    shares,
-    split_micro,
-    steps_per_epoch,
-)
+from localdpo.data import batches
+from localdpo.data.batches import Packing, ShapeTable, shares
 from localdpo.data.encode import prompt_key
 from localdpo.data.store import Mixture, MixturePart, open_store, require_different
 from localdpo.data.types import Batch
@@ -75,16 +60,16 @@ class Rows:
     @property
     def per_epoch(self) -> int:
         """Rows that an epoch takes; one that it takes twice counts twice."""
-        return rows_per_epoch(self.counts, self.store.weights)
+        return batches.rows_per_epoch(self.counts, self.store.weights)
 
     def epoch(self, seed: int, epoch: int) -> np.ndarray:
         """Positions of the rows that the 0-based `epoch` takes, int64 [per_epoch], ascending."""
-        return epoch_places(self.counts, self.store.weights, seed, epoch)
+        return batches.epoch_places(self.counts, self.store.weights, seed, epoch)
 
     def drawn(self, step: int, *, batch_size: int, seed: int) -> np.ndarray:
         """Positions of the rows of the 0-based `step`, int64 [<= batch_size], in drawn order."""
-        epoch = step // steps_per_epoch(self.per_epoch, batch_size)
-        return self.epoch(seed, epoch)[batch_rows(self.per_epoch, batch_size, seed, step)]
+        epoch = step // batches.steps_per_epoch(self.per_epoch, batch_size)
+        return self.epoch(seed, epoch)[batches.batch_rows(self.per_epoch, batch_size, seed, step)]
 
     def shares(self, step: int, *, batch_size: int, seed: int) -> list[np.ndarray]:
         """The positions of the step's rows, by rank."""
@@ -98,7 +83,7 @@ class Rows:
     def batch(self, positions: np.ndarray) -> Batch:
         """These rows as one padded batch."""
         chosen = self.indices[positions]
-        return collate([self.store[int(i)] for i in chosen], self.pad, chosen)
+        return batches.collate([self.store[int(i)] for i in chosen], self.pad, chosen)
 
     def lengths(self, positions: np.ndarray) -> np.ndarray:
         """Tokens of each of these rows: prompt and all responses."""
@@ -124,9 +109,9 @@ class Rows:
         positions = self.own(step, batch_size=batch_size, seed=seed)
         lengths = self.lengths(positions)
         if packing is not None:
-            parts = pack_micro(positions, lengths, packing)
+            parts = batches.pack_micro(positions, lengths, packing)
         else:
-            parts = (deal_micro if shared else split_micro)(positions, lengths, micro)
+            parts = (batches.deal_micro if shared else batches.split_micro)(positions, lengths, micro)
         # Those of about one length are computed side by side.
         parts.sort(key=lambda part: -int(self.lengths(part).sum()))
         return [self.batch(part) for part in parts]
@@ -136,7 +121,7 @@ class Rows:
         go through a model together.
         """
         parts = []
-        for part in split_micro(positions, self.lengths(positions), size):
+        for part in batches.split_micro(positions, self.lengths(positions), size):
             rows = rows_in_pass(int(self.lengths(part[:1])[0]), size)
             parts += [part[start : start + rows] for start in range(0, len(part), rows)]
         return parts
@@ -175,8 +160,8 @@ class DrawnRows:
         packing = None
         if packed:
             longest = int(np.bincount(of_row, weights=self._lengths[self._there]).max())
-            tokens = -(-longest // MULTIPLE) * MULTIPLE
-            of_row, count = self._numbered(pack(self._lengths, tokens, max(self._sizes)))
+            tokens = -(-longest // batches.MULTIPLE) * batches.MULTIPLE
+            of_row, count = self._numbered(batches.pack(self._lengths, tokens, max(self._sizes)))
             packing = Packing(tokens, int(np.bincount(of_row).max()))
         scored, sequences = self._responses.sum(axis=1), self._responses.shape[1]
         needs = np.zeros((count, 3), dtype=np.int64)
@@ -190,7 +175,7 @@ class DrawnRows:
         else:
             np.maximum.at(needs[:, 1], of_row, self._contexts + self._responses.max(axis=1))
         real = self._contexts.sum() * (1 if shared else sequences) + 2 * scored.sum()
-        table = plan_shapes(needs, sequences=None if shared else sequences, real=int(real), most=most)
+        table = batches.plan_shapes(needs, sequences=None if shared else sequences, real=int(real), most=most)
         return replace(table, packing=packing)
 
     def _numbered(self, of_step: np.ndarray) -> tuple[np.ndarray, int]:
@@ -204,7 +189,7 @@ class DrawnRows:
         """(the micro-batch of each row, how many there are), as `Rows.training_batch` divides them."""
         parts, before = [], 0
         for size in self._sizes:
-            part = dealt(size, micro) if shared else np.arange(size, dtype=np.int64) // micro
+            part = batches.dealt(size, micro) if shared else np.arange(size, dtype=np.int64) // micro
             parts.append(before + part)
             before += -(-size // micro)
         return np.concatenate(parts), before
@@ -219,7 +204,7 @@ def micro_batch(rows: Rows, batch_size: int, tokens: int) -> int:
 def visited(rows: Rows, batch_size: int, seed: int, steps: int) -> np.ndarray:
     """Positions of the rows that the first `steps` steps draw, sorted."""
     seen = np.zeros(len(rows), dtype=bool)
-    epochs, rest = divmod(steps, steps_per_epoch(rows.per_epoch, batch_size))
+    epochs, rest = divmod(steps, batches.steps_per_epoch(rows.per_epoch, batch_size))
     for epoch in range(epochs):
         seen[rows.epoch(seed, epoch)] = True
         if seen.all():
@@ -244,7 +229,9 @@ def hold_out(store: Mixture, fraction: float, seed: int, pad: int) -> tuple[Rows
     """
     cut = np.fromiter(map(prompt_key, store.prompts()), np.int64, len(store))
     keys, of_row = np.unique(cut, return_inverse=True)
-    hashes = np.array([_unit_hash(int(key), seed) for key in keys])
+    # Numbers in [0, 1), the same on every machine.
+    digests = (hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest() for key in keys.tolist())
+    hashes = np.array([int.from_bytes(digest) / 2**64 for digest in digests])
     _, prompt = np.unique(_same(cut, store.prompt_keys), return_inverse=True)
     # Of what is the same, the lowest hash counts: rows that join it later can only lower that.
     lowest = np.full(prompt.max() + 1, 1.0)
@@ -256,12 +243,6 @@ def hold_out(store: Mixture, fraction: float, seed: int, pad: int) -> tuple[Rows
         held[lowest.argmax()] = False
     is_held = held[prompt]
     return Rows(store, np.flatnonzero(~is_held), pad), Rows(store, np.flatnonzero(is_held), pad)
-
-
-def _unit_hash(key: int, seed: int) -> float:
-    """A number in [0, 1), the same for the same arguments on every machine."""
-    digest = hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -407,12 +388,14 @@ class Feed:
         count = mx.array(float(sum(part for part, _ in parts)))
         indices = np.array([index for _, part in parts for index in part])
         baseline = None if self._baseline is None else self._baseline(self.rows, indices)
-        shared = self._forward.shared
+        shared, packing = self._forward.shared, None if self.shapes is None else self.shapes.packing
         micro_batches = []
         for batch in batches:
             shape = None if self.shapes is None else self.shapes.of(needed_shape(batch, shared=shared))
             places = len(batch.indices) if shape is None else shape.rows
             reference = None if self._reference is None else self._reference.sums(batch)
+            # 1 for the places of rows, 0 for the rest: a micro-batch may have more places.
+            there = (np.arange(places) < len(batch.indices)).astype(np.float32)
             micro_batches.append(
                 StepArrays.of(
                     batch_arrays(batch, shared=shared, shape=shape),
@@ -421,16 +404,10 @@ class Feed:
                     reference_public_N=_placed(reference and reference.public_N, batch, places),
                     desirable_B=_placed(labels(batch), batch, places),
                     baseline=baseline,
-                    weights_B=self._weights(batch, places),
+                    weights_B=None if packing is None else mx.array(there),
                 )
             )
         return micro_batches
-
-    def _weights(self, batch: Batch, places: int) -> mx.array | None:
-        """1 for the places of rows, 0 for the rest; None where no micro-batch of the run has more places."""
-        if self.shapes is None or self.shapes.packing is None:
-            return None
-        return mx.array((np.arange(places) < len(batch.indices)).astype(np.float32))
 
 
 def _placed(values_N: mx.array | None, batch: Batch, places: int) -> mx.array | None:

@@ -88,8 +88,7 @@ def fit(
         model: with adapters of the shape `config`; its arrays are not read.
         shared: whether the prompt is run once for all its responses.
 
-    Raises:
-        UserError: not even one row (the batch, for a loss that needs all of it) fits.
+    Raises UserError: not even one row (the batch, for a loss that needs all of it) fits.
     """
     section, limit = recipe.train, memory_limit(backend.device)
     separable = recipe.loss.spec.separable
@@ -113,7 +112,9 @@ def fit(
     except (KeyError, TypeError) as error:
         # Unknown names in its config.json. On a GPU, where nobody knows what fits, as few rows as possible.
         micro = fewest if wanted == "auto" and not backend.is_cpu else most
-        return _layout(micro, section.gradient_checkpointing is True, None, _unknown(error), tables)
+        lacks = f"has no {error}" if isinstance(error, KeyError) else "gives a list of sizes for its blocks"
+        line = f"memory: no estimate, since the model's config.json {lacks}"
+        return _layout(micro, section.gradient_checkpointing is True, None, line, tables)
     need = MemoryNeed(train, sizes, model, config, backend, shared=shared, tables=tables)
     if section.gradient_checkpointing == "auto":
         checkpoint = need(fewest if wanted == "auto" else most, False).total > FILLED * limit
@@ -129,9 +130,11 @@ def fit(
     while lanes > 1 and need(micro, checkpoint, lanes).total > FILLED * limit:
         lanes -= 1
     memory = need(micro, checkpoint, lanes)
+    stored = "" if sizes.weights == sizes.stored else f" (float32 on the CPU; {size(sizes.stored)} on disk)"
     line = (
-        f"memory: about {size(memory.total)} of {size(limit)} ({_parts(memory, sizes)}); "
-        f"an estimate, on {backend.device}"
+        f"memory: about {size(memory.total)} of {size(limit)} (weights {size(memory.weights)}{stored}, "
+        f"adapter and optimizer {size(memory.adapter)}, activations {size(memory.activations)}, "
+        f"logits and gradients {size(memory.working)}); an estimate, on {backend.device}"
     )
     if checkpoint and section.gradient_checkpointing == "auto":
         line += "; gradient checkpointing is on: without it a step would not fit"
@@ -262,12 +265,6 @@ class MemoryNeed:
                 yield BatchShape.plain(Shape(len(longest), width, most), sequences)
 
 
-def _unknown(error: KeyError | TypeError) -> str:
-    if isinstance(error, KeyError):
-        return f"memory: no estimate, since the model's config.json has no {error}"
-    return "memory: no estimate, since the model's config.json gives a list of sizes for its blocks"
-
-
 def _too_much(recipe: Recipe, train: Rows, backend: Backend, least: int, limit: int, checkpoint: bool) -> str:
     section = recipe.train
     if recipe.loss.spec.separable:
@@ -287,14 +284,6 @@ def _too_much(recipe: Recipe, train: Rows, backend: Backend, least: int, limit: 
     ways.append("take a smaller model" if backend.is_cpu else "take a quantised (4-bit) or smaller model")
     listed = f"{', '.join(ways[:-1])}, or {ways[-1]}"
     return f"memory: {what} takes about {size(least)}, but there are {size(limit)}: {listed}"
-
-
-def _parts(memory: MemoryEstimate, model: ModelShape) -> str:
-    note = "" if model.weights == model.stored else f" (float32 on the CPU; {size(model.stored)} on disk)"
-    return (
-        f"weights {size(memory.weights)}{note}, adapter and optimizer {size(memory.adapter)}, "
-        f"activations {size(memory.activations)}, logits and gradients {size(memory.working)}"
-    )
 
 
 def size(count: int) -> str:

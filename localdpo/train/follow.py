@@ -70,15 +70,7 @@ def _follow(ranks: Ranks, file: Path | None, overrides: Sequence[str]) -> None:
     session = assemble(led, backend, lambda line: note(f"{ranks.names[ranks.rank]}: {line}"), ranks=ranks)
     optimizer = make_optimizer(led.train)
     step = share_state(session, optimizer, 0)
-    train_step = TrainStep(
-        session.forward,
-        session.objective,
-        optimizer,
-        max_grad_norm=led.train.max_grad_norm,
-        compiled=session.compiled,
-        lanes=session.lanes,
-        ranks=ranks,
-    )
+    train_step = session.train_step(optimizer)
     while (word := str(ranks.lead(""))) != "end":
         if word == "step":
             _take_step(session, train_step, step)

@@ -22,7 +22,6 @@ from localdpo.core.atomic import write_text
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
 from localdpo.core.text import counted
 from localdpo.data.sources import open_source
-from localdpo.data.store import Mixture
 from localdpo.model import lora
 from localdpo.model.load import fingerprint, model_path, tokenizer_fingerprint
 from localdpo.recipe.schema import Recipe
@@ -119,16 +118,11 @@ def _digests(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], str]]]:
 
 def with_rows(inputs: Sequence[Input], session: Session) -> list[Input]:
     """The inputs with the rows that were read of each data set."""
-    rows = _rows_read(TRAIN, session.train.store)
-    if session.valid.store is not session.train.store:
-        rows |= _rows_read(VALID, session.valid.store)
-    return [replace(entry, rows=rows.get(entry.key)) for entry in inputs]
-
-
-def _rows_read(what: str, mixture: Mixture) -> dict[tuple[str, str], int]:
+    parts = [(TRAIN, part) for part in session.train.store.parts]
+    parts += [(VALID, part) for part in session.valid.store.parts]
     # A pair that was split counts as two in the report.
-    reports = [(part.source, part.store.report) for part in mixture.parts]
-    return {(what, source): report.read - report.split for source, report in reports}
+    rows = {(what, p.source): p.store.report.read - p.store.report.split for what, p in parts}
+    return [replace(entry, rows=rows.get(entry.key)) for entry in inputs]
 
 
 # --- the file ------------------------------------------------------------------------------------------

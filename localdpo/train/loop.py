@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlx.core as mx
-import numpy as np
 
 from localdpo.core.errors import UserError
 from localdpo.model import lora
@@ -33,7 +32,7 @@ from localdpo.train.control import Control, Handler, StopRequest
 from localdpo.train.evaluator import Evaluator
 from localdpo.train.follow import share_state
 from localdpo.train.pulse import RankLost
-from localdpo.train.step import StepResult, TrainStep, make_optimizer
+from localdpo.train.step import make_optimizer
 
 # Between two reports of work that goes on.
 REPORT_SECONDS: Final = 1.0
@@ -60,10 +59,7 @@ class Loop:
         made_of: Sequence[inputs.Input] = (),
     ) -> None:
         self.run_dir, self.log, self.stop, self.clock, self.inputs = run, log, stop, stop.clock, made_of
-        acts: dict[Command, Handler] = {
-            "checkpoint": self._save_command,
-            "evaluate": self._evaluate_command,
-        }
+        acts: dict[Command, Handler] = {"checkpoint": self._save_command, "evaluate": self._evaluate_command}
         self.control = Control(run, log, stop, acts)
         self.recipe, self.schedule = session.recipe, session.schedule
         self.model, self.moving, self.feed = session.base.model, session.moving, session.feed
@@ -80,15 +76,7 @@ class Loop:
         self.optimizer = make_optimizer(self.recipe.train)
         self.resumed = self._resume()
         share_state(session, self.optimizer, self.step)
-        self.train_step = TrainStep(
-            session.forward,
-            session.objective,
-            self.optimizer,
-            max_grad_norm=self.recipe.train.max_grad_norm,
-            compiled=session.compiled,
-            lanes=session.lanes,
-            ranks=session.ranks,
-        )
+        self.train_step = session.train_step(self.optimizer)
 
     def _resume(self) -> bool:
         """Restore the newest valid checkpoint; False if there is none."""
@@ -148,7 +136,7 @@ class Loop:
         if self.saved_step != self.step and self.step > 0 and self.stop.save:
             self.save()
         self._keep_scores()
-        self.control.refuse_rest("the run has ended")
+        self.control.refuse_rest()
         stopped_by = self.stop.reason if self.step < self.schedule.total else None
         return TrainingOutcome(stopped_by, self.eval_metrics, self.seconds)
 
@@ -210,11 +198,18 @@ class Loop:
         result = self.train_step(self.feed.arrays(batches), rate)
         positions, tokens = self.feed.positions(self.step), self.feed.tokens(self.step)
         self.step += 1
-        self._require_finite(result, self.feed.rows.indices[positions])
+        for what, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+            if not math.isfinite(value):
+                named = self.feed.rows.store.name_rows(self.feed.rows.indices[positions])
+                raise UserError(
+                    f"step {self.step}: the {what} is not finite ({named}), so training stopped and nothing "
+                    "was saved after it; try a lower train.learning_rate"
+                )
         if self.moving is not None:
             self.moving.after_step(self.step)
         seconds = self.clock.now() - began
         self.seconds += seconds
+        peak, cache = mx.get_peak_memory(), mx.get_cache_memory()
         metrics = {
             **result.metrics,
             "loss": result.loss,
@@ -223,7 +218,10 @@ class Loop:
             "epoch": self.schedule.epoch(self.step),
             "step_seconds": seconds,
             "tokens_per_second": sum(tokens) / seconds,
-            **memory_metrics(),
+            "peak_memory_gb": peak / 1e9,
+            "cache_memory_gb": cache / 1e9,
+            # What MLX holds: arrays and cache, or the peak if that is more.
+            "memory_gb": max(peak, mx.get_active_memory() + cache) / 1e9,
         }
         extra: dict[str, Any] = reference
         if self.ranks.size > 1:
@@ -240,16 +238,6 @@ class Loop:
         if self.step % self.recipe.train.log_every == 0 or self.step == self.schedule.total:
             self.log.write("step", self.step, metrics=metrics, **extra)
         self._write_notices(self.watch.step(self.step, metrics))
-
-    def _require_finite(self, result: StepResult, indices: np.ndarray) -> None:
-        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-            return
-        what = "loss" if not math.isfinite(result.loss) else "gradient norm"
-        raise UserError(
-            f"step {self.step}: the {what} is not finite ({self.feed.rows.store.name_rows(indices)}), "
-            "so training stopped and nothing was saved after it; "
-            "try a lower train.learning_rate"
-        )
 
     def evaluate(self) -> None:
         """Measure the held-out rows and sample the watched prompts; write both."""
@@ -371,10 +359,3 @@ class Watch:
         raised = new_notices(self._raised, self._train, self._evals, self.facts, self._data)
         self._raised += [(notice.name, notice.level) for notice in raised]
         return [notice.fields() for notice in raised]
-
-
-def memory_metrics() -> dict[str, float]:
-    """What MLX took at most, keeps in its cache, and holds: arrays and cache, or the peak if that is more."""
-    peak, cache = mx.get_peak_memory(), mx.get_cache_memory()
-    held = max(peak, mx.get_active_memory() + cache)
-    return {"peak_memory_gb": peak / 1e9, "cache_memory_gb": cache / 1e9, "memory_gb": held / 1e9}

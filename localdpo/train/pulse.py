@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any, Final
 
 from localdpo.core.errors import DEVICE_EXIT, LocalDPOError, UserError, UserErrors
@@ -37,19 +37,12 @@ class RankLost(RuntimeError):
         super().__init__(f"{name} was lost")
 
 
-@dataclass(frozen=True)
-class Door:
-    """Where rank 0 waits for the others. `offer`: what they need to know beside its address."""
-
-    server: socket.socket
-    offer: dict[str, Any]
-
-
-def open_door() -> Door:
-    """A port for the other ranks, and a word by which they are known."""
+def open_door() -> tuple[socket.socket, dict[str, Any]]:
+    """Where rank 0 waits for the others, and what they need beside its address: the port, and a word by which
+    they are known."""
     server = socket.create_server(("", 0))
     server.settimeout(_MEETING_SECONDS)
-    return Door(server, {"port": server.getsockname()[1], "token": secrets.token_hex(16)})
+    return server, {"port": server.getsockname()[1], "token": secrets.token_hex(16)}
 
 
 class Pulse:
@@ -123,23 +116,23 @@ class Followers(Pulse):
     process.
     """
 
-    def __init__(self, door: Door, names: Sequence[str]) -> None:
+    def __init__(self, server: socket.socket, token: str, names: Sequence[str]) -> None:
         self._error: Exception | None = None
         self._known, self._taken = threading.Event(), threading.Event()
         connections: dict[int, socket.socket] = {}
-        with door.server:
+        with server:
             deadline = time.monotonic() + _MEETING_SECONDS
             while len(connections) < len(names) - 1:
                 if time.monotonic() > deadline:
                     missing = [name for rank, name in enumerate(names) if rank and rank not in connections]
                     raise UserError(f"{missing[0]} cannot reach rank 0: is a firewall in the way?")
                 try:
-                    connection, _ = door.server.accept()
+                    connection, _ = server.accept()
                     connection.settimeout(_MEETING_SECONDS)
-                    token, _, rank = connection.makefile("rb").readline(128).strip().partition(b" ")
+                    word, _, rank = connection.makefile("rb").readline(128).strip().partition(b" ")
                 except OSError:
                     continue
-                if secrets.compare_digest(token, door.offer["token"].encode()):
+                if secrets.compare_digest(word, token.encode()):
                     connection.settimeout(None)
                     connections[int(rank)] = connection
         super().__init__(connections, names)
@@ -152,7 +145,9 @@ class Followers(Pulse):
     def _gone(self, rank: int, message: dict[str, Any], silent: bool) -> None:
         if self._over or self._known.is_set():
             return
-        self._error = self._reason(self._names[rank], message)
+        name = self._names[rank]
+        errors = [UserError(f"{name}: {line}") for line in message.get("error", ())]
+        self._error = UserErrors(errors) if errors else RankLost(name)
         self._known.set()
         if self._taken.wait(_GRACE_AFTER_SILENCE if silent else _GRACE_SECONDS) or self._over:
             return
@@ -162,17 +157,17 @@ class Followers(Pulse):
             say(f"error: {self._error}", error=True)
         _exit(DEVICE_EXIT)
 
-    def _reason(self, name: str, message: dict[str, Any]) -> Exception:
-        lines = message.get("error")
-        return UserErrors([UserError(f"{name}: {line}") for line in lines]) if lines else RankLost(name)
-
 
 class Leader(Pulse):
     """Another rank's side: when rank 0 has gone there is nothing left to do, and nothing to save."""
 
     def __init__(self, offer: dict[str, Any], rank: int, names: Sequence[str]) -> None:
         places = [(address, offer["port"]) for address in offer["addresses"]]
-        connection = _reach(places)
+        connection = None
+        for place in places:
+            with suppress(OSError):
+                connection = socket.create_connection(place, timeout=_MEETING_SECONDS / 3)
+                break
         if connection is None:
             tried = ", ".join(f"{address}:{port}" for address, port in places)
             raise UserError(f"{names[0]} cannot be reached (tried {tried}): is a firewall in the way?")
@@ -192,15 +187,6 @@ class Leader(Pulse):
             _exit(0)
         say(f"error: {RankLost(self._names[0])}", error=True)
         _exit(DEVICE_EXIT)
-
-
-def _reach(places: Sequence[tuple[str, int]]) -> socket.socket | None:
-    for place in places:
-        try:
-            return socket.create_connection(place, timeout=_MEETING_SECONDS / 3)
-        except OSError:
-            continue
-    return None
 
 
 def _notice_silence(connection: socket.socket) -> None:

@@ -139,11 +139,18 @@ class Ranks:
         Raises UserError where a rank cannot be reached.
         """
         door = open_door() if self.leads else None
-        offer = None if door is None else {**door.offer, "addresses": _addresses()}
+        # Where the other ranks may reach rank 0, the likeliest first.
+        addresses = []
+        if (hostfile := os.environ.get("MLX_HOSTFILE")) is not None:
+            addresses += [place.rpartition(":")[0] for place in json.loads(Path(hostfile).read_text())[0]]
+        if (coordinator := os.environ.get("MLX_JACCL_COORDINATOR")) is not None:
+            addresses.append(coordinator.rpartition(":")[0])
+        addresses = [*dict.fromkeys([*addresses, socket.gethostname()])]
+        offer = None if door is None else {**door[1], "addresses": addresses}
         met: list[dict[str, Any]] = self.gather({"host": socket.gethostname(), "offer": offer})
         self.names = tuple(f"rank {rank} ({entry['host']})" for rank, entry in enumerate(met))
         if door is not None:
-            self._pulse = Followers(door, self.names)
+            self._pulse = Followers(door[0], door[1]["token"], self.names)
         else:
             self._pulse = Leader(met[0]["offer"], self.rank, self.names)
 
@@ -190,13 +197,3 @@ def connect() -> Ranks:
     if ranks.size > 1:
         ranks.meet()
     return ranks
-
-
-def _addresses() -> list[str]:
-    """Where the other ranks may reach rank 0, the likeliest first."""
-    addresses = []
-    if (hostfile := os.environ.get("MLX_HOSTFILE")) is not None:
-        addresses += [place.rpartition(":")[0] for place in json.loads(Path(hostfile).read_text())[0]]
-    if (coordinator := os.environ.get("MLX_JACCL_COORDINATOR")) is not None:
-        addresses.append(coordinator.rpartition(":")[0])
-    return [*dict.fromkeys([*addresses, socket.gethostname()])]

@@ -34,7 +34,6 @@ from localdpo.model.arrays import float_types
 from localdpo.model.backend import Backend
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base
-from localdpo.recipe.loss import LossSection
 from localdpo.recipe.schema import Recipe
 from localdpo.train.data import Rows
 from localdpo.train.ranks import ALONE, Ranks
@@ -101,7 +100,6 @@ class ReferenceScores:
         return (values if len(self.kinds) == 1 else values[..., self.kinds.index(kind)]).T.reshape(-1)
 
     def sums(self, batch: Batch) -> ReferenceSums:
-        """The scores of a batch."""
         return ReferenceSums(*(mx.array(self.of(batch.indices, kind)) for kind in self.kinds))
 
     def todo(self) -> list[np.ndarray]:
@@ -299,10 +297,3 @@ class MovingReference:
         alpha = self._alpha
         self.weights = tree_map(lambda old, new: alpha * new + (1.0 - alpha) * old, self.weights, policy)
         mx.eval(self.weights)
-
-
-def moving_reference(loss: LossSection, forward: Forward, start: lora.Weights) -> MovingReference | None:
-    """The reference that follows the policy, from the adapter weights `start` on; None without sync."""
-    if loss.sync_every is None:
-        return None
-    return MovingReference(forward, start, every=loss.sync_every, alpha=loss.sync_alpha)

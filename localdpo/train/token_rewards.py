@@ -8,7 +8,6 @@ beta * ln(policy) / tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,11 +106,12 @@ class ScoredPair:
 
 def score_pairs(
     forward: Forward, rows: Rows, positions: np.ndarray, reference: lora.Weights | None, beta: float
-) -> Iterator[ScoredPair]:
-    """The pairs at `positions` under the weights in the model and under `reference`, longest first.
+) -> list[ScoredPair]:
+    """The pairs at `positions` under the weights in the model and under `reference`, lowest margin first.
 
     `reference` is None for a loss without one; `beta` is per nat.
     """
+    scored = []
     for batch in rows.by_length(positions, BATCH):
         policy = _token_logps(forward, batch)
         base: list[np.ndarray] | None = None
@@ -120,20 +120,14 @@ def score_pairs(
                 base = _token_logps(forward, batch)
         count = len(batch.indices)
         for i, index in enumerate(batch.indices):
-            own = (i, count + i)
-            yield ScoredPair(
-                index=int(index),
-                logps=tuple(policy[k] for k in own),
-                references=tuple(None if base is None else base[k] for k in own),
-                rewards=tuple(_rewards(policy[k], None if base is None else base[k], beta) for k in own),
-            )
-
-
-def _rewards(policy: np.ndarray, reference: np.ndarray | None, beta: float) -> np.ndarray:
-    """Rewards of a response's tokens, float64, the shape of `policy`."""
-    if reference is None:
-        return beta * policy / len(policy)
-    return beta * (policy - reference)
+            logps = [policy[k] for k in (i, count + i)]
+            references = [None if base is None else base[k] for k in (i, count + i)]
+            rewards = [
+                beta * own / len(own) if before is None else beta * (own - before)
+                for own, before in zip(logps, references, strict=True)
+            ]
+            scored.append(ScoredPair(int(index), tuple(logps), tuple(references), tuple(rewards)))
+    return sorted(scored, key=lambda pair: (pair.margin, pair.index))
 
 
 def _token_logps(forward: Forward, batch: Batch) -> list[np.ndarray]:
@@ -179,17 +173,14 @@ def write_worst_pairs(
 
     `reference` is None for a loss without one.
     """
-    scored = sorted(
-        score_pairs(forward, rows, positions, reference, beta), key=lambda pair: (pair.margin, pair.index)
-    )
+    scored = score_pairs(forward, rows, positions, reference, beta)
     pairs = [as_text(pair, rows.store, tokenizer) for pair in scored]
-    record = PairsRecord(step, beta, tuple(_record(pair) for pair in pairs))
-    return {"path": write_pairs(run, record), "lowest": [[pair.row, pair.margin] for pair in pairs]}
-
-
-def _record(pair: PairRewards) -> WorstPair:
-    chosen, rejected = (
-        RewardedResponse(side.text, side.reward, tuple((token.text, token.reward) for token in side.tokens))
-        for side in (pair.chosen, pair.rejected)
-    )
-    return WorstPair(pair.row, pair.source, pair.prompt, pair.margin, chosen, rejected)
+    worst = []
+    for pair in pairs:
+        sides = (
+            RewardedResponse(side.text, side.reward, tuple((each.text, each.reward) for each in side.tokens))
+            for side in (pair.chosen, pair.rejected)
+        )
+        worst.append(WorstPair(pair.row, pair.source, pair.prompt, pair.margin, *sides))
+    path = write_pairs(run, PairsRecord(step, beta, tuple(worst)))
+    return {"path": path, "lowest": [[pair.row, pair.margin] for pair in pairs]}

@@ -28,7 +28,6 @@ from localdpo.trackers.registry import require_packages
 from localdpo.train.control import StopRequest, answer_command
 
 if TYPE_CHECKING:
-    from localdpo.train.assemble import Session
     from localdpo.train.ranks import Ranks
 
 STOPPED_EXIT = 3
@@ -78,7 +77,11 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
     """Train, and write how it ended."""
     try:
         with disk_refusals():
-            return _train(run, log, stop, accept)
+            backend = prepare()
+            from localdpo.train.ranks import connect
+
+            with connect() as ranks:
+                return _train(ranks, backend, run, log, stop, accept)
     except LocalDPOError as error:
         with contextlib.suppress(UserError):  # a full disk must not hide what went wrong
             log.write("run.failed", error="; ".join(error.lines), lines=list(error.lines))
@@ -93,15 +96,7 @@ def _logged(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> i
         raise
 
 
-def _train(run: RunDir, log: EventWriter, stop: StopRequest, accept: bool) -> int:
-    backend = prepare()
-    from localdpo.train.ranks import connect
-
-    with connect() as ranks:
-        return _train_with(ranks, backend, run, log, stop, accept)
-
-
-def _train_with(
+def _train(
     ranks: Ranks, backend: Backend, run: RunDir, log: EventWriter, stop: StopRequest, accept: bool
 ) -> int:
     from localdpo.recipe.load import dump_recipe, load_recipe
@@ -131,7 +126,13 @@ def _train_with(
         lambda source, rows: log.write("data", source=source, rows=rows),
         ranks,
     )
-    require_space(run.checkpoints, _bytes_to_come(run, session))
+    # Each checkpoint that the run will keep beyond those it has, and the one that is being written: weights
+    # and two moments of each (fewer for some optimizers), and the weights of a reference that moves.
+    weights = sum(array.nbytes for array in named(session.reference).values())
+    every = weights * (3 if session.moving is None else 4) + LEAST_BYTES
+    count = min(recipe.save.keep + 1, -(-session.schedule.total // recipe.save.every))
+    more = max(1, count - len(list(run.checkpoints.glob("step-*"))))
+    require_space(run.checkpoints, every * more)
     made_of = inputs.with_rows(made_of, session)
     inputs.keep(run, made_of)
     extra: dict[str, Any] = {"awake": backend.awake} if backend.awake else {}
@@ -163,15 +164,3 @@ def _train_with(
         return STOPPED_EXIT
     log.write("run.finished", loop.step, metrics=outcome.metrics, seconds=stop.clock.now() - began)
     return 0
-
-
-def _bytes_to_come(run: RunDir, session: Session) -> int:
-    """What the checkpoints take that the run will keep beyond those it has, and one that is being written.
-
-    Weights and two moments of each (fewer for some optimizers), and the weights of a reference that moves.
-    """
-    weights = sum(array.nbytes for array in named(session.reference).values())
-    every = weights * (3 if session.moving is None else 4) + LEAST_BYTES
-    save, total = session.recipe.save, session.schedule.total
-    count = min(save.keep + 1, -(-total // save.every)) - len(list(run.checkpoints.glob("step-*")))
-    return every * max(1, count)

@@ -57,7 +57,7 @@ def test_as_many_rows_are_scored_at_once_as_a_traced_line_holds(tmp_path: Path, 
     session = session_of(tmp_path, text, backend=replace(EAGER, compiled=True))
     assert session.feed.shapes is not None
     assert session.feed.shapes.packing is not None
-    assert session.scoring_batch == session.feed.shapes.packing.rows > session.micro == 1
+    assert session.scoring_batch == session.feed.shapes.packing.rows > session.layout.micro == 1
 
 
 def test_a_model_whose_blocks_are_elsewhere_is_refused_in_one_line(

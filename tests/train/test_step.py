@@ -347,15 +347,17 @@ def test_a_cpu_takes_a_batch_in_parts_of_similar_length_unless_told_otherwise(
         return session_of(tmp_path, recipe_text(tiny_model, pairs, pairs, train={"batch_size": 8, **train}))
 
     own = session()
-    assert own.micro == min(8, int(CPU_TOKENS // np.median(own.train.lengths(np.arange(len(own.train))))))
-    assert 1 <= own.micro < 8
+    assert own.layout.micro == min(
+        8, int(CPU_TOKENS // np.median(own.train.lengths(np.arange(len(own.train)))))
+    )
+    assert 1 <= own.layout.micro < 8
     parts = own.feed.batches(0)
     assert sum(len(batch.indices) for batch in parts) == 8
-    assert session(micro_batch_size=8).micro == 8
+    assert session(micro_batch_size=8).layout.micro == 8
     aot = session_of(
         tmp_path, recipe_text(tiny_model, pairs, pairs, loss={"type": "aot"}, train={"batch_size": 8})
     )
-    assert aot.micro == 8
+    assert aot.layout.micro == 8
 
 
 def test_the_learning_rate_is_that_of_the_call(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:

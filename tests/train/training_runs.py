@@ -76,7 +76,7 @@ def step_of(session: Session, optimizer: Any, *, compiled: bool = False, clip: f
         optimizer,
         max_grad_norm=clip,
         compiled=compiled,
-        lanes=session.lanes,
+        lanes=session.layout.lanes,
     )
 
 

@@ -118,7 +118,6 @@ def _every_precision(backend: Backend, numbers: Numbers) -> Iterator[Check]:
 
 
 def _run_parts(backend: Backend, folder: Path) -> Iterator[Check]:
-    """The parts of a run, and a run."""
     can = backend.compiled
     step = partial(working.optimizer_step, can_compile=can)
     yield "optimizer step, float32", partial(step, "float32", compiled=False)
