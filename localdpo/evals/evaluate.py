@@ -41,7 +41,7 @@ from localdpo.evals.figures import (
 from localdpo.evals.table import conclusion, write_record
 from localdpo.heuristics import Heuristic
 from localdpo.heuristics.checks import check_rows, load_checks, with_standard
-from localdpo.judging.base import PairVerdict, Question
+from localdpo.judging.base import Question
 from localdpo.judging.cost import Budget
 from localdpo.judging.prompts import conversation_text, question_about
 from localdpo.judging.registry import (
@@ -184,31 +184,23 @@ def _row(
             }
             for name, records in answered.answers.items()
         },
-        "verdicts": [_pair_row(duel, duel.verdicts[i]) for duel in duels],
+        "verdicts": [
+            {
+                "first": duel.first,
+                "second": duel.second,
+                **{name: getattr(verdict, name) for name in ("score", "flipped", "identical")},
+                "orders": [_verdict_row(order) for order in (verdict.first, verdict.second)],
+            }
+            for duel in duels
+            for verdict in [duel.verdicts[i]]
+        ],
         "scores": {name: _verdict_row(verdicts[i]) for name, verdicts in scores.items()},
     }
 
 
-def _pair_row(duel: DuelVerdicts, verdict: PairVerdict) -> dict[str, Any]:
-    return {
-        "first": duel.first,
-        "second": duel.second,
-        "score": verdict.score,
-        "flipped": verdict.flipped,
-        "identical": verdict.identical,
-        "orders": [_verdict_row(order) for order in (verdict.first, verdict.second)],
-    }
-
-
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "status": verdict.status,
-        "choice": verdict.choice,
-        "score": rounded(verdict.score),
-        "reason": verdict.reason,
-        "principle": verdict.principle,
-        "raw": verdict.raw,
-    }
+    names = ("status", "choice", "score", "reason", "principle", "raw")
+    return {name: getattr(verdict, name) for name in names} | {"score": rounded(verdict.score)}
 
 
 # --- from options to a record ------------------------------------------------------------------------------

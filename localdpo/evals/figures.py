@@ -13,19 +13,10 @@ import numpy as np
 from localdpo.answering.contestants import Contestant
 from localdpo.answering.generator import AnswersByName
 from localdpo.data.prompts import PromptRow
-from localdpo.evals.statistics import (
-    Estimate,
-    length_controlled,
-    paired_difference,
-    position_bias,
-    prompts_needed,
-    quadratic_kappa,
-    ranking,
-    sign_test,
-    win_rate,
-)
+from localdpo.evals import statistics
+from localdpo.evals.statistics import Estimate
 from localdpo.heuristics import Direction, Heuristic
-from localdpo.judging.base import PairVerdict, tally
+from localdpo.judging.base import PairVerdict
 from localdpo.records.votes import Votes, subject, text_id
 
 # Finer differences between two computers' arithmetic must not show in a file.
@@ -88,7 +79,7 @@ def metric_record(metric: MetricValues, versus: tuple[str, str], seed: int) -> d
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
     difference = None
     if both:
-        difference = paired_difference([a for a, _ in both], [b for _, b in both], seed=seed)
+        difference = statistics.paired_difference([a for a, _ in both], [b for _, b in both], seed=seed)
     return {
         "name": metric.name,
         "direction": metric.direction,
@@ -112,7 +103,6 @@ def reading(difference: Estimate | None, direction: Direction) -> str:
 
 
 def estimate_record(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate as JSON values."""
     return {name: rounded(getattr(estimate, name)) for name in ("value", "low", "high")}
 
 
@@ -154,64 +144,66 @@ def duel_record(
     votes: Votes | None = None,
 ) -> dict[str, Any]:
     """All figures of one duel as JSON values; those that need a valid verdict are None without any."""
-    counts = tally(duel.verdicts)
     scored = [(i, s) for i, s in enumerate(duel.scores) if s is not None]
-    record: dict[str, Any] = {
+    scores = [s for _, s in scored]
+    rate = statistics.win_rate(scores) if scores else None
+    return {
         "first": duel.first,
         "second": duel.second,
         "prompts": len(duel.verdicts),
-        "valid": counts.valid,
-        "wins": counts.wins,
-        "ties": counts.ties,
-        "losses": counts.losses,
-        "identical": counts.identical,
-        "flips": counts.flips,
-        "statuses": {status: n for status, n in sorted(counts.statuses.items()) if status != "ok"},
-        "why": _most_often_why(duel.verdicts),
-        "consistency": rounded(counts.consistency),
+        **tally(duel.verdicts),
         "position_bias": _bias(duel.verdicts),
-        "win_rate": None,
-        "sign_test_p": None,
-        "prompts_needed": None,
-        "length_controlled": None,
-        "categories": [],
-        "people": None,
-    }
-    if not scored:
-        return record
-    scores = [s for _, s in scored]
-    rate = win_rate(scores)
-    record |= {
-        "win_rate": estimate_record(rate),
-        "sign_test_p": float(f"{sign_test(scores).p:.6g}"),
-        "prompts_needed": prompts_needed(rate.value),
-        "length_controlled": _length_controlled(duel, scored, answers),
+        "win_rate": None if rate is None else estimate_record(rate),
+        "sign_test_p": float(f"{statistics.sign_test(scores):.6g}") if scores else None,
+        "prompts_needed": None if rate is None else statistics.prompts_needed(rate.value),
+        "length_controlled": _length_controlled(duel, scored, answers) if scores else None,
         "categories": _categories(scored, prompts),
         "people": None if votes is None else _people(duel, prompts, answers, votes),
     }
-    return record
+
+
+def tally(verdicts: Sequence[PairVerdict]) -> dict[str, Any]:
+    """Counts of verdicts as JSON values.
+
+    `valid` pairs have a score; `flips` are those whose two orders disagree, and `ties` include them and
+    `identical` answers, which nobody was asked about. `statuses` are of verdicts that say nothing, refusals
+    by their category; `consistency` is the share of the valid pairs that were asked whose orders agree.
+    """
+    scores = [verdict.score for verdict in verdicts if verdict.valid]
+    flips = sum(verdict.flipped for verdict in verdicts)
+    identical = sum(verdict.identical for verdict in verdicts)
+    asked = len(scores) - identical
+    # Verdicts on identical answers are "ok".
+    orders = [order for verdict in verdicts for order in (verdict.first, verdict.second)]
+    silent = [order for order in orders if order.status != "ok"]
+    whys = Counter(order.reason for order in silent if order.reason)
+    return {
+        "valid": len(scores),
+        "wins": scores.count(1.0),
+        "ties": scores.count(0.5),
+        "losses": scores.count(0.0),
+        "identical": identical,
+        "flips": flips,
+        "statuses": dict(sorted(Counter(order.label for order in silent).items())),
+        # The commonest reason, in the judge's or our words, of verdicts that say nothing.
+        "why": whys.most_common(1)[0][0] if whys else "",
+        "consistency": rounded(1 - flips / asked) if asked else None,
+    }
 
 
 def _bias(verdicts: Sequence[PairVerdict]) -> dict[str, Any] | None:
     asked = [verdict.choices for verdict in verdicts if verdict.choices and not verdict.identical]
     if not asked:
         return None
-    bias = position_bias([c.count("first") for c in asked], [c.count("second") for c in asked])
+    bias = statistics.position_bias([c.count("first") for c in asked], [c.count("second") for c in asked])
     return None if bias is None else {**estimate_record(bias), "flagged": bias.excludes(0.0)}
-
-
-def _most_often_why(verdicts: Sequence[PairVerdict]) -> str:
-    """The commonest reason, in the judge's or our words, of verdicts that say nothing; "" without any."""
-    orders = [order for verdict in verdicts for order in (verdict.first, verdict.second)]
-    whys = Counter(order.reason for order in orders if order.status != "ok" and order.reason)
-    return whys.most_common(1)[0][0] if whys else ""
 
 
 def _length_controlled(
     duel: DuelVerdicts, scored: Sequence[tuple[int, float]], answers: AnswersByName
 ) -> dict[str, Any]:
     longer = [answers[duel.first][i].tokens - answers[duel.second][i].tokens for i, _ in scored]
-    controlled = length_controlled([s for _, s in scored], longer)
+    controlled = statistics.length_controlled([s for _, s in scored], longer)
     return {
         "rate": None if controlled.rate is None else estimate_record(controlled.rate),
         "phi": rounded(controlled.phi),
@@ -227,7 +219,7 @@ def _categories(scored: Sequence[tuple[int, float]], prompts: Sequence[PromptRow
         if category is not None:
             groups.setdefault(str(category), []).append(score)
     return [
-        {"name": name, "valid": len(scores), "win_rate": estimate_record(win_rate(scores))}
+        {"name": name, "valid": len(scores), "win_rate": estimate_record(statistics.win_rate(scores))}
         for name, scores in sorted(groups.items())
     ]
 
@@ -248,7 +240,7 @@ def _people(
     if not judge:
         return None
     same = sum(a == b for a, b in zip(judge, people, strict=True)) / len(judge)
-    kappa = quadratic_kappa(judge, people, [0.0, 0.5, 1.0]) if len(judge) >= FEWEST_VOTES else None
+    kappa = statistics.quadratic_kappa(judge, people, [0.0, 0.5, 1.0]) if len(judge) >= FEWEST_VOTES else None
     return {"votes": len(judge), "agreement": rounded(same), "kappa": rounded(kappa)}
 
 
@@ -272,7 +264,7 @@ def strengths_record(duels: Sequence[DuelVerdicts], names: Sequence[str], seed: 
                 tables[prompt, one, other] += score
                 tables[prompt, other, one] += 1 - score
     judged = tables[tables.sum(axis=(1, 2)) > 0]
-    estimates = zip(kept, ranking(judged, seed=seed), strict=True)
+    estimates = zip(kept, statistics.ranking(judged, seed=seed), strict=True)
     return [{"name": name, **estimate_record(estimate)} for name, estimate in estimates]
 
 

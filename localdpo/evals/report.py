@@ -11,6 +11,8 @@ from localdpo.core.text import format_number, format_seconds
 from localdpo.evals.table import heading, latest_record, tables
 from localdpo.pages import compare_values
 from localdpo.pages.chart import COLOURS, Look, PlotSeries, charts_of, line_chart
+from localdpo.records import series as rounds
+from localdpo.records import sweeps
 from localdpo.records.answers import answers_files, read_answers
 from localdpo.records.checkpoints import read_log
 from localdpo.records.evaluations import RateEstimate
@@ -18,19 +20,7 @@ from localdpo.records.events import Event, effective, notice_of, samples_of
 from localdpo.records.metrics import in_order, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import summarise
-from localdpo.records.series import (
-    HEADINGS,
-    RoundResult,
-    RoundsDir,
-    SeriesDir,
-    cells,
-    closing_lines,
-    read_record,
-    stage_of,
-)
-from localdpo.records.sweeps import SweepDir, results_of, table_of
-from localdpo.records.sweeps import closing_lines as sweep_lines
-from localdpo.records.sweeps import stage_of as sweep_stage
+from localdpo.records.series import RoundResult, RoundsDir, SeriesDir
 from localdpo.records.wording import metric_words
 
 # Prompts of the comparison on the page; `localdpo compare --html` has all of them.
@@ -59,15 +49,22 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
     """
     log = read_log(run, note, alive=run.is_running())
     events = effective(log)
+    metrics = metrics_of(next((event for event in reversed(events) if event.type == "eval"), None))
     record = latest_record(run)
     return {
         "name": run.name,
         "facts": facts_of(run, log),
-        "last": last_metrics(events),
+        "last": [(name, metric_words(name, metrics)) for name in in_order(metrics)],
         "charts": charts_of(events),
         "notices": [(event.step, notice_of(event).text) for event in events if event.type == "notice"],
         "samples": next((samples for event in reversed(events) if (samples := samples_of(event))), []),
-        "evaluation": None if record is None else evaluation_values(record),
+        "evaluation": None
+        if record is None
+        else {
+            **{name: record[name] for name in ("name", "conclusion")},
+            "heading": heading(record),
+            "tables": tables(record),
+        },
         "comparison": comparison_values(run),
         "recipe": run.recipe.read_text(encoding="utf-8"),
     }
@@ -75,15 +72,15 @@ def report_values(run: RunDir, note: Callable[[str], None]) -> dict[str, Any]:
 
 def series_values(series: SeriesDir) -> dict[str, Any]:
     """The values of the template `series`. Raises UserError when what the series keeps is damaged."""
-    if isinstance(series, SweepDir):
+    if isinstance(series, sweeps.SweepDir):
         return _sweep_values(series)
     assert isinstance(series, RoundsDir)
     return _rounds_values(series)
 
 
-def _sweep_values(sweep: SweepDir) -> dict[str, Any]:
-    results = results_of(sweep)
-    headings, rows = table_of(results)
+def _sweep_values(sweep: sweeps.SweepDir) -> dict[str, Any]:
+    results = sweeps.results_of(sweep)
+    headings, rows = sweeps.table_of(results)
     # The front first: a run on it is beaten by none at its KL.
     measured = sorted((run for run in results.runs if run.path), key=lambda run: not run.on_front)
     shown = sorted(measured[: len(COLOURS)], key=lambda run: run.name)
@@ -96,14 +93,14 @@ def _sweep_values(sweep: SweepDir) -> dict[str, Any]:
         "headings": headings,
         "rows": rows,
         "explained": _SWEEP_FIGURES,
-        "closing": [sweep_stage(sweep, results), *sweep_lines(sweep, results)],
+        "closing": [sweeps.stage_of(sweep, results), *sweeps.closing_lines(sweep, results)],
         "charts": [] if chart is None else [chart],
         "recipe": sweep.recipe.read_text(encoding="utf-8"),
     }
 
 
 def _rounds_values(series: RoundsDir) -> dict[str, Any]:
-    record = read_record(series)
+    record = rounds.read_record(series)
 
     def points(pick: Callable[[RoundResult], float | None]) -> tuple[tuple[float, float | None], ...]:
         return tuple((float(number), pick(result)) for number, result in enumerate(record.rounds, start=1))
@@ -118,12 +115,7 @@ def _rounds_values(series: RoundsDir) -> dict[str, Any]:
     charts = (
         line_chart(title, unit, lines, x_label="round", bounds=bounds)
         for title, unit, lines, bounds in (
-            (
-                "Against the round before",
-                "win rate",
-                rates(lambda one: one.last),
-                (0.0, 1.0),
-            ),
+            ("Against the round before", "win rate", rates(lambda one: one.last), (0.0, 1.0)),
             ("Against the start", "win rate", rates(lambda one: one.first), (0.0, 1.0)),
             ("KL from the start", "nats", [PlotSeries("KL", "circles", points(lambda one: one.kl))], None),
             (
@@ -139,10 +131,10 @@ def _rounds_values(series: RoundsDir) -> dict[str, Any]:
     )
     return {
         "name": series.name,
-        "headings": HEADINGS,
-        "rows": [cells(result) for result in record.rounds],
+        "headings": rounds.HEADINGS,
+        "rows": [rounds.cells(result) for result in record.rounds],
         "explained": _ROUNDS_FIGURES,
-        "closing": [stage_of(series, record), *closing_lines(record)],
+        "closing": [rounds.stage_of(series, record), *rounds.closing_lines(record)],
         "charts": [chart for chart in charts if chart is not None],
         "recipe": series.recipe.read_text(encoding="utf-8"),
     }
@@ -153,6 +145,8 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
     summary = summarise(run, log, run.is_running())
     start = next((event.data for event in reversed(log) if event.type == "run.started"), {})
     device = start.get("device")
+    began, latest = summary.started, summary.updated
+    took = None if began is None or latest is None else format_seconds(latest - began)
     facts: list[tuple[str, str | None]] = [
         ("state", summary.state),
         ("why", summary.why),
@@ -164,27 +158,10 @@ def facts_of(run: RunDir, log: Sequence[Event]) -> list[tuple[str, str]]:
         ("rows", _counts(start.get("rows"))),
         ("started", _moment(summary.started)),
         ("last event", _moment(summary.updated)),
-        ("took", _seconds(summary.started, summary.updated)),
+        ("took", took),
         ("versions", _counts(start.get("versions"))),
     ]
     return [(word, value) for word, value in facts if value]
-
-
-def last_metrics(events: Sequence[Event]) -> list[tuple[str, str]]:
-    """The metrics of the last evaluation, in words; empty before the first."""
-    last = next((event for event in reversed(events) if event.type == "eval"), None)
-    metrics = metrics_of(last)
-    return [(name, metric_words(name, metrics)) for name in in_order(metrics)]
-
-
-def evaluation_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Heading, conclusion and tables of an evaluation."""
-    return {
-        "name": record["name"],
-        "heading": heading(record),
-        "conclusion": record["conclusion"],
-        "tables": tables(record),
-    }
 
 
 def comparison_values(run: RunDir) -> dict[str, Any] | None:
@@ -204,7 +181,3 @@ def _counts(values: object) -> str | None:
 
 def _moment(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _seconds(start: float | None, end: float | None) -> str | None:
-    return None if start is None or end is None else format_seconds(end - start)

@@ -53,15 +53,6 @@ class Estimate:
         return self.low is not None and self.high is not None and not self.low <= point <= self.high
 
 
-@dataclass(frozen=True, slots=True)
-class SignTest:
-    """Prompts won and lost (without ties), and the two-sided p of so uneven a split by chance."""
-
-    wins: int
-    losses: int
-    p: float
-
-
 def wilson(rate: float, n: int) -> Estimate:
     """The interval of a rate on n trials, after Wilson (1927), "Probable inference".
 
@@ -85,14 +76,13 @@ def win_rate(scores: ArrayLike) -> Estimate:
     return wilson(float(s.mean()), len(s))
 
 
-def sign_test(scores: ArrayLike) -> SignTest:
-    """Whether more prompts were won than lost: the exact test of #(s > 1/2) in #(s != 1/2) against 1/2.
-
-    Of this symmetric distribution both tails are twice the shorter one.
+def sign_test(scores: ArrayLike) -> float:
+    """The two-sided p of winning so many more prompts than losing: the exact test of #(s > 1/2) in
+    #(s != 1/2) against 1/2. Of this symmetric distribution both tails are twice the shorter one.
     """
     s = _scores(scores)
     wins, losses = int((s > 0.5).sum()), int((s < 0.5).sum())
-    return SignTest(wins, losses, min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5))))
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def prompts_needed(rate: float) -> int | None:

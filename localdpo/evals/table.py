@@ -6,7 +6,7 @@ No figure is computed here: the record (see `evaluate`) comes from a run that ju
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -29,13 +29,7 @@ MANY_FLIPS: Final = 0.2
 # Transcripts on the page; all of them are in the JSON file.
 SHOWN_ROWS: Final = 50
 ARROWS: Final = {"higher": " ↑", "lower": " ↓", "neutral": ""}
-TONES: Final[dict[str, Tone]] = {
-    "better": "better",
-    "worse": "worse",
-    "unclear": "unsure",
-    "same": "",
-    "": "",
-}
+TONES: Final[dict[str, Tone]] = {"better": "better", "worse": "worse", "unclear": "unsure"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +90,17 @@ def metrics_table(record: Record) -> Table:
     before, after = (labels[name] for name in record["versus"])
     rows = []
     for row in record["metrics"]:
-        digits = row["digits"]
-        means = [Cell(_number(row["means"][name], digits) + _some_of(row, name, record)) for name in labels]
-        tone = TONES.get(row["reading"], "")
-        words = [Cell(_difference(row["difference"], digits), tone), Cell(row["reading"], tone)]
-        rows.append((Cell(row["name"] + ARROWS[row["direction"]]), *means, *words))
+        digits, difference, tone = row["digits"], row["difference"], TONES.get(row["reading"], "")
+        means = []
+        for name in labels:
+            count = row["counts"][name]
+            some = f" (of {count})" if count < record["prompts"] else ""
+            means.append(Cell(_number(row["means"][name], digits) + some))
+        change = MISSING
+        if difference is not None:
+            change = f"{_number(difference['value'], digits, signed=True)} {_range(difference, digits)}"
+        metric = Cell(row["name"] + ARROWS[row["direction"]])
+        rows.append((metric, *means, Cell(change, tone), Cell(row["reading"], tone)))
     notes = (
         "↑ more is better, ↓ less is better. Difference with its 95% interval, paired bootstrap.",
         "Each interval is for itself: of twenty metrics without a difference, one may show one.",
@@ -113,21 +113,26 @@ def duels_table(record: Record) -> Table:
     """One column for each pair of models, one row for each figure."""
     labels, duels = labels_of(record), record["duels"]
     head = ("", *(f"{labels[duel['first']]} vs {labels[duel['second']]}" for duel in duels))
-    rows: list[tuple[Cell, ...]] = [
-        _duel_row("win / tie / loss", duels, lambda d: f"{d['wins']} / {d['ties']} / {d['losses']}"),
-        (Cell("win rate"), *(Cell(_rate(d["win_rate"]), _rate_tone(d["win_rate"])) for d in duels)),
-        _duel_row(
-            "sign test p", duels, lambda d: MISSING if d["sign_test_p"] is None else f"{d['sign_test_p']:.2g}"
-        ),
-        _duel_row("prompts needed", duels, _needed),
-        _duel_row("at equal lengths", duels, _controlled),
-        _duel_row("order flips", duels, lambda d: f"{d['flips']} of {d['valid'] - d['identical']}"),
-        _duel_row("position bias", duels, _bias),
-        _duel_row("same answer", duels, lambda d: str(d["identical"])),
-        _duel_row("without a verdict", duels, _invalid),
-    ]
+    figures: dict[str, Callable[[Record], str]] = {
+        "win / tie / loss": lambda d: f"{d['wins']} / {d['ties']} / {d['losses']}",
+        "win rate": lambda d: _rate(d["win_rate"]),
+        "sign test p": lambda d: MISSING if d["sign_test_p"] is None else f"{d['sign_test_p']:.2g}",
+        "prompts needed": _needed,
+        "at equal lengths": lambda d: _rate((d["length_controlled"] or {}).get("rate")),
+        "order flips": lambda d: f"{d['flips']} of {d['valid'] - d['identical']}",
+        "position bias": _bias,
+        "same answer": lambda d: str(d["identical"]),
+        "without a verdict": _invalid,
+    }
     if any(duel["people"] for duel in duels):
-        rows.append(_duel_row("agrees with people", duels, _people))
+        figures["agrees with people"] = _people
+    rows = tuple(
+        (
+            Cell(name),
+            *(Cell(words(d), _rate_tone(d["win_rate"]) if name == "win rate" else "") for d in duels),
+        )
+        for name, words in figures.items()
+    )
     notes = [
         "Win rate: a tie is half a win, and so is a verdict that changed with the order; Wilson's interval.",
         "Prompts needed: to tell a true rate of this size from 50 in four of five repetitions.",
@@ -140,9 +145,7 @@ def duels_table(record: Record) -> Table:
         for i, duel in enumerate(duels)
         if duel["length_controlled"] and duel["length_controlled"]["refused"]
     ]
-    return Table(
-        "Pairwise preference of the judge, for the first of each pair", head, tuple(rows), tuple(notes)
-    )
+    return Table("Pairwise preference of the judge, for the first of each pair", head, rows, tuple(notes))
 
 
 def categories_table(record: Record) -> Table:
@@ -151,9 +154,14 @@ def categories_table(record: Record) -> Table:
     by_name = [{each["name"]: each for each in duel["categories"]} for duel in duels]
     names = sorted({name for categories in by_name for name in categories})
     head = ("category", *(f"{labels[duel['first']]} vs {labels[duel['second']]}" for duel in duels))
-    rows = tuple(
-        (Cell(name), *(_category_cell(categories.get(name)) for categories in by_name)) for name in names
-    )
+
+    def cell(category: Record | None) -> Cell:
+        if category is None:
+            return Cell(MISSING)
+        rate = category["win_rate"]
+        return Cell(f"{_rate(rate)} of {category['valid']}", _rate_tone(rate))
+
+    rows = tuple((Cell(name), *(cell(categories.get(name)) for categories in by_name)) for name in names)
     return Table("Win rate by category", head, rows)
 
 
@@ -168,17 +176,6 @@ def strengths_table(record: Record) -> Table:
     base = labels[record["strengths"][0]["name"]]
     note = f"In logits; {base} is 0. Intervals from resampled prompts."
     return Table("Strength over all pairs (Bradley-Terry)", ("", "strength", "95% interval"), rows, (note,))
-
-
-def _some_of(row: Record, name: str, record: Record) -> str:
-    count = row["counts"][name]
-    return f" (of {count})" if count < record["prompts"] else ""
-
-
-def _difference(difference: Record | None, digits: int) -> str:
-    if difference is None:
-        return MISSING
-    return f"{_number(difference['value'], digits, signed=True)} {_range(difference, digits)}"
 
 
 def _range(estimate: Record, digits: int) -> str:
@@ -208,19 +205,10 @@ def _rate_tone(estimate: Record | None) -> Tone:
     return "better" if estimate["low"] > 0.5 else "worse"
 
 
-def _duel_row(name: str, duels: Iterable[Record], words: Callable[[Record], str]) -> tuple[Cell, ...]:
-    return (Cell(name), *(Cell(words(duel)) for duel in duels))
-
-
 def _needed(duel: Record) -> str:
     if duel["win_rate"] is None:
         return MISSING
     return "any number is too few" if duel["prompts_needed"] is None else f"{duel['prompts_needed']:,}"
-
-
-def _controlled(duel: Record) -> str:
-    controlled = duel["length_controlled"]
-    return _rate(controlled["rate"]) if controlled and controlled["rate"] else MISSING
 
 
 def _bias(duel: Record) -> str:
@@ -246,24 +234,15 @@ def _people(duel: Record) -> str:
     return f"{100 * people['agreement']:.0f}% of {people['votes']}{kappa}"
 
 
-def _category_cell(category: Record | None) -> Cell:
-    if category is None:
-        return Cell(MISSING)
-    return Cell(f"{_rate(category['win_rate'])} of {category['valid']}", _rate_tone(category["win_rate"]))
-
-
 def text(record: Record) -> str:
     """Heading, tables and conclusion as plain text in aligned columns."""
     parts = [_wrapped(heading(record))]
-    parts += [_text_table(table) for table in tables(record)]
+    for table in tables(record):
+        words = [[printable(word) for word in line] for line in table.grid]
+        lines = aligned(words, range(1, len(table.head)))
+        parts.append("\n".join([f"{table.caption}:", *lines, *map(_wrapped, table.notes)]))
     parts.append("\n".join(_wrapped(line) for line in record["conclusion"]))
     return "\n\n".join(parts) + "\n"
-
-
-def _text_table(table: Table) -> str:
-    words = [[printable(word) for word in line] for line in table.grid]
-    lines = aligned(words, range(1, len(table.head)))
-    return "\n".join([f"{table.caption}:", *lines, *map(_wrapped, table.notes)])
 
 
 def _wrapped(line: str) -> str:
@@ -271,7 +250,6 @@ def _wrapped(line: str) -> str:
 
 
 def markdown(record: Record) -> str:
-    """The same as Markdown."""
     parts = [f"# Evaluation {_md(record['name'])}", _md(heading(record))]
     parts.append("\n".join(f"- {_md(line)}" for line in record["conclusion"]))
     for table in tables(record):

@@ -15,7 +15,6 @@ https://platform.claude.com/docs/en/build-with-claude/effort
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -25,6 +24,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, get_args
 
+from localdpo.core.text import json_or_none
 from localdpo.judging import prompts
 from localdpo.judging.base import Effort, JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
@@ -144,7 +144,7 @@ class AnthropicJudge(RemoteJudge):
             is_over = day <= datetime.now(UTC).date().isoformat()
             return ModelLife("retired" if is_over else "deprecated", day, source)
         body = self.call(lambda client: client.models.with_raw_response.retrieve(self.model))
-        record = None if isinstance(body, Verdict) else _json(body)
+        record = None if isinstance(body, Verdict) else json_or_none(body)
         if not isinstance(record, dict):
             raise self.unreadable(body.reason if isinstance(body, Verdict) else body, "model")
         told = [record.get(name) for name in ("lifecycle", "retires_at")]
@@ -152,7 +152,6 @@ class AnthropicJudge(RemoteJudge):
         return ModelLife(stage, retires and retires[: len("2026-11-30")], "the API")
 
     def payload(self, question: Question) -> dict[str, Any]:
-        """See RemoteJudge."""
         prompts.require_mode(question, self.rubric)
         cached = {"cache_control": {"type": "ephemeral"}}
         effort = {} if self.effort is None else {"effort": self.effort}
@@ -169,7 +168,7 @@ class AnthropicJudge(RemoteJudge):
 
     def read(self, text: str) -> Verdict:
         """The verdict in a Message as JSON text. Raises JudgeBusy when it is something else."""
-        verdict = self.verdict_of(_json(text))
+        verdict = self.verdict_of(json_or_none(text))
         if verdict is None:
             raise self.unreadable(text, "message")
         return verdict
@@ -266,10 +265,3 @@ class AnthropicJudge(RemoteJudge):
                 # Its connections are closed when the judge is garbage-collected.
                 weakref.finalize(self, self._client.close)
             return self._client
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

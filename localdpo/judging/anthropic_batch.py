@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from localdpo.core import atomic
 from localdpo.core.errors import UserError
+from localdpo.core.text import json_or_none
 from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.base import JudgeBusy, JudgeStopped, Question
 from localdpo.judging.remote import server_text
@@ -128,7 +129,8 @@ class AnthropicBatchJudge(AnthropicJudge):
         self, keys: list[str], questions: Mapping[str, Question], ledger: BatchLedger, patience: Patience
     ) -> SentBatch:
         batch = SentBatch(time=time.time(), keys=keys)
-        requests = [{"custom_id": key, "params": self.payload(questions[key])} for key in keys]
+        # The package types requests as TypedDicts; these are plain dictionaries of the same form.
+        requests: Any = [{"custom_id": key, "params": self.payload(questions[key])} for key in keys]
         ledger.add(batch)
         unsure = False
 
@@ -138,20 +140,17 @@ class AnthropicBatchJudge(AnthropicJudge):
             if sent is not None:
                 return sent
             try:
-                return self._create(requests)
+                record = self._record(
+                    lambda client: client.messages.batches.with_raw_response.create(requests=requests)
+                )
             except JudgeBusy as busy:
                 unsure = unsure or busy.billed
                 raise
+            return str(record["id"])
 
         batch.id = patience.insist(create)
         ledger.save()
         return batch
-
-    def _create(self, requests: list[dict[str, Any]]) -> str:
-        # The package types requests as TypedDicts; these are plain dictionaries of the same form.
-        sent: Any = requests
-        record = self._record(lambda client: client.messages.batches.with_raw_response.create(requests=sent))
-        return str(record["id"])
 
     def _look_for(self, batch: SentBatch, ledger: BatchLedger) -> str | None:
         """The id of a batch on the server that could be this one: as many requests, and not older.
@@ -263,10 +262,7 @@ class AnthropicBatchJudge(AnthropicJudge):
         body = self.call(send, hints)
         if isinstance(body, Verdict):
             raise JudgeStopped(body.reason)
-        try:
-            record = json.loads(body)
-        except (ValueError, RecursionError):
-            record = None
+        record = json_or_none(body)
         if not isinstance(record, dict) or not ("id" in record or isinstance(record.get("data"), list)):
             raise self.unreadable(body, "batch")
         return record

@@ -16,8 +16,7 @@ RuntimeError
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -146,36 +145,6 @@ class PairVerdict:
         return 0.5 if self.flipped else CHOICE_SCORES[self.choices[0]]
 
 
-@dataclass(frozen=True, slots=True)
-class PairTally:
-    """Counts over pairs, for a. Rates are in [0, 1], or None where there is nothing to divide by.
-
-    Attributes:
-        wins, ties, losses: of the valid pairs; ties include flips and identical answers.
-        flips: valid pairs whose two orders disagree.
-        identical: pairs that were not asked.
-        statuses: of all verdicts that were asked for; refusals by their category.
-    """
-
-    wins: int
-    ties: int
-    losses: int
-    flips: int
-    identical: int
-    statuses: Mapping[str, int]
-
-    @property
-    def valid(self) -> int:
-        """Pairs with a score."""
-        return self.wins + self.ties + self.losses
-
-    @property
-    def consistency(self) -> float | None:
-        """Share of the valid pairs that were asked whose two orders agree."""
-        asked = self.valid - self.identical
-        return 1 - self.flips / asked if asked else None
-
-
 def both_orders(pairs: Iterable[Question]) -> list[Question]:
     """Two questions for each pair whose answers differ, (a, b) and then (b, a), in the pairs' order."""
     return [
@@ -195,17 +164,3 @@ def collect(pairs: Iterable[Question], verdicts: Iterable[Verdict]) -> list[Pair
         else PairVerdict(pair.id, next(rest), next(rest))
         for pair in pairs
     ]
-
-
-def tally(verdicts: Sequence[PairVerdict]) -> PairTally:
-    """Count wins, ties, losses and flips."""
-    scores = Counter(verdict.score for verdict in verdicts)
-    asked = [verdict for verdict in verdicts if not verdict.identical]
-    return PairTally(
-        wins=scores[1.0],
-        ties=scores[0.5],
-        losses=scores[0.0],
-        flips=sum(verdict.flipped for verdict in verdicts),
-        identical=len(verdicts) - len(asked),
-        statuses=Counter(order.label for verdict in asked for order in (verdict.first, verdict.second)),
-    )

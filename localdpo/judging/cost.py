@@ -66,7 +66,6 @@ class Price(BaseModel):
     date: Day | None = None
 
     def usd(self, tokens: TokenCounts, batch: bool = False) -> float:
-        """What one request costs."""
         if self.above is not None and tokens.all_input > self.above.tokens:
             return self.above.usd(tokens, batch)
         total = (

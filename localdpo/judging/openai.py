@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from pydantic import SecretStr
 
 from localdpo.core.errors import UserError
+from localdpo.core.text import json_or_none
 from localdpo.judging import prompts
 from localdpo.judging.base import JudgeStopped, Question
 from localdpo.judging.cost import PriceTable, TokenCounts
@@ -79,7 +80,13 @@ class OpenAIJudge(RemoteJudge):
     timeout = 300.0
 
     def __init__(self, rubric: Rubric, prices: PriceTable, url: str, model: str, **limits: Any) -> None:
-        self.url, self.host = _address(url)
+        # Before anything is said of an address, right or wrong: it would be shown.
+        if "@" in url.partition("//")[2].partition("/")[0]:
+            raise UserError(f"an address with a password in it would be shown; set {OWN_KEY} instead")
+        parts = server_address(url)
+        if parts is None:
+            raise UserError(f"{url}: expected the address of a server, such as http://127.0.0.1:8080/v1")
+        self.url, self.host = f"{url.rstrip('/')}/chat/completions", parts.hostname or ""
         super().__init__(rubric, prices, model, server={"server": self.url}, **limits)
         self.address = self.url
         # A server on this machine is free, unless a price is given.
@@ -211,25 +218,21 @@ class OpenAIJudge(RemoteJudge):
             return None
         if words is None:
             return None
+        # Thoughts are never read as a verdict: they may weigh one and end with the other.
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        are_alone = bool(thoughts) and not words.strip()
+        raw = str(thoughts)[: prompts.LONGEST_RAW] if are_alone else words
         if refusal is not None or choice.get("finish_reason") == "content_filter":
             verdict = Verdict("refused", reason=str(refusal or ""), raw=words)
-        elif not words.strip() and any(message.get(name) for name in ("reasoning_content", "reasoning")):
-            verdict = self._thoughts_alone(message, choice.get("finish_reason"))
         elif choice.get("finish_reason") == "length":
-            verdict = Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=words)
+            verdict = Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=raw)
+        elif are_alone:
+            hint = "turn thinking off on the server or raise --judge-tokens"
+            why = f"the reply holds thoughts and no verdict; {hint}"
+            verdict = Verdict("unparseable", reason=why, raw=raw)
         else:
             verdict = prompts.read_reply(words, self.rubric.mode, question)
         return replace(verdict, usage=self._usage(record.get("usage")), principle=self.rubric.principle)
-
-    def _thoughts_alone(self, message: dict[str, Any], finish: object) -> Verdict:
-        """Thoughts are never read as a verdict: they may weigh one and end with the other."""
-        raw = str(message.get("reasoning_content") or message.get("reasoning"))[: prompts.LONGEST_RAW]
-        if finish == "length":
-            return Verdict("truncated", reason=prompts.used_up(self.max_tokens), raw=raw)
-        why = (
-            "the reply holds thoughts and no verdict; turn thinking off on the server or raise --judge-tokens"
-        )
-        return Verdict("unparseable", reason=why, raw=raw)
 
     def _usage(self, usage: Any) -> Usage:
         """Tokens as the server counts them; 0 where it does not say."""
@@ -258,10 +261,7 @@ def _text(content: object) -> str | None:
 
 def _status_inside(body: str) -> int | None:
     """The status that the body names: some routers send the error of a server behind them with a 200."""
-    try:
-        record = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+    record = json_or_none(body)
     error = record.get("error") if isinstance(record, dict) and "choices" not in record else None
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else None
@@ -269,17 +269,6 @@ def _status_inside(body: str) -> int | None:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _address(url: str) -> tuple[str, str]:
-    """The address of chat completions, and the host. Raises UserError."""
-    # Before anything is said of an address, right or wrong: it would be shown.
-    if "@" in url.partition("//")[2].partition("/")[0]:
-        raise UserError(f"an address with a password in it would be shown; set {OWN_KEY} instead")
-    parts = server_address(url)
-    if parts is None:
-        raise UserError(f"{url}: expected the address of a server, such as http://127.0.0.1:8080/v1")
-    return f"{url.rstrip('/')}/chat/completions", parts.hostname or ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -43,7 +43,6 @@ class Panel(Judge):
         return self.combine([member.assemble(question, verdicts) for member in self.members_for(question)])
 
     def worst_case_usd(self, question: Question) -> float:
-        """The sum over the members."""
         return sum(member.worst_case_usd(question) for member in self.members_for(question))
 
     def find_key(self) -> None:
@@ -115,7 +114,10 @@ def agree(verdicts: Sequence[Verdict], names: Sequence[str], rule: CombiningRule
     equally common ones. The reason holds each one's status or choice and its words, the usage is the sum.
     """
     valid = [verdict for verdict in verdicts if verdict.status == "ok"]
-    words = [f"{name}: {_said(verdict)}" for name, verdict in zip(names, verdicts, strict=True)]
+    words = []
+    for name, verdict in zip(names, verdicts, strict=True):
+        said = verdict.choice if verdict.choice is not None else verdict.score
+        words.append(f"{name}: {verdict.status if said is None else said}. {verdict.reason}".rstrip(". "))
     result = _decide(valid, rule)
     if 2 * len(valid) <= len(verdicts):
         others = Counter(verdict.status for verdict in verdicts if verdict.status != "ok")
@@ -135,11 +137,6 @@ def _decide(valid: Sequence[Verdict], rule: CombiningRule) -> Verdict:
     votes = Counter(choices).most_common(1)
     won = bool(votes) and 2 * votes[0][1] > len(choices)
     return Verdict("ok", choice=votes[0][0] if won else "tie")
-
-
-def _said(verdict: Verdict) -> str:
-    said = verdict.choice if verdict.choice is not None else verdict.score
-    return f"{verdict.status if said is None else said}. {verdict.reason}".rstrip(". ")
 
 
 def add_usage(verdicts: Sequence[Verdict]) -> Usage:

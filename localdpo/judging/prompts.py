@@ -126,7 +126,10 @@ def material(question: Question) -> str:
     """The part that differs: conversation and answers between their markers."""
     names = ("conversation", *_NAMES[mode_of(question)])
     texts = [neutral(text) for text in (question.prompt, *question.answers)]
-    code = _code(texts)
+    # 16 hexadecimal digits that occur in none of the texts; the same for the same texts.
+    code = sha256_of_text("\0".join(texts))[:16]
+    while any(code in text for text in texts):
+        code = sha256_of_text(code)[:16]
     blocks = [
         f"=== {name} begins {code} ===\n{text}\n=== {name} ends {code} ==="
         for name, text in zip(names, texts, strict=True)
@@ -189,14 +192,6 @@ def _verdict(text: str, mode: Mode) -> Verdict | None:
     if mode == "score" and is_number(said) and said in SCORES:
         return Verdict("ok", score=float(said), reason=reason)
     return None
-
-
-def _code(texts: list[str]) -> str:
-    """16 hexadecimal digits that occur in none of `texts`; the same for the same texts."""
-    code = sha256_of_text("\0".join(texts))[:16]
-    while any(code in text for text in texts):
-        code = sha256_of_text(code)[:16]
-    return code
 
 
 def _unfenced(text: str) -> str:

@@ -27,7 +27,7 @@ from localdpo.judging.base import Effort, Judge, Question, both_orders
 from localdpo.judging.cost import Budget, flat_price, load_prices
 from localdpo.judging.panel import ConstitutionJudge, Jury, Principles
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_constitution, load_rubric, rubrics_by_mode
-from localdpo.judging.run import Journal, JudgeSession, OnVerdict, OnWait, Retry, preview
+from localdpo.judging.run import Journal, JudgeSession, OnVerdict, OnWait, preview
 from localdpo.judging.without_model import (
     CONSTRAINTS,
     RULES,
@@ -131,6 +131,8 @@ def make_judge(spec: str, request: JudgeRequest | None = None, mode: Mode = "pai
     if entry is None:
         known = ", ".join([*(entry.form for entry in JUDGES.values()), "jury:ONE+OTHER"])
         raise UserError(f"{spec}: no such judge; expected one of {known}")
+    if rest and entry.form == name:
+        raise UserError(f"{spec}: expected {name} alone")
     if not entry.reads_rubric and (request.rubrics or request.constitution):
         raise UserError(f"{spec}: this judge reads no rubric and no constitution; leave them out")
     if request.batch and name != "anthropic":
@@ -192,21 +194,6 @@ def _limits(request: JudgeRequest) -> dict[str, Any]:
     }
 
 
-def _nothing_after(rest: str, name: str) -> None:
-    if rest:
-        raise UserError(f"{name}:{rest}: expected {name} alone")
-
-
-def _rules(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
-    _nothing_after(rest, "rules")
-    return RulesJudge()
-
-
-def _constraints(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
-    _nothing_after(rest, CONSTRAINTS)
-    return ConstraintsJudge()
-
-
 def _mlx(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
     from localdpo.judging.mlx import MlxJudge
 
@@ -216,7 +203,6 @@ def _mlx(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
 
 
 def _human(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
-    _nothing_after(rest, "human")
     if request.votes is None:
         raise UserError("human: expected a file of votes; vote in the comparison first")
     return HumanJudge(request.votes)
@@ -242,8 +228,8 @@ def _openai(rest: str, rubric: Rubric, request: JudgeRequest) -> Judge:
 
 
 JUDGES: Final[dict[str, JudgeKind]] = {
-    RULES: JudgeKind(RULES, _rules, reads_rubric=False),
-    CONSTRAINTS: JudgeKind(CONSTRAINTS, _constraints, reads_rubric=False),
+    RULES: JudgeKind(RULES, lambda rest, rubric, request: RulesJudge(), reads_rubric=False),
+    CONSTRAINTS: JudgeKind(CONSTRAINTS, lambda rest, rubric, request: ConstraintsJudge(), reads_rubric=False),
     "mlx": JudgeKind("mlx:MODEL", _mlx),
     "anthropic": JudgeKind("anthropic[:MODEL]", _anthropic, has_price=True),
     "openai": JudgeKind("openai:URL#MODEL", _openai, has_price=True),
@@ -315,7 +301,6 @@ def judge_session(
     questions: Asked,
     *,
     budget: Budget | None = None,
-    retry: Retry | None = None,
     hooks: Hooks,
 ) -> Iterator[JudgeSession]:
     """A session to ask these questions in, within the request's limits.
@@ -330,20 +315,10 @@ def judge_session(
         yield JudgeSession(
             journal=journal,
             budget=budget or Budget(request.max_usd),
-            retry=retry,
             concurrency=request.concurrency,
             on_verdict=hooks.on_verdict,
             on_wait=hooks.on_wait,
         )
-
-
-def _price_days(questions: Asked) -> list[str]:
-    """The days on which the prices of those who are asked were looked up, where they are known."""
-    from localdpo.judging.remote import RemoteJudge
-
-    leaves = [leaf for judge, to_ask in questions for first in to_ask[:1] for leaf in judge.leaves(first)]
-    prices = [leaf.price for leaf in leaves if isinstance(leaf, RemoteJudge)]
-    return sorted({price.date for price in prices if price is not None and price.date is not None})
 
 
 def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path, known: bool) -> list[str]:
@@ -354,6 +329,8 @@ def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path
         known: whether the answers in `questions` are those that will be judged, or stand-ins of the greatest
             length, in which case the journal holds none of them.
     """
+    from localdpo.judging.remote import RemoteJudge
+
     with Journal(journal) if known and journal.is_file() else nullcontext() as opened:
         previews = [preview(judge, to_ask, opened) for judge, to_ask in questions]
     count, cached = sum(each.questions for each in previews), sum(each.cached for each in previews)
@@ -361,8 +338,10 @@ def cost_lines(request: JudgeRequest, name: str, questions: Asked, journal: Path
     unknown = "an amount that is not known (no price for this model; give it with --price IN,OUT)"
     price = unknown if usd == math.inf else f"${usd:.2f}"
     basis = "" if known else ", were every answer as long as it may be"
-    if days := _price_days(questions):
-        basis += f", by prices of {' and '.join(days)}"
+    leaves = [leaf for judge, to_ask in questions for first in to_ask[:1] for leaf in judge.leaves(first)]
+    prices = [leaf.price for leaf in leaves if isinstance(leaf, RemoteJudge)]
+    if days := {price.date for price in prices if price is not None and price.date is not None}:
+        basis += f", by prices of {' and '.join(sorted(days))}"
     lines = [
         f"judge: {name}, at most {counted(count, 'question')} to ask, {cached:,} answered already",
         f"cost: at most {price}{basis}",

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
-from localdpo.core.text import printable
+from localdpo.core.text import json_or_none, printable
 from localdpo.judging import prompts
 from localdpo.judging.base import Judge, JudgeBusy, JudgeStopped, Question
 from localdpo.judging.cost import Price, PriceTable, TokenCounts
@@ -183,10 +183,7 @@ def server_address(url: str) -> SplitResult | None:
 
 def message_of(body: str) -> str:
     """The error's words in a JSON body (`error.message`, `error` or `message`), else the body itself."""
-    try:
-        record = json.loads(body)
-    except (ValueError, RecursionError):
-        return body
+    record = json_or_none(body)
     error = record.get("error", record) if isinstance(record, dict) else None
     words = error.get("message") if isinstance(error, dict) else error
     return words if isinstance(words, str) else body

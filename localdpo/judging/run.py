@@ -163,19 +163,8 @@ class Journal(LogWriter):
         """Write one verdict; it is on the disk when this returns. One that was never given is not written."""
         if verdict.status == "unanswered":
             return
-        self.append(
-            encode_verdict(
-                VerdictRecord(
-                    key,
-                    verdict,
-                    judge.name,
-                    judge.identity,
-                    question.id,
-                    question.prompt,
-                    question.answers,
-                )
-            )
-        )
+        asked = question.id, question.prompt, question.answers
+        self.append(encode_verdict(VerdictRecord(key, verdict, judge.name, judge.identity, *asked)))
         if verdict.status == "ok":
             self._verdicts[key] = verdict
 
@@ -227,7 +216,10 @@ class JudgeSession:
         or after GRACE_SECONDS where questions are in flight in threads.
         """
         run = _Run(self, judge, questions)
-        run.take_from_journal()
+        for task in run.tasks.values():
+            known = None if self.journal is None else self.journal.get(task.key)
+            if known is not None:
+                run.accept(task, known)
         run.ask_missing()
         return [run.results[index] for index in range(len(questions))]
 
@@ -278,13 +270,6 @@ class _Run:
         self.unanswered_in_a_row = 0
         # By judge: the time (monotonic) before which its server wants no question from any thread.
         self.gates: dict[int, float] = {}
-
-    def take_from_journal(self) -> None:
-        journal = self.session.journal
-        for task in self.tasks.values():
-            verdict = journal.get(task.key) if journal is not None else None
-            if verdict is not None:
-                self.accept(task, verdict)
 
     def accept(self, task: _Task, verdict: Verdict) -> None:
         """Take one verdict, and finish the questions that have all theirs now."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -52,17 +52,15 @@ def refuse_others(spec: str, rows: Sequence[PromptRow]) -> None:
             f"which {others:,} of {counted(len(rows), 'prompt')} are not; "
             "name another judge: mlx:MODEL, anthropic or openai:URL#MODEL"
         )
-    if CONSTRAINTS in named and (errors := [*_without_constraints(rows)]):
-        raise UserErrors(errors)
-
-
-def _without_constraints(rows: Sequence[PromptRow]) -> Iterator[UserError]:
-    for row in rows:
+    problems = []
+    for row in rows if CONSTRAINTS in named else ():
         try:
             if constraints_met("", row.facts) is None:
-                yield UserError(f"{row.place} {COLUMN}: missing; --judge {CONSTRAINTS} checks nothing else")
+                problems.append(f"{row.place} {COLUMN}: missing; --judge {CONSTRAINTS} checks nothing else")
         except ValueError as error:
-            yield UserError(f"{row.place} {error}")
+            problems.append(f"{row.place} {error}")
+    if problems:
+        raise UserErrors([UserError(problem) for problem in problems])
 
 
 class RulesJudge(Judge):
@@ -140,8 +138,7 @@ class HumanJudge(Judge):
     A question that nobody voted on is "refused": counted and shown, never scored. The identity holds a hash
     of the votes: a journal forgets what was said before they changed.
 
-    Raises:
-        UserError: the file has no votes, or a line that is not a vote.
+    Raises UserError: the file has no votes, or a line that is not a vote.
     """
 
     name = "human"

@@ -50,26 +50,22 @@ def test_swapping_the_models_gives_one_less_the_rate(scores: list[float]) -> Non
     assert found.low is not None
     assert found.high is not None
     assert (swapped.low, swapped.high) == pytest.approx((1 - found.high, 1 - found.low), abs=1e-12)
-    one, other = stat.sign_test(scores), stat.sign_test([1 - s for s in scores])
-    assert (one.wins, one.losses) == (other.losses, other.wins)
-    assert one.p == pytest.approx(other.p, abs=1e-12)
+    assert stat.sign_test(scores) == pytest.approx(stat.sign_test([1 - s for s in scores]), abs=1e-12)
     assert stat.prompts_needed(found.value) == stat.prompts_needed(1 - found.value)
 
 
 @pytest.mark.parametrize("verdict", [0.0, 0.5, 1.0])
 def test_one_sided_and_all_tied_results_do_not_crash(verdict: float) -> None:
-    found, test = stat.win_rate([verdict] * 40), stat.sign_test([verdict] * 40)
+    found, p = stat.win_rate([verdict] * 40), stat.sign_test([verdict] * 40)
     assert found.value == verdict
-    assert test.p == (1.0 if verdict == 0.5 else pytest.approx(2 * 0.5**40))
+    assert p == (1.0 if verdict == 0.5 else pytest.approx(2 * 0.5**40))
 
 
 def test_the_sign_test_leaves_ties_out() -> None:
     from scipy.stats import binomtest
 
     scores = [1.0] * 30 + [0.75] * 5 + [0.5] * 100 + [0.25] * 2 + [0.0] * 8
-    found = stat.sign_test(scores)
-    assert (found.wins, found.losses) == (35, 10)
-    assert found.p == pytest.approx(binomtest(35, 45).pvalue)
+    assert stat.sign_test(scores) == pytest.approx(binomtest(35, 45).pvalue)
 
 
 @pytest.mark.parametrize("scores", [[], [[0.5]], [1.2], [math.nan]])

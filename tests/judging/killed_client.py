@@ -16,9 +16,10 @@ import anthropic  # noqa: F401
 from children import Job, serve, status_of
 from fake_judges import pairs, run_questions
 
+from localdpo.evals.figures import tally
 from localdpo.judging.anthropic import AnthropicJudge
 from localdpo.judging.anthropic_batch import AnthropicBatchJudge
-from localdpo.judging.base import Question, both_orders, collect, tally
+from localdpo.judging.base import Question, both_orders, collect
 from localdpo.judging.cost import load_prices
 from localdpo.judging.rubric import load_rubric
 from localdpo.judging.run import Journal

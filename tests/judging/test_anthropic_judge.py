@@ -16,8 +16,9 @@ from fake_server import FakeServer, Fault, by_hash
 
 from localdpo.cli.doctor import judge_model
 from localdpo.core.errors import UserError
+from localdpo.evals.figures import tally
 from localdpo.judging.anthropic import AnthropicJudge, newest_opus
-from localdpo.judging.base import JudgeStopped, Question, both_orders, collect, tally
+from localdpo.judging.base import JudgeStopped, Question, both_orders, collect
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.panel import Jury
 from localdpo.judging.rubric import load_rubric
@@ -272,7 +273,7 @@ def test_no_verdict_is_counted_paid_and_asked_again_in_a_later_run(
         verdicts = run_questions(judge(), QUESTIONS, journal, budget=budget)
         assert {verdict.label for verdict in verdicts} == {status}
         assert budget.spent > 0
-        assert tally(collect(PAIRS, verdicts)).statuses == {status: len(QUESTIONS)}
+        assert tally(collect(PAIRS, verdicts))["statuses"] == {status: len(QUESTIONS)}
         server.reply = lambda body: {}
         assert choices(run_questions(judge(), QUESTIONS, journal)) == answers(QUESTIONS)
 

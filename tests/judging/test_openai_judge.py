@@ -19,8 +19,9 @@ from fake_server import FakeServer, Fault
 
 import localdpo
 from localdpo.core.errors import UserError
+from localdpo.evals.figures import tally
 from localdpo.judging import openai
-from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, both_orders, collect, tally
+from localdpo.judging.base import JudgeBusy, JudgeStopped, Question, both_orders, collect
 from localdpo.judging.cost import Budget, load_prices
 from localdpo.judging.openai import OpenAIJudge
 from localdpo.judging.registry import Judges
@@ -232,7 +233,7 @@ def test_nothing_is_lost_by_a_failure_that_passes(server: FakeServer, name: str)
 def test_no_verdict_is_counted(server: FakeServer, reply: dict[str, Any], status: str):
     server.reply = lambda body: reply
     verdicts = run_questions(judge(server), QUESTIONS)
-    assert tally(collect(PAIRS, verdicts)).statuses == {status: len(QUESTIONS)}
+    assert tally(collect(PAIRS, verdicts))["statuses"] == {status: len(QUESTIONS)}
 
 
 def test_thoughts_without_a_verdict_say_what_to_do(server: FakeServer):
@@ -369,7 +370,7 @@ def test_a_real_server_with_a_model_that_knows_no_json(mlx_server: str):
     assert all(verdict.choice is None and verdict.raw for verdict in verdicts)
     assert all(verdict.usage.input_tokens > 100 and verdict.usage.output_tokens > 0 for verdict in verdicts)
     result = tally(collect(PAIRS[:2], verdicts))
-    assert (result.valid, sum(result.statuses.values())) == (0, 4)
+    assert (result["valid"], sum(result["statuses"].values())) == (0, 4)
 
 
 @pytest.mark.long

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from fake_judges import FakeJudge, always, longer, pairs
 
-from localdpo.judging.base import PairVerdict, Question, tally
+from localdpo.evals.figures import tally
+from localdpo.judging.base import PairVerdict, Question
 from localdpo.judging.run import Journal, JudgeSession
 from localdpo.records.verdicts import Verdict
 
@@ -36,21 +37,21 @@ def test_without_two_verdicts_there_is_no_score(status):
         PairVerdict("1", Verdict(status), ok("first")),
     ):
         assert (verdict.score, verdict.flipped, verdict.valid, verdict.choices) == (None, False, False, None)
-        assert tally([verdict]).valid == 0
-        assert tally([verdict]).statuses == {"ok": 1, status: 1}
+        assert tally([verdict])["valid"] == 0
+        assert tally([verdict])["statuses"] == {status: 1}
 
 
 def test_always_the_same_position_is_all_flips_and_no_consistency():
     result = tally(JudgeSession().ask_pairs(FakeJudge(always("first")), pairs(37)))
-    assert result.consistency == 0.0
-    assert result.flips == result.ties == result.valid == 37
+    assert result["consistency"] == 0.0
+    assert result["flips"] == result["ties"] == result["valid"] == 37
     result = tally(JudgeSession().ask_pairs(FakeJudge(always("second")), pairs(37)))
-    assert result.flips == result.ties == result.valid == 37
+    assert result["flips"] == result["ties"] == result["valid"] == 37
 
 
 def test_always_a_tie_is_consistent():
     result = tally(JudgeSession().ask_pairs(FakeJudge(always("tie")), pairs(37)))
-    assert (result.ties, result.flips, result.consistency) == (37, 0, 1.0)
+    assert (result["ties"], result["flips"], result["consistency"]) == (37, 0, 1.0)
 
 
 def test_swapped_names_give_one_minus_the_rate_and_ask_nothing_new(tmp_path):
@@ -61,8 +62,8 @@ def test_swapped_names_give_one_minus_the_rate_and_ask_nothing_new(tmp_path):
         one = tally(JudgeSession(journal).ask_pairs(judge, forth))
         asked = len(judge.asked)
         two = tally(JudgeSession(journal).ask_pairs(judge, back))
-    assert (one.wins, one.ties, one.losses) == (two.losses, two.ties, two.wins)
-    assert one.wins > 0 < one.losses
+    assert (one["wins"], one["ties"], one["losses"]) == (two["losses"], two["ties"], two["wins"])
+    assert one["wins"] > 0 < one["losses"]
     # The same two questions, the other way round.
     assert len(judge.asked) == asked
 
@@ -75,9 +76,9 @@ def test_equal_answers_are_a_tie_that_nobody_is_asked_about():
     assert [verdict.identical for verdict in verdicts] == [True, False]
     assert len(judge.asked) == 2
     result = tally(verdicts)
-    assert (result.identical, result.ties, result.consistency) == (1, 2, 0.0)
+    assert (result["identical"], result["ties"], result["consistency"]) == (1, 2, 0.0)
 
 
 def test_nothing_to_judge_is_no_crash():
     result = tally([])
-    assert (result.valid, result.consistency) == (0, None)
+    assert (result["valid"], result["consistency"]) == (0, None)
