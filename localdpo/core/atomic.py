@@ -33,6 +33,7 @@ MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
 _TEMP: Final = "tmp"
 _ASIDE: Final = "old"
+# The name of a temporary, of a crash or of a living writer.
 _LEFTOVER: Final = re.compile(rf"\.(?P<name>.+)\.(?P<kind>{_TEMP}|{_ASIDE})-[0-9a-f]{{12}}")
 # What Finder, macOS on foreign disks (a `._NAME` beside every NAME) and Windows' Explorer leave in folders.
 _LITTER: Final = re.compile(
@@ -164,14 +165,13 @@ def is_unsupported(error: OSError) -> bool:
 # --- what file managers leave ----------------------------------------------------------------------------
 
 
-def is_litter(path: Path) -> bool:
-    """Whether a file manager put this into a folder that is not its own."""
-    return _LITTER.fullmatch(path.name) is not None and not is_leftover(path)
-
-
 def entries(folder: Path, pattern: str = "*") -> list[Path]:
     """What is in a folder and matches `pattern`, sorted, without the litter of file managers."""
-    return sorted(path for path in folder.glob(pattern) if not is_litter(path))
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not _LITTER.fullmatch(path.name) or _LEFTOVER.fullmatch(path.name)
+    )
 
 
 def newest_first(folder: Path, pattern: str) -> list[Path]:
@@ -446,11 +446,6 @@ def file_hash(file: Path) -> bytes:
 
 
 # --- leftovers -----------------------------------------------------------------------------------------
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether this is the name of a temporary, of a crash or of a living writer."""
-    return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def clean_leftovers(folder: Path, *, shared: bool = False) -> None:

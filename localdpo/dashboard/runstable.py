@@ -42,24 +42,16 @@ class RunIndex:
         runs = [*(reader.summary for reader in self._readers.values()), *self._series]
         return sorted(runs, key=lambda run: (-(run.updated or 0.0), run.name))
 
-    def refresh(self, budget: float = BUDGET) -> bool:
-        """Look at as many runs as `budget` seconds allow, all in turn; whether a summary changed."""
+    def refresh(self, budget: float = BUDGET) -> None:
+        """Look at as many runs as `budget` seconds allow, all in turn."""
         deadline = time.monotonic() + budget
-        has_changed = False
         if not self._due:
-            has_changed = self._list()
+            runs = {run.name: run for run in list_runs(self._runs_dir)}
+            self._readers = {name: self._readers.get(name) or RunReader(run) for name, run in runs.items()}
+            self._series = [summary_of(series) for series in list_series(self._runs_dir)]
+            self._due = list(runs)
         while self._due and time.monotonic() < deadline:
-            has_changed = self._readers[self._due.pop(0)].refresh() or has_changed
-        return has_changed
-
-    def _list(self) -> bool:
-        """The runs there are now; those that are gone are dropped. Whether any came or went."""
-        runs = {run.name: run for run in list_runs(self._runs_dir)}
-        before = self._readers
-        self._readers = {name: before.get(name) or RunReader(run) for name, run in runs.items()}
-        self._due = list(runs)
-        series, self._series = self._series, [summary_of(s) for s in list_series(self._runs_dir)]
-        return before.keys() != self._readers.keys() or series != self._series
+            self._readers[self._due.pop(0)].refresh()
 
 
 def _short_steps(steps: str) -> str:

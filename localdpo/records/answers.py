@@ -14,7 +14,7 @@ written in one go. For torn lines, locks and checksums see records/log.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -76,7 +76,7 @@ class AnswerRecord:
     """One model's answer to one prompt.
 
     Attributes:
-        prompt_index: index of the prompt in the header.
+        prompt: index of the prompt in the header.
         contestant: name of who answered.
         tokens: length, without the end-of-turn token.
         finished: whether it ended by itself, not at the limit of tokens.
@@ -85,7 +85,7 @@ class AnswerRecord:
         ids: every token id that was drawn, the end-of-turn token included.
     """
 
-    prompt_index: int
+    prompt: int
     contestant: str
     text: str
     tokens: int
@@ -188,15 +188,8 @@ class AnswersTail(LogTail):
             elif "logps" in entry:
                 self._take_scores(int(entry["prompt"]), entry["logps"])
             else:
-                record = AnswerRecord(
-                    prompt_index=int(entry["prompt"]),
-                    contestant=str(entry["contestant"]),
-                    text=str(entry["text"]),
-                    tokens=int(entry["tokens"]),
-                    finished=bool(entry["finished"]),
-                    ids=tuple(entry["ids"]),
-                )
-                self.records[record.prompt_index, record.contestant] = record
+                record = as_record(AnswerRecord, entry, ids=tuple(entry["ids"]))
+                self.records[record.prompt, record.contestant] = record
         except DAMAGE as error:
             what = "the file" if self.header is None else "this line"
             raise UserError(
@@ -242,20 +235,8 @@ class AnswersWriter(LogWriter):
 
     def answers(self, *records: AnswerRecord) -> None:
         """Add answers in one write: a kill leaves all of them or none. One that is there already stays."""
-        self._write(
-            *(
-                {
-                    "prompt": record.prompt_index,
-                    "contestant": record.contestant,
-                    "text": record.text,
-                    "tokens": record.tokens,
-                    "finished": record.finished,
-                    "ids": record.ids,
-                }
-                for record in records
-                if (record.prompt_index, record.contestant) not in self.tail.records
-            )
-        )
+        fresh = [record for record in records if (record.prompt, record.contestant) not in self.tail.records]
+        self._write(*({k: v for k, v in asdict(record).items() if k != "logps"} for record in fresh))
 
     def scores(self, prompt: int, logps: Mapping[str, Mapping[str, float]]) -> None:
         """Add the log-probabilities of a prompt's answers: answer -> model -> mean nats a token."""
@@ -278,18 +259,11 @@ def read_answers(path: str | Path) -> AnswersTail:
 
 def header_from(entry: Mapping[str, Any]) -> Header:
     """The header of a file's first line. Raises KeyError, TypeError or ValueError for anything else."""
-    if entry["v"] != FORMAT_VERSION:
-        raise ValueError(f"format {entry['v']}, expected {FORMAT_VERSION}")
-    header = as_record(Header, entry)
-    _require_texts(header.contestants, ("name", "label", "role"))
-    _require_texts(header.prompts, ("id", "text"))
+    header = as_record(Header, entry, FORMAT_VERSION)
+    for objects, names in ((header.contestants, ("name", "label", "role")), (header.prompts, ("id", "text"))):
+        if not all(isinstance(each[name], str) for each in objects for name in names):
+            raise ValueError(f"expected text in {', '.join(names)}")
     return header
-
-
-def _require_texts(objects: Iterable[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Raise KeyError, TypeError or ValueError unless each of `objects` has texts of these names."""
-    if not all(isinstance(entry[name], str) for entry in objects for name in names):
-        raise ValueError(f"expected text in {', '.join(names)}")
 
 
 def rows_of(tail: AnswersTail) -> Sequence[Mapping[str, AnswerRecord]]:

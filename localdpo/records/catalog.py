@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from localdpo.core.errors import UserError
 from localdpo.records.checkpoints import Note
-from localdpo.records.rundir import State, folders_of, list_runs, spelled
+from localdpo.records.rundir import folders_of, list_runs, spelled
 from localdpo.records.runs import RunSummary, read_summaries
 from localdpo.records.series import RoundsDir, SeriesDir, read_record
 from localdpo.records.sweeps import SweepDir, results_of
@@ -48,13 +47,12 @@ def read_all(runs_dir: str | Path, note: Note) -> list[RunSummary]:
     for series in list_series(runs_dir):
         members = read_summaries(series.members(), note)
         groups.append([summary_of(series), *(replace(member, within=series.name) for member in members)])
-    groups.sort(key=lambda group: (-_latest(group), group[0].name))
-    return [summary for group in groups for summary in group]
 
+    def order(group: list[RunSummary]) -> tuple[float, str]:
+        # When the log of one of them grew, or it was made.
+        return -max(one.updated or one.run.recipe.stat().st_mtime for one in group), group[0].name
 
-def _latest(group: Iterable[RunSummary]) -> float:
-    """When the log of one of them grew, or it was made."""
-    return max(summary.updated or summary.run.recipe.stat().st_mtime for summary in group)
+    return [summary for group in sorted(groups, key=order) for summary in group]
 
 
 def summary_of(series: SeriesDir) -> RunSummary:
@@ -77,7 +75,7 @@ def _with_rounds(series: SeriesDir, summary: RunSummary) -> RunSummary:
     first = record.rounds[-1].first if record.rounds else None
     return replace(
         summary,
-        state=_state(record.ended is not None),
+        state="stopped" if record.ended is None else "finished",
         step=len(record.rounds),
         total=record.wanted or None,
         win=None if first is None else first.value,
@@ -92,12 +90,8 @@ def _with_sweep(series: SweepDir, summary: RunSummary) -> RunSummary:
         summary = replace(summary, accuracy=last.accuracy, margin=last.margin, kl=last.kl)
     return replace(
         summary,
-        state=_state(not results.left),
+        state="stopped" if results.left else "finished",
         step=results.finished,
         total=len(results.runs),
         win=None if best is None or best.win is None else best.win.value,
     )
-
-
-def _state(is_done: bool) -> State:
-    return "finished" if is_done else "stopped"

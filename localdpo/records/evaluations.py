@@ -199,14 +199,8 @@ def name_after(judge: str) -> str:
     return judge.partition(":")[0]
 
 
-def win_rate(run: RunDir) -> float | None:
-    """The share won (ties half) by the trained model in the newest judged evaluation; None without one."""
-    rate = judged_rate(run)
-    return None if rate is None else rate.value
-
-
 def judged_rate(run: RunDir) -> RateEstimate | None:
-    """The same with its interval.
+    """The share won (ties half) by the trained model in the newest judged evaluation; None without one.
 
     A damaged file counts as none here; the judge screen says what is wrong with it.
     """
@@ -221,12 +215,11 @@ def judged_rate(run: RunDir) -> RateEstimate | None:
 
 
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:
-    if record["v"] != _VERSION:
-        raise ValueError(f"version {record['v']}, expected {_VERSION}")
     judge = record["judge"]
     evaluation = as_record(
         Evaluation,
         record,
+        _VERSION,
         judge=None if judge is None else str(judge["name"]),
         labels={str(who["name"]): str(who["label"]) for who in record["contestants"]},
         record=record,

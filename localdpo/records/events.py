@@ -27,30 +27,13 @@ from localdpo.records.log import LogTail, LogWriter, encode, unseal
 
 FORMAT_VERSION: Final = 1
 
-EVENT_TYPES: Final = frozenset(
-    {
-        "data",
-        "run.started",
-        "phase",
-        "reference",
-        "step",
-        "eval",
-        "samples",
-        "pairs",
-        "checkpoint",
-        "notice",
-        "control",
-        "run.resumed",
-        "run.paused",
-        "run.continued",
-        "run.finished",
-        "run.failed",
-        "run.stopped",
-        "run.crashed",
-    }
-)
 # What a resumed run does again: the earlier record of these, past the step it resumes from, is void.
 REDONE_TYPES: Final = frozenset({"step", "eval", "samples", "pairs", "checkpoint"})
+EVENT_TYPES: Final = REDONE_TYPES | {
+    *("data", "phase", "reference", "notice", "control"),
+    *("run.started", "run.resumed", "run.paused", "run.continued"),
+    *("run.finished", "run.failed", "run.stopped", "run.crashed"),
+}
 _LATEST_TIME: Final = 1e12  # seconds; a larger number is damage, and an int of that size may not fit a float
 _MOST_STEPS: Final = 2**53  # a larger number is damage, and no column of a chart holds it
 # A line may hold what JSON has no form for, by another program's hand: NaN, infinities, numbers that fit no

@@ -257,16 +257,19 @@ class LogTail:
         return [(number, line) for number, line in enumerate(ended, first) if line.strip()]
 
 
-def as_record(kind: type[T], entry: Mapping[str, Any], **others: Any) -> T:
+def as_record(kind: type[T], entry: Mapping[str, Any], version: int | None = None, **others: Any) -> T:
     """The dataclass `kind` of an object of JSON, at any depth.
 
     Fields may be of str, int, float, bool, Path, Any, Literal, other dataclasses, and tuples, lists and
     mappings of these, or None. Where a float was not finite null is written, which is read as NaN. A member
     without a field is ignored, and a field with a default need not be there. `others`: fields that are taken
-    from here. ValueError names the member that is missing or of another type.
+    from here; `version`: what its member `v` must be. ValueError names the member that is missing or of
+    another type.
     """
     if not isinstance(entry, Mapping):
         raise ValueError(f"expected an object, got {entry!r:.40}")
+    if version is not None and entry.get("v") != version:
+        raise ValueError(f"version {entry.get('v')}, expected {version}")
     values, hints = dict(others), _hints(kind)
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name in others:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from localdpo.core.text import counted
 from localdpo.records.events import Event
 from localdpo.records.metrics import metric_of
-from localdpo.records.rundir import ENDS
+from localdpo.records.rundir import ENDS, Ending
 
 Phase = Literal[
     "starting",
@@ -22,10 +22,7 @@ Phase = Literal[
     "saving",
     "training",
     "paused",
-    "finished",
-    "failed",
-    "stopped",
-    "crashed",
+    Ending,
 ]
 
 # Phases that an event of their own begins, and counts.

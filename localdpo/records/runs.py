@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from localdpo.core.text import age
 from localdpo.records.checkpoints import Note, damage_of
 from localdpo.records.deaths import end_lines
-from localdpo.records.evaluations import win_rate
+from localdpo.records.evaluations import judged_rate
 from localdpo.records.events import Event, EventTail, as_number, effective
 from localdpo.records.metrics import ACCURACY, BY_NAME, all_tied, metric_of, metrics_of
 from localdpo.records.progress import Phase, Progress, advance
@@ -122,19 +122,36 @@ def beta_of(start: Event | None) -> float | None:
     return as_number(start.recipe_section("loss").get("beta"))
 
 
-class SummaryFold:
-    """Adds up the events of a run, in the order of its log. Steps are not kept: a table has many runs."""
+class RunReader:
+    """Adds up the events of a run, in the order of its log. Steps are not kept: a table has many runs.
+
+    Attributes:
+        summary: as of the last `refresh`.
+        evaluations: the eval events that count.
+    """
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
+        self.evaluations: list[Event] = []
+        self._tail = EventTail(run.events)
         self._progress = Progress()
         self._started: float | None = None
         self._milestones: list[Event] = []
-        self._evals: list[Event] = []
         self._memory: float | None = None
+        self.summary = self.take((), running=False)
 
-    def feed(self, events: Iterable[Event]) -> None:
-        """Take in more events."""
+    def refresh(self) -> None:
+        """Read only what the log has gained."""
+        # The lock before the log: a run that ends in between is shown as running, never as crashed.
+        running = self.run.is_running()
+        self.summary = self.take(self._tail.poll(), running)
+
+    def damage(self) -> str | None:
+        """One line about what is missing in the log, None where nothing is."""
+        return damage_of(self.run, self._tail, alive=self.summary.state == "running")
+
+    def take(self, events: Iterable[Event], running: bool) -> RunSummary:
+        """The line of the run after these events, too; `running`: whether its lock is held."""
         for event in events:
             self._progress = advance(self._progress, event)
             if self._started is None:
@@ -143,22 +160,15 @@ class SummaryFold:
                 memory = metric_of(event, "memory_gb")
                 self._memory = self._memory if memory is None else memory
             elif event.type == "eval":
-                self._evals.append(event)
+                self.evaluations.append(event)
             elif event.type.startswith("run."):
                 self._milestones.append(event)
-                self._evals = effective([*self._evals, event])[:-1]
-
-    @property
-    def evaluations(self) -> Sequence[Event]:
-        """The evaluations that count."""
-        return self._evals
-
-    def summary(self, running: bool) -> RunSummary:
-        """The line of the run; `running`: whether its lock is held."""
+                self.evaluations = effective([*self.evaluations, event])[:-1]
         starts = [event for event in self._milestones if event.type == "run.started"]
         start = starts[-1] if starts else None
         end = self._milestones[-1] if self._milestones and is_end(self._milestones[-1]) else None
-        last = self._evals[-1] if self._evals else None
+        last = self.evaluations[-1] if self.evaluations else None
+        win = judged_rate(self.run)
         return RunSummary(
             run=self.run,
             state=state_of(self._milestones, running),
@@ -172,7 +182,7 @@ class SummaryFold:
             all_tied=all_tied(metrics_of(last)),
             margin=metric_of(last, "rewards/margins"),
             kl=metric_of(last, "kl"),
-            win=win_rate(self.run),
+            win=None if win is None else win.value,
             memory=self._memory,
             started=self._started,
             launched=start.time if start else None,
@@ -183,40 +193,7 @@ class SummaryFold:
 
 def summarise(run: RunDir, events: Iterable[Event], running: bool) -> RunSummary:
     """The line of a run whose events were read already."""
-    fold = SummaryFold(run)
-    fold.feed(events)
-    return fold.summary(running)
-
-
-class RunReader:
-    """Keeps the summary of a run up to date; reads again only what its log has gained.
-
-    Attributes:
-        summary: as of the last `refresh`.
-    """
-
-    def __init__(self, run: RunDir) -> None:
-        self.run = run
-        self._tail = EventTail(run.events)
-        self._fold = SummaryFold(run)
-        self.summary = self._fold.summary(False)
-
-    def refresh(self) -> bool:
-        """Read what is new; whether the summary changed."""
-        # The lock before the log: a run that ends in between is shown as running, never as crashed.
-        running = self.run.is_running()
-        self._fold.feed(self._tail.poll())
-        before, self.summary = self.summary, self._fold.summary(running)
-        return self.summary != before
-
-    @property
-    def evaluations(self) -> Sequence[Event]:
-        """The eval events that count, as of the last `refresh`."""
-        return self._fold.evaluations
-
-    def damage(self) -> str | None:
-        """One line about what is missing in the log, None where nothing is."""
-        return damage_of(self.run, self._tail, alive=self.summary.state == "running")
+    return RunReader(run).take(events, running)
 
 
 def read_summaries(runs: Iterable[RunDir], note: Note) -> list[RunSummary]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,7 +86,7 @@ def read_options(series: RunDir | None) -> SeriesOptions:
     if not isinstance(series, SeriesDir) or not series.options.exists():
         return SeriesOptions()
     try:
-        return read_sealed(series.options, _options, "the options of a series of runs")
+        return read_sealed(series.options, _OPTIONS, "the options of a series of runs")
     except UserError as error:
         raise UserError(f"{error}; remove the file and give the options again") from error
 
@@ -99,8 +100,7 @@ def write_options(series: SeriesDir, options: SeriesOptions) -> None:
         write_bytes(series.options, seal(json.dumps({"v": VERSION, **asdict(options)}, indent=1)))
 
 
-def _options(value: Mapping[str, object]) -> SeriesOptions:
-    return as_record(SeriesOptions, _of_version(value))
+_OPTIONS: Final = partial(as_record, SeriesOptions, version=VERSION)
 
 
 class RoundsDir(SeriesDir):
@@ -251,7 +251,7 @@ def read_record(series: RoundsDir) -> SeriesRecord:
     """What is known of the series; nothing before its first round is done. Raises UserError for damage."""
     if not series.record.exists():
         return SeriesRecord(0)
-    return read_sealed(series.record, _record, "the record of a series of runs")
+    return read_sealed(series.record, _RECORD, "the record of a series of runs")
 
 
 def write_record(series: RoundsDir, record: SeriesRecord) -> None:
@@ -259,11 +259,4 @@ def write_record(series: RoundsDir, record: SeriesRecord) -> None:
     write_bytes(series.record, seal(json.dumps(record.to_json(), indent=1)))
 
 
-def _record(value: Mapping[str, object]) -> SeriesRecord:
-    return as_record(SeriesRecord, _of_version(value))
-
-
-def _of_version(value: Mapping[str, object]) -> Mapping[str, object]:
-    if value["v"] != VERSION:
-        raise ValueError(f"version {value['v']}, expected {VERSION}")
-    return value
+_RECORD: Final = partial(as_record, SeriesRecord, version=VERSION)

@@ -28,7 +28,7 @@ from localdpo.records.log import DAMAGE, as_record
 from localdpo.records.metrics import ACCURACY, METRICS, metrics_of
 from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunReader, RunSummary
-from localdpo.records.series import SeriesDir, SeriesOptions, rate_text, read_options
+from localdpo.records.series import SeriesDir, rate_text, read_options
 from localdpo.records.wording import resume_command
 
 VERSION: Final = 1
@@ -85,10 +85,7 @@ def read_plan(sweep: SweepDir) -> SweepPlan:
 
 def plan_in(text: str) -> SweepPlan:
     """The plan in the text of a sweep.json. Raises one of log.DAMAGE for any other text."""
-    value = json.loads(text)
-    if value["v"] != VERSION:
-        raise ValueError(f"version {value['v']}, expected {VERSION}")
-    plan = as_record(SweepPlan, value)
+    plan = as_record(SweepPlan, json.loads(text), VERSION)
     if not plan.runs or any(len(run.values) != len(plan.grid) for run in plan.runs):
         raise ValueError("its runs do not fit its grid")
     return plan
@@ -187,14 +184,14 @@ def results_of(sweep: SweepDir, best_by: str | None = None) -> SweepResults:
         else run
         for run in runs
     )
-    left = tuple(run.name for run in runs if not (run.is_finished and _is_judged(run, options)))
-    return SweepResults(plan.grid, tuple(compared), left, equal, chosen, _best(done, chosen))
-
-
-def _is_judged(run: SweptRun, options: SeriesOptions) -> bool:
-    """Whether the run has been evaluated as the sweep wants it: always where no judge was named."""
     judge = options.judging.get("judge")
-    return judge is None or (run.summary.run.evaluations / f"{name_after(judge)}.json").exists()
+    left = tuple(
+        run.name
+        for run in runs
+        if not run.is_finished
+        or (judge and not (run.summary.run.evaluations / f"{name_after(judge)}.json").exists())
+    )
+    return SweepResults(plan.grid, tuple(compared), left, equal, chosen, _best(done, chosen))
 
 
 def require_ranked(metric: str | None) -> None:
@@ -261,7 +258,7 @@ def table_of(results: SweepResults) -> tuple[list[str], list[list[str]]]:
         *((RANKED[name][0], partial(_figure, name)) for name in shown if name != WIN),
         (f"accuracy at KL {format_brief(results.equal_kl)}", lambda run: _text(run.at_equal_kl)),
         ("win rate", lambda run: "" if run.win is None else rate_text(run.win)),
-        ("", partial(_marks, results)),
+        ("", lambda run: ", ".join(["best"] * (run.name == results.best) + ["on the front"] * run.on_front)),
     ]
     cells = [(heading, [text(run) for run in results.runs]) for heading, text in columns]
     kept = [(heading, texts) for heading, texts in cells if any(texts)]
@@ -281,10 +278,6 @@ def _figure(metric: str, run: SweptRun) -> str:
 def _state(run: SweptRun) -> str:
     state = run.summary.state
     return state if state in ("new", "finished") else f"{state} {run.summary.steps}"
-
-
-def _marks(results: SweepResults, run: SweptRun) -> str:
-    return ", ".join(["best"] * (run.name == results.best) + ["on the front"] * run.on_front)
 
 
 def stage_of(sweep: SweepDir, results: SweepResults) -> str:

@@ -280,7 +280,7 @@ def test_answers_are_told_as_they_finish(run: RunDir) -> None:
 
     def told(record: AnswerRecord) -> None:
         (path,) = answers_files(run.path)
-        seen.append((record.prompt_index, record.contestant, len(read_answers(path).records)))
+        seen.append((record.prompt, record.contestant, len(read_answers(path).records)))
 
     answered(run, rows(3), DRAWN, on_answer=told)
     assert [count for _, _, count in seen] == list(range(1, 10)), "each is on disk when it is told"

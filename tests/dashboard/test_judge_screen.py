@@ -21,7 +21,7 @@ from localdpo.dashboard.widgets.evaluation import (
     eval_command,
     interval_bar,
 )
-from localdpo.records.evaluations import RateEstimate, evaluation_files, read_evaluation, win_rate
+from localdpo.records.evaluations import RateEstimate, evaluation_files, judged_rate, read_evaluation
 from localdpo.records.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -55,12 +55,14 @@ def test_the_win_rate_is_of_the_newest_that_was_judged(run: RunDir, tmp_path: Pa
     newer = make_evaluation(run, "checks", judged=False)
     os.utime(newer, (2e9, 2e9))
     assert evaluation_files(run)[0] == newer
-    assert win_rate(run) == 0.5
+    assert (rate := judged_rate(run)) is not None
+    assert rate.value == 0.5
     damaged = run.path / "eval" / "damaged.json"
     damaged.write_text("{")
     os.utime(damaged, (2.1e9, 2.1e9))
-    assert win_rate(run) == 0.5
-    assert win_rate(make_run(tmp_path, "other")) is None
+    assert (rate := judged_rate(run)) is not None
+    assert rate.value == 0.5
+    assert judged_rate(make_run(tmp_path, "other")) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"v": 2}', '{"v": 1}'])

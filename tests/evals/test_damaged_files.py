@@ -54,7 +54,7 @@ def answers(path: Path) -> Read:
     def read(path: Path) -> list[Any]:
         tail = read_answers(path)
         # An answer whose scores were cut off is the answer still.
-        return [tail.header, *((r.prompt_index, r.contestant, r.text, r.ids) for r in tail.records.values())]
+        return [tail.header, *((r.prompt, r.contestant, r.text, r.ids) for r in tail.records.values())]
 
     return read
 

@@ -181,7 +181,7 @@ def test_several_answers_go_in_one_write(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(os, "write", lambda fd, data: sizes.append(len(data)) or write(fd, data))
         writer.answers(*both, answer(1, "base"))
         assert len([size for size in sizes if size]) == 1
-        assert [(one.prompt_index, one.contestant) for one in writer.tail.records.values()] == [
+        assert [(one.prompt, one.contestant) for one in writer.tail.records.values()] == [
             (0, "base"),
             (0, "dpo"),
             (1, "base"),

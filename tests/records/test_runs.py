@@ -46,10 +46,10 @@ def test_a_log_that_may_not_be_read_hides_no_other_run(
             log.write("step", 1)
     refresh = RunReader.refresh
 
-    def refuse(self: RunReader) -> bool:
+    def refuse(self: RunReader) -> None:
         if self.run.name == "a":
             raise PermissionError(13, "Permission denied")
-        return refresh(self)
+        refresh(self)
 
     monkeypatch.setattr(RunReader, "refresh", refuse)
     said: list[str] = []

@@ -285,8 +285,7 @@ def _read_dashboard(path: Path) -> object:
     lines = [log_line(event, state.progress.total) for event in state.log()]
     words = [word.text for word in header_words(state, False, 9.0, Abilities())]
     index = RunIndex(path.parent.parent)
-    while index.refresh() or index.is_reading:
-        pass
+    index.refresh(SLOWEST)
     "\n".join([*lines, *words]).encode()
     return index.runs, tiles_of(state), alarms(state, False, 9.0)
 
