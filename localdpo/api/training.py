@@ -95,7 +95,14 @@ def train(
         run.discard()
         raise
     if wait:
-        _require_good_end(worker, _follow(worker, on_event))
+        returncode = _follow(worker, on_event)
+        code = exit_code(returncode, run, worker.log_start)
+        lines = explain_death(returncode, run, worker.log_start)
+        if code == USER_ERROR_EXIT:
+            run.discard()
+            raise UserErrors([UserError(line) for line in lines])
+        if code in (CRASHED_EXIT, DEVICE_EXIT):
+            raise TrainingFailed(lines)
     else:
         # Takes the worker's exit code when it has ended, so that no dead process stays.
         threading.Thread(target=worker.wait, daemon=True).start()
@@ -176,7 +183,7 @@ def sweep(
     The other arguments are those of `train`. Raises UserErrors for what must be corrected before any run.
     """
     from localdpo.launch.rounds import kept_options
-    from localdpo.launch.sweep import open_sweep, plan_sweep, train_sweep
+    from localdpo.launch.sweep import SweepHands, open_sweep, plan_sweep, train_sweep
 
     require_ranked(best_by)
     values = [f"{key}={','.join(map(_text_of, values))}" for key, values in (grid or {}).items()]
@@ -185,11 +192,19 @@ def sweep(
     kept = kept_options(known_run(request), forget=forget_options)
     options = SeriesOptions({}, jobs, best_by).above(kept)
     plan = plan_sweep(request, note)
-    made, workers = open_sweep(request, plan, note), _SweepWorkers()
+    made, workers = open_sweep(request, plan, note), list[Worker]()
+
+    def begun(run: RunDir, worker: Worker | None) -> None:
+        if worker is not None:
+            workers.append(worker)
+
     try:
-        train_sweep(made, plan, options, workers)
+        train_sweep(made, plan, options, SweepHands(begun, lambda run, why: note(f"{run.name}: {why}")))
     except KeyboardInterrupt:
-        workers.stop()
+        for worker in workers:
+            worker.interrupt()
+        for worker in workers:
+            worker.wait()
         raise
     return results_of(made)
 
@@ -197,36 +212,6 @@ def sweep(
 def _text_of(value: object) -> str:
     """A value as an override has it; text with a comma is one value, too."""
     return value if isinstance(value, str) and "," not in value else json.dumps(value)
-
-
-class _SweepWorkers:
-    """The workers of a sweep whose runs nobody watches (launch.sweep.SweepHands)."""
-
-    def __init__(self) -> None:
-        self._workers: list[Worker] = []
-
-    def begun(self, run: RunDir, worker: Worker | None) -> None:
-        if worker is not None:
-            self._workers.append(worker)
-
-    def event(self, run: RunDir, event: Event) -> None:
-        pass
-
-    def ended(self, run: RunDir, worker: Worker | None) -> None:
-        pass
-
-    def refused(self, run: RunDir, error: UserError) -> None:
-        note(f"{run.name}: {error}")
-
-    def goes_on(self) -> bool:
-        return True
-
-    def stop(self) -> None:
-        """Save and stop those that train, and wait for their ends."""
-        for worker in self._workers:
-            worker.interrupt()
-        for worker in self._workers:
-            worker.wait()
 
 
 def _follow(worker: Worker, on_event: OnEvent | None) -> int:
@@ -241,17 +226,6 @@ def _follow(worker: Worker, on_event: OnEvent | None) -> int:
         except KeyboardInterrupt:
             interrupts += 1
             worker.interrupt(at_once=interrupts > 1)
-
-
-def _require_good_end(worker: Worker, returncode: int) -> None:
-    run = worker.run
-    code = exit_code(returncode, run, worker.log_start)
-    lines = explain_death(returncode, run, worker.log_start)
-    if code == USER_ERROR_EXIT:
-        run.discard()
-        raise UserErrors([UserError(line) for line in lines])
-    if code in (CRASHED_EXIT, DEVICE_EXIT):
-        raise TrainingFailed(lines)
 
 
 def _train_here(run: RunDir, accept_changes: bool, on_event: OnEvent | None) -> None:

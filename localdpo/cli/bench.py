@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from localdpo.cli.options import JsonOption
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.text import counted
+from localdpo.out import note, print_json, say
 
 
 def bench(
@@ -18,16 +25,12 @@ def bench(
         ),
     ] = None,
     bits: Annotated[
-        int, typer.Option("--bits", metavar="4|8|16", help="Bits of the weights; a CPU computes in float32.")
+        int, typer.Option(metavar="4|8|16", help="Bits of the weights; a CPU computes in float32.")
     ] = 4,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs in one step.")] = 8,
-    prompt_tokens: Annotated[
-        int, typer.Option("--prompt-tokens", min=8, help="Mean length of the prompts.")
-    ] = 256,
-    response_tokens: Annotated[
-        int, typer.Option("--response-tokens", min=8, help="Mean length of the responses.")
-    ] = 128,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Steps that are measured.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs in one step.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(min=8, help="Mean length of the prompts.")] = 256,
+    response_tokens: Annotated[int, typer.Option(min=8, help="Mean length of the responses.")] = 128,
+    steps: Annotated[int, typer.Option(min=2, help="Steps that are measured.")] = 10,
     every_way: Annotated[
         bool,
         typer.Option("--every-way", help="Eager and traced, each with and without gradient checkpointing."),
@@ -38,16 +41,9 @@ def bench(
 
     Nothing is downloaded. A model is written to a temporary folder: 5 GB for 8b with 4 bits.
     """
-    import signal
-    import sys
-    import tempfile
     from importlib.metadata import version
-    from pathlib import Path
 
-    from localdpo.core.errors import UserError, UserErrors
-    from localdpo.core.text import counted
     from localdpo.model.backend import keep_float32_exact, memory_limit, prepare
-    from localdpo.out import note, print_json, say
     from localdpo.train.bench import AS_DECIDED, EVERY_WAY, SHAPES, Workload, measure, table
 
     errors = [

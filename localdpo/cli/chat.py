@@ -8,42 +8,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localdpo.cli.options import (
-    MaxTokensOption,
-    RunArgument,
-    RunsDirOption,
-    SeedOption,
-    TemperatureOption,
-)
+from localdpo.cli import options as opt
+from localdpo.core.errors import UserError
+from localdpo.out import has_screen, note, say, say_errors
+from localdpo.records.answers import Sampling
+from localdpo.records.rundir import find_run
 
 if TYPE_CHECKING:
     from localdpo.answering.chat import Conversation, Speakers
 
 
 def chat(
-    run: RunArgument = None,
+    run: opt.RunArgument = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model", metavar="NAME", help="Who answers: base, sft, dpo or all. Default: the trained one."
-        ),
+        typer.Option(metavar="NAME", help="Who answers: base, sft, dpo or all. Default: the trained one."),
     ] = None,
     system_prompt: Annotated[
-        str | None, typer.Option("--system-prompt", metavar="TEXT", help="The conversation's system prompt.")
+        str | None, typer.Option(metavar="TEXT", help="The conversation's system prompt.")
     ] = None,
-    max_tokens: MaxTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
+    max_tokens: opt.MaxTokensOption = 256,
+    temperature: opt.TemperatureOption = 0.0,
+    seed: opt.SeedOption = 0,
     plain: Annotated[
         bool, typer.Option("--plain", help="A question a line on stdin, answers on stdout, no screen.")
     ] = False,
-    runs_dir: RunsDirOption = Path("runs"),
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Talk to base, SFT and trained model, one by one or side by side, on one load of the base."""
-    from localdpo.out import has_screen, note
-    from localdpo.records.answers import Sampling
-    from localdpo.records.rundir import find_run
-
     found = find_run(runs_dir, run)
     note(f"loading the models of {found.path}")
     from localdpo.answering.chat import Conversation
@@ -61,21 +53,16 @@ def chat(
 
         talk_in_lines(talk, Speakers(talk))
         return
-    from localdpo.cli.chat_screen import ChatApp
-    from localdpo.dashboard.appbase import run_app
+    from localdpo.cli.chat_screen import ChatScreen
+    from localdpo.dashboard.appbase import ScreenApp, run_app
 
-    app = ChatApp(talk)
-    run_app(app)
-    app.speaking.join()
-    if app.speaking.failure is not None:
-        raise app.speaking.failure
+    screen = ChatScreen(talk)
+    run_app(ScreenApp(screen))
+    screen.speaking.join()
 
 
 def talk_in_lines(talk: Conversation, speakers: Speakers) -> None:
     """Answer the lines of stdin; Ctrl-C ends an answer, and at the prompt the conversation."""
-    from localdpo.core.errors import UserError
-    from localdpo.out import say, say_errors
-
     asks = sys.stdin.isatty()
     if asks:
         say(f"a line asks {talk.choice}; /new begins anew, /{', /'.join(talk.choices)} choose who answers")
@@ -109,8 +96,6 @@ def talk_in_lines(talk: Conversation, speakers: Speakers) -> None:
 
 def say_answers(talk: Conversation, speakers: Speakers) -> None:
     """Print what is missing, piece by piece as it is drawn; with several models each after its name."""
-    from localdpo.out import say
-
     while (name := talk.missing()) is not None:
         say(f"{talk.models[name]}: " if len(talk.shown) > 1 else "", end="")
         printed = 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -16,7 +14,7 @@ from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted
-from localdpo.dashboard.appbase import TerminalApp, app_of
+from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.keymap import Key, key_name
 from localdpo.dashboard.widgets.answertext import clean
 from localdpo.dashboard.widgets.basic import TextLine, TextPanel
@@ -101,24 +99,22 @@ class QuestionLine(Input):
 
 
 class ChatScreen(Screen[None]):
-    """The conversation, which keys and the thread change; drawn ten times a second where it has changed."""
+    """The conversation, which keys and a thread change; drawn ten times a second where it has changed.
 
+    Attributes:
+        speaking: the thread.
+    """
+
+    CSS_PATH = "../dashboard/styles/chat.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         # In their order after the letters that the line takes; only Ctrl-C would mean something to the line.
         Binding(key.key, key.action, key.help, show=False, priority=key.key == "ctrl+c")
         for key in KEYS
     ]
-    CSS: ClassVar[str] = """
-    #chat-state, #chat-keys { height: 1; padding: 0 1; background: $surface; }
-    #question { height: 1; padding: 0 1; }
-    #chat-panes { height: 1fr; layout: horizontal; }
-    .-narrow #chat-panes { layout: vertical; }
-    #chat-panes > TextPanel { width: 1fr; height: 1fr; }
-    """
 
-    def __init__(self, conversation: Conversation, speaking: Speaking) -> None:
+    def __init__(self, conversation: Conversation) -> None:
         super().__init__()
-        self._talk, self._speaking = conversation, speaking
+        self._talk, self.speaking = conversation, Speaking(conversation)
         self._drawn: object = None
 
     def compose(self) -> ComposeResult:
@@ -135,8 +131,12 @@ class ChatScreen(Screen[None]):
         yield Static(footer, id="chat-keys")
 
     def on_mount(self) -> None:
+        self.speaking.start()
         self.set_interval(_DRAW_SECONDS, self._draw)
         self._draw()
+
+    def on_unmount(self) -> None:
+        self.speaking.leave()
 
     def on_resize(self) -> None:
         self.set_class(self.size.width < _NARROW, "-narrow")
@@ -154,23 +154,23 @@ class ChatScreen(Screen[None]):
             return
         event.input.clear()
         if not needs_answers:
-            self._speaking.stop()
-        self._speaking.go_on()
+            self.speaking.stop()
+        self.speaking.go_on()
 
     def action_turn(self, by: int) -> None:
         """Show the next model, and all of them after the last; it answers what it has missed."""
         choices = self._talk.choices
         self._talk.choose(choices[(choices.index(self._talk.choice) + by) % len(choices)])
-        self._speaking.go_on()
+        self.speaking.go_on()
 
     def action_stop(self) -> None:
         """Stop the answer under way; without one clear the line."""
-        if self._speaking.speaker is None:
+        if self.speaking.speaker is None:
             self.query_one(Input).clear()
-        self._speaking.stop()
+        self.speaking.stop()
 
     def action_new(self) -> None:
-        self._speaking.stop()
+        self.speaking.stop()
         self._talk.new()
 
     def action_scroll(self, pages: int) -> None:
@@ -183,13 +183,13 @@ class ChatScreen(Screen[None]):
     # --- drawing --------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
-        if self._speaking.failure is not None:
-            self.app.exit()
+        if self.speaking.failure is not None:
+            app_of(self).fail(self.speaking.failure)
             return
-        talk, speaker = self._talk, self._speaking.speaker
+        talk, speaker = self._talk, self.speaking.speaker
         state = (
             speaker,
-            self._speaking.is_ready,
+            self.speaking.is_ready,
             tuple(talk.shown),
             len(talk.questions),
             [(len(every), every[-1:]) for every in talk.answers.values()],
@@ -197,7 +197,7 @@ class ChatScreen(Screen[None]):
         if state == self._drawn:
             return
         self._drawn = state
-        doing = "loading the model" if not self._speaking.is_ready else f"{talk.choice} answers"
+        doing = "loading the model" if not self.speaking.is_ready else f"{talk.choice} answers"
         system = "" if talk.system is None else f"  system: {talk.system}"
         line = f"{talk.run.name}  {doing}  {format_sampling(talk.sampling)}{system}"
         self.query_one("#chat-state", TextLine).show(line)
@@ -226,24 +226,6 @@ class ChatScreen(Screen[None]):
         if not answers:
             return ""
         words = counted(len(answers[-1].tokens), "token")
-        if self._speaking.speaker == name:
+        if self.speaking.speaker == name:
             return f"{words} ..."
         return words if answers[-1].finished else f"{words}, cut"
-
-
-class ChatApp(TerminalApp):
-    """The app with this one screen. After `run`, `speaking.failure` says what ended it, if anything did."""
-
-    ENABLE_COMMAND_PALETTE = False
-
-    def __init__(self, conversation: Conversation, environment: Mapping[str, str] = os.environ) -> None:
-        super().__init__(environment)
-        self.speaking = Speaking(conversation)
-        self._talk = conversation
-
-    def on_mount(self) -> None:
-        self.speaking.start()
-        self.push_screen(ChatScreen(self._talk, self.speaking))
-
-    def on_unmount(self) -> None:
-        self.speaking.leave()

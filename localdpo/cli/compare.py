@@ -8,24 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from localdpo.cli.options import (
-    JsonOption,
-    MaxTokensOption,
-    PromptsOption,
-    RunArgument,
-    RunsDirOption,
-    SeedOption,
-    TemperatureOption,
-    WithRunsOption,
-    page_path,
-)
+from localdpo.cli import options as opt
+from localdpo.core.errors import UserError
+from localdpo.out import has_screen, note, print_json, say
+from localdpo.records.answers import AnswersRequest, AnswersTail, Sampling, answers_object, rows_of
+from localdpo.records.rundir import find_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from localdpo.out.console import Console
-    from localdpo.records.answers import AnswersRequest, AnswersTail
-    from localdpo.records.rundir import RunDir
 
 SIDE_BY_SIDE_WIDTH: Final = 100
 # Prompts of a file that are asked unless --limit says otherwise: as many as one reads in a terminal's scroll.
@@ -34,21 +26,14 @@ BROWSED_PROMPTS: Final = 32
 
 
 def compare(
-    run: RunArgument = None,
+    run: opt.RunArgument = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Print the answers and leave, without a screen to browse them.")
     ] = False,
-    as_json: JsonOption = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", metavar="FILE", callback=page_path, help="Write one self-contained page and leave."
-        ),
-    ] = None,
-    prompts: PromptsOption = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="A prompt; repeatable.")
-    ] = None,
+    as_json: opt.JsonOption = False,
+    html: opt.HtmlOption = None,
+    prompts: opt.PromptsOption = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable.")] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -58,18 +43,14 @@ def compare(
             f"Default: {BROWSED_PROMPTS}, or {PRINTED_PROMPTS} where they are printed.",
         ),
     ] = None,
-    with_run: WithRunsOption = None,
-    max_tokens: MaxTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
-    runs_dir: RunsDirOption = Path("runs"),
+    with_run: opt.WithRunsOption = None,
+    max_tokens: opt.MaxTokensOption = 256,
+    temperature: opt.TemperatureOption = 0.0,
+    seed: opt.SeedOption = 0,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
-    from localdpo.core.errors import UserError
-    from localdpo.out import has_screen, print_json, say
     from localdpo.out.console import Console
-    from localdpo.records.answers import AnswersRequest, Sampling, answers_object
-    from localdpo.records.rundir import find_run
 
     if plain + as_json + (html is not None) > 1:
         raise UserError("--plain, --json and --html: choose one")
@@ -88,9 +69,15 @@ def compare(
         sampling=Sampling(max_tokens, temperature, seed),
     )
     if browses:
-        browse(runs_dir, opened, request)
+        from localdpo.dashboard.app import DashboardApp
+        from localdpo.dashboard.appbase import run_app
+
+        # The answers come from a process of their own.
+        run_app(DashboardApp(runs_dir, opened, jump="compare", request=request))
         return
-    tail = answers_to(request)
+    from localdpo.answering.generator import answered
+
+    tail = answered(request, note)
     if as_json:
         print_json(answers_object(tail))
     elif html is not None:
@@ -102,26 +89,8 @@ def compare(
         show(console, tail)
 
 
-def browse(runs_dir: Path, run: RunDir, request: AnswersRequest) -> None:
-    """Open the compare screen; the answers come from a process of their own."""
-    from localdpo.dashboard.app import DashboardApp
-    from localdpo.dashboard.appbase import run_app
-
-    run_app(DashboardApp(runs_dir, run, jump="compare", request=request))
-
-
-def answers_to(request: AnswersRequest) -> AnswersTail:
-    """The answers, generated here as far as they are not on disk. Raises UserError."""
-    from localdpo.answering.generator import answered
-    from localdpo.out import note
-
-    return answered(request, note)
-
-
 def show(console: Console, tail: AnswersTail) -> None:
     """Print the answers: in columns, or one under the other on a narrow screen."""
-    from localdpo.records.answers import rows_of
-
     header = tail.header
     assert header is not None
     for number, (prompt, answers) in enumerate(zip(header.prompts, rows_of(tail), strict=True), start=1):

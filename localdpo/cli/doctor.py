@@ -20,7 +20,10 @@ import typer
 
 from localdpo.cli.options import JsonOption
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.core.names import DEMO_NAMES, resolve
+from localdpo.core.process import find_openblas
 from localdpo.core.text import aligned, counted
+from localdpo.launch.explain import failure
 from localdpo.out import result, say
 
 State = Literal["ok", "info", "missing"]
@@ -68,7 +71,6 @@ def doctor(
     judge: Annotated[
         str | None,
         typer.Option(
-            "--judge",
             metavar="anthropic[:MODEL]",
             help="Say when this model retires, too: by the API if a key is set, else by the package's table.",
         ),
@@ -161,7 +163,6 @@ def package(name: str) -> MachineFact:
 
 def blas() -> MachineFact:
     """OpenBLAS on Linux, without which MLX's CPU backend is slow; other systems have their own."""
-    from localdpo.core.process import find_openblas
     from localdpo.model.backend import OPENBLAS_HINT
 
     if not sys.platform.startswith("linux"):
@@ -179,8 +180,6 @@ def key(name: str, environment: Mapping[str, str]) -> MachineFact:
 
 def demo() -> MachineFact:
     """Whether every `demo:` name exists."""
-    from localdpo.core.names import DEMO_NAMES, resolve
-
     missing = []
     for name in DEMO_NAMES:
         try:
@@ -316,8 +315,6 @@ def run_checks(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[st
 
 
 def _run(report: DeviceReport, command: Sequence[str]) -> Iterator[dict[str, Any] | CheckLine]:
-    from localdpo.launch.explain import failure
-
     after: list[str] = []
     while True:
         begun: str | None = None

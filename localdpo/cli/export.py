@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from localdpo.cli.options import CheckpointOption, JsonOption, RunArgument, RunsDirOption
+from localdpo.cli import options as opt
+from localdpo.cli.plain import print_plain, print_table
+from localdpo.core.errors import UserError
+from localdpo.out import note, print_json, result
+from localdpo.records.rundir import find_run
 
 if TYPE_CHECKING:
     from localdpo.interop.export import Export
@@ -18,39 +22,32 @@ TARGET_HELP: Final = "mlx, peft, hf (transformers), lmstudio, gguf, gguf-lora or
 
 
 def export(
-    run: RunArgument = None,
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help=f"{TARGET_HELP}.")] = "mlx",
+    run: opt.RunArgument = None,
+    to: Annotated[str, typer.Option(metavar="TARGET", help=f"{TARGET_HELP}.")] = "mlx",
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder to write. Default: exports/RUN-TARGET."),
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. Default: exports/RUN-TARGET.")
     ] = None,
     bits: Annotated[
-        int | None,
-        typer.Option("--bits", metavar="N", help="Of merged layers of a quantised base. Default: 8."),
+        int | None, typer.Option(metavar="N", help="Of merged layers of a quantised base. Default: 8.")
     ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer dense.")] = False,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
-        typer.Option("--dtype", help="Of --to hf. Default: the base's own if it has 16 bits, else float16."),
+        typer.Option(help="Of --to hf. Default: the base's own if it has 16 bits, else float16."),
     ] = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: opt.CheckpointOption = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace an earlier export, and keep one that fails its check."),
     ] = False,
     push: Annotated[
-        str | None,
-        typer.Option("--push", metavar="REPO", help="Upload it to this model repository, after asking."),
+        str | None, typer.Option(metavar="REPO", help="Upload it to this model repository, after asking.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Upload without asking.")] = False,
-    as_json: JsonOption = False,
-    runs_dir: RunsDirOption = Path("runs"),
+    as_json: opt.JsonOption = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Write the trained model or adapter for another program. The exit code is 1 if its check fails."""
-    from localdpo.core.errors import UserError
-    from localdpo.out import note, print_json
-    from localdpo.records.rundir import find_run
-
     if yes and push is None:
         raise UserError("--yes: there is no --push to confirm")
     if push is not None and not yes and not sys.stdin.isatty():
@@ -81,7 +78,6 @@ def export(
 
 def show(done: Export) -> None:
     """Print the table of the check, and what came of it."""
-    from localdpo.cli.plain import print_plain, print_table
     from localdpo.interop.check import LEAST_KEPT, table
     from localdpo.out.console import Console
 
@@ -119,9 +115,7 @@ def import_model(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model",
-            metavar="NAME",
-            help="Base of a policy.pt, or of an adapter. Default: the one it names.",
+            metavar="NAME", help="Base of a policy.pt, or of an adapter. Default: the one it names."
         ),
     ] = None,
     bits: Annotated[
@@ -133,11 +127,10 @@ def import_model(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Load a model, let it answer, print its perplexity.")
     ] = True,
-    as_json: JsonOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Convert a GGUF file, a model, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
     from localdpo.model.backend import prepare
-    from localdpo.out import note, result
 
     prepare(note)
     from localdpo.interop.importing import ImportRequest, import_path

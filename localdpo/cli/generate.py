@@ -7,36 +7,28 @@ from typing import Annotated, Final
 
 import typer
 
-from localdpo.cli.options import (
-    CheckpointOption,
-    JsonOption,
-    MaxTokensOption,
-    RunArgument,
-    RunsDirOption,
-    SeedOption,
-    TemperatureOption,
-)
+from localdpo.cli import options as opt
+from localdpo.core.errors import UserError
+from localdpo.launch.explain import failure
+from localdpo.out import note, result, say
+from localdpo.records.rundir import find_run
 
 DEFAULT_TOKENS: Final = 256
 
 
 def generate(
-    run: RunArgument = None,
+    run: opt.RunArgument = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What to answer; repeatable.")
+        list[str] | None, typer.Option(metavar="TEXT", help="What to answer; repeatable.")
     ] = None,
-    max_tokens: MaxTokensOption = DEFAULT_TOKENS,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
-    checkpoint: CheckpointOption = None,
-    as_json: JsonOption = False,
-    runs_dir: RunsDirOption = Path("runs"),
+    max_tokens: opt.MaxTokensOption = DEFAULT_TOKENS,
+    temperature: opt.TemperatureOption = 0.0,
+    seed: opt.SeedOption = 0,
+    checkpoint: opt.CheckpointOption = None,
+    as_json: opt.JsonOption = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Answer prompts with the trained adapter, in the chat template that the run was trained in."""
-    from localdpo.core.errors import UserError
-    from localdpo.out import note, result
-    from localdpo.records.rundir import find_run
-
     prompts = prompt or []
     if not prompts:
         raise UserError("generate: nothing to answer; give --prompt TEXT, once for each prompt")
@@ -72,26 +64,21 @@ def generate(
 
 
 def serve(
-    run: RunArgument = None,
+    run: opt.RunArgument = None,
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port to listen on.")] = 8080,
-    max_tokens: MaxTokensOption = 512,
-    temperature: TemperatureOption = 0.0,
-    checkpoint: CheckpointOption = None,
-    runs_dir: RunsDirOption = Path("runs"),
+    max_tokens: opt.MaxTokensOption = 512,
+    temperature: opt.TemperatureOption = 0.0,
+    checkpoint: opt.CheckpointOption = None,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Serve base + trained adapter with mlx_lm.server, once a request has shown that the adapter answers."""
-    from localdpo.core.errors import UserError
-    from localdpo.out import note, say
-    from localdpo.records.rundir import find_run
-
     found = find_run(runs_dir, run)
     from localdpo.model.backend import prepare
 
     prepare(note)
     from localdpo.interop.serve import Served, require_free, strongest_probe
     from localdpo.interop.trained import open_trained
-    from localdpo.launch.explain import failure
 
     require_free(host, port)
     trained = open_trained(found, checkpoint, note)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from localdpo.cli.options import JsonOption
+from localdpo.core.errors import UserError, UserErrors
+from localdpo.out import note, print_json, say
 
 
 def hosts(
@@ -19,12 +23,11 @@ def hosts(
             "between them. Default: those of the file.",
         ),
     ] = None,
-    file: Annotated[Path, typer.Option("--file", metavar="FILE", help="The host file of mlx.launch.")] = Path(
+    file: Annotated[Path, typer.Option(metavar="FILE", help="The host file of mlx.launch.")] = Path(
         "hosts.json"
     ),
     python: Annotated[
-        str | None,
-        typer.Option("--python", metavar="PATH", help="Python on the machines. Default: this one's path."),
+        str | None, typer.Option(metavar="PATH", help="Python on the machines. Default: this one's path.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,9 +36,7 @@ def hosts(
     Each is reached over ssh, without a password, and must have the versions of Python, localdpo, mlx, mlx-lm
     and transformers that are here. A line each; the exit code is 1 if one cannot train.
     """
-    from localdpo.core.errors import UserError, UserErrors
-    from localdpo.launch.hosts import check_hosts, parse_host, read_hosts, this_python, write_hosts
-    from localdpo.out import note, print_json, say
+    from localdpo.launch.hosts import check_hosts, parse_host, read_hosts, write_hosts
 
     if names:
         parsed, problems = [], []
@@ -47,9 +48,11 @@ def hosts(
         if problems:
             raise UserErrors(problems)
         write_hosts(file, parsed)
-    reports = check_hosts(read_hosts(file), python or this_python())
+    # Which every host should have at the same place.
+    python = python or sys.executable
+    reports = check_hosts(read_hosts(file), python)
     if as_json:
-        print_json({"file": str(file), "hosts": [report.to_json() for report in reports]})
+        print_json({"file": str(file), "hosts": [asdict(report) for report in reports]})
     else:
         for rank, report in enumerate(reports):
             versions = " ".join(f"{name} {number}" for name, number in report.versions.items())
@@ -57,5 +60,5 @@ def hosts(
             say(f"rank {rank} {report.host.ssh} ({', '.join(report.host.ips) or 'no address'}): {state}")
     if any(report.problem is not None for report in reports):
         raise typer.Exit(1)
-    command = Path(python or this_python()).parent / "localdpo"
+    command = Path(python).parent / "localdpo"
     note(f"to train on them: mlx.launch --hostfile {file} -- {command} train RECIPE")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from localdpo.cli.options import ForceOption, JsonOption
+from localdpo.core.atomic import make_folder, write_text
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import PREFIX, command_line, program
 from localdpo.core.text import printable
@@ -66,10 +66,6 @@ def starters() -> list[Path]:
     return sorted(STARTERS.glob("*.yaml"), key=lambda path: path.stem)
 
 
-def _command_of(path: Path, match: re.Match[str]) -> str:
-    return _comment(f"localdpo {match[1]} {path}")
-
-
 def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any], list[str]]:
     """Write the starter `name`, or all that use the demo's model: (record, lines). Raises UserError(s)."""
     known = {path.stem: path for path in starters()}
@@ -82,7 +78,8 @@ def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any]
         texts = {file: text for file, text in texts.items() if f"model: {PREFIX}" in text}
     files = {folder / file: text for file, text in texts.items()}
     for path, text in files.items():
-        files[path] = _COMMAND.sub(partial(_command_of, path), text)
+        if (said := _COMMAND.search(text)) is not None:
+            files[path] = text.replace(said[0], _comment(f"localdpo {said[1]} {path}"))
     written = _write(files, folder, force)
     first = folder / "dpo.yaml" if name == DEMO else next(iter(files))
     return {"written": written}, [f"written: {', '.join(written)}", f"{program()} train {first}"]
@@ -125,20 +122,19 @@ def _about(path: Path) -> str:
     return " ".join(comments[2:]).partition(". ")[0].removesuffix(".")
 
 
-def _says(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
-
-
 def _write(files: dict[Path, str], folder: Path, force: bool) -> list[str]:
     """Write recipes, and the schema that they name beside them.
 
     Raises UserErrors for those that exist and say something else: after a full disk the same command goes on.
     """
-    from localdpo.core.atomic import make_folder, write_text
     from localdpo.recipe.describe import FILE_NAME, TITLE, schema_text
 
     schema = folder / FILE_NAME
-    existing = [path for path, text in files.items() if path.exists() and not _says(path, text)]
+    existing = [
+        path
+        for path, text in files.items()
+        if path.exists() and not (path.is_file() and path.read_bytes() == text.encode())
+    ]
     if schema.exists() and TITLE not in schema.read_text(errors="replace"):
         existing.append(schema)
     if existing and not force:

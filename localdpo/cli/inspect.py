@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption
+from localdpo.cli.plain import print_plain, print_table
+from localdpo.core.errors import UserError
 from localdpo.core.text import counted, excerpt
+from localdpo.out import note, print_json
+from localdpo.records.metrics import ACCURACY, ALL_TIED
+from localdpo.records.rundir import find_run
 
 if TYPE_CHECKING:
     from localdpo.dashboard.widgets.answertext import Token
     from localdpo.evals.inspect_pairs import Inspection
     from localdpo.out.console import Console, Text
-    from localdpo.train.token_rewards import PairRewards, ResponseRewards
+    from localdpo.train.token_rewards import PairRewards
 
 DEFAULT_WORST: Final = 20
 MARK: Final = "▸"
@@ -49,11 +54,8 @@ def inspect(
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """List the pairs with the lowest reward margin; with --pair, show the reward of each token of a pair."""
-    from localdpo.core.errors import UserError
     from localdpo.model.backend import prepare
-    from localdpo.out import note, print_json
     from localdpo.out.console import Console
-    from localdpo.records.rundir import find_run
 
     if pair is not None and (worst is not None or limit is not None):
         raise UserError("--pair shows one pair: remove --worst and --limit")
@@ -79,48 +81,19 @@ def inspect(
 
 
 def as_object(run: str, inspection: Inspection) -> dict[str, Any]:
-    """The inspection as JSON values; log-probabilities in nats."""
-    return {
-        "run": run,
-        "checkpoint": inspection.checkpoint,
-        "split": inspection.split,
-        "source": inspection.source,
-        "loss": inspection.loss,
-        "beta": inspection.beta,
-        "rows": inspection.rows,
-        "scored": inspection.scored,
-        "metrics": {"rewards/accuracies": inspection.accuracy, "rewards/margins": inspection.margin},
-        "pairs": [_pair_object(pair) for pair in inspection.pairs],
-    }
-
-
-def _pair_object(pair: PairRewards) -> dict[str, Any]:
-    return {
-        "row": pair.row,
-        "source": pair.source,
-        "prompt": pair.prompt,
-        "margin": pair.margin,
-        "ranked": pair.ranked,
-        "chosen": _response_object(pair.chosen),
-        "rejected": _response_object(pair.rejected),
-    }
-
-
-def _response_object(response: ResponseRewards) -> dict[str, Any]:
-    return {
-        "text": response.text,
-        "reward": response.reward,
-        "logp": response.logp,
-        "reference_logp": response.reference_logp,
-        "tokens": [dataclasses.asdict(token) for token in response.tokens],
-    }
+    """The inspection as JSON values, the sums of its pairs among them; log-probabilities in nats."""
+    record = {"run": run, **asdict(inspection)}
+    metrics = {ACCURACY: record.pop("accuracy"), "rewards/margins": record.pop("margin")}
+    for entry, pair in zip(record["pairs"], inspection.pairs, strict=True):
+        entry |= {"margin": pair.margin, "ranked": pair.ranked}
+        for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            sums = ("text", "reward", "logp", "reference_logp")
+            entry[side] |= {name: getattr(response, name) for name in sums}
+    return {**record, "metrics": metrics}
 
 
 def show_worst(console: Console, run: str, inspection: Inspection) -> None:
     """One line a pair, lowest margin first, below a line about all scored pairs."""
-    from localdpo.cli.plain import print_plain, print_table
-    from localdpo.records.metrics import ALL_TIED
-
     accuracy = inspection.accuracy
     accuracy_words = ALL_TIED if accuracy is None else f"reward accuracy {accuracy:.3f}"
     of = "" if inspection.scored == inspection.rows else f" of {inspection.rows:,}"
@@ -129,25 +102,23 @@ def show_worst(console: Console, run: str, inspection: Inspection) -> None:
         f"{run}, {inspection.checkpoint}: {inspection.scored:,}{of} {inspection.split} pairs of "
         f"{inspection.source}, {accuracy_words}, margin {inspection.margin:+.3f}",
     )
-    rows = [_row(pair, row_name(inspection, pair)) for pair in inspection.pairs]
+    rows = [
+        (
+            row_name(inspection, pair),
+            f"{pair.margin:+.3f}",
+            pair.ranked,
+            f"{len(pair.chosen.tokens)}/{len(pair.rejected.tokens)}",
+            excerpt(pair.chosen.text, BEGINNING),
+            excerpt(pair.rejected.text, BEGINNING),
+        )
+        for pair in inspection.pairs
+    ]
     print_table(console, HEADINGS, rows, right=("row", "margin"))
 
 
 def row_name(inspection: Inspection, pair: PairRewards) -> str:
     """The number of the pair's row, with its data set where there are several."""
     return str(pair.row) if pair.source == inspection.source else f"{pair.source}:{pair.row}"
-
-
-def _row(pair: PairRewards, name: str) -> tuple[str, ...]:
-    """The cells of a pair, in the order of HEADINGS."""
-    return (
-        name,
-        f"{pair.margin:+.3f}",
-        pair.ranked,
-        f"{len(pair.chosen.tokens)}/{len(pair.rejected.tokens)}",
-        excerpt(pair.chosen.text, BEGINNING),
-        excerpt(pair.rejected.text, BEGINNING),
-    )
 
 
 def show_pair(console: Console, inspection: Inspection) -> None:

@@ -10,19 +10,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from localdpo.cli.options import (
-    BatchOption,
-    ConcurrencyOption,
-    ConstitutionOption,
-    EffortOption,
-    JudgeTokensOption,
-    MaxUsdOption,
-    PriceOption,
-    PricesOption,
-    PrinciplesOption,
-    RubricOption,
-)
+from localdpo.cli import options as opt
+from localdpo.cli.plain import bars_on, print_plain
 from localdpo.core.text import format_seconds
+from localdpo.out import note
 
 if TYPE_CHECKING:
     from localdpo.evals.evaluate import EvaluationPlan
@@ -37,18 +28,18 @@ LINE_SECONDS: Final = 5.0
 
 # The options of a judge by the fields of a JudgeRequest, and what they are where they are not given.
 _RUBRIC: Final = {
-    "rubrics": (RubricOption, None),
-    "constitution": (ConstitutionOption, None),
-    "principles": (PrinciplesOption, None),
+    "rubrics": (opt.RubricOption, None),
+    "constitution": (opt.ConstitutionOption, None),
+    "principles": (opt.PrinciplesOption, None),
 }
 _LIMITS: Final = {
-    "batch": (BatchOption, False),
-    "max_usd": (MaxUsdOption, None),
-    "concurrency": (ConcurrencyOption, None),
-    "judge_tokens": (JudgeTokensOption, None),
-    "effort": (EffortOption, None),
-    "price": (PriceOption, None),
-    "prices": (PricesOption, None),
+    "batch": (opt.BatchOption, False),
+    "max_usd": (opt.MaxUsdOption, None),
+    "concurrency": (opt.ConcurrencyOption, None),
+    "judge_tokens": (opt.JudgeTokensOption, None),
+    "effort": (opt.EffortOption, None),
+    "price": (opt.PriceOption, None),
+    "prices": (opt.PricesOption, None),
 }
 # Which of them a parameter of a command stands for: what is asked and how, or how alone.
 _GROUPS: Final[Mapping[str, Mapping[str, tuple[Any, Any]]]] = {
@@ -101,7 +92,6 @@ def carry_out(
     """Plan and run with progress and costs on stderr; what `run` returns. `budget`: what several share."""
     from localdpo.judging.cost import Budget
     from localdpo.model.backend import prepare
-    from localdpo.out import note
     from localdpo.out.console import Console
 
     console = Console(stderr=True)
@@ -124,7 +114,7 @@ class ProgressDisplay:
     """How far answers and verdicts are: bars on a terminal, elsewhere a line now and then."""
 
     def __init__(self, console: Console, totals: Mapping[str, int], budget: Budget) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
         self.console = console
         self.budget = budget
@@ -132,24 +122,12 @@ class ProgressDisplay:
         # Until when each reason to wait needs no further line; waits are told from any thread.
         self.said_until: dict[str, float] = {}
         self.lock = threading.Lock()
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[spent]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        columns = (MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[spent]}")
+        self.bars = bars_on(console, *columns)
         self.tasks = {
             name: self.bars.add_task(name, total=total, spent="", visible=total > 0)
             for name, total in totals.items()
         }
-
-    def set_total(self, name: str, total: int) -> None:
-        """Correct how many there will be."""
-        self.bars.update(self.tasks[name], total=total)
 
     def advance(self, name: str) -> None:
         """Count one more."""
@@ -159,13 +137,7 @@ class ProgressDisplay:
         is_due = task.completed == task.total or time.monotonic() - self.last_line >= LINE_SECONDS
         if is_due and not self.console.is_terminal:
             self.last_line = time.monotonic()
-            self.say(f"{name} {task.completed:,.0f} of {task.total or 0:,.0f}")
-
-    def say(self, line: str) -> None:
-        """Print a line, above the bars where there are any."""
-        from localdpo.cli.plain import print_plain
-
-        print_plain(self.console, line)
+            print_plain(self.console, f"{name} {task.completed:,.0f} of {task.total or 0:,.0f}")
 
     def hooks(self) -> Hooks:
         """What keeps the display up to date."""
@@ -173,7 +145,7 @@ class ProgressDisplay:
 
         return Hooks(
             on_answer=lambda record: self.advance("answers"),
-            on_questions=lambda most: self.set_total("verdicts", most),
+            on_questions=lambda most: self.bars.update(self.tasks["verdicts"], total=most),
             on_verdict=lambda question, verdict: self.advance("verdicts"),
             on_wait=self.wait,
         )
@@ -185,4 +157,4 @@ class ProgressDisplay:
             if now < self.said_until.get(why, 0.0):
                 return
             self.said_until[why] = now + seconds
-        self.say(f"waiting {format_seconds(seconds)}: {why}")
+        print_plain(self.console, f"waiting {format_seconds(seconds)}: {why}")

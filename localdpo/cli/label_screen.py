@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
@@ -12,9 +11,8 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
-from localdpo.core.errors import UserError
 from localdpo.core.text import printable
-from localdpo.dashboard.appbase import TerminalApp, app_of
+from localdpo.dashboard.appbase import app_of
 from localdpo.dashboard.keymap import Key, key_name
 from localdpo.dashboard.screens.dialogs import HelpScreen
 from localdpo.dashboard.widgets.answertext import clean, prompt_view
@@ -42,32 +40,19 @@ KEYS: Final = (
 
 
 class LabelScreen(Screen[None]):
-    """One pair at a time: the `current` one of `state`, which keys change.
+    """One pair at a time: the `current` one of `state`, which keys change."""
 
-    Attributes:
-        failure: why a key could not be saved; the app is left then.
-    """
-
+    CSS_PATH = "../dashboard/styles/label.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(key.key, key.action, key.help, show=False) for key in KEYS),
         Binding("escape", "drop_note", show=False),
     ]
     # The line for a note must not take the keys before it is asked for.
     AUTO_FOCUS = ""
-    CSS: ClassVar[str] = """
-    #progress, #label-keys { height: 1; padding: 0 1; background: $surface; }
-    #label-keys { dock: bottom; }
-    #label-prompt { height: auto; max-height: 40%; }
-    #label-panes { height: 1fr; layout: horizontal; }
-    .-narrow #label-panes { layout: vertical; }
-    #label-panes > TextPanel { width: 1fr; height: 1fr; }
-    #label-note { display: none; }
-    """
 
     def __init__(self, state: Labelling) -> None:
         super().__init__()
         self.state = state
-        self.failure: UserError | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="progress")
@@ -122,12 +107,7 @@ class LabelScreen(Screen[None]):
         self.app.exit()
 
     def _change(self, change: Callable[[], object]) -> None:
-        try:
-            change()
-        except UserError as error:
-            self.failure = error
-            self.app.exit()
-            return
+        change()
         self._draw()
 
     # --- drawing --------------------------------------------------------------------------------------
@@ -148,17 +128,3 @@ class LabelScreen(Screen[None]):
             panel = self.query_one(f"#{name}", TextPanel)
             panel.show(Text("" if now is None else clean(now.answers[index])), str(index + 1))
             panel.scroll_home(animate=False)
-
-
-class LabelApp(TerminalApp):
-    """The app with this one screen. After `run`, `labelling.failure` says why a key could not be saved."""
-
-    ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", show=False, system=True)]
-
-    def __init__(self, state: Labelling, environment: Mapping[str, str] = os.environ) -> None:
-        super().__init__(environment)
-        self.labelling = LabelScreen(state)
-
-    def on_mount(self) -> None:
-        self.push_screen(self.labelling)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Final
 
@@ -52,27 +53,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(init)
-app.command()(train)
-app.command()(hosts)
-app.command()(rounds)
-app.command()(sweep)
-app.command()(ctl)
-app.command()(watch)
-app.add_typer(runs_group)
-app.command()(compare)
+
+
+def _add(*commands: Callable[..., None]) -> None:
+    """Add commands under the names of their functions, in the order of the help."""
+    for command in commands:
+        app.command()(command)
+
+
+_add(init, train, hosts, rounds, sweep, ctl, watch, compare)
 app.command("eval")(evaluate)
-app.command()(chat)
-app.command()(generate)
-app.command()(serve)
-app.command()(export)
-app.command()(inspect)
+_add(chat, generate, serve, export, inspect)
 app.command("import")(import_model)
-app.command()(report)
-app.command()(schema)
-app.command()(mcp)
-app.command()(doctor)
-app.command()(bench)
+_add(report, schema, mcp, doctor, bench)
+app.add_typer(runs_group)
 app.add_typer(prefs)
 
 

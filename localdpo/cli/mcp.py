@@ -13,6 +13,7 @@ from typing import Final
 
 from localdpo.cli.options import RunsDirOption
 from localdpo.core.errors import UserError
+from localdpo.out import raw_stdout
 
 _PATIENCE_SECONDS: Final = 2.0
 
@@ -22,7 +23,6 @@ def mcp(runs_dir: RunsDirOption = Path("runs")) -> None:
     if find_spec("mcp") is None:
         raise UserError("mcp needs the package mcp: pip install 'localdpo[mcp]'")
     from localdpo.api.tools import make_server
-    from localdpo.out import raw_stdout
 
     when_closed(os.dup(0), _end)
     with raw_stdout():

@@ -9,7 +9,9 @@ from typing import Annotated, Final, Literal
 import typer
 
 from localdpo.core.errors import UserError
+from localdpo.records.rundir import path_in, runs_below
 
+# What is declared without its name is named after the parameter that takes it.
 SPEC_HELP = (
     "mlx:MODEL, anthropic[:MODEL], openai:URL#MODEL, jury:ONE+OTHER, rules (the demo's reports), constraints"
 )
@@ -45,6 +47,9 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", callback=page_path, help="Write a self-contained page there.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
 ]
@@ -54,8 +59,6 @@ JsonOption = Annotated[
 
 def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """The names of runs that begin so, the latest first: for a shell that completes them."""
-    from localdpo.records.rundir import path_in, runs_below
-
     runs_dir = ctx.params.get("runs_dir") or Path("runs")
     names = (path_in(runs_dir, run) for run in runs_below(runs_dir))
     return [name for name in names if name.startswith(incomplete)]
@@ -65,14 +68,34 @@ RunArgument = Annotated[
     str | None,
     typer.Argument(metavar="RUN", help="Name of the run. Default: the latest.", autocompletion=run_names),
 ]
-RunsDirOption = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Folder of the runs.")]
+RunsDirOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")]
+RecipeArgument = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A YAML file. Not needed with --resume --run NAME.")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Options that override the recipe's, such as loss.beta=0.2."),
+]
+PlainOption = Annotated[
+    bool, typer.Option("--plain", help="Show bars on a terminal, text lines elsewhere, and no dashboard.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Resume what --run names, or the latest of the recipe.")
+]
+SeriesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        help="Name of the series. Default: the recipe's name and a number. An existing one is resumed.",
+    ),
+]
 NotifyOption = Annotated[
     bool,
     typer.Option("--notify", help="Notify the desktop of warnings and of the run's end, and ring the bell."),
 ]
 PromptsOption = Annotated[
-    str | None,
-    typer.Option("--prompts", metavar="FILE", help="Prompts: a file, a data set or a demo: name."),
+    str | None, typer.Option(metavar="FILE", help="Prompts: a file, a data set or a demo: name.")
 ]
 WithRunsOption = Annotated[
     list[str] | None,
@@ -83,61 +106,54 @@ WithRunsOption = Annotated[
         autocompletion=run_names,
     ),
 ]
-MaxTokensOption = Annotated[
-    int, typer.Option("--max-tokens", metavar="N", min=1, help="Longest answer in tokens.")
-]
+MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer in tokens.")]
 CheckpointOption = Annotated[
-    str | None, typer.Option("--checkpoint", metavar="STEP", help="Of this step. Default: the newest one.")
+    str | None, typer.Option(metavar="STEP", help="Of this step. Default: the newest one.")
 ]
 TemperatureOption = Annotated[
     float,
     typer.Option(
-        "--temperature",
-        "--temp",
-        metavar="X",
-        min=0.0,
-        callback=finite,
-        help="0 takes the likeliest token.",
+        "--temperature", "--temp", metavar="X", min=0.0, callback=finite, help="0 takes the likeliest token."
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the sampling.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the sampling.")]
 
 # --- preference data -------------------------------------------------------------------------------------
 
 FormatOption = Annotated[
-    str | None,
-    typer.Option("--format", metavar="NAME", help="Format of the rows. Default: auto-detected."),
+    str | None, typer.Option("--format", metavar="NAME", help="Format of the rows. Default: auto-detected.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")]
 RecipeOption = Annotated[
-    Path | None,
-    typer.Option("--recipe", metavar="FILE", help="Recipe that names model, limits and evaluation data."),
+    Path | None, typer.Option(metavar="FILE", help="Recipe that names model, limits and evaluation data.")
 ]
 TokenizerOption = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Model whose tokenizer counts tokens.")
 ]
 MaxLengthOption = Annotated[
-    int | None, typer.Option("--max-length", metavar="N", help="Tokens at which training would cut a row.")
+    int | None, typer.Option(metavar="N", help="Tokens at which training would cut a row.")
 ]
 AgainstOption = Annotated[
     list[str] | None,
-    typer.Option("--against", metavar="DATA", help="Evaluation data to look for overlap with; repeatable."),
+    typer.Option(metavar="DATA", help="Evaluation data to look for overlap with; repeatable."),
 ]
 
 # --- judges ----------------------------------------------------------------------------------------------
 
+ScoresOption = Annotated[
+    bool | None,
+    typer.Option("--scores/--no-scores", help="The judge scores answers, too. Default: only rules do."),
+]
 RubricOption = Annotated[
     list[str] | None,
     typer.Option("--rubric", metavar="NAME|FILE", help="For pairs or for scores; once for each."),
 ]
 ConstitutionOption = Annotated[
-    str | None, typer.Option("--constitution", metavar="NAME|FILE", help="Principles instead of a rubric.")
+    str | None, typer.Option(metavar="NAME|FILE", help="Principles instead of a rubric.")
 ]
 PrinciplesOption = Annotated[
     Literal["sample", "all"] | None,
-    typer.Option(
-        "--principles", metavar="sample|all", help="One principle a prompt, or all of them. Default: sample."
-    ),
+    typer.Option(metavar="sample|all", help="One principle a prompt, or all of them. Default: sample."),
 ]
 BatchOption = Annotated[bool, typer.Option("--batch", help="Ask Claude in Message Batches: half the price.")]
 ConcurrencyOption = Annotated[
@@ -147,7 +163,6 @@ ConcurrencyOption = Annotated[
 JudgeTokensOption = Annotated[
     int | None,
     typer.Option(
-        "--judge-tokens",
         metavar="N",
         min=1,
         help="Longest reply of a judge behind a server, thoughts included. Default: the judge's own.",
@@ -155,26 +170,16 @@ JudgeTokensOption = Annotated[
 ]
 EffortOption = Annotated[
     Literal["low", "medium", "high", "xhigh", "max"] | None,
-    typer.Option("--effort", help="How much Claude thinks before it answers. Default: the model's own."),
+    typer.Option(help="How much Claude thinks before it answers. Default: the model's own."),
 ]
 PriceOption = Annotated[
     str | None,
-    typer.Option(
-        "--price", metavar="IN,OUT", help="Dollars for a million tokens of the judge, in and out, as in 4,20."
-    ),
+    typer.Option(metavar="IN,OUT", help="Dollars for a million tokens of the judge, in and out, as in 4,20."),
 ]
-PricesOption = Annotated[
-    Path | None, typer.Option("--prices", metavar="FILE", help="Prices on top of the shipped ones.")
-]
+PricesOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Prices on top of the shipped ones.")]
 MaxUsdOption = Annotated[
     float | None,
-    typer.Option(
-        "--max-usd",
-        metavar="USD",
-        min=0.0,
-        callback=finite,
-        help="Never spend more than this on the judge.",
-    ),
+    typer.Option(metavar="USD", min=0.0, callback=finite, help="Never spend more than this on the judge."),
 ]
 ForgetOption = Annotated[
     bool,

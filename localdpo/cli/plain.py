@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from localdpo.core.process import SignalPipe, StopRequests
 from localdpo.core.text import aligned, format_seconds, printable
+from localdpo.launch.processes import Worker
 from localdpo.out import notify
 from localdpo.records.events import Event
 from localdpo.records.progress import Progress, advance
@@ -19,8 +20,8 @@ from localdpo.records.wording import PHASES, alert_text, format_event, format_he
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
 
-    from localdpo.launch.processes import Worker
     from localdpo.out.console import Console
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -37,22 +38,22 @@ class ProgressView:
 
     On a terminal: a bar with the phase and the time left, and above it a line for evaluations, notices and
     ends. Into pipes and files: a line for each event, of a reference pass one for each tenth.
-    `progress`: where a resumed run was. `alert` takes each event, if it is given. `name` stands before what
-    is shown of one run of several, whose views share their `bars`.
+    `progress`: where a resumed run was. `alert_as`: the name under which the desktop is notified of the run.
+    `name` stands before what is shown of one run of several, whose views share their `bars`.
     """
 
     def __init__(
         self,
         console: Console,
         progress: Progress,
-        alert: Callable[[Event], None] | None = None,
+        alert_as: str | None = None,
         *,
         name: str = "",
         bars: Bars | None = None,
     ) -> None:
         self._console = console
         self._progress = progress
-        self._alert = alert
+        self._alert_as = alert_as
         self._prefix = f"{name}: " if name else ""
         self._bars = bars or bars_on(console)
         self._is_part = bars is not None
@@ -82,8 +83,8 @@ class ProgressView:
         if line is not None:
             self.say(line)
         self._update()
-        if self._alert is not None:
-            self._alert(event)
+        if self._alert_as is not None and (text := alert_text(self._alert_as, event)) is not None:
+            notify(text)
 
     def say(self, line: str) -> None:
         print_plain(self._console, f"{self._prefix}{line}")
@@ -100,31 +101,13 @@ class ProgressView:
         )
 
 
-def bars_on(console: Console) -> Bars:
-    """Bars for runs; nothing is drawn where there is no terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def bars_on(console: Console, *columns: str | ProgressColumn) -> Bars:
+    """Bars with `columns` behind them, by default those of runs; nothing is drawn without a terminal."""
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def alerts(name: str) -> Callable[[Event], None]:
-    """What notifies the desktop of the events of the run `name`."""
-
-    def alert(event: Event) -> None:
-        text = alert_text(name, event)
-        if text is not None:
-            notify(text)
-
-    return alert
+    shown = columns or ("{task.fields[count]}", TimeElapsedColumn(), "{task.fields[left]}")
+    every = ("{task.description}", BarColumn(), *shown)
+    return Progress(*every, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _tenth_done(before: Progress, now: Progress) -> bool:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from localdpo.cli import options as opt
 from localdpo.cli.judging import carry_out, with_judge_options
-from localdpo.cli.options import (
-    SPEC_HELP,
-    AgainstOption,
-    DryRunOption,
-    ForceOption,
-    FormatOption,
-    JsonOption,
-    MaxLengthOption,
-    MaxTokensOption,
-    RecipeOption,
-    TokenizerOption,
-    finite,
-    page_path,
-)
+from localdpo.core.errors import UserError
+from localdpo.core.names import command_line
 from localdpo.core.text import counted
-from localdpo.out import print_json, result
+from localdpo.out import has_screen, print_json, result
 
 if TYPE_CHECKING:
-    from localdpo.out.console import Console
     from localdpo.prefs.check import CheckReport, Progress
     from localdpo.prefs.label import Summary
 
@@ -50,20 +38,15 @@ def build(
     *,
     prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="File, data set or demo: name.")],
     out: Annotated[
-        Path,
-        typer.Option("--out", metavar="FOLDER", help="Folder of the build; give it again to resume."),
+        Path, typer.Option(metavar="FOLDER", help="Folder of the build; give it again to resume.")
     ],
     recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", metavar="FILE", help="Recipe whose model, adapter and limits count."),
+        Path | None, typer.Option(metavar="FILE", help="Recipe whose model, adapter and limits count.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="Model that answers.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", metavar="NAME", help="Adapter on it, from SFT.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Model that answers.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Adapter on it, from SFT.")] = None,
     max_length: Annotated[
-        int | None,
-        typer.Option("--max-length", min=2, metavar="N", help="Tokens at which training would cut a row."),
+        int | None, typer.Option(min=2, metavar="N", help="Tokens at which training would cut a row.")
     ] = None,
     n: Annotated[
         int | None,
@@ -72,7 +55,7 @@ def build(
     temperatures: Annotated[
         str, typer.Option(metavar="LIST", help="Of the candidates in turn, with commas.")
     ] = "1.0",
-    max_tokens: MaxTokensOption = 256,
+    max_tokens: opt.MaxTokensOption = 256,
     min_words: Annotated[
         int, typer.Option(metavar="N", min=1, help="Candidates with fewer words are dropped.")
     ] = 1,
@@ -80,7 +63,7 @@ def build(
         float | None,
         typer.Option(
             metavar="X",
-            callback=finite,
+            callback=opt.finite,
             help="Judge candidates cut at --max-tokens too, take X from their score, and never choose them. "
             "Default: they make no pair.",
         ),
@@ -89,11 +72,7 @@ def build(
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many prompts.")] = None,
     judge: Annotated[
         str | None,
-        typer.Option(
-            "--judge",
-            metavar="SPEC",
-            help=f"{SPEC_HELP}. Default: rules for the demo's prompts.",
-        ),
+        typer.Option(metavar="SPEC", help=f"{opt.SPEC_HELP}. Default: rules for the demo's prompts."),
     ] = None,
     revise: Annotated[
         bool,
@@ -101,10 +80,7 @@ def build(
             "--revise", help="One answer, its critique and revision by the constitution, as a pair."
         ),
     ] = False,
-    scores: Annotated[
-        bool | None,
-        typer.Option("--scores/--no-scores", help="Score both answers of a pair. Default: only rules do."),
-    ] = None,
+    scores: opt.ScoresOption = None,
     judging: dict[str, Any],
     valid_fraction: Annotated[
         float | None,
@@ -116,13 +92,10 @@ def build(
     keep: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Write the first N pairs and no more.")
     ] = None,
-    as_json: JsonOption = False,
-    dry_run: DryRunOption = False,
+    as_json: opt.JsonOption = False,
+    dry_run: opt.DryRunOption = False,
 ) -> None:
     """Make pairs: candidates of a model for each prompt, judged, split by prompt. Run it again to resume."""
-    from localdpo.core.errors import UserError
-    from localdpo.core.names import command_line
-    from localdpo.out import result
     from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
     from localdpo.prefs.build_report import report_lines
@@ -165,8 +138,6 @@ def build(
 
 def numbers(text: str) -> tuple[float, ...]:
     """Numbers with commas between them. Raises UserError."""
-    from localdpo.core.errors import UserError
-
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -177,8 +148,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def label(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Pairs.")],
     journal: Annotated[
-        Path | None,
-        typer.Option("--journal", metavar="FILE", help="Where labels are kept. Default: DATA.labels.jsonl."),
+        Path | None, typer.Option(metavar="FILE", help="Where labels are kept. Default: DATA.labels.jsonl.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order and of the sides.")] = 0,
     again: Annotated[
@@ -187,20 +157,17 @@ def label(
             metavar="X", min=0.0, max=1.0, help="Share of the pairs shown twice, for self-agreement."
         ),
     ] = 0.1,
-    format_name: FormatOption = None,
+    format_name: opt.FormatOption = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Only print the counts and the agreement of the labels.")
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Then write the pairs that were decided, as labelled."),
+        Path | None, typer.Option(metavar="FILE", help="Then write the pairs that were decided, as labelled.")
     ] = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    force: opt.ForceOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Label pairs by keyboard; run it again to resume. Says how well you agree with the data and yourself."""
-    from localdpo.core.errors import UserError
-    from localdpo.out import has_screen, result
     from localdpo.prefs.label import open_labelling
 
     path = journal or journal_of(data)
@@ -218,13 +185,10 @@ def label(
         raise UserError(f"{path}: no labels there yet; label without --plain")
     state = open_labelling(data, path, seed=seed, again=again, format_name=format_name)
     if not plain:
-        from localdpo.cli.label_screen import LabelApp
-        from localdpo.dashboard.appbase import run_app
+        from localdpo.cli.label_screen import LabelScreen
+        from localdpo.dashboard.appbase import ScreenApp, run_app
 
-        app = LabelApp(state)
-        run_app(app)
-        if app.labelling.failure is not None:
-            raise app.labelling.failure
+        run_app(ScreenApp(LabelScreen(state)))
     summary = state.summary()
     lines = [*label_lines(summary), f"labels: {path}"]
     if out is not None:
@@ -268,22 +232,17 @@ def check(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="Preference pairs. Default: the recipe's data.train.")
     ] = None,
-    recipe: RecipeOption = None,
-    model: TokenizerOption = None,
-    max_length: MaxLengthOption = None,
-    format_name: FormatOption = None,
-    against: AgainstOption = None,
+    recipe: opt.RecipeOption = None,
+    model: opt.TokenizerOption = None,
+    max_length: opt.MaxLengthOption = None,
+    format_name: opt.FormatOption = None,
+    against: opt.AgainstOption = None,
     reference: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Score N pairs with the recipe's model and adapter."),
     ] = None,
-    as_json: JsonOption = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", metavar="FILE", callback=page_path, help="Also write the report as an HTML page."
-        ),
-    ] = None,
+    as_json: opt.JsonOption = False,
+    html: opt.HtmlOption = None,
 ) -> None:
     """Check preference pairs for problems. The exit code is 1 if any error-level check fails."""
     from localdpo.prefs.check import as_object
@@ -315,13 +274,13 @@ def clean(
             help="Checks whose rows to drop, separated by commas. Default: see docs/preference-data.md.",
         ),
     ] = None,
-    recipe: RecipeOption = None,
-    model: TokenizerOption = None,
-    max_length: MaxLengthOption = None,
-    format_name: FormatOption = None,
-    against: AgainstOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    recipe: opt.RecipeOption = None,
+    model: opt.TokenizerOption = None,
+    max_length: opt.MaxLengthOption = None,
+    format_name: opt.FormatOption = None,
+    against: opt.AgainstOption = None,
+    force: opt.ForceOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Copy the rows that no check flags, and count the dropped rows by reason."""
     from localdpo.prefs.rewrite import clean as run_clean
@@ -340,12 +299,10 @@ def clean(
 def convert(
     data: Annotated[str, typer.Argument(metavar="IN", help="Preference pairs.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File of JSON lines to write.")],
-    to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="Format to write; sft: the chosen answers.")
-    ],
-    format_name: FormatOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format to write; sft: the chosen answers.")],
+    format_name: opt.FormatOption = None,
+    force: opt.ForceOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Write preference pairs in another format, and count the columns that it cannot hold."""
     from localdpo.prefs.rewrite import convert as run_convert
@@ -377,9 +334,9 @@ def split(
         int | None, typer.Option(metavar="N", min=1, help="Rows held out, instead of a share.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the split.")] = 0,
-    format_name: FormatOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
+    format_name: opt.FormatOption = None,
+    force: opt.ForceOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Write the rows of a data set into two files, such that no prompt is in both."""
     from localdpo.prefs.rewrite import split as run_split
@@ -419,27 +376,16 @@ def with_progress(work: Callable[[Progress | None], Any]) -> Any:
 
 def show(report: CheckReport) -> None:
     """Print the report; on a terminal the levels are coloured."""
-    from localdpo.out.console import Console
+    from localdpo.out.console import Console, Text
     from localdpo.prefs.check import closing_lines, finding_lines, summary_lines
 
     console = Console()
-    _print(console, summary_lines(report))
+    console.print("\n".join(summary_lines(report)), soft_wrap=True)
     for finding in report.results:
-        console.print()
-        _print(console, finding_lines(report, finding), STYLES[finding.check.level])
-    console.print()
-    _print(console, closing_lines(report))
-
-
-def _print(console: Console, lines: Sequence[str], style: str = "") -> None:
-    """Print lines; `style` is for the level that the first begins with."""
-    from localdpo.out.console import Text
-
-    for i, line in enumerate(lines):
-        text = Text(line)
-        if i == 0 and style:
-            text.stylize(style, 0, line.index(":"))
-        console.print(text, soft_wrap=True)
+        text = Text("\n".join(lines := finding_lines(report, finding)))
+        text.stylize(STYLES[finding.check.level], 0, lines[0].index(":"))
+        console.print(Text("\n") + text, soft_wrap=True)
+    console.print("\n" + "\n".join(closing_lines(report)), soft_wrap=True)
 
 
 def _counts(counts: Mapping[str, int], noun: str) -> list[str]:

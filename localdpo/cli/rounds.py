@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from localdpo.cli import options as opt
 from localdpo.cli.judging import carry_out, with_judge_options
-from localdpo.cli.options import DryRunOption, ForgetOption, JsonOption, RunsDirOption
+from localdpo.cli.plain import print_plain, print_table
 from localdpo.cli.train import make_request, train_and_watch
+from localdpo.cli.watch import open_dashboard
 from localdpo.core.names import command_line
+from localdpo.launch.processes import Job
 from localdpo.out import has_screen, note, print_json, result, say
 from localdpo.records.rundir import RunLock
 from localdpo.records.series import (
@@ -36,50 +39,29 @@ if TYPE_CHECKING:
 @with_judge_options
 def rounds(
     *,
-    recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="A YAML file with rounds.prompts. Not needed with --resume."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Options that override the recipe's, such as rounds.reference=first."
-        ),
-    ] = None,
+    recipe: opt.RecipeArgument = None,
+    overrides: opt.OverridesArgument = None,
     wanted: Annotated[
         int | None, typer.Option("--rounds", metavar="N", min=1, help="Rounds at most. Default: 3.")
     ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name of the series. Default: the recipe's name and a number. An existing one is resumed.",
-        ),
-    ] = None,
-    runs_dir: RunsDirOption = Path("runs"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the series --run, or the latest one of the recipe.")
-    ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Show bars on a terminal, lines elsewhere, and no dashboard.")
-    ] = False,
+    run: opt.SeriesOption = None,
+    runs_dir: opt.RunsDirOption = Path("runs"),
+    resume: opt.ResumeOption = False,
+    plain: opt.PlainOption = False,
     limits: dict[str, Any],
-    forget_options: ForgetOption = False,
-    as_json: JsonOption = False,
-    dry_run: DryRunOption = False,
+    forget_options: opt.ForgetOption = False,
+    as_json: opt.JsonOption = False,
+    dry_run: opt.DryRunOption = False,
 ) -> None:
     """Rounds of DPO on the policy's own answers: sample, judge, train, evaluate, until it no longer helps.
 
     Known as iterative, on-policy or online DPO, and with the model as its judge as self-rewarding. A series
     is resumed with the options that it was begun with, but for those that are given.
     """
-    from dataclasses import replace
-
     from localdpo.launch.begin import known_run, open_run, resolve_recipe
     from localdpo.launch.rounds import kept_options, plan_rounds, preview_lines, wanted_rounds
 
-    arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
-    request = replace(make_request(arguments, run, runs_dir, resume), kind=RoundsDir)
+    request = make_request(recipe, overrides, run, runs_dir, resume, kind=RoundsDir)
     known = known_run(request)
     options = SeriesOptions(limits).above(kept_options(known, forget=forget_options))
     at_most = wanted_rounds(known, wanted)
@@ -94,7 +76,9 @@ def rounds(
         note(line)
     if plain or as_json or not has_screen():
         raise typer.Exit(make_and_print(series, plan, at_most, as_json))
-    raise typer.Exit(make_beside_dashboard(series, options, partial(show_record, series)))
+    raise typer.Exit(
+        make_beside_dashboard(series, options, lambda: print_series(series, read_record(series), False))
+    )
 
 
 def make_and_print(series: RoundsDir, plan: RoundsPlan, wanted: int, as_json: bool) -> int:
@@ -118,7 +102,6 @@ def make_and_print(series: RoundsDir, plan: RoundsPlan, wanted: int, as_json: bo
 
 def print_series(series: RoundsDir, record: SeriesRecord, as_json: bool) -> None:
     """Print the table of the rounds, why they ended, and what to do next."""
-    from localdpo.cli.plain import print_plain, print_table
     from localdpo.out.console import Console
 
     if as_json:
@@ -137,25 +120,17 @@ def print_series(series: RoundsDir, record: SeriesRecord, as_json: bool) -> None
         print_plain(console, line)
 
 
-def show_record(series: RoundsDir) -> None:
-    """Print what came of the series."""
-    print_series(series, read_record(series), as_json=False)
-
-
 def make_beside_dashboard(series: SeriesDir, options: SeriesOptions, show: Callable[[], None]) -> int:
     """Make the series in a process of its own and show it in the dashboard until the user leaves.
 
     `show` prints what came of it when it is made. The exit code of the command.
     """
-    from localdpo.cli.watch import open_series
-    from localdpo.launch.processes import Job
-
     command = [sys.executable, "-m", "localdpo", *sys.argv[1:], "--plain", "--run", series.name]
     # The process does the same. One that is killed before must not leave a series without its limits.
     with RunLock(series):
         write_options(series, options)
     job = Job(command, series.log, "the series", f"resume it: {resume_command(series)}")
-    code = open_series(series, job)
+    code = open_dashboard(series.path.parent, None, series=series, maker=job)
     if (problem := job.problem()) is not None:
         say(f"error: {problem}", error=True)
         return 1

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
-from localdpo.cli.options import JsonOption, RunArgument, RunsDirOption, finite, page_path, run_names
+from localdpo.cli import options as opt
+from localdpo.cli.plain import print_table
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program
 from localdpo.out import note, print_json, result
-from localdpo.records.control import COMMANDS, Command
+from localdpo.records.catalog import find_series, read_all
+from localdpo.records.checkpoints import read_log
+from localdpo.records.control import COMMANDS, Command, steer
 from localdpo.records.rundir import find_run
-
-if TYPE_CHECKING:
-    from localdpo.records.runs import RunSummary
+from localdpo.records.runs import RUN_COLUMNS
 
 HEADINGS: Final = ("name", "state", "loss", "beta", "model", "step", "accuracy", "margin", "kl", "when")
 _MEANINGS: Final = "; ".join(f"{command}: {meaning}" for command, meaning in COMMANDS.items())
@@ -32,8 +33,8 @@ runs_group = typer.Typer(
 @runs_group.callback()
 def runs(
     context: typer.Context,
-    runs_dir: RunsDirOption = Path("runs"),
-    as_json: JsonOption = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
+    as_json: opt.JsonOption = False,
 ) -> None:
     """List the runs, the latest first. Reward accuracy, margin and KL are those of the last evaluation.
 
@@ -47,20 +48,17 @@ def runs(
 
 def list_all(runs_dir: Path, as_json: bool) -> None:
     """Print the table of the runs, or one JSON array."""
-    from localdpo.records.catalog import read_all
-
     summaries = read_all(runs_dir, note)
     if not summaries:
         note(f"{runs_dir}: no runs")
     if as_json:
         print_json([summary.to_json() for summary in summaries])
         return
-    from localdpo.cli.plain import print_table
     from localdpo.out.console import Console, Text
-    from localdpo.records.runs import RUN_COLUMNS
 
     console = Console()
-    rows = [row_of(summary, time.time()) for summary in summaries]
+    now = time.time()
+    rows = [[RUN_COLUMNS[name].text(summary, now) or "-" for name in HEADINGS] for summary in summaries]
     if console.is_terminal and not rows:
         console.print(Text(f"no runs in {runs_dir}; start one with `{program()} train RECIPE`"))
     else:
@@ -71,33 +69,27 @@ def list_all(runs_dir: Path, as_json: bool) -> None:
             note(f"{summary.name}: {summary.why}")
 
 
-def row_of(summary: RunSummary, now: float) -> tuple[str, ...]:
-    """The cells of a run, in the order of HEADINGS; `-` for an unknown value."""
-    from localdpo.records.runs import RUN_COLUMNS
-
-    return tuple(RUN_COLUMNS[heading].text(summary, now) or "-" for heading in HEADINGS)
-
-
 # --- ctl -------------------------------------------------------------------------------------------------
 
 
 def ctl(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=run_names)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.", autocompletion=opt.run_names)],
     command: Annotated[Command, typer.Argument(metavar="COMMAND", help=f"{_MEANINGS}.")],
     save: Annotated[
         bool, typer.Option("--save/--no-save", help="With stop: save a checkpoint first, or not.")
     ] = True,
     timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0.0, callback=finite, help="How long to wait for the answer."),
+        typer.Option(
+            metavar="SECONDS", min=0.0, callback=opt.finite, help="How long to wait for the answer."
+        ),
     ] = 60.0,
-    as_json: JsonOption = False,
-    runs_dir: RunsDirOption = Path("runs"),
+    as_json: opt.JsonOption = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Pause, resume, checkpoint, evaluate or stop a run that is training, from anywhere."""
     if not save and command != "stop":
         raise UserError(f"--no-save works only with stop, not with {command}")
-    from localdpo.records.control import steer
 
     message = steer(find_run(runs_dir, run), command, note, save=save, timeout=timeout)
     result({"run": run, "command": command, "message": message}, [message], as_json=as_json)
@@ -108,17 +100,16 @@ def ctl(
 
 @runs_group.command()
 def sync(
-    run: RunArgument = None,
+    run: opt.RunArgument = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", metavar="TRACKER", help="wandb, tensorboard, trackio or mlflow; repeatable."),
+        typer.Option(metavar="TRACKER", help="wandb, tensorboard, trackio or mlflow; repeatable."),
     ] = None,
-    as_json: JsonOption = False,
-    runs_dir: RunsDirOption = Path("runs"),
+    as_json: opt.JsonOption = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Show a run that has ended to trackers: all that they do not have yet. Default: those in its recipe."""
     from localdpo.launch.reporting import problem_of, start_reporter, trackers_of
-    from localdpo.records.checkpoints import read_log
     from localdpo.trackers.registry import TRACKERS, require_packages
 
     found = find_run(runs_dir, run)
@@ -153,26 +144,18 @@ def sync(
 
 
 def report(
-    run: RunArgument = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            "--html",
-            metavar="FILE",
-            callback=page_path,
-            help="File to write. Default: report.html in the run's folder.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-    runs_dir: RunsDirOption = Path("runs"),
+    run: opt.RunArgument = None,
+    html: opt.HtmlOption = None,
+    as_json: opt.JsonOption = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
     """Write one HTML file about a run: charts, recipe, notices, samples, answers and latest evaluation.
 
-    Of rounds: their table, win rates, KL and length. Of a sweep: its table, and accuracy over KL.
+    Of rounds: their table, win rates, KL and length. Of a sweep: its table, and accuracy over KL. Without
+    --html it is report.html in the run's folder.
     """
     from localdpo.evals.report import report_values, series_values
     from localdpo.pages import write_page
-    from localdpo.records.catalog import find_series
 
     series = None if run is None else find_series(runs_dir, run)
     found = series or find_run(runs_dir, run)

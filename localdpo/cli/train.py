@@ -9,45 +9,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localdpo.cli.options import JsonOption, NotifyOption, RunsDirOption, run_names
+from localdpo.cli import options as opt
+from localdpo.cli.plain import Interrupts, ProgressView
+from localdpo.cli.watch import open_dashboard, say_continues
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
 from localdpo.core.names import program
 from localdpo.core.process import launched_rank
-from localdpo.out import has_screen, note, print_json
+from localdpo.core.text import printable
+from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, exit_code, explain_death
+from localdpo.launch.processes import Worker, start_worker, watch
+from localdpo.out import has_screen, note, print_json, say
+from localdpo.records.checkpoints import adapter_folder, newest_checkpoint, read_log, restart_note
+from localdpo.records.deaths import RESUME_WITH
+from localdpo.records.events import effective, read_events
+from localdpo.records.progress import progress_of
 from localdpo.records.rundir import RunDir
+from localdpo.records.runs import summarise
+from localdpo.records.wording import closing_lines
 
 if TYPE_CHECKING:
     from localdpo.launch.begin import TrainRequest
-    from localdpo.launch.processes import Worker
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="A YAML file. Not needed with --resume --run NAME."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Options that override the recipe's, such as loss.beta=0.2."
-        ),
-    ] = None,
+    recipe: opt.RecipeArgument = None,
+    overrides: opt.OverridesArgument = None,
     run: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="Name of the run. Default: the recipe's name and a number. An existing run is resumed.",
-            autocompletion=run_names,
+            autocompletion=opt.run_names,
         ),
     ] = None,
-    runs_dir: RunsDirOption = Path("runs"),
-    plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Show a bar on a terminal, text lines elsewhere, and no dashboard."),
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run --run, or the latest run of the recipe.")
-    ] = False,
+    runs_dir: opt.RunsDirOption = Path("runs"),
+    plain: opt.PlainOption = False,
+    resume: opt.ResumeOption = False,
     accept_changes: Annotated[
         bool,
         typer.Option("--accept-changes", help="Resume although data, model or adapter changed since."),
@@ -55,16 +52,20 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show recipe, data, steps and memory without training.")
     ] = False,
-    notify: NotifyOption = False,
-    as_json: JsonOption = False,
+    notify: opt.NotifyOption = False,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Train with a recipe: SFT, DPO, KTO or another preference loss, as its loss says."""
-    arguments = [*([] if recipe is None else [recipe]), *(overrides or [])]
-    request = make_request(arguments, run, runs_dir, resume, accept_changes)
+    request = make_request(recipe, overrides, run, runs_dir, resume, accept_changes)
     if dry_run:
         if as_json:
             raise UserError("--dry-run prints a text: leave out --json")
-        show_dry_run(request)
+        from localdpo.launch.begin import known_run, resolve_recipe
+        from localdpo.out.console import Console
+        from localdpo.train.dry_run import dry_run as show
+
+        resolved = resolve_recipe(request, known_run(request), note)
+        show(resolved, Console(soft_wrap=not sys.stdout.isatty()))
         return
     rank = launched_rank()
     if rank:
@@ -80,8 +81,6 @@ def train(
             raise UserError(f"{found.path} is finished: the other ranks have nothing to do")
         say_finished(found, as_json)
         return
-    from localdpo.records.checkpoints import restart_note
-
     if (again := restart_note(found)) is not None:
         note(again)
     try:
@@ -96,48 +95,37 @@ def train(
 
 
 def make_request(
-    arguments: Sequence[str], run: str | None, runs_dir: Path, resume: bool, accept_changes: bool = False
+    recipe: str | None,
+    overrides: Sequence[str] | None,
+    run: str | None,
+    runs_dir: Path,
+    resume: bool,
+    accept_changes: bool = False,
+    kind: type[RunDir] = RunDir,
 ) -> TrainRequest:
     """The request of the command line. Raises UserError for arguments that do not go together."""
     from localdpo.launch.begin import TrainRequest
 
-    first = arguments[0] if arguments else None
+    words = tuple(overrides or ())
     # A file may have "=" in its name; an override is never a file.
-    is_recipe = first is not None and ("=" not in first or Path(first).is_file())
-    recipe = Path(first) if first is not None and is_recipe else None
-    overrides = tuple(arguments[1:] if is_recipe else arguments)
-    for override in overrides:
+    if recipe is not None and "=" in recipe and not Path(recipe).is_file():
+        words, recipe = (recipe, *words), None
+    for override in words:
         if "=" not in override:
             raise UserError(f"{override}: expected KEY=VALUE after the recipe, such as loss.beta=0.2")
     if recipe is None and not (resume and run is not None):
         raise UserError(
             f"no recipe: give a YAML file (`{program()} init` lists some), or --resume with --run NAME"
         )
-    return TrainRequest(recipe, overrides, run, runs_dir, resume, accept_changes)
-
-
-def show_dry_run(request: TrainRequest) -> None:
-    from localdpo.launch.begin import known_run, resolve_recipe
-    from localdpo.out.console import Console
-    from localdpo.train.dry_run import dry_run
-
-    recipe = resolve_recipe(request, known_run(request), note)
-    dry_run(recipe, Console(soft_wrap=not sys.stdout.isatty()))
+    path = None if recipe is None else Path(recipe)
+    return TrainRequest(path, words, run, runs_dir, resume, accept_changes, kind)
 
 
 def say_finished(run: RunDir, as_json: bool) -> None:
     """Print that nothing is left to do, and where the result is."""
-    from localdpo.cli.plain import print_plain
-    from localdpo.out.console import Console
-    from localdpo.records.events import read_events
-    from localdpo.records.wording import closing_lines
-
-    console = Console(stderr=as_json)
-    print_plain(
-        console, f"{run.path} is finished; for another run of the recipe give another name with --run"
-    )
-    for line in closing_lines(run, read_events(run.events))[1:]:
-        print_plain(console, line)
+    head = f"{run.path} is finished; for another run of the recipe give another name with --run"
+    for line in (head, *closing_lines(run, read_events(run.events))[1:]):
+        say(printable(line), error=as_json)
     if as_json:
         print_json(trained_record(run))
 
@@ -150,19 +138,14 @@ def train_and_watch(
     `is_part`: the run is a part of what the command does, so that it is named before what is said of it, and
     neither its record is printed nor how to resume it alone.
     """
-    from localdpo.cli.plain import Interrupts, ProgressView, alerts
-    from localdpo.launch.processes import start_worker, watch
     from localdpo.out.console import Console
-    from localdpo.records.checkpoints import read_log
-    from localdpo.records.events import effective
-    from localdpo.records.progress import progress_of
 
     console = Console(stderr=as_json)
     before = progress_of(effective(read_log(run, note, alive=False)))
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
-        with ProgressView(console, before, alerts(run.name) if notify else None) as view:
+        with ProgressView(console, before, run.name if notify else None) as view:
             view.say(f"run {run.path} (worker {worker.pid}, log {run.worker_log})")
             for event in watch(worker, on_poll=lambda: interrupts.report(view.say)):
                 view.show(event)
@@ -175,10 +158,6 @@ def train_in_dashboard(run: RunDir, accept_changes: bool, notify: bool = False) 
 
     Training that has not ended by then continues: that is no error.
     """
-    from localdpo.cli.plain import Interrupts
-    from localdpo.cli.watch import open_dashboard, say_continues
-    from localdpo.launch.processes import start_worker
-
     with Interrupts() as interrupts:
         worker = start_worker(run, accept_changes=accept_changes)
         interrupts.pass_to(worker)
@@ -193,25 +172,18 @@ def train_in_dashboard(run: RunDir, accept_changes: bool, notify: bool = False) 
 
 def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False, *, is_part: bool = False) -> int:
     """Print how the run of an ended worker ended, and what to do next; the exit code of the command."""
-    from localdpo.cli.plain import print_plain
-    from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, exit_code, explain_death
-    from localdpo.out.console import Console
-    from localdpo.records.deaths import RESUME_WITH
-    from localdpo.records.events import read_events
-    from localdpo.records.wording import closing_lines
-
     run, returncode = worker.run, worker.returncode
     assert returncode is not None
     code = exit_code(returncode, run, worker.log_start, by_keyboard=by_keyboard)
     if code == FINISHED_EXIT and not is_part:
         for line in closing_lines(run, read_events(run.events)):
-            print_plain(Console(stderr=as_json), line)
+            say(printable(line), error=as_json)
     lines = explain_death(returncode, run, worker.log_start)
     if is_part:
         lines = [f"{run.name}: {line}" for line in lines if not line.startswith(RESUME_WITH)]
     for number, line in enumerate(lines):
         is_error = code == USER_ERROR_EXIT or (code in (CRASHED_EXIT, DEVICE_EXIT) and number == 0)
-        print_plain(Console(stderr=True), f"error: {line}" if is_error else line)
+        note(f"error: {line}" if is_error else line)
     # A mistake that was found before training began leaves no run behind.
     if not (code == USER_ERROR_EXIT and run.discard()) and as_json and not is_part:
         print_json(trained_record(run))
@@ -220,10 +192,6 @@ def report_end(worker: Worker, by_keyboard: bool, as_json: bool = False, *, is_p
 
 def trained_record(run: RunDir) -> dict[str, Any]:
     """The run as `localdpo runs --json` lists it, and its folder and adapter."""
-    from localdpo.records.checkpoints import adapter_folder, newest_checkpoint
-    from localdpo.records.events import read_events
-    from localdpo.records.runs import summarise
-
     summary = summarise(run, read_events(run.events), run.is_running())
     adapter = None if newest_checkpoint(run) is None else str(adapter_folder(run))
     return {**summary.to_json(), "path": str(run.path), "adapter": adapter}

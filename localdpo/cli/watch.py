@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from localdpo.cli.options import NotifyOption, RunsDirOption, run_names
+from localdpo.cli.plain import ProgressView
 from localdpo.core.errors import UserError
 from localdpo.core.names import command_line
+from localdpo.core.text import printable
+from localdpo.launch.explain import ended_lines, exit_code
+from localdpo.launch.processes import Job, Worker, code_in_log
+from localdpo.launch.processes import watch as events_of
 from localdpo.out import has_screen, note, say
 from localdpo.records.catalog import find_series, list_series
+from localdpo.records.checkpoints import read_log
+from localdpo.records.progress import Progress
 from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.series import SeriesDir
 from localdpo.records.wording import runs_dir_words
-
-if TYPE_CHECKING:
-    from localdpo.launch.processes import Job, Worker
 
 # As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
 SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")
@@ -73,7 +77,7 @@ def watch(
         if once:
             print_frame(runs_dir, None, "runs", size or DEFAULT_SIZE, found)
             return
-        raise typer.Exit(open_series(found, notify=notify))
+        raise typer.Exit(open_dashboard(runs_dir, None, series=found, notify=notify))
     if plain:
         raise typer.Exit(follow(found, notify))
     jump = screen or ("live" if run is not None or found.is_running() else "runs")
@@ -82,7 +86,7 @@ def watch(
     if once:
         print_frame(runs_dir, found, jump, size or DEFAULT_SIZE)
         return
-    raise typer.Exit(open_dashboard(runs_dir, found, None, jump, notify=notify))
+    raise typer.Exit(open_dashboard(runs_dir, found, jump=jump, notify=notify))
 
 
 def follow(run: RunDir, notify: bool) -> int:
@@ -90,16 +94,10 @@ def follow(run: RunDir, notify: bool) -> int:
 
     Ctrl-C leaves, and training continues.
     """
-    from localdpo.cli.plain import ProgressView, alerts, print_plain
-    from localdpo.launch.explain import ended_lines, exit_code
-    from localdpo.launch.processes import code_in_log
-    from localdpo.launch.processes import watch as events_of
     from localdpo.out.console import Console
-    from localdpo.records.checkpoints import read_log
-    from localdpo.records.progress import progress_of
 
     try:
-        with ProgressView(Console(), progress_of(()), alerts(run.name) if notify else None) as view:
+        with ProgressView(Console(), Progress(), run.name if notify else None) as view:
             for event in events_of(run):
                 view.show(event)
     except KeyboardInterrupt:
@@ -109,7 +107,7 @@ def follow(run: RunDir, notify: bool) -> int:
     log = read_log(run, note, alive=False)
     code = exit_code(code_in_log(log), run)
     for line in ended_lines(run, log):
-        print_plain(Console(stderr=code != 0), line)
+        say(printable(line), error=code != 0)
     return code
 
 
@@ -142,34 +140,29 @@ def print_frame(
 
 
 def open_dashboard(
-    runs_dir: Path, run: RunDir, worker: Worker | None, jump: str = "live", *, notify: bool = False
+    runs_dir: Path,
+    run: RunDir | None,
+    worker: Worker | None = None,
+    jump: str = "live",
+    *,
+    series: SeriesDir | None = None,
+    maker: Job | None = None,
+    notify: bool = False,
 ) -> int:
     """Show the dashboard until the user leaves; its exit code. Names the run if that is still training then.
 
-    `worker`: the worker that the command started itself, on which it reports itself.
+    `worker`: the worker that the command started itself, on which it reports itself. `series`: shown in place
+    of a run; `maker`: the process that was started to make it.
     """
     from localdpo.dashboard.app import DashboardApp
     from localdpo.dashboard.appbase import run_app
 
-    app = DashboardApp(runs_dir, run, worker, jump, notifies=notify)
+    app = DashboardApp(runs_dir, run, worker, jump, notifies=notify, series=series, maker=maker)
     run_app(app)
-    left = app.feed.run if app.feed is not None else None
+    left = None if app.feed is None or series is not None else app.feed.run
     is_own = worker is not None and left is not None and left.path == worker.run.path
     if left is not None and left.is_running() and not is_own:
         say_continues(left, left.pid())
-    return app.return_code or 0
-
-
-def open_series(series: SeriesDir, maker: Job | None = None, *, notify: bool = False) -> int:
-    """Show the runs of a series until the user leaves; the dashboard's exit code.
-
-    `maker`: the process that was started to make it.
-    """
-    from localdpo.dashboard.app import DashboardApp
-    from localdpo.dashboard.appbase import run_app
-
-    app = DashboardApp(series.path.parent, None, series=series, maker=maker, notifies=notify)
-    run_app(app)
     return app.return_code or 0
 
 

@@ -13,26 +13,18 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from textual.app import App
+from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
 from textual.filter import LineFilter
+from textual.screen import Screen
 
 from localdpo.core.atomic import is_refusal
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.core.text import printable
-from localdpo.dashboard.terminal import (
-    PALETTES,
-    THEME_NAMES,
-    Abilities,
-    CharFilter,
-    Palette,
-    abilities_of,
-    theme_of,
-    to_ascii,
-    without_controls,
-)
+from localdpo.dashboard import terminal
 from localdpo.out import notification
 from localdpo.out.console import Console
 
@@ -62,23 +54,23 @@ class TerminalApp(App[None]):
     CSS_PATH = Path(__file__).parent / "styles" / "app.tcss"
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        self.abilities: Abilities = abilities_of(environment)
+        self.abilities: terminal.Abilities = terminal.abilities_of(environment)
         self.failure: Exception | None = None
         super().__init__()
         # What Textual says of a crash, its colours among the text.
         self.error_console = Console(stderr=True)
-        for name in THEME_NAMES:
-            self.register_theme(theme_of(name))
+        for name in terminal.THEME_NAMES:
+            self.register_theme(terminal.theme_of(name))
         self.theme = "16" if self.abilities.colour and self.abilities.has_few_colours else "dark"
 
     @property
-    def palette(self) -> Palette:
+    def palette(self) -> terminal.Palette:
         """The colours of the theme, by meaning."""
-        return PALETTES.get(self.theme, PALETTES["dark"])
+        return terminal.PALETTES.get(self.theme, terminal.PALETTES["dark"])
 
     def get_line_filters(self) -> list[LineFilter]:
-        filters = [*super().get_line_filters(), CharFilter(without_controls)]
-        return filters if self.abilities.unicode else [*filters, CharFilter(to_ascii)]
+        filters = [*super().get_line_filters(), terminal.CharFilter(terminal.without_controls)]
+        return filters if self.abilities.unicode else [*filters, terminal.CharFilter(terminal.to_ascii)]
 
     def notify(self, message: str, **options: Any) -> None:
         """Show `message` for a while; it is never parsed as markup, as names may look like it."""
@@ -87,15 +79,33 @@ class TerminalApp(App[None]):
     def _handle_exception(self, error: Exception) -> None:
         """What a person must mend is raised where the app was run; Textual would print a traceback of it."""
         if isinstance(error, LocalDPOError) or is_refusal(error):
-            self.failure = self.failure or error
-            self.exit(return_code=USER_ERROR_EXIT)
+            self.fail(error)
         else:
             super()._handle_exception(error)
+
+    def fail(self, error: Exception) -> None:
+        """Leave; `run_app` raises `error` then."""
+        self.failure = self.failure or error
+        self.exit(return_code=USER_ERROR_EXIT)
 
     def alert(self, text: str) -> None:
         """Show `text` as a notification of the desktop."""
         if self._driver is not None and not self.is_headless:
             self._driver.write(notification(text))
+
+
+class ScreenApp(TerminalApp):
+    """An app with one screen, which Ctrl-C leaves."""
+
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", show=False, system=True)]
+
+    def __init__(self, screen: Screen[None], environment: Mapping[str, str] = os.environ) -> None:
+        super().__init__(environment)
+        self._only = screen
+
+    def on_mount(self) -> None:
+        self.push_screen(self._only)
 
 
 def app_of(node: DOMNode) -> TerminalApp:

@@ -7,10 +7,9 @@ import platform
 import shlex
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,9 +44,6 @@ class HostReport:
     host: Host
     versions: dict[str, str]
     problem: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def parse_host(text: str) -> Host:
@@ -123,8 +119,3 @@ def _check(host: Host, python: str, own: dict[str, str]) -> HostReport:
     versions = json.loads(said[-1])
     differ = [f"{name} {versions[name]} (here {own[name]})" for name in own if versions[name] != own[name]]
     return HostReport(host, versions, ", ".join(differ) or None)
-
-
-def this_python() -> str:
-    """The interpreter of this process, which every host should have at the same place."""
-    return sys.executable

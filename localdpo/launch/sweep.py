@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from localdpo.answering.prompts import HeldOut, prompts_of, valid_sources
 from localdpo.core.errors import LocalDPOError, UserError, UserErrors
@@ -69,14 +69,16 @@ def plan_sweep(request: TrainRequest, note: Note) -> SweepPlan:
         overrides = [*fixed, *(f"{key}={value}" for key, value in zip(grid, values, strict=True))]
         try:
             recipe = load_recipe(request.recipe, overrides)
-            kept = None if known is None else _kept(known, name)
+            made = None if known is None else RunDir(known.path / name)
+            kept = load_recipe(made.recipe) if made is not None and made.exists() else None
             resolved, lines = follow_links(recipe, kept)
         except LocalDPOError as error:
             problems |= dict.fromkeys(error.lines)
             continue
         for line in lines:
             note(f"{name}: {line}")
-        runs.append(SweepRun(name, values, dump_recipe(_scored_ahead(resolved))))
+        train = resolved.train.model_copy(update={"reference": "ahead"})
+        runs.append(SweepRun(name, values, dump_recipe(resolved.model_copy(update={"train": train}))))
     if problems:
         raise UserErrors([UserError(line) for line in problems])
     twice = [text for text, count in Counter(run.recipe for run in runs).items() if count > 1]
@@ -142,16 +144,6 @@ def _names(grid: dict[str, tuple[str, ...]]) -> list[str]:
     return [f"run-{number}" for number in range(1, len(combinations) + 1)]
 
 
-def _kept(known: RunDir, name: str) -> Recipe | None:
-    """The recipe of a run that was made."""
-    run = RunDir(known.path / name)
-    return load_recipe(run.recipe) if run.exists() else None
-
-
-def _scored_ahead(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"reference": "ahead"})})
-
-
 def open_sweep(request: TrainRequest, plan: SweepPlan, note: Note) -> SweepDir:
     """The folder of the sweep, made if it is new. Raises UserError when it belongs to another plan."""
     sweep = open_run(request, note, plan.to_text(), _differences)
@@ -185,16 +177,6 @@ class Judging:
     prompts: str | None = None
     limit: int = 200
     max_tokens: int = 256
-
-    def options(self, run: RunDir, seed: int) -> EvalOptions:
-        """Of the evaluation of a run."""
-        return EvalOptions(
-            run=run,
-            prompts=self.prompts,
-            limit=self.limit,
-            sampling=Sampling(self.max_tokens, 1.0, seed),
-            **self.request,
-        )
 
 
 def judging_in(options: SeriesOptions) -> Judging | None:
@@ -289,23 +271,23 @@ def recipe_in(run: SweepRun) -> Recipe:
 # --- making it -------------------------------------------------------------------------------------------
 
 
-class SweepHands(Protocol):
-    """How a command shows the runs of a sweep."""
+@dataclass(frozen=True)
+class SweepHands:
+    """How a command shows the runs of a sweep.
 
-    def begun(self, run: RunDir, worker: Worker | None) -> None:
-        """A run's worker has started; None for a run that is being trained already."""
+    Attributes:
+        begun: a run's worker has started; None for a run that is being trained already.
+        event: an event of a run, as it comes.
+        ended: its worker has ended.
+        refused: why a run cannot be started.
+        goes_on: called about ten times a second; False: no more runs are started.
+    """
 
-    def event(self, run: RunDir, event: Event) -> None:
-        """An event of a run, as it comes."""
-
-    def ended(self, run: RunDir, worker: Worker | None) -> None:
-        """Its worker has ended."""
-
-    def refused(self, run: RunDir, error: UserError) -> None:
-        """Why a run cannot be started."""
-
-    def goes_on(self) -> bool:
-        """Called about ten times a second; False: no more runs are started."""
+    begun: Callable[[RunDir, Worker | None], None]
+    refused: Callable[[RunDir, UserError], None]
+    event: Callable[[RunDir, Event], None] = lambda run, event: None
+    ended: Callable[[RunDir, Worker | None], None] = lambda run, worker: None
+    goes_on: Callable[[], bool] = lambda: True
 
 
 class _Training:
@@ -372,5 +354,11 @@ def evaluate_sweep(sweep: SweepDir, plan: SweepPlan, judging: Judging, ask: Ask)
     with RunLock(sweep):
         for run in (RunDir(sweep.path / planned.name) for planned in plan.runs):
             if run.status() == "finished":
-                options = judging.options(run, load_recipe(run.recipe).train.seed)
+                options = EvalOptions(
+                    run=run,
+                    prompts=judging.prompts,
+                    limit=judging.limit,
+                    sampling=Sampling(judging.max_tokens, 1.0, load_recipe(run.recipe).train.seed),
+                    **judging.request,
+                )
                 ask(options, plan_evaluation, run_evaluation)

@@ -14,6 +14,7 @@ from localdpo.cli import compare as command
 from localdpo.cli.compare import render, show
 from localdpo.cli.main import app
 from localdpo.core.errors import UserError
+from localdpo.dashboard.app import DashboardApp
 from localdpo.records.answers import (
     AnswerRecord,
     AnswersRequest,
@@ -112,11 +113,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[AnswersRequest]:
     """The requests that were answered, in place of a model."""
     found: list[AnswersRequest] = []
 
-    def answer(request: AnswersRequest) -> AnswersTail:
+    def answer(request: AnswersRequest, note: object) -> AnswersTail:
         found.append(request)
         return answers()
 
-    monkeypatch.setattr(command, "answers_to", answer)
+    monkeypatch.setattr("localdpo.answering.generator.answered", answer)
     return found
 
 
@@ -183,14 +184,15 @@ def test_an_empty_prompt_is_refused(runs: Path, asked: list[AnswersRequest], tex
 def test_on_a_terminal_the_screen_opens(
     runs: Path, monkeypatch: pytest.MonkeyPatch, asked: list[AnswersRequest]
 ):
-    opened: list[tuple[Path, str, AnswersRequest]] = []
-    monkeypatch.setattr(
-        command, "browse", lambda folder, run, request: opened.append((folder, run.name, request))
-    )
-    monkeypatch.setattr("localdpo.out.has_screen", lambda: True)
+    opened: list[DashboardApp] = []
+    monkeypatch.setattr("localdpo.dashboard.appbase.run_app", opened.append)
+    monkeypatch.setattr(command, "has_screen", lambda: True)
     invoke("a", "--runs-dir", str(runs), "--seed", "4")
-    ((folder, name, request),) = opened
-    assert (folder, name) == (runs, "a")
+    (app,) = opened
+    request = app.request
+    assert app.feed is not None
+    assert request is not None
+    assert (app.runs_dir, app.feed.run.name, app._jump) == (runs, "a", "compare")
     assert (request.limit, request.sampling.seed) == (command.BROWSED_PROMPTS, 4)
     assert asked == []
     invoke("a", "--runs-dir", str(runs), "--plain")

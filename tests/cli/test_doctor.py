@@ -72,7 +72,7 @@ def test_an_empty_key_is_no_key():
 
 def test_a_demo_bundle_with_holes_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     resolve = names.resolve
-    monkeypatch.setattr(names, "resolve", lambda name: resolve(name, tmp_path))
+    monkeypatch.setattr(module, "resolve", lambda name: resolve(name, tmp_path))
     (tmp_path / "model").mkdir()
     finding = demo()
     assert finding.state == "missing"

@@ -93,7 +93,7 @@ def test_without_a_terminal_progress_is_printed_in_lines(monkeypatch: pytest.Mon
     monkeypatch.setattr(judging, "time", SimpleNamespace(monotonic=lambda: clock.now))
     console = Console(file=io.StringIO(), width=80)
     display = judging.ProgressDisplay(console, {"answers": 1020, "verdicts": 0}, Budget())
-    display.set_total("verdicts", 2)
+    display.hooks().on_questions(2)
     for _ in range(1020):
         clock.now += 0.0078125
         display.advance("answers")

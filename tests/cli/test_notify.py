@@ -8,7 +8,7 @@ import pytest
 from logged import EVAL, NOTICE, STARTED, event
 from rich.console import Console
 
-from localdpo.cli.plain import ProgressView, alerts
+from localdpo.cli.plain import ProgressView
 from localdpo.out import _Guarded, notification, notify
 from localdpo.records.progress import Progress
 from localdpo.records.wording import alert_text
@@ -58,11 +58,11 @@ def test_lines_and_bars_notify_only_when_asked(has_bar: bool, monkeypatch: pytes
     monkeypatch.delenv("TMUX", raising=False)
     monkeypatch.delenv("VTE_VERSION", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    for alert, expected in ((None, 0), (alerts("dpo"), 2)):
+    for name, expected in ((None, 0), ("dpo", 2)):
         terminal = Terminal()
         monkeypatch.setattr("sys.stdout", _Guarded(terminal))
         console = Console(file=io.StringIO(), force_terminal=has_bar)
-        with ProgressView(console, Progress(), alert) as view:
+        with ProgressView(console, Progress(), name) as view:
             for one in (STARTED, NOTICE, event("run.finished", 60)):
                 view.show(one)
         assert terminal.getvalue().count("\x1b]9;localdpo: dpo") == expected

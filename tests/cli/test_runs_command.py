@@ -12,12 +12,12 @@ import pytest
 
 from localdpo.cli.options import run_names
 from localdpo.cli.plain import print_table
-from localdpo.cli.runs import HEADINGS, list_all, row_of
+from localdpo.cli.runs import HEADINGS, list_all
 from localdpo.core.text import age
 from localdpo.out.console import Console
 from localdpo.records.events import Event, EventWriter
 from localdpo.records.rundir import RunDir
-from localdpo.records.runs import summarise
+from localdpo.records.runs import RUN_COLUMNS, summarise
 
 
 @pytest.fixture
@@ -104,7 +104,8 @@ def test_why_a_run_failed_stands_beside_the_table(two_runs: Path, capsys: pytest
 
 def test_a_row_shows_when():
     summary = summarise(RunDir("a"), [Event(1, 100.0, "run.resumed", 3)], running=True)
-    assert row_of(summary, now=160.0) == ("a", "running", "-", "-", "-", "3", "-", "-", "-", "1m ago")
+    cells = [RUN_COLUMNS[heading].text(summary, 160.0) for heading in HEADINGS]
+    assert cells == ["a", "running", "", "", "", "3", "", "", "", "1m ago"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ DRIVER = f"""
 import functools, sys
 from localdpo.launch import processes as launch
 from localdpo.cli.main import run
-launch.start_worker = functools.partial(launch.start_worker, command=[sys.executable, {FAKE!r}, sys.argv[1]])
+from localdpo.cli import train as command
+command.start_worker = functools.partial(launch.start_worker, command=[sys.executable, {FAKE!r}, sys.argv[1]])
 sys.argv = ["localdpo", *sys.argv[2:]]
 run()
 """
@@ -53,12 +54,13 @@ def driver(mode: str, *arguments: str) -> list[str]:
 def train(mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in this process; its worker is one of its own."""
     start = functools.partial(processes.start_worker, command=[sys.executable, FAKE, mode])
-    with mock.patch.object(processes, "start_worker", start):
+    with mock.patch("localdpo.cli.train.start_worker", start):
         return localdpo("train", *arguments)
 
 
 def request(*arguments: str, run: str | None = None, resume: bool = False) -> TrainRequest:
-    return make_request(arguments, run, Path("runs"), resume)
+    recipe, *overrides = arguments or (None,)
+    return make_request(recipe, overrides, run, Path("runs"), resume)
 
 
 def open_run(asked: TrainRequest) -> RunDir:
@@ -151,9 +153,9 @@ def test_a_run_keeps_the_checkpoint_that_a_link_led_to(capsys: pytest.CaptureFix
 
 def test_changes_are_accepted_only_of_a_run_that_goes_on() -> None:
     with pytest.raises(UserError, match=r"--accept-changes resumes a run"):
-        open_run(make_request(["dpo.yaml"], "dpo", Path("runs"), False, True))
+        open_run(make_request("dpo.yaml", [], "dpo", Path("runs"), False, True))
     open_run(request("dpo.yaml"))
-    assert open_run(make_request(["dpo.yaml"], "dpo", Path("runs"), False, True)).name == "dpo"
+    assert open_run(make_request("dpo.yaml", [], "dpo", Path("runs"), False, True)).name == "dpo"
 
 
 def test_a_running_run_is_refused():

@@ -63,7 +63,7 @@ def ended(command: subprocess.Popen[str]) -> tuple[int, list[str]]:
 def train(mode: str, *arguments: str) -> tuple[int, list[str]]:
     """The same of a command that runs in this process, its worker in one of its own."""
     start = functools.partial(processes.start_worker, command=[sys.executable, FAKE, mode])
-    with mock.patch.object(processes, "start_worker", start):
+    with mock.patch("localdpo.cli.train.start_worker", start):
         done = localdpo("train", "dpo.yaml", *arguments)
     return done.returncode, done.stderr.splitlines()
 

@@ -14,9 +14,9 @@ from textual.widgets import Input
 
 from localdpo.answering import chat
 from localdpo.answering.chat import Conversation
-from localdpo.cli.chat_screen import ChatApp
+from localdpo.cli.chat_screen import ChatScreen
 from localdpo.core.errors import UserError
-from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.appbase import ScreenApp, frame_text
 from localdpo.model.generate import SampledAnswer
 from localdpo.records.answers import Sampling
 
@@ -74,7 +74,7 @@ def test_a_question_is_answered_by_the_models_shown(talk: Conversation) -> None:
         assert talk.questions == ["new"]
         assert "hi q" not in frame_text(pilot.app)
 
-    drive(ChatApp(talk, TERMINAL), act, (80, 24))
+    drive(ScreenApp(ChatScreen(talk), TERMINAL), act, (80, 24))
 
 
 def test_escape_stops_the_answer_and_keeps_it(talk: Conversation) -> None:
@@ -92,11 +92,11 @@ def test_escape_stops_the_answer_and_keeps_it(talk: Conversation) -> None:
         await until(pilot, lambda: "dpo says q!" in frame_text(pilot.app))
         await press(pilot, "ctrl+c")
 
-    app = ChatApp(talk, TERMINAL)
-    drive(app, act, (80, 24))
-    app.speaking.join(10.0)
-    assert not app.speaking.is_alive()
-    assert app.speaking.failure is None
+    screen = ChatScreen(talk)
+    drive(app := ScreenApp(screen, TERMINAL), act, (80, 24))
+    screen.speaking.join(10.0)
+    assert not screen.speaking.is_alive()
+    assert app.failure is None
 
 
 def test_a_mistyped_command_stays_in_the_line(talk: Conversation) -> None:
@@ -106,7 +106,7 @@ def test_a_mistyped_command_stays_in_the_line(talk: Conversation) -> None:
         assert pilot.app.screen.query_one(Input).value == "/bse"
         assert talk.questions == []
 
-    drive(ChatApp(talk, TERMINAL), act, (80, 24))
+    drive(ScreenApp(ChatScreen(talk), TERMINAL), act, (80, 24))
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_screen(
@@ -120,6 +120,6 @@ def test_a_model_that_cannot_be_loaded_ends_the_screen(
     async def act(pilot: Pilot[None]) -> None:
         await until(pilot, lambda: not pilot.app.is_running)
 
-    app = ChatApp(talk, TERMINAL)
+    app = ScreenApp(ChatScreen(talk), TERMINAL)
     drive(app, act, (80, 24))
-    assert isinstance(app.speaking.failure, UserError)
+    assert isinstance(app.failure, UserError)

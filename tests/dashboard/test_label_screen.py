@@ -11,9 +11,9 @@ from made_runs import drive, press
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from localdpo.cli.label_screen import LabelApp
+from localdpo.cli.label_screen import LabelScreen
 from localdpo.core.errors import UserError
-from localdpo.dashboard.appbase import frame_text
+from localdpo.dashboard.appbase import ScreenApp, frame_text
 from localdpo.prefs.label import Labelling, open_labelling
 from localdpo.records.log import unseal
 
@@ -52,7 +52,7 @@ def pressed(state: Labelling, *keys: str, size: tuple[int, int] = (100, 30), **e
         await press(pilot, *keys)
         frames.append(frame_text(pilot.app))
 
-    drive(LabelApp(state, TERMINAL | environment), act, size)
+    drive(ScreenApp(LabelScreen(state), TERMINAL | environment), act, size)
     return frames[0]
 
 
@@ -135,14 +135,14 @@ def test_at_the_end_it_says_so_and_only_undo_works(data: Path) -> None:
 
 
 def test_q_leaves(data: Path) -> None:
-    app = LabelApp(opened(data), TERMINAL)
+    app = ScreenApp(LabelScreen(opened(data)), TERMINAL)
 
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "q")
         assert not app.is_running or app._exit
 
     drive(app, act)
-    assert app.labelling.failure is None
+    assert app.failure is None
 
 
 def test_a_full_disk_ends_it_with_its_line(data: Path) -> None:
@@ -152,13 +152,13 @@ def test_a_full_disk_ends_it_with_its_line(data: Path) -> None:
         raise UserError("no space left on the disk")
 
     state.save = refuse
-    app = LabelApp(state, TERMINAL)
+    app = ScreenApp(LabelScreen(state), TERMINAL)
 
     async def act(pilot: Pilot[None]) -> None:
         await press(pilot, "1")
 
     drive(app, act)
-    assert str(app.labelling.failure) == "no space left on the disk"
+    assert str(app.failure) == "no space left on the disk"
     assert state.labels == {}
 
 
@@ -178,10 +178,10 @@ def test_without_unicode_everything_is_ascii(data: Path) -> None:
 
 
 def test_the_line_for_a_note_is_hidden_until_it_is_wanted(data: Path) -> None:
-    app = LabelApp(opened(data), TERMINAL)
+    app = ScreenApp(LabelScreen(opened(data)), TERMINAL)
 
     async def act(pilot: Pilot[None]) -> None:
-        line = app.labelling.query_one(Input)
+        line = app.screen.query_one(Input)
         assert not line.display
         await press(pilot, "n")
         assert line.display

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -53,4 +54,4 @@ def test_hosts_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.problem == f"mlx {report.versions['mlx']} (here 0.1)"
     (missing,) = check_hosts([here], "/no/such/python")
     assert missing.problem is not None
-    assert json.dumps(missing.to_json())
+    assert json.dumps(dataclasses.asdict(missing))

@@ -156,7 +156,7 @@ def test_a_command_that_ends_before_its_dashboard_has_kept_the_options(
             raise UserError("no process")
 
     monkeypatch.setattr("localdpo.cli.sweep.has_screen", lambda: True)
-    monkeypatch.setattr("localdpo.launch.processes.Job", Ending)
+    monkeypatch.setattr("localdpo.cli.rounds.Job", Ending)
     limits = ["--judge", "anthropic", "--max-usd", "1"]
     done = localdpo("sweep", "dpo.yaml", "loss.beta=0.1,0.2", "--run", "grid", *limits)
     assert (done.returncode, done.stderr) == (2, "error: no process\n")

@@ -21,7 +21,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.launch import sweep as launch
 from localdpo.launch.begin import TrainRequest
 from localdpo.launch.processes import Worker, start_worker
-from localdpo.launch.sweep import open_sweep, plan_sweep, split_values, train_sweep
+from localdpo.launch.sweep import SweepHands, open_sweep, plan_sweep, split_values, train_sweep
 from localdpo.recipe.load import load_recipe
 from localdpo.records.events import Event, read_events
 from localdpo.records.rundir import RunDir
@@ -72,9 +72,6 @@ class Seen:
     def refused(self, run: RunDir, error: UserError) -> None:
         self.order.append(f"{run.name} refused")
 
-    def goes_on(self) -> bool:
-        return True
-
 
 def start(modes: dict[str, str], run: RunDir) -> Worker:
     return start_worker(run, command=[sys.executable, FAKE, modes.get(run.name, "finish")])
@@ -84,7 +81,8 @@ def trained(plan: SweepPlan, jobs: int, **modes: str) -> Seen:
     seen = Seen()
     sweep = open_sweep(request(), plan, silent)
     named = {name.replace("_", "-").replace("-0", "-0."): mode for name, mode in modes.items()}
-    train_sweep(sweep, plan, SeriesOptions(jobs=jobs), seen, functools.partial(start, named))
+    hands = SweepHands(seen.begun, seen.refused, seen.event, seen.ended)
+    train_sweep(sweep, plan, SeriesOptions(jobs=jobs), hands, functools.partial(start, named))
     return seen
 
 
