@@ -21,17 +21,10 @@ from textual.widget import Widget
 
 from localdpo.core.atomic import write_text
 from localdpo.core.errors import USER_ERROR_EXIT, UserError
+from localdpo.dashboard import keymap
 from localdpo.dashboard.appbase import TerminalApp, frame_svg, frame_text
 from localdpo.dashboard.feed import PendingCommands, RenderThrottle, RunFeed
-from localdpo.dashboard.keymap import (
-    INNER_TITLES,
-    SCREEN_TITLES,
-    bindings_of,
-    hidden_screens,
-    key_name,
-    keys_of,
-    namespaced,
-)
+from localdpo.dashboard.screens import dialogs
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.state import NOT_STARTED
 from localdpo.dashboard.terminal import THEME_NAMES
@@ -71,16 +64,17 @@ class DashboardApp(TerminalApp):
         worker: the worker that was started from here, None for a viewer.
         request: answers that Compare generates at once, as far as the run's folder lacks them.
         feed: the log of the run that is open, None without one.
+        pending: the commands that its worker has not answered yet.
         notifies: whether the desktop is notified of warnings and of the run's end.
     """
 
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "colon"
     SCREENS: ClassVar[dict[str, Callable[[], Screen]]] = {
-        name: partial(_open_screen, name) for name in SCREEN_TITLES
+        name: partial(_open_screen, name) for name in keymap.SCREEN_TITLES
     }
     BINDINGS: ClassVar[list[BindingType]] = [
-        *bindings_of(""),
+        *keymap.bindings_of(""),
         # Keys typed out of habit: neither may end the run, and Ctrl-C explains how to leave.
         Binding("ctrl+c", "interrupt", show=False, system=True),
         Binding("ctrl+q", "leave", show=False, priority=True),
@@ -113,7 +107,7 @@ class DashboardApp(TerminalApp):
         self._alerted: int | None = None
         self._series, self._maker = series, maker
         self._jump = jump if run is not None else "runs"
-        self._pending = PendingCommands()
+        self.pending = PendingCommands()
         self._throttle = throttle or RenderThrottle()
         # Whether worker and training were alive at the last poll.
         self._last_alive: tuple[bool, bool] | None = None
@@ -124,10 +118,6 @@ class DashboardApp(TerminalApp):
     def worker_lives(self) -> bool:
         """Whether a worker that was started from here has not ended; it may not hold the run's lock yet."""
         return self.worker is not None and self.worker.returncode is None
-
-    def status(self, now: float) -> str:
-        """The commands that the worker has not answered yet, for the first line."""
-        return self._pending.status(now)
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -152,7 +142,7 @@ class DashboardApp(TerminalApp):
         """
         self.feed, self.worker, self.request = RunFeed(run), worker, None
         self._opened_from = None if series is None else (series, maker)
-        self._pending = PendingCommands()
+        self.pending = PendingCommands()
         self._last_alive = self._alerted = None
         self._poll()
         self.action_go("live")
@@ -173,7 +163,7 @@ class DashboardApp(TerminalApp):
     def detach(self) -> None:
         """Have no run open: the one that was is gone."""
         self.feed, self.worker = None, None
-        self._pending = PendingCommands()
+        self.pending = PendingCommands()
         for screen in self._run_screens():
             screen.follow(None, self.now())
 
@@ -193,7 +183,7 @@ class DashboardApp(TerminalApp):
     def _is_throttled(self) -> bool:
         """Whether no frame is drawn now; never while a command waits for its answer."""
         feed = self.feed
-        if feed is None or self._pending:
+        if feed is None or self.pending:
             return False
         if self._throttle.is_due(beside_training=feed.trains_on_cpu):
             return False
@@ -213,7 +203,7 @@ class DashboardApp(TerminalApp):
         if not has_changed and alive == self._last_alive:
             return
         self._last_alive = alive
-        for answer in self._pending.settle(feed.state.acknowledgements, feed.alive):
+        for answer in self.pending.settle(feed.state.acknowledgements, feed.alive):
             self.notify(
                 answer.message, title=answer.command or "", severity="information" if answer.ok else "warning"
             )
@@ -244,8 +234,8 @@ class DashboardApp(TerminalApp):
         if self.feed is None and name != "runs":
             self.notify("no run is open: choose one here, enter opens it")
             return
-        if self.feed is not None and name in hidden_screens(kind := self.feed.state.kind):
-            self.notify(f"this run trains on {kind.rows}: there is nothing for {SCREEN_TITLES[name]}")
+        if self.feed is not None and name in keymap.hidden_screens(kind := self.feed.state.kind):
+            self.notify(f"this run trains on {kind.rows}: there is nothing for {keymap.SCREEN_TITLES[name]}")
             return
         while len(self.screen_stack) > 2:
             self.pop_screen()
@@ -253,20 +243,16 @@ class DashboardApp(TerminalApp):
             self.switch_screen(name)
 
     def action_help(self) -> None:
-        from localdpo.dashboard.screens.dialogs import DashboardHelp
-
-        if isinstance(self.screen, DashboardHelp):
+        if isinstance(self.screen, dialogs.DashboardHelp):
             return
         here = self.screen_name or "runs"
-        titles = {here: "", "": "Everywhere", **SCREEN_TITLES, **INNER_TITLES}
+        titles = {here: "", "": "Everywhere", **keymap.SCREEN_TITLES, **keymap.INNER_TITLES}
         titles[here] += " (this screen)"
-        groups = [(title, keys_of(name)) for name, title in titles.items()]
-        self.push_screen(DashboardHelp(groups))
+        groups = [(title, keymap.keys_of(name)) for name, title in titles.items()]
+        self.push_screen(dialogs.DashboardHelp(groups))
 
     def action_jump(self) -> None:
         """A letter on every chart and pane of the screen; its key goes there."""
-        from localdpo.dashboard.screens.dialogs import JumpScreen
-
         if not isinstance(self.screen, RunScreen):
             return
 
@@ -278,7 +264,9 @@ class DashboardApp(TerminalApp):
 
         parts = self.screen.query("#body *").results(Widget)
         targets = [part for part in parts if part.can_focus or isinstance(part, TextPanel)]
-        self.push_screen(JumpScreen([part for part in targets if part.region and part.is_on_screen]), chosen)
+        self.push_screen(
+            dialogs.JumpScreen([part for part in targets if part.region and part.is_on_screen]), chosen
+        )
 
     def action_theme(self) -> None:
         index = THEME_NAMES.index(self.theme) if self.theme in THEME_NAMES else -1
@@ -286,11 +274,8 @@ class DashboardApp(TerminalApp):
 
     def action_alerts(self) -> None:
         self.notifies = not self.notifies
-        self.notify(
-            "the desktop is notified of warnings and of the run's end"
-            if self.notifies
-            else "the desktop is not notified"
-        )
+        is_not = "is" if self.notifies else "is not"
+        self.notify(f"the desktop {is_not} notified of warnings and of the run's end")
 
     def set_theme(self, name: str) -> None:
         """Switch to the theme `name`, and redraw what Textual does not redraw by itself."""
@@ -313,7 +298,7 @@ class DashboardApp(TerminalApp):
 
     def action_pause(self) -> None:
         """Pause or resume the run; a command that is not answered yet counts as carried out."""
-        pending = self._pending.latest("pause", "resume")
+        pending = self.pending.latest("pause", "resume")
         is_paused = self.feed is not None and self.feed.state.progress.phase == "paused"
         self.action_ask("resume" if pending == "pause" or (is_paused and pending is None) else "pause")
 
@@ -321,12 +306,10 @@ class DashboardApp(TerminalApp):
         """Ask how to stop the run, or the series."""
         if self._stops_series():
             return
-        from localdpo.dashboard.screens.dialogs import STOP_CHOICES, STOP_DETAIL, ChoiceDialog
-
         if self.feed is None or not self.feed.alive:
             self._say_no_worker("stop")
             return
-        if isinstance(self.screen, ChoiceDialog):
+        if isinstance(self.screen, dialogs.ChoiceDialog):
             return
 
         def answered(choice: str | None) -> None:
@@ -334,7 +317,7 @@ class DashboardApp(TerminalApp):
                 self.action_ask("stop", save=choice == "save")
 
         question = f"Stop {self.feed.run.name}?"
-        self.push_screen(ChoiceDialog(question, STOP_DETAIL, STOP_CHOICES), answered)
+        self.push_screen(dialogs.ChoiceDialog(question, dialogs.STOP_DETAIL, dialogs.STOP_CHOICES), answered)
 
     def _stops_series(self) -> bool:
         """Whether a series is up, which is then asked about."""
@@ -355,7 +338,7 @@ class DashboardApp(TerminalApp):
         except UserError as error:
             self.notify(str(error), severity="error")
             return
-        self._pending.add(id, command, self.now())
+        self.pending.add(id, command, self.now())
         for screen in self._run_screens():
             screen.refresh_time(self.now())
 
@@ -366,20 +349,18 @@ class DashboardApp(TerminalApp):
     # --- command palette and export -------------------------------------------------------------------
 
     def action_command_palette(self) -> None:
-        from localdpo.dashboard.screens.dialogs import CommandsScreen
-
-        if not isinstance(self.screen, CommandsScreen):
-            self.push_screen(CommandsScreen(id="--command-palette"))
+        if not isinstance(self.screen, dialogs.CommandsScreen):
+            self.push_screen(dialogs.CommandsScreen(id="--command-palette"))
 
     def get_system_commands(self, screen: Screen) -> Iterator[SystemCommand]:
         """The entries of the command palette: every key of the table by name, the themes, the export."""
-        for key in (key for name in dict.fromkeys(("", self.screen_name)) for key in keys_of(name)):
+        for key in (key for name in dict.fromkeys(("", self.screen_name)) for key in keymap.keys_of(name)):
             if key.action in ("command_palette", "theme"):
                 continue
             title = f"Go to {key.help}" if key.action.startswith("go(") else key.help.capitalize()
             # Once the palette is gone.
-            run = partial(self.call_later, screen.run_action, namespaced(key))
-            yield SystemCommand(title, f"key {key_name(key.key, self.abilities.unicode)}", run)
+            run = partial(self.call_later, screen.run_action, keymap.namespaced(key))
+            yield SystemCommand(title, f"key {keymap.key_name(key.key, self.abilities.unicode)}", run)
         for theme in THEME_NAMES:
             yield SystemCommand(f"Theme: {theme}", "key T: the next one", partial(self.set_theme, theme))
         yield SystemCommand("Export screen to SVG", "into the current folder", self.export_svg)

@@ -40,8 +40,8 @@ class Part:
 def _before_training(state: RunState) -> tuple[ReferenceValue, ...]:
     """The held-out loss at step 0, where policy and reference are one: ln 2 of the DPO loss."""
     losses = state.evals.get("loss")
-    first = losses.at(0) if losses is not None else None
-    if first is None:
+    first = losses.values[0] if losses is not None and len(losses) and losses.steps[0] == 0 else math.nan
+    if not math.isfinite(first):
         return (ReferenceValue(_LN2, "ln 2"),) if state.start.text("loss") == "sigmoid" else ()
     return (ReferenceValue(first, "ln 2" if abs(first - _LN2) < 5e-4 else "before training"),)
 

@@ -56,7 +56,6 @@ class PromptView:
 
     @property
     def mark(self) -> Mark:
-        """The state of the two answers."""
         if self.pair is None:
             return "waiting"
         return "differs" if self.pair[0].text != self.pair[1].text else "same"
@@ -69,9 +68,9 @@ class PromptView:
     @property
     def subject(self) -> Subject | None:
         """What a vote on the two answers is about."""
-        return (
-            None if self.pair is None else subject(self.id, *(text_id(answer.text) for answer in self.pair))
-        )
+        if self.pair is None:
+            return None
+        return subject(self.id, *(text_id(answer.text) for answer in self.pair))
 
 
 class Verdicts:
@@ -153,7 +152,6 @@ class CompareState:
         self._against = 0
 
     def label(self, name: str) -> str:
-        """What to call a contestant."""
         return self.header.labels[name]
 
     @property
@@ -162,7 +160,6 @@ class CompareState:
         return self.others[self._against % len(self.others)] if self.others else self.trained
 
     def next_other(self) -> None:
-        """Compare with the next of `others`."""
         self._against += 1
 
     def views(self) -> list[PromptView]:
@@ -211,7 +208,6 @@ class CompareState:
         return sides(view.id, (self.trained, self.other), self.header.sampling.seed)
 
     def vote_of(self, view: PromptView) -> Vote | None:
-        """The vote on the prompt's two answers."""
         return None if view.subject is None else self.votes.of(view.subject)
 
     def vote(self, view: PromptView, choice: Choice, now: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from localdpo.core.text import changes, counted, word_diff
 from localdpo.dashboard.compare_state import FILTERS, CompareState, PromptView
@@ -19,14 +19,6 @@ _SIDES: Final = ("1", "2")
 # State of a prompt -> (glyph, ASCII twin).
 _MARKS: Final = {"differs": ("≠", "/"), "same": ("=", "="), "waiting": ("…", "~")}
 _GAP: Final = "   "
-
-
-class PaneTexts(NamedTuple):
-    """One answer as shown: the lines of its frame and what is in it."""
-
-    body: Text
-    title: Text
-    subtitle: Text
 
 
 @dataclass(frozen=True)
@@ -106,19 +98,19 @@ class CompareTexts:
                 line.append(f" {title}  ")
         return line
 
-    def pane(self, view: PromptView, name: str, index: int, room: int) -> PaneTexts:
-        """One answer in a frame of `room` columns."""
+    def pane(self, view: PromptView, name: str, index: int, room: int) -> tuple[Text, Text, Text]:
+        """(body, title, subtitle) of one answer in a frame of `room` columns."""
         title = Text(self.title(view, name, index))
         answer = view.answers.get(name)
         if answer is None:
             waiting = "being generated" if self.generating else "not generated yet"
             body = Text(f"{self.abilities.mark('waiting')} {waiting}", self.palette.muted)
-            return PaneTexts(body, title, Text())
+            return body, title, Text()
         if self.state.hidden(view):
-            return PaneTexts(Text(clean(answer.text)), title, Text(length(answer)))
+            return Text(clean(answer.text)), title, Text(length(answer))
         title.append(f", {length(answer)}")
         logps = logps_text(answer.logps, self.state.header.labels, self.abilities.unicode, room - 6)
-        return PaneTexts(self._body(view, name), title, Text(logps))
+        return self._body(view, name), title, Text(logps)
 
     def figures(self, view: PromptView) -> Text:
         """How the two answers differ, the legend of the lines below them, and the votes."""

@@ -70,11 +70,7 @@ class ChartSeries:
     @property
     def newest(self) -> float | None:
         """The newest finite value of what is drawn, None without one."""
-        known = np.flatnonzero(np.isfinite(self.drawn[-256:]))
-        if not len(known):
-            known = np.flatnonzero(np.isfinite(self.drawn))
-            return float(self.drawn[known[-1]]) if len(known) else None
-        return float(self.drawn[-256:][known[-1]])
+        return next((float(value) for value in self.drawn[::-1] if np.isfinite(value)), None)
 
     def at(self, step: float) -> float | None:
         """The value at `step` or the newest one before; None before the first, and in a gap."""
@@ -210,11 +206,8 @@ def _ticks_on(rows: int) -> int:
 
 def _labels(scale: Scale, rows: int) -> list[tuple[int, str]]:
     """(row, label) of the value axis, one a row."""
-    labels: dict[int, str] = {}
-    for value, label in ticks(scale.low, scale.high, _ticks_on(rows), scale.log):
-        row = scale.row(value)
-        if row is not None:
-            labels[row] = label
+    found = ticks(scale.low, scale.high, _ticks_on(rows), scale.log)
+    labels = {row: label for value, label in found if (row := scale.row(value)) is not None}
     return sorted(labels.items())
 
 
@@ -248,9 +241,10 @@ def _value(curve: ChartSeries, face: Face) -> str:
 def _legend(series: Sequence[ChartSeries], face: Face, room: int) -> list[tuple[str, ChartSeries | None]]:
     """Texts of the lower edge with their series: as much of it as has room, whole entries only."""
     head = "" if face.cursor is None else f" step {short_step(face.cursor)}"
-    named_curves = [curve for curve in series if curve.name]
     entries = [
-        (_swatch(series, curve, face), curve.name, _value(curve, face), curve) for curve in named_curves
+        (_swatch(series, curve, face), curve.name, _value(curve, face), curve)
+        for curve in series
+        if curve.name
     ]
     if len(entries) == 1 and face.cursor is None:
         entries = []

@@ -7,11 +7,10 @@ wait: what they change is drawn by their actions.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -53,7 +52,9 @@ class RunFeed:
     @property
     def trains_on_cpu(self) -> bool:
         """Whether a worker computes on the CPU, whose cores the screen shares; not while it is paused."""
-        return self.alive and self.state.is_on_cpu and self.state.progress.phase != "paused"
+        # A device is named with its library: `cpu (libopenblas.so.0)`.
+        is_on_cpu = (self.state.start.text("device") or "").split(" ")[0] == "cpu"
+        return self.alive and is_on_cpu and self.state.progress.phase != "paused"
 
     def poll(self, budget: float = 0.02) -> bool:
         """Read on for about `budget` seconds; whether anything changed, the worker's life included."""
@@ -61,7 +62,10 @@ class RunFeed:
         was_alive, self.alive = self.alive, self.run.is_running()
         has_changed = was_alive != self.alive
         deadline = time.monotonic() + budget
-        with _collector_off():
+        # No garbage collection: log lines hold no cycles, and looking for some takes a tenth of the time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
             while True:
                 events = self._tail.poll(_PIECE)
                 if has_changed or events or not self._has_looked:
@@ -70,18 +74,9 @@ class RunFeed:
                 has_changed |= self.state.feed(events, self._damage)
                 if not self._tail.behind or time.monotonic() >= deadline:
                     return has_changed
-
-
-@contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
-    """No garbage collection: log lines hold no cycles, and looking for some takes a tenth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+        finally:
+            if collects:
+                gc.enable()
 
 
 class PendingCommands:
@@ -92,7 +87,6 @@ class PendingCommands:
         self._sent: dict[str, tuple[str, float]] = {}
 
     def add(self, id: str, command: str, now: float) -> None:
-        """A command was sent."""
         self._sent[id] = (command, now)
 
     def __bool__(self) -> bool:

@@ -89,10 +89,6 @@ class Picture:
             strips.append(Strip(segments or [Segment("", _style(palette, 0))], self.width))
         return strips
 
-    def text(self) -> str:
-        """The characters alone, a line a row."""
-        return "\n".join(row.tobytes().decode("utf-32-le") for row in self.codes)
-
 
 @cache
 def _style(palette: Palette, code: int) -> Style:

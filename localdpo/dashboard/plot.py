@@ -33,9 +33,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     """
     is_finite = np.isfinite(values)
     if weight <= 0 or not is_finite.any():
-        return np.where(is_finite, values, np.nan)
-    if is_finite.all():
-        return _average(values, weight)
+        return finite(values)
     smoothed = np.full(len(values), np.nan)
     smoothed[is_finite] = _average(values[is_finite], weight)
     return smoothed
@@ -87,11 +85,8 @@ def envelope(values: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.nda
     filled = ends > starts
     if filled.any():
         # Columns without points take none from their neighbours: the rest follow one another without holes.
-        part, own = values[: ends[-1]], starts[filled]
+        part, own = finite(values[: ends[-1]]), starts[filled]
         low[filled], high[filled] = np.fmin.reduceat(part, own), np.fmax.reduceat(part, own)
-        if np.isinf(low).any() or np.isinf(high).any():
-            part = finite(part)
-            low[filled], high[filled] = np.fmin.reduceat(part, own), np.fmax.reduceat(part, own)
     return low, high
 
 
@@ -133,8 +128,6 @@ def means(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 
 def gap_columns(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Which columns [c] hold a value that is not finite."""
-    if np.isfinite(values).all():
-        return np.zeros(len(bounds) - 1, dtype=bool)
     count = np.concatenate([[0], np.cumsum(~np.isfinite(values))])
     return count[bounds[1:]] > count[bounds[:-1]]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Final
 
@@ -99,35 +98,11 @@ class MetricSeries:
         """The step of the newest point, 0 without any."""
         return int(self._steps[self._count - 1]) if self._count else 0
 
-    def at(self, step: int) -> float | None:
-        """The value at `step` or the newest one before it; None before the first point and in a gap."""
-        place = bisect_right(self.steps, step) - 1
-        if place < 0:
-            return None
-        value = float(self._values[place])
-        return value if np.isfinite(value) else None
-
 
 def _view(array: np.ndarray, count: int) -> np.ndarray:
     view = array[:count]
     view.flags.writeable = False
     return view
-
-
-@dataclass(frozen=True)
-class SampleSet:
-    """The samples of the evaluation at `step`."""
-
-    step: int
-    samples: tuple[Sample, ...]
-
-
-@dataclass(frozen=True)
-class PairsFile:
-    """Where the pairs of lowest margin at `step` are, relative to the run's folder."""
-
-    step: int
-    path: str
 
 
 class RunState:
@@ -137,7 +112,9 @@ class RunState:
         start: the latest `run.started`, or NOT_STARTED.
         progress: phase, step, total, time left.
         train, evals: series by metric name, of steps and of evaluations.
-        notices, samples, pairs, acknowledgements: in the order of the log.
+        notices, acknowledgements: in the order of the log.
+        samples: those of each evaluation.
+        pairs: (step, path) of the pairs of lowest margin at an evaluation, relative to the run's folder.
         alerts: what a notification of the desktop says, in the order of the log.
         ended: the last event, if it ended the run (finished, stopped, failed, crashed).
         last_time: Unix time of the last event, None before the first.
@@ -153,8 +130,8 @@ class RunState:
         self.train: dict[str, MetricSeries] = {}
         self.evals: dict[str, MetricSeries] = {}
         self.notices: list[Notice] = []
-        self.samples: list[SampleSet] = []
-        self.pairs: list[PairsFile] = []
+        self.samples: list[list[Sample]] = []
+        self.pairs: list[tuple[int, str]] = []
         self.acknowledgements: list[Acknowledgement] = []
         self.alerts: list[str] = []
         self.ended: Event | None = None
@@ -182,11 +159,6 @@ class RunState:
             return False
         self.version += 1
         return True
-
-    @property
-    def is_on_cpu(self) -> bool:
-        """Whether it trains on the CPU; a device is named with its library: `cpu (libopenblas.so.0)`."""
-        return (self.start.text("device") or "").split(" ")[0] == "cpu"
 
     @property
     def kind(self) -> RunKind:
@@ -242,11 +214,11 @@ class RunState:
                 _extend(self.evals, [event])
             case "samples":
                 if samples := samples_of(event):
-                    self.samples.append(SampleSet(samples[0].step, tuple(samples)))
+                    self.samples.append(samples)
             case "pairs":
                 path = event.data.get("path")
                 if event.step is not None and isinstance(path, str):
-                    self.pairs.append(PairsFile(event.step, path))
+                    self.pairs.append((event.step, path))
             case "notice":
                 self.notices.append(notice_of(event))
             case "control":
@@ -256,8 +228,8 @@ class RunState:
         """Forget what the log says of later steps: a resumed run takes them again."""
         for series in (*self.train.values(), *self.evals.values()):
             series.truncate(step)
-        self.samples = [entry for entry in self.samples if entry.step <= step]
-        self.pairs = [entry for entry in self.pairs if entry.step <= step]
+        self.samples = [samples for samples in self.samples if samples[0].step <= step]
+        self.pairs = [entry for entry in self.pairs if entry[0] <= step]
 
 
 def _extend(table: dict[str, MetricSeries], events: list[Event]) -> None:

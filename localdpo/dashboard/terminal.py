@@ -181,64 +181,27 @@ class Palette:
     good: str
     band: str
     line: str
-    dark: bool = True
 
 
-PALETTES: Final[dict[str, Palette]] = {
-    "dark": Palette(
-        ground="#11151a",
-        surface="#181d24",
-        ink="#e4e8ec",
-        muted="#8f9aa6",
-        chosen="#56b4e9",
-        rejected="#e69f00",
-        critical="#ff7b33",
-        good="#2fbf94",
-        band="#24435a",
-        line="#3b4550",
-    ),
-    "light": Palette(
-        ground="#fbfbf9",
-        surface="#f1f1ee",
-        ink="#1c2126",
-        muted="#5c6670",
-        chosen="#0072b2",
-        rejected="#8f5d00",
-        critical="#b53d00",
-        good="#00724f",
-        band="#cfe3f0",
-        line="#b9bfc5",
-        dark=False,
-    ),
-    "contrast": Palette(
-        ground="#000000",
-        surface="#000000",
-        ink="#ffffff",
-        muted="#d0d0d0",
-        chosen="#6cc7ff",
-        rejected="#ffb000",
-        critical="#ff8a5c",
-        good="#3fe0b0",
-        band="#00466b",
-        line="#ffffff",
-    ),
-    # Exactly the colours that a terminal of 16 has, so that nothing is rounded to its neighbour.
-    "16": Palette(
-        ground="#000000",
-        surface="#000000",
-        ink="#ffffff",
-        muted="#aaaaaa",
-        chosen="#55ffff",
-        rejected="#ffff55",
-        critical="#ff5555",
-        good="#55ff55",
-        band="#0000aa",
-        line="#aaaaaa",
-    ),
+# The themes, in the order in which their key goes through them. "16" has exactly the colours that a terminal
+# of 16 has, so that nothing is rounded to its neighbour.
+THEME_NAMES: Final = ("dark", "light", "contrast", "16")
+_COLOURS: Final = {
+    "ground": ("#11151a", "#fbfbf9", "#000000", "#000000"),
+    "surface": ("#181d24", "#f1f1ee", "#000000", "#000000"),
+    "ink": ("#e4e8ec", "#1c2126", "#ffffff", "#ffffff"),
+    "muted": ("#8f9aa6", "#5c6670", "#d0d0d0", "#aaaaaa"),
+    "chosen": ("#56b4e9", "#0072b2", "#6cc7ff", "#55ffff"),
+    "rejected": ("#e69f00", "#8f5d00", "#ffb000", "#ffff55"),
+    "critical": ("#ff7b33", "#b53d00", "#ff8a5c", "#ff5555"),
+    "good": ("#2fbf94", "#00724f", "#3fe0b0", "#55ff55"),
+    "band": ("#24435a", "#cfe3f0", "#00466b", "#0000aa"),
+    "line": ("#3b4550", "#b9bfc5", "#ffffff", "#aaaaaa"),
 }
-# The order in which the theme key goes through them.
-THEME_NAMES: Final = tuple(PALETTES)
-
+PALETTES: Final = {
+    name: Palette(**{meaning: of[place] for meaning, of in _COLOURS.items()})
+    for place, name in enumerate(THEME_NAMES)
+}
 
 _NAMED: Final = ("chosen", "rejected", "critical", "good", "muted", "ink", "band", "line")
 _SCROLLBAR_GROUNDS: Final = ("background", "background-hover", "background-active", "corner-color")
@@ -259,7 +222,7 @@ def theme_of(name: str) -> Theme:
         background=palette.ground,
         surface=palette.surface,
         panel=palette.surface,
-        dark=palette.dark,
+        dark=name != "light",
         variables={
             **{name: getattr(palette, name) for name in _NAMED},
             "border": palette.line,

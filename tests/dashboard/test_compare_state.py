@@ -171,19 +171,19 @@ def test_words_that_differ_are_marked_on_both_sides(tmp_path: Path) -> None:
     state = state_of(tmp_path)
     view = state.views()[0]
     plain = {
-        name: texts_of(state, unicode=False).pane(view, name, 0, 60).body.plain for name in state.header.names
+        name: texts_of(state, unicode=False).pane(view, name, 0, 60)[0].plain for name in state.header.names
     }
     assert plain["base"] == "It is."
     assert "{+" in plain["dpo"]
     assert "[-" in plain["sft"]
     bare = texts_of(state, marked=False)
-    assert bare.pane(view, "dpo", 0, 60).body.plain == TEXTS[0][2]
+    assert bare.pane(view, "dpo", 0, 60)[0].plain == TEXTS[0][2]
     assert "words new" in texts_of(state).figures(view).plain
 
 
 def test_text_steers_nothing(tmp_path: Path) -> None:
     state = state_of(tmp_path)
-    body = texts_of(state).pane(state.views()[2], "base", 0, 60).body
+    body = texts_of(state).pane(state.views()[2], "base", 0, 60)[0]
     assert "\x1b" not in body.plain
     assert "[31mred" in body.plain
 
@@ -209,7 +209,7 @@ def test_lines_say_what_is_missing(generating: bool, tmp_path: Path) -> None:
     assert "temperature 0.7, seed 3, at most 64 tokens" in status
     assert "[all] DPO≠SFT" in texts.filters().plain
     assert texts_of(state, unicode=False).filters().plain.isascii()
-    waiting = texts.pane(state.views()[3], "dpo", 0, 40).body.plain
+    waiting = texts.pane(state.views()[3], "dpo", 0, 40)[0].plain
     assert waiting.endswith("being generated" if generating else "not generated yet")
 
 

@@ -18,7 +18,7 @@ from localdpo.dashboard.keymap import keys_of
 from localdpo.dashboard.screens.dialogs import JumpScreen, NoticesScreen
 from localdpo.dashboard.system import SystemMonitor, SystemUsage
 from localdpo.dashboard.widgets.chart import LineChart
-from localdpo.dashboard.widgets.chartgrid import ChartGrid, Grid, grid_of
+from localdpo.dashboard.widgets.chartgrid import ChartGrid, grid_of
 from localdpo.dashboard.widgets.log import LogView
 from localdpo.records.events import EventWriter, encode_event
 from localdpo.records.rundir import RunDir, RunLock
@@ -603,14 +603,14 @@ def test_any_size_at_any_moment(run: RunDir):
 @pytest.mark.parametrize(
     ("width", "height", "count", "grid"),
     [
-        (80, 17, 14, Grid(2, 1)),
-        (80, 19, 14, Grid(2, 2)),
-        (120, 24, 14, Grid(3, 2)),
-        (200, 43, 14, Grid(4, 4)),
-        (200, 43, 3, Grid(3, 1)),
-        (10, 3, 14, Grid(1, 1)),
-        (0, 0, 0, Grid(1, 1)),
+        (80, 17, 14, (2, 1)),
+        (80, 19, 14, (2, 2)),
+        (120, 24, 14, (3, 2)),
+        (200, 43, 14, (4, 4)),
+        (200, 43, 3, (3, 1)),
+        (10, 3, 14, (1, 1)),
+        (0, 0, 0, (1, 1)),
     ],
 )
-def test_charts_to_a_page(width: int, height: int, count: int, grid: Grid):
+def test_charts_to_a_page(width: int, height: int, count: int, grid: tuple[int, int]):
     assert grid_of(width, height, count) == grid

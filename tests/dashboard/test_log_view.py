@@ -78,7 +78,7 @@ def test_a_long_log_is_trimmed_from_its_beginning(monkeypatch: pytest.MonkeyPatc
             state.feed([event("step", step, metrics={"loss": float(step)})])
             view.show(state)
             if step == 60:
-                view.scroll_lines(-20)
+                view.action_scroll_by(-20)
         shown, kept = view.count
         assert shown == kept
         assert 50 <= kept <= 70
@@ -86,10 +86,10 @@ def test_a_long_log_is_trimmed_from_its_beginning(monkeypatch: pytest.MonkeyPatc
         view.go_to_end()
         await settle(pilot)
         assert "step 130 loss 130" in frame_text(app)
-        view.scroll_lines(-1000)
+        view.action_scroll_by(-1000)
         await settle(pilot)
         assert "step 130 loss" not in frame_text(app)
-        view.scroll_lines(1000)
+        view.action_scroll_by(1000)
         assert view.follow
 
     drive(app, act)

@@ -69,7 +69,7 @@ def test_boxes_show_their_figures_whole(width: int, tmp_path: Path):
     tiles = [Tile(name, name, figure, "up", (1.0, 2.0)) for name, figure in figures.items()]
 
     async def act(pilot: Pilot[None]) -> None:
-        app.screen.query_one("#tiles", TileRow).show_tiles(tiles)
+        app.screen.query_one("#tiles", TileRow).show(tiles)
         await pilot.pause()
         top = app.screen.query_one("#tiles", TileRow).region.y
         names, shown = frame_text(app).split("\n")[top : top + 2]

@@ -14,14 +14,14 @@ from textual.containers import Vertical
 from textual.screen import Screen
 from textual.widgets import Input
 
+from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import hidden_screens
 from localdpo.dashboard.terminal import Abilities, Palette
 from localdpo.dashboard.widgets.bars import Ending, KeyBar, RunHeader, TopBar
-from localdpo.dashboard.widgets.basic import StepSlider, Walk
+from localdpo.dashboard.widgets.basic import ListTable, StepSlider, Walk
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
-    from localdpo.dashboard.feed import RunFeed
 
 
 # Below so many rows only what matters most is shown.
@@ -43,17 +43,14 @@ class RunScreen(Screen[None]):
 
     @property
     def dashboard(self) -> DashboardApp:
-        """The app, with its type."""
         return cast("DashboardApp", self.app)
 
     @property
     def abilities(self) -> Abilities:
-        """What the terminal can show."""
         return self.dashboard.abilities
 
     @property
     def palette(self) -> Palette:
-        """The colours of the theme, by meaning."""
         return self.dashboard.palette
 
     def body(self) -> ComposeResult:
@@ -120,8 +117,29 @@ class RunScreen(Screen[None]):
             return
         if self.feed is not None:
             self.query_one(RunHeader).show(self.feed, now, self.dashboard.worker_lives)
-        self.query_one(TopBar).status = self.dashboard.status(now)
+        self.query_one(TopBar).status = self.dashboard.pending.status(now)
         self.tick(now)
+
+
+class DetailScreen(RunScreen):
+    """A screen with a list; `action_open` shows the selected row in full (class `-open` of the body)."""
+
+    def action_open(self) -> None:
+        raise NotImplementedError
+
+    def action_close(self) -> None:
+        self.query_one("#body").remove_class("-open")
+        self.query_one(ListTable).focus()
+
+    def action_other(self, by: int) -> None:
+        """The row before or after, also where the list is hidden and has no keys of its own."""
+        self.query_one(ListTable).move_by(by)
+
+    def on_mount(self) -> None:
+        self.query_one(ListTable).focus()
+
+    def on_data_table_row_selected(self) -> None:
+        self.action_open()
 
 
 class StepScreen(RunScreen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -11,15 +11,13 @@ from textual.widgets import DataTable, Static
 
 from localdpo.dashboard.compare_state import AnswersSource, CompareState, PromptView
 from localdpo.dashboard.compare_texts import NO_ANSWERS, CompareTexts, titles
+from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.answertext import prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.out.console import Text
 from localdpo.records.verdicts import Choice
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.feed import RunFeed
 
 # Columns below which the list stands above the answers; rows below which only list and answers are shown.
 _NARROW: Final = 100
@@ -37,23 +35,8 @@ class CompareScreen(RunScreen):
     """
 
     NAME = "compare"
+    CSS_PATH = "../styles/compare.tcss"
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("compare")
-    CSS: ClassVar[str] = """
-    #answers-status, #filters, #figures, #tabs { height: 1; padding: 0 1; }
-    #compare { layout: horizontal; height: 1fr; }
-    #compare > #prompts { width: 32; height: 1fr; border: round $line; overflow-x: hidden; }
-    #compare.-stacked { layout: vertical; }
-    #compare.-stacked > #prompts { width: 1fr; height: 4; border: none; padding: 0 1; }
-    #compare.-low > #prompts { height: 2; }
-    #question { height: auto; max-height: 30%; }
-    #compare.-stacked #question { max-height: 45%; }
-    #panes { height: 1fr; }
-    #panes > TextPanel { width: 1fr; height: 1fr; }
-    #panes > .-here { border: round $chosen; }
-    .-ascii #compare > #prompts { border: ascii $line; }
-    .-ascii #compare.-stacked > #prompts { border: none; }
-    .-ascii #panes > .-here { border: ascii $chosen; }
-    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +60,6 @@ class CompareScreen(RunScreen):
         yield Static(id="figures")
 
     def on_mount(self) -> None:
-        super().on_mount()
         table = self.query_one(ListTable)
         table.add_columns("", "", "")
         table.focus()
@@ -112,8 +94,10 @@ class CompareScreen(RunScreen):
             self._draw()
 
     def action_pane(self, by: int) -> None:
-        self._pane = (self._pane + by) % max(1, len(self._names()))
-        self._draw()
+        view = self._view()
+        if self._state is not None and view is not None:
+            self._pane = (self._pane + by) % len(self._state.panes(view))
+            self._draw()
 
     def action_full(self) -> None:
         self._full = not self._full
@@ -198,11 +182,6 @@ class CompareScreen(RunScreen):
         """The prompt that is looked at, if the filter keeps it."""
         views = self._state.visible() if self._state is not None else []
         return next((view for view in views if view.index == self._prompt), None)
-
-    def _names(self) -> tuple[str, ...]:
-        """The contestants that have a pane, in order."""
-        view = self._view()
-        return self._state.panes(view) if self._state is not None and view is not None else ()
 
     def _draw(self) -> None:
         if not self._is_ready or self._source is None:

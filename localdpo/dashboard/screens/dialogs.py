@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from rich.console import RenderableType
@@ -27,29 +26,22 @@ from localdpo.dashboard.widgets.notices import notice_text
 from localdpo.out.console import Text
 from localdpo.records.events import Notice
 
-
-@dataclass(frozen=True)
-class DialogChoice:
-    """One answer: the letter that chooses it, what the dialog then returns, its words."""
-
-    letter: str
-    value: str
-    words: str
-
+# An answer: the letter that chooses it, what the dialog then returns, its words.
+DialogChoice = tuple[str, str, str]
 
 STOP_DETAIL: Final = "It can be resumed later. To leave and let it train: c, then q."
 STOP_CHOICES: Final = (
-    DialogChoice("s", "save", "save and stop"),
-    DialogChoice("w", "discard", "stop without saving: steps since the last checkpoint are lost"),
-    DialogChoice("c", "cancel", "cancel: training continues"),
+    ("s", "save", "save and stop"),
+    ("w", "discard", "stop without saving: steps since the last checkpoint are lost"),
+    ("c", "cancel", "cancel: training continues"),
 )
 DELETE_CHOICES: Final = (
-    DialogChoice("d", "delete", "delete the folder and everything in it"),
-    DialogChoice("c", "cancel", "cancel"),
+    ("d", "delete", "delete the folder and everything in it"),
+    ("c", "cancel", "cancel"),
 )
 STOP_EVALUATION_CHOICES: Final = (
-    DialogChoice("s", "stop", "stop it; its answers and verdicts so far are kept"),
-    DialogChoice("c", "cancel", "cancel: the evaluation continues"),
+    ("s", "stop", "stop it; its answers and verdicts so far are kept"),
+    ("c", "cancel", "cancel: the evaluation continues"),
 )
 
 
@@ -101,16 +93,16 @@ class ChoiceDialog(QuestionDialog):
 
     def entry(self) -> OptionList:
         options = [
-            Option(Text.assemble((f" {choice.letter} ", "bold reverse"), " ", choice.words), id=choice.value)
-            for choice in self._choices
+            Option(Text.assemble((f" {letter} ", "bold reverse"), " ", words), id=value)
+            for letter, value, words in self._choices
         ]
         return OptionList(*options, id="choices")
 
     def on_key(self, event: events.Key) -> None:
-        for choice in self._choices:
-            if event.key == choice.letter:
+        for letter, value, _ in self._choices:
+            if event.key == letter:
                 event.stop()
-                self.dismiss(choice.value)
+                self.dismiss(value)
                 return
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -166,21 +158,15 @@ class HelpScreen(TextDialog):
         self.titles = "keys", "esc closes, arrows scroll"
 
     def entries(self) -> Iterator[Table]:
+        palette, unicode = app_of(self).palette, app_of(self).abilities.unicode
         for title, keys in self._groups:
-            yield self._table(title, keys)
-
-    def _table(self, title: str, keys: Sequence[Key]) -> Table:
-        app = app_of(self)
-        table = Table.grid(padding=(0, 2))
-        table.add_column(min_width=6, no_wrap=True)
-        table.add_column()
-        table.add_row("", Text(title, style=f"bold {app.palette.rejected}"))
-        for key in keys:
-            table.add_row(
-                Text(key_name(key.key, app.abilities.unicode), style=f"bold {app.palette.chosen}"),
-                Text(key.help),
-            )
-        return table
+            table = Table.grid(padding=(0, 2))
+            table.add_column(min_width=6, no_wrap=True)
+            table.add_column()
+            table.add_row("", Text(title, f"bold {palette.rejected}"))
+            for key in keys:
+                table.add_row(Text(key_name(key.key, unicode), f"bold {palette.chosen}"), Text(key.help))
+            yield table
 
 
 class DashboardHelp(HelpScreen):

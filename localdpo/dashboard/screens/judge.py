@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -12,9 +12,9 @@ from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted, printable
-from localdpo.dashboard.feed import Interval
+from localdpo.dashboard.feed import Interval, RunFeed
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.screens.base import RunScreen
+from localdpo.dashboard.screens.base import DetailScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
 from localdpo.dashboard.widgets.evaluation import (
@@ -35,9 +35,6 @@ from localdpo.records.evaluations import (
     read_evaluation,
 )
 
-if TYPE_CHECKING:
-    from localdpo.dashboard.feed import RunFeed
-
 _NARROW: Final = 70
 _WIDE: Final = 110
 _LOW: Final = 30
@@ -56,7 +53,7 @@ def passes(verdict: JudgedPair, name: str) -> bool:
     return name == "all" or name == verdict.outcome or (name == "flipped" and verdict.flipped)
 
 
-class JudgeScreen(RunScreen):
+class JudgeScreen(DetailScreen):
     """The evaluations of the run, the newest first; Enter opens the transcript of a verdict."""
 
     NAME = "judge"
@@ -91,10 +88,6 @@ class JudgeScreen(RunScreen):
                 yield TextPanel("first-answer")
                 yield TextPanel("second-answer")
             yield TextPanel("opinions")
-
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.query_one(ListTable).focus()
 
     def reset(self) -> None:
         self._evaluation_line.stop()
@@ -156,21 +149,10 @@ class JudgeScreen(RunScreen):
                 self.query_one("#body").add_class("-open")
                 self._draw_transcript()
 
-    def action_close(self) -> None:
-        self.query_one("#body").remove_class("-open")
-        self.query_one(ListTable).focus()
-
-    def action_other(self, by: int) -> None:
-        """The verdict before or after, in list and transcript alike."""
-        self.query_one(ListTable).move_by(by)
-
     def on_data_table_row_highlighted(self, event: ListTable.RowHighlighted) -> None:
         if 0 <= event.cursor_row < len(self._listed):
             self._row = event.cursor_row
             self._draw_transcript()
-
-    def on_data_table_row_selected(self) -> None:
-        self.action_open()
 
     # --- drawing --------------------------------------------------------------------------------------
 

@@ -16,15 +16,8 @@ from localdpo.dashboard.screens.dialogs import NoticesScreen
 from localdpo.dashboard.widgets.basic import TextLine
 from localdpo.dashboard.widgets.chartgrid import ChartGrid
 from localdpo.dashboard.widgets.log import LogView
-from localdpo.dashboard.widgets.notices import (
-    NoticeKey,
-    NoticeLine,
-    alarms,
-    distinct,
-    notice_key,
-    unacknowledged,
-)
-from localdpo.dashboard.widgets.tiles import SystemRow, TileRow
+from localdpo.dashboard.widgets.notices import NoticeLine, alarms, distinct
+from localdpo.dashboard.widgets.tiles import SystemRow, TileRow, tiles_of
 from localdpo.records.events import Notice
 from localdpo.records.wording import PHASES
 
@@ -45,7 +38,6 @@ class LiveScreen(RunScreen):
     def __init__(self) -> None:
         super().__init__()
         self._wants_log: bool | None = None
-        self._acknowledged: set[NoticeKey] = set()
         self._frames = Interval(_READING_SECONDS)
         self._has_news = False
         self._is_frozen = False
@@ -62,12 +54,10 @@ class LiveScreen(RunScreen):
             yield Input(placeholder=f"words that {what} must have; enter closes this, esc clears", id=name)
 
     def on_mount(self) -> None:
-        super().on_mount()
         self._charts, self._log = self.query_one(ChartGrid), self.query_one(LogView)
         self._arrange()
 
     def on_resize(self) -> None:
-        super().on_resize()
         self._arrange()
 
     # --- drawing --------------------------------------------------------------------------------------
@@ -100,10 +90,11 @@ class LiveScreen(RunScreen):
 
     def _draw_tiles(self) -> None:
         if self.feed is not None:
-            self.query_one("#tiles", TileRow).show(self.feed.state, self._charts.weight, self._charts.filter)
+            tiles = tiles_of(self.feed.state, self._charts.weight, self._charts.filter)
+            self.query_one("#tiles", TileRow).show(tiles)
 
     def reset(self) -> None:
-        self._acknowledged = set()
+        self.query_one(NoticeLine).clear()
         self._frames.expire()
         self._is_frozen = False
         self._charts.clear()
@@ -149,12 +140,7 @@ class LiveScreen(RunScreen):
         self.query_one("#seen", TextLine).show(text)
 
     def _draw_notices(self, now: float) -> None:
-        notices = self._notices(now)
-        # The line on how the run ended shows a crash already.
-        pending = [
-            notice for notice in unacknowledged(notices, self._acknowledged) if notice.name != "crashed"
-        ]
-        self.query_one(NoticeLine).show(pending, len(notices))
+        self.query_one(NoticeLine).show(self._notices(now))
 
     def _notices(self, now: float) -> list[Notice]:
         feed = self.feed
@@ -185,10 +171,8 @@ class LiveScreen(RunScreen):
 
     def action_acknowledge(self) -> None:
         """Take note of the notice that is shown; the next one takes its place."""
-        notice = self.query_one(NoticeLine).first
-        if notice is not None:
-            self._acknowledged.add(notice_key(notice))
-            self._draw_notices(self.dashboard.now())
+        self.query_one(NoticeLine).acknowledge()
+        self._draw_notices(self.dashboard.now())
 
     def action_notices(self) -> None:
         self.app.push_screen(NoticesScreen(self._notices(self.dashboard.now())))

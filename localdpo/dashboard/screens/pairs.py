@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -11,22 +11,13 @@ from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import common_prefix, counted, printable
+from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.screens.base import StepScreen
-from localdpo.dashboard.widgets.answertext import (
-    Tinting,
-    prompt_view,
-    scale_of,
-    signed,
-    tints_legend,
-    tokens_text,
-)
+from localdpo.dashboard.screens.base import DetailScreen, StepScreen
+from localdpo.dashboard.widgets import answertext
 from localdpo.dashboard.widgets.basic import ListTable, StepSlider, TextPanel
 from localdpo.out.console import Text
 from localdpo.records.pairs import PairsRecord, WorstPair, read_pairs
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.feed import RunFeed
 
 _NARROW: Final = 70
 _LOW: Final = 30
@@ -34,7 +25,7 @@ _LOW: Final = 30
 _FIXED: Final = 26
 
 
-class PairsScreen(StepScreen):
+class PairsScreen(StepScreen, DetailScreen):
     """A list of pairs with the selected one below it; Enter gives the pair the whole screen."""
 
     NAME = "pairs"
@@ -57,16 +48,13 @@ class PairsScreen(StepScreen):
             yield TextPanel("rejected")
         yield Static(id="legend")
 
-    def on_mount(self) -> None:
-        self.query_one(ListTable).focus()
-
     def reset(self) -> None:
         super().reset()
         self._pairs, self._listed, self._selected = None, None, None
         self.action_close()
 
     def show(self, feed: RunFeed) -> None:
-        self._walk.extend([entry.step for entry in feed.state.pairs])
+        self._walk.extend([step for step, _ in feed.state.pairs])
         self.show_step()
 
     def on_resize(self) -> None:
@@ -84,14 +72,6 @@ class PairsScreen(StepScreen):
         elif self._shown_pair() is not None:
             self.query_one("#body").add_class("-open")
 
-    def action_close(self) -> None:
-        self.query_one("#body").remove_class("-open")
-        self.query_one(ListTable).focus()
-
-    def action_other(self, by: int) -> None:
-        """The pair before or after, where the list is hidden and has no keys of its own."""
-        self.query_one(ListTable).move_by(by)
-
     def action_numbers(self) -> None:
         self._as_numbers = not self._as_numbers
         self._draw()
@@ -105,9 +85,6 @@ class PairsScreen(StepScreen):
             self._selected = event.row_key.value
             self._draw()
 
-    def on_data_table_row_selected(self) -> None:
-        self.action_open()
-
     # --- drawing --------------------------------------------------------------------------------------
 
     def _shown_pair(self) -> WorstPair | None:
@@ -119,12 +96,11 @@ class PairsScreen(StepScreen):
         index, self._pairs, problem = self._walk.index, None, ""
         if index is not None and self.feed is not None:
             try:
-                self._pairs = read_pairs(self.feed.run, self.feed.state.pairs[index].path)
+                self._pairs = read_pairs(self.feed.run, self.feed.state.pairs[index][1])
             except UserError as error:
                 problem = str(error)
         # The list's numbers are of one data set, as a rule; the pair's own is above its prompt.
-        note = self._one_source()
-        self.query_one(StepSlider).show(self._walk, note)
+        self.query_one(StepSlider).show(self._walk, self._one_source())
         line = self.query_one("#problem", Static)
         line.display = bool(problem)
         line.update(Text(printable(problem), style=self.palette.critical))
@@ -156,7 +132,9 @@ class PairsScreen(StepScreen):
     def _cells(self, pair: WorstPair, width: int) -> list[Text]:
         mark = "down" if pair.margin < 0 else "up" if pair.margin > 0 else "level"
         style = self.palette.rejected if pair.margin < 0 else self.palette.chosen if pair.margin > 0 else ""
-        margin = Text(f"{signed(pair.margin)}{self.abilities.mark(mark)}", style=style, justify="right")
+        margin = Text(
+            f"{answertext.signed(pair.margin)}{self.abilities.mark(mark)}", style=style, justify="right"
+        )
         # The responses often begin alike: the list shows where they part.
         start = parting(pair.chosen.text, pair.rejected.text)
         texts = [beginning(response.text, start, width) for response in (pair.chosen, pair.rejected)]
@@ -170,19 +148,19 @@ class PairsScreen(StepScreen):
             return
         of = "" if self._one_source() else f" of {pair.source}"
         self.query_one("#pair-prompt", TextPanel).show(
-            prompt_view(pair.prompt, self.palette),
+            answertext.prompt_view(pair.prompt, self.palette),
             f"row {pair.row}{of}: prompt",
-            f"margin {signed(pair.margin)}",
+            f"margin {answertext.signed(pair.margin)}",
         )
-        limit = scale_of(pair.chosen.tokens, pair.rejected.tokens)
-        tinting = Tinting(limit, self._as_numbers, self.palette, self.abilities)
+        limit = answertext.scale_of(pair.chosen.tokens, pair.rejected.tokens)
+        tinting = answertext.Tinting(limit, self._as_numbers, self.palette, self.abilities)
         for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
             self.query_one(f"#{name}", TextPanel).show(
-                tokens_text(response.tokens, tinting),
+                answertext.tokens_text(response.tokens, tinting),
                 name,
-                f"reward {signed(response.reward)}, {counted(len(response.tokens), 'token')}",
+                f"reward {answertext.signed(response.reward)}, {counted(len(response.tokens), 'token')}",
             )
-        self.query_one("#legend", Static).update(tints_legend(tinting))
+        self.query_one("#legend", Static).update(answertext.tints_legend(tinting))
 
 
 def parting(chosen: str, rejected: str) -> int:

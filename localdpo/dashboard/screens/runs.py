@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -12,19 +12,9 @@ from textual.widgets import Input, Static
 from localdpo.core.errors import UserError
 from localdpo.core.names import program
 from localdpo.core.text import printable
-from localdpo.dashboard.feed import Interval
+from localdpo.dashboard import runstable
+from localdpo.dashboard.feed import Interval, RunFeed
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.runstable import (
-    LEAD_WIDTH,
-    SORTABLE,
-    Column,
-    RunIndex,
-    arranged,
-    cell,
-    fitting,
-    is_descending,
-    lead,
-)
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, ChoiceDialog
 from localdpo.dashboard.widgets.basic import ListTable, TextLine
@@ -36,9 +26,6 @@ from localdpo.records.rundir import RunDir
 from localdpo.records.runs import RunSummary
 from localdpo.records.series import SeriesDir
 from localdpo.records.wording import resume_command
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.feed import RunFeed
 
 # Between two looks at the folder.
 _LOOK_SECONDS: Final = 1.0
@@ -60,7 +47,7 @@ class RunsScreen(RunScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._index: RunIndex | None = None
+        self._index: runstable.RunIndex | None = None
         self._marked: list[str] = []
         self._selected: str | None = None
         self._sort = 0
@@ -78,7 +65,7 @@ class RunsScreen(RunScreen):
         yield Overlay()
 
     def on_mount(self) -> None:
-        self._index = RunIndex(self.dashboard.runs_dir)
+        self._index = runstable.RunIndex(self.dashboard.runs_dir)
         self._selected = self.dashboard.feed.run.name if self.dashboard.feed is not None else None
         self._index.refresh()
         self.query_one(ListTable).focus()
@@ -132,7 +119,7 @@ class RunsScreen(RunScreen):
         self._fill()
 
     def action_sort(self) -> None:
-        self._sort = (self._sort + 1) % len(SORTABLE)
+        self._sort = (self._sort + 1) % len(runstable.SORTABLE)
         self._fill()
 
     def action_reverse(self) -> None:
@@ -232,13 +219,13 @@ class RunsScreen(RunScreen):
         if self._index is None or not self.size.width:
             return
         words = self.query_one(FilterInput).value
-        column = SORTABLE[self._sort]
-        lines = arranged(self._index.runs, column, self._reverse, words)
+        column = runstable.SORTABLE[self._sort]
+        lines = runstable.arranged(self._index.runs, column, self._reverse, words)
         table = self.query_one(ListTable)
-        columns = fitting(self.size.width - 1)
+        columns = runstable.fitting(self.size.width - 1)
         if self._columns != columns:
             table.clear(columns=True)
-            table.add_column("    state", width=LEAD_WIDTH, key="state")
+            table.add_column("    state", width=runstable.LEAD_WIDTH, key="state")
             for found, width in columns:
                 heading = Text(found.title, justify="left" if found.run.is_text else "right")
                 table.add_column(heading, width=width, key=found.title)
@@ -266,14 +253,15 @@ class RunsScreen(RunScreen):
                         table.update_cell_at(Coordinate(table.get_row_index(name), place), new)
         self._cells = rows
 
-    def _row_of(self, line: RunSummary, columns: list[tuple[Column, int]]) -> list[Text]:
+    def _row_of(self, line: RunSummary, columns: list[tuple[runstable.Column, int]]) -> list[Text]:
         letter = chr(ord("A") + self._marked.index(line.name)) if line.name in self._marked else None
         now = self.dashboard.now()
-        cells = [cell(column, width, line, now, self.abilities) for column, width in columns]
-        return [lead(line, letter, self.abilities, self.palette), *cells]
+        cells = [runstable.cell(column, width, line, now, self.abilities) for column, width in columns]
+        return [runstable.lead(line, letter, self.abilities, self.palette), *cells]
 
     def _say_sorting(self, count: int, title: str, words: str) -> None:
-        order = self.abilities.mark("up" if self._reverse == is_descending(SORTABLE[self._sort]) else "down")
+        is_descending = runstable.is_descending(runstable.SORTABLE[self._sort])
+        order = self.abilities.mark("up" if self._reverse == is_descending else "down")
         total = len(self._index.runs) if self._index is not None else 0
         of = f"{count} of {total}" if words.strip() else str(total)
         what = f"{of} run{'' if total == 1 else 's'}, sorted by {title} {order}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -10,15 +10,13 @@ from textual.containers import Container
 from textual.widgets import Static
 
 from localdpo.core.text import changes, count_words, counted, printable, word_diff
+from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import StepSlider, TextPanel
 from localdpo.out.console import Text
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.feed import RunFeed
-    from localdpo.records.events import Sample
+from localdpo.records.events import Sample
 
 # What the answer is compared with, in the order of the key; the reference by its name for the kind of run.
 AGAINST: Final = ("reference", "evaluation before", "nothing")
@@ -54,7 +52,7 @@ class SamplesScreen(StepScreen):
         self._drawn = None
 
     def show(self, feed: RunFeed) -> None:
-        self._walk.extend([entry.step for entry in feed.state.samples])
+        self._walk.extend([samples[0].step for samples in feed.state.samples])
         self.show_step()
 
     def on_resize(self) -> None:
@@ -81,11 +79,11 @@ class SamplesScreen(StepScreen):
 
     # --- drawing --------------------------------------------------------------------------------------
 
-    def _samples(self) -> tuple[Sample, ...]:
+    def _samples(self) -> list[Sample]:
         """Those of the evaluation that is looked at."""
         if self.feed is None or self._walk.index is None:
-            return ()
-        return self.feed.state.samples[self._walk.index].samples
+            return []
+        return self.feed.state.samples[self._walk.index]
 
     def show_step(self) -> None:
         samples = self._samples()
@@ -131,12 +129,12 @@ class SamplesScreen(StepScreen):
         width = len(str(self._walk.steps[-1]))
         mark = self.abilities.mark
         for number, entry in enumerate(entries, start=first):
-            if prompt >= len(entry.samples):
+            if prompt >= len(entry):
                 continue
-            sample, is_here = entry.samples[prompt], number == index
+            sample, is_here = entry[prompt], number == index
             pieces = word_diff(sample.reference, sample.policy)
             cursor = mark("cursor") if is_here else " "
-            text.append(f"{cursor} step {entry.step:>{width}}  ", "bold" if is_here else "")
+            text.append(f"{cursor} step {sample.step:>{width}}  ", "bold" if is_here else "")
             text.append(f"{mark('new_text')}{count_words(pieces, 'new'):<3} ", self.palette.chosen)
             text.append(f"{mark('old')}{count_words(pieces, 'old'):<3} ", self.palette.rejected)
             text.append(printable(sample.policy) + "\n", "" if is_here else self.palette.muted)
@@ -156,8 +154,8 @@ class SamplesScreen(StepScreen):
         index = self._walk.index
         if kind == "evaluation before" and index and self.feed is not None:
             earlier = self.feed.state.samples[index - 1]
-            if prompt < len(earlier.samples):
-                return f"policy at step {earlier.step}", earlier.samples[prompt].policy
+            if prompt < len(earlier):
+                return f"policy at step {earlier[prompt].step}", earlier[prompt].policy
         return self._before, sample.reference
 
 

@@ -19,27 +19,17 @@ from textual.widgets import Static
 from localdpo.core.errors import UserError
 from localdpo.core.text import printable
 from localdpo.dashboard.keymap import bindings_of
-from localdpo.dashboard.screens.dialogs import ChoiceDialog, DialogChoice
+from localdpo.dashboard.screens.dialogs import ChoiceDialog
 from localdpo.dashboard.widgets.bars import KeyBar, TopBar
 from localdpo.dashboard.widgets.basic import ListTable
 from localdpo.dashboard.widgets.evaluation import RatesStyle, interval_bar
 from localdpo.dashboard.widgets.overlay import MOST_RUNS, Overlay
 from localdpo.launch.processes import Job
 from localdpo.out.console import Text
+from localdpo.records import series as rounds
 from localdpo.records import sweeps
 from localdpo.records.evaluations import RateEstimate
 from localdpo.records.rundir import RunDir
-from localdpo.records.series import (
-    HEADINGS,
-    RoundResult,
-    RoundsDir,
-    SeriesDir,
-    SeriesRecord,
-    cells,
-    closing_lines,
-    read_record,
-    stage_of,
-)
 
 if TYPE_CHECKING:
     from localdpo.dashboard.app import DashboardApp
@@ -48,10 +38,8 @@ _LOOK_SECONDS: Final = 1.0
 # Columns of the screen below which a table is narrow.
 _NARROW: Final = 92
 STOP_CHOICES: Final = (
-    DialogChoice(
-        "s", "stop", "stop; a training saves first, and the series goes on there when it is resumed"
-    ),
-    DialogChoice("c", "cancel", "cancel: the series continues"),
+    ("s", "stop", "stop; a training saves first, and the series goes on there when it is resumed"),
+    ("c", "cancel", "cancel: the series continues"),
 )
 
 
@@ -74,7 +62,7 @@ class SeriesScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = bindings_of("series")
 
-    def __init__(self, series: SeriesDir, maker: Job | None = None) -> None:
+    def __init__(self, series: rounds.SeriesDir, maker: Job | None = None) -> None:
         super().__init__()
         self.series, self._maker = series, maker
         self._table = SeriesTable("", (), (), ())
@@ -82,7 +70,6 @@ class SeriesScreen(Screen[None]):
 
     @property
     def dashboard(self) -> DashboardApp:
-        """The app, with its type."""
         return cast("DashboardApp", self.app)
 
     def look(self) -> SeriesTable:
@@ -196,16 +183,16 @@ _BAR: Final = (12, 48)
 class RoundsScreen(SeriesScreen):
     """The rounds of a series."""
 
-    series: RoundsDir
-    _record = SeriesRecord(0)
+    series: rounds.RoundsDir
+    _record = rounds.SeriesRecord(0)
 
     def look(self) -> SeriesTable:
-        self._record = read_record(self.series)
-        done = {result.name: cells(result) for result in self._record.rounds}
+        self._record = rounds.read_record(self.series)
+        done = {result.name: rounds.cells(result) for result in self._record.rounds}
         names = [run.name for run in self.series.members()]
-        rows = [done.get(name, (name, *[""] * (len(HEADINGS) - 1))) for name in names]
-        stage, lines = stage_of(self.series, self._record), closing_lines(self._record)
-        return SeriesTable(stage, lines, HEADINGS, rows, frozenset({"pairs"}))
+        rows = [done.get(name, (name, *[""] * (len(rounds.HEADINGS) - 1))) for name in names]
+        stage, lines = rounds.stage_of(self.series, self._record), rounds.closing_lines(self._record)
+        return SeriesTable(stage, lines, rounds.HEADINGS, rows, frozenset({"pairs"}))
 
     def figures(self) -> Widget:
         bars = VerticalScroll(Static(id="bars-of-rounds"), id="figures-of-rounds")
@@ -217,15 +204,14 @@ class RoundsScreen(SeriesScreen):
 
     def _bars(self) -> Text:
         """A bar for each round in four groups, two beside each other; the table has the figures."""
-        rounds = self._record.rounds
-        if not rounds:
+        done = self._record.rounds
+        if not done:
             return Text("no round is done yet", self.dashboard.palette.muted)
         width = max(_BAR[0], min(_BAR[1], self.size.width // 2 - 13))
         style = RatesStyle(self.dashboard.palette, self.dashboard.abilities, width)
 
-        def group(title: str, bar: Callable[[RoundResult], Text]) -> list[Text]:
-            lines = [Text.assemble(f" {result.name:<9}", bar(result)) for result in rounds]
-            lines = [Text(title, "bold"), *lines]
+        def group(title: str, bar: Callable[[rounds.RoundResult], Text]) -> list[Text]:
+            lines = [Text(title, "bold"), *(Text.assemble(f" {one.name:<9}", bar(one)) for one in done)]
             for line in lines:
                 line.truncate(width + 12, pad=True)
             return lines
@@ -238,20 +224,14 @@ class RoundsScreen(SeriesScreen):
             filled = round(width * max(0.0, value) / most) if most > 0 else 0
             return Text(sign * filled, style.palette.chosen)
 
-        kl, tokens = (max(getattr(result, name) for result in rounds) for name in ("kl", "tokens"))
-        rows = (
-            (
-                group("win rate against the round before", lambda one: win(one.last)),
-                group("win rate against the start", lambda one: win(one.first)),
-            ),
-            (
-                group("KL from the start, nats", lambda one: bar(one.kl, kl)),
-                group("tokens of an answer", lambda one: bar(one.tokens, tokens)),
-            ),
-        )
+        kl, tokens = max(one.kl for one in done), max(one.tokens for one in done)
+        left = group("win rate against the round before", lambda one: win(one.last))
+        left += group("KL from the start, nats", lambda one: bar(one.kl, kl))
+        right = group("win rate against the start", lambda one: win(one.first))
+        right += group("tokens of an answer", lambda one: bar(one.tokens, tokens))
         text = Text()
-        for left, right in (pair for row in rows for pair in zip(*row, strict=True)):
-            text.append_text(left).append_text(right).append("\n")
+        for one, other in zip(left, right, strict=True):
+            text.append_text(one).append_text(other).append("\n")
         return text
 
 

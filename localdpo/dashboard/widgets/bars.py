@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -17,6 +17,7 @@ from textual.widgets import Static
 from localdpo.core.process import HELD
 from localdpo.core.text import age, format_number, format_seconds, printable
 from localdpo.dashboard.appbase import app_of
+from localdpo.dashboard.feed import RunFeed
 from localdpo.dashboard.keymap import NEED_WORKER, SCREEN_TITLES, Key, key_name, keys_of, namespaced
 from localdpo.dashboard.picture import fitted
 from localdpo.dashboard.state import RunState
@@ -27,9 +28,6 @@ from localdpo.records.progress import Phase, event_age, phase_count, silent_for
 from localdpo.records.rundir import State
 from localdpo.records.runs import beta_of
 from localdpo.records.wording import PHASES
-
-if TYPE_CHECKING:
-    from localdpo.dashboard.feed import RunFeed
 
 # Shown at the right end of the last line whatever else has room.
 _ALWAYS: Final = ("question_mark", "q")

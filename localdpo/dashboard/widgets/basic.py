@@ -16,25 +16,18 @@ from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
 from localdpo.dashboard.appbase import app_of
-from localdpo.dashboard.picture import fitted
 from localdpo.out.console import Text
 
 
-class TextLine(Widget):
-    """One line of text. Unlike Textual's Static, a change does not lay out the whole screen again."""
+class TextLine(Static):
+    """One line of text, whose change does not lay out the whole screen again."""
 
-    def __init__(self, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._text = ""
+    _shown = ""
 
     def show(self, text: str) -> None:
-        """Show `text`."""
-        if text != self._text:
-            self._text = text
-            self.refresh()
-
-    def render(self) -> Text:
-        return Text(fitted(self._text, self.size.width, app_of(self).abilities.ellipsis), no_wrap=True)
+        if text != self._shown:
+            self._shown = text
+            self.update(Text(text, no_wrap=True, overflow="ellipsis"), layout=False)
 
 
 class ListTable(DataTable[Any], inherit_bindings=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from textual import events
@@ -26,36 +25,25 @@ _CROWDED: Final = 20
 _CROWDED_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True)
-class Grid:
-    """How the charts of a page are laid out."""
-
-    columns: int
-    rows: int
-
-    @property
-    def size(self) -> int:
-        """Charts on a page."""
-        return self.columns * self.rows
-
-
-def grid_of(width: int, height: int, charts: int) -> Grid:
-    """As many charts on `width` x `height` cells as stay readable, in no more rows than they need."""
+def grid_of(width: int, height: int, charts: int) -> tuple[int, int]:
+    """(columns, rows): as many charts on `width` x `height` cells as stay readable, in the rows they need."""
     columns = max(1, min(_MOST_COLUMNS, width // _LEAST[0], charts))
-    rows = max(1, min(height // _LEAST[1], math.ceil(charts / columns)))
-    return Grid(columns, rows)
+    return columns, max(1, min(height // _LEAST[1], math.ceil(charts / columns)))
 
 
 class ChartGrid(Container):
     """The charts. Those of which the run has no value are not shown.
 
     `on_look` is called when page, zoom, cross-hair or smoothing change: `seen` has changed then.
+
+    Attributes:
+        weight: of the moving average, 0 for none.
     """
 
     def __init__(self, on_look: Callable[[], None], id: str | None = None) -> None:
         super().__init__(id=id)
         self._on_look = on_look
-        self._weight = SMOOTHINGS[0]
+        self.weight = SMOOTHINGS[0]
         self._has_log_axis = False
         self._words = ""
         self._page = 0
@@ -83,11 +71,6 @@ class ChartGrid(Container):
     def is_empty(self) -> bool:
         """Whether there is no chart to draw: the run has no value yet, or none has the words."""
         return not self._specs
-
-    @property
-    def weight(self) -> float:
-        """The weight of the moving average, 0 for none."""
-        return self._weight
 
     @property
     def filter(self) -> str:
@@ -140,7 +123,7 @@ class ChartGrid(Container):
         kept = f" with {self._words}, of {len(self._available)}" if self._words else ""
         return [
             (counted(count, "chart") if len(shown) == count else f"{which} of {count}") + kept,
-            f"~ smoothed {self._weight:g}" if self._weight else "not smoothed",
+            f"~ smoothed {self.weight:g}" if self.weight else "not smoothed",
             "all steps" if self._view == StepView() else f"steps {short_step(left)} to {short_step(right)}",
             *(["log axis"] if self._has_log_axis else []),
             *([] if self._cursor is None else [f"values at step {short_step(self._cursor)}"]),
@@ -151,20 +134,19 @@ class ChartGrid(Container):
         self.draw()
         self._on_look()
 
-    def _grid(self) -> Grid:
-        if self._alone is not None:
-            return Grid(1, 1)
-        return grid_of(self.size.width, self.size.height, len(self._specs))
+    def _on_page(self) -> int:
+        """How many charts a page has."""
+        return 1 if self._alone is not None else math.prod(grid_of(*self.size, len(self._specs)))
 
     def _shown(self) -> list[ChartSpec]:
         """The charts of the page, or the one that is alone."""
         if self._alone is not None:
             return [spec for spec in self._specs if spec.name == self._alone]
-        size = self._grid().size
+        size = self._on_page()
         return self._specs[self._page * size : (self._page + 1) * size]
 
     def _pages(self) -> int:
-        return max(1, math.ceil(len(self._specs) / self._grid().size))
+        return max(1, math.ceil(len(self._specs) / self._on_page()))
 
     def _arrange(self) -> None:
         """Show the charts of the page and no others."""
@@ -173,8 +155,8 @@ class ChartGrid(Container):
         self._page = min(self._page, self._pages() - 1)
         shown = self._shown()
         # The last page may have fewer charts: they take the room of the others.
-        used = self._grid() if self._alone else grid_of(self.size.width, self.size.height, len(shown))
-        self.styles.grid_size_columns, self.styles.grid_size_rows = used.columns, used.rows
+        columns, rows = (1, 1) if self._alone else grid_of(*self.size, len(shown))
+        self.styles.grid_size_columns, self.styles.grid_size_rows = columns, rows
         names = {spec.name for spec in shown}
         for chart in self.query(LineChart):
             chart.display = chart.name in names
@@ -204,9 +186,9 @@ class ChartGrid(Container):
         for chart in self._charts():
             spec = specs[chart.name or ""]
             chart.show(
-                self._arrays.of(spec, feed.state, self._weight),
+                self._arrays.of(spec, feed.state, self.weight),
                 spec.references(feed.state),
-                (id(feed), self._weight, *self._arrays.version(spec, feed.state)),
+                (id(feed), self.weight, *self._arrays.version(spec, feed.state)),
                 window=window,
                 log=self._has_log_axis,
                 cursor=self._cursor,
@@ -225,12 +207,10 @@ class ChartGrid(Container):
     # --- looking --------------------------------------------------------------------------------------
 
     def smooth(self) -> None:
-        """The next smoothing."""
-        self._weight = SMOOTHINGS[(SMOOTHINGS.index(self._weight) + 1) % len(SMOOTHINGS)]
+        self.weight = SMOOTHINGS[(SMOOTHINGS.index(self.weight) + 1) % len(SMOOTHINGS)]
         self._look()
 
     def switch_axis(self) -> None:
-        """A logarithmic value axis, or a linear one again."""
         self._has_log_axis = not self._has_log_axis
         self._look()
 
@@ -240,17 +220,14 @@ class ChartGrid(Container):
         self._look()
 
     def pan(self, direction: int) -> None:
-        """See earlier or later steps."""
         self._view = self._view.panned(direction * _PAN, *self._extent())
         self._look()
 
     def whole(self) -> None:
-        """See the whole run."""
         self._view = StepView()
         self._look()
 
     def follow(self) -> None:
-        """See the newest steps, and stay with them."""
         self._cursor = None
         self._view = StepView(self._view.span)
         self._look()

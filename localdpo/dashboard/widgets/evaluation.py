@@ -116,7 +116,8 @@ def metrics_text(evaluation: Evaluation, style: RatesStyle) -> Text:
     text.append(f"{evaluation.labels[before]} {arrow} {evaluation.labels[after]}\n", style.palette.muted)
     width = max((len(metric.name) for metric in evaluation.metrics), default=0)
     for metric in evaluation.metrics:
-        values = [_number(metric.means.get(name), metric.digits) for name in evaluation.versus]
+        means = (metric.means.get(name) for name in evaluation.versus)
+        values = ["-" if mean is None else f"{mean:.{metric.digits}f}" for mean in means]
         text.append(f"{printable(metric.name):<{width}}  {values[0]:>6} {arrow} {values[1]:>6}  ")
         tone = {"better": style.palette.chosen, "worse": style.palette.rejected}.get(metric.reading)
         sign = {"better": "up", "worse": "down"}.get(metric.reading)
@@ -139,10 +140,6 @@ def _range(rate: RateEstimate) -> str:
     if rate.low is None or rate.high is None:
         return ""
     return f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 class EvaluationJob(Job):

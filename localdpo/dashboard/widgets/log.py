@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -46,11 +46,8 @@ def colour_of(event: Event) -> str:
     return _COLOURS.get(event.type, "ink")
 
 
-class LogLine(NamedTuple):
-    """A line of the log and the palette's name of its colour; its event, ten times as large, is not kept."""
-
-    text: str
-    colour: str
+# A line of the log and the palette's name of its colour; its event, ten times as large, is not kept.
+LogLine = tuple[str, str]
 
 
 class LogView(Widget, can_focus=True):
@@ -96,7 +93,7 @@ class LogView(Widget, can_focus=True):
             return
         self._seen = fresh[-1][0]
         total = state.progress.total
-        lines = [LogLine(log_line(event, total), colour_of(event)) for _, event in fresh]
+        lines = [(log_line(event, total), colour_of(event)) for _, event in fresh]
         self._lines += lines
         if len(self._lines) > _KEPT + _SLACK:
             del self._lines[:-_KEPT]
@@ -104,7 +101,7 @@ class LogView(Widget, can_focus=True):
             self._choose()
             self._top = max(0, self._top - (before - len(self._shown)))
         else:
-            self._shown += [line for line in lines if has_words(line.text, self._words)]
+            self._shown += [line for line in lines if has_words(line[0], self._words)]
         self.refresh()
 
     def clear(self) -> None:
@@ -117,28 +114,24 @@ class LogView(Widget, can_focus=True):
         self.follow = True
         self.refresh()
 
-    def scroll_lines(self, lines: int) -> None:
+    def action_scroll_by(self, lines: int) -> None:
         """Scroll by lines, up if negative. Who comes to the end follows it."""
         last = max(0, len(self._shown) - self.size.height)
         top = min(max(self._first() + lines, 0), last)
         self._top, self.follow = top, top >= last
         self.refresh()
 
-    def action_scroll_by(self, lines: int) -> None:
-        """Scroll by lines with keys, where the log has the focus."""
-        self.scroll_lines(lines)
-
     def page(self, pages: int) -> None:
         """Scroll by pages, up if negative."""
-        self.scroll_lines(pages * max(1, self.size.height - 1))
+        self.action_scroll_by(pages * max(1, self.size.height - 1))
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()
-        self.scroll_lines(-_WHEEL)
+        self.action_scroll_by(-_WHEEL)
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()
-        self.scroll_lines(_WHEEL)
+        self.action_scroll_by(_WHEEL)
 
     def render_line(self, y: int) -> Strip:
         app = app_of(self)
@@ -146,9 +139,9 @@ class LogView(Widget, can_focus=True):
         ground = Style(color=app.palette.ink, bgcolor=app.palette.ground)
         if index >= len(self._shown):
             return Strip([Segment(" " * width, ground)], width)
-        line = self._shown[index]
-        text = fitted(" " + line.text, width, app.abilities.ellipsis)
-        style = ground + Style(color=getattr(app.palette, line.colour))
+        line, colour = self._shown[index]
+        text = fitted(" " + line, width, app.abilities.ellipsis)
+        style = ground + Style(color=getattr(app.palette, colour))
         return Strip([Segment(text, style), Segment(" " * (width - cell_len(text)), ground)], width)
 
     def _first(self) -> int:
@@ -157,4 +150,4 @@ class LogView(Widget, can_focus=True):
         return last if self.follow else min(self._top, last)
 
     def _choose(self) -> None:
-        self._shown = [line for line in self._lines if has_words(line.text, self._words)]
+        self._shown = [line for line in self._lines if has_words(line[0], self._words)]

@@ -69,31 +69,35 @@ class NoticeLine(Widget):
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._notices: Sequence[Notice] = ()
+        self._pending: list[Notice] = []
         self._total = 0
+        self._acknowledged: set[NoticeKey] = set()
 
-    @property
-    def first(self) -> Notice | None:
-        return self._notices[0] if self._notices else None
+    def show(self, notices: Sequence[Notice]) -> None:
+        """Show the first of `notices` that was not acknowledged."""
+        # The line on how the run ended shows a crash already.
+        rest = unacknowledged(notices, self._acknowledged)
+        pending = [notice for notice in rest if notice.name != "crashed"]
+        if (pending, len(notices)) != (self._pending, self._total):
+            self._pending, self._total = pending, len(notices)
+            self.display = bool(pending)
+            self.refresh()
 
-    def show(self, notices: Sequence[Notice], total: int) -> None:
-        """Show the first of `notices`; `total`: how many there are with the acknowledged ones."""
-        if (list(notices), total) == (list(self._notices), self._total):
-            return
-        self._notices, self._total = notices, total
-        self.display = bool(notices)
-        self.refresh()
+    def acknowledge(self) -> None:
+        """Take note of the notice that is shown."""
+        self._acknowledged |= {notice_key(notice) for notice in self._pending[:1]}
+
+    def clear(self) -> None:
+        """Forget what was acknowledged: another run follows."""
+        self._acknowledged = set()
 
     def render(self) -> Text:
-        app, notice = app_of(self), self.first
-        if notice is None:
+        if not self._pending:
             return Text()
+        app, notice = app_of(self), self._pending[0]
         ellipsis = app.abilities.ellipsis
-        keys = (
-            f"  a acknowledge  A all ({self._total})"
-            if self.size.width >= _WIDE
-            else f"  a  A({self._total})"
-        )
+        is_wide = self.size.width >= _WIDE
+        keys = f"  a acknowledge  A all ({self._total})" if is_wide else f"  a  A({self._total})"
         head = _head(notice, app)
         message = fitted(printable(notice.message), self.size.width - head.cell_len - len(keys), ellipsis)
         head.append(message, app.palette.ink)
@@ -111,53 +115,25 @@ def alarms(state: RunState, alive: bool, now: float) -> list[Notice]:
 
     `alive`: whether a worker holds the run's lock.
     """
-    candidates = (_damage(state, now), _silence(state, alive, now), _crash(state, alive))
-    return [notice for notice in candidates if notice is not None]
-
-
-def _damage(state: RunState, now: float) -> Notice | None:
-    if state.damage is None:
-        return None
-    return Notice(
-        now if state.last_time is None else state.last_time,
-        None,
-        "warning",
-        "damaged-log",
-        state.damage,
-        "The content of those lines is missing on all screens: another program wrote into the log, or the "
-        "disk was full or is failing.",
-        "The checkpoints have checksums of their own and are not affected.",
-    )
-
-
-def _silence(state: RunState, alive: bool, now: float) -> Notice | None:
-    quiet = silent_for(state.progress, now) if alive else None
-    if quiet is None or state.last_time is None:
-        return None
-    return Notice(
-        state.last_time,
-        state.progress.step,
-        "warning",
-        "silence",
-        f"No event from the worker for {format_seconds(quiet)}, though its process is alive",
-        "A step takes much longer than those before, the machine slept, or the worker hangs.",
-        "Look at worker.log in the run's folder and at the machine's memory; x stops the run.",
-    )
-
-
-def _crash(state: RunState, alive: bool) -> Notice | None:
-    if alive or state.state(False) != "crashed" or state.last_time is None:
-        return None
-    logged = state.ended.data.get("lines") if state.ended is not None else None
-    lines = [str(line) for line in logged] if isinstance(logged, list) else []
-    return Notice(
-        state.last_time,
-        state.progress.step,
-        "critical",
-        "crashed",
-        lines[0]
-        if lines
-        else f"The worker exited; exit status unknown; its last step was {state.progress.step}",
-        "The process ended without a message: a signal, the system out of memory, a failed driver.",
-        "; ".join(lines[1:]) or "Resume the run: it continues from its last checkpoint.",
-    )
+    found: list[Notice] = []
+    at, step = state.last_time if state.last_time is not None else now, state.progress.step
+    if state.damage is not None:
+        why = (
+            "The content of those lines is missing on all screens: another program wrote into the log, or "
+            "the disk was full or is failing."
+        )
+        advice = "The checkpoints have checksums of their own and are not affected."
+        found.append(Notice(at, None, "warning", "damaged-log", state.damage, why, advice))
+    if alive and (quiet := silent_for(state.progress, now)) is not None:
+        message = f"No event from the worker for {format_seconds(quiet)}, though its process is alive"
+        why = "A step takes much longer than those before, the machine slept, or the worker hangs."
+        advice = "Look at worker.log in the run's folder and at the machine's memory; x stops the run."
+        found.append(Notice(at, step, "warning", "silence", message, why, advice))
+    if not alive and state.state(False) == "crashed":
+        logged = state.ended.data.get("lines") if state.ended is not None else None
+        lines = [str(line) for line in logged] if isinstance(logged, list) else []
+        message = f"The worker exited; exit status unknown; its last step was {step}"
+        why = "The process ended without a message: a signal, the system out of memory, a failed driver."
+        advice = "; ".join(lines[1:]) or "Resume the run: it continues from its last checkpoint."
+        found.append(Notice(at, step, "critical", "crashed", lines[0] if lines else message, why, advice))
+    return found

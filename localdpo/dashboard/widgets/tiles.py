@@ -60,7 +60,8 @@ def tiles_of(state: RunState, weight: float = 0.0, words: str = "") -> list[Tile
         if not has_words(f"{tile.name} {metric.label} {metric.name}", words):
             continue
         series = measured(state.train, metric.name)
-        if metric.name == ACCURACY and _last(state, TIES) == 1:
+        ties = state.train.get(TIES)
+        if metric.name == ACCURACY and ties is not None and ties.last == 1:
             tiles.append(Tile(tile.name, tile.brief, ALL_TIED, "level", ()))
             continue
         if series is None or series.last is None:
@@ -84,12 +85,6 @@ def tiles_of(state: RunState, weight: float = 0.0, words: str = "") -> list[Tile
             Tile(tile.name, tile.brief, figure, trend(recent), tuple(course[np.isfinite(course)].tolist()))
         )
     return tiles
-
-
-def _last(state: RunState, name: str) -> float | None:
-    """The newest value of a metric of the steps."""
-    series = state.train.get(name)
-    return None if series is None else series.last
 
 
 def _figure(value: float) -> str:
@@ -135,12 +130,7 @@ class TileRow(Widget):
         super().__init__(id=id)
         self._tiles: list[Tile] = []
 
-    def show(self, state: RunState, weight: float, words: str) -> None:
-        """Show the figures of a run; `weight` and `words` as in `tiles_of`."""
-        self.show_tiles(tiles_of(state, weight, words))
-
-    def show_tiles(self, tiles: list[Tile]) -> None:
-        """Show these."""
+    def show(self, tiles: list[Tile]) -> None:
         if tiles != self._tiles:
             self._tiles = tiles
             self.refresh()
@@ -210,7 +200,7 @@ class SystemRow(TileRow):
     async def _look(self, pid: int | None) -> None:
         # Programs are asked for some of it, and the screen does not wait for them.
         self._usages.append(await asyncio.to_thread(self._monitor.look, pid))
-        self.show_tiles(system_tiles(self._usages))
+        self.show(system_tiles(self._usages))
 
 
 def system_tiles(usages: Sequence[SystemUsage]) -> list[Tile]:
