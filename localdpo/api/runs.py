@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -15,26 +15,17 @@ from localdpo.core.errors import UserError
 from localdpo.launch.processes import watch
 from localdpo.out import note
 from localdpo.recipe.arguments import Amount, checked
+from localdpo.recipe.load import load_recipe
+from localdpo.recipe.schema import Recipe
 from localdpo.records import rundir
 from localdpo.records.checkpoints import checkpoint_folders, read_log
 from localdpo.records.control import Command, steer
 from localdpo.records.evaluations import Evaluation, evaluation_files, read_evaluation
-from localdpo.records.events import (
-    Event,
-    Notice,
-    Sample,
-    as_number,
-    effective,
-    notice_of,
-    samples_of,
-)
+from localdpo.records.events import Event, Notice, Sample, as_number, effective, notice_of, samples_of
 from localdpo.records.metrics import CHARTS, metrics_of
 from localdpo.records.pairs import PairsRecord, read_pairs
 from localdpo.records.rundir import RunDir, State
 from localdpo.records.runs import RunSummary, summarise
-
-if TYPE_CHECKING:
-    from localdpo.recipe.schema import Recipe
 
 # Charts that tell whether training works.
 _FIRST_CHARTS: Final = 4
@@ -95,8 +86,6 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe, with every default written out."""
-        from localdpo.recipe.load import load_recipe
-
         return load_recipe(self.folder.recipe)
 
     def summary(self) -> RunSummary:

@@ -54,16 +54,10 @@ _Tool = TypeVar("_Tool", bound=Callable[..., Any])
 def make_server(runs_dir: Path) -> MCPServer:
     tools = RunTools(runs_dir)
     server = MCPServer("localdpo", instructions=INSTRUCTIONS, version=__version__)
-    for tool, hints in (
-        (tools.list_runs, _READS),
-        (tools.read_run, _READS),
-        (tools.read_metrics, _READS),
-        (tools.start, _ACTS),
-        (tools.steer, _ACTS),
-        (tools.compare, _ACTS),
-        (tools.evaluate, _ACTS),
-    ):
-        server.add_tool(_said(tool), annotations=hints)
+    reads: list[Callable[..., Any]] = [tools.list_runs, tools.read_run, tools.read_metrics]
+    acts: list[Callable[..., Any]] = [tools.start, tools.steer, tools.compare, tools.evaluate]
+    for tool in (*reads, *acts):
+        server.add_tool(_said(tool), annotations=_READS if tool in reads else _ACTS)
     return server
 
 

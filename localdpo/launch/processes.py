@@ -58,10 +58,13 @@ class Worker:
         A supervisor that was killed reports nothing: the log then says how the worker ended, or UNSEEN_EXIT.
         """
         code = self.process.poll()
-        if code is None or (code < 0 and self._is_orphaned()):
+        if code is None:
             return None
         if code < 0:
-            return code if self.pid is None else code_in_log(self.written_events())
+            if self.pid is None:
+                return code
+            is_orphaned = self.run.pid() == self.pid and self.run.is_running()
+            return None if is_orphaned else code_in_log(self.written_events())
         code = 128 - code if 128 < code < UNSEEN_EXIT else code
         # A crash while the interpreter shut down after all was done.
         is_done = code not in _REPORTED and code_in_log(self.written_events()) == FINISHED_EXIT
@@ -89,10 +92,6 @@ class Worker:
         elif self.pid is not None and self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL if at_once else signal.SIGINT)
-
-    def _is_orphaned(self) -> bool:
-        """Whether the worker runs without its supervisor."""
-        return self.pid is not None and self.run.pid() == self.pid and self.run.is_running()
 
 
 def start_worker(

@@ -16,10 +16,9 @@ import re
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
+from traceback import format_exception
 from typing import Final
 
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
@@ -69,11 +68,6 @@ def problem_of(job: Job) -> str | None:
         problem = job.problem(quote=False)
         return problem and f"no answer within {patience():g} s ({PATIENCE_SWITCH}); {problem}"
     return job.problem()
-
-
-def sync_command(run: RunDir, name: str) -> str:
-    """The command that shows an ended run to a tracker, ready for a shell in the current directory."""
-    return command_line("runs", "sync", run.name, "--to", name, *runs_dir_words(run))
 
 
 class Reporters:
@@ -140,8 +134,8 @@ class Reporters:
                 self._write_notice(name, f"{name} cannot be started: {error.strerror}")
 
     def _write_notice(self, name: str, problem: str) -> None:
-        again = f"when the run has ended: {sync_command(self._run, name)}"
-        self._write(level="warning", message=masked(problem), **{"try": again})
+        again = command_line("runs", "sync", self._run.name, "--to", name, *runs_dir_words(self._run))
+        self._write(level="warning", message=masked(problem), **{"try": f"when the run has ended: {again}"})
 
     def _write(self, **fields: str) -> None:
         try:
@@ -166,7 +160,7 @@ def trackers_of(events: Iterable[Event]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Show the run `arguments[0]` to the tracker `arguments[1]`; the exit code."""
-    sys.excepthook = _print_masked
+    sys.excepthook = lambda *error: say(masked("".join(format_exception(*error))), error=True, end="")
     from localdpo.trackers.registry import TRACKERS
 
     if len(arguments) != 2 or arguments[1] not in TRACKERS:
@@ -236,10 +230,6 @@ def masked(text: str) -> str:
         if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
     return text
-
-
-def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    say(masked("".join(traceback.format_exception(kind, error, trace))).rstrip(), error=True)
 
 
 if __name__ == "__main__":

@@ -268,20 +268,14 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
             if ended is not None:
                 return record, 0
             number = len(record.rounds) + 1
-            run = _open_round(series, plan.recipe, number)
+            text = dump_recipe(round_recipe(series, plan.recipe, number))
+            run = RunDir.create(series.path, series.round(number).name, text, differing_keys)
             if code := _train_round(plan, run, number, hands):
                 return record, code
             result = _evaluate_round(plan, run, number, hands)
             record = SeriesRecord(wanted, (*record.rounds, result))
             write_record(series, record)
             hands.on_round(record)
-
-
-def _open_round(series: RoundsDir, recipe: Recipe, number: int) -> RunDir:
-    """The run of a round, made if it is new."""
-    run = series.round(number)
-    text = dump_recipe(round_recipe(series, recipe, number))
-    return RunDir.create(series.path, run.name, text, differing_keys)
 
 
 def round_recipe(series: RoundsDir, recipe: Recipe, number: int) -> Recipe:

@@ -67,7 +67,8 @@ def _supervise(run: RunDir, command: Sequence[str], signals: SignalPipe) -> int:
             pass_fds=[lock.fd],
         )
         lock.sign(worker.pid)
-        _print_pid(worker.pid)
+        with contextlib.suppress(BrokenPipeError):  # the launching process may have ended already
+            os.write(sys.stdout.fileno(), f"{worker.pid}\n".encode())
         code = _wait(worker, signals, reporters)
         if not any(is_end(event) for event in events.poll()):
             _write_end(run, code, log_start)
@@ -96,12 +97,6 @@ def _wait(worker: subprocess.Popen[bytes], signals: SignalPipe, reporters: Repor
                 worker.send_signal(signal.SIGINT)
     is_ours = killed_by and worker.returncode == -signal.SIGKILL
     return -killed_by if is_ours else worker.returncode
-
-
-def _print_pid(pid: int) -> None:
-    """Send the worker's id to the launching process, which may have ended already."""
-    with contextlib.suppress(BrokenPipeError):
-        os.write(sys.stdout.fileno(), f"{pid}\n".encode())
 
 
 def _write_end(run: RunDir, code: int, log_start: int) -> None:

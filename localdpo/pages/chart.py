@@ -48,12 +48,8 @@ class PlotSeries:
         return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A position on an axis, in pixels, and its label."""
-
-    at: float
-    label: str
+# A position on an axis, in pixels, and its label.
+Tick = tuple[float, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +101,7 @@ def axis(values: Iterable[float], bounds: tuple[float, float] | None = None) -> 
         return bounds
     numbers = list(values)
     low, high = min(numbers), max(numbers)
-    if low == high:
-        room = abs(low) * 0.1 or 1.0
-        return low - room, high + room
-    room = 0.04 * (high - low)
+    room = 0.04 * (high - low) or abs(low) * 0.1 or 1.0
     return low - room, high + room
 
 
@@ -141,10 +134,8 @@ def line_chart(
         summary=_summary(shown),
         x_label=x_label,
         y_label=y_label,
-        x_ticks=tuple(
-            Tick(to_x(value), f"{value:,.0f}" if counted else f"{value + 0.0:.6g}") for value in x_ticks
-        ),
-        y_ticks=tuple(Tick(to_y(value), f"{value + 0.0:.6g}") for value in ticks(*y_range)),
+        x_ticks=tuple((to_x(x), f"{x:,.0f}" if counted else f"{x + 0.0:.6g}") for x in x_ticks),
+        y_ticks=tuple((to_y(y), f"{y + 0.0:.6g}") for y in ticks(*y_range)),
         series=tuple(_shape(line, to_x, to_y) for line in shown),
     )
 
