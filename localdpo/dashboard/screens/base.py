@@ -1,8 +1,8 @@
 """What every screen of a run has: the bar of screens, the run's header, how it ended, the keys.
 
-A screen subclasses RunScreen, sets NAME and BINDINGS = bindings_of(NAME), composes its body in `body` and
-draws the run in `show`. The app calls `show` after new lines of the log, `tick` five times a second and
-`reset` before the first `show` of another run.
+A screen subclasses RunScreen, sets NAME, by which keymap has its keys, composes its body in `body` and draws
+the run in `show`. The app calls `show` after new lines of the log, `tick` five times a second and `reset`
+before the first `show` of another run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.keymap import hidden_screens
+from localdpo.dashboard.keymap import bindings_of, hidden_screens
 from localdpo.dashboard.terminal import Abilities, Palette
 from localdpo.dashboard.widgets.bars import Ending, KeyBar, RunHeader, TopBar
 from localdpo.dashboard.widgets.basic import ListTable, StepSlider, Walk
@@ -34,6 +34,11 @@ class RunScreen(Screen[None]):
     NAME: ClassVar[str] = ""
     # Whether the line on how the open run ended is shown below the header.
     SHOWS_ENDING: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **options: bool) -> None:
+        if cls.NAME:
+            cls.BINDINGS = bindings_of(cls.NAME)
+        super().__init_subclass__(**options)
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Container, Horizontal, Vertical
 from textual.widgets import DataTable, Static
 
 from localdpo.dashboard.compare_state import AnswersSource, CompareState, PromptView
 from localdpo.dashboard.compare_texts import NO_ANSWERS, CompareTexts, titles
 from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.widgets.answertext import prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
@@ -36,7 +34,6 @@ class CompareScreen(RunScreen):
 
     NAME = "compare"
     CSS_PATH = "../styles/compare.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = bindings_of("compare")
 
     def __init__(self) -> None:
         super().__init__()

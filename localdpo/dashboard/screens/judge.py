@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Container, Horizontal
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import counted, printable
 from localdpo.dashboard.feed import Interval, RunFeed
-from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import DetailScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import ListTable, TextPanel
@@ -57,7 +55,6 @@ class JudgeScreen(DetailScreen):
     """The evaluations of the run, the newest first; Enter opens the transcript of a verdict."""
 
     NAME = "judge"
-    BINDINGS: ClassVar[list[BindingType]] = bindings_of("judge")
 
     def __init__(self) -> None:
         super().__init__()

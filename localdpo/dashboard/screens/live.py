@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.widgets import Input
 
 from localdpo.core.text import counted
 from localdpo.dashboard.feed import Interval, RunFeed
-from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import NoticesScreen
 from localdpo.dashboard.widgets.basic import TextLine
@@ -33,7 +31,6 @@ class LiveScreen(RunScreen):
     NAME = "live"
     CSS_PATH = "../styles/live.tcss"
     AUTO_FOCUS = ""
-    BINDINGS: ClassVar[list[BindingType]] = bindings_of("live")
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Container
 from textual.widgets import Static
 
 from localdpo.core.errors import UserError
 from localdpo.core.text import common_prefix, counted, printable
 from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import DetailScreen, StepScreen
 from localdpo.dashboard.widgets import answertext
 from localdpo.dashboard.widgets.basic import ListTable, StepSlider, TextPanel
@@ -29,7 +27,6 @@ class PairsScreen(StepScreen, DetailScreen):
     """A list of pairs with the selected one below it; Enter gives the pair the whole screen."""
 
     NAME = "pairs"
-    BINDINGS: ClassVar[list[BindingType]] = bindings_of("pairs")
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,6 @@ from localdpo.core.names import program
 from localdpo.core.text import printable
 from localdpo.dashboard import runstable
 from localdpo.dashboard.feed import Interval, RunFeed
-from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import RunScreen
 from localdpo.dashboard.screens.dialogs import DELETE_CHOICES, ChoiceDialog
 from localdpo.dashboard.widgets.basic import ListTable, TextLine
@@ -43,7 +42,6 @@ class RunsScreen(RunScreen):
 
     NAME = "runs"
     SHOWS_ENDING = False
-    BINDINGS: ClassVar[list[BindingType]] = bindings_of("runs")
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Final
 
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Container
 from textual.widgets import Static
 
 from localdpo.core.text import changes, count_words, counted, printable, word_diff
 from localdpo.dashboard.feed import RunFeed
-from localdpo.dashboard.keymap import bindings_of
 from localdpo.dashboard.screens.base import StepScreen
 from localdpo.dashboard.widgets.answertext import clean, diff_text, prompt_view
 from localdpo.dashboard.widgets.basic import StepSlider, TextPanel
@@ -30,7 +28,6 @@ class SamplesScreen(StepScreen):
     """Reference and policy side by side with the words marked that differ; a slider over the evaluations."""
 
     NAME = "samples"
-    BINDINGS: ClassVar[list[BindingType]] = bindings_of("samples")
 
     def __init__(self) -> None:
         super().__init__()
