@@ -26,7 +26,6 @@ Choice = Literal["first", "second", "tie"]
 # "unanswered": asked as often as it makes sense, and the server never gave a reply to read.
 Status = Literal["ok", "refused", "truncated", "unparseable", "unanswered"]
 CHOICES: Final[tuple[Choice, ...]] = get_args(Choice)
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
