@@ -142,7 +142,9 @@ AgainstOption = Annotated[
 
 ScoresOption = Annotated[
     bool | None,
-    typer.Option("--scores/--no-scores", help="The judge scores answers, too. Default: only rules do."),
+    typer.Option(
+        "--scores/--no-scores", help="The judge scores each answer from 1 to 5, too. Default: only rules do."
+    ),
 ]
 RubricOption = Annotated[
     list[str] | None,

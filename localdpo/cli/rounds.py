@@ -57,6 +57,7 @@ def rounds(
 
     Known as iterative, on-policy or online DPO, and with the model as its judge as self-rewarding. A series
     is resumed with the options that it was begun with, but for those that are given.
+    The recipe's rounds.prompts names the prompts.
     """
     from localdpo.launch.begin import known_run, open_run, resolve_recipe
     from localdpo.launch.rounds import kept_options, plan_rounds, preview_lines, wanted_rounds

@@ -50,7 +50,7 @@ def sweep(
     runs_dir: opt.RunsDirOption = Path("runs"),
     resume: opt.ResumeOption = False,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the table of the sweep --run, or of the latest, and stop.")
+        bool, typer.Option("--show", help="Only print the table of --run or of the latest; takes no RECIPE.")
     ] = False,
     best_by: Annotated[
         str | None,
