@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 OptionValue = float | bool | str
 
@@ -70,51 +71,59 @@ class OptionSpec:
         return None
 
 
-BETA = OptionSpec(0.1, 0.0, None, "strength of the pull towards the reference (1/nat)", open_low=True)
-LABEL_SMOOTHING = OptionSpec(0.0, 0.0, 0.5, "assumed share of pairs whose labels are swapped", open_high=True)
-REFERENCE_FREE = OptionSpec(
-    False, None, None, "take the reference as uniform in the loss (reported rewards keep the real one)"
-)
-# TRL's default. Above 1 the exponential term grows without bound for a badly ordered pair.
-DISCOPOP_TAU = OptionSpec(
-    0.05, 0.0, 1.0, "temperature of the blend of logistic and exponential loss", open_low=True
-)
-# The paper's experiments use 5, 50 and 500, with 50 for its published models.
-DPOP_LAMBDA = OptionSpec(
-    50.0, 0.0, None, "weight of the penalty when the chosen response falls below the reference"
-)
-# The paper gives no single value; SimPO's baselines searched 0.05 to 1.0. 0.01 x 100 tokens is 1 nat.
-R_DPO_ALPHA = OptionSpec(0.01, 0.0, None, "length penalty on the reward (nats per token)")
-# TRL's default; the SimPO paper sets it together with beta 2.0 to 2.5.
-SIMPO_GAMMA = OptionSpec(0.5, 0.0, None, "margin that the chosen response must reach (nats)")
-# The uniform "reference" of reference_free has no ratio of probabilities, which is what f' is a function of.
-F_DIVERGENCE = OptionSpec(
-    "reverse_kl",
-    None,
-    None,
-    "divergence from the reference that the reward is derived from",
-    choices=("reverse_kl", "forward_kl", "js", "alpha"),
-    excludes="reference_free",
-)
-# TRL's default. In f-DPO's notation it is 1 - alpha. At 0 it is forward_kl, at 1 reverse_kl.
-F_ALPHA = OptionSpec(
-    0.5,
-    0.0,
-    1.0,
-    "order of the alpha divergence: near 0 forward KL, near 1 reverse KL",
-    open_low=True,
-    open_high=True,
-    needs="f_divergence",
-    needs_value="alpha",
-)
-LD_ALPHA = OptionSpec(
-    1.0, 0.0, 1.0, "weight of the tokens by which a response is longer than the other of its pair (LD-DPO)"
-)
-USE_WEIGHTING = OptionSpec(
-    False, None, None, "weigh each pair by how likely the policy would write it itself (WPO)"
-)
-DESIRABLE_WEIGHT = OptionSpec(1.0, 0.0, None, "weight of desirable rows", open_low=True)
-UNDESIRABLE_WEIGHT = OptionSpec(1.0, 0.0, None, "weight of undesirable rows", open_low=True)
+OPTIONS: Final[Mapping[str, OptionSpec]] = {
+    "beta": OptionSpec(0.1, 0.0, None, "strength of the pull towards the reference (1/nat)", open_low=True),
+    "label_smoothing": OptionSpec(
+        0.0, 0.0, 0.5, "assumed share of pairs whose labels are swapped", open_high=True
+    ),
+    "reference_free": OptionSpec(
+        False, None, None, "take the reference as uniform in the loss (reported rewards keep the real one)"
+    ),
+    # TRL's default. Above 1 the exponential term grows without bound for a badly ordered pair.
+    "discopop_tau": OptionSpec(
+        0.05, 0.0, 1.0, "temperature of the blend of logistic and exponential loss", open_low=True
+    ),
+    # The paper's experiments use 5, 50 and 500, with 50 for its published models.
+    "dpop_lambda": OptionSpec(
+        50.0, 0.0, None, "weight of the penalty when the chosen response falls below the reference"
+    ),
+    # The paper gives no single value; SimPO's baselines searched 0.05 to 1.0. 0.01 x 100 tokens is 1 nat.
+    "r_dpo_alpha": OptionSpec(0.01, 0.0, None, "length penalty on the reward (nats per token)"),
+    # TRL's default; the SimPO paper sets it together with beta 2.0 to 2.5.
+    "simpo_gamma": OptionSpec(0.5, 0.0, None, "margin that the chosen response must reach (nats)"),
+    # The uniform "reference" of reference_free has no ratio of probabilities, which is what f' is a function
+    # of.
+    "f_divergence": OptionSpec(
+        "reverse_kl",
+        None,
+        None,
+        "divergence from the reference that the reward is derived from",
+        choices=("reverse_kl", "forward_kl", "js", "alpha"),
+        excludes="reference_free",
+    ),
+    # TRL's default. In f-DPO's notation it is 1 - alpha. At 0 it is forward_kl, at 1 reverse_kl.
+    "f_alpha": OptionSpec(
+        0.5,
+        0.0,
+        1.0,
+        "order of the alpha divergence: near 0 forward KL, near 1 reverse KL",
+        open_low=True,
+        open_high=True,
+        needs="f_divergence",
+        needs_value="alpha",
+    ),
+    "ld_alpha": OptionSpec(
+        1.0,
+        0.0,
+        1.0,
+        "weight of the tokens by which a response is longer than the other of its pair (LD-DPO)",
+    ),
+    "use_weighting": OptionSpec(
+        False, None, None, "weigh each pair by how likely the policy would write it itself (WPO)"
+    ),
+    "desirable_weight": OptionSpec(1.0, 0.0, None, "weight of desirable rows", open_low=True),
+    "undesirable_weight": OptionSpec(1.0, 0.0, None, "weight of undesirable rows", open_low=True),
+}
 ORPO_BETA = OptionSpec(
     0.1, 0.0, None, "weight of the odds-ratio term (the paper's lambda, as in TRL)", open_low=True
 )

@@ -9,27 +9,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
-from localdpo.objective.options import (
-    BETA,
-    DESIRABLE_WEIGHT,
-    DISCOPOP_TAU,
-    DPOP_LAMBDA,
-    F_ALPHA,
-    F_DIVERGENCE,
-    LABEL_SMOOTHING,
-    LD_ALPHA,
-    ORPO_BETA,
-    R_DPO_ALPHA,
-    REFERENCE_FREE,
-    SIMPO_GAMMA,
-    UNDESIRABLE_WEIGHT,
-    USE_WEIGHTING,
-    OptionSpec,
-    OptionValue,
-)
+from localdpo.objective.options import OPTIONS, ORPO_BETA, OptionSpec, OptionValue
 
 DataKind = Literal["pairs", "demonstrations", "unpaired"]
 
@@ -55,7 +38,7 @@ class LossSpec:
     data: DataKind = "pairs"
     needs_reference: bool = True
     needs_baseline: bool = False
-    requires: frozenset[str] = field(default_factory=frozenset)
+    requires: frozenset[str] = frozenset()
     separable: bool = True
     needs_tokens: bool = False
 
@@ -71,30 +54,22 @@ class LossSpec:
         return None if problem is None else f"{name} of loss {self.name!r}: {problem}"
 
 
-def _options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
+def _of_pairs(*names: str) -> Mapping[str, OptionSpec]:
     """Options of a loss with a term for each pair."""
-    return {"beta": BETA, **extra, "use_weighting": USE_WEIGHTING}
+    return {name: OPTIONS[name] for name in ("beta", *names, "use_weighting")}
 
 
-def _sum_options(**extra: OptionSpec) -> Mapping[str, OptionSpec]:
+def _of_sums(*names: str) -> Mapping[str, OptionSpec]:
     """The same for a loss on sums over responses, whose tokens may weigh differently."""
-    return _options(**extra, ld_alpha=LD_ALPHA)
+    return _of_pairs(*names, "ld_alpha")
 
 
 # Ranks of the batch, not pairs, have the terms of these: no pair has a loss of its own to be weighed.
-_AOT_OPTIONS = {"beta": BETA, "label_smoothing": LABEL_SMOOTHING, "ld_alpha": LD_ALPHA}
-
-
+_AOT_OPTIONS = {name: OPTIONS[name] for name in ("beta", "label_smoothing", "ld_alpha")}
 # No pair has a weight of its own, but each of the two labels does.
-_UNPAIRED_OPTIONS = {
-    "beta": BETA,
-    "desirable_weight": DESIRABLE_WEIGHT,
-    "undesirable_weight": UNDESIRABLE_WEIGHT,
-}
-
-
+_UNPAIRED_OPTIONS = {name: OPTIONS[name] for name in ("beta", "desirable_weight", "undesirable_weight")}
 # Losses on the margin of two rewards: any f-divergence can stand behind the rewards.
-_F_DIVERGENCE = {"f_divergence": F_DIVERGENCE, "f_alpha": F_ALPHA}
+_F_DIVERGENCE = ("f_divergence", "f_alpha")
 
 
 _SPECS = (
@@ -102,57 +77,57 @@ _SPECS = (
         "sigmoid",
         "DPO; conservative DPO (cDPO) with label_smoothing",
         "Rafailov et al. 2023, arXiv 2305.18290, eq. 7; Mitchell 2023, cDPO note, eq. 3",
-        _sum_options(label_smoothing=LABEL_SMOOTHING, reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
+        _of_sums("label_smoothing", "reference_free", *_F_DIVERGENCE),
     ),
     LossSpec(
         "ipo",
         "IPO on per-token averages, as TRL",
         "Azar et al. 2023, arXiv 2310.12036, eq. 17",
-        _options(reference_free=REFERENCE_FREE),
+        _of_pairs("reference_free"),
         needs_tokens=True,
     ),
     LossSpec(
         "ipo_sum",
         "IPO on sums over the response, as the paper and Mitchell's code",
         "Azar et al. 2023, arXiv 2310.12036, eq. 17",
-        _sum_options(reference_free=REFERENCE_FREE),
+        _of_sums("reference_free"),
     ),
     LossSpec(
         "hinge",
         "hinge on the margin (SLiC)",
         "Zhao et al. 2023, arXiv 2305.10425; Liu et al. 2023, arXiv 2309.06657",
-        _sum_options(reference_free=REFERENCE_FREE, **_F_DIVERGENCE),
+        _of_sums("reference_free", *_F_DIVERGENCE),
     ),
     LossSpec(
         "robust",
         "unbiased DPO under label noise",
         "Chowdhury et al. 2024, arXiv 2403.00409, eq. 12",
-        _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
+        _of_sums("label_smoothing", *_F_DIVERGENCE),
     ),
     LossSpec(
         "exo_pair",
         "EXO for pairs: reverse KL to the smoothed preference",
         "Ji et al. 2024, arXiv 2402.00856, eq. 16",
-        _sum_options(label_smoothing=LABEL_SMOOTHING, **_F_DIVERGENCE),
+        _of_sums("label_smoothing", *_F_DIVERGENCE),
         requires=frozenset({"label_smoothing"}),
     ),
     LossSpec(
         "nca_pair",
         "noise contrastive alignment for pairs",
         "Chen et al. 2024, arXiv 2402.05369",
-        _sum_options(),
+        _of_sums(),
     ),
     LossSpec(
         "bco_pair",
         "binary classifier optimisation for pairs, reward shift 0",
         "Jung et al. 2024, arXiv 2404.04656",
-        _sum_options(),
+        _of_sums(),
     ),
     LossSpec(
         "sppo_hard",
         "self-play preference optimisation with hard labels",
         "Wu et al. 2024, arXiv 2405.00675, eq. 4.7",
-        _sum_options(),
+        _of_sums(),
     ),
     LossSpec(
         "aot",
@@ -172,45 +147,45 @@ _SPECS = (
         "apo_zero",
         "anchored: chosen up, rejected down",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
-        _sum_options(),
+        _of_sums(),
     ),
     LossSpec(
         "apo_down",
         "anchored: both down, rejected faster",
         "D'Oosterlinck et al. 2024, arXiv 2408.06266",
-        _sum_options(),
+        _of_sums(),
     ),
     LossSpec(
         "discopop",
         "discovered blend of logistic and exponential loss (LRML)",
         "Lu et al. 2024, arXiv 2406.08414",
-        _sum_options(discopop_tau=DISCOPOP_TAU, **_F_DIVERGENCE),
+        _of_sums("discopop_tau", *_F_DIVERGENCE),
     ),
     LossSpec(
         "sigmoid_norm",
         "DPO on per-token averages (length-normalised)",
         "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124",
-        _options(),
+        _of_pairs(),
         needs_tokens=True,
     ),
     LossSpec(
         "dpop",
         "DPO-Positive: a penalty when the chosen response falls below the reference",
         "Pal et al. 2024, arXiv 2402.13228, eq. 3",
-        _sum_options(dpop_lambda=DPOP_LAMBDA),
+        _of_sums("dpop_lambda"),
     ),
     LossSpec(
         "r_dpo",
         "DPO with a length penalty",
         "Park et al. 2024, arXiv 2403.19159",
-        _options(r_dpo_alpha=R_DPO_ALPHA, **_F_DIVERGENCE),
+        _of_pairs("r_dpo_alpha", *_F_DIVERGENCE),
         needs_tokens=True,
     ),
     LossSpec(
         "simpo",
         "reference-free margin on per-token averages",
         "Meng et al. 2024, arXiv 2405.14734, eq. 6",
-        _options(simpo_gamma=SIMPO_GAMMA),
+        _of_pairs("simpo_gamma"),
         needs_reference=False,
         needs_tokens=True,
     ),
@@ -218,7 +193,7 @@ _SPECS = (
         "orpo",
         "NLL of the chosen response plus an odds-ratio term, no reference",
         "Hong et al. 2024, arXiv 2403.07691, eq. 6",
-        {"beta": ORPO_BETA, "use_weighting": USE_WEIGHTING},
+        _of_pairs() | {"beta": ORPO_BETA},
         needs_reference=False,
         needs_tokens=True,
     ),

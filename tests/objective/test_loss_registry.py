@@ -12,7 +12,7 @@ from loss_oracles import ORACLES, random_pairs, unpaired_loss
 from pydantic import ValidationError
 
 from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS, preference_loss
-from localdpo.objective.options import BETA, LD_ALPHA, USE_WEIGHTING, OptionSpec
+from localdpo.objective.options import OPTIONS, OptionSpec
 from localdpo.objective.registry import LOSSES, LossSpec, loss_spec
 from localdpo.objective.scores import ResponseScores
 from localdpo.recipe.loss import LossSection
@@ -122,7 +122,7 @@ def test_needs_tokens_is_true_exactly_where_the_counts_matter():
 
 def test_a_loss_is_added_by_its_entry_and_its_formula(monkeypatch):
     """Nothing else has to know it: options, sums, modifiers, the recipe and the step take it from there."""
-    options = {"beta": BETA, "ld_alpha": LD_ALPHA, "use_weighting": USE_WEIGHTING}
+    options = {name: OPTIONS[name] for name in ("beta", "ld_alpha", "use_weighting")}
     entry = LossSpec("cubic", "cube of the margin", "nobody", options)
     monkeypatch.setitem(LOSSES, "cubic", entry)
     monkeypatch.setitem(PAIR_FORMULAS, "cubic", lambda scores, *, beta: (beta * scores.h) ** 3)

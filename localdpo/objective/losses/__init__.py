@@ -20,11 +20,32 @@ from localdpo.objective.scores import PairScores, ResponseScores, UnpairedScores
 
 # Formulas on pairs take PairScores, those on single responses UnpairedScores, and the options of the registry
 # as keywords; all return a term for each row, [B].
-PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
-    **margins.PAIR_FORMULAS,
-    **responses.PAIR_FORMULAS,
+PAIR_FORMULAS: Final[dict[str, Callable[..., mx.array]]] = {
+    "sigmoid": margins.sigmoid,
+    "ipo": margins.ipo,
+    "ipo_sum": margins.ipo_sum,
+    "hinge": margins.hinge,
+    "robust": margins.robust,
+    "exo_pair": margins.exo_pair,
+    "discopop": margins.discopop,
+    "sigmoid_norm": margins.sigmoid_norm,
+    "dpop": margins.dpop,
+    "r_dpo": margins.r_dpo,
+    "aot": margins.aot,
+    "aot_unpaired": margins.aot_unpaired,
+    "nca_pair": responses.nca_pair,
+    "bco_pair": responses.bco_pair,
+    "sppo_hard": responses.sppo_hard,
+    "apo_zero": responses.apo_zero,
+    "apo_down": responses.apo_down,
+    "simpo": responses.simpo,
+    "orpo": responses.orpo,
+    "sft": responses.sft_of_chosen,
 }
-UNPAIRED_FORMULAS: Final = responses.UNPAIRED_FORMULAS
+UNPAIRED_FORMULAS: Final[dict[str, Callable[..., mx.array]]] = {
+    "kto": responses.kto,
+    "apo_zero_unpaired": responses.apo_zero_unpaired,
+}
 
 
 def preference_loss(

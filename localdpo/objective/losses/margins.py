@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Final
 
 import mlx.core as mx
 
@@ -154,19 +152,3 @@ def aot_unpaired(scores: PairScores, *, beta: float, label_smoothing: float) -> 
     Melnyk et al. 2024, arXiv 2406.05882, unpaired version; ln 2 in each rank where policy = reference.
     """
     return smoothed_logistic(beta * (mx.sort(scores.w) - mx.sort(scores.l)), label_smoothing)
-
-
-PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
-    "sigmoid": sigmoid,
-    "ipo": ipo,
-    "ipo_sum": ipo_sum,
-    "hinge": hinge,
-    "robust": robust,
-    "exo_pair": exo_pair,
-    "discopop": discopop,
-    "sigmoid_norm": sigmoid_norm,
-    "dpop": dpop,
-    "r_dpo": r_dpo,
-    "aot": aot,
-    "aot_unpaired": aot_unpaired,
-}

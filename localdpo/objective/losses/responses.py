@@ -6,9 +6,6 @@ Notation: see `objective/scores.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
-
 import mlx.core as mx
 
 from localdpo.objective.numerics import log_odds, log_sigmoid
@@ -151,19 +148,3 @@ def _value_missed(
     """weight * (1 - s(+-reward)), [B]; 1 - s(x) is computed as s(-x), which does not cancel."""
     weight = mx.where(scores.desirable, desirable_weight, undesirable_weight)
     return weight * mx.sigmoid(mx.where(scores.desirable, -reward, reward))
-
-
-PAIR_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
-    "nca_pair": nca_pair,
-    "bco_pair": bco_pair,
-    "sppo_hard": sppo_hard,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "simpo": simpo,
-    "orpo": orpo,
-    "sft": sft_of_chosen,
-}
-UNPAIRED_FORMULAS: Final[Mapping[str, Callable[..., mx.array]]] = {
-    "kto": kto,
-    "apo_zero_unpaired": apo_zero_unpaired,
-}
