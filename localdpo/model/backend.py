@@ -86,21 +86,25 @@ def prepare(note: Callable[[str], None] | None = None) -> Backend:
     mx.set_cache_limit(0 if keep_freed(limit) else limit)
     wire(device)
     hints = []
-    compiled = True
+    compiled = can_compile()
     if device == "cpu":
         # So many operations of a graph are looked at before MLX goes on depth first: with its own 20 it would
         # send all work of one stream before any of the next (see `lanes`).
         os.environ.setdefault(BREADTH_SWITCH, "1000")
         if blas is None and sys.platform.startswith("linux"):
             hints.append(OPENBLAS_HINT if find_openblas() is None else TOO_LATE_HINT)
-        if shutil.which("g++") is None:
-            compiled = False
+        if not compiled:
             mx.disable_compile()
             hints.append(COMPILER_HINT)
     if note is not None:
         for hint in hints:
             note(hint)
     return Backend(device, blas, compiled, tuple(hints), keep_awake())
+
+
+def can_compile() -> bool:
+    """Whether MLX can trace: on a CPU it compiles the kernels of its traces."""
+    return device_name() != "cpu" or shutil.which("g++") is not None
 
 
 def choose_device() -> None:

@@ -9,35 +9,27 @@ import pytest
 
 from localdpo.model import packed
 from localdpo.model.backend import Backend
-from localdpo.train.selfcheck import CheckResult, Differs, compared, probes, working
+from localdpo.train.selfcheck import CheckResult, Differs, compared, numbers, probes, working
 from localdpo.train.selfcheck.__main__ import checks, facts, outcome
-from localdpo.train.selfcheck.numbers import Numbers
 
 pytestmark = pytest.mark.slow
 
 CPU, GPU = Backend("cpu", None, True, ()), Backend("metal", None, True, ())
 
 
-@pytest.fixture(scope="module")
-def numbers() -> Numbers:
-    return Numbers(compiled=True)
-
-
 @pytest.mark.parametrize("shared", [True, False])
-def test_what_is_right_passes(numbers: Numbers, shared: bool) -> None:
+def test_what_is_right_passes(shared: bool) -> None:
     assert numbers.compare("float32", shared=shared, checkpoint=True).state == "ok"
     assert numbers.compare("4-bit", shared=shared, tokens=3).state == "ok"
 
 
-def test_short_answers_pass_and_say_how_long_they_were(numbers: Numbers) -> None:
+def test_short_answers_pass_and_say_how_long_they_were() -> None:
     found = numbers.short("float32", shared=True, checkpoint=False)
     assert found.state == "ok"
     assert found.value.startswith("1 to 9 tokens; of 9: log-probability ")
 
 
-def test_a_mask_that_lets_rows_see_each_other_is_found_out(
-    numbers: Numbers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mask_that_lets_rows_see_each_other_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def causal(self: packed.LineCache, N: int, **options: object) -> mx.array:
         return (mx.arange(N)[:, None] >= mx.arange(N)[None])[None, None]
 
@@ -47,7 +39,7 @@ def test_a_mask_that_lets_rows_see_each_other_is_found_out(
     assert numbers.compare("float32", shared=False).state == "ok"
 
 
-def test_gradients_that_are_lost_are_found_out(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_that_are_lost_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "recomputed", lambda f: lambda *a: f(*map(_without_gradient, a)))
     assert numbers.compare("float32", shared=True, checkpoint=True).state == "differs"
 
@@ -57,19 +49,19 @@ def _without_gradient(tree: object) -> object:
 
 
 def test_a_step_and_a_checkpoint_pass(tmp_path: Path) -> None:
-    assert working.optimizer_step("float32", compiled=False, can_compile=True).state == "ok"
-    assert working.save_and_load(tmp_path / "run", can_compile=True).state == "ok"
+    assert working.optimizer_step("float32", compiled=False).state == "ok"
+    assert working.save_and_load(tmp_path / "run").state == "ok"
 
 
 def test_the_demo_model_generates_its_likeliest_tokens() -> None:
-    assert working.generation(can_compile=True).state == "ok"
+    assert working.generation().state == "ok"
 
 
 def test_measurements_are_made() -> None:
     assert probes.memory().state == "ok"
     assert probes.float32_products().value.endswith("float32")
     assert probes.scatter_add().value == "the same each time"
-    assert "agree with 12 of 12" in probes.attention(mx.float32, "causal", can_compile=True).value
+    assert "agree with 12 of 12" in probes.attention(mx.float32, "causal").value
     assert probes.mask_in_checkpoint(mx.float32).value == "works"
 
 

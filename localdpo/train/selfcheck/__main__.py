@@ -27,8 +27,8 @@ from localdpo import __version__
 from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
 from localdpo.model.backend import Backend, keep_float32_exact, may_use_tf32, memory_limit, prepare
 from localdpo.out import guard, json_text, say, say_errors
-from localdpo.train.selfcheck import CheckResult, Differs, probes, working
-from localdpo.train.selfcheck.numbers import FAMILIES, KINDS, Kind, Numbers
+from localdpo.train.selfcheck import CheckResult, Differs, numbers, probes, working
+from localdpo.train.selfcheck.numbers import FAMILIES, KINDS, Kind
 
 Check = tuple[str, Callable[[], CheckResult]]
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
@@ -90,16 +90,15 @@ def facts(backend: Backend) -> dict[str, object]:
 
 def checks(backend: Backend, folder: Path) -> list[Check]:
     """Every check of a device, those that matter most first. `folder`: an empty one for what they write."""
-    numbers = Numbers(compiled=backend.compiled)
     return [
-        *_every_precision(backend, numbers),
+        *_every_precision(backend),
         *_run_parts(backend, folder),
-        *_unusual_shapes(backend, numbers),
+        *_unusual_shapes(backend),
         *_measurements(backend),
     ]
 
 
-def _every_precision(backend: Backend, numbers: Numbers) -> Iterator[Check]:
+def _every_precision(backend: Backend) -> Iterator[Check]:
     """Log-probabilities and gradients in every precision, on every way through the model.
 
     Few ways are traced: a trace makes new kernels, which a compiler builds for long on CUDA and on the CPU.
@@ -118,19 +117,17 @@ def _every_precision(backend: Backend, numbers: Numbers) -> Iterator[Check]:
 
 
 def _run_parts(backend: Backend, folder: Path) -> Iterator[Check]:
-    can = backend.compiled
-    step = partial(working.optimizer_step, can_compile=can)
-    yield "optimizer step, float32", partial(step, "float32", compiled=False)
+    yield "optimizer step, float32", partial(working.optimizer_step, "float32", compiled=False)
     kind: Kind = "float32" if backend.is_cpu else "4-bit"
-    if can:
-        yield f"optimizer step, {kind}, traced", partial(step, kind, compiled=True)
-    yield "save and load", partial(working.save_and_load, folder / "saved", can_compile=can)
+    if backend.compiled:
+        yield f"optimizer step, {kind}, traced", partial(working.optimizer_step, kind, compiled=True)
+    yield "save and load", partial(working.save_and_load, folder / "saved")
     yield "DPO run on the demo", partial(working.dpo_run, folder / "run")
-    yield "generation", partial(working.generation, can_compile=can)
+    yield "generation", working.generation
     yield "cache of freed buffers", probes.memory
 
 
-def _unusual_shapes(backend: Backend, numbers: Numbers) -> Iterator[Check]:
+def _unusual_shapes(backend: Backend) -> Iterator[Check]:
     """Short answers, and families whose attention is of another kind."""
     for kind, shared, checkpoint in product(
         KINDS[:1] if backend.is_cpu else KINDS, (True, False), (False, True)
@@ -151,10 +148,9 @@ def _measurements(backend: Backend) -> Iterator[Check]:
     """How fast the device is, and what it does where nothing of ours depends on it."""
     for name, dtype in DTYPES.items():
         yield f"matrix products, {name}", partial(probes.matmul, dtype)
-    timed = partial(probes.step_time, can_compile=backend.compiled)
-    yield "gradients of 4 pairs", partial(timed, compiled=False)
+    yield "gradients of 4 pairs", partial(probes.step_time, compiled=False)
     if backend.compiled and not backend.is_cpu:
-        yield "gradients of 4 pairs, traced", partial(timed, compiled=True)
+        yield "gradients of 4 pairs, traced", partial(probes.step_time, compiled=True)
     yield "float32 products", probes.float32_products
     yield "adding by scatter", probes.scatter_add
     yield "cache when its limit falls", probes.cache_after_limit
@@ -163,8 +159,7 @@ def _measurements(backend: Backend) -> Iterator[Check]:
     for name, dtype in DTYPES.items():
         yield f"a mask in mx.checkpoint, {name}", partial(probes.mask_in_checkpoint, dtype)
         for mask in probes.MASKS:
-            call = partial(probes.attention, dtype, mask, can_compile=backend.compiled)
-            yield f"attention's gradient, {name}, mask {mask}", call
+            yield f"attention's gradient, {name}, mask {mask}", partial(probes.attention, dtype, mask)
 
 
 def _path(shared: bool) -> str:

@@ -24,7 +24,7 @@ from localdpo.data.batches import collate
 from localdpo.data.types import Batch, EncodedRow
 from localdpo.model import lora
 from localdpo.model.arrays import float_types, named
-from localdpo.model.backend import device_name, may_use_tf32
+from localdpo.model.backend import can_compile, device_name, may_use_tf32
 from localdpo.model.forward import Forward, ForwardArrays, batch_arrays
 from localdpo.model.load import to_float32
 from localdpo.train.assemble import tolerance
@@ -79,9 +79,9 @@ _ATTENTION: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
 
 
 @contextmanager
-def on_cpu(*, compiled: bool) -> Iterator[None]:
-    """While the context holds, MLX computes on the CPU and traces nothing. `compiled`: it may afterwards."""
-    before = mx.default_device()
+def on_cpu() -> Iterator[None]:
+    """While the context holds, MLX computes on the CPU and traces nothing; not within itself."""
+    before, compiled = mx.default_device(), can_compile()
     mx.set_default_device(mx.cpu)
     mx.disable_compile()
     try:
@@ -100,22 +100,22 @@ class Twins:
     exact: nn.Module
 
 
-def twins(kind: Kind, family: str = "qwen3", seed: int = 0, *, half: bool = True) -> Twins:
-    """Both with random adapters; to be made within `on_cpu`.
-
-    `half`: a 4-bit base has 16-bit activations; float32 ones otherwise.
-    """
-    dtype = mx.float32 if kind == "float32" or (kind == "4-bit" and not half) else mx.bfloat16
-    model, exact = (_built(kind, family, seed, dtype) for _ in range(2))
-    # Scales and biases first: a dequantised bfloat16 weight would be rounded once more.
-    exact.set_dtype(mx.float32)
-    to_float32(exact)
-    keys = _ATTENTION if "num_experts" in FAMILIES[family] else None
-    for twin in (model, exact):
-        twin.freeze()
-        lora.attach(twin, lora.LoraConfig("lora", -1, 4, 4.0, keys=keys), seed=seed)
-        twin.update(_drawn(twin.trainable_parameters(), seed + 1, mx.float32))
-        mx.eval(twin.parameters())
+def twins(kind: Kind, family: str = "qwen3", seed: int = 0) -> Twins:
+    """Both with random adapters."""
+    # MLX's CPU kernels add up 16-bit quantised products in 16 bits, and training never uses them.
+    exact_activations = kind == "float32" or (kind == "4-bit" and device_name() == "cpu")
+    dtype = mx.float32 if exact_activations else mx.bfloat16
+    with on_cpu():
+        model, exact = (_built(kind, family, seed, dtype) for _ in range(2))
+        # Scales and biases first: a dequantised bfloat16 weight would be rounded once more.
+        exact.set_dtype(mx.float32)
+        to_float32(exact)
+        keys = _ATTENTION if "num_experts" in FAMILIES[family] else None
+        for twin in (model, exact):
+            twin.freeze()
+            lora.attach(twin, lora.LoraConfig("lora", -1, 4, 4.0, keys=keys), seed=seed)
+            twin.update(_drawn(twin.trainable_parameters(), seed + 1, mx.float32))
+            mx.eval(twin.parameters())
     return Twins(model, exact)
 
 
@@ -212,87 +212,81 @@ EXACT_GRADIENT, TF32_GRADIENT, HALF_GRADIENT = 1e-4, 1e-2, 0.06
 FROM_EXACT = 2.5
 
 
-class Numbers:
-    """Comparisons with truths, each of which is computed once. `compiled`: MLX may trace."""
+# Twins that nothing trains.
+_untouched = lru_cache(twins)
 
-    def __init__(self, *, compiled: bool) -> None:
-        self.compiled = compiled
-        self.twins = lru_cache(self._twins)
-        self.truth = lru_cache(self._truth)
 
-    def _twins(self, kind: Kind, family: str) -> Twins:
-        # MLX's CPU kernels add up 16-bit quantised products in 16 bits, and training never uses them.
-        half = device_name() != "cpu"
-        with on_cpu(compiled=self.compiled):
-            return twins(kind, family, half=half)
+@lru_cache
+def _truth(kind: Kind, family: str, tokens: int | None) -> LogpsAndGradient:
+    """By the plain path, which is the model as mlx-lm runs it, without tracing or checkpoints."""
+    exact = _untouched(kind, family).exact
+    with on_cpu():
+        return measurer(exact, shared=False)(rows_of(tokens))
 
-    def _truth(self, kind: Kind, family: str, tokens: int | None) -> LogpsAndGradient:
-        """By the plain path, which is the model as mlx-lm runs it, without tracing or checkpoints."""
-        exact = self.twins(kind, family).exact
-        with on_cpu(compiled=self.compiled):
-            return measurer(exact, shared=False)(rows_of(tokens))
 
-    def compare(
-        self,
-        kind: Kind,
-        *,
-        shared: bool,
-        checkpoint: bool = False,
-        compiled: bool = False,
-        family: str = "qwen3",
-        tokens: int | None = None,
-    ) -> CheckResult:
-        """One way of computing against the truth. `tokens`: answers of so many; None: of spread lengths."""
-        model, rows = self.twins(kind, family).model, rows_of(tokens)
-        truth = self.truth(kind, family, tokens)
-        measured = measurer(model, shared=shared, checkpoint=checkpoint, compiled=compiled)
-        own = measured(rows)
-        is_float32 = float_types(model) == {mx.float32}
-        bars = tolerance(truth.logps, rows.lengths, Forward(model, shared=shared))
-        bars *= 1.0 if is_float32 else FROM_EXACT
-        gaps = np.abs(own.logps - truth.logps)
-        worst = int(np.argmax(gaps / bars))
-        gap = float(np.linalg.norm(own.gradient - truth.gradient) / np.linalg.norm(truth.gradient))
-        result = compared(
-            {
-                "log-probability": (float(gaps[worst]), float(bars[worst])),
-                "gradient": (gap, gradient_bar(is_float32=is_float32)),
-            }
-        )
-        if device_name() == "cpu":
-            return result
-        # The time of a second call, whose kernels are there already.
-        began = time.perf_counter()
-        measured(rows)
-        return replace(result, value=f"{result.value}; again {time.perf_counter() - began:.3f} s")
+def compare(
+    kind: Kind,
+    *,
+    shared: bool,
+    checkpoint: bool = False,
+    compiled: bool = False,
+    family: str = "qwen3",
+    tokens: int | None = None,
+) -> CheckResult:
+    """One way of computing against the truth. `tokens`: answers of so many; None: of spread lengths."""
+    model, rows = _untouched(kind, family).model, rows_of(tokens)
+    truth = _truth(kind, family, tokens)
+    measured = measurer(model, shared=shared, checkpoint=checkpoint, compiled=compiled)
+    own = measured(rows)
+    is_float32 = float_types(model) == {mx.float32}
+    bars = tolerance(truth.logps, rows.lengths, Forward(model, shared=shared))
+    bars *= 1.0 if is_float32 else FROM_EXACT
+    gaps = np.abs(own.logps - truth.logps)
+    worst = int(np.argmax(gaps / bars))
+    gap = float(np.linalg.norm(own.gradient - truth.gradient) / np.linalg.norm(truth.gradient))
+    result = compared(
+        {
+            "log-probability": (float(gaps[worst]), float(bars[worst])),
+            "gradient": (gap, gradient_bar(is_float32=is_float32)),
+        }
+    )
+    if device_name() == "cpu":
+        return result
+    # The time of a second call, whose kernels are there already.
+    began = time.perf_counter()
+    measured(rows)
+    return replace(result, value=f"{result.value}; again {time.perf_counter() - began:.3f} s")
 
-    def short(self, kind: Kind, *, shared: bool, checkpoint: bool) -> CheckResult:
-        """Answers of 1 to 9 tokens: the worst of nine comparisons."""
-        results: dict[int, CheckResult] = {}
-        for tokens in range(1, 10):
-            try:
-                results[tokens] = self.compare(kind, shared=shared, checkpoint=checkpoint, tokens=tokens)
-            except (RuntimeError, ValueError) as error:
-                # What MLX raises for a shape that a kernel does not take.
-                results[tokens] = CheckResult("error", f"{type(error).__name__}: {error}")
-        bad = [tokens for tokens, result in results.items() if result.state != "ok"]
-        if not bad:
-            return replace(results[9], value=f"1 to 9 tokens; of 9: {results[9].value}")
-        first, lengths = results[bad[0]], ", ".join(map(str, bad))
-        return replace(first, value=f"not with answers of {lengths} tokens; {bad[0]}: {first.value}")
 
-    def runs(self, kind: Kind, *, shared: bool, family: str) -> CheckResult:
-        """Whether there are numbers at all, where rounding decides too much to compare them."""
-        own = measurer(self.twins(kind, family).model, shared=shared, checkpoint=True)(rows_of(None))
-        finite = bool(np.isfinite(own.logps).all() and np.isfinite(own.gradient).all())
-        return CheckResult("ok" if finite else "differs", "finite" if finite else "not finite")
+def short(kind: Kind, *, shared: bool, checkpoint: bool) -> CheckResult:
+    """Answers of 1 to 9 tokens: the worst of nine comparisons."""
+    results: dict[int, CheckResult] = {}
+    for tokens in range(1, 10):
+        try:
+            results[tokens] = compare(kind, shared=shared, checkpoint=checkpoint, tokens=tokens)
+        except (RuntimeError, ValueError) as error:
+            # What MLX raises for a shape that a kernel does not take.
+            results[tokens] = CheckResult("error", f"{type(error).__name__}: {error}")
+    bad = [tokens for tokens, result in results.items() if result.state != "ok"]
+    if not bad:
+        return replace(results[9], value=f"1 to 9 tokens; of 9: {results[9].value}")
+    first, lengths = results[bad[0]], ", ".join(map(str, bad))
+    return replace(first, value=f"not with answers of {lengths} tokens; {bad[0]}: {first.value}")
 
-    def repeated(self, kind: Kind) -> CheckResult:
-        """Whether the same gradients come out twice, to the bit."""
-        model, rows = self.twins(kind, "qwen3").model, rows_of(None)
-        first, second = (measurer(model, shared=True)(rows) for _ in range(2))
-        gap = float(np.abs(first.gradient - second.gradient).max())
-        return CheckResult("info", "the same to the bit" if gap == 0 else f"up to {gap:.2g} apart")
+
+def runs(kind: Kind, *, shared: bool, family: str) -> CheckResult:
+    """Whether there are numbers at all, where rounding decides too much to compare them."""
+    own = measurer(_untouched(kind, family).model, shared=shared, checkpoint=True)(rows_of(None))
+    finite = bool(np.isfinite(own.logps).all() and np.isfinite(own.gradient).all())
+    return CheckResult("ok" if finite else "differs", "finite" if finite else "not finite")
+
+
+def repeated(kind: Kind) -> CheckResult:
+    """Whether the same gradients come out twice, to the bit."""
+    model, rows = _untouched(kind, "qwen3").model, rows_of(None)
+    first, second = (measurer(model, shared=True)(rows) for _ in range(2))
+    gap = float(np.abs(first.gradient - second.gradient).max())
+    return CheckResult("info", "the same to the bit" if gap == 0 else f"up to {gap:.2g} apart")
 
 
 def gradient_bar(*, is_float32: bool) -> float:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from localdpo.model.backend import cache_limit, device_name, memory_limit
+from localdpo.model.load import first_line
 from localdpo.train.selfcheck import CheckResult
 from localdpo.train.selfcheck.numbers import batch, measurer, on_cpu, random_pairs, twins
 
@@ -44,10 +45,9 @@ def _chain(a: mx.array, b: mx.array, repeats: int) -> mx.array:
     return a
 
 
-def step_time(*, compiled: bool, can_compile: bool) -> CheckResult:
+def step_time(*, compiled: bool) -> CheckResult:
     """Gradients of a batch, the first time and the median of the next."""
-    with on_cpu(compiled=can_compile):
-        model = twins("bfloat16" if device_name() != "cpu" else "float32").model
+    model = twins("bfloat16" if device_name() != "cpu" else "float32").model
     rows, measured = batch(random_pairs(4)), measurer(model, shared=True, compiled=compiled)
     times = []
     for _ in range(5):
@@ -100,15 +100,15 @@ def scatter_add() -> CheckResult:
     return CheckResult("info", "the same each time" if same else "another sum each time")
 
 
-def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> CheckResult:
+def attention(dtype: mx.Dtype, mask: str) -> CheckResult:
     """Gradients of fused attention with 1 to 128 queries against the CPU's in float32."""
     agreeing = 0
     others: list[str] = []
     for queries in QUERIES:
         try:
-            gap = _attention_gap(dtype, mask, queries, can_compile)
+            gap = _attention_gap(dtype, mask, queries)
         except (RuntimeError, ValueError) as error:
-            others.append(f"{queries}: raises {_first_line(error)}")
+            others.append(f"{queries}: raises {first_line(error)}")
             continue
         if gap < (1e-4 if dtype == mx.float32 else 0.03):
             agreeing += 1
@@ -118,7 +118,7 @@ def attention(dtype: mx.Dtype, mask: str, *, can_compile: bool) -> CheckResult:
     return CheckResult("info", "; ".join([summary, *others]))
 
 
-def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) -> float:
+def _attention_gap(dtype: mx.Dtype, mask: str, queries: int) -> float:
     rng = np.random.default_rng(queries)
     shapes = [(2, HEADS, queries, SIZE), *[(2, KEY_HEADS, queries, SIZE)] * 2]
     inputs = [mx.array(rng.normal(size=shape).astype(np.float32)).astype(dtype) for shape in shapes]
@@ -139,7 +139,7 @@ def _attention_gap(dtype: mx.Dtype, mask: str, queries: int, can_compile: bool) 
         return (out.astype(mx.float32) * flow).sum()
 
     own = [np.array(g.astype(mx.float32)) for g in mx.grad(total)(inputs)]
-    with on_cpu(compiled=can_compile):
+    with on_cpu():
         exact = [np.array(g) for g in mx.grad(total)([a.astype(mx.float32) for a in inputs])]
     norm = max(float(np.linalg.norm(e)) for e in exact)
     return max(float(np.linalg.norm(o - e)) for o, e in zip(own, exact, strict=True)) / max(norm, 1e-3)
@@ -158,7 +158,7 @@ def mask_in_checkpoint(dtype: mx.Dtype) -> CheckResult:
     try:
         mx.eval(mx.grad(lambda x: checkpointed(x, mask).astype(mx.float32).sum())(x))
     except (RuntimeError, ValueError) as error:
-        return CheckResult("info", f"raises {_first_line(error)}")
+        return CheckResult("info", f"raises {first_line(error)}")
     return CheckResult("info", "works")
 
 
@@ -172,7 +172,3 @@ def cache_after_limit() -> CheckResult:
     lowered = mx.get_cache_memory()
     mx.set_cache_limit(limit)
     return CheckResult("info", f"{before / 1e6:.0f} MB before, {lowered / 1e6:.0f} MB after")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

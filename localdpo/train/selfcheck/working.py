@@ -51,11 +51,11 @@ RANKED = 0.65
 EXACT_CHOICE, HALF_CHOICE = 1e-3, 0.25
 
 
-def optimizer_step(kind: Kind, *, compiled: bool, can_compile: bool) -> CheckResult:
+def optimizer_step(kind: Kind, *, compiled: bool) -> CheckResult:
     """A step of AdamW over two micro-batches, against one over the whole on the CPU."""
     is_float32 = kind == "float32"
-    with on_cpu(compiled=can_compile):
-        pair = twins(kind)
+    pair = twins(kind)
+    with on_cpu():
         before = _flat(pair.exact)
         exact = _step(pair.exact, [3], compiled=False)
         wanted = _flat(pair.exact) - before
@@ -96,10 +96,9 @@ def _flat(model: Any) -> np.ndarray:
     return np.concatenate([np.array(w, dtype=np.float64).ravel() for _, w in weights])
 
 
-def save_and_load(folder: Path, *, can_compile: bool) -> CheckResult:
+def save_and_load(folder: Path) -> CheckResult:
     """A checkpoint of weights and moments that the device computed, read into another model."""
-    with on_cpu(compiled=can_compile):
-        pair, other = twins("bfloat16"), twins("bfloat16", seed=3)
+    pair, other = twins("bfloat16"), twins("bfloat16", seed=3)
     moved = optim.AdamW(LEARNING_RATE, bias_correction=True)
     moved.init(pair.model.trainable_parameters())
     moved.update(pair.model, pair.model.trainable_parameters())
@@ -152,14 +151,14 @@ def dpo_run(folder: Path) -> CheckResult:
     )
 
 
-def generation(*, can_compile: bool) -> CheckResult:
+def generation() -> CheckResult:
     """Greedy answers of the demo model: each token as likely as the likeliest one on the CPU in float32."""
     base = load_base(DEMO)
     is_half = not all(w.dtype in (mx.float32, mx.uint32) for w in named(base.model.parameters()).values())
     rows = read_prompt_rows("demo:prompts/heldout", 6)
     prompts = [encode_prompt(base.tokenizer._tokenizer, row.prompt, "auto").tolist() for row in rows]
     answers = generate(base.model, base.tokenizer, prompts, max_tokens=24, batch=4)
-    with on_cpu(compiled=can_compile):
+    with on_cpu():
         exact, _ = build_model(DEMO)
         exact.set_dtype(mx.float32)
         to_float32(exact)
