@@ -124,7 +124,7 @@ def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
         mx.eval(policy_TD, reference_TD)
     total, tokens, step = 0.0, int(batch.lengths.sum()), forward.chunk(policy_TD)
     for start in range(0, tokens, step):
-        part = slice(start, min(start + step, tokens))
+        part = slice(start, start + step)
         policy_TV = forward.head(policy_TD[part])
         with lora.use(forward.model, reference):
             reference_TV = forward.head(reference_TD[part])
@@ -137,7 +137,7 @@ def mean_entropy(forward: Forward, batch: Batch) -> float:
     hidden_TD = forward.hidden(batch_arrays(batch, shared=forward.shared))
     total, tokens, step = 0.0, int(batch.lengths.sum()), forward.chunk(hidden_TD)
     for start in range(0, tokens, step):
-        logits_TV = forward.head(hidden_TD[start : min(start + step, tokens)])
+        logits_TV = forward.head(hidden_TD[start : start + step])
         total += cast("float", entropy_per_token(logits_TV).sum().item())
     return total / tokens
 
@@ -148,30 +148,6 @@ class WatchedPrompt:
 
     text: str
     tokens: tuple[int, ...]
-
-
-def sampled_kl(
-    forward: Forward,
-    prompts: Sequence[WatchedPrompt],
-    answers: Sequence[SampledAnswer],
-    reference: lora.Weights,
-    pad: int,
-) -> dict[str, float]:
-    """`kl_sampled`: KL(policy || reference) of whole responses, nats, and its standard error `kl_sampled_se`.
-
-    `answers` [n] are the policy's own to `prompts` [n], drawn at temperature 1; one that met the limit of
-    tokens counts up to there, so the figure is that of responses cut at the limit. n = 1 has no error.
-    """
-    rows = [
-        EncodedRow(i, np.array(prompt.tokens, dtype=np.int32), (np.array(answer.drawn, dtype=np.int32),))
-        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-    ]
-    batch = collate(rows, pad, np.arange(len(rows)))
-    policy = np.array(forward.score(batch), dtype=np.float64)
-    with lora.use(forward.model, reference):
-        ratios = policy - np.array(forward.score(batch), dtype=np.float64)
-    mean, error = sequence_kl(ratios.tolist())
-    return {"kl_sampled": mean} | ({} if error is None else {"kl_sampled_se": error})
 
 
 class Sampler:
@@ -221,8 +197,23 @@ class Sampler:
         pad: int,
         work: Work,
     ) -> dict[str, float]:
-        """`sampled_kl` of the policy's answers to `prompts`, drawn anew at temperature 1."""
-        return sampled_kl(forward, prompts, self._answers(prompts, work, temperature=1.0), reference, pad)
+        """`kl_sampled`: KL(policy || reference) of whole responses, nats, and its standard error
+        `kl_sampled_se`.
+
+        From the policy's answers to `prompts` [n], drawn anew at temperature 1; one that met the limit of
+        tokens counts up to there, so the figure is that of responses cut at the limit. n = 1 has no error.
+        """
+        answers = self._answers(prompts, work, temperature=1.0)
+        rows = [
+            EncodedRow(i, np.array(prompt.tokens, dtype=np.int32), (np.array(answer.drawn, dtype=np.int32),))
+            for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+        batch = collate(rows, pad, np.arange(len(rows)))
+        policy = np.array(forward.score(batch), dtype=np.float64)
+        with lora.use(forward.model, reference):
+            ratios = policy - np.array(forward.score(batch), dtype=np.float64)
+        mean, error = sequence_kl(ratios.tolist())
+        return {"kl_sampled": mean} | ({} if error is None else {"kl_sampled_se": error})
 
     def _answers(
         self, prompts: Sequence[WatchedPrompt], work: Work, **settings: float
@@ -254,17 +245,21 @@ class EvaluationReport:
 
 
 class Evaluator:
-    """Measures the held-out rows of a run and samples its watched prompts."""
+    """Measures the held-out rows of a run and samples its watched prompts.
+
+    Attributes:
+        rows: how many held-out rows an evaluation covers.
+        has_work: whether rows are held out or prompts are watched.
+        measures_kl: whether there are a reference and held-out pairs to measure the exact KL on.
+    """
 
     def __init__(self, session: Session, run: RunDir) -> None:
         recipe = session.recipe
-        self._session, self._run, self._options, self._beta = session, run, recipe.eval, recipe.loss.beta
+        self._session, self._run, self._options = session, run, recipe.eval
         self._has_reference: Final = recipe.loss.spec.needs_reference
-        self._forward, self._reference = session.forward, session.reference
-        self._starts_elsewhere: Final = recipe.reference_adapter is not None
-        self._valid, self._positions, self._moving = session.valid, session.eval_positions, session.moving
-        self._tokenizer = session.base.tokenizer
-        self._watched, self._kl_prompts = session.watched, session.kl_prompts
+        self.rows: Final = len(session.eval_positions)
+        self.has_work: Final = bool(self.rows or session.watched)
+        self.measures_kl: Final = self._has_reference and recipe.eval.kl_pairs > 0 and len(session.valid) > 0
         self._sampler = Sampler(
             session.base.model,
             session.base.tokenizer,
@@ -274,69 +269,54 @@ class Evaluator:
             seed=recipe.train.seed,
         )
 
-    @property
-    def has_work(self) -> bool:
-        """Whether rows are held out or prompts are watched."""
-        return bool(self.rows or self._watched)
-
-    @property
-    def rows(self) -> int:
-        """How many held-out rows an evaluation covers."""
-        return len(self._positions)
-
     def __call__(self, step: int, work: Work) -> EvaluationReport:
         """Measure after `step`; `work` is called after each held-out batch and answer."""
-        is_start = step == 0 and not self._starts_elsewhere
-        samples = self._sampler(self._reference, work, is_reference=is_start) if self._watched else []
+        session, samples = self._session, list[dict[str, str]]()
+        if session.watched:
+            is_start = step == 0 and session.recipe.reference_adapter is None
+            samples = self._sampler(session.reference, work, is_reference=is_start)
         if not self.rows:
             return EvaluationReport(samples=samples)
         work("evaluating", 0, self.rows)
-        self._session.ranks.lead("evaluate")
-        scores = held_out_scores(self._session, step, lambda done: work("evaluating", done, self.rows))
+        session.ranks.lead("evaluate")
+        scores = held_out_scores(session, step, lambda done: work("evaluating", done, self.rows))
         metrics = scores.metrics | self._against_reference(work)
         if samples:
             metrics["samples/response_tokens"] = self._sampler.mean_tokens
         return EvaluationReport(metrics, self._write_worst(step, scores.margins), samples)
 
-    @property
-    def measures_kl(self) -> bool:
-        """Whether there are a reference and held-out pairs to measure the exact KL on."""
-        return self._has_reference and self._options.kl_pairs > 0 and len(self._valid) > 0
-
     def kl(self) -> float:
         """Exact KL on the first held-out pairs, to the reference; where that moves, to what it started as."""
-        return exact_kl(self._forward, self._first_pairs(), self._reference)
+        return exact_kl(self._session.forward, self._first_pairs(), self._session.reference)
 
     def _first_pairs(self) -> Batch:
-        return self._valid.batch(np.arange(min(self._options.kl_pairs, len(self._valid))))
+        valid = self._session.valid
+        return valid.batch(np.arange(min(self._options.kl_pairs, len(valid))))
 
     def _against_reference(self, work: Work) -> dict[str, float]:
         """Entropy of the policy, its exact KL to the reference, and the KL of its own answers."""
-        metrics: dict[str, float] = {}
+        session, metrics = self._session, dict[str, float]()
         if self._options.kl_pairs > 0:
-            metrics["entropy"] = mean_entropy(self._forward, self._first_pairs())
+            metrics["entropy"] = mean_entropy(session.forward, self._first_pairs())
             if self._has_reference:
                 metrics["kl"] = self.kl()
-        if self._kl_prompts:
-            metrics |= self._sampler.kl(
-                self._kl_prompts, self._forward, self._reference, self._valid.pad, work
-            )
+        if prompts := session.kl_prompts:
+            metrics |= self._sampler.kl(prompts, session.forward, session.reference, session.valid.pad, work)
         return metrics
 
     def _write_worst(self, step: int, margins: np.ndarray | None) -> dict[str, Any] | None:
         """Write the pairs of lowest margin [M]; the fields of their event."""
-        count = self._options.worst_pairs
+        count, session = self._options.worst_pairs, self._session
         if margins is None or count == 0:
             return None
-        lowest = self._positions[np.argsort(margins, kind="stable")[:count]]
-        reference = self._reference if self._moving is None else self._moving.weights
+        reference = session.reference if session.moving is None else session.moving.weights
         return write_worst_pairs(
             self._run,
             step,
-            self._forward,
-            self._valid,
-            lowest,
+            session.forward,
+            session.valid,
+            session.eval_positions[np.argsort(margins, kind="stable")[:count]],
             reference if self._has_reference else None,
-            self._beta,
-            self._tokenizer,
+            session.recipe.loss.beta,
+            session.base.tokenizer,
         )
