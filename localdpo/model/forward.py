@@ -22,12 +22,11 @@ import numpy as np
 from localdpo.data.batches import Shape, bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
-from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_logps, token_scores
+from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_scores
 from localdpo.model.lanes import lane_count, side_by_side
 from localdpo.model.packed import (
     CONTEXT,
     PADDING,
-    Line,
     Segment,
     can_share,
     line_hidden,
@@ -50,7 +49,7 @@ class ForwardArrays:
         responses_N: the response whose sums each place of [N] has: its own, or that of the batch's first row
             where a line has more places than rows.
         lengths_N: scored tokens of these responses.
-        tokens_S, positions_S, row_S, branch_S: the line of the shared path (see `packed.Line`).
+        line_4S: the line of the shared path (see `packed.LineCache`).
         tokens_NL: inputs of the plain path.
         segments: of a line whose attention is computed by segments; lost in `tree`, and so in a trace.
     """
@@ -62,10 +61,7 @@ class ForwardArrays:
     public_T: mx.array
     responses_N: mx.array
     lengths_N: mx.array
-    tokens_S: mx.array | None = None
-    positions_S: mx.array | None = None
-    row_S: mx.array | None = None
-    branch_S: mx.array | None = None
+    line_4S: mx.array | None = None
     tokens_NL: mx.array | None = None
     segments: tuple[Segment, ...] = ()
 
@@ -112,7 +108,7 @@ def lengths_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _line(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The arrays of `packed.Line`, and the column at which each response begins [N]."""
+    """`line_4S`, and the column at which each response begins [N]."""
     contexts_P, lengths_KP = lengths_of(batch)
     rows_N, lengths_N = np.tile(np.arange(len(contexts_P)), len(lengths_KP)), batch.lengths
     contexts = [ids[pad:] for ids, pad in zip(batch.context, batch.context_pad, strict=True)]
@@ -121,18 +117,15 @@ def _line(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray
     positions += [contexts_P[row] + np.arange(n) for row, n in zip(rows_N, lengths_N, strict=True)]
     branches = np.concatenate([np.full(len(contexts_P), CONTEXT), np.arange(len(lengths_N))])
     each = np.concatenate([contexts_P, lengths_N])
-    line = {
-        "tokens_S": (np.concatenate([*contexts, *responses]), 0),
-        "positions_S": (np.concatenate(positions), 0),
-        "row_S": (np.repeat(np.concatenate([np.arange(len(contexts_P)), rows_N]), each), PADDING),
-        "branch_S": (np.repeat(branches, each), CONTEXT),
-    }
+    line = [
+        (np.concatenate([*contexts, *responses]), 0),
+        (np.concatenate(positions), 0),
+        (np.repeat(np.concatenate([np.arange(len(contexts_P)), rows_N]), each), PADDING),
+        (np.repeat(branches, each), CONTEXT),
+    ]
     rest = shape.width - int(each.sum())
-    arrays = {
-        name: np.pad(values, (0, rest), constant_values=fill).astype(np.int32)
-        for name, (values, fill) in line.items()
-    }
-    return arrays, int(contexts_P.sum()) + np.cumsum(lengths_N) - lengths_N
+    line_4S = np.stack([np.pad(values, (0, rest), constant_values=fill) for values, fill in line])
+    return {"line_4S": line_4S.astype(np.int32)}, int(contexts_P.sum()) + np.cumsum(lengths_N) - lengths_N
 
 
 def _sequences(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -218,21 +211,14 @@ class Forward:
                 self.model, arrays.tokens_NL, checkpoint=self.checkpoint, cached=self._cached
             )
             return states_NLD.reshape(-1, states_NLD.shape[-1])[arrays.gather_T]
-        assert arrays.tokens_S is not None
-        assert arrays.positions_S is not None
-        assert arrays.row_S is not None
-        assert arrays.branch_S is not None
+        assert arrays.line_4S is not None
         segments = arrays.segments if self.by_segments else ()
-        line = Line(arrays.tokens_S, arrays.positions_S, arrays.row_S, arrays.branch_S, segments)
-        return line_hidden(self.model, line, checkpoint=self.checkpoint)[arrays.gather_T]
+        states_SD = line_hidden(self.model, arrays.line_4S, segments, checkpoint=self.checkpoint)
+        return states_SD[arrays.gather_T]
 
     def token_logps(self, arrays: ForwardArrays, *, gradient: bool) -> mx.array:
         """Log-probability of every scored token [T], float32 nats; 0 where `valid_T` is 0."""
-        hidden_TD = self.hidden(arrays)
-        logps_T = token_logps(
-            self.head, hidden_TD, arrays.targets_T, chunk=self.chunk(hidden_TD), gradient=gradient
-        )
-        return logps_T * arrays.valid_T
+        return self._token_scores(arrays, gradient=gradient)[0] * arrays.valid_T
 
     def logps(self, arrays: ForwardArrays, *, gradient: bool) -> mx.array:
         """Summed log-probability of every response [N], float32 nats."""
@@ -245,15 +231,7 @@ class Forward:
         The public sums are there where the pass splits responses, the alignment, which carries no gradient,
         where it aligns; a reference never is.
         """
-        hidden_TD = self.hidden(arrays)
-        logps_T, *collisions_T = token_scores(
-            self.head,
-            hidden_TD,
-            arrays.targets_T,
-            chunk=self.chunk(hidden_TD),
-            gradient=gradient,
-            collisions=self.align,
-        )
+        logps_T, *collisions_T = self._token_scores(arrays, gradient=gradient, collisions=self.align)
         responses_N = arrays.responses_N
         policy_N = sum_by_owner(logps_T * arrays.valid_T, arrays.owner_T, responses_N)
         public_N = alignment_N = None
@@ -266,6 +244,10 @@ class Forward:
         return ResponseScores(
             policy_N, tokens=arrays.lengths_N, policy_public=public_N, alignment=alignment_N
         )
+
+    def _token_scores(self, arrays: ForwardArrays, **wanted: bool) -> list[mx.array]:
+        hidden_TD = self.hidden(arrays)
+        return token_scores(self.head, hidden_TD, arrays.targets_T, chunk=self.chunk(hidden_TD), **wanted)
 
     def measure(self, batch: Batch) -> ResponseScores:
         """`measured` of one batch."""

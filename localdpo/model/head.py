@@ -135,18 +135,14 @@ def _with_gradient_vjp(primals: Any, cotangent_T: Any, output: Any) -> tuple[mx.
     return flow_TD, mx.zeros_like(logps_T), mx.zeros_like(grad_TD)
 
 
-def token_logps(
-    head: Head, hidden_TD: mx.array, targets_T: mx.array, *, chunk: int, gradient: bool
-) -> mx.array:
-    """Log-probabilities [T] (float32, nats) of the targets given final hidden states.
-
-    Arguments and errors are those of `token_scores`.
-    """
-    return token_scores(head, hidden_TD, targets_T, chunk=chunk, gradient=gradient, collisions=False)[0]
-
-
 def token_scores(
-    head: Head, hidden_TD: mx.array, targets_T: mx.array, *, chunk: int, gradient: bool, collisions: bool
+    head: Head,
+    hidden_TD: mx.array,
+    targets_T: mx.array,
+    *,
+    chunk: int,
+    gradient: bool,
+    collisions: bool = False,
 ) -> list[mx.array]:
     """Log-probabilities [T] (float32, nats) of the targets given final hidden states, and more.
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -99,45 +98,33 @@ def segments_for_attention(contexts_P: np.ndarray, lengths_KP: np.ndarray) -> tu
     return segments if cost < tokens * tokens or tokens > MOST_MASKED else ()
 
 
-@dataclass(frozen=True)
-class Line:
-    """A micro-batch as one line.
+class LineCache:
+    """What a model's layers take as their cache.
 
-    Attributes:
-        tokens_S, positions_S: int32; positions count from the beginning of each prompt.
-        row_S: the row of each token, int32; PADDING for those behind the last response.
-        branch_S: the response that a token belongs to, int32; CONTEXT for a prompt's.
+    Args:
+        line_4S: of each token of the line its id, its position from the beginning of its prompt, its row
+            (PADDING behind the last response) and its response (CONTEXT for a prompt's), int32.
         segments: the line cut for attention; none where it takes an array mask.
+        axes: see `mask_axes`.
     """
 
-    tokens_S: mx.array
-    positions_S: mx.array
-    row_S: mx.array
-    branch_S: mx.array
-    segments: tuple[Segment, ...] = ()
-
-
-class LineCache:
-    """What a model's layers take as their cache. `mask_axes`: see there."""
-
-    def __init__(self, line: Line, mask_axes: int) -> None:
-        self._line, self._mask_axes = line, mask_axes
-        self.offset = line.positions_S
+    def __init__(self, line_4S: mx.array, segments: tuple[Segment, ...], axes: int) -> None:
+        _, self.offset, self._row_S, self._branch_S = line_4S
+        self._segments, self._axes = segments, axes
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         return keys, values
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """A SegmentMask, or a boolean array [1, 1, S, S]; `N` is S."""
-        line = self._line
-        if line.segments and not return_array:
-            return SegmentMask(line.segments, window_size)
-        query, key = line.positions_S[:, None], line.positions_S[None]
-        mask = (line.row_S[:, None] == line.row_S[None]) & (query >= key)
-        mask &= (line.branch_S[None] == CONTEXT) | (line.branch_S[:, None] == line.branch_S[None])
+        if self._segments and not return_array:
+            return SegmentMask(self._segments, window_size)
+        query, key = self.offset[:, None], self.offset[None]
+        mask = (self._row_S[:, None] == self._row_S[None]) & (query >= key)
+        mask &= (self._branch_S[None] == CONTEXT) | (self._branch_S[:, None] == self._branch_S[None])
         if window_size is not None:
             mask &= query < key + window_size
-        return mask.reshape(*[1] * (self._mask_axes - 2), N, N)
+        return mask.reshape(*[1] * (self._axes - 2), N, N)
 
 
 class SegmentMask:
@@ -240,11 +227,14 @@ def _by_token(kind: Any) -> type[nn.Module]:
     return ByToken
 
 
-def line_hidden(model: nn.Module, line: Line, *, checkpoint: bool = False) -> mx.array:
+def line_hidden(
+    model: nn.Module, line_4S: mx.array, segments: tuple[Segment, ...], *, checkpoint: bool = False
+) -> mx.array:
     """Final hidden states [S, E].
 
     Args:
         model: one that `can_share`, prepared by `take_positions`.
+        line_4S, segments: see LineCache.
         checkpoint: recompute each layer in the backward pass.
 
     Raises:
@@ -252,11 +242,11 @@ def line_hidden(model: nn.Module, line: Line, *, checkpoint: bool = False) -> mx
             pass it on.
     """
     text = text_model(model)
-    caches = [LineCache(line, mask_axes(text))] * len(text.layers)
+    caches = [LineCache(line_4S, segments, mask_axes(text))] * len(text.layers)
     with checkpointed_layers(text, enabled=checkpoint), _segments_in_attention():
-        states = text.model(line.tokens_S[None], cache=caches)
-    if states.ndim != 3 or states.shape[:2] != (1, line.tokens_S.size):
-        raise ValueError(f"a line of {line.tokens_S.size} tokens became states of shape {states.shape}")
+        states = text.model(line_4S[:1], cache=caches)
+    if states.ndim != 3 or states.shape[:2] != (1, line_4S.shape[1]):
+        raise ValueError(f"a line of {line_4S.shape[1]} tokens became states of shape {states.shape}")
     return states[0]
 
 

@@ -247,7 +247,7 @@ def test_padding_to_a_shape_changes_neither_scores_nor_gradients(family: str) ->
     need = needed_shape(batch, shared=forward.shared)
     shape = Shape(3, need.width + 56, need.scored + 40)
     arrays = batch_arrays(batch, shared=forward.shared, shape=shape)
-    inputs = arrays.tokens_S if forward.shared else arrays.tokens_NL
+    inputs = arrays.line_4S if forward.shared else arrays.tokens_NL
     assert inputs is not None
     assert inputs.shape[-1] == shape.width
     assert arrays.gather_T.shape == (shape.scored,)

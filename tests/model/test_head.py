@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from model_families import tiny
 
-from localdpo.model.head import Head, chunk_size, token_logps, token_scores
+from localdpo.model.head import Head, chunk_size, token_scores
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def test_every_chunk_size_gives_the_full_logits_result(family: str, chunk: int) 
     weights = mx.array(rng.normal(size=50).astype(np.float32))
 
     def chunked(h: mx.array) -> mx.array:
-        return (token_logps(head, h, targets, chunk=chunk, gradient=True) * weights).sum()
+        return (token_scores(head, h, targets, chunk=chunk, gradient=True)[0] * weights).sum()
 
     def full(h: mx.array) -> mx.array:
         return (mx.take_along_axis(nn.log_softmax(head(h)), targets[:, None], axis=-1)[:, 0] * weights).sum()
@@ -34,7 +34,7 @@ def test_every_chunk_size_gives_the_full_logits_result(family: str, chunk: int) 
     np.testing.assert_allclose(value.item(), expected.item(), rtol=1e-5)
     scale = np.abs(np.array(expected_grad)).max()
     np.testing.assert_allclose(np.array(grad), np.array(expected_grad), atol=1e-5 * scale)
-    without = token_logps(head, hidden, targets, chunk=chunk, gradient=False)
+    without = token_scores(head, hidden, targets, chunk=chunk, gradient=False)[0]
     np.testing.assert_allclose((without * weights).sum().item(), expected.item(), rtol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_reductions_are_float32_for_half_precision_models() -> None:
     model.set_dtype(mx.bfloat16)
     hidden = mx.random.normal((20, 64)).astype(mx.bfloat16)
     targets = mx.arange(20)
-    logps = token_logps(Head(model), hidden, targets, chunk=8, gradient=False)
+    logps = token_scores(Head(model), hidden, targets, chunk=8, gradient=False)[0]
     assert logps.dtype == mx.float32
     logits = np.array(Head(model)(hidden).astype(mx.float32)).astype(np.float64)
     expected = logits[np.arange(20), np.arange(20)] - np.log(np.exp(logits).sum(-1))
@@ -80,9 +80,8 @@ def test_reductions_are_float32_for_half_precision_models() -> None:
 
 def test_far_logits_stay_finite() -> None:
     hidden = mx.ones((2, 4)) * 1e4
-    logps = token_logps(
-        lambda_head(mx.array([[1.0, -1.0, 0.0]] * 4)), hidden, mx.array([0, 1]), chunk=8, gradient=False
-    )
+    head = lambda_head(mx.array([[1.0, -1.0, 0.0]] * 4))
+    (logps,) = token_scores(head, hidden, mx.array([0, 1]), chunk=8, gradient=False)
     assert np.isfinite(np.array(logps)).all()
 
 
@@ -117,7 +116,7 @@ def test_chunks_are_not_alive_together() -> None:
         mx.synchronize()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        grad = mx.grad(lambda h: token_logps(head, h, targets, chunk=chunk, gradient=True).sum())(hidden)
+        grad = mx.grad(lambda h: token_scores(head, h, targets, chunk=chunk, gradient=True)[0].sum())(hidden)
         mx.eval(grad)
         return mx.get_peak_memory() - before
 
@@ -129,6 +128,6 @@ def test_chunks_are_not_alive_together() -> None:
 def test_wrong_shapes_are_refused() -> None:
     head = lambda_head(mx.ones((4, 3)))
     with pytest.raises(ValueError, match="hidden"):
-        token_logps(head, mx.ones((2, 4)), mx.array([0]), chunk=4, gradient=False)
+        token_scores(head, mx.ones((2, 4)), mx.array([0]), chunk=4, gradient=False)
     with pytest.raises(ValueError, match="chunk"):
-        token_logps(head, mx.ones((1, 4)), mx.array([0]), chunk=0, gradient=False)
+        token_scores(head, mx.ones((1, 4)), mx.array([0]), chunk=0, gradient=False)

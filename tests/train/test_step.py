@@ -236,7 +236,7 @@ def test_padding_to_the_shapes_of_a_run_changes_no_number(
     make_the_reference_another(session)
     session.feed.shapes = drawn.shapes(micro, shared=True, packed=packed, most=2)
     micro_batches = session.feed.arrays(session.feed.batches(0))
-    assert len({arrays.tokens_S.shape for arrays in micro_batches}) == 2
+    assert len({arrays.line_4S.shape for arrays in micro_batches}) == 2
     counts = [arrays.lengths_N.size // 2 for arrays in micro_batches]
     assert len(set(counts)) == (1 if packed else 2)
     assert (sum(counts) > 7) == packed
