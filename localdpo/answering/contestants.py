@@ -113,7 +113,7 @@ class Contestants:
                 shape = lora.read_config(contestant.adapter)
                 with self._attached(shape):
                     lora.load_weights(base.model, contestant.adapter)
-                    self._adapters[contestant.name] = (shape, lora.adapter_weights(base.model))
+                    self._adapters[contestant.name] = (shape, base.model.trainable_parameters())
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from localdpo.core.errors import UserError
 
 # MLX's stubs give what custom_function returns no call's type.
-_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
+custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
 
 def named(tree: Any) -> dict[str, mx.array]:
@@ -109,7 +109,7 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
     are constants of the function that is differentiated, since a fused attention kernel refuses a mask that
     wants a gradient. None comes back from results that are whole numbers.
     """
-    wrapped = _custom_function(function)
+    wrapped = custom_function(function)
 
     @wrapped.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:

@@ -15,7 +15,7 @@ import inspect
 import math
 import platform
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
@@ -24,10 +24,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations
 
+from localdpo.model.arrays import custom_function
 from localdpo.model.backend import device_name
-
-# MLX's stubs give what custom_function returns no call's type.
-_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
 
 def slow_exponentials() -> bool:
@@ -73,7 +71,7 @@ def _attention(scale: float) -> Any:
     divided by its sum where it has E numbers, not K. All queries of a group are one product.
     """
 
-    @_custom_function
+    @custom_function
     def forward(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         scores = (q * scale).flatten(2, 3) @ k.swapaxes(-1, -2)
         scores = mx.where(mask, scores.reshape(*q.shape[:4], k.shape[2]), -math.inf).flatten(2, 3)
@@ -102,7 +100,7 @@ def _attention(scale: float) -> Any:
 # --- SwiGLU ---------------------------------------------------------------------------------------------
 
 
-@_custom_function
+@custom_function
 def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
     """`silu(gate) * x`, and the sigmoid of the gate, which the gradient takes."""
     sigmoid = 1.0 / (1.0 + mx.power(1.0 / math.e, gate))

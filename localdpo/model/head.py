@@ -19,15 +19,15 @@ Shape legend: T tokens (of the batch, or of a chunk), D hidden size, V vocabular
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from localdpo.model.arrays import weights_restored
+from localdpo.model.arrays import custom_function, weights_restored
 from localdpo.model.cpu import exp
 
 # Bytes of float32 logits in a chunk. MLX allocates the outputs of about ten queued operations ahead,
@@ -95,11 +95,7 @@ def chunk_size(vocabulary: int, budget: int) -> int:
     return max(MIN_CHUNK, budget // (4 * vocabulary))
 
 
-# MLX's stubs give what custom_function returns no call's type.
-_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
-
-
-@_custom_function
+@custom_function
 def _scored(logits_TV: mx.array, targets_T: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Log-probabilities [T] of the targets, and for the vjp exp(z - max z) [T, V] and its sum [T, 1]."""
     z_TV = logits_TV.astype(mx.float32)
@@ -122,7 +118,7 @@ def _scored_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, 
     return grad_TV.astype(logits_TV.dtype), mx.zeros_like(targets_T)
 
 
-@_custom_function
+@custom_function
 def _with_gradient(hidden_TD: mx.array, logps_T: mx.array, grad_TD: mx.array) -> mx.array:
     """`logps_T`, with `grad_TD` as its known gradient in `hidden_TD`."""
     return logps_T + 0.0

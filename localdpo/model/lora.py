@@ -1,8 +1,8 @@
 """The trainable adapter: LoRA or DoRA layers on the frozen base, read and written as mlx-lm does.
 
-One model holds the base once. What it computes, base, reference or policy, is decided by the
-adapter weights that are in it; `adapter_weights` takes them out and `use` puts others in for a
-while. The adapters are small, so keeping three sets of them costs next to nothing.
+One model holds the base once. What it computes, base, reference or policy, is decided by the adapter weights
+that are in it, its trainable parameters; `use` puts others in for a while. The adapters are small, so keeping
+three sets of them costs next to nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,6 +31,7 @@ from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.names import program, resolve
 from localdpo.model.arrays import (
     RepeatableDropout,
+    custom_function,
     is_finite,
     load_arrays,
     named,
@@ -59,9 +60,6 @@ _ADAPTED = (
 )
 # Far above any that is used; an adapter of more would be as large as the model.
 MOST_RANK = 65_536
-
-# MLX's stubs give what custom_function returns no call's type.
-_custom_function = cast("Callable[[Any], Any]", mx.custom_function)
 
 Weights = Any  # a tree of arrays, as nn.Module.trainable_parameters returns it
 
@@ -95,13 +93,6 @@ class LoraConfig:
             "lora_parameters": parameters,
             "model": model,
         }
-
-
-def adapter_path(name: str, note: Note | None = None) -> Path:
-    """The folder of an adapter given as a `demo:` name or a path, with its files verified; see
-    `open_adapter`.
-    """
-    return open_adapter(name, note).path
 
 
 def open_adapter(name: str, note: Note | None = None) -> Verified:
@@ -278,7 +269,7 @@ class LeanLoRALinear(LoRALinear):
         return self.linear(x) + (self.scale * z).astype(x.dtype)
 
 
-@_custom_function
+@custom_function
 def _with_product(
     y: mx.array, x: mx.array, a: mx.array, b: mx.array, *factors: mx.array
 ) -> tuple[mx.array, mx.array]:
@@ -378,11 +369,6 @@ def set_weights(model: nn.Module, loaded: Mapping[str, mx.array], file: Path) ->
             f"{file}: {damaged[0]}: expected finite floating-point numbers; take an adapter that is whole"
         )
     model.load_weights([(name, w.astype(wanted[name].dtype)) for name, w in loaded.items()], strict=False)
-
-
-def adapter_weights(model: nn.Module) -> Weights:
-    """The adapter weights that are in the model now."""
-    return model.trainable_parameters()
 
 
 @contextmanager

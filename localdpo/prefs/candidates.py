@@ -131,7 +131,9 @@ class CandidateHashes:
 
 def hashes_of(source: CandidateSource, tokenizer: Tokenizer) -> CandidateHashes:
     """The hashes of a source. Raises UserError for a model or adapter that is not there."""
-    adapter = None if source.adapter is None else lora.adapter_fingerprint(lora.adapter_path(source.adapter))
+    adapter = (
+        None if source.adapter is None else lora.adapter_fingerprint(lora.open_adapter(source.adapter).path)
+    )
     given = [source.template, tokenizer.chat_template, dict(source.template_kwargs)]
     text = json.dumps(given, sort_keys=True, default=str)
     folder = model_path(source.model)
@@ -218,7 +220,7 @@ def make_candidates(
     with same_random_state():
         base = load_base(source.model, trust_remote_code=source.trust_remote_code)
         if source.adapter is not None:
-            folder = lora.adapter_path(source.adapter)
+            folder = lora.open_adapter(source.adapter).path
             lora.attach(base.model, lora.read_config(folder), seed=0)
             lora.load_weights(base.model, folder)
         for _ in fill_groups(writer, base, columns, sampling.group, on_answer, live=False):

@@ -232,7 +232,7 @@ def adapter_shape(recipe: Recipe) -> lora.LoraConfig:
     """
     section = recipe.lora
     if recipe.adapter is not None:
-        config = replace(lora.read_config(lora.adapter_path(recipe.adapter)), dropout=section.dropout)
+        config = replace(lora.read_config(lora.open_adapter(recipe.adapter).path), dropout=section.dropout)
         # Training continues an adapter in the shape it has.
         for name in ("type", "rank", "scale", "keys"):
             wanted, actual = getattr(section, name), getattr(config, name)
@@ -265,7 +265,7 @@ def attach_adapter(model: nn.Module, recipe: Recipe) -> lora.LoraConfig:
     require_blocks(recipe, config, len(model.layers))
     lora.attach(model, config, seed=recipe.train.seed)
     if recipe.adapter is not None:
-        lora.load_weights(model, lora.adapter_path(recipe.adapter))
+        lora.load_weights(model, lora.open_adapter(recipe.adapter).path)
     return config
 
 
@@ -274,18 +274,18 @@ def reference_weights(model: nn.Module, recipe: Recipe, config: lora.LoraConfig)
 
     Raises UserError: a reference adapter of another shape.
     """
-    start = lora.adapter_weights(model)
+    start = model.trainable_parameters()
     if recipe.reference_adapter is None:
         return start
     if recipe.reference is None:
         lora.detach(model)
         lora.attach(model, config, seed=recipe.train.seed)
     else:
-        folder = lora.adapter_path(recipe.reference)
+        folder = lora.open_adapter(recipe.reference).path
         if replace(lora.read_config(folder), dropout=config.dropout) != config:
             raise UserError(f"reference_adapter {recipe.reference}: its shape is not that of adapter")
         lora.load_weights(model, folder)
-    weights = lora.adapter_weights(model)
+    weights = model.trainable_parameters()
     model.update(start)
     return weights
 

@@ -78,7 +78,7 @@ def save(
 
     Raises UserError when there is no space left; earlier checkpoints and LATEST stay as they were.
     """
-    weights, moments = named(lora.adapter_weights(model)), named(optimizer.state)
+    weights, moments = named(model.trainable_parameters()), named(optimizer.state)
     moved = None if reference is None else named(reference)
     mx.eval(weights, moments, moved)
     size = sum(array.nbytes for array in [*weights.values(), *moments.values(), *(moved or {}).values()])

@@ -100,7 +100,7 @@ def share_state(session: Session, optimizer: optim.Optimizer, step: int) -> int:
     if ranks.size == 1:
         return step
     optimizer.init(model.trainable_parameters())
-    state: dict[str, Any] = {"adapter": lora.adapter_weights(model), "optimizer": optimizer.state}
+    state: dict[str, Any] = {"adapter": model.trainable_parameters(), "optimizer": optimizer.state}
     if moving is not None:
         state["reference"] = moving.weights
     copied: Any = tree_unflatten(list(ranks.copy(named(state)).items()))

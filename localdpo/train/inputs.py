@@ -105,9 +105,9 @@ def _digests(recipe: Recipe) -> Iterator[tuple[str, str, Callable[[], str]]]:
     yield TOKENIZER, recipe.model, lambda: tokenizer_fingerprint(model_path(recipe.model))
     if recipe.adapter is not None:
         adapter = recipe.adapter
-        yield ADAPTER, adapter, lambda: lora.adapter_fingerprint(lora.adapter_path(adapter))
+        yield ADAPTER, adapter, lambda: lora.adapter_fingerprint(lora.open_adapter(adapter).path)
     if recipe.reference_adapter is not None and (reference := recipe.reference) is not None:
-        yield REFERENCE, reference, lambda: lora.adapter_fingerprint(lora.adapter_path(reference))
+        yield REFERENCE, reference, lambda: lora.adapter_fingerprint(lora.open_adapter(reference).path)
     sources = [(TRAIN, entry.source) for entry in recipe.data.train_sources]
     sources += [(VALID, entry.source) for entry in recipe.data.valid_sources]
     if recipe.eval.prompts is not None and recipe.eval.samples > 0:

@@ -248,7 +248,7 @@ def open_scores(
     # A fresh adapter adds nothing, whatever its size; a fresh DoRA computes with the norms of the weights.
     adapter = f"fresh {recipe.lora.type or 'lora'}"
     if recipe.reference is not None:
-        adapter = lora.adapter_fingerprint(lora.adapter_path(recipe.reference))
+        adapter = lora.adapter_fingerprint(lora.open_adapter(recipe.reference).path)
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
     path = f"shared {forward.shared} segments {forward.by_segments} aligned {forward.align}"
     computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
@@ -293,7 +293,7 @@ class MovingReference:
         """Move the reference if `step` steps are a whole number of periods."""
         if step % self._every != 0:
             return
-        policy = lora.adapter_weights(self._forward.model)
+        policy = self._forward.model.trainable_parameters()
         alpha = self._alpha
         self.weights = tree_map(lambda old, new: alpha * new + (1.0 - alpha) * old, self.weights, policy)
         mx.eval(self.weights)

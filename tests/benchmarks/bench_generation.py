@@ -30,7 +30,7 @@ TEMPERATURE = 1.0
 
 def trained(folder: Path) -> Path:
     """The SFT adapter with a little noise on its weights, in place of a trained one."""
-    sft = lora.adapter_path("demo:sft")
+    sft = lora.open_adapter("demo:sft").path
     folder.mkdir()
     rng = np.random.default_rng(0)
     arrays = load_arrays(sft / lora.WEIGHTS_FILE)
@@ -53,7 +53,7 @@ def test_batches_against_one_by_one(tmp_path: Path) -> None:
     rows = read_prompt_rows("demo:prompts/heldout", PROMPTS)
     ids = [encode_prompt(base.tokenizer._tokenizer, row.prompt, "auto").tolist() for row in rows]
     seeds = prompt_seeds(rows, 0)
-    folders = {"base": None, "sft": lora.adapter_path("demo:sft"), "dpo": trained(tmp_path / "dpo")}
+    folders = {"base": None, "sft": lora.open_adapter("demo:sft").path, "dpo": trained(tmp_path / "dpo")}
     models = Contestants(base, [Contestant(name, name, folder, "") for name, folder in folders.items()])
 
     def answers(part: slice) -> Iterator[tuple[int, SampledAnswer]]:

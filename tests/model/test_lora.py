@@ -79,14 +79,14 @@ def test_a_configuration_that_is_none(content: Any, message: str, tmp_path: Path
 
 def test_an_adapter_folder_needs_both_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        lora.adapter_path(str(tmp_path / "none"))
+        lora.open_adapter(str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"adapter_config.json and adapters.safetensors missing"):
-        lora.adapter_path(str(tmp_path))
+        lora.open_adapter(str(tmp_path))
     write_config(tmp_path, {})
     with pytest.raises(UserError, match=r": adapters.safetensors missing"):
-        lora.adapter_path(str(tmp_path))
+        lora.open_adapter(str(tmp_path))
     with pytest.raises(UserError, match="no such demo name"):
-        lora.adapter_path("demo:stf")
+        lora.open_adapter("demo:stf")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_use_exchanges_the_weights_and_restores_them_whatever_happens(
 ) -> None:
     model = load_base(str(tiny_model)).model
     lora.attach(model, lora.LoraConfig("lora", -1, 4, 8.0, dropout=0.5), seed=0)
-    start = lora.adapter_weights(model)
+    start = model.trainable_parameters()
     of_start = logits(model)
     lora.load_weights(model, sft_adapter)
     of_sft = logits(model)

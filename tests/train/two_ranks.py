@@ -64,13 +64,13 @@ def steps(recipe: Path, among: ranks.Ranks) -> dict[str, Any]:
 def move(model: Any) -> None:
     """Take the policy away from the reference: where all pairs are tied, rounding decides their order."""
     rng, weights = np.random.default_rng(7), {}
-    for name, array in sorted(named(lora.adapter_weights(model)).items()):
+    for name, array in sorted(named(model.trainable_parameters()).items()):
         weights[name] = array + mx.array(rng.normal(size=array.shape).astype(np.float32) * 0.05)
     model.load_weights(list(weights.items()), strict=False)
 
 
 def flat(model: Any) -> np.ndarray:
-    weights = sorted(named(lora.adapter_weights(model)).items())
+    weights = sorted(named(model.trainable_parameters()).items())
     return np.concatenate([np.array(array, dtype=np.float64).ravel() for _, array in weights])
 
 

@@ -107,7 +107,7 @@ def load_scorer(recipe: Recipe, limits: Limits) -> PairScorer:
     prepare()
     base = load_base(recipe.model, trust_remote_code=recipe.trust_remote_code)
     if recipe.reference is not None:
-        folder = lora.adapter_path(recipe.reference)
+        folder = lora.open_adapter(recipe.reference).path
         lora.attach(base.model, lora.read_config(folder), seed=0)
         lora.load_weights(base.model, folder)
     tokenizer = base.tokenizer._tokenizer
