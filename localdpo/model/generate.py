@@ -7,6 +7,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, cast
 
 import mlx.core as mx
@@ -76,11 +77,10 @@ def generate(
     """
     before = random_key()
     mx.random.seed(seed)
-    batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
     samplers = [make_sampler(temp=temperature)] * len(prompts)
     try:
         answers: dict[int, SampledAnswer] = {}
-        for index, answer in _finished(model, tokenizer, prompts, samplers, max_tokens, batch):
+        for index, answer in _finished(model, tokenizer, prompts, samplers, max_tokens, batch, prefill=8):
             answers[index] = answer
             on_answer(len(answers))
     finally:
@@ -106,25 +106,16 @@ def generate_apart(
 
     At most `batch` are generated at once, fewer where they do not fit.
     """
-    batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
-    samplers: list[Sampler] = [
-        greedy_sampler if temperature == 0.0 else _Keyed(seed, temperature)
-        for seed, temperature in zip(seeds, temperatures, strict=True)
-    ]
+    samplers = [_keyed(*own) for own in zip(seeds, temperatures, strict=True)]
     return _finished(model, tokenizer, prompts, samplers, max_tokens, batch, prefill=batch)
 
 
-class _Keyed:
+def _keyed(seed: int, temperature: float) -> Sampler:
     """A sampler of one answer: log-probabilities [1, V] to a token [1], with a new random key each time."""
-
-    def __init__(self, seed: int, temperature: float) -> None:
-        self._seed, self._drawn = seed, 0
-        self._scale = mx.array(1.0 / temperature)
-
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        key = mx.random.key((self._seed + self._drawn) % 2**64)
-        self._drawn += 1
-        return _draw(logprobs, self._scale, key)
+    if temperature == 0.0:
+        return greedy_sampler
+    scale, drawn = mx.array(1.0 / temperature), count()
+    return lambda logprobs: _draw(logprobs, scale, mx.random.key((seed + next(drawn)) % 2**64))
 
 
 @_compiled
@@ -182,14 +173,10 @@ def stream(
     The last is the answer. Until then a character that is not complete yet is left out of the text. Close the
     iterator to stop early. What `memory` has of the prompt is not read again; it keeps prompt and answer.
     """
-    sampler: Sampler = greedy_sampler if temperature == 0.0 else _Keyed(seed, temperature)
-    tokens: list[int] = []
-    for _, token, why in _drawn(model, tokenizer, [prompt], [sampler], max_tokens, 1, 1, memory):
-        if why != "stop":
-            tokens.append(token)
+    samplers = [_keyed(seed, temperature)]
+    for _, tokens, end, done in _drawn(model, tokenizer, [prompt], samplers, max_tokens, 1, 1, memory):
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        shown = text if why is not None else text.rstrip(_INCOMPLETE)
-        yield SampledAnswer(shown, tuple(tokens), token if why == "stop" else None)
+        yield SampledAnswer(text if done else text.rstrip(_INCOMPLETE), tuple(tokens), end)
 
 
 def _finished(
@@ -199,17 +186,16 @@ def _finished(
     samplers: Sequence[Sampler],
     max_tokens: int,
     batch: int,
-    prefill: int = 8,
+    prefill: int,
 ) -> Iterator[tuple[int, SampledAnswer]]:
-    """(index in `prompts`, answer) as the answers finish; the other arguments are those of `_drawn`."""
-    tokens: list[list[int]] = [[] for _ in prompts]
-    for index, token, why in _drawn(model, tokenizer, prompts, samplers, max_tokens, batch, prefill):
-        drawn = tokens[index]
-        if why != "stop":
-            drawn.append(token)
-        if why is not None:
-            text = tokenizer.decode(drawn, skip_special_tokens=True)
-            yield index, SampledAnswer(text, tuple(drawn), token if why == "stop" else None)
+    """(index in `prompts`, answer) as the answers finish; the other arguments are those of `_drawn`, but that
+    fewer than `batch` are generated at once where they do not fit.
+    """
+    batch = answers_at_once(model, max(map(len, prompts), default=0) + max_tokens, batch)
+    for index, tokens, end, done in _drawn(model, tokenizer, prompts, samplers, max_tokens, batch, prefill):
+        if done:
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            yield index, SampledAnswer(text, tuple(tokens), end)
 
 
 def _drawn(
@@ -221,8 +207,8 @@ def _drawn(
     batch: int,
     prefill: int,
     memory: Memory | None = None,
-) -> Iterator[tuple[int, int, str | None]]:
-    """(index in `prompts`, token, why the answer ends with it: None, "stop" or "length"), as they are drawn.
+) -> Iterator[tuple[int, list[int], int | None, bool]]:
+    """(index in `prompts`, its answer's tokens so far, the end-of-turn token, whether it is done) after each.
 
     At most `batch` answers are generated at once. At most `prefill` prompts are read at once, PASS_TOKENS of
     their tokens in one pass. With `memory` there is one prompt.
@@ -242,6 +228,7 @@ def _drawn(
     repeated = {prompt for prompt, count in counts.items() if count > 1 < len(prompt)}
     waiting = deque(range(len(prompts)))
     indices: dict[int, int] = {}
+    tokens: list[list[int]] = [[] for _ in prompts]
     try:
         while waiting or indices:
             free = batch - len(indices)
@@ -266,13 +253,17 @@ def _drawn(
             for response in generator.next_generated():
                 if memory is not None and response.finish_reason is not None:
                     memory.keep(response.prompt_cache, response.all_tokens)
-                yield indices[response.uid], response.token, response.finish_reason
-                if response.finish_reason is not None:
+                index, stopped = indices[response.uid], response.finish_reason == "stop"
+                if not stopped:
+                    tokens[index].append(response.token)
+                done = response.finish_reason is not None
+                yield index, tokens[index], response.token if stopped else None, done
+                if done:
                     del indices[response.uid]
     except GeneratorExit:
         if memory is not None:
-            for caches, tokens in generator.remove(list(indices), return_prompt_caches=True).values():
-                memory.keep(caches, tokens)
+            for caches, read_tokens in generator.remove(list(indices), return_prompt_caches=True).values():
+                memory.keep(caches, read_tokens)
         raise
     finally:
         generator.close()
