@@ -76,8 +76,8 @@ def pair_metrics(
         w, l = chosen.log_ratio, rejected.log_ratio  # noqa: E741 - the papers' letters
         compared = {
             "displacement": _mean_of(w < 0.0, weights),
-            "logratio_per_token/chosen": _ratio(w, chosen.length, weights),
-            "logratio_per_token/rejected": _ratio(l, rejected.length, weights),
+            "logratio_per_token/chosen": _mean_of(w, weights, chosen.length),
+            "logratio_per_token/rejected": _mean_of(l, weights, rejected.length),
         }
     return {
         "loss": _mean_of(losses, weights),
@@ -140,18 +140,13 @@ def _weighted(values: mx.array, weights: mx.array | None) -> mx.array:
     return values if weights is None else values * weights
 
 
-def _mean_of(values: mx.array, weights: mx.array | None = None) -> mx.array:
-    """(sum, number) of values [B], float32 [2]."""
-    number = mx.array(values.size, dtype=mx.float32) if weights is None else weights.sum()
-    return mx.stack([_weighted(values, weights).sum(), number])
-
-
-def _ratio(values: mx.array, tokens: mx.array, weights: mx.array | None) -> mx.array:
-    """(sum of values, sum of tokens), [B] each, as float32 [2]."""
-    return mx.stack([_weighted(values, weights).sum(), _weighted(tokens, weights).sum()])
+def _mean_of(values: mx.array, weights: mx.array | None, tokens: mx.array | None = None) -> mx.array:
+    """(sum of values, sum of tokens or, without them, number of values), [B] each, as float32 [2]."""
+    over = mx.ones(values.shape) if tokens is None else tokens
+    return mx.stack([_weighted(values, weights).sum(), _weighted(over, weights).sum()])
 
 
 def _mean_where(mask: mx.array, values: mx.array, weights: mx.array | None = None) -> mx.array:
     """(sum of values, sum of weights) over the masked rows, [B] each, as float32 [2]; weights: 1."""
-    per_row = mx.ones(values.shape) if weights is None else weights.astype(mx.float32)
-    return mx.stack([mx.where(mask, array, 0.0).sum() for array in (values.astype(mx.float32), per_row)])
+    per_row = mx.ones(values.shape) if weights is None else weights
+    return mx.stack([mx.where(mask, a.astype(mx.float32), 0.0).sum() for a in (values, per_row)])

@@ -9,21 +9,13 @@ Shape legend: B pairs or rows, N responses (2 B for pairs: all chosen ones, then
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import mlx.core as mx
 
 from localdpo.objective.numerics import divergence_score
-
-
-def log_ratios(policy: mx.array, reference: mx.array) -> mx.array:
-    """ln(policy / reference) of whole responses, [B] nats, in float32 whatever the inputs' type.
-
-    The cast comes before the subtraction: two bfloat16 sums of 512 nats are known to 2 nats only.
-    """
-    return policy.astype(mx.float32) - reference.astype(mx.float32)
 
 
 @dataclass(frozen=True)
@@ -61,10 +53,13 @@ class ResponseScores:
 
     @property
     def log_ratio(self) -> mx.array:
-        """ln(policy / reference), [N] nats; ValueError without a reference."""
+        """ln(policy / reference), [N] nats, float32 whatever they are; ValueError without a reference.
+
+        The cast comes before the subtraction: two bfloat16 sums of 512 nats are known to 2 nats only.
+        """
         if self.reference is None:
             raise ValueError("this loss compares with a reference: pass its log-probabilities")
-        return log_ratios(self.policy, self.reference)
+        return self.policy.astype(mx.float32) - self.reference.astype(mx.float32)
 
     @property
     def length(self) -> mx.array:
@@ -158,7 +153,11 @@ class PairScores:
         for name, array in self.named().items():
             if array.shape != shape:
                 raise ValueError(f"{caller}: expected {name} of shape {shape}, got {array.shape}")
-        return replace(self, chosen=self.chosen.float32(), rejected=self.rejected.float32())
+        return self.of_each(ResponseScores.float32)
+
+    def of_each(self, change: Callable[[ResponseScores], ResponseScores]) -> PairScores:
+        """The pairs of the changed responses."""
+        return replace(self, chosen=change(self.chosen), rejected=change(self.rejected))
 
     def rewards(self, beta: float) -> tuple[mx.array, mx.array]:
         """Implicit rewards (chosen, rejected), [B]: beta ln(policy / reference).
@@ -167,9 +166,8 @@ class PairScores:
         reference the reward is beta p / |y| (SimPO's, and what TRL reports for it).
         """
         if self.chosen.reference is None:
-            per_token = (beta * side.policy / side.length for side in (self.chosen, self.rejected))
-            chosen, rejected = per_token
-            return chosen, rejected
+            chosen, rejected = self.chosen, self.rejected
+            return beta * chosen.policy / chosen.length, beta * rejected.policy / rejected.length
         return beta * self.chosen.log_ratio, beta * self.rejected.log_ratio
 
     def weights(self) -> mx.array:

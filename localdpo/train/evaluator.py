@@ -21,9 +21,8 @@ from localdpo.objective.numerics import entropy_per_token, kl_per_token, sequenc
 from localdpo.objective.scores import ResponseScores
 from localdpo.records.progress import Phase
 from localdpo.records.rundir import RunDir
-from localdpo.train.data import Rows, labels
-from localdpo.train.ranks import ALONE, Ranks
-from localdpo.train.step import BatchReference, Objective
+from localdpo.train.data import labels
+from localdpo.train.step import BatchReference
 from localdpo.train.token_rewards import write_worst_pairs
 
 if TYPE_CHECKING:
@@ -42,29 +41,22 @@ class HeldOutScores:
 
 
 def evaluate(
-    forward: Forward,
-    objective: Objective,
-    rows: Rows,
-    positions: np.ndarray,
-    reference: BatchReference | None,
-    *,
-    batch: int,
-    baseline: mx.array | None = None,
-    is_reference: bool = False,
-    after_batch: Callable[[int], None] = lambda done: None,
-    ranks: Ranks = ALONE,
+    session: Session, step: int, after_batch: Callable[[int], None] = lambda done: None
 ) -> HeldOutScores:
-    """The objective and its metrics over the rows at `positions` [M], without an update.
+    """The objective and its metrics over the held-out rows that an evaluation covers [M], after `step`.
 
-    Every row weighs the same, however the batches are cut. `baseline`: the KL baseline of all these rows, for
-    a loss that reads it. `is_reference`: the policy is the reference, so its scores are not computed again
-    unless the loss reads more of them. `after_batch` is called with the rows that are done; it may take its
-    time (a pause). `ranks` share the batches; all of them get the result.
+    Every row weighs the same, however the batches are cut. All ranks share the batches and get the result.
+    `after_batch` is called with the rows that are done; it may take its time (a pause).
     """
+    forward, rows, positions, ranks = session.forward, session.valid, session.eval_positions, session.ranks
+    reference: BatchReference | None = session.moving or session.valid_scores
+    baseline = None if session.baseline is None else session.baseline(rows, rows.indices[positions])
     totals, margins = Sums(), dict[int, float]()
-    every = rows.parts_by_length(positions, batch)
+    every = rows.parts_by_length(positions, session.scoring_batch)
     parts = ranks.mine(every)
-    known = is_reference and reference is not None and not forward.align
+    # Where the policy is the reference its scores are known, unless the loss reads more of them.
+    starts_elsewhere = session.moving is not None or session.recipe.reference_adapter is not None
+    known = step == 0 and not starts_elsewhere and reference is not None and not forward.align
     measured = iter(()) if known else forward.measured(rows.batch(part) for part in parts)
     for number, part in enumerate(parts, 1):
         cut = rows.batch(part)
@@ -77,8 +69,8 @@ def evaluate(
             scores = next(measured)
         if under_reference is not None:
             scores = scores.under(*under_reference)
-        totals.add(objective.sums(scores, labels(cut), baseline))
-        pair_margins = objective.margins(scores)
+        totals.add(session.objective.sums(scores, labels(cut), baseline))
+        pair_margins = session.objective.margins(scores)
         if pair_margins is not None:
             margins.update(zip(part.tolist(), np.array(pair_margins).tolist(), strict=True))
         after_batch(sum(len(other) for other in every[: number * ranks.size]))
@@ -89,25 +81,6 @@ def evaluate(
             margins.update(items)
     ordered = np.array([margins[i] for i in positions.tolist()]) if margins else None
     return HeldOutScores(totals.means(), ordered)
-
-
-def held_out_scores(session: Session, step: int, after_batch: Callable[[int], None]) -> HeldOutScores:
-    """`evaluate` of the rows that an evaluation covers after `step`: work of all ranks."""
-    positions, baseline = session.eval_positions, None
-    if session.baseline is not None:
-        baseline = session.baseline(session.valid, session.valid.indices[positions])
-    return evaluate(
-        session.forward,
-        session.objective,
-        session.valid,
-        positions,
-        session.moving or session.valid_scores,
-        batch=session.scoring_batch,
-        after_batch=after_batch,
-        baseline=baseline,
-        is_reference=step == 0 and session.moving is None and session.recipe.reference_adapter is None,
-        ranks=session.ranks,
-    )
 
 
 def exact_kl(forward: Forward, batch: Batch, reference: lora.Weights) -> float:
@@ -279,7 +252,7 @@ class Evaluator:
             return EvaluationReport(samples=samples)
         work("evaluating", 0, self.rows)
         session.ranks.lead("evaluate")
-        scores = held_out_scores(session, step, lambda done: work("evaluating", done, self.rows))
+        scores = evaluate(session, step, lambda done: work("evaluating", done, self.rows))
         metrics = scores.metrics | self._against_reference(work)
         if samples:
             metrics["samples/response_tokens"] = self._sampler.mean_tokens

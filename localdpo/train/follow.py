@@ -26,7 +26,7 @@ from localdpo.recipe.schema import Recipe
 from localdpo.records.wording import differing, flatten, option_words
 from localdpo.train import inputs
 from localdpo.train.control import StopRequest
-from localdpo.train.evaluator import held_out_scores
+from localdpo.train.evaluator import evaluate
 from localdpo.train.ranks import Ranks, connect
 from localdpo.train.step import TrainStep, make_optimizer
 
@@ -76,7 +76,7 @@ def _follow(ranks: Ranks, file: Path | None, overrides: Sequence[str]) -> None:
             _take_step(session, train_step, step)
             step += 1
         elif word == "evaluate":
-            held_out_scores(session, step, lambda done: None)
+            evaluate(session, step)
         else:
             with lora.use(session.base.model, session.reference):
                 scores = session.scored_ahead[int(word.removeprefix("score "))]

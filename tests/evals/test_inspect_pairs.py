@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -147,14 +147,7 @@ def test_the_sums_are_the_rewards_of_the_evaluation(name: str, request: pytest.F
 def test_each_pair_has_the_rewards_of_an_evaluation_of_it_alone(dpo: Trained) -> None:
     session = dpo.session
     for place in range(len(session.valid)):
-        metrics = evaluate(
-            session.forward,
-            session.objective,
-            session.valid,
-            np.array([place]),
-            session.valid_scores,
-            batch=1,
-        ).metrics
+        metrics = evaluate(replace(session, eval_positions=np.array([place])), 1).metrics
         row = session.valid.store[place].row + 1
         (pair,) = dpo.inspect(pair=row).pairs
         assert pair.row == row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,7 @@ def test_metrics_equal_those_of_the_rows_in_numpy(
     assert scores is not None
     scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
-    found = evaluate(
-        session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
-    ).metrics
+    found = evaluate(replace(session, scoring_batch=4), 1).metrics
     policy = np.array([row_logps(session, i) for i in range(11)])
     ratio = policy - scores.values.astype(np.float64)
     margin = BETA * (ratio[:, 0] - ratio[:, 1])
@@ -107,9 +106,7 @@ def test_a_desensitised_loss_counts_the_tail_alpha_times_and_rewards_stay_whole(
         for row, n in zip(reference, lengths, strict=True)
     ]
     moved(session)
-    found = evaluate(
-        session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
-    ).metrics
+    found = evaluate(replace(session, scoring_batch=4), 1).metrics
     margins, rewards = [], []
     for i, (before, n) in enumerate(zip(reference, lengths, strict=True)):
         gaps = [now - then for now, then in zip(row_tokens(session, i), before, strict=True)]
@@ -129,9 +126,7 @@ def test_a_weighed_loss_is_that_of_the_full_distributions_in_numpy(
     assert scores is not None
     scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
-    found = evaluate(
-        session.forward, session.objective, session.valid, np.arange(11), scores, batch=4
-    ).metrics
+    found = evaluate(replace(session, scoring_batch=4), 1).metrics
     losses, weights = [], []
     for i in range(11):
         row, alignment = session.valid.store[i], 0.0
@@ -151,7 +146,7 @@ def test_metrics_of_demonstrations_weigh_tokens(tmp_path: Path, tiny_model: Path
     rows = [{"prompt": f"Question {n}?", "completion": "good " * (1 + n * n)} for n in range(5)]
     data = write_rows(tmp_path / "sft.jsonl", rows)
     session = session_of(tmp_path, recipe_text(tiny_model, data, data, loss={"type": "sft"}))
-    found = evaluate(session.forward, session.objective, session.valid, np.arange(5), None, batch=2).metrics
+    found = evaluate(replace(session, scoring_batch=2), 1).metrics
     tokens = session.valid.store.response_lengths[:, 0]
     logps = np.array([row_logps(session, i)[0] for i in range(5)])
     assert found["loss"] == pytest.approx(-logps.sum() / tokens.sum(), rel=1e-5)
@@ -294,7 +289,7 @@ def test_margins_are_those_of_the_places(tmp_path: Path, pairs: Path, tiny_model
     scores.values[:] = [row_logps(session, i) for i in range(11)]
     moved(session)
     places = np.array([7, 2, 9, 0])
-    found = evaluate(session.forward, session.objective, session.valid, places, scores, batch=3).margins
+    found = evaluate(replace(session, eval_positions=places, scoring_batch=3), 1).margins
     policy = np.array([row_logps(session, int(i)) for i in places])
     ratio = policy - scores.values[places].astype(np.float64)
     np.testing.assert_allclose(found, BETA * (ratio[:, 0] - ratio[:, 1]), atol=1e-5)

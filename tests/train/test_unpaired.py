@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -339,9 +340,7 @@ def test_held_out_figures_are_those_of_numpy_however_they_are_cut(
 ) -> None:
     session = prepared(tmp_path, text(tiny_model, rows))
     likelier(session)
-    baseline = session.baseline(session.valid, session.valid.indices)
-    arguments = (session.forward, session.objective, session.valid, np.arange(12), session.valid_scores)
-    found = [evaluate(*arguments, batch=size, baseline=baseline).metrics for size in (12, 5, 1)]
+    found = [evaluate(replace(session, scoring_batch=size), 1).metrics for size in (12, 5, 1)]
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5, abs=1e-5)
     store, z = session.valid.store, shifted_baseline(session, list(range(12)))

@@ -83,11 +83,13 @@ def preference_loss(
     unknown loss, weights that do not fit, an option that no named loss reads or that is out of range, arrays
     that are not of one shape [B], and missing reference log-probabilities or token counts.
     """
-    _require_arrays(
-        {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected},
-        {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
-        | {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens},
-    )
+    needed = {"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}
+    others = {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
+    others |= {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens}
+    for name, array in {**needed, **others}.items():
+        # NumPy's arrays and lists have methods of other names.
+        if not isinstance(array, mx.array) and not (array is None and name in others):
+            raise ValueError(f"{name}: expected an mlx.core.array [B], got {type(array).__name__}")
     for name, parts, count in (("public", public, 4), ("alignment", alignment, 2)):
         if parts is not None and len(parts) != count:
             raise ValueError(f"{name}: expected {count} arrays, got {len(parts)}")
@@ -103,13 +105,6 @@ def preference_loss(
         policy_rejected, ref_rejected, rejected_tokens, public_l, ref_public_l, aligned_l
     )
     return pair_losses(loss, PairScores(chosen, rejected), given)
-
-
-def _require_arrays(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:
-    """Raise ValueError for what is no array of MLX; NumPy's and lists have methods of other names."""
-    for name, value in {**needed, **optional}.items():
-        if not isinstance(value, mx.array) and not (value is None and name in optional):
-            raise ValueError(f"{name}: expected an mlx.core.array [B], got {type(value).__name__}")
 
 
 def pair_losses(loss: LossSum, scores: PairScores, options: Mapping[str, OptionValue]) -> mx.array:
@@ -155,14 +150,12 @@ def _pair_term(spec: LossSpec, scores: PairScores, options: Mapping[str, OptionV
     weighted = bool(settings.pop("use_weighting", False))
     uniform = bool(settings.pop("reference_free", False)) or not spec.needs_reference
     divergence, alpha = str(settings.pop("f_divergence", "reverse_kl")), float(settings.pop("f_alpha", 0.5))
-    chosen, rejected = scores.chosen, scores.rejected
+    scores = replace(scores, divergence=divergence, divergence_alpha=alpha)
     if uniform:
-        chosen, rejected = chosen.with_uniform_reference(), rejected.with_uniform_reference()
-    scores = PairScores(chosen, rejected, divergence, alpha)
+        scores = scores.of_each(ResponseScores.with_uniform_reference)
     _require_scores(spec, scores, split=ld_alpha < 1.0, aligned=weighted)
     if ld_alpha < 1.0:
-        sides = chosen.length_desensitised(ld_alpha), rejected.length_desensitised(ld_alpha)
-        scores = replace(scores, chosen=sides[0], rejected=sides[1])
+        scores = scores.of_each(lambda side: side.length_desensitised(ld_alpha))
     losses = PAIR_FORMULAS[spec.name](scores, **settings)
     return losses * scores.weights() if weighted else losses
 
