@@ -80,9 +80,14 @@ def values_of(records: Sequence[Record], name: str, count: int) -> list[float]:
     return list(islice(finite, count))[::-1]
 
 
+ON_PAIRS: tuple[DataKind, ...] = ("pairs",)
+WITH_REFERENCE: tuple[DataKind, ...] = ("pairs", "unpaired")
+ON_EVERYTHING: tuple[DataKind, ...] = ("pairs", "unpaired", "demonstrations")
+
+
 @dataclass(frozen=True)
 class NoticeRule:
-    """A notice, and the function that decides whether a history raises it.
+    """A notice; called with the function that decides whether a history raises it, it enters it into RULES.
 
     Attributes:
         levels: those that it can have. when: what raises it, for the documentation.
@@ -96,26 +101,14 @@ class NoticeRule:
     when: str
     why: str
     try_: str
-    data: tuple[DataKind, ...]
-    look: Look
+    data: tuple[DataKind, ...] = ON_PAIRS
 
-
-RULES: list[NoticeRule] = []
-ON_PAIRS: tuple[DataKind, ...] = ("pairs",)
-WITH_REFERENCE: tuple[DataKind, ...] = ("pairs", "unpaired")
-ON_EVERYTHING: tuple[DataKind, ...] = ("pairs", "unpaired", "demonstrations")
-
-
-def notice(
-    name: str, *levels: Level, when: str, why: str, try_: str, data: tuple[DataKind, ...] = ON_PAIRS
-) -> Callable[[Look], Look]:
-    """Enter a function into RULES as the rule of this notice."""
-
-    def enter(look: Look) -> Look:
-        RULES.append(NoticeRule(name, levels, when, why, try_, data, look))
+    def __call__(self, look: Look) -> Look:
+        RULES[self] = look
         return look
 
-    return enter
+
+RULES: dict[NoticeRule, Look] = {}
 
 
 def rises(values: Sequence[float]) -> bool:
@@ -141,9 +134,9 @@ DISPLACEMENT_INFO = 0.03  # nats per token below the reference
 DISPLACEMENT_WARNING = 0.1
 
 
-@notice(
+@NoticeRule(
     "nan",
-    "critical",
+    ("critical",),
     when="a metric is not finite",
     why="A NaN or an infinity in the loss or the gradient spreads to every weight at the next update; "
     "nothing after this step is of use.",
@@ -162,10 +155,9 @@ def not_finite(history: History) -> Sighting | None:
     return None
 
 
-@notice(
+@NoticeRule(
     "kl-spike",
-    "warning",
-    "critical",
+    ("warning", "critical"),
     when="the KL is more than 3 (10) times its median, in 5 logs in a row",
     why="The policy is leaving the reference fast. Rewards keep growing out there while answers get worse, "
     "because the data says nothing about such text.",
@@ -187,10 +179,9 @@ def kl_spike(history: History) -> Sighting | None:
     )
 
 
-@notice(
+@NoticeRule(
     "displacement",
-    "info",
-    "warning",
+    ("info", "warning"),
     when="the margin grows while chosen answers become less likely than under the reference",
     why="The margin grows because rejected responses fall faster than chosen ones. The probability that "
     "both lose goes to other text, which no pair has judged.",
@@ -265,9 +256,9 @@ def _chance_width(pairs: int) -> float:
     return ACCURACY_SIGMAS * math.sqrt(0.25 / max(pairs, 1))
 
 
-@notice(
+@NoticeRule(
     "accuracy-stuck",
-    "warning",
+    ("warning",),
     when="the reward accuracy stays at chance well after warm-up",
     why="The policy distinguishes chosen from rejected responses no better than a coin.",
     try_="Look at a few pairs with --dry-run: is the difference one that this model can see? Then try a "
@@ -289,9 +280,9 @@ def accuracy_stuck(history: History) -> Sighting | None:
     return "warning", f"Reward accuracy cannot be distinguished from chance: {seen}"
 
 
-@notice(
+@NoticeRule(
     "labels-swapped",
-    "warning",
+    ("warning",),
     when="the reward accuracy is below chance",
     why="The policy prefers the rejected responses more often than chance allows: chosen and rejected may "
     "be swapped in the training or in the validation data.",
@@ -309,9 +300,9 @@ def labels_swapped(history: History) -> Sighting | None:
     return "warning", f"Reward accuracy clearly below one half: {seen}"
 
 
-@notice(
+@NoticeRule(
     "memorised",
-    "warning",
+    ("warning",),
     when="training accuracy is near 1 and the loss near 0 before half of the steps",
     why="The training pairs are already ranked almost perfectly: they are memorised, or something simple "
     "(length, format) gives them away. What follows mostly pushes the policy further from the "
@@ -335,9 +326,9 @@ def memorised(history: History) -> Sighting | None:
     return "warning", f"Training accuracy {accuracy:.2f} and loss {loss:.3g} before half of the run{compare}"
 
 
-@notice(
+@NoticeRule(
     "responses-growing",
-    "warning",
+    ("warning",),
     when="sampled answers have become 1.5 times as long",
     why="Training easily learns that longer is better where chosen responses are longer than rejected ones.",
     try_="Compare the lengths of chosen and rejected responses with --dry-run; on pairs, a per-token loss "
@@ -363,9 +354,9 @@ SPEED_SKIP = 8
 SPEED_LOST = 0.3
 
 
-@notice(
+@NoticeRule(
     "memory",
-    "warning",
+    ("warning",),
     when="memory in use is above 90% of the limit",
     why="Beyond this the system swaps, which makes steps many times slower, or ends the run.",
     try_="Start a new run with a lower train.micro_batch_size or train.max_length, or with "
@@ -380,9 +371,9 @@ def memory_nearly_full(history: History) -> Sighting | None:
     return "warning", f"Memory with cache {held[0]:.1f} GB of {limit:.1f} GB"
 
 
-@notice(
+@NoticeRule(
     "slower",
-    "info",
+    ("info",),
     when="tokens per second fell by 30%",
     why="The same work takes longer: another program uses the machine, it is hot and throttled, or it swaps.",
     try_="Look at the memory chart and at other programs; training itself is not affected.",
@@ -424,8 +415,8 @@ def new_notices(
         highest[name] = max(highest.get(name, -1), SEVERITY[level])
     history = History(facts, train, evals)
     notices = []
-    for rule in RULES:
-        seen = rule.look(history) if data in rule.data else None
+    for rule, look in RULES.items():
+        seen = look(history) if data in rule.data else None
         if seen is not None and SEVERITY[seen[0]] > highest.get(rule.name, -1):
             notices.append(RunNotice(rule.name, seen[0], history.last_step, seen[1], rule.why, rule.try_))
     return notices
