@@ -55,9 +55,6 @@ def weights_restored(module: nn.Module) -> Iterator[None]:
         module.update(before)
 
 
-# --- files ---------------------------------------------------------------------------------------------
-
-
 def load_arrays(file: Path) -> dict[str, mx.array]:
     """The arrays of a safetensors file, in memory: `mx.load` alone is lazy and finds damage late.
 
@@ -93,9 +90,6 @@ def read_header(file: Path) -> dict[str, tuple[str, list[int]]]:
             return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read: not a complete safetensors file: {error}") from error
-
-
-# --- gradient checkpointing ----------------------------------------------------------------------------
 
 
 def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,9 +38,6 @@ def exp(x: mx.array) -> mx.array:
     return mx.power(math.e, x) if slow_exponentials() else mx.exp(x)
 
 
-# --- attention ------------------------------------------------------------------------------------------
-
-
 def takes_attention(queries: mx.array, mask: Any, sinks: mx.array | None = None) -> bool:
     """Whether `attention` computes what `mx.fast.scaled_dot_product_attention` would with these arguments."""
     boolean = isinstance(mask, mx.array) and mask.dtype == mx.bool_ and mask.ndim in (2, 4)
@@ -95,9 +92,6 @@ def _attention(scale: float) -> Any:
         )
 
     return forward
-
-
-# --- SwiGLU ---------------------------------------------------------------------------------------------
 
 
 @custom_function

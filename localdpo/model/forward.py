@@ -142,29 +142,27 @@ def _sequences(batch: Batch, shape: Shape) -> tuple[dict[str, np.ndarray], np.nd
 
 def _scored(batch: Batch, starts_N: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
     """Where the scored positions lie, and what they should predict, padded to T."""
+    rows = len(batch.indices)
+    lengths_KP, places_P = batch.lengths.reshape(-1, rows), filled(rows, shape.rows)
     owner_T = np.repeat(np.arange(len(batch.lengths), dtype=np.int32), batch.lengths)
     column_T = np.concatenate([np.arange(n, dtype=np.int32) for n in batch.lengths])
-    total, pairs = len(owner_T), len(batch.indices)
-    branches, places_P = len(batch.lengths) // pairs, filled(pairs, shape.rows)
     # Places of the responses: of each row the first, then of each row the second.
-    places_N = (np.arange(branches)[:, None] * shape.rows + places_P).reshape(-1)
-    own_N = (np.arange(branches)[:, None] * shape.rows + np.arange(pairs)).reshape(-1)
-    shortest_P = batch.lengths.reshape(-1, pairs).min(axis=0)
-    shortest_N = np.tile(shortest_P, len(batch.lengths) // pairs)
-    ids = {
-        "gather_T": starts_N[owner_T] + column_T,
-        "targets_T": batch.response[owner_T, column_T + 1],
-        "owner_T": own_N[owner_T],
+    first_K1 = np.arange(len(lengths_KP))[:, None] * shape.rows
+    own_N = (first_K1 + np.arange(rows)).reshape(-1)
+    shortest_N = np.tile(lengths_KP.min(axis=0), len(lengths_KP))
+
+    def padded(values_T: np.ndarray, dtype: type) -> np.ndarray:
+        return np.pad(values_T, (0, shape.scored - len(values_T))).astype(dtype)
+
+    return {
+        "gather_T": padded(starts_N[owner_T] + column_T, np.int32),
+        "targets_T": padded(batch.response[owner_T, column_T + 1], np.int32),
+        "owner_T": padded(own_N[owner_T], np.int32),
+        "valid_T": padded(np.ones(len(owner_T)), np.float32),
+        "public_T": padded(column_T < shortest_N[owner_T], np.float32),
+        "responses_N": (first_K1 + places_P).reshape(-1).astype(np.int32),
+        "lengths_N": lengths_KP[:, places_P].reshape(-1),
     }
-    masks = {"valid_T": np.ones(total), "public_T": column_T < shortest_N[owner_T]}
-    typed = [(ids, np.int32), (masks, np.float32)]
-    padded = {
-        name: np.pad(value, (0, shape.scored - total)).astype(dtype)
-        for arrays, dtype in typed
-        for name, value in arrays.items()
-    }
-    lengths_N = batch.lengths.reshape(branches, pairs)[:, places_P].reshape(-1)
-    return {**padded, "responses_N": places_N.astype(np.int32), "lengths_N": lengths_N}
 
 
 class Forward:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -69,24 +69,25 @@ class Head:
         self._given = _Given(text.model)
         self._shell = copy.copy(text)
         self._shell.model = self._given
-        self._modules = [m for m in (text.get("lm_head"), text.model.get("embed_tokens")) if m is not None]
+        self._parts = nn.Module()
+        self._parts.parts = [
+            m for m in (text.get("lm_head"), text.model.get("embed_tokens")) if m is not None
+        ]
 
     def __call__(self, hidden_TD: mx.array) -> mx.array:
         self._given.hidden = hidden_TD
         # The token ids are never read: the stand-in answers before they would be.
         return self._shell(mx.zeros(hidden_TD.shape[:-1], dtype=mx.int32))
 
-    def trainable(self) -> list[Any]:
-        """Trainable parameter trees of the head's modules; empty trees when it is frozen."""
-        return [m.trainable_parameters() for m in self._modules]
+    def trainable(self) -> Any:
+        """The tree of trainable parameters of the head's modules; without leaves when it is frozen."""
+        return self._parts.trainable_parameters()
 
     @contextmanager
-    def holding(self, trees: list[Any]) -> Iterator[None]:
-        """While the context holds, the modules have parameter trees as `trainable` returns them."""
-        with ExitStack() as stack:
-            for module, tree in zip(self._modules, trees, strict=True):
-                stack.enter_context(weights_restored(module))
-                module.update(tree)
+    def holding(self, tree: Any) -> Iterator[None]:
+        """While the context holds, the modules have the parameters of a tree as `trainable` returns it."""
+        with weights_restored(self._parts):
+            self._parts.update(tree)
             yield
 
 
@@ -160,7 +161,7 @@ def token_scores(
         )
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    weights = head.trainable() if gradient else []
+    weights = head.trainable() if gradient else {}
     trains = bool(tree_flatten(weights))
     pieces: list[list[mx.array]] = []
     before: list[mx.array] = []
@@ -207,12 +208,12 @@ def _prepared(
 
 
 def _recomputed(
-    head: Head, weights: list[Any], hidden_TD: mx.array, targets_T: mx.array, collisions: bool
+    head: Head, weights: Any, hidden_TD: mx.array, targets_T: mx.array, collisions: bool
 ) -> list[mx.array]:
     """Scores of a chunk whose log-probabilities are differentiable in the head's weights as well."""
 
-    def score(trees: list[Any], h_TD: mx.array) -> list[mx.array]:
-        with head.holding(trees):
+    def score(tree: Any, h_TD: mx.array) -> list[mx.array]:
+        with head.holding(tree):
             return _chunk_scores(head, h_TD, targets_T, collisions)
 
     scores: list[mx.array] = mx.checkpoint(score)(weights, hidden_TD)

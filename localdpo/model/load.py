@@ -102,7 +102,12 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
         to_float32(model)
         take_swiglu(model)
         model.freeze()
-    notes = [FLOAT16_NOTE] if from_float16(model) else []
+    notes = []
+    if mx.float16 in float_types(model):
+        # Gradients of float16 activations fall below its smallest number (6e-8) without loss scaling, which
+        # there is none of here; bfloat16 has the range of float32.
+        model.set_dtype(mx.bfloat16, predicate=lambda dtype: dtype == mx.float16)
+        notes.append(FLOAT16_NOTE)
     if recurrent := recurrent_layers(model):
         notes.append(RECURRENT_NOTE.format(count=recurrent, blocks=len(model.layers)))
     if float_types(model) == {mx.float32}:
@@ -249,17 +254,6 @@ def to_float32(model: nn.Module) -> None:
             replaced.append((name, dense))
     model.update_modules(tree_unflatten(replaced))
     model.set_dtype(mx.float32)
-
-
-def from_float16(model: nn.Module) -> bool:
-    """Cast float16 weights to bfloat16, in place; whether there were any.
-
-    Gradients of float16 activations fall below its smallest number (6e-8) without loss scaling, which there
-    is none of here; bfloat16 has the range of float32.
-    """
-    is_float16 = mx.float16 in float_types(model)
-    model.set_dtype(mx.bfloat16, predicate=lambda dtype: dtype == mx.float16)
-    return is_float16
 
 
 def recurrent_layers(model: nn.Module) -> int:

@@ -92,9 +92,6 @@ def cache_bytes(model: nn.Module) -> int:
     return max(1, 2 * layers * kept * size * width)
 
 
-# --- training -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes, by part.
@@ -258,19 +255,26 @@ def estimate(
         gates: what `kept_gates` says of the model.
         lanes: micro-batches that are computed at the same time (see `lanes`).
     """
-    # A block that is recomputed keeps the product (see `cpu.factors_forgotten`), and takes as much with
-    # either SwiGLU, as measured.
-    block = _Block.of(model, batch, dora=dora, gates=GATES if checkpoint else gates)
+    scores, most_scores = (model.heads * n * model.width for n in (batch.scores, batch.most_scores))
     if checkpoint:
-        kept = adapted * block.inputs
+        kept = adapted * batch.tokens * model.hidden * model.width
         # A block is recomputed and differentiated while operations of the next one are queued. Adapted
-        # layers of 16-bit inputs have more passes.
+        # layers of 16-bit inputs have more passes. It keeps the product of SwiGLU (see
+        # `cpu.factors_forgotten`), and takes as much with either SwiGLU, as measured.
         live = 2.3 if model.width == FLOAT else 2.65
-        working = live * (block.kept - block.scores) + block.scores + block.most_scores
+        working = live * (_kept(model, batch, dora=dora, gates=GATES) - scores) + scores + most_scores
     else:
-        kept = adapted * block.kept
-        working = block.working
-    working += block.copies
+        kept = adapted * _kept(model, batch, dora=dora, gates=gates)
+        # Cotangents of the MLP (4 arrays, and a product that is multiplied again), of the residual stream and
+        # a norm (2), and of queries, keys and values before and after they are transposed (3), with
+        # operations of the next block that are queued. Where attention's scores are large, theirs come
+        # instead of the MLP's: all, and 1.3 times those that are taken at once. What is alive was measured,
+        # in steps where one of them was larger than the rest.
+        projections = 2 * model.hidden + 3 * (model.query + 2 * model.keys)
+        mlp = 1.3 * batch.tokens * ((4 + (gates < GATES)) * model.inner + projections) * model.width
+        attention = batch.tokens * projections * model.width + 0.7 * scores + 1.3 * most_scores
+        working = max(mlp, attention)
+    working += _copies(model, batch)
     # What the states of a hybrid take while they are differentiated was measured.
     states = int(batch.tokens * KEPT_STATES * FLOAT * model.state)
     if model.recurrent:
@@ -303,60 +307,29 @@ def operations(model: ModelShape, batch: BatchShape, *, rank: int, checkpoint: b
     return model.blocks * block + 2 * 2 * batch.scored * model.hidden * model.vocabulary
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Bytes of one block.
+def _kept(model: ModelShape, batch: BatchShape, *, dora: bool, gates: int) -> int:
+    """Bytes that are kept for the gradient of one block."""
+    tokens = batch.tokens
+    heads = model.query + model.keys if model.normed_heads else 0
+    normed = model.norms * model.hidden + heads
+    # For the adapters: the outputs of two norms (shared by query, key and value; by gate and up), and the
+    # output of attention. For attention: scaled queries. For the MLP: its gates.
+    linear = 2 * model.hidden + 2 * model.query + gates * model.inner
+    # Attention is not fused where a gradient is taken, so the softmax of all heads is kept, and keys and
+    # values. CUDA's fused kernel takes the mask in the place of the softmax, in the same size.
+    kept = tokens * (normed * model.norm_width + linear * model.width)
+    kept += model.heads * batch.scores * model.width + 2 * batch.keys * model.keys * model.width
+    if dora:
+        # What the magnitudes multiply, the copies too (it is mlx-lm's own layer), and the dense weights.
+        outputs = model.query + 2 * model.keys + 2 * model.hidden + 2 * model.inner
+        kept += tokens * outputs * model.width + _copies(model, batch) + model.block_weights * model.width
+    return kept
 
-    Attributes:
-        inputs: of the block's input.
-        kept: for the gradient of the whole block.
-        scores, most_scores: of attention, of all and of those that are taken at once.
-        working: most of what is alive on top while the block is differentiated.
-        copies: of 16-bit inputs of adapted layers in float32, rebuilt there (see `lora.LeanLoRALinear`).
-    """
 
-    inputs: int
-    kept: int
-    scores: int
-    most_scores: int
-    working: float
-    copies: int
-
-    @staticmethod
-    def of(model: ModelShape, batch: BatchShape, *, dora: bool, gates: int) -> _Block:
-        tokens = batch.tokens
-        scores, most = (model.heads * count * model.width for count in (batch.scores, batch.most_scores))
-        heads = model.query + model.keys if model.normed_heads else 0
-        normed = model.norms * model.hidden + heads
-        # For the adapters: the outputs of two norms (shared by query, key and value; by gate and up), and
-        # the output of attention. For attention: scaled queries. For the MLP: its gates.
-        linear = 2 * model.hidden + 2 * model.query + gates * model.inner
-        # Attention is not fused where a gradient is taken, so the softmax of all heads is kept, and keys and
-        # values. CUDA's fused kernel takes the mask in the place of the softmax, in the same size.
-        kept = tokens * (normed * model.norm_width + linear * model.width) + scores
-        kept += 2 * batch.keys * model.keys * model.width
-        inputs = 5 * model.hidden + model.query + model.inner
-        copies = tokens * FLOAT * inputs if model.width < FLOAT else 0
-        if dora:
-            # What the magnitudes multiply, the copies too (it is mlx-lm's own layer), and the dense weights.
-            outputs = model.query + 2 * model.keys + 2 * model.hidden + 2 * model.inner
-            kept += tokens * outputs * model.width + copies + model.block_weights * model.width
-        # Cotangents of the MLP (4 arrays, and a product that is multiplied again), of the residual stream and
-        # a norm (2), and of queries, keys and values before and after they are transposed (3), with
-        # operations of the next block that are queued. Where attention's scores are large, theirs come
-        # instead of the MLP's: all, and 1.3 times those that are taken at once. What is alive was measured,
-        # in steps where one of them was larger than the rest.
-        projections = 2 * model.hidden + 3 * (model.query + 2 * model.keys)
-        mlp = 1.3 * tokens * ((4 + (gates < GATES)) * model.inner + projections) * model.width
-        attention = tokens * projections * model.width + 0.7 * scores + 1.3 * most
-        return _Block(
-            inputs=tokens * model.hidden * model.width,
-            kept=kept,
-            scores=scores,
-            most_scores=most,
-            working=max(mlp, attention),
-            copies=copies,
-        )
+def _copies(model: ModelShape, batch: BatchShape) -> int:
+    """Bytes of 16-bit inputs of a block's adapters in float32, rebuilt there (see `lora.LeanLoRALinear`)."""
+    inputs = 5 * model.hidden + model.query + model.inner
+    return batch.tokens * FLOAT * inputs if model.width < FLOAT else 0
 
 
 def _recurrent(config: Mapping[str, Any]) -> int:

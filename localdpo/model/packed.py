@@ -198,20 +198,16 @@ def take_positions(model: nn.Module) -> None:
     What they compute for any other offset stays the same.
     """
     for module in model.modules():
-        kind: Any = type(module)
-        if _takes_offset(kind):
-            module.__class__ = _by_token(kind)
+        module.__class__ = _by_token(type(module))
 
 
 @cache
-def _takes_offset(kind: Any) -> bool:
-    """Whether it is called with an input and an offset, as rotary embeddings are; gemma4's layers are not."""
+def _by_token(kind: Any) -> Any:
+    """`kind`, by token if it is called with an input and an offset as rotary embeddings are."""
     names = list(inspect.signature(kind.__call__).parameters)
-    return names[2:3] == ["offset"] and not hasattr(kind, "by_token")
+    if names[2:3] != ["offset"] or hasattr(kind, "by_token"):
+        return kind
 
-
-@cache
-def _by_token(kind: Any) -> type[nn.Module]:
     class ByToken(kind):
         """Each token of a line as a sequence of its own, for which MLX takes an offset of its own."""
 

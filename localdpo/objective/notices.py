@@ -396,9 +396,6 @@ def slower(history: History) -> Sighting | None:
     return "info", f"{now:.0f} tokens a second, {max(earlier):.0f} before"
 
 
-# --- all rules ----------------------------------------------------------------------------------------------
-
-
 def new_notices(
     raised: Collection[tuple[str, str]],
     train: Sequence[Record],

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Literal
 
 from localdpo.objective.options import OPTIONS, ORPO_BETA, OptionSpec, OptionValue
@@ -193,7 +194,7 @@ _SPECS = (
         "orpo",
         "NLL of the chosen response plus an odds-ratio term, no reference",
         "Hong et al. 2024, arXiv 2403.07691, eq. 6",
-        _of_pairs() | {"beta": ORPO_BETA},
+        {**_of_pairs(), "beta": ORPO_BETA},
         needs_reference=False,
         needs_tokens=True,
     ),
@@ -239,50 +240,26 @@ def loss_spec(name: str) -> LossSpec:
     raise ValueError(f'no loss is called "{name[:40]}"; {hint}')
 
 
-@dataclass(frozen=True)
 class LossSum:
     """sum_k weights[k] * terms[k] on the same rows; a single loss is a sum of one term of weight 1.
 
     RPO is sigmoid + a * sft (Pang et al. 2024, arXiv 2404.19733), MPO 0.8 sigmoid + 0.2 bco_pair + sft
-    (Wang et al. 2024, arXiv 2411.10442). The properties are those of `LossSpec`, over all terms.
+    (Wang et al. 2024, arXiv 2411.10442). The other attributes are those of `LossSpec`, over all terms: pairs
+    are needed as soon as one term needs them (`sft` beside others is a term on the chosen responses), and of
+    an option that several read the first one's is taken.
     """
 
-    terms: tuple[LossSpec, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        """The terms' names: `sigmoid`, or `sigmoid+sft`."""
-        return "+".join(term.name for term in self.terms)
-
-    @property
-    def options(self) -> Mapping[str, OptionSpec]:
-        """Every option that some term reads; the first term's where several read it."""
-        merged: dict[str, OptionSpec] = {}
-        for term in self.terms:
-            merged |= {name: spec for name, spec in term.options.items() if name not in merged}
-        return merged
-
-    @property
-    def requires(self) -> frozenset[str]:
-        return frozenset().union(*(term.requires for term in self.terms))
-
-    @property
-    def data(self) -> DataKind:
-        """Pairs as soon as one term needs them: `sft` beside others is a term on the chosen responses."""
-        return "pairs" if any(term.data == "pairs" for term in self.terms) else self.terms[0].data
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(term.needs_reference for term in self.terms)
-
-    @property
-    def needs_baseline(self) -> bool:
-        return any(term.needs_baseline for term in self.terms)
-
-    @property
-    def separable(self) -> bool:
-        return all(term.separable for term in self.terms)
+    def __init__(self, terms: tuple[LossSpec, ...], weights: tuple[float, ...]) -> None:
+        self.terms, self.weights = terms, weights
+        self.name = "+".join(term.name for term in terms)
+        self.options: dict[str, OptionSpec] = {}
+        for name, option in chain.from_iterable(term.options.items() for term in terms):
+            self.options.setdefault(name, option)
+        self.requires: frozenset[str] = frozenset().union(*(term.requires for term in terms))
+        self.data: DataKind = "pairs" if any(term.data == "pairs" for term in terms) else terms[0].data
+        self.needs_reference = any(term.needs_reference for term in terms)
+        self.needs_baseline = any(term.needs_baseline for term in terms)
+        self.separable = all(term.separable for term in terms)
 
     def option_problem(self, name: str, value: object) -> str | None:
         """What is wrong with `name=value`, in one line, or None."""
@@ -307,11 +284,8 @@ class LossSum:
 
     def in_effect(self, values: Mapping[str, object]) -> list[str]:
         """Names of the options that are read where they have these values."""
-        return [
-            name
-            for name, spec in self.options.items()
-            if spec.needs is None or values[spec.needs] == spec.needs_value
-        ]
+        options = self.options.items()
+        return [name for name, o in options if o.needs is None or values[o.needs] == o.needs_value]
 
 
 def loss_sum(names: str | Sequence[str], weights: Sequence[float] | None = None) -> LossSum:

@@ -32,7 +32,7 @@ from localdpo.train.data import NOTHING_HELD_OUT, Feed, Progress, Rows, open_row
 from localdpo.train.evaluator import WatchedPrompt
 from localdpo.train.fit import Layout, fit
 from localdpo.train.ranks import ALONE, Ranks
-from localdpo.train.reference import MovingReference, ReferenceScores, open_scores
+from localdpo.train.reference import MovingReference, ReferenceScores, reference_key
 from localdpo.train.step import Objective, Schedule, TrainStep, length_note, make_schedule
 from localdpo.train.unpaired import KLBaseline
 
@@ -169,8 +169,10 @@ def assemble(
     train_scores = valid_scores = None
     if recipe.loss.spec.needs_reference and moving is None:
         drawn = visited(train, recipe.train.batch_size, recipe.train.seed, schedule.total)
+        key = reference_key(recipe, base, backend, forward)
+        kinds = ("logps", "public") if recipe.loss.splits_responses else ("logps",)
         train_scores, valid_scores = (
-            open_scores(recipe, base, backend, forward, rows, positions, batch=batch, note=note, ranks=ranks)
+            ReferenceScores(key, rows, positions, batch=batch, kinds=kinds, note=note, ranks=ranks)
             for rows, positions in ((train, drawn), (valid, eval_positions))
         )
     baseline = None

@@ -18,7 +18,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Final
 
 import mlx.core as mx
@@ -48,11 +47,10 @@ _FIELDS: Final = {"logps": "policy", "public": "policy_public"}
 
 
 class ReferenceScores:
-    """The scores of the rows that a pass visits, in nats.
+    """The scores of the rows that a pass visits, in nats, as far as they are on disk.
 
     Args:
-        folder: of the cache; the file's name follows from everything below.
-        key: what the reference is and computes with: model, adapter, precision, device, ...
+        key: see `reference_key`; it and the rows, their batches and `kinds` make the name of the file.
         rows, positions, batch: the rows that are scored, and how many of them at once at most.
         kinds: `logps`, and `public` where responses are split: plain sums, so that no option of the loss
             (such as ld_alpha) is in them.
@@ -66,7 +64,6 @@ class ReferenceScores:
 
     def __init__(
         self,
-        folder: Path,
         key: Sequence[str],
         rows: Rows,
         positions: np.ndarray,
@@ -90,7 +87,7 @@ class ReferenceScores:
         composition.update(self._visited.astype("<i8").tobytes())
         parts = [f"v{VERSION}", *key, rows.store.fingerprint, composition.hexdigest(), *kinds]
         self._key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        self.file = folder / "reference" / f"{self._key[:32]}.scores"
+        self.file = cache_dir() / "reference" / f"{self._key[:32]}.scores"
         if not self._read():
             note(f"{self.file}: this file of reference scores is damaged; the scores are computed again")
 
@@ -229,22 +226,8 @@ class ReferenceScores:
         return json.dumps(content | {"sha256": checksum}).encode() + b"\n"
 
 
-def open_scores(
-    recipe: Recipe,
-    base: Base,
-    backend: Backend,
-    forward: Forward,
-    rows: Rows,
-    positions: np.ndarray,
-    *,
-    batch: int,
-    note: Callable[[str], None],
-    ranks: Ranks = ALONE,
-) -> ReferenceScores:
-    """The scores of `rows` at `positions` under the recipe's reference, as far as they are on disk.
-
-    `batch`: rows that are scored at once. `note`: see ReferenceScores.
-    """
+def reference_key(recipe: Recipe, base: Base, backend: Backend, forward: Forward) -> list[str]:
+    """What the recipe's reference is and computes with: model, adapter, precision, device, ..."""
     # A fresh adapter adds nothing, whatever its size; a fresh DoRA computes with the norms of the weights.
     adapter = f"fresh {recipe.lora.type or 'lora'}"
     if recipe.reference is not None:
@@ -252,16 +235,7 @@ def open_scores(
     precision = " ".join(sorted(str(dtype) for dtype in float_types(base.model)))
     path = f"shared {forward.shared} segments {forward.by_segments} aligned {forward.align}"
     computed = f"mlx {version('mlx')} {backend.device} {backend.blas}"
-    return ReferenceScores(
-        cache_dir(),
-        [base.fingerprint, adapter, precision, path, computed],
-        rows,
-        positions,
-        batch=batch,
-        kinds=("logps", "public") if recipe.loss.splits_responses else ("logps",),
-        note=note,
-        ranks=ranks,
-    )
+    return [base.fingerprint, adapter, precision, path, computed]
 
 
 class MovingReference:

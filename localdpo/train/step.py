@@ -112,13 +112,8 @@ class Objective:
 class Schedule:
     """The steps of a run and the learning rate of each: pure arithmetic on the recipe.
 
-    Attributes:
-        rows: rows that an epoch takes.
-        total: steps in all.
-        per_epoch: steps of one pass over the rows.
-        warmup: steps over which the learning rate rises.
-        peak: the highest learning rate.
-        decay: `linear`, `cosine` or `constant`.
+    `rows` are those that an epoch takes; `total`, `per_epoch` and `warmup` are steps; `decay` is `linear`,
+    `cosine` or `constant`.
     """
 
     rows: int

@@ -394,21 +394,13 @@ def test_whatever_changes_the_scores_makes_a_new_file(
 
 
 def test_another_precision_makes_a_new_file(tmp_path: Path, pairs: Path, tiny_model: Path) -> None:
-    from localdpo.train.reference import open_scores
+    from localdpo.train.reference import ReferenceScores, reference_key
 
     session = session_of(tmp_path, recipe_text(tiny_model, pairs, pairs))
 
     def file() -> Path:
-        return open_scores(
-            session.recipe,
-            session.base,
-            session.backend,
-            session.forward,
-            session.train,
-            np.arange(24),
-            batch=4,
-            note=lambda line: None,
-        ).file
+        key = reference_key(session.recipe, session.base, session.backend, session.forward)
+        return ReferenceScores(key, session.train, np.arange(24), batch=4, note=lambda line: None).file
 
     assert file() == file_of(session)
     session.base.model.set_dtype(mx.bfloat16)
