@@ -227,29 +227,27 @@ def _score(metrics: Mapping[str, float | None]) -> float | None:
     return accuracy + 0.5 * ties
 
 
-def _accuracy_from(history: History) -> int:
-    """The step from which accuracy is judged: after warm-up and a share of the steps that follow it."""
+def _seen(history: History, is_so: Callable[[float, float], bool], running: int) -> str | None:
+    """Where the score is so, as `is_so` says of a score and how far chance goes: over the newest steps that
+    hold ACCURACY_PAIRS_MIN pairs, or in that many evaluations running. Nobody is judged before warm-up and a
+    share of the steps after it are done.
+    """
     facts = history.facts
-    return facts.warmup_steps + math.ceil(ACCURACY_RUN_SHARE * max(facts.total_steps - facts.warmup_steps, 0))
-
-
-def _train_accuracy(history: History) -> tuple[float, int] | None:
-    """(mean score, pairs) of the newest steps that hold ACCURACY_PAIRS_MIN pairs, all past warm-up."""
-    wanted = math.ceil(ACCURACY_PAIRS_MIN / history.facts.pairs_per_step)
-    if not history.train or history.train[-1][0] < _accuracy_from(history):
-        return None
-    window = [(step, _score(metrics)) for step, metrics in history.train[-wanted:]]
-    scores = [score for step, score in window if score is not None and step > history.facts.warmup_steps]
-    if len(scores) < wanted:
-        return None
-    return statistics.fmean(scores), wanted * history.facts.pairs_per_step
-
-
-def _eval_accuracies(history: History) -> list[float]:
-    """Scores of the newest evaluations that are late enough to be judged, oldest first."""
-    start = max(_accuracy_from(history), 1)
-    scores = [_score(metrics) for step, metrics in history.evals[-ACCURACY_EVALS:] if step >= start]
-    return [score for score in scores if score is not None]
+    after_warmup = max(facts.total_steps - facts.warmup_steps, 0)
+    start = facts.warmup_steps + math.ceil(ACCURACY_RUN_SHARE * after_warmup)
+    steps = math.ceil(ACCURACY_PAIRS_MIN / facts.pairs_per_step)
+    window = [_score(metrics) for step, metrics in history.train[-steps:] if step > facts.warmup_steps]
+    scores = [score for score in window if score is not None]
+    if history.train and history.train[-1][0] >= start and len(scores) == steps:
+        score, pairs = statistics.fmean(scores), steps * facts.pairs_per_step
+        if is_so(score, _chance_width(pairs)):
+            return f"{score:.2f} over the last {pairs} training pairs"
+    window = [_score(metrics) for step, metrics in history.evals[-ACCURACY_EVALS:] if step >= max(start, 1)]
+    scores = [score for score in window if score is not None][-running:]
+    if len(scores) == running and all(is_so(score, _chance_width(facts.pairs_per_eval)) for score in scores):
+        where = f"in evaluation {running} times running" if running > 1 else "in the evaluation"
+        return f"{scores[-1]:.2f} {where} ({counted(facts.pairs_per_eval, 'pair')})"
+    return None
 
 
 def _chance_width(pairs: int) -> float:
@@ -265,19 +263,10 @@ def _chance_width(pairs: int) -> float:
     "higher train.learning_rate or more steps.",
 )
 def accuracy_stuck(history: History) -> Sighting | None:
-    train, evals, facts = _train_accuracy(history), _eval_accuracies(history), history.facts
-    if train is not None and abs(train[0] - 0.5) <= _chance_width(train[1]):
-        seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
-    elif len(evals) == ACCURACY_EVALS and all(
-        abs(score - 0.5) <= _chance_width(facts.pairs_per_eval) for score in evals
-    ):
-        seen = (
-            f"{evals[-1]:.2f} in evaluation {ACCURACY_EVALS} times running "
-            f"({counted(facts.pairs_per_eval, 'pair')})"
-        )
-    else:
-        return None
-    return "warning", f"Reward accuracy cannot be distinguished from chance: {seen}"
+    seen = _seen(history, lambda score, width: abs(score - 0.5) <= width, ACCURACY_EVALS)
+    return (
+        None if seen is None else ("warning", f"Reward accuracy cannot be distinguished from chance: {seen}")
+    )
 
 
 @NoticeRule(
@@ -290,14 +279,8 @@ def accuracy_stuck(history: History) -> Sighting | None:
     "to win.",
 )
 def labels_swapped(history: History) -> Sighting | None:
-    train, evals, facts = _train_accuracy(history), _eval_accuracies(history), history.facts
-    if train is not None and train[0] < 0.5 - _chance_width(train[1]):
-        seen = f"{train[0]:.2f} over the last {train[1]} training pairs"
-    elif evals and evals[-1] < 0.5 - _chance_width(facts.pairs_per_eval):
-        seen = f"{evals[-1]:.2f} on the {counted(facts.pairs_per_eval, 'pair')} of the evaluation"
-    else:
-        return None
-    return "warning", f"Reward accuracy clearly below one half: {seen}"
+    seen = _seen(history, lambda score, width: score < 0.5 - width, 1)
+    return None if seen is None else ("warning", f"Reward accuracy clearly below one half: {seen}")
 
 
 @NoticeRule(

@@ -164,12 +164,10 @@ def length_note(train: TrainSection, schedule: Schedule) -> str | None:
     steps = train.epochs * schedule.per_epoch
     if steps == train.max_steps:
         return None
-    first, other = (
-        f"train.epochs={train.epochs} ({counted(steps, 'step')})",
-        f"train.max_steps={train.max_steps}",
+    by_epochs = f"train.epochs={train.epochs} ({counted(steps, 'step')})"
+    (_, first), (_, other) = sorted(
+        [(steps, by_epochs), (train.max_steps, f"train.max_steps={train.max_steps}")]
     )
-    if train.max_steps < steps:
-        first, other = other, first
     return f"{first} ends the run before {other} would"
 
 

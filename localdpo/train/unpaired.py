@@ -125,21 +125,20 @@ def notes(loss: LossSection, train: Rows, valid: Rows) -> list[str]:
     ]
     # Rows count as often as an epoch takes them.
     labels, weights = train.store.desirable[train.indices], train.weights
-    return lines + _imbalance(loss, float(weights[labels].sum()), float(weights[~labels].sum()))
-
-
-def _imbalance(loss: LossSection, desirable: float, undesirable: float) -> list[str]:
-    """One line where the two labels do not weigh as advised; both are rows an epoch."""
+    desirable, undesirable = float(weights[labels].sum()), float(weights[~labels].sum())
     if desirable == 0 or undesirable == 0:
         kind = "undesirable" if desirable == 0 else "desirable"
-        return [f"all {desirable + undesirable:,.0f} training rows are {kind}: nothing says what to prefer"]
+        return [
+            *lines,
+            f"all {desirable + undesirable:,.0f} training rows are {kind}: nothing says what to prefer",
+        ]
     balanced = loss.undesirable_weight * undesirable / desirable
     ratio = loss.desirable_weight / balanced
     if RATIO_LOW - RATIO_SLACK <= ratio <= RATIO_HIGH + RATIO_SLACK:
-        return []
+        return lines
     return [
+        *lines,
         f"{desirable:,.0f} desirable rows weigh {ratio:.2f} times as much as {undesirable:,.0f} undesirable "
-        f"ones; "
-        f"KTO's authors advise 1 to {RATIO_HIGH:.2f} times: set loss.desirable_weight between "
-        f"{balanced * RATIO_LOW:.3g} and {balanced * RATIO_HIGH:.3g}"
+        f"ones; KTO's authors advise 1 to {RATIO_HIGH:.2f} times: set loss.desirable_weight between "
+        f"{balanced * RATIO_LOW:.3g} and {balanced * RATIO_HIGH:.3g}",
     ]
