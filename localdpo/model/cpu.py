@@ -55,8 +55,7 @@ def attention(
     groups = keys.shape[1]
     grouped = queries.reshape(batch, groups, heads // groups, length, size)
     out, *_ = _attention(scale)(grouped, keys, values, mask.reshape(mask.shape[-2:]))
-    attended: mx.array = out.flatten(1, 2)
-    return attended
+    return cast(mx.array, out.flatten(1, 2))
 
 
 @lru_cache
@@ -118,8 +117,7 @@ _remembering = True
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """`silu(gate) * x`, as mlx-lm's function of that name, which it calls where they are not float32."""
     if gate.dtype != mx.float32 or x.dtype != mx.float32:
-        product: mx.array = activations.swiglu(gate, x)
-        return product
+        return cast(mx.array, activations.swiglu(gate, x))
     out, sigmoid = cast("tuple[mx.array, mx.array]", _swiglu(gate, x))
     if _remembering:
         key = id(out)

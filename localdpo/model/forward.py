@@ -18,19 +18,20 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
 from localdpo.data.batches import Shape, bucket
 from localdpo.data.types import Batch
 from localdpo.model.backend import device_name
-from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, token_scores
+from localdpo.model.head import CHUNK_BYTES, Head, chunk_size, text_model, token_scores
 from localdpo.model.lanes import lane_count, side_by_side
 from localdpo.model.packed import (
     CONTEXT,
     PADDING,
     Segment,
     can_share,
+    checkpointed_layers,
     line_hidden,
-    plain_hidden,
     segments_for_attention,
     take_positions,
 )
@@ -205,9 +206,10 @@ class Forward:
     def hidden(self, arrays: ForwardArrays) -> mx.array:
         """Final hidden states of the scored positions [T, D]."""
         if arrays.tokens_NL is not None:
-            states_NLD = plain_hidden(
-                self.model, arrays.tokens_NL, checkpoint=self.checkpoint, cached=self._cached
-            )
+            text = text_model(self.model)
+            with checkpointed_layers(text, enabled=self.checkpoint):
+                caches = make_prompt_cache(text) if self._cached else None
+                states_NLD = text.model(arrays.tokens_NL, cache=caches)
             return states_NLD.reshape(-1, states_NLD.shape[-1])[arrays.gather_T]
         assert arrays.line_4S is not None
         segments = arrays.segments if self.by_segments else ()
@@ -220,8 +222,7 @@ class Forward:
 
     def logps(self, arrays: ForwardArrays, *, gradient: bool) -> mx.array:
         """Summed log-probability of every response [N], float32 nats."""
-        logps_T = self.token_logps(arrays, gradient=gradient)
-        return sum_by_owner(logps_T, arrays.owner_T, arrays.responses_N)
+        return sum_by_owner(self.token_logps(arrays, gradient=gradient), arrays.owner_T, arrays.responses_N)
 
     def scores(self, arrays: ForwardArrays, *, gradient: bool) -> ResponseScores:
         """What a loss reads of every response under the model, float32 [N] each.

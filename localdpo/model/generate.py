@@ -103,8 +103,6 @@ def generate_apart(
     The noise of token t of a prompt follows from its seed (0 <= seed < 2^64) and t alone: which prompts share
     a batch, and how long their answers are, changes an answer by no more than the rounding of its logits, and
     two models that answer one prompt draw with the same noise. The global random state is not touched.
-
-    At most `batch` are generated at once, fewer where they do not fit.
     """
     samplers = [_keyed(*own) for own in zip(seeds, temperatures, strict=True)]
     return _finished(model, tokenizer, prompts, samplers, max_tokens, batch, prefill=batch)

@@ -72,8 +72,7 @@ class Base:
     """A loaded base model, in evaluation mode and frozen.
 
     Attributes:
-        path: the model's folder.
-        config: its config.json.
+        config: the config.json in its folder, `path`.
         fingerprint: a hash over configuration and weights; it changes when either does.
         notes: lines on what loading changed and what training it takes.
     """
@@ -345,5 +344,4 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def first_line(error: BaseException) -> str:
     """An exception as one line for a message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

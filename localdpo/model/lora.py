@@ -84,13 +84,11 @@ class LoraConfig:
 
     def to_json(self, model: str) -> dict[str, Any]:
         """The content of adapter_config.json for an adapter of the model named `model`."""
-        parameters: dict[str, Any] = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
-        if self.keys is not None:
-            parameters["keys"] = list(self.keys)
+        keys = {} if self.keys is None else {"keys": list(self.keys)}
         return {
             "fine_tune_type": self.type,
             "num_layers": self.layers,
-            "lora_parameters": parameters,
+            "lora_parameters": {"rank": self.rank, "scale": self.scale, "dropout": self.dropout, **keys},
             "model": model,
         }
 
@@ -161,12 +159,13 @@ def read_config(folder: Path) -> LoraConfig:
     given: dict[str, Any] = {"rank": None, "scale": None, "dropout": 0.0, "keys": None, **parameters}
     rank, scale, dropout, keys = (given[name] for name in ("rank", "scale", "dropout", "keys"))
     layers: Any = raw.get("num_layers")
+    are_names = isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys)
     expected = {
         "rank": ("a whole number, 1 or more", rank, _is_whole(rank) and 1 <= rank <= MOST_RANK),
         "scale": ("a number", scale, _is_number(scale)),
         "dropout": ("a number from 0 to below 1", dropout, _is_number(dropout) and 0 <= dropout < 1),
         "num_layers": ("a whole number", layers, _is_whole(layers)),
-        "keys": ("a list of layer names", keys, keys is None or _are_texts(keys)),
+        "keys": ("a list of layer names", keys, keys is None or are_names),
     }
     if problems := [
         UserError(f"{file} {name}: expected {what}, got {_quote(value)}")
@@ -187,10 +186,6 @@ def read_config(folder: Path) -> LoraConfig:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -246,25 +246,12 @@ def line_hidden(
     return states[0]
 
 
-def plain_hidden(
-    model: nn.Module, tokens_NL: mx.array, *, checkpoint: bool = False, cached: bool = False
-) -> mx.array:
-    """Final hidden states [N, L, E] of whole sequences, right-padded: for models that cannot share.
-
-    `cached`: fill a cache of keys and values meanwhile, as generation does.
-    """
-    text = text_model(model)
-    with checkpointed_layers(text, enabled=checkpoint):
-        return text.model(tokens_NL, cache=make_prompt_cache(text) if cached else None)
-
-
 def mask_axes(text: nn.Module) -> int:
     """Axes of the scores that a mask must broadcast to: gemma2 splits its heads into groups of their own."""
     # Not all models have their arguments.
     args = getattr(text, "args", None)
-    if args is None or args.model_type != "gemma2":
-        return 4
-    return 5 if args.num_attention_heads != args.num_key_value_heads else 4
+    gemma2 = args is not None and args.model_type == "gemma2"
+    return 5 if gemma2 and args.num_attention_heads != args.num_key_value_heads else 4
 
 
 def can_share(model: nn.Module) -> bool:

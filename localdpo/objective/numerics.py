@@ -78,9 +78,6 @@ def _expm1(x: mx.array) -> mx.array:
     return mx.expm1(mx.minimum(x, EXPONENT_MAX)) + mx.maximum(x - EXPONENT_MAX, 0.0) * math.exp(EXPONENT_MAX)
 
 
-# --- KL and entropy --------------------------------------------------------------------------------------
-
-
 def kl_per_token(policy_logits_TV: mx.array, reference_logits_TV: mx.array) -> mx.array:
     """KL(policy || reference) at each position, float32 [T] nats.
 

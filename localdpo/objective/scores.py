@@ -85,8 +85,7 @@ class ResponseScores:
         """
         assert self.policy_public is not None
         policy = self.policy_public + alpha * (self.policy - self.policy_public)
-        if self.reference is None:
-            return replace(self, policy=policy)
+        assert self.reference is not None
         assert self.reference_public is not None
         reference = self.reference_public + alpha * (self.reference - self.reference_public)
         return replace(self, policy=policy, reference=reference)

@@ -236,13 +236,8 @@ class StepArrays(ForwardArrays):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step returns.
-
-    Attributes:
-        loss: of the batch, before the update.
-        grad_norm: global norm of the gradients before clipping.
-        metrics: means over the batch, before the update.
-        seconds: what each rank's gradients took.
+    """Loss and mean metrics of the batch before the update, global norm of the gradients before clipping, and
+    the seconds that each rank's gradients took.
     """
 
     loss: float

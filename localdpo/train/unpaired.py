@@ -106,8 +106,7 @@ class KLBaseline:
         if self._ranks.size > 1:
             by_rank = self._ranks.gather([array.tolist() for array in log_ratios])
             log_ratios = [mx.array(values) for part in by_rank for values in part]
-        log_ratios_M = mx.concatenate(log_ratios)
-        z = kl_baseline(log_ratios_M)
+        z = kl_baseline(mx.concatenate(log_ratios))
         mx.eval(z)
         return z
 

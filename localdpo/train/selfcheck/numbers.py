@@ -201,8 +201,6 @@ def measurer(
     return measured
 
 
-# --- the comparisons ----------------------------------------------------------------------------------
-
 # Distances of gradients, relative to their norm. float32: sums in another order on the CPU stay below 3e-5
 # on models of all families; a GPU adds in yet another. TF32 has 10 bits of mantissa, bfloat16 7: on small
 # models on the CPU bfloat16 gradients are 1 to 3 % off on either path. One that is wrong is off by 0.1 to 1.

@@ -16,6 +16,7 @@ import yaml
 
 from localdpo.data.encode import encode_prompt
 from localdpo.data.prompts import read_prompt_rows
+from localdpo.data.types import Batch
 from localdpo.model.arrays import named, random_key
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate
@@ -54,12 +55,12 @@ EXACT_CHOICE, HALF_CHOICE = 1e-3, 0.25
 def optimizer_step(kind: Kind, *, compiled: bool) -> CheckResult:
     """A step of AdamW over two micro-batches, against one over the whole on the CPU."""
     is_float32 = kind == "float32"
-    pair = twins(kind)
+    pair, rows = twins(kind), random_pairs(3)
     with on_cpu():
         before = _flat(pair.exact)
-        exact = _step(pair.exact, [3], compiled=False)
+        exact = _step(pair.exact, [batch(rows)], compiled=False)
         wanted = _flat(pair.exact) - before
-    own = _step(pair.model, [2, 1], compiled=compiled)
+    own = _step(pair.model, [batch(rows[:2]), batch(rows[2:])], compiled=compiled)
     update = _flat(pair.model) - before
     bar = gradient_bar(is_float32=is_float32)
     moved = float(np.linalg.norm(update - wanted) / np.linalg.norm(wanted))
@@ -72,8 +73,8 @@ def optimizer_step(kind: Kind, *, compiled: bool) -> CheckResult:
     )
 
 
-def _step(model: Any, sizes: list[int], *, compiled: bool) -> StepResult:
-    """One step over three pairs in micro-batches of these sizes."""
+def _step(model: Any, parts: list[Batch], *, compiled: bool) -> StepResult:
+    """One step over three pairs in these micro-batches."""
     taken = TrainStep(
         Forward(model, shared=True),
         Objective(LossSection()),
@@ -81,14 +82,11 @@ def _step(model: Any, sizes: list[int], *, compiled: bool) -> StepResult:
         max_grad_norm=1.0,
         compiled=compiled,
     )
-    rows, parts, start = random_pairs(3), [], 0
-    for size in sizes:
-        part = batch(rows[start : start + size])
-        reference = mx.array(-6.0 * part.lengths.astype(np.float32))
-        inputs = batch_arrays(part, shared=True)
-        parts.append(StepArrays.of(inputs, count=mx.array(3.0), reference_N=reference))
-        start += size
-    return taken(parts, LEARNING_RATE)
+    micro_batches = []
+    for part in parts:
+        reference, inputs = mx.array(-6.0 * part.lengths.astype(np.float32)), batch_arrays(part, shared=True)
+        micro_batches.append(StepArrays.of(inputs, count=mx.array(3.0), reference_N=reference))
+    return taken(micro_batches, LEARNING_RATE)
 
 
 def _flat(model: Any) -> np.ndarray:
