@@ -198,7 +198,8 @@ def take_positions(model: nn.Module) -> None:
     What they compute for any other offset stays the same.
     """
     for module in model.modules():
-        module.__class__ = _by_token(type(module))
+        kind: Any = type(module)
+        module.__class__ = _by_token(kind)
 
 
 @cache
