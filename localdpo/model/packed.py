@@ -251,8 +251,9 @@ def mask_axes(text: nn.Module) -> int:
     """Axes of the scores that a mask must broadcast to: gemma2 splits its heads into groups of their own."""
     # Not all models have their arguments.
     args = getattr(text, "args", None)
-    gemma2 = args is not None and args.model_type == "gemma2"
-    return 5 if gemma2 and args.num_attention_heads != args.num_key_value_heads else 4
+    if args is None or args.model_type != "gemma2":
+        return 4
+    return 5 if args.num_attention_heads != args.num_key_value_heads else 4
 
 
 def can_share(model: nn.Module) -> bool:
