@@ -241,7 +241,7 @@ def _seen(history: History, is_so: Callable[[float, float], bool], running: int)
     if history.train and history.train[-1][0] >= start and len(scores) == steps:
         score, pairs = statistics.fmean(scores), steps * facts.pairs_per_step
         if is_so(score, _chance_width(pairs)):
-            return f"{score:.2f} over the last {pairs} training pairs"
+            return f"{score:.2f} over the last {counted(pairs, 'training pair')}"
     window = [_score(metrics) for step, metrics in history.evals[-ACCURACY_EVALS:] if step >= max(start, 1)]
     scores = [score for score in window if score is not None][-running:]
     if len(scores) == running and all(is_so(score, _chance_width(facts.pairs_per_eval)) for score in scores):
