@@ -174,7 +174,6 @@ def load_openblas() -> str | None:
     return name
 
 
-@lru_cache(maxsize=1)
 def c_function(name: str) -> Callable[..., int] | None:
     """A function of Linux's C library; None where it has none of this name, as musl of glibc's."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
@@ -186,6 +185,7 @@ def give_back_freed() -> None:
         trim(0)
 
 
+@lru_cache(maxsize=1)
 def keep_awake() -> str:
     """Hold off sleep for the life of this process; what to say of it, empty where it is no Mac.
 
