@@ -291,7 +291,7 @@ def kept_answers(
 def _name_of(contestant: Contestant, header: Header | None) -> str:
     """What a file calls a contestant of these weights; no name if it has none."""
     columns = () if header is None else header.contestants
-    same = (column for column in columns if column["fingerprint"] == contestant.fingerprint)
+    same = (column for column in columns if column.get("fingerprint") == contestant.fingerprint)
     return next((str(column["name"]) for column in same), "")
 
 

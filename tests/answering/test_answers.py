@@ -26,7 +26,14 @@ from localdpo.core.atomic import write_manifest
 from localdpo.core.errors import UserError
 from localdpo.data.prompts import PromptRow
 from localdpo.model.arrays import random_key, set_random_key
-from localdpo.records.answers import AnswerRecord, AnswersRequest, Sampling, answers_files, read_answers
+from localdpo.records.answers import (
+    AnswerRecord,
+    AnswersRequest,
+    AnswersWriter,
+    Sampling,
+    answers_files,
+    read_answers,
+)
 from localdpo.records.checkpoints import set_latest
 from localdpo.records.rundir import RunDir
 
@@ -125,6 +132,19 @@ def test_answers_that_other_files_hold_are_not_generated_again(
         own.unlink()
     assert texts(answer_all(run, every, rows(), DRAWN, scores=False)) == found
     assert sum(generated) == 3 * len(rows())
+
+
+def test_a_file_that_does_not_say_whose_answers_it_holds_gives_none(tmp_path: Path, run: RunDir) -> None:
+    every = contestants(run, note=print)
+    path, header = plan_answers(run, every, rows(), DRAWN)
+    columns = tuple({"name": who.name, "label": who.label, "role": who.role} for who in every)
+    other = path.with_name("0000000000000000.jsonl")
+    path.parent.mkdir()
+    with AnswersWriter(other, replace(header, key=other.stem, contestants=columns)) as writer:
+        writer.answers(
+            *(AnswerRecord(i, who.name, "x", 1, True) for i in range(len(rows())) for who in every)
+        )
+    assert not room.kept_answers(run, every, path, header)
 
 
 def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
