@@ -6,8 +6,9 @@
     judge                         name, rubrics; with a penalty missing_eos_penalty
     candidates                    made, tokens (mean), and by reason those that were not judged; with a
                                   penalty cut: those that were cut and are judged
-    pairs                         kept, train, valid, by reason the prompts without one, chosen_longer; with
-                                  a penalty rejected_cut: those whose rejected answer was cut
+    pairs                         kept, train, valid, by reason the prompts without one, chosen_longer,
+                                  chosen_tokens and rejected_tokens (means); with a penalty rejected_cut:
+                                  those whose rejected answer was cut
     margins                       mean, lowest, highest of the kept pairs' scores; null without scores
     temperatures                  [{temperature, made, chosen, rejected, wins, losses, mean_score}], scores as
                                   the judge gave them
@@ -149,6 +150,8 @@ def report_of(
             "beyond_keep": len(outcome.built) - len(built),
             "dropped": dict(outcome.pairs.most_common()),
             "chosen_longer": longer / len(built) if built else None,
+            "chosen_tokens": fmean(chosen.tokens for chosen, _ in sides) if built else None,
+            "rejected_tokens": fmean(rejected.tokens for _, rejected in sides) if built else None,
             **({} if penalty is None else {"rejected_cut": sum(not side.finished for _, side in sides)}),
         },
         "margins": {"mean": fmean(margins), "lowest": min(margins), "highest": max(margins)}
@@ -229,7 +232,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     if pairs["chosen_longer"] is not None:
         share = pairs["chosen_longer"]
         warning = "; a model trained on them learns to be long" if share > LONGER_WARNING else ""
-        lines.append(f"chosen longer: {share:.0%} of the pairs{warning}")
+        tokens = f"{pairs['chosen_tokens']:.1f} tokens chosen, {pairs['rejected_tokens']:.1f} rejected"
+        lines.append(f"lengths: {tokens}; chosen longer in {share:.0%} of the pairs{warning}")
     if report["winner"] is not None:
         lines.append(report["winner"])
         lines.append("  pairs between two temperatures also teach to prefer the one that wins")

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
@@ -30,7 +31,7 @@ from localdpo.prefs.build import run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
 from localdpo.prefs.build_report import report_lines, winner
 from localdpo.prefs.candidates import CandidateSource, candidate_seeds
-from localdpo.prefs.selection import CandidateJudging
+from localdpo.prefs.selection import BuiltPair, CandidateJudging
 from localdpo.records.answers import AnswerRecord, read_answers
 
 pytestmark = pytest.mark.slow
@@ -199,18 +200,23 @@ def test_three_candidates_are_scored_best_against_low(options: BuildOptions) -> 
     for i, prompt in enumerate(rows_in(Path(options.prompts))):
         names, _ = selection.usable({name: made[i, name] for name in "123"})
         scores = {name: float(min(5, 1 + made[i, name].text.count("e"))) for name in names}
-        lengths = {name: made[i, name].tokens for name in names}
-        found = selection.by_scores(i, scores, lengths) if len(names) > 1 else ""
+        found = selection.by_scores(i, scores) if len(names) > 1 else ""
         row = kept.pop(PromptRow(prompt["prompt"]).id, None)
         if isinstance(found, str):
             assert row is None
             continue
         assert row is not None
-        assert (row["score_chosen"], row["score_rejected"]) == found.scores
+        sides = [row["provenance"][side]["candidate"] for side in ("chosen", "rejected")]
+        pair = BuiltPair(i, *sides, (row["score_chosen"], row["score_rejected"]))
+        assert pair in found
         assert row["margin"] == row["score_chosen"] - row["score_rejected"] > 0
-        assert row["provenance"]["chosen"]["candidate"] == found.chosen
     assert not kept
     assert report["margins"]["lowest"] > 0
+    tokens = [report["pairs"][f"{side}_tokens"] for side in ("chosen", "rejected")]
+    assert tokens == [
+        fmean(row["provenance"][side]["tokens"] for row in pairs_of(options.out))
+        for side in ("chosen", "rejected")
+    ]
 
 
 def test_orders_that_disagree_make_no_pair(
