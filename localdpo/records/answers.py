@@ -8,7 +8,8 @@ The first line says what the answers are to and from; then come answers as they 
 the log-probabilities: of the answer of the outer name, under the model of the inner name, in nats a token.
 KEY is a hash of all that the answers depend on, so a file belongs to one question for good. Since the order
 of the lines is fixed too, a file whose writer was killed and resumed is the same to the byte as one that was
-written in one go. For torn lines, locks and checksums see records/log.py.
+written in one go, unless another file came to hold some of its answers. For torn lines, locks and checksums
+see records/log.py.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ class AnswersTail(LogTail):
         self.header: Header | None = None
         self.records: dict[tuple[int, str], AnswerRecord] = {}
         self.scored: set[int] = set()
+        self._asked: frozenset[str] = frozenset()
 
     def poll(self, max_bytes: int | None = None) -> bool:
         """Take in the lines that were ended since the last poll, and whether there were any.
@@ -185,10 +187,14 @@ class AnswersTail(LogTail):
             entry = decode(line)
             if self.header is None:
                 self.header = header_from(entry)
+                self._asked = frozenset(self.header.names)
             elif "logps" in entry:
                 self._take_scores(int(entry["prompt"]), entry["logps"])
             else:
                 record = as_record(AnswerRecord, entry, ids=tuple(entry["ids"]))
+                self._require_prompt(record.prompt)
+                if record.contestant not in self._asked:
+                    raise ValueError(f"{record.contestant} is not in the first line")
                 self.records[record.prompt, record.contestant] = record
         except DAMAGE as error:
             what = "the file" if self.header is None else "this line"
@@ -198,8 +204,7 @@ class AnswersTail(LogTail):
             ) from error
 
     def _take_scores(self, prompt: int, logps: Mapping[str, Mapping[str, float]]) -> None:
-        if self.header is None or not 0 <= prompt < len(self.header.prompts):
-            raise ValueError(f"there is no prompt {prompt}")
+        self._require_prompt(prompt)
         # A person may have taken a damaged answer out: what was read of it is read again with the new one.
         known = {name: under for name, under in logps.items() if (prompt, name) in self.records}
         for name, under in known.items():
@@ -208,6 +213,10 @@ class AnswersTail(LogTail):
             )
         if len(known) == len(logps):
             self.scored.add(prompt)
+
+    def _require_prompt(self, prompt: int) -> None:
+        if self.header is None or not 0 <= prompt < len(self.header.prompts):
+            raise ValueError(f"there is no prompt {prompt}")
 
 
 class AnswersWriter(LogWriter):

@@ -107,7 +107,12 @@ def test_a_file_of_other_answers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"nonsense", b"{}", b"[1]", b'{"v":2}', b'{"prompt":7,"logps":{"base":{"base":1}}}']
+    "line",
+    [
+        *(b"nonsense", b"{}", b"[1]", b'{"v":2}', b'{"prompt":7,"logps":{"base":{"base":1}}}'),
+        b'{"prompt":7,"contestant":"base","text":"yes","tokens":1,"finished":true,"ids":[]}',
+        b'{"prompt":0,"contestant":"ipo","text":"yes","tokens":1,"finished":true,"ids":[]}',
+    ],
 )
 def test_damage_is_said(line: bytes, tmp_path: Path) -> None:
     path = answers_path(tmp_path, "k1")
