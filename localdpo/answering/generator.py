@@ -264,7 +264,8 @@ def kept_answers(
 
     Other files are those of this run and of the runs that trained the contestants. A contestant's answers are
     taken from one of them if it has all, of the same weights, to the same prompts and drawn alike: they are
-    the same but for the rounding of logits in another batch. What is damaged there is passed over.
+    the same but for the rounding of logits in another batch. What is damaged there, or cannot be read, is
+    passed over.
 
     Raises UserError when the file at `path` is damaged.
     """
@@ -275,16 +276,16 @@ def kept_answers(
     folders = dict.fromkeys([run.path, *(other.path for other in trained if other is not None)])
     for file in (file for folder in folders for file in answers_files(folder) if file != path):
         tail = AnswersTail(file)
-        with suppress(UserError):
+        with suppress(UserError, OSError):
             # Its header first: a file may be long.
             if lacking and tail.poll(max_bytes=1) and _is_drawn_alike(tail.header, header):
                 tail.poll()
-        for who in lacking:
+        for who in tuple(lacking):
             column = [tail.records.get((i, _name_of(who, tail.header))) for i in indices]
             if None not in column:
+                lacking.remove(who)
                 for i, record in enumerate(filter(None, column)):
                     kept.setdefault((i, who.name), replace(record, contestant=who.name))
-        lacking = [who for who in lacking if (indices[-1], who.name) not in kept]
     return kept
 
 

@@ -147,6 +147,21 @@ def test_a_file_that_does_not_say_whose_answers_it_holds_gives_none(tmp_path: Pa
     assert not room.kept_answers(run, every, path, header)
 
 
+def test_all_that_a_file_holds_is_taken_whatever_the_own_one_and_its_neighbours_hold(run: RunDir) -> None:
+    every = contestants(run, note=print)
+    path, header = plan_answers(run, every, rows(), DRAWN)
+    answers = [AnswerRecord(i, who.name, "x", 1, True) for i in range(len(rows())) for who in every]
+    other = path.with_name("0000000000000000.jsonl")
+    path.parent.mkdir()
+    with AnswersWriter(other, replace(header, key=other.stem)) as writer:
+        writer.answers(*answers)
+    # A resumed file may have the last answer of a model before an earlier one.
+    with AnswersWriter(path, header) as writer:
+        writer.answers(*answers[-len(every) :])
+    path.with_name("folder.jsonl").mkdir()
+    assert len(room.kept_answers(run, every, path, header)) == len(answers)
+
+
 def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many answers each evaluation generates, from now on."""
     generate, counts = room.generate_apart, []
