@@ -161,8 +161,8 @@ def not_finite(history: History) -> Sighting | None:
     when="the KL is more than 3 (10) times its median, in 5 logs in a row",
     why="The policy is leaving the reference fast. Rewards keep growing out there while answers get worse, "
     "because the data says nothing about such text.",
-    try_="Lower train.learning_rate or raise loss.beta, and compare the samples with those of an earlier "
-    "checkpoint.",
+    try_="Lower train.learning_rate or raise loss.beta, and compare the policy's answers with those of the "
+    "reference (localdpo compare).",
     data=WITH_REFERENCE,
 )
 def kl_spike(history: History) -> Sighting | None:
