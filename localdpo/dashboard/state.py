@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, takewhile
 from typing import Final
 
@@ -26,6 +26,8 @@ from localdpo.records.wording import alert_text
 LOG_LINES: Final = 2000
 STEP_LINES: Final = 2000
 NOT_STARTED: Final = Event(v=1, time=0.0, type="run.started")
+# What an evaluation brings for a screen of its own, and the option of the recipe that says how much of it.
+_BROUGHT: Final = {"samples": "samples", "pairs": "worst_pairs"}
 _QUIET: Final = frozenset({"samples", "pairs", "phase"})
 _NUMBERS: Final = frozenset({float, int})
 _MISSING: Final = object()
@@ -167,6 +169,20 @@ class RunState:
     def state(self, running: bool) -> State:
         """The run's state; `running`: whether its lock is held."""
         return state_of(self._milestones, running)
+
+    def why_none(self, what: str) -> str:
+        """Why there are no `samples` or no `pairs`, and what brings some."""
+        if self.start is NOT_STARTED:
+            return f"no {what} yet"
+        options, rows = self.start.recipe_section("eval"), self.start.data.get("rows")
+        if options.get(_BROUGHT[what]) == 0:
+            return f"no {what}: eval.{_BROUGHT[what]} is 0 in the recipe; a new run with more brings some"
+        has_prompts = what == "samples" and options.get("prompts") is not None
+        if isinstance(rows, Mapping) and rows.get("valid") == 0 and not has_prompts:
+            return f"no {what}: no rows are held out; a new run with data.valid brings some"
+        if self.progress.step:
+            return f"no {what}: no evaluation up to step {self.progress.step:,} brought any"
+        return f"no {what} yet: the evaluation at step 0 brings the first"
 
     def log(self) -> list[Event]:
         """The newest events in order, for the log view; samples and the like, which have no line, are not."""

@@ -101,7 +101,7 @@ def test_a_run_without_pairs_says_so(tmp_path: Path):
     app = make_app(make_run(tmp_path, "dpo", pairs=False), "pairs")
 
     async def act(pilot: Pilot[None]) -> None:
-        assert "no pairs yet" in frame_text(app)
+        assert "no pairs: no evaluation up to step 40 brought any" in frame_text(app)
         await press(pilot, "left", "right", "home", "end", "enter", "n", "escape")
 
     drive(app, act)

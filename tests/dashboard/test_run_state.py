@@ -160,3 +160,32 @@ def test_the_log_keeps_evaluations_however_many_steps_follow() -> None:
     assert [entry.type for entry in log[:2]] == ["run.started", "eval"]
     assert log[-1].step == 4999
     assert len(log) < 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "valid", "step", "samples", "pairs"),
+    [
+        (
+            {"samples": 2, "worst_pairs": 8},
+            9,
+            0,
+            "yet: the evaluation at step 0 brings",
+            "yet: the evaluation",
+        ),
+        ({"samples": 0, "worst_pairs": 0}, 9, 0, "eval.samples is 0", "eval.worst_pairs is 0"),
+        ({"samples": 2}, 0, 0, "no rows are held out; a new run with data.valid", "no rows are held out"),
+        ({"samples": 2, "prompts": "x.jsonl"}, 0, 0, "yet: the evaluation", "no rows are held out"),
+        ({}, None, 40, "no evaluation up to step 40 brought any", "no evaluation up to step 40"),
+    ],
+)
+def test_what_no_evaluation_will_bring_is_not_promised(
+    options: dict[str, Any], valid: int | None, step: int, samples: str, pairs: str
+) -> None:
+    assert fold([]).why_none("samples") == "no samples yet"
+    start = event("run.started", recipe={"eval": options}, rows={"train": 9, "valid": valid})
+    state = fold([start, event("eval", 0, metrics={}), *([event("step", step, metrics={})] if step else [])])
+    for what, why in (("samples", samples), ("pairs", pairs)):
+        line = state.why_none(what)
+        assert line.startswith(f"no {what}")
+        assert why in line
+        assert len(line) < 79

@@ -158,6 +158,12 @@ class StepScreen(RunScreen):
         """Draw what belongs to the step that is selected in `_walk`."""
         raise NotImplementedError
 
+    def show_slider(self, note: str) -> None:
+        """Draw the slider with `note`, or why it has no step."""
+        if self._walk.index is None and self.feed is not None:
+            note = self.feed.state.why_none(self.NAME)
+        self.query_one(StepSlider).show(self._walk, note)
+
     def reset(self) -> None:
         self._walk = Walk()
 

@@ -36,7 +36,7 @@ class PairsScreen(StepScreen, DetailScreen):
         self._selected: str | None = None
 
     def body(self) -> ComposeResult:
-        yield StepSlider("pairs")
+        yield StepSlider()
         yield Static(id="problem")
         yield ListTable(id="list", cursor_type="row")
         yield TextPanel("pair-prompt")
@@ -97,7 +97,7 @@ class PairsScreen(StepScreen, DetailScreen):
             except UserError as error:
                 problem = str(error)
         # The list's numbers are of one data set, as a rule; the pair's own is above its prompt.
-        self.query_one(StepSlider).show(self._walk, self._one_source())
+        self.show_slider(self._one_source())
         line = self.query_one("#problem", Static)
         line.display = bool(problem)
         line.update(Text(printable(problem), style=self.palette.critical))

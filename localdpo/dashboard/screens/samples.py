@@ -36,7 +36,7 @@ class SamplesScreen(StepScreen):
         self._drawn: object = None
 
     def body(self) -> ComposeResult:
-        yield StepSlider("samples")
+        yield StepSlider()
         yield TextPanel("prompt")
         with Container(id="answers"):
             yield TextPanel("before")
@@ -87,7 +87,7 @@ class SamplesScreen(StepScreen):
         index = min(self._prompt, len(samples) - 1)
         self.query_one("#body").set_class(not samples, "-empty")
         if not samples:
-            self.query_one(StepSlider).show(self._walk)
+            self.show_slider("")
             return
         sample = samples[index]
         name, old = self._baseline(sample, index)
@@ -97,7 +97,7 @@ class SamplesScreen(StepScreen):
         self._drawn = key
         pieces = word_diff(old, sample.policy) if old is not None else []
         note = f"against {name}: {changes(pieces)}" if old is not None else ""
-        self.query_one(StepSlider).show(self._walk, note)
+        self.show_slider(note)
         self.query_one("#prompt", TextPanel).show(
             prompt_view(sample.prompt, self.palette), f"prompt {index + 1} of {len(samples)}"
         )

@@ -139,15 +139,14 @@ class StepSlider(Widget):
             super().__init__()
             self.index = index
 
-    def __init__(self, what: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._what = what
         self._walk = Walk()
         self._stops: list[int] = []
         self._note = ""
 
     def show(self, walk: Walk, note: str = "") -> None:
-        """Show `walk`, and `note` at the end of the line."""
+        """Show `walk`, and `note` at the end of the line; alone where there is no step."""
         self._walk, self._note = walk, note
         self.refresh()
 
@@ -157,9 +156,7 @@ class StepSlider(Widget):
         index = self._walk.index
         if index is None:
             self._stops = []
-            return Text(
-                f"no {self._what} yet: the evaluation at step 0 brings the first", style=palette.muted
-            )
+            return Text(self._note, palette.muted, no_wrap=True, overflow="ellipsis")
         steps = self._walk.steps
         line = Text(no_wrap=True, overflow="ellipsis")
         line.append(f"step {steps[index]} ".ljust(len(f"step {steps[-1]} ")), "bold")
