@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Iterator, Mapping
 from itertools import chain, pairwise
 from typing import Any, Final
@@ -104,10 +105,12 @@ class _Numbers(dict[str, int]):
     """The numbers of pieces; one that is not there is added to `pieces`, after `before`."""
 
     def __init__(self, pieces: Pieces, before: str) -> None:
-        self._pieces, self._before = pieces, before
+        # No circle, so that what is remembered goes with its tokenizer.
+        self._pieces, self._before = weakref.proxy(pieces), before
 
     def __missing__(self, piece: str) -> int:
-        self[piece] = number = self._pieces.add(self._before + piece)
+        number: int = self._pieces.add(self._before + piece)
+        self[piece] = number
         return number
 
 

@@ -396,6 +396,11 @@ def _block(batch: pa.RecordBatch) -> _Block:
 # --- several stores as one --------------------------------------------------------------------------------
 
 
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The arrays one after another; of a single one itself, since a large store's take memory."""
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+
+
 @dataclass(frozen=True, slots=True)
 class MixturePart:
     """A store, what the recipe calls its data set, and how often an epoch passes over its rows."""
@@ -426,11 +431,11 @@ class Mixture(Sequence[EncodedRow]):
         if len(stores) > 1:
             joined = "\n".join(store.fingerprint for store in stores)
             self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:40]
-        self.prompt_lengths: NDArray[np.int32] = np.concatenate([s.prompt_lengths for s in stores])
-        self.response_lengths: NDArray[np.int32] = np.concatenate([s.response_lengths for s in stores])
-        self.prompt_keys: NDArray[np.int64] = np.concatenate([s.prompt_keys for s in stores])
+        self.prompt_lengths: NDArray[np.int32] = _joined([store.prompt_lengths for store in stores])
+        self.response_lengths: NDArray[np.int32] = _joined([store.response_lengths for store in stores])
+        self.prompt_keys: NDArray[np.int64] = _joined([store.prompt_keys for store in stores])
         labels = [store.desirable for store in stores if store.desirable is not None]
-        self.desirable: NDArray[np.bool_] | None = np.concatenate(labels) if labels else None
+        self.desirable: NDArray[np.bool_] | None = _joined(labels) if labels else None
 
     def __len__(self) -> int:
         return int(self.bounds[-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -53,6 +55,18 @@ def test_the_ids_of_pieces_are_those_of_the_whole(texts: list[str]) -> None:
         assert can_be_cut(backend)
         wholes = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
         assert Pieces(backend).encode(texts) == wholes
+
+
+def test_what_is_remembered_goes_with_its_tokenizer() -> None:
+    known = Pieces(tokenizer(SPLITS[0]))
+    assert known.encode(["The answer, the answer"])
+    gone = weakref.ref(known)
+    gc.disable()
+    try:
+        del known
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_remembered_stays_within_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
