@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from localdpo.answering.contestants import Contestants, contestants
+from localdpo.evals.statistics import bootstrap_sums, percentiles
 from localdpo.model.backend import prepare
 from localdpo.model.load import load_base
 from localdpo.out import note, say
@@ -26,16 +29,23 @@ def main(name: str) -> None:
     texts = (Path(__file__).parent / "paragraphs.txt").read_text(encoding="utf-8").splitlines()
     rows = [base.tokenizer.encode(text) for text in texts]
     models = Contestants(base, every)
-    nats: dict[str, float] = {}
+    nats: dict[str, list[float]] = {}
     for each in every:
         with models.use(each.name):
-            nats[each.label] = sum(loss(base.model, row) for row in rows)
-    tokens = sum(len(row) - 1 for row in rows)
-    values = {label: math.exp(sum_ / tokens) for label, sum_ in nats.items()}
-    first, *_ = values.values()
-    say(f"perplexity of {len(rows)} paragraphs, {tokens} tokens:")
-    for label, value in values.items():
-        say(f"  {label}: {value:.3f} ({100 * (value / first - 1):+.1f}%)")
+            nats[each.label] = [loss(base.model, row) for row in rows]
+    tokens = [len(row) - 1 for row in rows]
+    (first, of_base), *others = nats.items()
+    say(f"perplexity of {len(rows)} paragraphs, {sum(tokens)} tokens; 95% intervals over the paragraphs:")
+    say(f"  {first}: {math.exp(sum(of_base) / sum(tokens)):.3f}")
+    for label, of_model in others:
+        more = np.stack([np.subtract(of_model, of_base), tokens], axis=1)
+        draws = np.vstack([more.sum(axis=0), bootstrap_sums(more, seed=0)])
+        changes = 100 * np.expm1(draws[:, 0] / draws[:, 1])
+        low, high = percentiles(changes[1:])
+        say(
+            f"  {label}: {math.exp(sum(of_model) / sum(tokens)):.3f} "
+            f"({changes[0]:+.1f}% [{low:+.1f}, {high:+.1f}])"
+        )
 
 
 def loss(model: Any, row: list[int]) -> float:
