@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 from scipy.special import softmax
@@ -53,7 +54,8 @@ _REMEMBERED: Final = 64
 
 
 class MlxJudge(Judge):
-    """A model from a folder, the hub or a `demo:` name; loaded when the first question is asked.
+    """A model from a folder, the hub or a `demo:` name; loaded when the first question is asked, for as long
+    as one of its judges lives: rounds train in another process then, which needs the memory.
 
     The model's fingerprint is part of the identity.
 
@@ -74,6 +76,10 @@ class MlxJudge(Judge):
         }
         self._known: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
 
+    @cached_property
+    def _reader(self) -> Reader:
+        return reader_of(self.model)
+
     def ask(self, question: Question) -> Verdict:
         """The verdict; "truncated" for a question that is longer than the model's context."""
         require_mode(question, self.rubric)
@@ -89,7 +95,7 @@ class MlxJudge(Judge):
         closing = _CLOSING[self.rubric.mode]
         materials = [material(Question(question.id, question.prompt, answers)) for answers in orders]
         texts = ["\n\n".join((self.rubric.text, _RULES, text, closing)) for text in materials]
-        for answers, read in zip(orders, reader_of(self.model).read(texts, labels), strict=True):
+        for answers, read in zip(orders, self._reader.read(texts, labels), strict=True):
             self._known[question.prompt, answers] = self._verdict(read)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
@@ -165,10 +171,15 @@ class Reader:
         return row if _length(row) <= self.context else None
 
 
-@lru_cache(maxsize=2)
+_READERS: Final[WeakValueDictionary[str, Reader]] = WeakValueDictionary()
+
+
 def reader_of(model: str) -> Reader:
     """The reader of a model, loaded once for all judges that ask it (one a principle, say)."""
-    return Reader(load_base(model))
+    reader = _READERS.get(model)
+    if reader is None:
+        _READERS[model] = reader = Reader(load_base(model))
+    return reader
 
 
 def _length(row: EncodedRow) -> int:

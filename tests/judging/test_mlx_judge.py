@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import mlx.core as mx
@@ -85,10 +87,25 @@ def test_the_likelier_letter_wins_and_the_margin_is_told(name: str, request: pyt
 
 def test_a_verdict_does_not_depend_on_what_else_is_asked(model: Path) -> None:
     wanted = [q for question in QUESTIONS for q in (question, swapped(question))]
+    loaded = reader_of(str(model))
     forwards = {(q.prompt, q.answers): MlxJudge(str(model), PAIRWISE).ask(q) for q in wanted}
     judge = MlxJudge(str(model), PAIRWISE)
     backwards = {(q.prompt, q.answers): judge.ask(q) for q in reversed(wanted)}
     assert forwards == backwards
+    assert reader_of(str(model)) is loaded
+
+
+def test_a_model_is_loaded_for_as_long_as_a_judge_asks_it(model: Path) -> None:
+    one, other = MlxJudge(str(model), PAIRWISE), MlxJudge(str(model), SCORE)
+    one.ask(QUESTIONS[0])
+    weights = weakref.ref(reader_of(str(model)).forward.model)
+    del one
+    gc.collect()
+    assert weights() is None
+    other.ask(Question("1", "What is the answer?", ("good",)))
+    weights = weakref.ref(reader_of(str(model)).forward.model)
+    gc.collect()
+    assert weights() is not None
 
 
 def test_both_orders_are_one_pass(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
