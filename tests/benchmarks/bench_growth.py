@@ -27,9 +27,9 @@ GROWTH_MB, SLOWER = 10.0, 1.25
 class Sample(NamedTuple):
     """What a worker has used when it has taken so many steps.
 
-    `mb`: its own resident memory. `mapped`: resident pages of files, of the programs and the tokens of the rows:
-    the system takes them back for others whenever it likes, and they are counted whether they were read or lie
-    beside what was.
+    `mb`: its own resident memory. `mapped`: resident pages of files, of the programs and the tokens of the
+    rows: the system takes them back for others whenever it likes, and they are counted whether they were read
+    or lie beside what was.
     """
 
     step: int
