@@ -27,23 +27,14 @@ from localdpo.core.errors import UserError
 from localdpo.data.batches import collate
 from localdpo.data.encode import ENCODER_VERSION, encode_prompt
 from localdpo.data.prompts import PromptRow
-from localdpo.data.types import EncodedRow, Tokenizer
+from localdpo.data.types import EncodedRow
 from localdpo.model.arrays import random_key, set_random_key
 from localdpo.model.backend import prepare
 from localdpo.model.forward import Forward, batch_arrays
 from localdpo.model.generate import generate_apart
-from localdpo.model.load import (
-    Base,
-    asks_for_date,
-    fingerprint,
-    load_base,
-    load_tokenizer,
-    model_path,
-    tokenizer_fingerprint,
-)
+from localdpo.model.load import Base, fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.model.memory import rows_in_pass
 from localdpo.recipe.load import load_recipe
-from localdpo.recipe.schema import Recipe
 from localdpo.records.answers import (
     AnswerRecord,
     AnswersRequest,
@@ -228,8 +219,7 @@ def plan_answers(
 ) -> tuple[Path, Header]:
     """The file that these answers belong in, and its first line. Loads no model.
 
-    Raises UserError: the run's base cannot be found, or a template that asks for the date refuses a prompt;
-    ValueError: no prompts, or no contestants.
+    Raises UserError: the run's base cannot be found; ValueError: no prompts, or no contestants.
     """
     if not prompts or not contestants:
         raise ValueError("answers need at least one prompt and one contestant")
@@ -245,10 +235,6 @@ def plan_answers(
         "encoder": ENCODER_VERSION,
         "prompts": digest([[row.asked, row.responses] for row in prompts]),
     }
-    if asks_for_date(folder):
-        # Tomorrow the same rows may be other prompts.
-        tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code)._tokenizer
-        depends["ids"] = digest([_prompt_ids(tokenizer, recipe, row).tolist() for row in prompts])
     names = [[contestant.name, contestant.fingerprint] for contestant in contestants]
     header = Header(
         key=digest([depends, names, asdict(sampling)])[:16],
@@ -269,18 +255,6 @@ def plan_answers(
         depends=depends,
     )
     return answers_path(run.path, header.key), header
-
-
-def _prompt_ids(tokenizer: Tokenizer, recipe: Recipe, row: PromptRow) -> np.ndarray:
-    """The token ids of a prompt, as a run of the recipe asks it."""
-    return encode_prompt(
-        tokenizer,
-        row.prompt,
-        recipe.data.template,
-        tools=row.tools,
-        template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
-        responses=row.responses,
-    )
 
 
 def kept_answers(
@@ -418,7 +392,17 @@ class _Answering:
         tokenizer = self.base.tokenizer._tokenizer
         self.models = Contestants(self.base, every)
         self.names = [contestant.name for contestant in every]
-        self.ids = [_prompt_ids(tokenizer, recipe, row) for row in prompts]
+        self.ids = [
+            encode_prompt(
+                tokenizer,
+                row.prompt,
+                recipe.data.template,
+                tools=row.tools,
+                template_kwargs={**recipe.data.chat_template_kwargs, **row.template_kwargs},
+                responses=row.responses,
+            )
+            for row in prompts
+        ]
         self.prompts = prompts
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.pad = next((int(token) for token in ends if token is not None), 0)

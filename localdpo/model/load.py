@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
     "tokenization_*.py",
 )
-# Those of them that may hold a chat template.
-TEMPLATE_FILES = ("tokenizer_config.json", "chat_template*", "additional_chat_templates/*.jinja")
 # What families of models call the number of their blocks, and more than any has.
 BLOCK_COUNTS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
 MOST_BLOCKS = 2_000
@@ -309,19 +307,11 @@ def tokenizer_fingerprint(folder: Path) -> str:
     loaded for it.
     """
     digest = hashlib.sha256()
-    for file in _files_of(folder, TOKENIZER_FILES):
+    files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}
+    for file in sorted(files):
         digest.update(f"{file.relative_to(folder)}\0".encode("utf-8", "surrogateescape"))
         digest.update(file_hash(file))
     return digest.hexdigest()
-
-
-def asks_for_date(folder: Path) -> bool:
-    """Whether a chat template of a model's folder can write the day of its use, as that of Llama 3.1 does."""
-    return any(b"strftime_now" in file.read_bytes() for file in _files_of(folder, TEMPLATE_FILES))
-
-
-def _files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    return sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

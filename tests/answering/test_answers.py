@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from answering_runs import mlx_lm_answers, mlx_lm_model, rows, run_folder
-from tiny_folders import CHATML, make_adapter, make_model_folder, recipe_text
+from tiny_folders import make_adapter, make_model_folder, recipe_text
 
 from localdpo.answering import generator as room
 from localdpo.answering import worker as answers_worker
@@ -161,20 +160,6 @@ def test_all_that_a_file_holds_is_taken_whatever_the_own_one_and_its_neighbours_
         writer.answers(*answers[-len(every) :])
     path.with_name("folder.jsonl").mkdir()
     assert len(room.kept_answers(run, every, path, header)) == len(answers)
-
-
-def test_a_prompt_in_which_the_template_writes_the_date_is_another_one_later(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    date = "{{ date_string if date_string is defined else strftime_now('%f') }}"
-    (folder / "chat_template.jinja").write_text(date + CHATML)
-    run = run_folder(tmp_path / "run", folder, None)
-    every = contestants(run, note=print)
-    assert plan_answers(run, every, rows(), DRAWN)[0] != plan_answers(run, every, rows(), DRAWN)[0]
-    recipe = run.recipe.read_text()
-    run.recipe.write_text(recipe.replace("data:\n", "data:\n  chat_template_kwargs: {date_string: now}\n"))
-    assert plan_answers(run, every, rows(), DRAWN)[0] == plan_answers(run, every, rows(), DRAWN)[0]
 
 
 def count_generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
