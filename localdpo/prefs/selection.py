@@ -152,7 +152,7 @@ def by_scores(
     """The pairs that scores make of candidates (name -> score, None without one), or why there is none.
 
     All of them have the same two scores: one is to be taken. `penalties`: of candidates that were cut, what
-    their scores lose; they are never chosen, and not rejected where one that ended has the same score.
+    their scores lose; they are never chosen.
     """
     cut = penalties or {}
     known = {
@@ -168,7 +168,6 @@ def by_scores(
         return ALL_EQUAL if len(set(known.values())) == 1 else CUT_NOT_BELOW
     of_best = [name for name, score in known.items() if score == best and name not in cut]
     of_low = [name for name, score in known.items() if score == low]
-    of_low = [name for name in of_low if name not in cut] or of_low
     return [BuiltPair(prompt, *names, (best, low)) for names in product(of_best, of_low)]
 
 
@@ -408,12 +407,9 @@ class CandidateJudging:
         return [replace(pair, used=(*pair.used, *used[pair.prompt])) for pair in built]
 
     def _longer(self, pair: BuiltPair) -> int:
-        """Tokens of the chosen answer less those of the rejected one; 0 if that was cut.
-
-        Such a pair is to teach an end. Others whose chosen answer is the longer one would work against it.
-        """
-        chosen, rejected = (self.answers[pair.prompt][name] for name in (pair.chosen, pair.rejected))
-        return chosen.tokens - rejected.tokens if rejected.finished else 0
+        """Tokens of the chosen answer less those of the rejected one."""
+        answers = self.answers[pair.prompt]
+        return answers[pair.chosen].tokens - answers[pair.rejected].tokens
 
     def _ask_scores(
         self, session: JudgeSession, names: Mapping[int, Sequence[str]]

@@ -95,8 +95,6 @@ def test_a_penalty_is_taken_from_the_score_of_the_answer_that_was_cut() -> None:
     scores = {"1": 4.0, "2": 5.0, "3": 3.0}
     assert by_scores(0, scores, {"2": 3.0}) == [BuiltPair(0, "1", "2", (4.0, 2.0))]
     assert by_scores(0, scores, {"2": 3.0, "3": 3.0}) == [BuiltPair(0, "1", "3", (4.0, 0.0))]
-    # One that ended is rejected before one that was cut.
-    assert by_scores(0, {"1": 4.0, "2": 5.0, "3": 2.0}, {"2": 3.0}) == [BuiltPair(0, "1", "3", (4.0, 2.0))]
     # Nothing is below the only one that ended.
     assert by_scores(0, scores, {"1": 0.5, "2": 0.5}) == selection.CUT_NOT_BELOW
     assert by_scores(0, {"1": 4.0, "2": 5.0}, {"2": 1.0}) == selection.ALL_EQUAL

@@ -458,23 +458,24 @@ def test_of_two_that_training_would_not_tell_apart_the_one_that_was_cut_goes(opt
 
 
 def test_lengths_are_even_over_the_pairs_that_are_kept(options: BuildOptions) -> None:
-    def rejected(ended: bool = True, **others: Any) -> tuple[list[str], int]:
-        plan = plan_build(replace(options, n=3, limit=2, **others))
-        answers = [
-            {"1": (0, "e", 10, True), "2": (0, "x", 12, True), "3": (0, "y", 4, True)},
-            {"1": (1, "e", 10, True), "2": (1, "x", 30, ended), "3": (1, "y", 32, ended)},
-        ]
-        records = [
-            {name: AnswerRecord(i, name, *more) for name, (i, *more) in each.items()} for each in answers
-        ]
-        outcome = CandidateJudging(plan, records).run(JudgeSession())
+    answers = [
+        {name: AnswerRecord(i, name, text, tokens, True) for name, text, tokens in candidates}
+        for i, candidates in enumerate(
+            [
+                [("1", "e", 10), ("2", "x", 12), ("3", "y", 4)],
+                [("1", "e", 10), ("2", "x", 30), ("3", "y", 32)],
+            ]
+        )
+    ]
+
+    def rejected(keep: int | None) -> tuple[list[str], int]:
+        plan = plan_build(replace(options, n=3, limit=2, keep=keep))
+        outcome = CandidateJudging(plan, answers).run(JudgeSession())
         return [pair.rejected for pair in outcome.built], outcome.beyond_keep
 
     # 2 and 20 tokens shorter than rejected ones; with the shortest rejected one 14 in all.
-    assert rejected() == (["3", "2"], 0)
-    assert rejected(keep=1) == (["2"], 1)
-    # What was cut teaches an end, and is not made up for.
-    assert rejected(ended=False, missing_eos_penalty=PENALTY) == (["2", "2"], 0)
+    assert rejected(None) == (["3", "2"], 0)
+    assert rejected(1) == (["2"], 1)
 
 
 def test_callbacks_count_up_to_what_was_announced(options: BuildOptions) -> None:
