@@ -66,7 +66,8 @@ def run_build(plan: BuildPlan, *, budget: Budget | None = None, hooks: Hooks | N
 
 def _write(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> dict[str, Any]:
     """Write the two files of pairs and, last, the report. Without a pair an earlier build's files stay."""
-    options, built = plan.options, outcome.built
+    options = plan.options
+    built = outcome.built if options.keep is None else outcome.built[: options.keep]
     share = round(options.valid_fraction * len(built))
     wanted = share if options.valid_count is None else options.valid_count
     if built and wanted >= len(built):
@@ -75,7 +76,7 @@ def _write(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> dict[
             "to train on; give a smaller one (nothing is generated or asked again)"
         )
     held = split_by_prompt([plan.prompts[pair.prompt].id for pair in built], wanted, options.seed)
-    report = report_of(plan, answers, outcome, sum(held))
+    report = report_of(plan, answers, outcome, built, sum(held))
     rows = rows_of_build(plan, answers, built)
     report["files"] = _written(options.out)
     if built:

@@ -104,12 +104,13 @@ def _verdict(used: UsedVerdict) -> dict[str, Any]:
     return said if verdict.principle is None else said | {"principle": verdict.principle}
 
 
-def report_of(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, valid: int) -> dict[str, Any]:
-    """The record of a build, JSON values only; `valid` of its pairs are held out."""
-    built = outcome.built
+def report_of(
+    plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, built: Sequence[BuiltPair], valid: int
+) -> dict[str, Any]:
+    """The record of a build, JSON values only; `valid` of the `built` pairs are held out."""
     options, sampling, hashes = plan.options, plan.sampling, plan.hashes
     made = [answer for of_prompt in answers for answer in of_prompt.values()]
-    temperatures = temperature_rows(plan, answers, outcome)
+    temperatures = temperature_rows(plan, answers, outcome, built)
     usage = add_usage(outcome.verdicts)
     penalty = options.missing_eos_penalty
     sides = [[answers[pair.prompt][name] for name in (pair.chosen, pair.rejected)] for pair in built]
@@ -146,7 +147,7 @@ def report_of(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, valid
             "kept": len(built),
             "train": len(built) - valid,
             "valid": valid,
-            "beyond_keep": outcome.beyond_keep,
+            "beyond_keep": len(outcome.built) - len(built),
             "dropped": dict(outcome.pairs.most_common()),
             "chosen_longer": longer / len(built) if built else None,
             "chosen_tokens": fmean(chosen.tokens for chosen, _ in sides) if built else None,
@@ -167,7 +168,9 @@ def report_of(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, valid
     }
 
 
-def temperature_rows(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> list[dict[str, Any]]:
+def temperature_rows(
+    plan: BuildPlan, answers: Candidates, outcome: BuildOutcome, built: Sequence[BuiltPair]
+) -> list[dict[str, Any]]:
     """For each temperature how its candidates did.
 
     chosen, rejected: sides of kept pairs. wins, losses: those of pairs between two temperatures.
@@ -176,7 +179,7 @@ def temperature_rows(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome
     rows = []
     for temperature in dict.fromkeys(sampling.temperatures):
         names = [name for name in sampling.judged if sampling.temperature(name) == temperature]
-        sides = [(pair.chosen in names, pair.rejected in names) for pair in outcome.built]
+        sides = [(pair.chosen in names, pair.rejected in names) for pair in built]
         scores = [score for name in names for score in outcome.scores.get(name, ())]
         rows.append(
             {

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from localdpo.data.encode import IDENTICAL, Encoder
 from localdpo.data.types import Example, Pair
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # The candidates of each prompt, by name.
 Candidates = Sequence[Mapping[str, AnswerRecord]]
-# A pair, or those of one prompt.
-Found = TypeVar("Found")
 
 EMPTY: Final = "empty"
 CUT: Final = "cut at the limit of tokens"
@@ -186,8 +184,8 @@ def even_lengths(differences: Sequence[Sequence[int]]) -> list[int]:
     """Which pair of each prompt is taken, so that chosen answers are as long as rejected ones in total.
 
     DPO learns a difference in length along with what is preferred (arXiv 2403.19159). At first the pair of
-    each prompt is taken whose lengths differ least; then, one prompt at a time, another one that brings the
-    total nearer to 0, those first whose own lengths differ little more for it.
+    each prompt is taken whose lengths differ least; then, where that costs little within a pair and brings the
+    total much nearer to 0, another one.
 
     Args:
         differences: tokens of the chosen answer less those of the rejected one, for each pair of each prompt.
@@ -221,8 +219,7 @@ class BuildOutcome:
     """What came of a build.
 
     Attributes:
-        built: pairs in the order of the prompts, the first --keep of them.
-        beyond_keep: how many there were beyond those.
+        built: pairs in the order of the prompts.
         pairs: prompts without a pair, by reason. candidates: answers that were not judged, by reason.
         cut: answers that were cut and are judged.
         verdicts: every verdict that was used, in order.
@@ -230,7 +227,6 @@ class BuildOutcome:
     """
 
     built: list[BuiltPair] = field(default_factory=list)
-    beyond_keep: int = 0
     pairs: Counter[str] = field(default_factory=Counter)
     candidates: Counter[str] = field(default_factory=Counter)
     cut: int = 0
@@ -334,16 +330,10 @@ class CandidateJudging:
         if not self.plan.paired:
             self.outcome.built = self._best(session)
         elif self.plan.judges.scores is None:
-            self.outcome.built = self._first(self._compared(session))
+            self.outcome.built = self._compared(session)
         else:
-            self.outcome.built = self._first(self._scored(session, self._compared(session)))
+            self.outcome.built = self._scored(session, self._compared(session))
         return self.outcome
-
-    def _first(self, found: list[Found]) -> list[Found]:
-        """What was found for the first prompts, as many as --keep says; the others are counted."""
-        first = found[: self.plan.options.keep]
-        self.outcome.beyond_keep = len(found) - len(first)
-        return first
 
     def _question(self, i: int, *names: str) -> Question:
         return question_about(self.plan.prompts[i], *(text_of(self.answers[i][name]) for name in names))
@@ -400,8 +390,6 @@ class CandidateJudging:
                 self.outcome.pairs[pairs] += 1
             else:
                 found.append(pairs)
-        # Before lengths are evened: those of the pairs that are written are to be even.
-        found = self._first(found)
         taken = even_lengths([[self._longer(pair) for pair in pairs] for pairs in found])
         built = [pairs[i] for pairs, i in zip(found, taken, strict=True)]
         return [replace(pair, used=(*pair.used, *used[pair.prompt])) for pair in built]
