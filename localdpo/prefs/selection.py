@@ -145,12 +145,15 @@ def with_scores(
 
 
 def by_scores(
-    prompt: int, scores: Mapping[str, float | None], penalties: Mapping[str, float] | None = None
-) -> list[BuiltPair] | str:
-    """The pairs that scores make of candidates (name -> score, None without one), or why there is none.
+    prompt: int,
+    scores: Mapping[str, float | None],
+    lengths: Mapping[str, int],
+    penalties: Mapping[str, float] | None = None,
+) -> BuiltPair | str:
+    """The pair that scores make of candidates (name -> score, None without one), or why there is none.
 
-    All of them have the same two scores: one is to be taken. `penalties`: of candidates that were cut, what
-    their scores lose; they are never chosen.
+    `lengths`: tokens of each candidate. `penalties`: of candidates that were cut, what their scores lose;
+    they are never chosen.
     """
     cut = penalties or {}
     known = {
@@ -160,55 +163,36 @@ def by_scores(
     }
     if len(known) < 2:
         return UNSCORED
-    best = max((score for name, score in known.items() if name not in cut), default=-math.inf)
-    low = low_score(best, list(known.values()))
-    if low is None:
-        return ALL_EQUAL if len(set(known.values())) == 1 else CUT_NOT_BELOW
-    of_best = [name for name, score in known.items() if score == best and name not in cut]
-    of_low = [name for name, score in known.items() if score == low]
-    return [BuiltPair(prompt, *names, (best, low)) for names in product(of_best, of_low)]
+    names, values = list(known), list(known.values())
+    indices = best_and_low(values, [lengths[name] for name in names], [name not in cut for name in names])
+    if indices is None:
+        return ALL_EQUAL if len(set(values)) == 1 else CUT_NOT_BELOW
+    best, low = indices
+    return BuiltPair(prompt, names[best], names[low], (values[best], values[low]))
 
 
-def low_score(best: float, scores: Sequence[float]) -> float | None:
-    """Of the scores below `best` the one nearest to mean - 2 sd of all; None if there is none.
+def best_and_low(
+    scores: Sequence[float], lengths: Sequence[int], ended: Sequence[bool] | None = None
+) -> tuple[int, int] | None:
+    """Indices of the best score and of the lower one nearest to mean - 2 sd; None if there is none lower.
+
+    `ended`: which answers may be the best, as those may that ended; None: all.
 
     After arXiv 2502.16825: of many samples the very worst teaches less than one two (population) standard
-    deviations below the mean; of two equally near the lower one is taken.
+    deviations below the mean; of two equally near the lower one is taken. Of equal scores those two are
+    taken whose lengths differ least, since DPO also learns a difference in length (arXiv 2403.19159), and of
+    these the first.
     """
+    ended = ended or [True] * len(scores)
+    best = max((score for score, has_end in zip(scores, ended, strict=True) if has_end), default=-math.inf)
     target = statistics.fmean(scores) - 2 * statistics.pstdev(scores)
     lower = [score for score in scores if score < best]
-    return min(lower, key=lambda score: (abs(score - target), score), default=None)
-
-
-def even_lengths(differences: Sequence[Sequence[int]]) -> list[int]:
-    """Which pair of each prompt is taken, so that chosen answers are as long as rejected ones in total.
-
-    DPO learns a difference in length along with what is preferred (arXiv 2403.19159). At first the pair of
-    each prompt is taken whose lengths differ least; then, where that costs little within a pair and brings the
-    total much nearer to 0, another one.
-
-    Args:
-        differences: tokens of the chosen answer less those of the rejected one, for each pair of each prompt.
-
-    Returns:
-        An index into each of `differences`.
-    """
-    taken = [min(range(len(of_prompt)), key=lambda i: abs(of_prompt[i])) for of_prompt in differences]
-    total = sum(of_prompt[i] for of_prompt, i in zip(differences, taken, strict=True))
-    changes = []
-    for prompt, of_prompt in enumerate(differences):
-        now = of_prompt[taken[prompt]]
-        for i, difference in enumerate(of_prompt):
-            nearer = abs(total) - abs(total + difference - now)
-            if nearer > 0:
-                changes.append(((abs(difference) - abs(now)) / nearer, prompt, i))
-    changed: set[int] = set()
-    for _, prompt, i in sorted(changes):
-        step = differences[prompt][i] - differences[prompt][taken[prompt]]
-        if prompt not in changed and abs(total + step) < abs(total):
-            taken[prompt], total = i, total + step
-            changed.add(prompt)
-    return taken
+    if not lower:
+        return None
+    low = min(lower, key=lambda score: (abs(score - target), score))
+    of_best, of_low = ([i for i, score in enumerate(scores) if score == wanted] for wanted in (best, low))
+    of_best = [i for i in of_best if ended[i]]
+    return min(product(of_best, of_low), key=lambda pair: abs(lengths[pair[0]] - lengths[pair[1]]))
 
 
 # --- asking the judge ----------------------------------------------------------------------------------
@@ -380,24 +364,13 @@ class CandidateJudging:
 
     def _best(self, session: JudgeSession) -> list[BuiltPair]:
         """More than two answers: every one is scored, and the scores make the pair."""
-        used = self._ask_scores(session, self.ready)
-        found: list[list[BuiltPair]] = []
-        for i, verdicts in used.items():
-            scores = {each.names[0]: each.verdict.score for each in verdicts}
+        built: list[BuiltPair] = []
+        for i, used in self._ask_scores(session, self.ready).items():
+            scores = {each.names[0]: each.verdict.score for each in used}
+            lengths = {name: self.answers[i][name].tokens for name in scores}
             penalties = dict.fromkeys(self._cut(i), self.plan.options.missing_eos_penalty or 0.0)
-            pairs = by_scores(i, scores, penalties)
-            if isinstance(pairs, str):
-                self.outcome.pairs[pairs] += 1
-            else:
-                found.append(pairs)
-        taken = even_lengths([[self._longer(pair) for pair in pairs] for pairs in found])
-        built = [pairs[i] for pairs, i in zip(found, taken, strict=True)]
-        return [replace(pair, used=(*pair.used, *used[pair.prompt])) for pair in built]
-
-    def _longer(self, pair: BuiltPair) -> int:
-        """Tokens of the chosen answer less those of the rejected one."""
-        answers = self.answers[pair.prompt]
-        return answers[pair.chosen].tokens - answers[pair.rejected].tokens
+            built += self._kept(by_scores(i, scores, lengths, penalties), used)
+        return built
 
     def _ask_scores(
         self, session: JudgeSession, names: Mapping[int, Sequence[str]]

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 from localdpo.judging.base import PairVerdict
 from localdpo.prefs import selection
 from localdpo.prefs.rewrite import split_by_prompt
-from localdpo.prefs.selection import (
-    BuiltPair,
-    against_cut,
-    by_choice,
-    by_scores,
-    even_lengths,
-    low_score,
-    usable,
-)
+from localdpo.prefs.selection import BuiltPair, against_cut, best_and_low, by_choice, by_scores, usable
 from localdpo.records.answers import AnswerRecord
 from localdpo.records.verdicts import Verdict
 
@@ -91,15 +83,18 @@ def test_a_penalty_is_taken_from_the_score_of_the_answer_that_was_cut() -> None:
     pair = BuiltPair(3, "ended", "cut")
     assert selection.with_scores(pair, scored(3), scored(4), 2.0) == BuiltPair(3, "ended", "cut", (3, 2))
     assert selection.with_scores(pair, scored(3), scored(5), 2.0) == selection.CUT_NOT_BELOW
+    lengths = {"1": 9, "2": 12, "3": 12}
     # 5 - 3 = 2 is the lowest; the best of those that ended is chosen, though one that was cut scored higher.
     scores = {"1": 4.0, "2": 5.0, "3": 3.0}
-    assert by_scores(0, scores, {"2": 3.0}) == [BuiltPair(0, "1", "2", (4.0, 2.0))]
-    assert by_scores(0, scores, {"2": 3.0, "3": 3.0}) == [BuiltPair(0, "1", "3", (4.0, 0.0))]
+    assert by_scores(0, scores, lengths, {"2": 3.0}) == BuiltPair(0, "1", "2", (4.0, 2.0))
+    assert by_scores(0, scores, lengths, {"2": 3.0, "3": 3.0}) == BuiltPair(0, "1", "3", (4.0, 0.0))
     # Nothing is below the only one that ended.
-    assert by_scores(0, scores, {"1": 0.5, "2": 0.5}) == selection.CUT_NOT_BELOW
-    assert by_scores(0, {"1": 4.0, "2": 5.0}, {"2": 1.0}) == selection.ALL_EQUAL
-    scores_of_cut = {"1": None, "2": 5.0, "3": 3.0}
-    assert by_scores(0, scores_of_cut, {"2": 1.0, "3": 1.0}) == selection.CUT_NOT_BELOW
+    assert by_scores(0, scores, lengths, {"1": 0.5, "2": 0.5}) == selection.CUT_NOT_BELOW
+    assert by_scores(0, {"1": 4.0, "2": 5.0}, lengths, {"2": 1.0}) == selection.ALL_EQUAL
+    assert (
+        by_scores(0, {"1": None, "2": 5.0, "3": 3.0}, lengths, {"2": 1.0, "3": 1.0})
+        == selection.CUT_NOT_BELOW
+    )
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=2, max_size=9), st.integers(1, 6))
@@ -107,16 +102,15 @@ def test_an_answer_that_was_cut_is_never_chosen(candidates: list[tuple[int, bool
     scores = {str(i): float(score) for i, (score, _) in enumerate(candidates)}
     penalties = {str(i): float(penalty) for i, (_, ended) in enumerate(candidates) if not ended}
     after = {name: score - penalties.get(name, 0.0) for name, score in scores.items()}
-    pairs = by_scores(0, scores, penalties)
+    pair = by_scores(0, scores, dict.fromkeys(scores, 9), penalties)
     best = max((score for name, score in after.items() if name not in penalties), default=None)
     if best is None or min(after.values()) >= best:
-        assert isinstance(pairs, str)
+        assert isinstance(pair, str)
         return
-    assert not isinstance(pairs, str)
-    for pair in pairs:
-        assert pair.chosen not in penalties
-        assert pair.scores == (best, after[pair.rejected])
-        assert after[pair.rejected] < best
+    assert isinstance(pair, BuiltPair)
+    assert pair.chosen not in penalties
+    assert pair.scores == (best, after[pair.rejected])
+    assert after[pair.rejected] < best
 
 
 @pytest.mark.parametrize(
@@ -147,62 +141,51 @@ def test_scores_must_say_what_the_choice_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "low"),
+    ("scores", "places"),
     [
         # mean 3, sd sqrt(2), mean - 2 sd = 0.17: the lowest.
-        ([1, 2, 3, 4, 5], 1),
+        ([1, 2, 3, 4, 5], (4, 0)),
         # mean 4.6, sd 1.2, target 2.2: 1 is 1.2 away, 5 is 2.8 away.
-        ([5] * 9 + [1], 1),
+        ([5] * 9 + [1], (0, 9)),
         # mean 4.05, sd 1.071, target 1.908: 2 is nearer than the very worst.
-        ([5] * 8 + [4] * 8 + [3] * 2 + [2, 1], 2),
+        ([5] * 8 + [4] * 8 + [3] * 2 + [2, 1], (0, 18)),
         # mean 4.96, sd 0.398, target 4.164: a 5 is nearest, but a rejected answer must be worse.
-        ([5] * 99 + [1], 1),
+        ([5] * 99 + [1], (0, 99)),
+        # Of equally good ones the first, of equally bad ones the first.
+        ([2, 4, 2, 4], (1, 0)),
         ([3, 3, 3], None),
     ],
 )
-def test_the_low_score_is_the_one_nearest_to_two_deviations_below(
-    scores: list[float], low: float | None
+def test_best_against_the_one_nearest_to_two_deviations_below(
+    scores: list[float], places: tuple[int, int] | None
 ) -> None:
-    assert low_score(max(scores), scores) == low
+    assert best_and_low(scores, [20] * len(scores)) == places
 
 
-def test_every_best_answer_makes_a_pair_with_every_low_one() -> None:
-    scores = {"a": 2.0, "b": 4.0, "c": 2.0, "d": 4.0, "e": 3.0}
-    pairs = by_scores(7, scores)
-    assert pairs == [BuiltPair(7, *names, (4.0, 2.0)) for names in ("ba", "bc", "da", "dc")]
+def test_of_equal_scores_those_of_nearly_one_length_make_the_pair() -> None:
+    scores, lengths = [5, 5, 5, 1, 1, 3], [10, 40, 80, 200, 75, 81]
+    assert best_and_low(scores, lengths) == (2, 4)
+    pair = by_scores(0, dict(zip("abcdef", scores, strict=True)), dict(zip("abcdef", lengths, strict=True)))
+    assert pair == BuiltPair(0, "c", "e", (5, 1))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 99)), min_size=2, max_size=40))
+def test_the_rejected_answer_is_always_worse(candidates: list[tuple[int, int]]) -> None:
+    scores, lengths = [list(column) for column in zip(*candidates, strict=True)]
+    places = best_and_low(scores, lengths)
+    if len(set(scores)) == 1:
+        assert places is None
+    else:
+        assert places is not None
+        assert scores[places[0]] == max(scores)
+        assert scores[places[1]] < max(scores)
 
 
 def test_candidates_without_a_score_are_left_out() -> None:
-    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}) == [BuiltPair(7, "3", "1", (4.5, 2.0))]
-    assert by_scores(7, {"1": 2.0, "2": None}) == selection.UNSCORED
-    assert by_scores(7, {"1": 2.0, "2": 2.0}) == selection.ALL_EQUAL
-
-
-def test_pairs_of_nearly_one_length_are_taken_while_the_total_is_even() -> None:
-    assert even_lengths([[30, -2, 9], [2], [-40, 0]]) == [1, 0, 1]
-    assert even_lengths([[5, -5], [0, 0]]) == [0, 0]
-    assert even_lengths([]) == []
-
-
-def test_chosen_answers_are_as_long_as_rejected_ones_in_total() -> None:
-    # Three prompts with shorter chosen answers only, 12 tokens in all, and three where there is a choice.
-    only = [[-3], [-5], [-4]]
-    assert even_lengths([*only, [-1, 2], [-1, 10], [0, 30]])[3:] == [1, 1, 0]
-    # Two changes would do; the third one would make the chosen answers longer by as much.
-    assert even_lengths([*only, [0, 5], [0, 7], [0, 11]])[3:] == [1, 1, 0]
-    # Nothing makes it shorter than it is.
-    assert even_lengths([[4, 9], [7, 8]]) == [0, 0]
-
-
-@given(st.lists(st.lists(st.integers(-90, 90), min_size=1, max_size=6), max_size=40))
-def test_another_pair_is_only_taken_for_a_more_even_total(differences: list[list[int]]) -> None:
-    taken = even_lengths(differences)
-    nearest = sum(min(of_prompt, key=abs) for of_prompt in differences)
-    total = sum(of_prompt[i] for of_prompt, i in zip(differences, taken, strict=True))
-    assert abs(total) <= abs(nearest)
-    if total == nearest:
-        shortest = [min(map(abs, of_prompt)) for of_prompt in differences]
-        assert [abs(of_prompt[i]) for of_prompt, i in zip(differences, taken, strict=True)] == shortest
+    lengths = {"1": 9, "2": 9, "3": 30}
+    assert by_scores(7, {"1": 2.0, "2": None, "3": 4.5}, lengths) == BuiltPair(7, "3", "1", (4.5, 2.0))
+    assert by_scores(7, {"1": 2.0, "2": None}, lengths) == selection.UNSCORED
+    assert by_scores(7, {"1": 2.0, "2": 2.0}, lengths) == selection.ALL_EQUAL
 
 
 NAMES = st.lists(st.sampled_from([f"prompt {i}" for i in range(30)]), max_size=60)
