@@ -94,7 +94,7 @@ class FakeServer:
         self.lock = threading.Lock()
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"fake": self})
-        self.http = _Server(("127.0.0.1", 0), handler)
+        self.http = _listening(handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
     def __enter__(self) -> FakeServer:
@@ -166,6 +166,22 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, *_: Any) -> None:
         """A client that went away is no news."""
+
+
+_PORTS: set[int] = set()
+
+
+def _listening(handler: type[BaseHTTPRequestHandler]) -> _Server:
+    """A server on a port that none of this process had: verdicts are kept under the server's address, so one
+    that got an earlier server's port would not be asked what that one was asked.
+    """
+    server = _Server(("127.0.0.1", 0), handler)
+    if server.server_port in _PORTS:
+        # The port stays taken until another is found.
+        with server:
+            return _listening(handler)
+    _PORTS.add(server.server_port)
+    return server
 
 
 class _Handler(BaseHTTPRequestHandler):
