@@ -18,7 +18,7 @@ from localdpo.cli.watch import open_dashboard
 from localdpo.core.names import command_line
 from localdpo.launch.processes import Job
 from localdpo.out import has_screen, note, print_json, result, say
-from localdpo.records.rundir import RunLock
+from localdpo.records.rundir import RunDir, RunLock
 from localdpo.records.series import (
     HEADINGS,
     RoundsDir,
@@ -30,7 +30,7 @@ from localdpo.records.series import (
     read_record,
     write_options,
 )
-from localdpo.records.wording import resume_command, runs_dir_words
+from localdpo.records.wording import resume_command, run_words
 
 if TYPE_CHECKING:
     from localdpo.launch.rounds import RoundsPlan
@@ -113,8 +113,7 @@ def print_series(series: RoundsDir, record: SeriesRecord, as_json: bool) -> None
     best = record.best
     words = []
     if best is not None:
-        name = f"{series.name}/{best.name}"
-        words = [f"export it: {command_line('export', name, *runs_dir_words(series))}"]
+        words = [f"export it: {command_line('export', *run_words(RunDir(series.path / best.name)))}"]
     if record.ended is None:
         words = [f"stopped; resume it with: {resume_command(series)}"]
     for line in (*closing_lines(record), *words):
@@ -136,8 +135,7 @@ def make_beside_dashboard(series: SeriesDir, options: SeriesOptions, show: Calla
         say(f"error: {problem}", error=True)
         return 1
     if job.is_running:
-        watched = command_line("watch", series.name, *runs_dir_words(series))
-        say(f"it continues; return to it with: {watched}")
+        say(f"it continues; return to it with: {command_line('watch', *run_words(series))}")
     else:
         show()
     return code

@@ -25,7 +25,7 @@ from localdpo.records.metrics import ACCURACY
 from localdpo.records.progress import progress_of
 from localdpo.records.rundir import RunDir, find_folder
 from localdpo.records.series import SeriesOptions
-from localdpo.records.wording import runs_dir_words
+from localdpo.records.wording import run_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -127,8 +127,8 @@ def print_sweep(sweep: sweeps.SweepDir, best_by: str | None, as_json: bool) -> N
     for line in sweeps.closing_lines(sweep, results):
         print_plain(console, line)
     if results.best is not None:
-        name = f"{sweep.name}/{results.best}"
-        print_plain(console, f"export it: {command_line('export', name, *runs_dir_words(sweep))}")
+        words = run_words(RunDir(sweep.path / results.best))
+        print_plain(console, f"export it: {command_line('export', *words)}")
 
 
 def make(

@@ -13,7 +13,7 @@ from localdpo.cli import options as opt
 from localdpo.cli.plain import Interrupts, ProgressView
 from localdpo.cli.watch import open_dashboard, say_continues
 from localdpo.core.errors import DEVICE_EXIT, USER_ERROR_EXIT, UserError
-from localdpo.core.names import program
+from localdpo.core.names import command_line
 from localdpo.core.process import launched_rank
 from localdpo.core.text import printable
 from localdpo.launch.explain import CRASHED_EXIT, FINISHED_EXIT, exit_code, explain_death
@@ -23,7 +23,7 @@ from localdpo.records.checkpoints import adapter_folder, newest_checkpoint, read
 from localdpo.records.deaths import RESUME_WITH
 from localdpo.records.events import effective, read_events
 from localdpo.records.progress import progress_of
-from localdpo.records.rundir import RunDir
+from localdpo.records.rundir import RunDir, runs_dir_of
 from localdpo.records.runs import summarise
 from localdpo.records.wording import closing_lines
 
@@ -115,7 +115,7 @@ def make_request(
             raise UserError(f"{override}: expected KEY=VALUE after the recipe, such as loss.beta=0.2")
     if recipe is None and not (resume and run is not None):
         raise UserError(
-            f"no recipe: give a YAML file (`{program()} init` lists some), or --resume with --run NAME"
+            f"no recipe: give a YAML file (`{command_line('init')}` lists some), or --resume with --run NAME"
         )
     path = None if recipe is None else Path(recipe)
     return TrainRequest(path, words, run, runs_dir, resume, accept_changes, kind)
@@ -163,7 +163,7 @@ def train_in_dashboard(run: RunDir, accept_changes: bool, notify: bool = False) 
         interrupts.pass_to(worker)
         # Textual takes a moment to load while the worker starts.
         import localdpo.dashboard.app  # noqa: F401
-    code = open_dashboard(run.path.parent, run, worker, notify=notify)
+    code = open_dashboard(runs_dir_of(run), run, worker, notify=notify)
     if worker.returncode is not None:
         return report_end(worker, by_keyboard=False)
     say_continues(run, worker.pid)

@@ -22,7 +22,7 @@ from localdpo.records.checkpoints import read_log
 from localdpo.records.progress import Progress
 from localdpo.records.rundir import RunDir, find_run, list_runs
 from localdpo.records.series import SeriesDir
-from localdpo.records.wording import runs_dir_words
+from localdpo.records.wording import run_words
 
 # As keymap.SCREEN_TITLES has them; naming them here keeps Textual out of --help.
 SCREENS: Final = ("live", "samples", "pairs", "compare", "judge", "runs")
@@ -168,6 +168,6 @@ def open_dashboard(
 
 def say_continues(run: RunDir, pid: int | None) -> None:
     """Print that training continues, and how to return to its dashboard."""
-    words = command_line("watch", run.name, *runs_dir_words(run))
+    words = command_line("watch", *run_words(run))
     who = f" (process {pid})" if pid is not None else ""
     say(f"training continues{who}; return to the dashboard with: {words}")

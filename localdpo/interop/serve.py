@@ -30,6 +30,7 @@ from localdpo.data.render import Renderer
 from localdpo.interop.trained import Trained
 from localdpo.model import lora
 from localdpo.out import say
+from localdpo.records.wording import run_words
 
 PROBES: Final = (
     "Hello",
@@ -161,7 +162,7 @@ class Served:
             f"base + adapter and {distances.from_base:.2g} of the base"
         )
         if distances.answers == "base":
-            export = command_line("export", self._trained.run.name, "--to", "mlx")
+            export = command_line("export", *run_words(self._trained.run), "--to", "mlx")
             raise UserError(
                 f"{self._trained.adapter}: mlx-lm's server does not apply this adapter, the base answers "
                 f"({numbers}); update mlx-lm, or write the model with it ({export}) and serve that"

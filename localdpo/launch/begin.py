@@ -63,16 +63,20 @@ def open_run(
     require_space(request.runs_dir, LEAST_BYTES)
     if text is None:
         text = dump_recipe(resolve_recipe(request, known, note))
-    name = known.name if known is not None else request.run
-    if name is None:
-        return request.kind.create_new(request.runs_dir, request.stem, text)
-    return request.kind.create(request.runs_dir, name, text, differences or differing_keys)
+    differences = differences or differing_keys
+    if known is not None:
+        return request.kind.create(known.path.parent, known.name, text, differences)
+    if request.run is not None:
+        return request.kind.create(request.runs_dir, request.run, text, differences)
+    return request.kind.create_new(request.runs_dir, request.stem, text)
 
 
 def known_run(request: TrainRequest) -> RunDir | None:
     """The run that the request resumes, None for a new one."""
     if request.run is not None:
-        check_name(request.run)
+        # A run of a series is named with it.
+        for part in request.run.split("/", 1) if request.kind is RunDir else [request.run]:
+            check_name(part)
         run = request.kind(spelled(request.runs_dir / request.run))
         if request.resume and not run.exists():
             return find_folder(request.runs_dir, request.run, request.kind)

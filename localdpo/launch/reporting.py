@@ -29,7 +29,7 @@ from localdpo.out import guard, say, say_errors
 from localdpo.records.events import REDONE_TYPES, Event, EventTail, EventWriter, effective
 from localdpo.records.log import LogWriter
 from localdpo.records.rundir import RunDir
-from localdpo.records.wording import runs_dir_words
+from localdpo.records.wording import run_words
 
 PATIENCE_SWITCH: Final = "LOCALDPO_TRACKER_SECONDS"
 NOTICE: Final = "tracker"
@@ -134,7 +134,7 @@ class Reporters:
                 self._write_notice(name, f"{name} cannot be started: {error.strerror}")
 
     def _write_notice(self, name: str, problem: str) -> None:
-        again = command_line("runs", "sync", self._run.name, "--to", name, *runs_dir_words(self._run))
+        again = command_line("runs", "sync", *run_words(self._run), "--to", name)
         self._write(level="warning", message=masked(problem), **{"try": f"when the run has ended: {again}"})
 
     def _write(self, **fields: str) -> None:

@@ -44,7 +44,7 @@ from localdpo.core.atomic import (
     remove_empty_dir,
 )
 from localdpo.core.errors import UserError
-from localdpo.core.names import program
+from localdpo.core.names import command_line
 from localdpo.records.events import Event, EventTail, read_events
 
 Ending = Literal["finished", "failed", "stopped", "crashed"]
@@ -64,6 +64,8 @@ _LOCK_PATIENCE: Final = 0.5
 _LOCK_BYTES: Final = 4096  # a block of the file system
 # The environment variable with the number of the descriptor through which a process was given a run's lock.
 LOCK_FD: Final = "LOCALDPO_LOCK_FD"
+# What makes a folder that of a series: of rounds, and of a sweep (series.py, sweeps.py).
+SERIES_RECIPES: Final = ("series.yaml", "sweep.json")
 # What a run has that did not begin, and what its log may say.
 _FIRST_FILES: Final = frozenset({"events.jsonl", "worker.log", "inputs.json", "recipe.yaml", "lock"})
 _FIRST_FOLDERS: Final = frozenset({"control", "checkpoints"})
@@ -507,8 +509,8 @@ def find_folder(runs_dir: str | Path, name: str | None, kind: type[Kind]) -> Kin
         raise UserError(f"{within}: holds several runs; name one of them: {', '.join(inside[:5])}")
     if not known:
         raise UserError(
-            f"{runs_dir}: no {several} here; start one with `{program()} {kind.command} RECIPE` or give "
-            "--runs-dir"
+            f"{runs_dir}: no {several} here; start one with `{command_line(kind.command, 'RECIPE')}` "
+            "or give --runs-dir"
         )
     raise UserError(f"{runs_dir}: no {one} named {name!r}; the latest are {', '.join(known[:5])}")
 
@@ -524,6 +526,15 @@ def runs_below(runs_dir: str | Path) -> list[RunDir]:
         folders = (path for path in root.iterdir() if path.is_dir() and path not in own)
         runs += [run for folder in folders if not folder.name.startswith(".") for run in list_runs(folder)]
     return sorted(runs, key=lambda run: (-_last_active(run), run.path))
+
+
+def runs_dir_of(run: RunDir) -> Path:
+    """The folder in which commands look for a run, or a series: that of its series for a run of one."""
+    folder = run.path.parent
+    # Of `.` and `..` the folder above has no name here.
+    is_named = folder.name not in ("", "..")
+    is_series = is_named and any((folder / recipe).is_file() for recipe in SERIES_RECIPES)
+    return folder.parent if is_series else folder
 
 
 def path_in(runs_dir: str | Path, run: RunDir) -> str:

@@ -28,7 +28,7 @@ from localdpo.records.evaluations import RateEstimate
 from localdpo.records.events import effective, read_events
 from localdpo.records.log import as_record, read_sealed, seal
 from localdpo.records.progress import progress_of
-from localdpo.records.rundir import RunDir, folders_of
+from localdpo.records.rundir import SERIES_RECIPES, RunDir, folders_of
 from localdpo.records.wording import resume_command
 
 VERSION: Final = 1
@@ -111,7 +111,7 @@ class RoundsDir(SeriesDir):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.recipe = self.path / "series.yaml"
+        self.recipe = self.path / SERIES_RECIPES[0]
         self.record = self.path / "series.json"
 
     def round(self, number: int) -> RunDir:

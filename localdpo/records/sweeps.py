@@ -26,7 +26,7 @@ from localdpo.records.evaluations import RateEstimate, judged_rate, name_after
 from localdpo.records.events import as_number
 from localdpo.records.log import DAMAGE, as_record
 from localdpo.records.metrics import ACCURACY, METRICS, metrics_of
-from localdpo.records.rundir import RunDir
+from localdpo.records.rundir import SERIES_RECIPES, RunDir
 from localdpo.records.runs import RunReader, RunSummary
 from localdpo.records.series import SeriesDir, rate_text, read_options
 from localdpo.records.wording import resume_command
@@ -49,7 +49,7 @@ class SweepDir(SeriesDir):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.recipe = self.path / "sweep.json"
+        self.recipe = self.path / SERIES_RECIPES[1]
 
 
 @dataclass(frozen=True)

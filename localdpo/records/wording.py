@@ -17,7 +17,7 @@ from localdpo.records.checkpoints import adapter_folder
 from localdpo.records.events import Event, notice_of
 from localdpo.records.metrics import ACCURACY, ALL_TIED, HEADLINES, all_tied, metrics_of
 from localdpo.records.progress import Phase
-from localdpo.records.rundir import ENDS, RunDir
+from localdpo.records.rundir import ENDS, RunDir, path_in, runs_dir_of
 
 DEFAULT_RUNS_DIR: Final = Path("runs")
 # Fields of events that a line does not have: shown otherwise, or too long.
@@ -121,18 +121,22 @@ def closing_lines(run: RunDir, events: Iterable[Event]) -> list[str]:
         if event.type == "run.finished":
             seconds = event.data.get("seconds")
     took = f" in {format_seconds(seconds)}" if isinstance(seconds, int | float) else ""
-    command = command_line("chat", run.name, *runs_dir_words(run))
+    command = command_line("chat", *run_words(run))
     return [f"finished{took}", f"adapter: {adapter_folder(run)}", f"try it: {command}"]
 
 
 def resume_command(run: RunDir) -> str:
     """The command that resumes a run or a series, ready for a shell in the current directory."""
-    return command_line(run.command, "--resume", "--run", run.name, *runs_dir_words(run))
+    return command_line(run.command, "--resume", "--run", *run_words(run))
 
 
-def runs_dir_words(run: RunDir) -> list[str]:
-    """The option that a command in the current directory needs to find `run`, if any."""
-    return [] if run.path.parent == DEFAULT_RUNS_DIR else ["--runs-dir", str(run.path.parent)]
+def run_words(run: RunDir) -> list[str]:
+    """How a command in the current directory names a run or a series: `NAME`, or `SERIES/NAME` for a run of a
+    series, and the option without which it would look in another folder.
+    """
+    runs_dir = runs_dir_of(run)
+    name = path_in(runs_dir, run)
+    return [name] if runs_dir == DEFAULT_RUNS_DIR else [name, "--runs-dir", str(runs_dir)]
 
 
 def format_sampling(sampling: Sampling) -> str:

@@ -18,7 +18,7 @@ from localdpo.launch.processes import Job
 from localdpo.out.console import Text
 from localdpo.records.evaluations import Evaluation, JudgedDuel, RateEstimate
 from localdpo.records.rundir import RunDir
-from localdpo.records.wording import runs_dir_words
+from localdpo.records.wording import run_words
 
 _EVEN: Final = 0.5
 _LEAST_BAR: Final = 8
@@ -165,7 +165,7 @@ def eval_command(run: RunDir, options: Sequence[str] = ()) -> str:
 
 
 def _eval_words(run: RunDir, options: Sequence[str]) -> list[str]:
-    return ["eval", run.name, *runs_dir_words(run), *options]
+    return ["eval", *run_words(run), *options]
 
 
 class EvaluationLine(Static):
