@@ -80,6 +80,14 @@ def test_numbers_of_things_are_worded_by_the_one_helper() -> None:
     assert found == []
 
 
+def test_commands_that_are_printed_are_put_together_by_the_one_helper() -> None:
+    """`command_line` quotes what a shell would part. `program` is for what is no command: usage, patterns."""
+    free = {"core/names.py", "cli/main.py", "recipe/elsewhere.py"}
+    for path in SOURCES:
+        if path.relative_to(PACKAGE).as_posix() not in free:
+            assert "program()" not in path.read_text(), path
+
+
 def test_only_one_room_writes_to_the_terminal() -> None:
     for path in SOURCES:
         if path.parent.name == "out":

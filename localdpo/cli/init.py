@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,7 +12,7 @@ import typer
 from localdpo.cli.options import ForceOption, JsonOption
 from localdpo.core.atomic import make_folder, write_text
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import PREFIX, command_line, program
+from localdpo.core.names import PREFIX, command_line
 from localdpo.core.text import printable
 from localdpo.out import result, say
 
@@ -47,7 +48,8 @@ def init(
         lines = [f"{starter:28} {about}" for starter, about in record["starters"].items()]
         lines += [
             "",
-            f"{program()} init NAME writes one of them, {program()} init {DEMO} those that run offline",
+            f"{command_line('init', 'NAME')} writes one of them, "
+            f"{command_line('init', DEMO)} those that run offline",
         ]
     else:
         record, lines = write_starters(name, folder, force)
@@ -77,12 +79,15 @@ def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any]
     if name == DEMO:
         texts = {file: text for file, text in texts.items() if f"model: {PREFIX}" in text}
     files = {folder / file: text for file, text in texts.items()}
+    commands = dict[Path, list[str]]()
     for path, text in files.items():
-        if (said := _COMMAND.search(text)) is not None:
-            files[path] = text.replace(said[0], _comment(f"localdpo {said[1]} {path}"))
+        said = _COMMAND.search(text)
+        assert said is not None, path
+        commands[path] = [said[1], str(path)]
+        files[path] = text.replace(said[0], _comment(f"localdpo {shlex.join(commands[path])}"))
     written = _write(files, folder, force)
     first = folder / "dpo.yaml" if name == DEMO else next(iter(files))
-    return {"written": written}, [f"written: {', '.join(written)}", f"{program()} train {first}"]
+    return {"written": written}, [f"written: {', '.join(written)}", command_line(*commands[first])]
 
 
 def from_program(
@@ -100,7 +105,7 @@ def from_program(
     if path.exists() and path.samefile(file):
         raise UserError(f"{path}: is the file itself; give the recipe another NAME")
     notes = [printable(note) for note in converted.notes()]
-    head = [f"localdpo train {path}", f"From {file.name} of {PROGRAMS[kind].title}."]
+    head = [f"localdpo {shlex.join(['train', str(path)])}", f"From {file.name} of {PROGRAMS[kind].title}."]
     comments = [MODELINE, *map(_comment, [*head, *notes])]
     written = _write({path: "\n".join(comments) + "\n" + converted.text()}, folder, force)
     record = {
@@ -108,7 +113,11 @@ def from_program(
         **{"off": converted.off, "unsaid": converted.unsaid, "missing": converted.missing},
     }
     then = "fill in what is missing, then: " if converted.missing else ""
-    return record, [f"written: {', '.join(written)}", *notes, f"{then}{program()} train {path} --dry-run"]
+    return record, [
+        f"written: {', '.join(written)}",
+        *notes,
+        then + command_line("train", str(path), "--dry-run"),
+    ]
 
 
 def _comment(text: str) -> str:

@@ -14,7 +14,7 @@ import typer
 from localdpo.cli import options as opt
 from localdpo.cli.plain import print_table
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import program
+from localdpo.core.names import command_line
 from localdpo.out import note, print_json, result
 from localdpo.records.catalog import find_series, read_all
 from localdpo.records.checkpoints import read_log
@@ -60,7 +60,7 @@ def list_all(runs_dir: Path, as_json: bool) -> None:
     now = time.time()
     rows = [[RUN_COLUMNS[name].text(summary, now) or "-" for name in HEADINGS] for summary in summaries]
     if console.is_terminal and not rows:
-        console.print(Text(f"no runs in {runs_dir}; start one with `{program()} train RECIPE`"))
+        console.print(Text(f"no runs in {runs_dir}; start one with `{command_line('train', 'RECIPE')}`"))
     else:
         numbers = [name for name in HEADINGS if not RUN_COLUMNS[name].is_text and name != HEADINGS[-1]]
         print_table(console, HEADINGS, rows, right=numbers, wrapped=("model",))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import program
+from localdpo.core.names import command_line
 from localdpo.core.text import counted
 from localdpo.heuristics.constraints import COLUMN, constraints_met
 from localdpo.incidents import IncidentVerdict, incident_facts
@@ -147,7 +147,7 @@ class HumanJudge(Judge):
         self._votes = Votes(path)
         votes = self._votes.all()
         if not votes:
-            raise UserError(f"{path}: no votes yet; vote with v in `{program()} compare`")
+            raise UserError(f"{path}: no votes yet; vote with v in `{command_line('compare')}`")
         text = json.dumps([asdict(vote) for vote in votes], sort_keys=True)
         self.identity = {"judge": "human", "votes": hashlib.sha256(text.encode()).hexdigest()}
 

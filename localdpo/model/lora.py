@@ -28,7 +28,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from localdpo.core.atomic import sha256_of
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import program, resolve
+from localdpo.core.names import command_line, resolve
 from localdpo.model.arrays import (
     RepeatableDropout,
     custom_function,
@@ -108,9 +108,8 @@ def open_adapter(name: str, note: Note | None = None) -> Verified:
         raise UserError(f"adapter {name}: {_why_missing(path)}")
     missing = [file for file in files if not (adapter.path / file).is_file()]
     if missing and any((adapter.path / file).is_file() for file in PEFT_FILES):
-        raise UserError(
-            f"adapter {name}: this is a PEFT adapter; `{program()} import {name} OUT` writes it for mlx-lm"
-        )
+        how = command_line("import", name, "OUT")
+        raise UserError(f"adapter {name}: this is a PEFT adapter; `{how}` writes it for mlx-lm")
     if missing:
         raise UserError(f"adapter {name}: {' and '.join(missing)} missing in this folder")
     return adapter

@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from localdpo.core.errors import UserError, UserErrors
-from localdpo.core.names import is_demo, program
+from localdpo.core.names import command_line, is_demo
 from localdpo.recipe import strict_yaml
 from localdpo.recipe.arguments import checked
 from localdpo.recipe.describe import (
@@ -73,7 +73,7 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     if file is not None and not any(section_of(name) for name in file) and (other := written_for(file)):
         raise UserError(
             f"{problems.name}: looks like a config of {PROGRAMS[other].title}, not like a recipe; "
-            f"`{program()} init NAME --from {other} {problems.name}` makes one of it"
+            f"`{command_line('init', 'NAME', '--from', other, problems.name)}` makes one of it"
         )
     values = {} if file is None else file
     for number, override in enumerate(overrides, start=1):
@@ -235,7 +235,9 @@ def _read_text(path: str | os.PathLike[str], name: str) -> str:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(f"{name}: no such recipe; `{program()} init` lists some to start from") from None
+        raise UserError(
+            f"{name}: no such recipe; `{command_line('init')}` lists some to start from"
+        ) from None
     except IsADirectoryError:
         raise UserError(f"{name}: is a folder; name the YAML file in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

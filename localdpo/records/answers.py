@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 from localdpo.core.atomic import newest_first
 from localdpo.core.errors import UserError
-from localdpo.core.names import program
+from localdpo.core.names import command_line
 from localdpo.records.log import DAMAGE, LogTail, LogWriter, as_record, decode, encode
 
 FORMAT_VERSION: Final = 1
@@ -262,7 +262,7 @@ def read_answers(path: str | Path) -> AnswersTail:
     tail = AnswersTail(path)
     tail.poll()
     if tail.header is None:
-        raise UserError(f"{path}: no answers in it; make some with `{program()} compare`")
+        raise UserError(f"{path}: no answers in it; make some with `{command_line('compare')}`")
     return tail
 
 

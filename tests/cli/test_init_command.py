@@ -41,6 +41,14 @@ def test_the_demos_starters_run_where_they_are_written() -> None:
         assert "recipes/" not in path.read_text()
 
 
+@pytest.mark.parametrize("name", ["rounds", "ipo"])
+def test_the_command_that_is_printed_is_the_starters_own_and_fits_a_shell(name: str) -> None:
+    result = runner.invoke(app, ["init", name, "--dir", "my recipes"], catch_exceptions=False)
+    command = f"localdpo {'rounds' if name == 'rounds' else 'train'} 'my recipes/{name}.yaml'"
+    assert result.stdout.splitlines()[-1] == command
+    assert f"# {command}" in Path(f"my recipes/{name}.yaml").read_text().splitlines()
+
+
 def test_the_same_command_goes_on_where_a_full_disk_ended_it() -> None:
     for _ in range(2):
         assert runner.invoke(app, ["init", "demo"], catch_exceptions=False).exit_code == 0
@@ -112,7 +120,7 @@ def test_text_of_a_file_stays_in_its_comment() -> None:
     assert "# no counterpart: odd trust_remote_code: true #: 1" in Path("mine.yaml").read_text().splitlines()
     folder = "a\\1\nb"
     runner.invoke(app, ["init", "dpo", "--dir", folder], catch_exceptions=False)
-    assert "# localdpo train a\\1 b/dpo.yaml" in Path(folder, "dpo.yaml").read_text().splitlines()
+    assert "# localdpo train 'a\\1 b/dpo.yaml'" in Path(folder, "dpo.yaml").read_text().splitlines()
 
 
 def test_a_schema_of_something_else_is_not_replaced() -> None:

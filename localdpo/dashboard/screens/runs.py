@@ -10,7 +10,7 @@ from textual.coordinate import Coordinate
 from textual.widgets import Input, Static
 
 from localdpo.core.errors import UserError
-from localdpo.core.names import program
+from localdpo.core.names import command_line
 from localdpo.core.text import printable
 from localdpo.dashboard import runstable
 from localdpo.dashboard.feed import Interval, RunFeed
@@ -266,7 +266,7 @@ class RunsScreen(RunScreen):
         if words.strip():
             what += f", filter: {words.strip()} (/ then esc: all)"
         elif total == 0:
-            what = f"no runs yet; start one with: {program()} train RECIPE"
+            what = f"no runs yet; start one with: {command_line('train', 'RECIPE')}"
         # The folder comes last: a long one may be cut.
         self.query_one("#sorting", TextLine).show(f"{what}   in {self.dashboard.runs_dir}")
 
