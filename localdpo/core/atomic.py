@@ -55,6 +55,8 @@ _REFUSED: Final = frozenset(
 # With less free nothing useful can be written, an explanation included.
 LEAST_BYTES: Final = 64 * 1024
 _DEAD_AFTER_SECONDS: Final = 3600.0
+# How a file begins that stands for one in Git LFS.
+_LFS: Final = b"version https://git-lfs.github.com/spec/"
 # A file above this is not hashed completely.
 WHOLE_FILE: Final = 64 * 2**20
 SAMPLES, SAMPLE_BYTES = 32, 2**16
@@ -429,6 +431,15 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_fetched(path: Path) -> None:
+    """Raise UserError for a file of which Git LFS has left its pointer only, as a clone without it does."""
+    with path.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise UserError(
+                f"{path}: only the pointer that Git LFS keeps in the file's place; fetch it: git lfs pull"
+            )
 
 
 def file_hash(file: Path) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from localdpo.core.atomic import require_fetched
 from localdpo.core.errors import UserError
 
 MAGIC: Final = b"GGUF"
@@ -74,6 +75,7 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            require_fetched(path)
             with path.open("rb") as stream:
                 # An empty file cannot be mapped.
                 self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -22,7 +22,7 @@ import mlx.nn as nn
 from localdpo.core.atomic import published_dir, remove_dir
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
-from localdpo.gguf.convert import REQUANTISED_BITS
+from localdpo.gguf.convert import REQUANTISED_BITS, is_gguf
 from localdpo.gguf.convert import convert as convert_gguf
 from localdpo.gguf.file import MAGIC
 from localdpo.interop.folder import (
@@ -127,6 +127,9 @@ def import_path(request: ImportRequest) -> ImportReport:
 
 
 def _is_gguf(path: Path) -> bool:
+    # Of a file that is called so and is none the reader says why.
+    if is_gguf(path.name) and path.is_file():
+        return True
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC

@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 from safetensors import SafetensorError, safe_open
 
+from localdpo.core.atomic import require_fetched
 from localdpo.core.errors import UserError
 
 # MLX's stubs give what custom_function returns no call's type.
@@ -85,6 +86,7 @@ def read_header(file: Path) -> dict[str, tuple[str, list[int]]]:
         UserError: with what is wrong.
     """
     try:
+        require_fetched(file)
         with safe_open(file, framework="numpy") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}

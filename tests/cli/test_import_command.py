@@ -103,6 +103,15 @@ def test_every_mistake_is_said_at_once(tmp_path: Path, small_file: Path) -> None
     )
 
 
+def test_a_file_that_is_none_but_is_called_so_is_said_to_be_damaged(tmp_path: Path) -> None:
+    (tmp_path / "page.gguf").write_text("<!doctype html>")
+    done = localdpo("import", str(tmp_path / "page.gguf"), str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}/page.gguf: not a complete GGUF file: it does not begin with GGUF\n"
+    )
+
+
 def test_a_damaged_file_is_one_line(tmp_path: Path, small_file: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(small_file.read_bytes()[:-100])
     done = localdpo("import", str(tmp_path / "cut.gguf"), str(tmp_path / "out"))

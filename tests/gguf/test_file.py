@@ -16,6 +16,7 @@ from localdpo.core.errors import LocalDPOError, UserError
 from localdpo.gguf import families
 from localdpo.gguf.convert import convert
 from localdpo.gguf.file import GGUFFile
+from localdpo.model.arrays import read_header
 
 HEAD = b"GGUF" + struct.pack("<I", 3)
 
@@ -87,6 +88,14 @@ def test_hostile_files_end_in_one_line_and_take_no_memory(tmp_path: Path, name: 
     assert message in caught.value.message
     # Importing the package, which knows the rarer types, takes some MB.
     assert peak < 2**25
+
+
+def test_the_pointer_of_a_file_that_was_not_fetched_is_said(tmp_path: Path) -> None:
+    pointer = tmp_path / "m.gguf"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    for read in (GGUFFile, read_header):
+        with pytest.raises(UserError, match=r"m\.gguf: only the pointer that Git LFS keeps .*: git lfs pull"):
+            read(pointer)
 
 
 def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
