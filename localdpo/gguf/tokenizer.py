@@ -74,6 +74,11 @@ SPECIAL: Final = {
 }
 # Tokens that end an answer besides eos_token_id: of a turn, of a message.
 ENDS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+# Tokens that end a turn where the chat template has them: files of Phi 3 and of the first Gemma do not name
+# theirs. llama.cpp goes by the text, too.
+TURN_ENDS: Final = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
+# What llama.cpp takes where a file of SentencePiece has no such key.
+_DEFAULT_IDS: Final = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def save_tokenizer(file: GGUFFile, folder: Path, *, rows: int) -> dict[str, Any]:
@@ -85,18 +90,21 @@ def save_tokenizer(file: GGUFFile, folder: Path, *, rows: int) -> dict[str, Any]
     Raises UserError: the file's tokenizer is of another kind, or does not fit together.
     """
     tokens = _tokens(file, rows)
-    ids = {key: _id(file, key, len(tokens)) for key in {*SPECIAL, *ENDS}}
+    defaults = _DEFAULT_IDS if file.value("tokenizer.ggml.model", str) == SENTENCEPIECE else {}
+    ids = {key: _id(file, key, len(tokens), defaults.get(key)) for key in {*SPECIAL, *ENDS}}
     kinds = _numbers(file, "token_type", len(tokens), np.full(len(tokens), NORMAL))
     backend = _backend(file, tokens, kinds, ids)
+    template = file.value("tokenizer.chat_template", str, "")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
         model_max_length=file.value(f"{file.value('general.architecture', str)}.context_length", int),
-        chat_template=file.value("tokenizer.chat_template", str, "") or None,
+        chat_template=template or None,
         **{name: tokens[number] for key, name in SPECIAL.items() if (number := ids[key]) is not None},
     )
     tokenizer.save_pretrained(folder)
-    ends = list(dict.fromkeys(number for key in ENDS if (number := ids[key]) is not None))
+    turns = [tokens.index(text) for text in TURN_ENDS if text in template and text in tokens]
+    ends = list(dict.fromkeys([*(number for key in ENDS if (number := ids[key]) is not None), *turns]))
     config: dict[str, Any] = {"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}
     named = {"bos_token_id": ids["bos_token_id"], "pad_token_id": ids["padding_token_id"]}
     return config | {name: number for name, number in named.items() if number is not None}
@@ -116,10 +124,10 @@ def _tokens(file: GGUFFile, rows: int) -> list[str]:
     return tokens
 
 
-def _id(file: GGUFFile, key: str, tokens: int) -> int | None:
-    if f"tokenizer.ggml.{key}" not in file.metadata:
+def _id(file: GGUFFile, key: str, tokens: int, default: int | None) -> int | None:
+    if default is None and f"tokenizer.ggml.{key}" not in file.metadata:
         return None
-    number = file.value(f"tokenizer.ggml.{key}", int)
+    number = file.value(f"tokenizer.ggml.{key}", int, default)
     if not 0 <= number < tokens:
         raise UserError(f"{file.path}: tokenizer.ggml.{key}: expected below {tokens:,}, got {number:,}")
     return number
@@ -129,6 +137,8 @@ def _numbers(file: GGUFFile, key: str, tokens: int, default: np.ndarray | None =
     values = file.value(f"tokenizer.ggml.{key}", np.ndarray, default)
     if len(values) != tokens:
         raise UserError(f"{file.path}: tokenizer.ggml.{key}: expected {tokens:,}, got {len(values):,}")
+    if not np.isfinite(values).all():
+        raise UserError(f"{file.path}: tokenizer.ggml.{key}: it holds NaN or infinity")
     return list(values.tolist())
 
 

@@ -64,6 +64,17 @@ def test_the_tokens_around_a_text_are_those_that_the_file_says(tmp_path: Path) -
     assert load_tokenizer(str(folder / "out")).eos_token_ids == {2, 0}
 
 
+def test_a_token_ends_a_turn_where_the_template_has_it_and_the_file_does_not_say_so(tmp_path: Path) -> None:
+    """As in files of Phi 3 and the first Gemma, whose answers would go on behind the end of their turn."""
+    tokenizer = make_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for template, ends in ((CHATML, {0, end}), ("{{ messages }}", {0})):
+        folder = tmp_path / str(len(ends))
+        folder.mkdir()
+        imported(folder, **{"tokenizer.ggml.eos_token_id": np.uint32(0), "tokenizer.chat_template": template})
+        assert load_tokenizer(str(folder / "out")).eos_token_ids == ends
+
+
 def test_every_way_to_split_words_is_built(tmp_path: Path) -> None:
     assert set(SAME.values()) <= PRE.keys()
     splits = {}
