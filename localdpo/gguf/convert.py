@@ -23,7 +23,7 @@ from localdpo.gguf.file import BF16, F16, F32, SUFFIX, GGUFFile, Tensor, type_na
 from localdpo.gguf.tokenizer import save_tokenizer
 from localdpo.out import say
 
-CONVERTER: Final = 1
+CONVERTER: Final = 2
 """Goes up when the same file gives another folder."""
 SHARD_BYTES: Final = 4 * 2**30
 REQUANTISED_BITS: Final = (4, 8)
@@ -183,8 +183,6 @@ class _Writer:
             array = blocks.dense(raw, tensor.kind, tensor.shape)
         except ValueError as error:
             raise UserError(f"{self._file.path}: tensor {tensor.name}: {error}") from error
-        if not mx.isfinite(array).all().item():
-            raise self._not_finite(tensor)
         if order is not None:
             array = array[mx.array(order)]
         if item.layer.endswith("norm") and self._family.norm_offset:
@@ -197,6 +195,9 @@ class _Writer:
             cast = array.astype(self._dtype)
             is_exact = mx.array_equal(cast.astype(mx.float32), array.astype(mx.float32)).item()
             array = cast if is_exact else array
+        # Where a number is too large for float16, too.
+        if not mx.isfinite(array).all().item():
+            raise self._not_finite(tensor)
         if self._bits is not None and array.ndim == 2 and array.shape[1] % blocks.GROUP == 0:
             quantised = mx.quantize(array, group_size=blocks.GROUP, bits=self._bits)
             yield from self._quantised_layer(item, quantised, self._bits)

@@ -197,8 +197,7 @@ def _rope(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         factors = families.llama3_factors(scaling, config["rope_theta"], families.head_dim(config))
         return {}, {families.ROPE_FREQS: factors}
     if kind in ("longrope", "su") and arch == "phi3":
-        stretch = config["max_position_embeddings"] / original
-        factor = 1.0 if stretch <= 1 else float(np.sqrt(1 + np.log(stretch) / np.log(original)))
+        factor = families.longrope_magnitude(config["max_position_embeddings"], original)
         return {f"{prefix}.original_context_length": original, f"{prefix}.attn_factor": factor}, {
             families.ROPE_LONG: np.array(scaling["long_factor"]),
             families.ROPE_SHORT: np.array(scaling["short_factor"]),

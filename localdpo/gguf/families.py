@@ -21,7 +21,7 @@ import numpy as np
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.core.text import counted
-from localdpo.gguf.file import GGUFFile, Tensor
+from localdpo.gguf.file import F32, GGUFFile, Tensor
 
 # Letters of a shape: V vocabulary, H hidden size, I of the MLP, D of a head, Q and K of all heads' queries
 # and of all keys, P of queries, keys and values together, G of the MLP's gate and up projections together.
@@ -76,6 +76,7 @@ class Architecture:
         norm_offset: what GGUF adds to the weights of norms.
         own_head_dim: whether heads may have another size than hidden size / heads.
         partial_rope: whether only a part of a head may be turned.
+        scalings: of rotary frequencies that mlx-lm's model has, by their names in config.json.
         tied: whether the head is always the embedding.
     """
 
@@ -88,6 +89,7 @@ class Architecture:
     norm_offset: float = 0.0
     own_head_dim: bool = True
     partial_rope: bool = False
+    scalings: tuple[str, ...] = ("linear", "yarn", "llama3")
     tied: bool = False
 
 
@@ -110,7 +112,9 @@ FAMILIES: Final[Mapping[str, Architecture]] = {
                 "attn_k_norm": ("self_attn.k_norm", "D"),
             },
         ),
-        Architecture("gemma", "GemmaForCausalLM", written=("gemma",), norm_offset=1.0, tied=True),
+        Architecture(
+            "gemma", "GemmaForCausalLM", written=("gemma",), norm_offset=1.0, scalings=(), tied=True
+        ),
         Architecture(
             "phi3",
             "Phi3ForCausalLM",
@@ -118,6 +122,7 @@ FAMILIES: Final[Mapping[str, Architecture]] = {
             layers=_FUSED,
             own_head_dim=False,
             partial_rope=True,
+            scalings=("longrope",),
         ),
     )
 }
@@ -128,6 +133,47 @@ COUNTS: Final = {
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
     "context_length": "max_position_embeddings",
+}
+# Other keys below the architecture's name that are read here.
+_READ: Final = frozenset(
+    {
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.attn_factor",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.type",
+    }
+)
+# Those that change nothing of what a decoder of these architectures computes: what the shapes say, too, what
+# llama.cpp reads in other architectures only, and phi3's window, which llama.cpp leaves off as mlx-lm does.
+_IDLE: Final = frozenset(
+    {
+        "attention.layer_norm_epsilon",
+        "attention.sliding_window",
+        "attention.value_length",
+        "pooling_type",
+        "rope.scaling.finetuned",
+        "tensor_data_layout",
+        "vocab_size",
+    }
+)
+# Those of which one value changes nothing.
+_NEUTRAL: Final[Mapping[str, float]] = {
+    "attention.causal": True,
+    "embedding_scale": 1.0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "logit_scale": 1.0,
+    "residual_scale": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
 }
 # Far more than any model has; MLX computes shapes in 32 bits.
 MOST: Final = 2**24
@@ -150,7 +196,17 @@ class NamedTensor:
 
 
 def family_of(file: GGUFFile) -> Architecture:
-    """The architecture of a file. Raises UserError for an unknown one."""
+    """The architecture of a file. Raises UserError for an unknown one, and for what is no whole model."""
+    kind = file.value("general.type", str, "model")
+    if kind != "model":
+        raise UserError(f"{file.path}: general.type: expected model, got {kind}; name the file of the model")
+    parts = file.value("split.count", int, 1)
+    if parts > 1:
+        number = file.value("split.no", int) + 1
+        raise UserError(
+            f"{file.path}: split.count: this is part {number:,} of {parts:,}; put them together with "
+            "`llama-gguf-split --merge FIRST-PART OUT`"
+        )
     name = file.value("general.architecture", str)
     if name not in FAMILIES:
         raise UserError(
@@ -220,9 +276,10 @@ def row_order(
 def config_of(file: GGUFFile, family: Architecture) -> dict[str, Any]:
     """config.json of the model in a file.
 
-    Raises UserError(s): a key is missing, of another type, or says what mlx-lm cannot compute.
+    Raises UserError(s): a key is missing, of another type, unknown, or says what mlx-lm cannot compute.
     """
     arch, tensors = family.name, file.tensors
+    _require_known(file, arch)
     config: dict[str, Any] = {"architectures": [family.model_class], "model_type": family.name}
     config |= {name: file.value(f"{arch}.{key}", int) for key, name in COUNTS.items()}
     heads = config["num_attention_heads"]
@@ -250,7 +307,23 @@ def config_of(file: GGUFFile, family: Architecture) -> dict[str, Any]:
     if family.name == "llama":
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
-    return config | _rope_scaling(file, config)
+    return config | _rope_scaling(file, family, config)
+
+
+def _require_known(file: GGUFFile, arch: str) -> None:
+    """Raise UserErrors for keys of the architecture without which the model would be another one."""
+    known = _READ | _IDLE | COUNTS.keys()
+    problems = []
+    for key, value in file.metadata.items():
+        own = key.removeprefix(f"{arch}.")
+        if own == key or own in known:
+            continue
+        if own not in _NEUTRAL:
+            problems.append(f"{key}: what this changes in a model of {arch} is not known here")
+        elif isinstance(value, np.ndarray) or value != _NEUTRAL[own]:
+            problems.append(f"{key}: {value} is not supported in {arch}")
+    if problems:
+        raise UserErrors([UserError(f"{file.path}: {problem}") for problem in problems])
 
 
 def _check_counts(file: GGUFFile, config: Mapping[str, Any]) -> None:
@@ -281,40 +354,82 @@ def short(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def _rope_scaling(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_scaling(file: GGUFFile, family: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_scaling`, and what belongs to it, from metadata and tensors of factors."""
-    arch = config["model_type"]
-    original = f"{arch}.rope.scaling.original_context_length"
-    if ROPE_LONG in file.tensors:
-        if arch != "phi3":
-            raise UserError(f"{file.path}: tensor {ROPE_LONG} is not supported in {arch}")
-        factors = {
-            f"{name}_factor": [short(x) for x in _factors(file, tensor)]
-            for name, tensor in (("short", ROPE_SHORT), ("long", ROPE_LONG))
+    prefix = f"{family.name}.rope.scaling"
+    kind, factor = _scaling_of(file, family)
+    original, magnitude = 0, 1.0
+    if kind in ("longrope", "yarn"):
+        original = file.value(f"{prefix}.original_context_length", int)
+        if not 2 <= original <= MOST:
+            raise UserError(
+                f"{file.path}: {prefix}.original_context_length: expected 2 to {MOST:,}, got {original:,}"
+            )
+    scaling: dict[str, Any] = {}
+    if kind == "longrope":
+        turned = round(config["head_dim"] * config.get("partial_rotary_factor", 1.0))
+        short_factor, long_factor = (
+            [short(x) for x in _factors(file, name, turned // 2)] for name in (ROPE_SHORT, ROPE_LONG)
+        )
+        scaling = {
+            "rope_scaling": {"type": kind, "short_factor": short_factor, "long_factor": long_factor},
+            "original_max_position_embeddings": original,
         }
-        return {
-            "rope_scaling": {"type": "longrope", **factors},
-            "original_max_position_embeddings": file.value(original, int),
-        }
-    if ROPE_FREQS in file.tensors:
-        return {"rope_scaling": _llama3(file, config, _factors(file, ROPE_FREQS))}
-    kind = file.value(f"{arch}.rope.scaling.type", str, "none")
-    if kind == "none":
-        return {}
-    if kind not in ("linear", "yarn") or arch in ("gemma", "phi3"):
-        raise UserError(f"{file.path}: {arch}.rope.scaling.type: {kind} is not supported in {arch}")
-    scaling: dict[str, Any] = {"rope_type": kind, "type": kind}
-    scaling["factor"] = _positive(file, f"{arch}.rope.scaling.factor")
-    if kind == "yarn":
-        scaling["original_max_position_embeddings"] = file.value(original, int)
-    return {"rope_scaling": scaling}
+        magnitude = longrope_magnitude(config["max_position_embeddings"], original)
+    elif kind == "llama3":
+        scaling = {"rope_scaling": _llama3(file, config, _factors(file, ROPE_FREQS, config["head_dim"] // 2))}
+    elif kind == "yarn":
+        of = {"factor": factor, "original_max_position_embeddings": original}
+        scaling = {"rope_scaling": {"rope_type": kind, "type": kind, **of}}
+    elif kind == "linear":
+        scaling = {"rope_scaling": {"rope_type": kind, "type": kind, "factor": factor}}
+    found = file.value(f"{prefix}.attn_factor", float, magnitude)
+    if not math.isclose(found, magnitude, rel_tol=1e-3):
+        raise UserError(
+            f"{file.path}: {prefix}.attn_factor: mlx-lm has {magnitude:.6g} in this model, got {found:g}"
+        )
+    return scaling
 
 
-def _factors(file: GGUFFile, name: str) -> np.ndarray:
+def _scaling_of(file: GGUFFile, family: Architecture) -> tuple[str, float]:
+    """How rotary frequencies are scaled, by the name in config.json or `none`, and the factor in metadata.
+
+    As llama.cpp reads it: the factor may have its older name, without a type it is linear, and 0 is none.
+    Raises UserError for what mlx-lm does not have in this architecture.
+    """
+    arch, tensors = family.name, file.tensors
+    key = f"{arch}.rope.scaling.factor"
+    key = key if key in file.metadata else f"{arch}.rope.scale_linear"
+    factor = _positive(file, key) if file.value(key, float, 0.0) else 1.0
+    kind = file.value(f"{arch}.rope.scaling.type", str, "linear")
+    if kind == "linear" and factor == 1:
+        kind = "none"
+    where = f"{arch}.rope.scaling.type: {kind}"
+    factors = {ROPE_FREQS: "llama3", ROPE_LONG: "longrope", ROPE_SHORT: "longrope"}
+    if tensor := next((name for name in factors if name in tensors), None):
+        if factor != 1:
+            raise UserError(f"{file.path}: {key}: expected 1 beside the tensor {tensor}, got {factor:g}")
+        kind, where = factors[tensor], f"tensor {tensor}"
+    if kind not in ("none", *family.scalings):
+        raise UserError(f"{file.path}: {where} is not supported in {arch}")
+    return kind, factor
+
+
+def longrope_magnitude(context: int, original: int) -> float:
+    """By what LongRoPE multiplies queries and keys, as transformers and mlx-lm have it."""
+    stretch = context / original
+    return 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
+
+
+def _factors(file: GGUFFile, name: str, count: int) -> np.ndarray:
+    """The `count` factors in a tensor: one for each pair of numbers of a head that is turned."""
     tensor = file.tensors.get(name)
-    if tensor is None or tensor.kind != 0:
-        raise UserError(f"{file.path}: tensor {name}: expected numbers of type F32")
-    return file.bytes_of(tensor).view("<f4").astype(np.float64)
+    if tensor is None or tensor.kind != F32 or tensor.shape != (count,):
+        raise UserError(f"{file.path}: tensor {name}: expected {counted(count, 'number')} of type F32")
+    factors = file.bytes_of(tensor).view("<f4").astype(np.float64)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise UserError(f"{file.path}: tensor {name}: expected numbers above 0")
+    return factors
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, head: int) -> np.ndarray:
@@ -339,7 +454,7 @@ def _llama3(file: GGUFFile, config: Mapping[str, Any], factors: np.ndarray) -> d
         "original_max_position_embeddings": 8192,
     }
     expected = llama3_factors(scaling, config["rope_theta"], config["head_dim"])
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
+    if not np.allclose(factors, expected, rtol=1e-3):
         raise UserError(f"{file.path}: tensor {ROPE_FREQS}: these are not the factors of Llama 3.1")
     return scaling
 

@@ -206,12 +206,23 @@ def test_phi3_long_factors_and_partial_rotary_embeddings(tmp_path: Path) -> None
     np.testing.assert_allclose(np.array(base.model(IDS)), np.array(model(IDS)), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn"])
-def test_other_scaling_of_rotary_embeddings(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("linear", {"type": "linear", "factor": 4.0}),
+        ("yarn", {"type": "yarn", "factor": 4.0}),
+        # What llama.cpp makes of a factor alone, and the key's older name.
+        ("linear", {"factor": 4.0}),
+        ("linear", {"scale_linear": 4.0}),
+    ],
+)
+def test_other_scaling_of_rotary_embeddings(tmp_path: Path, kind: str, keys: dict[str, Any]) -> None:
     scaling = {"rope_type": kind, "type": kind, "factor": 4.0}
-    keys: dict[str, Any] = {
-        "qwen2.rope.scaling.type": kind,
-        "qwen2.rope.scaling.factor": np.float32(4.0),
+    keys = {
+        f"qwen2.rope.{'' if name == 'scale_linear' else 'scaling.'}{name}": (
+            value if isinstance(value, str) else np.float32(value)
+        )
+        for name, value in keys.items()
     }
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = 128
@@ -244,6 +255,33 @@ def test_other_scaling_of_rotary_embeddings(tmp_path: Path, kind: str) -> None:
             "layer_norm_rms_epsilon: expected a number above 0, got 0",
         ),
         ({"llama.rope.scaling.type": "su"}, {}, "rope.scaling.type: su is not supported in llama"),
+        (
+            {"llama.rope.scaling.attn_factor": np.float32(1.2)},
+            {},
+            "llama.rope.scaling.attn_factor: mlx-lm has 1 in this model, got 1.2",
+        ),
+        (
+            {"llama.rope.scaling.factor": np.float32(2)},
+            {"rope_freqs.weight": np.ones(8)},
+            "llama.rope.scaling.factor: expected 1 beside the tensor rope_freqs.weight, got 2",
+        ),
+        ({}, {"rope_freqs.weight": np.ones(4)}, "rope_freqs.weight: expected 8 numbers of type F32"),
+        ({}, {"rope_freqs.weight": np.full(8, np.nan)}, "rope_freqs.weight: expected numbers above 0"),
+        ({}, {"rope_factors_long.weight": np.ones(8)}, "rope_factors_long.weight is not supported in llama"),
+        # What would make it another model, without a tensor that says so.
+        (
+            {"llama.attention.scale": np.float32(0.1)},
+            {},
+            "llama.attention.scale: what this changes in a model of llama is not known here",
+        ),
+        ({"llama.expert_count": np.uint32(8)}, {}, "llama.expert_count: 8 is not supported in llama"),
+        ({"llama.attention.causal": False}, {}, "llama.attention.causal: False is not supported in llama"),
+        ({"general.type": "adapter"}, {}, "general.type: expected model, got adapter"),
+        (
+            {"split.count": np.uint32(3), "split.no": np.uint32(1)},
+            {},
+            "split.count: this is part 2 of 3; put them together with `llama-gguf-split --merge",
+        ),
         ({"llama.embedding_length": np.uint32(128)}, {}, "token_embd.weight: expected shape ("),
         ({}, {"token_embd.weight": None}, "tensor token_embd.weight is missing"),
         ({}, {"blk.1.ffn_up.weight": None}, "tensor blk.1.ffn_up.weight is missing"),
@@ -270,6 +308,40 @@ def test_what_does_not_fit_is_said_in_one_line_and_leaves_nothing(
     assert any(message in line for line in caught.value.lines), caught.value.lines
     assert all(line.startswith(f"{file}: ") for line in caught.value.lines)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_keys_that_change_nothing_are_no_problem(tmp_path: Path) -> None:
+    keys = {
+        "general.type": "model",
+        "llama.vocab_size": np.uint32(298),
+        "llama.expert_count": np.uint32(0),
+        "llama.attention.causal": True,
+        "llama.rope.scaling.type": "none",
+        "general.sampling.temp": np.float32(0.6),
+        "quantize.imatrix.file": "imatrix.dat",
+    }
+    convert.convert(llama(tmp_path, changed=keys), tmp_path / "out")
+
+
+def test_scaling_that_mlx_lm_does_not_have_in_an_architecture_is_refused(tmp_path: Path) -> None:
+    """Its gemma would go on without it."""
+    model, config = random_weights("gemma")
+    for number, (keys, tensors) in enumerate(
+        [({}, {"rope_freqs.weight": np.ones(8)}), ({"gemma.rope.scale_linear": np.float32(2)}, {})]
+    ):
+        file = write_gguf(tmp_path / f"{number}.gguf", model, config, changed=keys, tensors=tensors)
+        with pytest.raises(UserError, match="is not supported in gemma"):
+            convert.convert(file, tmp_path / "out")
+
+
+def test_numbers_that_float16_does_not_hold_are_said(tmp_path: Path) -> None:
+    model, config = random_weights("llama")
+    big = np.full((64, 64), 1e6)
+    file = write_gguf(
+        tmp_path / "m.gguf", model, config, TYPES.Q5_0, tensors={"blk.0.attn_q.weight": big[:, :64]}
+    )
+    with pytest.raises(UserError, match=r"tensor blk\.0\.attn_q\.weight: it holds NaN or infinity"):
+        convert.convert(file, tmp_path / "out")
 
 
 def test_only_the_first_of_many_problems_are_listed(tmp_path: Path) -> None:
