@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from typer.main import get_command
 from typer.testing import CliRunner
 
-from localdpo.cli.main import app
+from localdpo.cli.main import app, command_tree
 from localdpo.data.fields import COMMON, FINISH_REASON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
@@ -149,10 +148,10 @@ def checks() -> str:
 
 
 def commands() -> str:
-    """The help of every command."""
-    runner = CliRunner()
-    paths: list[tuple[str, ...]] = []
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    """The help of the program, which lists the commands, and that of every command."""
+    runner, tree = CliRunner(), command_tree()
+    paths: list[tuple[str, ...]] = [()]
+    for name, command in tree.commands.items():
         inner = getattr(command, "commands", {})
         paths += [(name,)] if not inner or command.invoke_without_command else []
         paths += [(name, below) for below in inner]
@@ -161,7 +160,8 @@ def commands() -> str:
         told = runner.invoke(
             app, [*path, "--help"], prog_name="localdpo", terminal_width=100, max_content_width=100
         )
-        text += f"\n## {' '.join(path)}\n\n```\n{told.output.strip()}\n```\n"
+        text += f"\n## {' '.join(path)}\n" if path else ""
+        text += f"\n```\n{told.output.strip()}\n```\n"
     return text
 
 

@@ -27,19 +27,22 @@ def bench(
     bits: Annotated[
         int, typer.Option(metavar="4|8|16", help="Bits of the weights; a CPU computes in float32.")
     ] = 4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs in one step.")] = 8,
-    prompt_tokens: Annotated[int, typer.Option(min=8, help="Mean length of the prompts.")] = 256,
-    response_tokens: Annotated[int, typer.Option(min=8, help="Mean length of the responses.")] = 128,
-    steps: Annotated[int, typer.Option(min=2, help="Steps that are measured.")] = 10,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Pairs in one step.")] = 8,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Mean length of the prompts.")] = 256,
+    response_tokens: Annotated[
+        int, typer.Option(metavar="N", min=8, help="Mean length of the responses.")
+    ] = 128,
+    steps: Annotated[int, typer.Option(metavar="N", min=2, help="Steps that are measured.")] = 10,
     every_way: Annotated[
         bool,
         typer.Option("--every-way", help="Eager and traced, each with and without gradient checkpointing."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure steps, reference pass, generation and memory on models with random weights.
+    """Measure speed and memory on models with random weights.
 
-    Nothing is downloaded. A model is written to a temporary folder: 5 GB for 8b with 4 bits.
+    Steps, reference pass and generation. Nothing is downloaded. A model is written to a temporary folder:
+    5 GB for 8b with 4 bits.
     """
     from importlib.metadata import version
 

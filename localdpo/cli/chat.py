@@ -35,7 +35,10 @@ def chat(
     ] = False,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Talk to base, SFT and trained model, one by one or side by side, on one load of the base."""
+    """Talk to base, SFT and trained model, alone or side by side.
+
+    The base is loaded once for all three.
+    """
     found = find_run(runs_dir, run)
     note(f"loading the models of {found.path}")
     from localdpo.answering.chat import Conversation

@@ -49,7 +49,10 @@ def compare(
     seed: opt.SeedOption = 0,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Compare the answers of base, SFT and trained adapter. Default: to held-out prompts, in a screen."""
+    """Show the answers of base, SFT and trained model side by side.
+
+    Without --prompts and --prompt: to held-out prompts, in a screen.
+    """
     from localdpo.out.console import Console
 
     if plain + as_json + (html is not None) > 1:

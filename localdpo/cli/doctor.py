@@ -77,8 +77,9 @@ def doctor(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show device, memory, versions, BLAS, API keys (present or not) and the demo bundle.
+    """Show what this machine has, and what it lacks.
 
+    Device, memory, versions, BLAS, API keys (present or not) and the demo bundle.
     LOCALDPO_DEVICE sets the device of every command: cpu, gpu or auto (a GPU if there is one).
     """
     if check:

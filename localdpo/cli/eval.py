@@ -45,14 +45,19 @@ def evaluate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of sampling and of the intervals.")] = 0,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the files in RUN/eval. Default: the kind of judge.")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the files in RUN/eval. Default: the kind of judge."),
     ] = None,
     as_json: opt.JsonOption = False,
     html: opt.HtmlOption = None,
     dry_run: opt.DryRunOption = False,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Did it help? Heuristics and a judge on the answers of base, SFT and trained adapter."""
+    """Measure whether it helped, by checks of answers and a judge.
+
+    Base, SFT and trained model answer the same prompts; the table has differences and win rates with their
+    intervals.
+    """
     from localdpo.evals.evaluate import (
         EvalOptions,
         plan_evaluation,

@@ -28,12 +28,12 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Folder to write. Default: exports/RUN-TARGET.")
     ] = None,
     bits: Annotated[
-        int | None, typer.Option(metavar="N", help="Of merged layers of a quantised base. Default: 8.")
+        int | None, typer.Option(metavar="N", help="Bits of merged layers of a quantised base. Default: 8.")
     ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer dense.")] = False,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
-        typer.Option(help="Of --to hf. Default: the base's own if it has 16 bits, else float16."),
+        typer.Option(help="Number type of --to hf. Default: the base's own if it has 16 bits, else float16."),
     ] = None,
     checkpoint: opt.CheckpointOption = None,
     force: Annotated[
@@ -129,7 +129,10 @@ def import_model(
     ] = True,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Convert a GGUF file, a model, a PEFT adapter or a policy.pt into a folder in mlx-lm's layout."""
+    """Convert a GGUF file, a model, a PEFT adapter or a policy.pt.
+
+    The result is a folder in mlx-lm's layout.
+    """
     from localdpo.model.backend import prepare
 
     prepare(note)

@@ -28,7 +28,10 @@ def generate(
     as_json: opt.JsonOption = False,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Answer prompts with the trained adapter, in the chat template that the run was trained in."""
+    """Answer prompts with the trained model.
+
+    They are rendered in the chat template that the run was trained in.
+    """
     prompts = prompt or []
     if not prompts:
         raise UserError("generate: nothing to answer; give --prompt TEXT, once for each prompt")
@@ -72,7 +75,10 @@ def serve(
     checkpoint: opt.CheckpointOption = None,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Serve base + trained adapter with mlx_lm.server, once a request has shown that the adapter answers."""
+    """Serve the trained model to clients of OpenAI's chat API.
+
+    By mlx_lm.server, once a request has shown that the adapter answers.
+    """
     found = find_run(runs_dir, run)
     from localdpo.model.backend import prepare
 

@@ -31,10 +31,11 @@ def hosts(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the host file of the machines that train together, and try each of them.
+    """Name the machines that train one run together, and try each.
 
-    Each is reached over ssh, without a password, and must have the versions of Python, localdpo, mlx, mlx-lm
-    and transformers that are here. A line each; the exit code is 1 if one cannot train.
+    It writes the host file of mlx.launch. Each machine is reached over ssh, without a password, and must have
+    the versions of Python, localdpo, mlx, mlx-lm and transformers that are here. It prints a line for each;
+    the exit code is 1 if one cannot train.
     """
     from localdpo.launch.hosts import check_hosts, parse_host, read_hosts, write_hosts
 

@@ -40,7 +40,10 @@ def init(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a recipe to start from, or one made from a file of TRL, mlx-lm or Axolotl."""
+    """Write a recipe to start from, or list the starters.
+
+    With --from it is made of a file of TRL, mlx-lm or Axolotl, and what has no counterpart is named.
+    """
     if source is not None:
         record, lines = from_program(*source, name, folder, force)
     elif name is None:
@@ -57,7 +60,7 @@ def init(
 
 
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors and other programs."""
+    """Print the JSON schema of recipes, for editors."""
     from localdpo.recipe.describe import schema_text
 
     say(schema_text().rstrip("\n"))

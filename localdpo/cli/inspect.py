@@ -53,7 +53,10 @@ def inspect(
     as_json: JsonOption = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """List the pairs with the lowest reward margin; with --pair, show the reward of each token of a pair."""
+    """List the pairs with the lowest reward margins.
+
+    With --pair: the reward of each token of that pair.
+    """
     from localdpo.model.backend import prepare
     from localdpo.out.console import Console
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from localdpo.cli.bench import bench
 from localdpo.cli.chat import chat
@@ -44,30 +45,57 @@ USAGE_ERROR: Final[type[Any]] = typer.BadParameter.__bases__[0]
 # How typer and pydantic open the message about a bad value.
 _BAD_VALUE: Final = re.compile(r"Invalid value for (?P<name>'.+?'): (Value error, )?")
 
+# The commands as --help lists them: under what one wants to do, in the order in which one comes to it.
+COMMANDS: Final[Mapping[str, Mapping[str, Callable[..., None] | typer.Typer]]] = {
+    "Train": {"init": init, "train": train, "rounds": rounds, "sweep": sweep},
+    "Follow and steer": {
+        "watch": watch,
+        "runs": runs_group,
+        "ctl": ctl,
+        "inspect": inspect,
+        "report": report,
+    },
+    "Compare and evaluate": {"compare": compare, "eval": evaluate},
+    "Use the result": {"chat": chat, "generate": generate, "serve": serve, "export": export},
+    "Data and models": {"prefs": prefs, "import": import_model},
+    "Machines and programs": {"doctor": doctor, "bench": bench, "hosts": hosts, "schema": schema, "mcp": mcp},
+}
+
+
+class Grouped(TyperGroup):
+    """The program, whose help lists its commands under the headings of COMMANDS."""
+
+    def __init__(self, *, commands: Mapping[str, Any], **settings: Any) -> None:
+        names = (name for group in COMMANDS.values() for name in group)
+        super().__init__(commands={name: commands[name] for name in names}, **settings)
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+        widest = max(map(len, self.commands))
+        for heading, names in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (name.ljust(widest), self.commands[name].get_short_help_str(formatter.width))
+                        for name in names
+                    ]
+                )
+
+
 # Without markup typer does not load rich for help and errors: half of the time that --help would take.
 app = typer.Typer(
     name="localdpo",
+    cls=Grouped,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _add(*commands: Callable[..., None]) -> None:
-    """Add commands under the names of their functions, in the order of the help."""
-    for command in commands:
-        app.command()(command)
-
-
-_add(init, train, hosts, rounds, sweep, ctl, watch, compare)
-app.command("eval")(evaluate)
-_add(chat, generate, serve, export, inspect)
-app.command("import")(import_model)
-_add(report, schema, mcp, doctor, bench)
-app.add_typer(runs_group)
-app.add_typer(prefs)
+for _name, _command in (entry for commands in COMMANDS.values() for entry in commands.items()):
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command)
+    else:
+        app.command(_name)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -84,7 +112,10 @@ def localdpo(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train language models on human preferences (DPO) with MLX, on your own machine."""
+    """Train language models on human preferences (DPO) with MLX, on your own machine.
+
+    To begin: init demo writes recipes that run offline, train carries one out, eval says whether it helped.
+    """
 
 
 @cache

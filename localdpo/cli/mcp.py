@@ -19,7 +19,10 @@ _PATIENCE_SECONDS: Final = 2.0
 
 
 def mcp(runs_dir: RunsDirOption = Path("runs")) -> None:
-    """Serve the runs to a program that speaks MCP on stdin and stdout: read, start, steer, evaluate."""
+    """Serve the runs to a program that speaks MCP.
+
+    It reads, starts, steers, compares and evaluates them over stdin and stdout.
+    """
     if find_spec("mcp") is None:
         raise UserError("mcp needs the package mcp: pip install 'localdpo[mcp]'")
     from localdpo.api.tools import make_server

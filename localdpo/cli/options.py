@@ -48,7 +48,8 @@ def finite(value: float | None) -> float | None:
 
 
 HtmlOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", callback=page_path, help="Write a self-contained page there.")
+    Path | None,
+    typer.Option(metavar="FILE", callback=page_path, help="Write a self-contained page to this file."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
@@ -77,7 +78,7 @@ OverridesArgument = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Options that override the recipe's, such as loss.beta=0.2."),
 ]
 PlainOption = Annotated[
-    bool, typer.Option("--plain", help="Show bars on a terminal, text lines elsewhere, and no dashboard.")
+    bool, typer.Option("--plain", help="No dashboard: bars on a terminal, text lines elsewhere.")
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Resume what --run names, or the latest of the recipe.")
@@ -108,7 +109,7 @@ WithRunsOption = Annotated[
 ]
 MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer in tokens.")]
 CheckpointOption = Annotated[
-    str | None, typer.Option(metavar="STEP", help="Of this step. Default: the newest one.")
+    str | None, typer.Option(metavar="STEP", help="Checkpoint of this step. Default: the newest one.")
 ]
 TemperatureOption = Annotated[
     float,
@@ -143,12 +144,18 @@ AgainstOption = Annotated[
 ScoresOption = Annotated[
     bool | None,
     typer.Option(
-        "--scores/--no-scores", help="The judge scores each answer from 1 to 5, too. Default: only rules do."
+        "--scores/--no-scores",
+        help="The judge scores each answer from 1 to 5, too. "
+        "Default: with rules, constraints or a rubric for it.",
     ),
 ]
 RubricOption = Annotated[
     list[str] | None,
-    typer.Option("--rubric", metavar="NAME|FILE", help="For pairs or for scores; once for each."),
+    typer.Option(
+        "--rubric",
+        metavar="NAME|FILE",
+        help="Rubric of the judge, shipped or a file; one for pairs, one for scores.",
+    ),
 ]
 ConstitutionOption = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="Principles instead of a rubric.")
@@ -191,5 +198,5 @@ ForgetOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be generated, asked and paid, and stop.")
+    bool, typer.Option("--dry-run", help="Show what would be done and the most it can cost, and stop.")
 ]

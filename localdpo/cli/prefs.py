@@ -53,7 +53,7 @@ def build(
         typer.Option("-n", metavar="N", help="Candidates a prompt. Default: 2, compared; more are scored."),
     ] = None,
     temperatures: Annotated[
-        str, typer.Option(metavar="LIST", help="Of the candidates in turn, with commas.")
+        str, typer.Option(metavar="LIST", help="Temperatures of the candidates in turn, as in 0.7,1.0.")
     ] = "1.0",
     max_tokens: opt.MaxTokensOption = 256,
     min_words: Annotated[
@@ -95,7 +95,10 @@ def build(
     as_json: opt.JsonOption = False,
     dry_run: opt.DryRunOption = False,
 ) -> None:
-    """Make pairs: candidates of a model for each prompt, judged, split by prompt. Run it again to resume."""
+    """Make pairs of a model's answers, as a judge ranks them.
+
+    The pairs are split by prompt into files to train on and to evaluate on. Run it again to resume.
+    """
     from localdpo.prefs.build import REPORT, TRAIN, VALID, run_build
     from localdpo.prefs.build_plan import BuildOptions, plan_build, preview_lines
     from localdpo.prefs.build_report import report_lines
@@ -167,7 +170,10 @@ def label(
     force: opt.ForceOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Label pairs by keyboard; run it again to resume. Says how well you agree with the data and yourself."""
+    """Label pairs by keyboard; run it again to resume.
+
+    It says how well you agree with the data and with yourself.
+    """
     from localdpo.prefs.label import open_labelling
 
     path = journal or journal_of(data)
@@ -282,7 +288,10 @@ def clean(
     force: opt.ForceOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Copy the rows that no check flags, and count the dropped rows by reason."""
+    """Copy the rows that no check flags.
+
+    The dropped rows are counted by reason.
+    """
     from localdpo.prefs.rewrite import clean as run_clean
     from localdpo.prefs.settings import settings_from
 
@@ -304,7 +313,10 @@ def convert(
     force: opt.ForceOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Write preference pairs in another format, and count the columns that it cannot hold."""
+    """Write preference pairs in another format.
+
+    What that format has no place for is counted.
+    """
     from localdpo.prefs.rewrite import convert as run_convert
 
     done = with_progress(
@@ -338,7 +350,7 @@ def split(
     force: opt.ForceOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Write the rows of a data set into two files, such that no prompt is in both."""
+    """Write a data set into two files that share no prompt."""
     from localdpo.prefs.rewrite import split as run_split
 
     done = with_progress(

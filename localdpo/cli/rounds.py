@@ -53,11 +53,12 @@ def rounds(
     as_json: opt.JsonOption = False,
     dry_run: opt.DryRunOption = False,
 ) -> None:
-    """Rounds of DPO on the policy's own answers: sample, judge, train, evaluate, until it no longer helps.
+    """Train round by round on the policy's own answers.
 
-    Known as iterative, on-policy or online DPO, and with the model as its judge as self-rewarding. A series
-    is resumed with the options that it was begun with, but for those that are given.
-    The recipe's rounds.prompts names the prompts.
+    Each round samples answers to the recipe's rounds.prompts, judges, trains and evaluates; the series ends
+    when that no longer helps. Known as iterative, on-policy or online DPO, and with the model as its own
+    judge as self-rewarding. A series is resumed with the options that it was begun with, but for those that
+    are given.
     """
     from localdpo.launch.begin import known_run, open_run, resolve_recipe
     from localdpo.launch.rounds import kept_options, plan_rounds, preview_lines, wanted_rounds

@@ -87,7 +87,7 @@ def ctl(
     as_json: opt.JsonOption = False,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Pause, resume, checkpoint, evaluate or stop a run that is training, from anywhere."""
+    """Pause, resume, checkpoint, evaluate or stop a training run."""
     if not save and command != "stop":
         raise UserError(f"--no-save works only with stop, not with {command}")
 
@@ -108,7 +108,10 @@ def sync(
     as_json: opt.JsonOption = False,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Show a run that has ended to trackers: all that they do not have yet. Default: those in its recipe."""
+    """Show a run that has ended to trackers.
+
+    They get all that they do not have yet. Default: the trackers in its recipe.
+    """
     from localdpo.launch.reporting import problem_of, start_reporter, trackers_of
     from localdpo.trackers.registry import TRACKERS, require_packages
 
@@ -149,10 +152,11 @@ def report(
     as_json: opt.JsonOption = False,
     runs_dir: opt.RunsDirOption = Path("runs"),
 ) -> None:
-    """Write one HTML file about a run: charts, recipe, notices, samples, answers and latest evaluation.
+    """Write one HTML page about a run, rounds or a sweep.
 
-    Of rounds: their table, win rates, KL and length. Of a sweep: its table, and accuracy over KL. Without
-    --html it is report.html in the run's folder.
+    Of a run: charts, recipe, notices, samples, answers and latest evaluation. Of rounds: their table, win
+    rates, KL and length. Of a sweep: its table, and accuracy over KL. Without --html it is report.html in the
+    folder of the run or series.
     """
     from localdpo.evals.report import report_values, series_values
     from localdpo.pages import write_page

@@ -54,7 +54,7 @@ def sweep(
     ] = False,
     best_by: Annotated[
         str | None,
-        typer.Option(metavar="METRIC", help=f"What the best run is the best by. Default: {ACCURACY}."),
+        typer.Option(metavar="METRIC", help=f"Metric that the best run is chosen by. Default: {ACCURACY}."),
     ] = None,
     judge: Annotated[
         str | None,
@@ -76,9 +76,10 @@ def sweep(
     as_json: opt.JsonOption = False,
     dry_run: opt.DryRunOption = False,
 ) -> None:
-    """Train a recipe with several values of some options, and compare the runs at equal KL.
+    """Train with each of several values of options, and compare.
 
-    A sweep is resumed with the options that it was begun with, but for those that are given.
+    The runs are compared at equal KL. A sweep is resumed with the options that it was begun with, but for
+    those that are given.
     """
     sweeps.require_ranked(best_by)
     own = {"judge": judge, "prompts": prompts, "limit": limit, "max_tokens": max_tokens}

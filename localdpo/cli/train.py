@@ -55,7 +55,7 @@ def train(
     notify: opt.NotifyOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Train with a recipe: SFT, DPO, KTO or another preference loss, as its loss says."""
+    """Train as a recipe says, with DPO or another loss."""
     request = make_request(recipe, overrides, run, runs_dir, resume, accept_changes)
     if dry_run:
         if as_json:

@@ -315,7 +315,11 @@ class RoundsSection(Section):
     )
     rubrics: Words | None = option(None, "rubrics of the judge, by name or file; null: the shipped ones")
     constitution: Text | None = option(None, "principles instead of rubrics, by name or file")
-    scores: bool | None = option(None, "whether the judge scores both answers of a pair too; null: rules do")
+    scores: bool | None = option(
+        None,
+        "whether the judge scores both answers of a pair too; "
+        "null: with rules, constraints or a rubric for it",
+    )
     checks: Text | None = option(None, "YAML file with more heuristics for the evaluations")
     held_out: Count = option(200, "held-out prompts in an evaluation, at most")
     reference: Literal["last", "first"] = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,18 @@ CASES = [
 ]
 
 
+def documented_keys() -> dict[str, str]:
+    """The main keys of the JSON of every command, as docs/commands.md has them."""
+    page = Path(__file__).parents[2] / "docs" / "commands.md"
+    table = page.read_text(encoding="utf-8").partition("| command | main keys |")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^\| `([a-z ]+)` \| (.*) \|$", table, re.MULTILINE))
+
+
 def leaves(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, below in getattr(command, "commands", {}).items():
         if hasattr(below, "commands"):
             yield from leaves(below, f"{path}{name} ")
-        else:
+        if not hasattr(below, "commands") or below.invoke_without_command:
             yield f"{path}{name}", below
 
 
@@ -73,6 +81,7 @@ def test_every_command_with_a_result_has_the_option() -> None:
     }
     every = {name for name, _ in leaves(get_command(app))}
     assert with_json == every - WITHOUT_RESULT
+    assert set(documented_keys()) == with_json
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +116,4 @@ def test_stdout_is_the_result_alone(
     done = localdpo(*command.split(), *words, "--json")
     found = json.loads(done.stdout)
     assert key is None or key in found, done.stderr
+    assert key is None or f"`{key}`" in documented_keys()[command]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from command import localdpo
 from localdpo.__main__ import run
 from localdpo.cli import main
 from localdpo.core.names import PROGRAM_SWITCH
+from localdpo.dashboard.keymap import SCREEN_TITLES
+from localdpo.interop.targets import TARGETS
+from localdpo.judging.registry import JUDGES
+from localdpo.recipe.elsewhere import PROGRAMS
+from localdpo.trackers.registry import TRACKERS
+from localdpo.train.bench import SHAPES
 
 pytestmark = pytest.mark.slow
 
@@ -51,12 +58,32 @@ def test_ctrl_c_while_the_program_is_loaded_ends_it_quietly(monkeypatch: pytest.
     assert ended.value.code == 130
 
 
-def test_help_names_every_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "localdpo", "--help"], capture_output=True, text=True, check=True, timeout=60
-    )
-    for command in ("train", "runs", "compare", "inspect", "doctor"):
-        assert f"\n  {command} " in done.stdout
+@pytest.mark.parametrize("group", ["", "prefs", "runs"])
+def test_help_has_a_whole_line_for_every_command(group: str) -> None:
+    lines = localdpo(*group.split(), "--help").stdout.partition("Options:")[2].splitlines()
+    tree = main.command_tree()
+    names = (tree.commands[group] if group else tree).commands
+    for name in names:
+        (line,) = (line for line in lines if line.startswith(f"  {name} "))
+        assert line.endswith("."), line
+        assert not line.endswith("..."), f"{line}: make its first sentence shorter"
+
+
+def test_help_names_all_that_a_table_has() -> None:
+    judges = [entry.form for entry in JUDGES.values()]
+    for words, option, names in (
+        ("eval", "--judge", judges),
+        ("prefs build", "--judge", [form for form in judges if form != "human"]),
+        ("sweep", "--judge", [form for form in judges if form != "human"]),
+        ("export", "--to", TARGETS),
+        ("runs sync", "--to", TRACKERS),
+        ("init", "--from", PROGRAMS),
+        ("bench", "[SHAPE]...", SHAPES),
+        ("watch", "--screen", SCREEN_TITLES),
+    ):
+        (parameter,) = (each for each in commands()[words].params if option in (*each.opts, each.metavar))
+        said = re.findall(r"[\w.:#+\[\]-]*\w\]?", f"{parameter.metavar} {parameter.help}")
+        assert [name for name in names if name not in said] == [], f"{words} {option}"
 
 
 @pytest.mark.parametrize(
