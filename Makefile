@@ -5,13 +5,13 @@
 # make test-fast  ruff and the tests that start nothing, train nothing and draw nothing: within a minute
 # make test-long  what `make test` leaves out: more cases, more examples
 # make test-lowest  those of test-fast at the lowest versions that pyproject.toml allows, in .venv-lowest
-# make lint    all of that but the tests
+# make lint    lint, types and import contracts
 # make test-trackers  what real trackers keep of a run, read back; in a folder .venv-trackers of its own
 # make bench   speed and memory, measured in tests/benchmarks; FULL=1 for the sizes of docs/figures.md (other
 #              trainers: tests/benchmarks/peers.py and whole_runs.py)
 # make docs    the pages of docs/ as a site, in build/site
-# make soak    that, and kills, full disks, damage, races and long runs in full: over an hour, one table
-# make clean   remove .venv and caches; runs/ stays
+# make soak    the long tests, and kills, full disks, damage, races and long runs in full: over an hour, one table
+# make clean   remove the environments, build/, dist/ and caches; runs/ stays
 
 PYTHON ?= python3
 BIN := .venv/bin

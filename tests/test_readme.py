@@ -69,11 +69,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_in_the_navigation_of_the_site() -> None:
+def test_every_page_is_in_the_navigation_of_the_site_on_its_first_page_and_in_the_readme() -> None:
     nav = yaml.safe_load(text_of(ROOT / "mkdocs.yml"))["nav"]
-    assert sorted(path for entry in nav for path in entry.values()) == sorted(
-        p.name for p in DOCS.glob("*.md")
-    )
+    (home, *others) = (item for entry in nav for item in entry.items())
+    assert sorted([home[1], *(path for _, path in others)]) == sorted(p.name for p in DOCS.glob("*.md"))
+    assert re.findall(r"^\| \[(.*)\]\((.*?)\) \|", text_of(DOCS / home[1]), re.MULTILINE) == others
+    readme = text_of(ROOT / "README.md").partition("## Where next")[2]
+    assert [path for _, path in others if f"(docs/{path})" not in readme] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -94,10 +96,14 @@ def test_commands_and_options_that_are_named_exist(page: Path) -> None:
         assert named <= known, f"{line}: no {', '.join(sorted(named - known))}"
 
 
-def test_make_targets_that_are_named_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+def test_make_targets_are_named_where_people_look() -> None:
+    makefile = text_of(ROOT / "Makefile")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) - {"style", "types", "pytest"}
+    assert set(re.findall(r"^# make ([a-z-]+)  ", makefile, re.MULTILINE)) == targets
+    rows = re.findall(r"^\| (`make .*?) \| ", text_of(ROOT / "CONTRIBUTING.md"), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z-]+)`", "".join(rows))) == targets
     for page in PAGES:
-        named = set(re.findall(r"(?:^|`)make ([a-z]+)", text_of(page), re.MULTILINE))
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text_of(page), re.MULTILINE))
         assert named <= targets, name_of(page)
 
 

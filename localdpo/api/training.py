@@ -59,7 +59,7 @@ def train(
     Args:
         recipe: what `load_recipe` gave, or the path of a file; None with `resume` and `name`.
         overrides: `KEY=VALUE` on top of a file, such as `loss.beta=0.2`.
-        name: of the run; None: the file's name and a number. An existing run is resumed.
+        name: of the run; None: the file's name, with a number if taken. An existing run is resumed.
         resume: the run `name`, or the latest run of the file.
         accept_changes: resume although data, model or adapter changed since.
         on_event: called with every event as it comes, here in this process. If it raises, a worker trains on.

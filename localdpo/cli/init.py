@@ -90,7 +90,8 @@ def write_starters(name: str, folder: Path, force: bool) -> tuple[dict[str, Any]
         files[path] = text.replace(said[0], _comment(f"localdpo {shlex.join(commands[path])}"))
     written = _write(files, folder, force)
     first = folder / "dpo.yaml" if name == DEMO else next(iter(files))
-    return {"written": written}, [f"written: {', '.join(written)}", command_line(*commands[first])]
+    then = command_line(*commands[first])
+    return {"written": written}, [f"written: {', '.join(written)}", f"run it: {then}"]
 
 
 def from_program(
@@ -115,12 +116,9 @@ def from_program(
         **{"written": written, "changed": converted.changed, "left": converted.left},
         **{"off": converted.off, "unsaid": converted.unsaid, "missing": converted.missing},
     }
-    then = "fill in what is missing, then: " if converted.missing else ""
-    return record, [
-        f"written: {', '.join(written)}",
-        *notes,
-        then + command_line("train", str(path), "--dry-run"),
-    ]
+    then = "fill in what is missing, then look at it" if converted.missing else "look at it"
+    look = command_line("train", str(path), "--dry-run")
+    return record, [f"written: {', '.join(written)}", *notes, f"{then}: {look}"]
 
 
 def _comment(text: str) -> str:

@@ -88,7 +88,7 @@ SeriesOption = Annotated[
     typer.Option(
         "--run",
         metavar="NAME",
-        help="Name of the series. Default: the recipe's name and a number. An existing one is resumed.",
+        help="Name of the series. Default: the recipe's, numbered if taken. An existing one is resumed.",
     ),
 ]
 NotifyOption = Annotated[

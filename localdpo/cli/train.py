@@ -38,7 +38,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name of the run. Default: the recipe's name and a number. An existing run is resumed.",
+            help="Name of the run. Default: the recipe's, numbered if taken. An existing one is resumed.",
             autocompletion=opt.run_names,
         ),
     ] = None,

@@ -30,7 +30,7 @@ def test_starters_are_listed_with_what_they_are() -> None:
 
 def test_the_demos_starters_run_where_they_are_written() -> None:
     result = runner.invoke(app, ["init", "demo", "--dir", "demo"], catch_exceptions=False)
-    assert result.stdout.endswith("localdpo train demo/dpo.yaml\n")
+    assert result.stdout.endswith("run it: localdpo train demo/dpo.yaml\n")
     assert json.loads(Path("demo/recipe.schema.json").read_text())["title"] == "A recipe of localdpo"
     written = sorted(Path("demo").glob("*.yaml"), key=lambda path: path.stem)
     assert [path.stem for path in written] == ["cdpo", "dpo", "dpo-too-hot", "ipo", "kto", "rounds", "sft"]
@@ -45,7 +45,7 @@ def test_the_demos_starters_run_where_they_are_written() -> None:
 def test_the_command_that_is_printed_is_the_starters_own_and_fits_a_shell(name: str) -> None:
     result = runner.invoke(app, ["init", name, "--dir", "my recipes"], catch_exceptions=False)
     command = f"localdpo {'rounds' if name == 'rounds' else 'train'} 'my recipes/{name}.yaml'"
-    assert result.stdout.splitlines()[-1] == command
+    assert result.stdout.splitlines()[-1] == f"run it: {command}"
     assert f"# {command}" in Path(f"my recipes/{name}.yaml").read_text().splitlines()
 
 

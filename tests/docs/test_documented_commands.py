@@ -26,6 +26,7 @@ LINE = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?((?:localdpo|mlx_lm\.\w+) .*)$", re
 NOT_RUN = {
     r"qwen3-0\.6b-ultrafeedback": "model and data come from the hub",
     r"import policy\.pt": "needs PyTorch; see tests/interop/test_peft.py",
+    r"localdpo watch demo$": "a screen; see tests/cli/test_watch_command.py",
     r"localdpo serve": "goes on until it is stopped; see tests/interop/test_serve.py",
     r"prefs label": "takes a person at a terminal; see tests/cli/test_prefs_label_command.py",
     r"sweep .*5e-5$": "takes minutes; see tests/launch/test_sweep.py",
