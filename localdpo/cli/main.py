@@ -69,7 +69,7 @@ class Grouped(TyperGroup):
         names = (name for group in COMMANDS.values() for name in group)
         super().__init__(commands={name: commands[name] for name in names}, **settings)
 
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         widest = max(map(len, self.commands))
         for heading, names in COMMANDS.items():
             with formatter.section(heading):
