@@ -92,7 +92,7 @@ def test_help_names_all_that_a_table_has() -> None:
         (["train"], "error: no recipe"),
         (["train", "missing.yaml"], "error: missing.yaml"),
         (["train", "missing.yaml", "beta"], "error: beta: expected KEY=VALUE"),
-        (["train", "missing.yaml", "--run", "a/b"], "error: 'a/b' is no name for a run"),
+        (["train", "missing.yaml", "--run", "a:b"], "error: 'a:b' is no name for a run"),
         (
             ["train", "--resume", "--run", "x", "--runs-dir", "/nonexistent"],
             "error: /nonexistent: no runs here",
