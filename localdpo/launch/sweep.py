@@ -25,15 +25,13 @@ from localdpo.core.text import counted, format_seconds
 from localdpo.data.inspect import statistics
 from localdpo.data.prompts import PromptRow
 from localdpo.evals.evaluate import EvalOptions, plan_evaluation, run_evaluation
-from localdpo.launch.begin import Note, TrainRequest, known_run, open_run
+from localdpo.launch.begin import Note, TrainRequest, differing_keys, known_run, open_run
 from localdpo.launch.processes import Worker, start_worker
 from localdpo.launch.rounds import Ask, evaluation_lines, judges_of
-from localdpo.recipe.load import dump_recipe, follow_links, load_recipe
+from localdpo.recipe.load import dump_recipe, follow_links, load_recipe, parse_recipe
 from localdpo.recipe.schema import SHORTHANDS, Recipe
-from localdpo.recipe.strict_yaml import read_yaml
 from localdpo.records.answers import Sampling
 from localdpo.records.events import Event, EventTail, read_events
-from localdpo.records.log import DAMAGE
 from localdpo.records.metrics import metric_of
 from localdpo.records.rundir import RunDir, RunLock, runs_below
 from localdpo.records.series import SeriesOptions, write_options
@@ -42,6 +40,7 @@ from localdpo.train.dry_run import measure
 
 _POLL_SECONDS: Final = 0.1
 _NAME_LENGTH: Final = 80
+_QUOTED: Final = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""")
 # The first of these shows that a worker's caches are complete.
 _PAST_CACHES: Final = frozenset({"step", "run.finished"})
 # Fields of Judging; the others that a command gives are those of a JudgeRequest.
@@ -54,24 +53,27 @@ _OF_EVALUATION: Final = ("prompts", "limit", "max_tokens")
 def plan_sweep(request: TrainRequest, note: Note) -> SweepPlan:
     """The runs of a sweep from `request.overrides`, of which `KEY=V1,V2` has several values.
 
-    Without any, the plan of the sweep that is resumed. Raises UserErrors with every problem of every
-    combination, each once.
+    Without any, those of the sweep that is resumed; without a recipe, its plan. Raises UserErrors with every
+    problem of every combination, each once.
     """
     known = known_run(request)
-    if not request.overrides and isinstance(known, SweepDir):
-        return read_plan(known)
+    before = read_plan(known) if isinstance(known, SweepDir) else None
+    if before is not None and request.recipe is None and not request.overrides:
+        return before
     if not isinstance(request.recipe, Path):
         raise UserError("no recipe: a sweep needs a YAML file whose options it changes")
-    grid, fixed = _grid(request.overrides)
+    if before is not None and not request.overrides:
+        grid, fixed = before.grid, before.fixed
+    else:
+        grid, fixed = _grid(request.overrides)
+    recipes = {} if before is None else {run.name: recipe_in(run) for run in before.runs}
     names = _names(grid)
     runs, problems = [], dict[str, None]()
     for name, values in zip(names, product(*grid.values()), strict=True):
         overrides = [*fixed, *(f"{key}={value}" for key, value in zip(grid, values, strict=True))]
         try:
             recipe = load_recipe(request.recipe, overrides)
-            made = None if known is None else RunDir(known.path / name)
-            kept = load_recipe(made.recipe) if made is not None and made.exists() else None
-            resolved, lines = follow_links(recipe, kept)
+            resolved, lines = follow_links(recipe, recipes.get(name))
         except LocalDPOError as error:
             problems |= dict.fromkeys(error.lines)
             continue
@@ -85,10 +87,10 @@ def plan_sweep(request: TrainRequest, note: Note) -> SweepPlan:
     if twice:
         same = ", ".join(run.name for run in runs if run.recipe == twice[0])
         raise UserError(f"{same}: the same recipe; give each value once")
-    return SweepPlan(grid, tuple(runs))
+    return SweepPlan(grid, tuple(runs), fixed)
 
 
-def _grid(overrides: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _grid(overrides: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """The options with several values, and the overrides that have one. Raises UserErrors."""
     grid, fixed, problems = dict[str, tuple[str, ...]](), list[str](), list[UserError]()
     seen = set[str]()
@@ -100,6 +102,10 @@ def _grid(overrides: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[st
             problems.append(UserError(f"{override}: {key} is given twice; give all its values at once"))
         elif len(values) > 1 and key.startswith("rounds."):
             problems.append(UserError(f"{override}: training reads no option of rounds; leave it out"))
+        elif len(values) > 1 and key == "train.reference":
+            problems.append(UserError(f"{override}: a sweep sets it to ahead; leave it out"))
+        elif len(values) > 1 and "" in values:
+            problems.append(UserError(f"{override}: expected a value on both sides of a comma, such as null"))
         elif len(values) > 1:
             grid[key] = values
         else:
@@ -111,23 +117,27 @@ def _grid(overrides: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[st
         )
     if problems:
         raise UserErrors(problems)
-    return grid, fixed
+    return grid, tuple(fixed)
 
 
 def split_values(text: str) -> tuple[str, ...]:
-    """The values between commas; those within brackets, braces or double quotes are parts of one."""
-    values, depth, quoted = [""], 0, False
-    for char in text:
-        quoted ^= char == '"'
-        depth += 0 if quoted else (char in "[{") - (char in "]}")
-        if char == "," and depth == 0 and not quoted:
+    """The values between commas; those within brackets, braces or quotes are parts of one, as in YAML."""
+    values, depth, at = [""], 0, 0
+    while at < len(text):
+        # Where a value begins, and nowhere else, YAML takes a quote for one.
+        begins = values[-1].rstrip()[-1:] in ("", *"[{,:")
+        quoted = _QUOTED.match(text, at) if begins else None
+        part = text[at] if quoted is None else quoted[0]
+        at += len(part)
+        if part == "," and depth == 0:
             values.append("")
         else:
-            values[-1] += char
+            depth = max(0, depth + (part in ("[", "{")) - (part in ("]", "}")))
+            values[-1] += part
     return tuple(value.strip() for value in values)
 
 
-def _names(grid: dict[str, tuple[str, ...]]) -> list[str]:
+def _names(grid: Mapping[str, tuple[str, ...]]) -> list[str]:
     """`beta-0.05_learning_rate-1e-5` for each combination; `run-1`, ... where that is too long or twice."""
     short = {key: key.rpartition(".")[2] for key in grid}
     heads = short if len(set(short.values())) == len(short) else {key: key for key in grid}
@@ -139,7 +149,8 @@ def _names(grid: dict[str, tuple[str, ...]]) -> list[str]:
         )
         for values in combinations
     ]
-    if len(set(names)) == len(names) and max(map(len, names)) <= _NAME_LENGTH:
+    # A Mac's disk takes no two names that differ in case only.
+    if len({name.casefold() for name in names}) == len(names) and max(map(len, names)) <= _NAME_LENGTH:
         return names
     return [f"run-{number}" for number in range(1, len(combinations) + 1)]
 
@@ -152,18 +163,21 @@ def open_sweep(request: TrainRequest, plan: SweepPlan, note: Note) -> SweepDir:
 
 
 def _differences(old_text: str, new_text: str) -> str:
-    """`loss.beta: 0.1,0.2 there, 0.1 here`, else that options outside the grid differ."""
-    try:
-        old, new = plan_in(old_text).grid, plan_in(new_text).grid
-    except DAMAGE:
-        return "its sweep.json is damaged"
+    """`loss.beta: 0.1,0.2 there, 0.1 here`, else the options outside the grid that differ."""
+    before, after = plan_in(old_text), plan_in(new_text)
+    old, new = before.grid, after.grid
 
     def words(grid: Mapping[str, tuple[str, ...]], key: str) -> str:
         return ",".join(grid.get(key, ("not swept",)))
 
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     differing = (f"{key}: {words(old, key)} there, {words(new, key)} here" for key in keys)
-    return "; ".join(differing) or "an option that is not swept differs"
+    if text := "; ".join(differing):
+        return text
+    runs = list(zip(before.runs, after.runs, strict=True))
+    if any(one.name != other.name for one, other in runs):
+        return "its runs have other names"
+    return next(filter(None, (differing_keys(one.recipe, other.recipe) for one, other in runs)), "")
 
 
 # --- what it takes ---------------------------------------------------------------------------------------
@@ -264,8 +278,8 @@ def _asked(recipe: Recipe, judging: Judging) -> list[PromptRow]:
 
 
 def recipe_in(run: SweepRun) -> Recipe:
-    """The resolved recipe of a run."""
-    return Recipe.model_validate(read_yaml(run.recipe).value)
+    """The resolved recipe of a run. Raises UserErrors for one that this version cannot read."""
+    return parse_recipe(run.recipe, run.name)
 
 
 # --- making it -------------------------------------------------------------------------------------------

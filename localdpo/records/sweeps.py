@@ -4,6 +4,7 @@
 
 v                   1
 grid                {option: [value, ...]}, the values as they were typed
+fixed               [KEY=VALUE, ...]: the options that have one value, on top of the recipe's
 runs                [{name, values: [one of each option], recipe: its resolved text}]
 
 All else is in the folders of the runs and in options.json (series.py), so a sweep goes on wherever it was
@@ -13,6 +14,7 @@ stopped.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -67,6 +69,7 @@ class SweepPlan:
 
     grid: Mapping[str, tuple[str, ...]]
     runs: tuple[SweepRun, ...]
+    fixed: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """The content of sweep.json."""
@@ -240,7 +243,8 @@ def _best(runs: Sequence[SweptRun], metric: str) -> str | None:
     sign = 1 if RANKED[metric][1] == "higher" else -1
 
     def rank(run: SweptRun) -> tuple[float, float]:
-        return sign * (run.figure(metric) or 0.0), -(run.metrics.get(KL) or 0.0)
+        kl = run.metrics.get(KL)
+        return sign * (run.figure(metric) or 0.0), -math.inf if kl is None else -kl
 
     known = [run for run in runs if run.figure(metric) is not None]
     return max(known, key=rank).name if known else None

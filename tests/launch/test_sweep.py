@@ -108,6 +108,9 @@ def test_every_problem_of_every_combination_is_said_at_once(here: Path) -> None:
         (("loss.beta=0.1",), "no option has several values; expected KEY=V1,V2"),
         (("loss.beta=0.1,0.2", "loss.beta=0.3"), "loss.beta is given twice"),
         (("loss.beta=0.1,0.10",), r"beta-0.1, beta-0.10: the same recipe"),
+        # No value is null, of which there may be no limit.
+        (("train.max_steps=10,",), r"train.max_steps=10,: expected a value on both sides of a comma"),
+        (("loss.beta=0.1,0.2", "train.reference=as_needed,ahead"), "a sweep sets it to ahead; leave it out"),
         (("loss.beta=0.1,0.2", "rounds.n=2,4"), r"rounds.n=2,4: training reads no option of rounds"),
     ],
 )
@@ -132,6 +135,9 @@ def test_the_runs_of_a_grid(here: Path) -> None:
     assert twins.runs[0].name == "loss.type-ipo_lora.type-lora"
     alike = plan_sweep(request("data.train=a/x.jsonl,b/x.jsonl"), silent)
     assert [run.name for run in alike.runs] == ["run-1", "run-2"]
+    # One folder on a disk that knows no case.
+    cased = plan_sweep(request("model=org/Tiny,org/tiny"), silent)
+    assert [run.name for run in cased.runs] == ["run-1", "run-2"]
     sweep = open_sweep(request(), plan, silent)
     assert read_plan(sweep) == plan_sweep(request(run="grid"), silent) == plan
     with pytest.raises(
@@ -140,7 +146,23 @@ def test_the_runs_of_a_grid(here: Path) -> None:
         open_sweep(request(), plan_sweep(request("loss.beta=0.1,0.3"), silent), silent)
 
 
-@given(st.lists(st.sampled_from(["1e-5", "[a, b]", '"x,y"', "{a: [1,2]}", "true", ""]), min_size=1))
+def test_a_sweep_that_is_resumed_with_a_recipe_has_its_values_and_refuses_another_recipe(here: Path) -> None:
+    begun = plan_sweep(request("loss.beta=0.1,0.2", "train.seed=7"), silent)
+    sweep = open_sweep(request(), begun, silent)
+    again = request(run=None, resume=True)
+    assert plan_sweep(TrainRequest(None, run="grid", resume=True, kind=SweepDir), silent) == begun
+    sweep.path.rename("runs/dpo")
+    assert plan_sweep(again, silent) == begun
+    assert open_sweep(again, begun, silent).name == "dpo"
+    Path("dpo.yaml").write_text(f"{RECIPE}train: {{batch_size: 2}}\n")
+    with pytest.raises(UserError, match=r"belongs to another recipe \(train.batch_size: 8 there, 2 here\)"):
+        open_sweep(again, plan_sweep(again, silent), silent)
+
+
+QUOTED = ['"x,y"', "'x, ''y'", '"a\\", b"', "it's", "{a: 'b,c'}"]
+
+
+@given(st.lists(st.sampled_from(["1e-5", "[a, b]", "{a: [1,2]}", "true", "", "a]", *QUOTED]), min_size=1))
 def test_values_are_parted_at_commas_outside_of_brackets_and_quotes(values: list[str]) -> None:
     assert split_values(",".join(values)) == tuple(values)
 
