@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -61,5 +63,16 @@ def hosts(
             say(f"rank {rank} {report.host.ssh} ({', '.join(report.host.ips) or 'no address'}): {state}")
     if any(report.problem is not None for report in reports):
         raise typer.Exit(1)
-    command = Path(python).parent / "localdpo"
-    note(f"to train on them: mlx.launch --hostfile {file} -- {command} train RECIPE")
+    beside = Path(sys.executable).with_name("mlx.launch")
+    # A shell finds it only where its environment is active.
+    launch = beside.name if shutil.which(beside.name) == str(beside) else str(beside)
+    command = [
+        launch,
+        "--hostfile",
+        str(file),
+        "--",
+        str(Path(python).with_name("localdpo")),
+        "train",
+        "RECIPE",
+    ]
+    note(f"to train on them: {shlex.join(command)}")
