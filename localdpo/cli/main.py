@@ -35,8 +35,9 @@ from localdpo.cli.sweep import sweep
 from localdpo.cli.train import train
 from localdpo.cli.watch import watch
 from localdpo.core.atomic import disk_refusals
-from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError
+from localdpo.core.errors import USER_ERROR_EXIT, LocalDPOError, UserError
 from localdpo.core.names import program, remember_program
+from localdpo.core.process import launched_rank
 from localdpo.core.text import printable
 from localdpo.out import OutputError, guard, say, say_device_error, say_errors
 
@@ -108,6 +109,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def localdpo(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -116,6 +118,10 @@ def localdpo(
 
     To begin: init demo writes recipes that run offline, train carries one out, eval says whether it helped.
     """
+    # Each rank would carry it out by itself, in the same folders.
+    if context.invoked_subcommand != "train" and launched_rank() is not None:
+        name = context.invoked_subcommand
+        raise UserError(f"{name}: only `train` is for several processes; start it without mlx.launch")
 
 
 @cache

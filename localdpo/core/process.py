@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -120,14 +121,35 @@ def handle_once(number: int, handler: Callable[[int, FrameType | None], None]) -
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-# What `mlx.launch` and mpirun call a process's rank in its environment.
+# What `mlx.launch` and mpirun call a process's rank in its environment, the number of ranks, and the files
+# that list them, which are empty for one.
 _RANK_VARIABLES: Final = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_SIZE_VARIABLES: Final = ("MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_FILE_VARIABLES: Final = ("MLX_HOSTFILE", "MLX_IBV_DEVICES")
 
 
 def launched_rank() -> int | None:
-    """The rank that `mlx.launch` or mpirun started this process as; None where it was started alone."""
-    given = [os.environ[name] for name in _RANK_VARIABLES if name in os.environ]
-    return int(given[0]) if given and given[0].isdigit() else None
+    """The rank that `mlx.launch` or mpirun started this process as; None where it was started alone, or as
+    the only one."""
+    rank = next(filter(str.isdigit, _given(_RANK_VARIABLES)), None)
+    several = any(size.isdigit() and int(size) > 1 for size in _given(_SIZE_VARIABLES))
+    if rank is None or (
+        rank == "0" and not several and not any(map(_says_something, _given(_FILE_VARIABLES)))
+    ):
+        return None
+    return int(rank)
+
+
+def _given(variables: Iterable[str]) -> list[str]:
+    return [os.environ[name] for name in variables if name in os.environ]
+
+
+def _says_something(file: str) -> bool:
+    try:
+        return bool(Path(file).read_text().strip())
+    except OSError:
+        # MLX says what is wrong with it.
+        return True
 
 
 def find_openblas() -> str | None:

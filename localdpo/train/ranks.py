@@ -183,9 +183,6 @@ def connect() -> Ranks:
     """
     if launched_rank() is None:
         return ALONE
-    hostfile = os.environ.get("MLX_HOSTFILE")
-    if hostfile is not None and not Path(hostfile).read_text().strip():
-        return ALONE  # what `mlx.launch -n 1` gives
     say(f"waiting for the other ranks, {_START_SECONDS // 60} minutes at most", error=True)
     signal.alarm(_START_SECONDS)
     try:
