@@ -43,7 +43,7 @@ from localdpo.launch.begin import differing_keys
 from localdpo.launch.processes import watch
 from localdpo.model.backend import give_back_memory
 from localdpo.objective.numerics import sequence_kl
-from localdpo.prefs.build import REPORT, TRAIN, run_build
+from localdpo.prefs.build import REPORT, TRAIN, NoPairs, run_build
 from localdpo.prefs.build_plan import BuildOptions, plan_build
 from localdpo.prefs.build_plan import preview_lines as build_preview
 from localdpo.prefs.candidates import CandidateSource
@@ -270,7 +270,16 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
             number = len(record.rounds) + 1
             text = dump_recipe(round_recipe(series, plan.recipe, number))
             run = RunDir.create(series.path, series.round(number).name, text, differing_keys)
-            if code := _train_round(plan, run, number, hands):
+            try:
+                code = _train_round(plan, run, number, hands)
+            except NoPairs as error:
+                if not record.rounds:
+                    raise
+                # Nothing is left to learn from: as a rule the judge calls all answers of the last policy equal.
+                record = SeriesRecord(wanted, record.rounds, error.message)
+                write_record(series, record)
+                return record, 0
+            if code:
                 return record, code
             result = _evaluate_round(plan, run, number, hands)
             record = SeriesRecord(wanted, (*record.rounds, result))

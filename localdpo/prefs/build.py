@@ -38,11 +38,15 @@ VALID: Final = "valid.jsonl"
 REPORT: Final = "report.json"
 
 
+class NoPairs(UserError):
+    """A build that kept no pair: of how many prompts, and what became of them."""
+
+
 def run_build(plan: BuildPlan, *, budget: Budget | None = None, hooks: Hooks | None = None) -> dict[str, Any]:
     """Generate what is missing, ask what is missing, write pairs and report; the report's record.
 
-    Raises UserError for a model, adapter or prompt that does not work, another process in the same folder, a
-    full disk and a build without a pair; JudgeStopped when nothing more can be asked. Call it again to
+    Raises UserError for a model, adapter or prompt that does not work, another process in the same folder and
+    a full disk; NoPairs where no pair is kept; JudgeStopped when nothing more can be asked. Call it again to
     resume.
     """
     options, hooks = plan.options, hooks or Hooks()
@@ -98,7 +102,7 @@ def _write(plan: BuildPlan, answers: Candidates, outcome: BuildOutcome) -> dict[
             reasons += f"; answers that were left out: {_reasons(outcome.candidates)}"
         stays = f"; {TRAIN} in it is of an earlier build" if (options.out / TRAIN).exists() else ""
         prompts = counted(len(plan.prompts), "prompt")
-        raise UserError(f"{options.out}: no pair was kept of {prompts} ({reasons}){stays}")
+        raise NoPairs(f"{options.out}: no pair was kept of {prompts} ({reasons}){stays}")
     return report
 
 

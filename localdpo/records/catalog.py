@@ -41,12 +41,15 @@ def results_json(series: SeriesDir) -> dict[str, object]:
 def read_all(runs_dir: str | Path, note: Note) -> list[RunSummary]:
     """A summary of every run and series in `runs_dir`, the latest first, each series before its runs.
 
-    `note` gets a line for each log that is damaged or cannot be read.
+    `note` gets a line for each log, and each record of a series, that is damaged or cannot be read.
     """
     groups = [[summary] for summary in read_summaries(list_runs(runs_dir), note)]
     for series in list_series(runs_dir):
         members = read_summaries(series.members(), note)
-        groups.append([summary_of(series), *(replace(member, within=series.name) for member in members)])
+        summary = summary_of(series)
+        for line in summary.ended:
+            note(line)
+        groups.append([summary, *(replace(member, within=series.name) for member in members)])
 
     def order(group: list[RunSummary]) -> tuple[float, str]:
         # When the log of one of them grew, or it was made.
@@ -56,7 +59,10 @@ def read_all(runs_dir: str | Path, note: Note) -> list[RunSummary]:
 
 
 def summary_of(series: SeriesDir) -> RunSummary:
-    """The series as a line of a table of runs: runs that are done as steps, figures of the last or best."""
+    """The series as a line of a table of runs: runs that are done as steps, figures of the last or best.
+
+    Where its record is damaged, `ended` says so.
+    """
     files = (series.recipe, *(run.events for run in series.members()))
     updated = max((path.stat().st_mtime for path in files if path.exists()), default=None)
     empty = RunSummary(
@@ -64,8 +70,8 @@ def summary_of(series: SeriesDir) -> RunSummary:
     )
     try:
         summary = _with_sweep(series, empty) if isinstance(series, SweepDir) else _with_rounds(series, empty)
-    except UserError:
-        summary = empty
+    except UserError as error:
+        summary = replace(empty, ended=error.lines)
     return replace(summary, state="running") if series.is_running() else summary
 
 

@@ -19,10 +19,13 @@ from tiny_folders import ending_model, make_adapter
 
 from localdpo.core.errors import UserError, UserErrors
 from localdpo.evals.statistics import win_rate
+from localdpo.launch import rounds
 from localdpo.launch.rounds import plan_rounds, preview_lines
 from localdpo.model.arrays import load_arrays
+from localdpo.prefs.build import NoPairs
 from localdpo.recipe.load import load_recipe
 from localdpo.records.catalog import find_series
+from localdpo.records.checkpoints import Verified
 from localdpo.records.evaluations import RateEstimate, read_evaluation
 from localdpo.records.rundir import find_run
 from localdpo.records.series import (
@@ -30,8 +33,10 @@ from localdpo.records.series import (
     RoundsDir,
     SeriesRecord,
     cells,
+    closing_lines,
     read_record,
     why_end,
+    write_record,
 )
 
 HERE = Path(__file__).parent
@@ -224,6 +229,32 @@ def test_the_best_round_is_better_than_the_start_too() -> None:
 def best_of(rounds: list[RoundResult]) -> str | None:
     best = SeriesRecord(9, tuple(rounds)).best
     return None if best is None else best.name
+
+
+def test_a_series_ends_where_nothing_is_left_to_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the judge all answers of a policy are alike: the same command would end there for ever."""
+    prompts, held_out = tmp_path / "prompts.jsonl", tmp_path / "heldout.jsonl"
+    prompts.write_text('{"prompt": "One?"}\n')
+    held_out.write_text('{"prompt": "Two?"}\n')
+    plan = planned(tmp_path, f"rounds.prompts={prompts}", f"eval.prompts={held_out}", "rounds.judge=mlx:x")
+    monkeypatch.setattr(rounds, "require_checkpoint", lambda run, note: Verified(run.latest, {}))
+
+    def ask(options: Any, make_plan: object, run: object) -> dict[str, Any]:
+        raise NoPairs(f"{options.out}: no pair was kept of 1 prompt (tie: 1)")
+
+    hands = rounds.Hands(ask=ask, train=lambda run: 1, note=lambda line: None)
+    series = RoundsDir.create(tmp_path / "runs", "series", "model: x\n")
+    with pytest.raises(NoPairs):
+        rounds.run_rounds(series, plan, 3, hands)
+    write_record(series, SeriesRecord(3, (result(1, [1.0] * 20),)))
+    ended = f"{series.path}/round-2/build: no pair was kept of 1 prompt (tie: 1)"
+    for _ in range(2):
+        record, code = rounds.run_rounds(series, plan, 3, hands)
+        assert (code, record.ended) == (0, ended)
+        assert read_record(series) == record
+        assert closing_lines(record) == [f"ended: {ended}", "best: round-1"]
 
 
 # --- what is refused ---------------------------------------------------------------------------------------

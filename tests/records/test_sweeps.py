@@ -129,7 +129,9 @@ def test_a_damaged_sweep_is_one_line(tmp_path: Path) -> None:
         sweep.recipe.write_text(text)
         with pytest.raises(UserError, match=r"sweep\.json: not a sweep"):
             results_of(sweep)
-    assert read_all(tmp_path, lambda line: None)[0].state == "stopped"
+    notes: list[str] = []
+    assert read_all(tmp_path, notes.append)[0].state == "stopped"
+    assert [line.partition(": not a sweep")[0] for line in notes] == [str(sweep.recipe)]
 
 
 shares = st.floats(0, 1, allow_nan=False)
