@@ -275,7 +275,7 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
             except NoPairs as error:
                 if not record.rounds:
                     raise
-                # Nothing is left to learn from: as a rule the judge calls all answers of the last policy equal.
+                # Nothing is left to learn from: mostly, the judge calls all answers of the last policy equal.
                 record = SeriesRecord(wanted, record.rounds, error.message)
                 write_record(series, record)
                 return record, 0
