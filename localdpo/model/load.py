@@ -99,7 +99,6 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if device_name() == "cpu":
         to_float32(model)
-        take_swiglu(model)
         model.freeze()
     notes = []
     if mx.float16 in float_types(model):
@@ -118,6 +117,8 @@ def load_base(name: str, *, trust_remote_code: bool = False) -> Base:
 def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """A frozen model in evaluation mode, and its config.json; no weight is read before it is used.
 
+    Its layers compute as they do in training, so that what they keep can be estimated.
+
     Raises:
         UserError: no such model, or one that mlx-lm cannot load.
     """
@@ -135,6 +136,8 @@ def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Modul
             raise UserError(
                 f"model {name}: {layer}.weight: expected floating-point numbers, got {module.weight.dtype}"
             )
+    if device_name() == "cpu":
+        take_swiglu(model)
     model.freeze()
     model.eval()
     return model, config

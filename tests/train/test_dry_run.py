@@ -9,14 +9,17 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models import activations, llama, qwen3
 from rich.console import Console
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import write_recipe
 
 from localdpo.core.errors import LocalDPOError, UserError
+from localdpo.model.backend import prepare
 from localdpo.recipe.load import load_recipe
 from localdpo.trackers import registry
-from localdpo.train.dry_run import dry_run
+from localdpo.train.assemble import assemble
+from localdpo.train.dry_run import dry_run, measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
@@ -113,6 +116,19 @@ def test_no_weight_of_the_model_is_read(tmp_path: Path, tiny_model: Path) -> Non
     mx.reset_peak_memory()
     shown(tmp_path, text)
     assert mx.get_peak_memory() - before < (tiny_model / "model.safetensors").stat().st_size / 4
+
+
+def test_the_memory_is_that_of_the_run(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(
+        write_recipe(tmp_path, recipe_text(tiny_model, write_pairs(tmp_path / "p.jsonl", 8)))
+    )
+    # As in a new process, in which no model was loaded.
+    for module in (qwen3, llama):
+        monkeypatch.setattr(module, "swiglu", activations.swiglu)
+    lines = measure(recipe, lambda line: None).layout().lines
+    assert lines == assemble(recipe, prepare(), lambda line: None).layout.lines
 
 
 def test_an_incomplete_model_is_found(tmp_path: Path, tiny_model: Path) -> None:
