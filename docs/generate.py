@@ -21,6 +21,7 @@ from localdpo.data.fields import COMMON, FINISH_REASON
 from localdpo.data.formats import FORMATS
 from localdpo.data.types import Kind
 from localdpo.heuristics.constraints import CONSTRAINTS
+from localdpo.heuristics.kinds import HEURISTICS
 from localdpo.objective import notices
 from localdpo.objective.losses import PAIR_FORMULAS, UNPAIRED_FORMULAS
 from localdpo.objective.registry import LOSSES
@@ -165,6 +166,23 @@ def commands() -> str:
     return text
 
 
+def check_kinds() -> str:
+    """The kinds of checks that a file for `eval --checks` may name."""
+    rows = []
+    for name, build in HEURISTICS.items():
+        options = dict(inspect.signature(build).parameters)
+        better = options.pop("better").default
+        words = [
+            f"`{option}`"
+            + ("" if value.default in (value.empty, None) else f" ({str(value.default).lower()})")
+            for option, value in options.items()
+            if option != "name"
+        ]
+        told = " ".join((inspect.getdoc(build) or "").split())
+        rows.append((f"`{name}`", ", ".join(words), better, told))
+    return table(("kind", "options (default)", "better", "the number"), rows)
+
+
 def constraints() -> str:
     """The kinds of constraints."""
     rows = (
@@ -188,6 +206,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "metrics": metrics,
     "notices": notice_rules,
     "checks": checks,
+    "check-kinds": check_kinds,
     "constraints": constraints,
     "commands": commands,
 }

@@ -14,6 +14,9 @@ import yaml
 from typer.main import get_command
 
 from localdpo.cli.main import app
+from localdpo.heuristics.checks import load_checks
+from localdpo.judging.rubric import load_constitution
+from localdpo.recipe.load import parse_recipe
 from localdpo.records.events import EVENT_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,6 +139,22 @@ def test_python_that_is_shown_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert blocks
     for block in blocks:
         exec(compile(block, "docs", "exec"), {})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```yaml" in text_of(page)], ids=name_of)
+def test_yaml_that_is_shown_is_read(page: Path, tmp_path: Path) -> None:
+    file = tmp_path / "shown.yaml"
+    for block in re.findall(r"```yaml\n(.*?)```", text_of(page), re.DOTALL):
+        file.write_text(block)
+        first = block.partition(":")[0]
+        if first == "checks":
+            assert load_checks(file)
+        elif first == "principles":
+            assert load_constitution(str(file))
+        else:  # a recipe, or a part of one
+            missing = {"model": "model: m\n", "data": "data: {train: pairs.jsonl}\n"}
+            text = "".join(line for key, line in missing.items() if f"{key}:" not in block) + block
+            parse_recipe(text, file.name)
 
 
 def test_the_floors_of_the_design_are_those_of_the_contract() -> None:

@@ -156,7 +156,7 @@ def regex(
 ) -> Heuristic:
     """1 when the answer matches a regular expression, else 0.
 
-    `whole`: the entire answer must match, white space around it aside.
+    With `whole` the entire answer must match, white space around it aside.
     """
 
     def score(prompt: str, answer: str, facts: Mapping[str, Any]) -> float:
@@ -197,9 +197,9 @@ def template(
     template: Annotated[re.Pattern[str], PlainValidator(lambda text: template_pattern(_text(text).strip()))],
     better: Direction = "higher",
 ) -> Heuristic:
-    """1 when the answer fits a template with holes, where a regular expression is more than is needed.
+    """1 when the answer fits a `template` with holes, such as `Severity: {level}`, else 0.
 
-    White space around template and answer does not count.
+    A hole is some text on one line. White space around template and answer does not count.
     """
 
     fits = template.fullmatch
@@ -215,7 +215,7 @@ def label(
 ) -> Heuristic:
     """1 when the answer names the label that a column of the row holds, else 0.
 
-    Group 1 of the pattern (else all it matches) is the label in the answer; without a pattern the entire
+    The pattern's group (else all it matches) is the label in the answer; without a pattern the entire
     answer is. Case and white space around do not count. A row without the column is not scored; an answer
     that does not contain the pattern scores 0.
     """
@@ -237,7 +237,7 @@ def label(
 def constraints(
     name: Text, measure: Literal["all", "share"] = "all", better: Direction = "higher"
 ) -> Heuristic:
-    """How far the answer keeps to the constraints of its row: see `heuristics/constraints.py`.
+    """How far the answer keeps to the constraints of its row.
 
     `all` is 1 when it keeps to every one of them, else 0; `share` is the share that it keeps to. A row
     without constraints is not scored.
@@ -297,7 +297,7 @@ def length(
 def repetition(
     name: Text, n: Annotated[int, Field(ge=1)] = REPETITION_WORDS, better: Direction = "lower"
 ) -> Heuristic:
-    """The share of an answer's n-grams of words that occurred before: see `repeated_share`."""
+    """The share of an answer's runs of `n` words that occurred before in it."""
     return Heuristic(name, better, lambda prompt, answer, facts: repeated_share(answer, n))
 
 
@@ -307,11 +307,11 @@ def refusal(
     phrases: Annotated[list[Phrase], Field(min_length=1)] | None = None,
     better: Direction = "lower",
 ) -> Heuristic:
-    """1 when one of some phrases (by default REFUSALS) occurs near the beginning of the answer, else 0.
+    """1 when one of some `phrases` occurs near the beginning of the answer, else 0.
 
-    Its limits: the phrases are English; a refusal in other words is not seen, and an answer that quotes such
-    a phrase in its first characters counts as one. It does not know whether refusing was right: for prompts
-    that should be refused, set `better: higher`, and for mixed ones `better: neutral`.
+    Its limits: the phrases are English unless given; a refusal in other words is not seen, and an answer that
+    quotes such a phrase in its first characters counts as one. It does not know whether refusing was right:
+    for prompts that should be refused, set `better: higher`, and for mixed ones `better: neutral`.
     """
     wanted = phrases or REFUSALS
 
