@@ -86,8 +86,8 @@ def losses() -> str:
         first = (formulas[spec.name].__doc__ or "").splitlines()[0].removesuffix(".")
         formula, _, start = first.partition("; ")
         formula = formula.partition(", [B]")[0]
-        for suffix in (" where policy = reference", " at policy = reference"):
-            start = start.removesuffix(suffix)
+        for words in (" where policy = reference", " at policy = reference"):
+            start = start.replace(words, "")
         rows.append((f"`{spec.name}`", spec.summary, code(formula), start, spec.source))
     head = ("`loss.type`", "what it is", "loss of one row", "where policy = reference", "source")
     return table(head, rows)

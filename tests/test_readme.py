@@ -13,11 +13,18 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import localdpo
+from localdpo.cli.doctor import KEYS
 from localdpo.cli.main import app
+from localdpo.core.names import PROGRAM_SWITCH
 from localdpo.heuristics.checks import load_checks
+from localdpo.interop.targets import TARGETS
+from localdpo.judging.registry import JUDGES
 from localdpo.judging.rubric import load_constitution
 from localdpo.recipe.load import parse_recipe
 from localdpo.records.events import EVENT_TYPES
+from localdpo.records.rundir import LOCK_FD
+from localdpo.trackers.registry import TRACKERS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -126,6 +133,27 @@ def test_pictures_are_there_and_load_nothing() -> None:
 def test_every_event_is_described() -> None:
     named = set(re.findall(r"`([a-z.]+)`", text_of(DOCS / "run-folder.md")))
     assert named >= EVENT_TYPES
+
+
+def test_lists_that_are_kept_by_hand_are_whole() -> None:
+    sources = "".join(text_of(path) for path in sorted((ROOT / "localdpo").rglob("*.py")))
+    switches = set(re.findall(r"\"(LOCALDPO_[A-Z_]+)\"", sources)) - {LOCK_FD, PROGRAM_SWITCH}
+    tools = re.findall(r"\btools\.(\w+)", text_of(ROOT / "localdpo" / "api" / "tools.py"))
+    judging = ROOT / "localdpo" / "judging"
+    shipped = [path.stem for folder in ("rubrics", "constitutions") for path in (judging / folder).iterdir()]
+    for page, names in {
+        "docs/commands.md": [*switches, *KEYS],
+        "docs/judging.md": [*JUDGES, "jury", *shipped],
+        "docs/export.md": TARGETS,
+        "README.md": TARGETS,
+        "docs/trackers.md": TRACKERS,
+        "docs/mcp.md": tools,
+        "docs/api.md": set(localdpo.__all__) - {"__version__"},
+    }.items():
+        # In code, spans or blocks: `mlx:MODEL` names mlx, `localdpo.compare(run)` compare.
+        code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text_of(ROOT / page), re.DOTALL))
+        named = set(re.findall(r"[\w-]+", code))
+        assert [name for name in names if name not in named] == [], page
 
 
 def test_python_that_is_shown_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

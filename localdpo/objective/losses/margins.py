@@ -118,7 +118,7 @@ def dpop(scores: PairScores, *, beta: float, dpop_lambda: float) -> mx.array:
 
 
 def r_dpo(scores: PairScores, *, beta: float, r_dpo_alpha: float) -> mx.array:
-    """-ls(beta h + alpha (|w| - |l|)), [B] nats; ln 2 where policy = reference and the lengths are equal.
+    """-ls(beta h + alpha (|w| - |l|)), [B] nats; ln 2 where policy = reference if the lengths are equal.
 
     Park et al. 2024, arXiv 2403.19159: the objective E[r] - alpha E|y| - beta KL is maximal at pi ~ ref
     exp((r - alpha |y|)/beta), so r_w - r_l = beta h + alpha (|w| - |l|). A longer chosen response thus has
