@@ -291,12 +291,16 @@ def config_of(file: GGUFFile, family: Architecture) -> dict[str, Any]:
     problems = []
     if head % 2 or not 2 <= head <= MOST or (head != default and not family.own_head_dim):
         problems.append(f"{arch}.attention.key_length: {head} is not supported for {heads} heads of {arch}")
-    if turned != head and not (family.partial_rope and 2 <= turned < head):
+    if turned != head and not (family.partial_rope and 2 <= turned < head and turned % 2 == 0):
         problems.append(f"{arch}.rope.dimension_count: expected {head}, the size of a head, got {turned}")
     if problems:
         raise UserErrors([UserError(f"{file.path}: {problem}") for problem in problems])
     if turned != head:
-        config["partial_rotary_factor"] = turned / head
+        share = turned / head
+        # mlx-lm rounds down what is multiplied again.
+        config["partial_rotary_factor"] = (
+            share if int(head * share) == turned else math.nextafter(share, math.inf)
+        )
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise UserError(f"{file.path}: tensor token_embd.weight is missing")

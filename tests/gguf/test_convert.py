@@ -206,6 +206,20 @@ def test_phi3_long_factors_and_partial_rotary_embeddings(tmp_path: Path) -> None
     np.testing.assert_allclose(np.array(base.model(IDS)), np.array(model(IDS)), atol=1e-3)
 
 
+def test_a_part_of_a_head_is_as_large_in_mlx_lm_as_in_the_file(tmp_path: Path) -> None:
+    """It rounds down; 30 / 44 of 44 are 29.999."""
+    model, config = random_weights("phi3", hidden_size=176, head_dim=44, partial_rotary_factor=31 / 44)
+    for turned, message in ((30, None), (29, "expected 44, the size of a head, got 29")):
+        keys = {"phi3.rope.dimension_count": np.uint32(turned)}
+        file = GGUFFile(write_gguf(tmp_path / f"{turned}.gguf", model, config, changed=keys))
+        if message is None:
+            found = families.config_of(file, families.family_of(file))["partial_rotary_factor"]
+            assert int(44 * found) == turned
+        else:
+            with pytest.raises(UserErrors, match=message):
+                families.config_of(file, families.family_of(file))
+
+
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
