@@ -268,6 +268,7 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
             if ended is not None:
                 return record, 0
             number = len(record.rounds) + 1
+            _require_place(series.round(number))
             text = dump_recipe(round_recipe(series, plan.recipe, number))
             run = RunDir.create(series.path, series.round(number).name, text, differing_keys)
             try:
@@ -285,6 +286,18 @@ def run_rounds(series: RoundsDir, plan: RoundsPlan, wanted: int, hands: Hands) -
             record = SeriesRecord(wanted, (*record.rounds, result))
             write_record(series, record)
             hands.on_round(record)
+
+
+def _require_place(run: RunDir) -> None:
+    """Raise UserError for a round that was begun before its series was renamed, copied or moved: its recipe
+    names the policy that it starts from, and its pairs, where they were."""
+    if run.exists():
+        named = Path(load_recipe(run.recipe).data.train_sources[0].source).absolute()
+        if named != (run.path / BUILD / TRAIN).absolute():
+            raise UserError(
+                f"{run.path}: begun as {named.parent.parent}, where its recipe looks for its parts; give the "
+                "series that place again, or remove this folder to make the round anew"
+            )
 
 
 def round_recipe(series: RoundsDir, recipe: Recipe, number: int) -> Recipe:

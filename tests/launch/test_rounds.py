@@ -231,6 +231,21 @@ def best_of(rounds: list[RoundResult]) -> str | None:
     return None if best is None else best.name
 
 
+def test_a_series_that_was_renamed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts, held_out = Path("prompts.jsonl"), Path("heldout.jsonl")
+    prompts.write_text('{"prompt": "One?"}\n')
+    held_out.write_text('{"prompt": "Two?"}\n')
+    plan = planned(tmp_path, f"rounds.prompts={prompts}", f"eval.prompts={held_out}", "rounds.judge=mlx:x")
+    series = RoundsDir.create("runs", "series", "model: x\n")
+    hands = rounds.Hands(ask=lambda *asked: {}, train=lambda run: 7, note=lambda line: None)
+    assert rounds.run_rounds(series, plan, 3, hands)[1] == 7
+    assert rounds.run_rounds(series, plan, 3, hands)[1] == 7
+    series.path.rename("runs/other")
+    with pytest.raises(UserError, match=r"runs/other/round-1: begun as .*/runs/series/round-1, where its"):
+        rounds.run_rounds(RoundsDir("runs/other"), plan, 3, hands)
+
+
 def test_a_series_ends_where_nothing_is_left_to_learn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
