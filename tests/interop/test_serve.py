@@ -20,6 +20,7 @@ from localdpo.interop import serve
 from localdpo.interop.serve import Probe, Served, strongest_probe
 from localdpo.interop.server import named
 from localdpo.interop.trained import open_trained
+from localdpo.records.rundir import RunDir
 
 
 def free_port() -> int:
@@ -96,7 +97,7 @@ def served_as(logps: np.ndarray) -> Served:
     top = [{"id": int(i), "logprob": float(logps[i])} for i in np.argsort(-logps)[:10]]
     served = Served.__new__(Served)
     served.model = "/m"
-    served._trained = argparse.Namespace(adapter="runs/a", run=argparse.Namespace(name="a"))  # type: ignore[assignment]
+    served._trained = argparse.Namespace(adapter="runs/a", run=RunDir("runs/a"))  # type: ignore[assignment]
     served._ask = lambda path, asked: {  # type: ignore[method-assign]
         "choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}],
         "usage": {"prompt_tokens": 5},
