@@ -75,11 +75,13 @@ class Judge(ABC):
         name: for people and tables, such as "rules" or "anthropic claude-opus-4-6".
         identity: everything that its verdicts depend on besides the question (model, rubric, schema, ...);
             part of the journal's key, so a verdict is never reused for another judge.
+        local_model: the model that it asks in this process, None if it asks none.
     """
 
     name: str
     identity: Mapping[str, str]
     concurrency: int = 1
+    local_model: str | None = None
 
     @abstractmethod
     def ask(self, question: Question) -> Verdict:
@@ -96,6 +98,10 @@ class Judge(ABC):
     def worst_case_usd(self, question: Question) -> float:
         """The most that asking this question once can cost; 0 for a local judge."""
         return 0.0
+
+    def rest(self) -> None:
+        """Give back the memory of `local_model`; the next question loads it again."""
+        return None
 
     def find_key(self) -> None:
         """Raise JudgeStopped if there is no key for a server that needs one; called before long work."""

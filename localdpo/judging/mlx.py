@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -28,7 +27,7 @@ from localdpo.data.types import Demonstration, EncodedRow
 from localdpo.judging.base import Judge, Question
 from localdpo.judging.prompts import material, require_mode
 from localdpo.judging.rubric import DEFAULTS, Mode, Rubric, load_rubric, sha256_of_text
-from localdpo.model.backend import prepare
+from localdpo.model.backend import give_back_memory, prepare
 from localdpo.model.forward import Forward
 from localdpo.model.load import Base, fingerprint, load_base, model_path, tokenizer_fingerprint
 from localdpo.records.verdicts import Choice, Usage, Verdict
@@ -55,7 +54,7 @@ _REMEMBERED: Final = 64
 
 class MlxJudge(Judge):
     """A model from a folder, the hub or a `demo:` name; loaded when the first question is asked, for as long
-    as one of its judges lives: rounds train in another process then, which needs the memory.
+    as one of its judges lives (rounds train in another process then, which needs the memory) or until `rest`.
 
     The model's fingerprint is part of the identity.
 
@@ -63,7 +62,7 @@ class MlxJudge(Judge):
     """
 
     def __init__(self, model: str, rubric: Rubric | None = None) -> None:
-        self.model = model
+        self.local_model = model
         self.rubric = rubric if rubric is not None else load_rubric(DEFAULTS["pairwise"])
         self.name = f"mlx {model}"
         wording = "\0".join((_RULES, _CLOSING[self.rubric.mode], *LABELS[self.rubric.mode]))
@@ -74,11 +73,11 @@ class MlxJudge(Judge):
             "rubric": self.rubric.sha256,
             "prompt": sha256_of_text(wording),
         }
+        self._loaded = shared_reader(model)
         self._known: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
 
-    @cached_property
-    def _reader(self) -> Reader:
-        return reader_of(self.model)
+    def rest(self) -> None:
+        self._loaded.rest()
 
     def ask(self, question: Question) -> Verdict:
         """The verdict; "truncated" for a question that is longer than the model's context."""
@@ -95,7 +94,7 @@ class MlxJudge(Judge):
         closing = _CLOSING[self.rubric.mode]
         materials = [material(Question(question.id, question.prompt, answers)) for answers in orders]
         texts = ["\n\n".join((self.rubric.text, _RULES, text, closing)) for text in materials]
-        for answers, read in zip(orders, self._reader.read(texts, labels), strict=True):
+        for answers, read in zip(orders, self._loaded.reader().read(texts, labels), strict=True):
             self._known[question.prompt, answers] = self._verdict(read)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
@@ -171,15 +170,31 @@ class Reader:
         return row if _length(row) <= self.context else None
 
 
-_READERS: Final[WeakValueDictionary[str, Reader]] = WeakValueDictionary()
+class SharedReader:
+    """The reader of one model for all judges that ask it (one a principle, say), loaded when it is needed."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self._reader: Reader | None = None
+
+    def reader(self) -> Reader:
+        """Raises UserError for a model that cannot be loaded."""
+        if self._reader is None:
+            self._reader = Reader(load_base(self.model))
+        return self._reader
+
+    def rest(self) -> None:
+        """Give the model's memory back; the next question loads it again."""
+        self._reader = None
+        give_back_memory()
 
 
-def reader_of(model: str) -> Reader:
-    """The reader of a model, loaded once for all judges that ask it (one a principle, say)."""
-    reader = _READERS.get(model)
-    if reader is None:
-        _READERS[model] = reader = Reader(load_base(model))
-    return reader
+_SHARED: Final[WeakValueDictionary[str, SharedReader]] = WeakValueDictionary()
+
+
+def shared_reader(model: str) -> SharedReader:
+    """The one that the judges of a model have in common, for as long as one of them lives."""
+    return _SHARED.setdefault(model, SharedReader(model))
 
 
 def _length(row: EncodedRow) -> int:

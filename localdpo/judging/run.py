@@ -304,13 +304,24 @@ class _Run:
             else:
                 here.append(tasks)
         self.collect(threads)
-        for tasks in here:
-            judge = tasks[0].judge
-            if isinstance(judge, BatchJudge):
-                self.ask_batch(judge, {task.key: task for task in tasks})
-            else:
-                for task in tasks:
-                    self.accept(task, self.answer(task))
+        # All questions to one local model before the next is loaded: two may not fit in memory together.
+        models = dict.fromkeys(tasks[0].judge.local_model for tasks in here)
+        loads = sum(model is not None for model in models)
+        for model in models:
+            judges = [tasks for tasks in here if tasks[0].judge.local_model == model]
+            for tasks in judges:
+                self.ask_here(tasks)
+            if loads > 1:
+                judges[0][0].judge.rest()
+
+    def ask_here(self, tasks: Sequence[_Task]) -> None:
+        """Ask one judge in this thread."""
+        judge = tasks[0].judge
+        if isinstance(judge, BatchJudge):
+            self.ask_batch(judge, {task.key: task for task in tasks})
+        else:
+            for task in tasks:
+                self.accept(task, self.answer(task))
 
     def work(self, waiting: deque[_Task]) -> None:
         """A thread: takes questions until there are none, or until the run is being stopped."""

@@ -9,16 +9,18 @@ import weakref
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from localdpo.core.errors import UserError
 from localdpo.judging import mlx as judge_mlx
-from localdpo.judging.base import Question
-from localdpo.judging.mlx import MlxJudge, Reader, expected_score, reader_of
+from localdpo.judging.base import PairVerdict, Question
+from localdpo.judging.mlx import MlxJudge, Reader, expected_score, shared_reader
+from localdpo.judging.panel import Jury
 from localdpo.judging.rubric import Rubric
 from localdpo.judging.run import JudgeSession
-from localdpo.model.load import load_base
+from localdpo.model.load import Base, load_base
 
 pytestmark = pytest.mark.slow
 
@@ -87,33 +89,55 @@ def test_the_likelier_letter_wins_and_the_margin_is_told(name: str, request: pyt
 
 def test_a_verdict_does_not_depend_on_what_else_is_asked(model: Path) -> None:
     wanted = [q for question in QUESTIONS for q in (question, swapped(question))]
-    loaded = reader_of(str(model))
     forwards = {(q.prompt, q.answers): MlxJudge(str(model), PAIRWISE).ask(q) for q in wanted}
     judge = MlxJudge(str(model), PAIRWISE)
     backwards = {(q.prompt, q.answers): judge.ask(q) for q in reversed(wanted)}
     assert forwards == backwards
-    assert reader_of(str(model)) is loaded
 
 
 def test_a_model_is_loaded_for_as_long_as_a_judge_asks_it(model: Path) -> None:
     one, other = MlxJudge(str(model), PAIRWISE), MlxJudge(str(model), SCORE)
     one.ask(QUESTIONS[0])
-    weights = weakref.ref(reader_of(str(model)).forward.model)
+    weights = weakref.ref(shared_reader(str(model)).reader().forward.model)
     del one
     gc.collect()
-    assert weights() is None
     other.ask(Question("1", "What is the answer?", ("good",)))
-    weights = weakref.ref(reader_of(str(model)).forward.model)
+    assert shared_reader(str(model)).reader().forward.model is weights()
+    del other
     gc.collect()
-    assert weights() is not None
+    assert weights() is None
+
+
+def test_a_jury_of_local_models_holds_one_at_a_time(
+    model: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loaded = judge_mlx.load_base, list[weakref.ref[nn.Module]]()
+
+    def watched(name: str) -> Base:
+        gc.collect()
+        assert not [weights for weights in loaded if weights() is not None], "two models in memory"
+        base = load(name)
+        loaded.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr(judge_mlx, "load_base", watched)
+    second = Rubric("second", "pairwise", "Which is short?", "2" * 64)
+    members = [MlxJudge(str(each), rubric) for rubric in (PAIRWISE, second) for each in (model, llama)]
+    verdicts = JudgeSession().ask_pairs(Jury(members), QUESTIONS)
+    assert len(loaded) == 2
+    monkeypatch.setattr(judge_mlx, "load_base", load)
+    assert verdicts == [
+        PairVerdict(q.id, *(Jury(members).ask(each) for each in (q, swapped(q)))) for q in QUESTIONS
+    ]
 
 
 def test_both_orders_are_one_pass(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, batches = reader_of(str(model)), []
+    judge, batches = MlxJudge(str(model), PAIRWISE), []
+    reader = shared_reader(str(model)).reader()
     read = reader.read
     monkeypatch.setattr(reader, "read", lambda *args: batches.append(len(args[0])) or read(*args))
     pairs = [Question(q.id, q.prompt, (q.answers[0], q.answers[1])) for q in QUESTIONS]
-    verdicts = JudgeSession().ask_pairs(MlxJudge(str(model), PAIRWISE), pairs)
+    verdicts = JudgeSession().ask_pairs(judge, pairs)
     assert batches == [2] * len(pairs)
     assert all(verdict.valid for verdict in verdicts)
 
@@ -144,7 +168,7 @@ def test_a_question_too_long_for_the_model_is_truncated_and_not_judged(tiny_mode
 
 
 def test_one_order_too_long_leaves_the_other(tiny_model: Path) -> None:
-    reader = reader_of(str(tiny_model))
+    reader = Reader(load_base(str(tiny_model)))
     short, long = reader.read(["short", "What is the answer? " * 200], ("A", "B"))
     assert short.logps == reader.read(["short"], ("A", "B"))[0].logps
     assert long.logps is None
