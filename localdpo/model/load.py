@@ -293,9 +293,9 @@ def dense_layer(module: nn.Module) -> nn.Module | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash over config.json and the weight files of a folder (sampled when large), in hex."""
+    """A hash over config.json, the weight files (sampled when large) and the code of a folder, in hex."""
     digest = hashlib.sha256()
-    for file in entries(folder, "*.safetensors") + entries(folder, "*.json"):
+    for file in entries(folder, "*.safetensors") + entries(folder, "*.json") + entries(folder, "*.py"):
         if file.suffix == ".json" and file.name not in {"config.json", "adapter_config.json"}:
             continue
         digest.update(file.name.encode())

@@ -167,7 +167,10 @@ def test_the_fingerprint_changes_with_a_byte(
     assert fingerprint(tmp_path / "copy") == first
     config = tmp_path / "copy" / "config.json"
     config.write_text(config.read_text() + " ")
-    assert fingerprint(tmp_path / "copy") != first
+    second = fingerprint(tmp_path / "copy")
+    assert second != first
+    (tmp_path / "copy" / "modeling_own.py").write_text("blocks = 2")
+    assert fingerprint(tmp_path / "copy") != second
 
 
 @pytest.mark.parametrize(
