@@ -54,7 +54,9 @@ def sweep(
     ] = False,
     best_by: Annotated[
         str | None,
-        typer.Option(metavar="METRIC", help=f"Metric that the best run is chosen by. Default: {ACCURACY}."),
+        typer.Option(
+            metavar="METRIC", help=f"What the best run is chosen by. Default: {ACCURACY}, else loss."
+        ),
     ] = None,
     judge: Annotated[
         str | None,
