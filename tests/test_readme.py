@@ -29,6 +29,7 @@ from localdpo.trackers.registry import TRACKERS
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+_TABLE = re.compile(r"\b[A-Z]{4,}\b")
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 
 
@@ -121,6 +122,16 @@ def test_files_that_are_named_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"`((?:recipes|tests|localdpo|docs)/[\w./-]+)`", text_of(page)):
             assert (ROOT / name).exists(), f"{name_of(page)}: {name}"
+
+
+def test_tables_that_the_design_names_are_where_it_says() -> None:
+    rows = re.findall(r"^\| an? .*", text_of(DOCS / "design.md"), re.MULTILINE)
+    named = {
+        (table, *re.findall(r"`(localdpo/[\w/]+\.py)`", row)) for row in rows for table in _TABLE.findall(row)
+    }
+    assert len(named) > 8
+    for table, *files in named:
+        assert any(re.search(rf"^{table}\b", text_of(ROOT / file), re.MULTILINE) for file in files), table
 
 
 def test_pictures_are_there_and_load_nothing() -> None:

@@ -24,7 +24,8 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_starters_are_listed_with_what_they_are() -> None:
     lines = runner.invoke(app, ["init"], catch_exceptions=False).stdout.splitlines()
     assert lines[0].startswith("cdpo ")
-    assert lines[0].endswith("Conservative DPO: dpo.yaml, but it assumes that one label in ten is swapped")
+    assert lines[0].endswith("  Conservative DPO: one label in ten may be swapped")
+    assert max(map(len, lines[: len(starters())])) <= 84
     assert [line.split()[0] for line in lines[:-2]] == [path.stem for path in starters()]
 
 
