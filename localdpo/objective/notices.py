@@ -259,7 +259,7 @@ def _chance_width(pairs: int) -> float:
     ("warning",),
     when="the reward accuracy stays at chance well after warm-up",
     why="The policy distinguishes chosen from rejected responses no better than a coin.",
-    try_="Look at a few pairs with --dry-run: is the difference one that this model can see? Then try a "
+    try_="Read a few pairs (localdpo inspect): is the difference one that this model can see? Then try a "
     "higher train.learning_rate or more steps.",
 )
 def accuracy_stuck(history: History) -> Sighting | None:
