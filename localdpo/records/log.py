@@ -86,13 +86,18 @@ def read_sealed(path: Path, parse: Callable[[Any], T], what: str) -> T:
     Raises UserError when the file cannot be read, is damaged, or is not `what`.
     """
     try:
-        return _read_sealed(path, path.stat().st_mtime_ns, parse, what)
+        with path.open("rb") as file:
+            # A disk may count time in seconds, and two writes fall into one: the checksum tells them apart.
+            changed = os.fstat(file.fileno())
+            file.seek(max(0, changed.st_size - _LENGTH - 1))
+            version = (changed.st_mtime_ns, changed.st_size, file.read())
+        return _read_sealed(path, version, parse, what)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 @lru_cache(maxsize=256)
-def _read_sealed(path: Path, changed: int, parse: Callable[[Any], T], what: str) -> T:
+def _read_sealed(path: Path, version: object, parse: Callable[[Any], T], what: str) -> T:
     try:
         return parse(decode(path.read_bytes()))
     except DAMAGE as error:

@@ -281,14 +281,15 @@ def test_runs_are_listed_by_their_last_activity(tmp_path: Path):
         run = RunDir.create(tmp_path, name, "m")
         os.utime(run.recipe, (age, age))
     (tmp_path / "notes").mkdir()
-    EventWriter(tmp_path / "old" / "events.jsonl").close()
+    EventWriter(RunDir(tmp_path / "old").events).close()
+    os.utime(RunDir(tmp_path / "old").events, (10, 10))
     assert [run.name for run in list_runs(tmp_path)] == ["old", "dpo-other", "dpo-2", "dpo"]
     assert [run.name for run in runs_of(tmp_path, "dpo", RunDir)] == ["dpo-2", "dpo"]
     assert find_run(tmp_path).name == "old"
     assert find_run(tmp_path, "dpo").name == "dpo"
     with pytest.raises(UserError, match=r"no run named 'dop'; the latest are old, dpo-other"):
         find_run(tmp_path, "dop")
-    RunDir.create(tmp_path / "series", "round-1", "model: m\n")
+    os.utime(RunDir.create(tmp_path / "series", "round-1", "model: m\n").recipe, (20, 20))
     with pytest.raises(UserError, match=r"series: holds several runs; name one of them: series/round-1$"):
         find_run(tmp_path, "series")
     assert find_run(tmp_path, "series/round-1").name == "round-1"

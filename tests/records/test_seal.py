@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import zlib
+from pathlib import Path
 
 import pytest
 
-from localdpo.records.log import seal, unseal
+from localdpo.records.log import read_sealed, seal, unseal
 
 RECORDS = [{"a": 1}, {"text": 'a "quoted" } brace', "ids": [1, 2]}, {"é": "😀", "n": None}]
 
@@ -56,3 +58,17 @@ def test_a_flipped_bit_never_gives_another_value() -> None:
 
 def test_a_lone_surrogate_is_replaced() -> None:
     assert json.loads(unseal(seal(json.dumps({"a": "\ud800"}, ensure_ascii=False)))) == {"a": "?"}
+
+
+def test_a_file_that_was_written_twice_in_one_tick_of_the_disks_clock_is_parsed_twice(tmp_path: Path) -> None:
+    file, parsed = tmp_path / "record.json", list[object]()
+
+    def parse(found: object) -> object:
+        parsed.append(found)
+        return found
+
+    for content in ({"a": 1}, {"a": 2}, {"a": 2}):
+        file.write_bytes(seal(json.dumps(content)))
+        os.utime(file, (10, 10))
+        assert read_sealed(file, parse, "a record") == content
+    assert parsed == [{"a": 1}, {"a": 2}]
