@@ -280,7 +280,7 @@ class AnswersSource:
         self.state: CompareState | None = None
         self.problem: str | None = None
         self._job: AnswersJob | None = None
-        self._file = 0
+        self._shown: Path | None = None
         if request is not None:
             self.generate(request)
         self._open()
@@ -315,9 +315,11 @@ class AnswersSource:
         """Show the run's next file of answers; why not, if it cannot be."""
         if self.generating:
             return "another file can be opened when generation is done"
-        self._file += 1
+        files = answers_files(self.run.path)
+        if self._shown in files:
+            self._shown = files[(files.index(self._shown) + 1) % len(files)]
         self._open()
-        return None if len(answers_files(self.run.path)) > 1 else "the run has no other file of answers"
+        return None if len(files) > 1 else "the run has no other file of answers"
 
     def poll(self) -> bool:
         """Look at the process and the files; whether there is anything new to show."""
@@ -353,6 +355,7 @@ class AnswersSource:
         path = self._path()
         if path is None or (self.state is not None and self.state.tail.path == path):
             return False
+        self._shown = path
         tail, verdicts = AnswersTail(path), Verdicts(self.run.verdicts)
         try:
             tail.poll()
@@ -371,4 +374,4 @@ class AnswersSource:
         if self._job is not None:
             return self._job.path
         files = answers_files(self.run.path)
-        return files[self._file % len(files)] if files else None
+        return self._shown if self._shown in files else next(iter(files), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -99,9 +100,11 @@ def test_without_a_request_the_newest_file_is_shown(tmp_path: Path) -> None:
     before = source.state
     assert source.next_file() is not None
     assert source.state is before
-    write_answers(tmp_path, key="k2")
-    assert source.next_file() is None
-    assert source.state is not before
+    for key, age in (("older", 1), ("newer", 2e9)):
+        os.utime(write_answers(tmp_path, key=key), (age, age))
+        assert source.next_file() is None
+        assert source.state is not before
+        before = source.state
 
 
 def test_the_file_of_the_process_is_followed(
