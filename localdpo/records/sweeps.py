@@ -13,6 +13,7 @@ stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -205,7 +206,11 @@ def require_ranked(metric: str | None) -> None:
 
 def _swept(run: RunDir, planned: SweepRun, plan: SweepPlan) -> SweptRun:
     options = dict(zip(plan.grid, planned.values, strict=True))
-    reader = _reader(run.path, run.events.stat().st_ino) if run.events.exists() else RunReader(run)
+    begins = b""
+    with contextlib.suppress(FileNotFoundError), run.events.open("rb") as log:
+        # The time of its first event. A log made anew may have the inode of the one before.
+        begins = log.readline(256)
+    reader = _reader(run.path, begins) if begins else RunReader(run)
     reader.refresh()
     measured = [metrics_of(event) for event in reader.evaluations]
     pairs = [(as_number(metrics.get(KL)), as_number(metrics.get(ACCURACY))) for metrics in measured]
@@ -215,8 +220,8 @@ def _swept(run: RunDir, planned: SweepRun, plan: SweepPlan) -> SweptRun:
 
 
 @lru_cache(maxsize=256)
-def _reader(path: Path, inode: int) -> RunReader:
-    """What has read the log of a run so far, so that the next look reads only what is new."""
+def _reader(path: Path, begins: bytes) -> RunReader:
+    """What has read the log of a run that `begins` so, so that the next look reads only what is new."""
     return RunReader(RunDir(path))
 
 

@@ -102,6 +102,18 @@ def test_a_sweep_with_a_judge_is_done_when_its_runs_are_judged(tmp_path: Path) -
         results_of(sweep)
 
 
+def test_a_run_that_is_made_anew_is_read_anew(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    assert results_of(sweep).finished == 3
+    log = RunDir(sweep.path / "beta-0.1").events
+    # As on a disk that gives the inode of a file that is gone to the next one.
+    os.truncate(log, 0)
+    with EventWriter(log) as writer:
+        writer.write("run.started", total_steps=9)
+    results = results_of(sweep)
+    assert (results.finished, results.best) == (2, "beta-0.05")
+
+
 def test_a_sweep_is_listed_with_its_runs_below(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
     # A moment later the disk's clock, which is coarser than the log's, may still be behind.
