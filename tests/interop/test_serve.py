@@ -6,6 +6,7 @@ import argparse
 import json
 import socket
 import urllib.request
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from answering_runs import PROMPTS, mlx_lm_answers, run_folder
 from command import localdpo
+from ports import reserved_ports
 
 from localdpo.core.errors import UserError
 from localdpo.interop import serve
@@ -21,12 +23,6 @@ from localdpo.interop.serve import Probe, Served, strongest_probe
 from localdpo.interop.server import named
 from localdpo.interop.trained import open_trained
 from localdpo.records.rundir import RunDir
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answer(served: Served, model: str) -> str:
@@ -44,8 +40,7 @@ def test_the_served_adapter_answers_an_openai_client_differently_from_the_base(
     run = run_folder(tmp_path / "runs" / "a", tiny_model, sft_adapter)
     trained = open_trained(run, None, print)
     probe = strongest_probe(trained)
-    served = Served(trained, "127.0.0.1", free_port(), [])
-    try:
+    with reserved_ports(1) as (port,), closing(Served(trained, "127.0.0.1", port, [])) as served:
         assert served.check(probe).startswith("checked: the adapter answers: ")
         names = ["default_model", "a", str(tiny_model), trained.recipe.model]
         (same,) = {answer(served, name) for name in names}
@@ -53,19 +48,20 @@ def test_the_served_adapter_answers_an_openai_client_differently_from_the_base(
             assert [model["id"] for model in json.load(response)["data"]] == ["a"]
         with pytest.raises(urllib.error.HTTPError, match="404"):
             answer(served, "gpt-4")
-    finally:
-        served.close()
     base, adapted = (mlx_lm_answers(tiny_model, adapter, 8)[0] for adapter in (None, trained.adapter))
     assert base != adapted
     assert same == adapted
     # An adapter that localdpo can read, and mlx-lm cannot.
     (tmp_path / "empty").mkdir()
-    broken = Served(replace(trained, adapter=tmp_path / "empty"), "127.0.0.1", free_port(), [])
-    with pytest.raises(
-        UserError, match=r"empty: mlx-lm's server cannot answer with this adapter: .*No such file"
+    broken = replace(trained, adapter=tmp_path / "empty")
+    with (
+        reserved_ports(1) as (port,),
+        closing(Served(broken, "127.0.0.1", port, [])) as served,
+        pytest.raises(
+            UserError, match=r"empty: mlx-lm's server cannot answer with this adapter: .*No such file"
+        ),
     ):
-        broken.check(probe)
-    broken.close()
+        served.check(probe)
 
 
 def test_a_request_loads_nothing_but_the_run() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 from fake_judges import pairs, run_questions
 from fake_server import FakeServer, Fault
+from ports import reserved_ports
 
 import localdpo
 from localdpo.core.errors import UserError
@@ -335,19 +334,19 @@ def test_an_address_with_a_password_is_refused_without_showing_it(host: str):
 @pytest.fixture(scope="module")
 def mlx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an mlx_lm.server with the demo's model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("mlx_server") / "log").open("w")
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(DEMO), "--port", str(port)]
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(DEMO), "--port"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    with log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
+    with (
+        reserved_ports(1) as (port,),
+        (tmp_path_factory.mktemp("mlx_server") / "log").open("w") as log,
+        subprocess.Popen([*command, str(port)], stdout=log, stderr=log, env=environment) as process,
+    ):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         for _ in range(600):
             try:
                 with opener.open(f"http://127.0.0.1:{port}/health", timeout=5):
                     break
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:
                 assert process.poll() is None, Path(log.name).read_text()
                 time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ports import reserved_ports
 from tiny_folders import pair, recipe_text, write_pairs, write_rows
 from training_runs import files_of, metrics_of, train
 
@@ -37,13 +37,16 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 def start_ranks(folder: Path, size: int) -> tuple[dict[str, Any], list[int], float]:
     """What rank 0 of two_ranks.py found, the exit codes, and when the last rank ended."""
-    places = [socket.socket() for _ in range(size)]
-    for place in places:
-        place.bind(("127.0.0.1", 0))
-    ports = [place.getsockname()[1] for place in places]
-    for place in places:
-        place.close()
-    (folder / "ring.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    with reserved_ports(size) as ports:
+        (folder / "ring.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+        codes, died = run_ranks(folder, size)
+    found = folder / "found.json"
+    assert found.is_file(), "".join(path.read_text() for path in sorted(folder.glob("log-*")))
+    return json.loads(found.read_text()), codes, died
+
+
+def run_ranks(folder: Path, size: int) -> tuple[list[int], float]:
+    """The exit codes of the ranks, and when the last one ended."""
     paths = [os.environ.get("PYTHONPATH", ""), str(HERE), str(HERE.parent)]
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -65,10 +68,7 @@ def start_ranks(folder: Path, size: int) -> tuple[dict[str, Any], list[int], flo
         log.close()
     processes[-1].wait()
     died = time.time()
-    codes = [process.wait() for process in processes]
-    found = folder / "found.json"
-    assert found.is_file(), "".join(path.read_text() for path in sorted(folder.glob("log-*")))
-    return json.loads(found.read_text()), codes, died
+    return [process.wait() for process in processes], died
 
 
 def lay_out(folder: Path, model: Path) -> None:
