@@ -205,9 +205,19 @@ PASSING = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_nothing_is_lost_by_a_failure_that_passes(server: FakeServer, name: str):
-    server.fault = lambda number, body: PASSING[name] if number == 0 else None
-    timeout = 0.5 if name == "hang" else 20.0
-    verdicts = run_questions(judge(server, timeout=timeout, concurrency=1), QUESTIONS[:2], retry=FAST)
+    one = judge(server, timeout=20.0, concurrency=1)
+    if name == "hang":
+        # Made ahead, for the later requests.
+        assert not one._client.is_closed
+        one.timeout = 0.5
+
+    def fault(number: int, body: dict[str, Any]) -> Fault | None:
+        # Only the first request is to run out of time, however busy the machine.
+        one.timeout = 20.0
+        return PASSING[name] if number == 0 else None
+
+    server.fault = fault
+    verdicts = run_questions(one, QUESTIONS[:2], retry=FAST)
     assert [verdict.choice for verdict in verdicts] == answers(QUESTIONS[:2])
     assert server.requests == 3
 
@@ -271,7 +281,7 @@ def test_a_server_that_drips_is_left_after_the_time_of_a_request(server: FakeSer
         run_questions(
             judge(server, timeout=0.3, concurrency=concurrency), QUESTIONS, retry=Retry(tries=1, first=0.001)
         )
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 15
 
 
 def test_a_reply_without_end_is_read_to_its_limit_and_never_compressed(server: FakeServer):

@@ -1,6 +1,6 @@
 """A stand-in for the worker of a run that trackers are shown: `python tracked_worker.py RUN_DIR`.
 
-It finishes when there is a notice about each tracker, or after ten seconds.
+It finishes when there is a notice about each tracker, or after a minute.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
         start(log, TRACKERS)
         evaluate(log, 0)
         train(log, 1, 3)
-        tail, notices, deadline = EventTail(run.events), 0, time.monotonic() + 10
+        tail, notices, deadline = EventTail(run.events), 0, time.monotonic() + 60
         while notices < len(TRACKERS) and time.monotonic() < deadline:
             time.sleep(0.05)
             notices += sum(event.type == "notice" for event in tail.poll())
