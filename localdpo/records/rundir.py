@@ -135,9 +135,10 @@ class RunDir:
         if not run._make(recipe_text):
             old = run.recipe.read_text(encoding="utf-8")
             if old != recipe_text and (what := differences(old, recipe_text)):
+                own = path_in(runs_dir_of(run), run)
                 raise UserError(
-                    f"{run.path}: this run belongs to another recipe ({what}); choose another --run name, or "
-                    "resume it with its own: --resume --run NAME, without a recipe"
+                    f"{run.path}: belongs to another recipe ({what}); choose another --run name, or go on "
+                    f"with its own: --resume --run {own}, without a recipe"
                 )
         return run
 
@@ -185,8 +186,7 @@ class RunDir:
         foreign = [path.name for path in entries(self.path) if path.name != self.lock.name]
         if foreign and not self.exists():
             raise UserError(
-                f"{self.path}: not the folder of a run (no {self.recipe.name}, but {foreign[0]}); "
-                "choose another --run name"
+                f"{self.path}: holds no {self.nouns[0]} but {foreign[0]}; choose another --run name"
             )
         if not foreign:
             self.lock.unlink(missing_ok=True)

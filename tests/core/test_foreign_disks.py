@@ -53,7 +53,7 @@ def test_what_a_person_put_there_is_no_litter(tmp_path: Path):
     assert (run.path / "notes.txt").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "_notes").write_text("mine")
-    with pytest.raises(UserError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="holds no run but "):
         RunDir.create(tmp_path, "other", "model: m\n")
 
 
@@ -133,5 +133,5 @@ def test_a_name_that_differs_in_case_only_is_the_same_run_where_the_disk_says_so
     monkeypatch.setattr(os, "listdir", lambda path: [name for name in listdir(path) if name != "demo"])
     assert spelled(tmp_path / "demo") == tmp_path / "Demo"
     assert RunDir.create(tmp_path, "demo", "model: m\n").name == "Demo"
-    with pytest.raises(UserError, match="Demo: this run belongs to another recipe"):
+    with pytest.raises(UserError, match="Demo: belongs to another recipe"):
         RunDir.create(tmp_path, "demo", "model: n\n")
