@@ -107,7 +107,7 @@ def test_a_run_belongs_to_one_recipe(run: RunDir):
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("")
-    with pytest.raises(UserError, match=r"no recipe\.yaml, but chapter\.txt"):
+    with pytest.raises(UserError, match=r"thesis: holds no run but chapter\.txt"):
         RunDir.create(tmp_path, "thesis", "model: a\n")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="found a file in the way"):
