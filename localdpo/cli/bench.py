@@ -20,7 +20,7 @@ def bench(
     shapes: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SHAPE]...",
+            metavar="SHAPE",
             help="tiny, 135m, 0.6b, 1b, 8b. Default: all of them on a GPU, tiny on a CPU.",
         ),
     ] = None,

@@ -51,7 +51,7 @@ def compare(
 ) -> None:
     """Show the answers of base, SFT and trained model side by side.
 
-    Without --prompts and --prompt: to held-out prompts, in a screen.
+    By default to held-out prompts, in a screen.
     """
     from localdpo.out.console import Console
 

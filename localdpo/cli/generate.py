@@ -77,7 +77,7 @@ def serve(
 ) -> None:
     """Serve the trained model to clients of OpenAI's chat API.
 
-    By mlx_lm.server, once a request has shown that the adapter answers.
+    mlx_lm.server serves it, once a request has shown that the adapter answers.
     """
     found = find_run(runs_dir, run)
     from localdpo.model.backend import prepare

@@ -20,7 +20,7 @@ def hosts(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME[=ADDRESS]]...",
+            metavar="NAME[=ADDRESS]",
             help="The machines as ssh knows them, rank 0 first, and their addresses in the network "
             "between them. Default: those of the file.",
         ),

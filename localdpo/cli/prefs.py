@@ -277,7 +277,8 @@ def clean(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Checks whose rows to drop, separated by commas. Default: see docs/preference-data.md.",
+            help="Checks whose rows to drop, separated by commas. Default: those of rows that are broken, "
+            "contradict or repeat others, or overlap with --against.",
         ),
     ] = None,
     recipe: opt.RecipeOption = None,

@@ -78,7 +78,7 @@ def test_help_names_all_that_a_table_has() -> None:
         ("export", "--to", TARGETS),
         ("runs sync", "--to", TRACKERS),
         ("init", "--from", PROGRAMS),
-        ("bench", "[SHAPE]...", SHAPES),
+        ("bench", "SHAPE", SHAPES),
         ("watch", "--screen", SCREEN_TITLES),
     ):
         (parameter,) = (each for each in commands()[words].params if option in (*each.opts, each.metavar))
