@@ -42,6 +42,8 @@ from localdpo.model.load import build_model, first_line, load_base, model_path, 
 
 # Weights that share a scale where a model is quantised, as mlx-lm does it unless told otherwise.
 GROUP_SIZE: Final = 64
+# Of the paragraph. A model that is in order has 5 to 30, and hundreds where it was made for another language.
+_DISORDER: Final = 1000.0
 # The key of the weights in a policy.pt.
 _STATE: Final = "state"
 
@@ -171,6 +173,11 @@ def _tried(request: ImportRequest, lines: list[str], record: dict[str, Any]) -> 
             f"perplexity {trial.perplexity:.2f} over the {counted(trial.tokens, 'token')} of a "
             "built-in paragraph"
         )
+        if trial.perplexity > _DISORDER:
+            lines.append(
+                "5 to 30 is usual: the weights and the words of this model may not belong together, "
+                "or it does not know English"
+            )
     return ImportReport(lines, record)
 
 

@@ -26,12 +26,14 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_is_imported_and_tried(tmp_path: Path, small_file: Path) -> None:
     done = localdpo("import", str(small_file), str(tmp_path / "out"), "--bits", "8")
     assert (done.returncode, done.stderr) == (0, "")
-    first, second, answer, perplexity = done.stdout.splitlines()
+    first, second, answer, perplexity, doubt = done.stdout.splitlines()
     assert first.startswith(f"{tmp_path}/out: llama, 21 tensors (5 F32, 16 Q5_0), ")
     assert second == "16 tensors of types that MLX lacks became 8 bits"
     assert answer.startswith("What is the capital of France? ->")
     assert perplexity.startswith("perplexity ")
     assert perplexity.endswith("tokens of a built-in paragraph")
+    # Of random weights.
+    assert doubt.startswith("5 to 30 is usual: the weights and the words of this model may not belong")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization"] == {"group_size": 32, "bits": 8, "mode": "affine"}
 
