@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import tomllib
 from importlib.metadata import version
@@ -18,11 +19,12 @@ from localdpo.cli.doctor import KEYS
 from localdpo.cli.main import app
 from localdpo.core.names import PROGRAM_SWITCH
 from localdpo.heuristics.checks import load_checks
+from localdpo.heuristics.constraints import CONSTRAINTS
 from localdpo.interop.targets import TARGETS
 from localdpo.judging.registry import JUDGES
 from localdpo.judging.rubric import load_constitution
 from localdpo.recipe.load import parse_recipe
-from localdpo.records.events import EVENT_TYPES
+from localdpo.records.events import EVENT_TYPES, decode_event
 from localdpo.records.rundir import LOCK_FD
 from localdpo.trackers.registry import TRACKERS
 
@@ -194,6 +196,19 @@ def test_yaml_that_is_shown_is_read(page: Path, tmp_path: Path) -> None:
             missing = {"model": "model: m\n", "data": "data: {train: pairs.jsonl}\n"}
             text = "".join(line for key, line in missing.items() if f"{key}:" not in block) + block
             parse_recipe(text, file.name)
+
+
+def test_json_that_is_shown_is_read() -> None:
+    blocks = [block for page in PAGES for block in re.findall(r"```json\n(.*?)```", text_of(page), re.DOTALL)]
+    lines = [line for block in blocks for line in (block.splitlines() if block.count("\n{") else [block])]
+    assert len(lines) > 6
+    for line in lines:
+        shown = json.loads(line)
+        if "crc" in shown:
+            assert decode_event(line.encode()) is not None
+        for constraint in shown.get("constraints", []):
+            constraint = dict(constraint)
+            CONSTRAINTS[constraint.pop("kind")].holds("An answer.", **constraint)
 
 
 def test_the_floors_of_the_design_are_those_of_the_contract() -> None:

@@ -2,7 +2,7 @@
 
 The worker writes it; the command line, the dashboard and scripts read it while it grows. A line is
 
-    {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61},"crc":"5d0c9e2a"}
+    {"v":1,"time":1700000000.0,"type":"step","step":12,"metrics":{"loss":0.61},"crc":"820ab427"}
 
 `v` is the version of the format, `time` the Unix time in seconds, `step` is missing where it has no meaning;
 every other field belongs to the type, but for `crc` (see records/log.py). Numbers that JSON does not have

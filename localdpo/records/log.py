@@ -1,6 +1,6 @@
 """Append-only logs: JSON objects, one a line, which other processes read while they grow.
 
-    {"prompt":0,"text":"four","crc":"1f0c9e2a"}
+    {"prompt":0,"text":"four","crc":"10e22b0e"}
 
 Events, answers, votes, verdicts and labels are such logs, and one rule holds for all:
 
