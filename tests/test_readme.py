@@ -24,6 +24,7 @@ from localdpo.interop.targets import TARGETS
 from localdpo.judging.registry import JUDGES
 from localdpo.judging.rubric import load_constitution
 from localdpo.recipe.load import parse_recipe
+from localdpo.records import rundir
 from localdpo.records.events import EVENT_TYPES, decode_event
 from localdpo.records.rundir import LOCK_FD
 from localdpo.trackers.registry import TRACKERS
@@ -161,11 +162,12 @@ def test_lists_that_are_kept_by_hand_are_whole() -> None:
         "README.md": TARGETS,
         "docs/trackers.md": TRACKERS,
         "docs/mcp.md": tools,
+        "docs/run-folder.md": re.findall(r"^    (\w[\w.]*)/? ", rundir.__doc__ or "", re.MULTILINE),
         "docs/api.md": set(localdpo.__all__) - {"__version__"},
     }.items():
         # In code, spans or blocks: `mlx:MODEL` names mlx, `localdpo.compare(run)` compare.
         code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text_of(ROOT / page), re.DOTALL))
-        named = set(re.findall(r"[\w-]+", code))
+        named = {word.strip(".") for word in re.findall(r"[\w.-]+", code)} | set(re.findall(r"[\w-]+", code))
         assert [name for name in names if name not in named] == [], page
 
 
