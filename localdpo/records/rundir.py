@@ -486,9 +486,10 @@ def folders_of(runs_dir: str | Path, kind: type[Kind]) -> list[Kind]:
 
 
 def find_run(runs_dir: str | Path, name: str | None = None) -> RunDir:
-    """The run `name`, or the most recently active one. Raises UserError if there is none.
+    """The run `name`, or the most recently active one.
 
-    A round of a series is named with it: SERIES/round-1.
+    Raises UserError if there is none, or if the latest is one of a series, which must be named:
+    SERIES/round-1.
     """
     return find_folder(runs_dir, name, RunDir)
 
@@ -497,7 +498,10 @@ def find_folder(runs_dir: str | Path, name: str | None, kind: type[Kind]) -> Kin
     """The same of runs or of series."""
     found = folders_of(runs_dir, kind)
     if name is None and found:
-        return found[0]
+        # Which run of a series is meant nobody can know, and an older one is not the latest.
+        latest = runs_below(runs_dir)[0].path if kind is RunDir else found[0].path
+        if latest == found[0].path:
+            return found[0]
     if name is not None and (run := kind(spelled(Path(runs_dir) / name))).exists():
         return run
     one, several = kind.nouns
@@ -506,7 +510,10 @@ def find_folder(runs_dir: str | Path, name: str | None, kind: type[Kind]) -> Kin
     inside = [run for run in known if name is None or Path(name) in Path(run).parents]
     if kind is RunDir and inside:
         within = Path(runs_dir) / (name or "")
-        raise UserError(f"{within}: holds several runs; name one of them: {', '.join(inside[:5])}")
+        holds = (
+            f"the latest run is {inside[0]}, of a series" if name is None and found else "holds several runs"
+        )
+        raise UserError(f"{within}: {holds}; name one of them: {', '.join(inside[:5])}")
     if not known:
         raise UserError(
             f"{runs_dir}: no {several} here; start one with `{command_line(kind.command, 'RECIPE')}` "

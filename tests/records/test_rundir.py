@@ -293,6 +293,11 @@ def test_runs_are_listed_by_their_last_activity(tmp_path: Path):
     with pytest.raises(UserError, match=r"series: holds several runs; name one of them: series/round-1$"):
         find_run(tmp_path, "series")
     assert find_run(tmp_path, "series/round-1").name == "round-1"
+    # Which of a series is meant nobody can know, and an older run is not the latest.
+    with pytest.raises(
+        UserError, match=r"the latest run is series/round-1, of a series; name one of them: ser"
+    ):
+        find_run(tmp_path)
     expected = ["series/round-1", "old", "dpo-other", "dpo-2", "dpo"]
     assert [path_in(tmp_path, run) for run in runs_below(tmp_path)] == expected
 
