@@ -23,11 +23,12 @@ import mlx.core as mx
 import numpy as np
 
 from localdpo.core.errors import UserError, UserErrors
+from localdpo.core.text import counted
 from localdpo.gguf import blocks, families
 from localdpo.gguf.blocks import GROUP, Packed
 from localdpo.gguf.families import FAMILIES, Architecture, NamedTensor
 from localdpo.gguf.file import BF16, F16, F32, Q4_1, Q8_0, GGUFFile, block_of, package
-from localdpo.gguf.tokenizer import tokenizer_metadata
+from localdpo.gguf.tokenizer import ENDS, tokenizer_metadata
 
 # llama.cpp's number for a file whose tensors are of several types, "all F32" aside (general.file_type).
 _FILE_TYPES: Final = {F32: 0, F16: 1, 2: 2, Q4_1: 3, Q8_0: 7, BF16: 32}
@@ -134,6 +135,14 @@ def whole_model(
             f"{len(wide)} quantised matrices are written in 16 bits, since no type of GGUF holds their "
             f"numbers (the first is {wide[0].name})"
         )
+    tokens = tokenizer_metadata(tokenizer, config, rows=config["vocab_size"])
+    named = config.get("eos_token_id")
+    written = {tokens.get(f"tokenizer.ggml.{key}") for key in ENDS}
+    if left := [number for number in (named if isinstance(named, list) else []) if number not in written]:
+        notes.append(
+            f"{counted(len(left), 'token')} of eos_token_id in config.json found no place, since a GGUF file "
+            f"names {len(ENDS)} that end an answer (the first is {left[0]})"
+        )
     metadata = {
         "general.type": "model",
         "general.name": name,
@@ -141,7 +150,7 @@ def whole_model(
         "general.quantization_version": _QUANTISATION_VERSION,
         **_counts(family.name, config),
         **rope,
-        **tokenizer_metadata(tokenizer, config, rows=config["vocab_size"]),
+        **tokens,
     }
     return GGUFModel(family.name, metadata, tuple(entries), tuple(notes))
 

@@ -114,6 +114,15 @@ def test_quantised_layers_are_kept_where_gguf_can_hold_them(
             np.testing.assert_allclose(ours, array, rtol=1e-3, atol=1e-6)
 
 
+def test_ends_of_answers_that_have_no_place_are_said(tmp_path: Path, tokenizer: Path) -> None:
+    model, config = random_weights("llama", eos_token_id=[2, 100, 101])
+    assert whole_model(config, named(model), tokenizer, name="tiny").notes == ()
+    config["eos_token_id"] += [102, 103]
+    (note,) = whole_model(config, named(model), tokenizer, name="tiny").notes
+    assert note.startswith("2 tokens of eos_token_id in config.json found no place")
+    assert note.endswith("(the first is 102)")
+
+
 def load_quantised(model: nn.Module) -> dict[str, np.ndarray]:
     """The numbers of a quantised model in float32."""
     from localdpo.model.load import to_float32
