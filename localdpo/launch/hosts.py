@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from localdpo.core.atomic import write_text
+from localdpo.core.atomic import make_folder, write_text
 from localdpo.core.errors import UserError
+from localdpo.core.names import command_line
 
 # What mlx.launch starts without ssh.
 _LOCAL: Final = "127.0.0.1"
@@ -99,6 +100,7 @@ def write_hosts(file: Path, hosts: Sequence[Host]) -> None:
                 f"{file}: has what is not written here (backend {before.backend}, envs or rdma); "
                 "name another file with --file, or remove this one"
             )
+    make_folder(file.parent)
     entries = [{"ssh": host.ssh, "ips": list(host.ips), "rdma": list(host.rdma)} for host in hosts]
     write_text(file, json.dumps({"backend": "ring", "envs": [], "hosts": entries}, indent=2) + "\n")
 
@@ -113,6 +115,9 @@ def read_hosts(file: Path) -> HostFile:
             for entry in content["hosts"]
         )
         found = HostFile(hosts, _text(content.get("backend", "")), _texts(content.get("envs", [])))
+    except FileNotFoundError as error:
+        how = command_line("hosts", "mac-1.local", "mac-2.local", "--file", str(file))
+        raise UserError(f"{file}: no such file; name the machines to write it, as in `{how}`") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

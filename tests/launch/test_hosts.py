@@ -36,6 +36,14 @@ def test_a_host_file_is_the_one_of_mlx_launch(tmp_path: Path) -> None:
     assert len(read_hosts(file).hosts) == 1
 
 
+def test_a_file_is_written_where_it_is_wanted_and_asked_for_where_it_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "new folder" / "hosts.json"
+    with pytest.raises(UserError, match=r"no such file; name the machines .*localdpo hosts mac-1.local "):
+        read_hosts(file)
+    write_hosts(file, [parse_host("127.0.0.1")])
+    assert len(read_hosts(file).hosts) == 1
+
+
 def test_a_file_that_says_more_is_not_replaced(tmp_path: Path) -> None:
     """As mlx.distributed_config writes it for Thunderbolt."""
     file = tmp_path / "hosts.json"
