@@ -187,7 +187,7 @@ def _check(options: BuildOptions) -> None:
     count = 1 if options.revise else options.n or 2
     if len(options.temperatures) > count:
         raise UserError(
-            f"--temperatures: {len(options.temperatures)} for {count} candidate(s) a prompt; "
+            f"--temperatures: {len(options.temperatures)} for {counted(count, 'candidate')} a prompt; "
             "give fewer, or a larger -n"
         )
     if not options.revise and 0.0 in options.temperatures and count > len(options.temperatures):
@@ -280,7 +280,9 @@ def preview_lines(plan: BuildPlan) -> list[str]:
     records = longest_answers(plan.header) if missing else kept
     answers = by_prompt(records, len(plan.prompts), plan.sampling.judged)
     questions = CandidateJudging(plan, answers).questions()
-    temperatures = ", ".join(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)
+    temperatures = ", ".join(
+        dict.fromkeys(f"{plan.sampling.temperature(name):g}" for name in plan.sampling.names)
+    )
     penalty = plan.options.missing_eos_penalty
     least = "" if plan.options.min_words == 1 else f"at least {counted(plan.options.min_words, 'word')} and "
     return [

@@ -25,7 +25,7 @@ def test_previewed_built_and_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "pairs"
     preview = runner.invoke(app, build(out, "--dry-run"))
     assert preview.exit_code == 0
-    assert "candidates: 24 of at most 60 tokens at temperature 1, 1; 24 to generate" in preview.output
+    assert "candidates: 24 of at most 60 tokens at temperature 1; 24 to generate" in preview.output
     assert "cost: at most $0.00" in preview.output
     assert not out.exists()
 

@@ -329,7 +329,7 @@ def test_answers_that_are_too_short_are_counted_where_no_pair_is_left(options: B
 
 def test_the_preview_writes_and_asks_nothing(options: BuildOptions, judges: list[CountingJudge]) -> None:
     lines = preview_lines(plan_build(options))
-    assert lines[1].startswith(f"candidates: {2 * PROMPTS} of at most 12 tokens at temperature 1, 1")
+    assert lines[1].startswith(f"candidates: {2 * PROMPTS} of at most 12 tokens at temperature 1; ")
     assert f"at most {2 * PROMPTS} questions to ask, 0 answered already" in lines[2]
     assert f"at most ${2 * PROMPTS * PRICE:.2f}, were every answer" in lines[3]
     assert not options.out.exists()
