@@ -62,7 +62,9 @@ def read_answer(record: Mapping[str, Any], name: str) -> Side:
     """The field as text or as one assistant message. Raises RowProblem."""
     side = read_side(record, name)
     if isinstance(side, list) and (len(side) != 1 or side[0]["role"] != "assistant"):
-        raise RowProblem(name, f"expected text or one assistant message, got {len(side)} message(s)")
+        roles = ", ".join(message["role"] for message in side)
+        got = f"messages of {roles}" if side else "none"
+        raise RowProblem(name, f"expected text or one assistant message, got {got}")
     return side
 
 

@@ -102,7 +102,10 @@ def test_rows_with_a_label(record: dict[str, Any], rated: Rated) -> None:
         ({"label": "yes"}, "label: expected true or false, got text"),
         ({"label": [True]}, "label: expected true or false, got a list"),
         ({"completion": 3}, "completion: expected text or a list of messages, got the number 3"),
-        ({"completion": [user("q"), assistant("a")]}, "completion: expected text or one assistant message"),
+        (
+            {"completion": [user("q"), assistant("a")]},
+            "completion: expected text or one assistant message, got messages of user, assistant",
+        ),
         ({"prompt": []}, "prompt: expected messages, got an empty list"),
         ({"prompt": "\ud83d"}, "prompt: character 1 is half of a surrogate pair"),
     ],
