@@ -193,6 +193,11 @@ def _counts(arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# What mlx-lm takes for an option of yarn that config.json leaves out; llama.cpp computes the same.
+_YARN: Final = {"beta_fast": 32, "beta_slow": 1, "mscale": 1, "mscale_all_dim": 0}
+_YARN_CONTEXT: Final = 4096
+
+
 def _rope(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and tensors of factors of scaled rotary embeddings."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
@@ -214,7 +219,9 @@ def _rope(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     if kind in ("linear", "yarn"):
         metadata = {f"{prefix}.type": kind, f"{prefix}.factor": float(scaling["factor"])}
         if kind == "yarn":
-            metadata[f"{prefix}.original_context_length"] = original
+            if changed := [name for name, usual in _YARN.items() if scaling.get(name, usual) != usual]:
+                raise UserError(f"rope_scaling yarn: {', '.join(changed)}: has no place in a GGUF file")
+            metadata[f"{prefix}.original_context_length"] = int(scaling.get(key, _YARN_CONTEXT))
         return metadata, {}
     raise UserError(f"rope_scaling {kind}: has no place in a GGUF file of {arch}")
 

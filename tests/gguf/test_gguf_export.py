@@ -170,6 +170,19 @@ def test_scaled_rotary_embeddings_come_back(tmp_path: Path, tokenizer: Path) -> 
         assert {key: after[key] for key in changed} == changed
 
 
+def test_yarn_is_written_as_mlx_lm_computes_it(tmp_path: Path, tokenizer: Path) -> None:
+    yarn = {"rope_type": "yarn", "type": "yarn", "factor": 4.0}
+    model, config = random_weights("qwen2", rope_scaling=yarn)
+    _, out = written_and_read(tmp_path, model, config, tokenizer)
+    rope, same = (each.model.layers[0].self_attn.rope._freqs for each in (model, load_base(str(out)).model))
+    assert mx.allclose(rope, same)
+    model, config = random_weights(
+        "qwen2", rope_scaling={**yarn, "beta_fast": 8, "beta_slow": 1, "mscale": 2}
+    )
+    with pytest.raises(UserError, match="yarn: beta_fast, mscale: has no place in a GGUF file"):
+        written_and_read(tmp_path, model, config, tokenizer)
+
+
 def test_a_tokenizer_comes_back(tmp_path: Path, tokenizer: Path) -> None:
     model, config = random_weights("llama", vocab_size=310)
     file, out = written_and_read(tmp_path, model, {**config, "eos_token_id": [2, 1]}, tokenizer)
