@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +107,16 @@ def resolve_recipe(request: TrainRequest, known: RunDir | None, note: Note) -> R
 
 
 def differing_keys(old_text: str, new_text: str) -> str:
-    """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two recipes differ; "" if none does."""
-    rows = differing([_all_options(old_text), _all_options(new_text)])
-    differences = [
-        f"{key}: {old or 'not set'} there, {new or 'not set'} here" for key, (old, new) in rows[:3]
+    """`loss.beta: 0.1 there, 0.2 here; ...`: the first keys in which two recipes differ; "" if none does.
+
+    Two spellings of one file or folder are no difference.
+    """
+    rows = [
+        (key, old, new)
+        for key, (old, new) in differing([_all_options(old_text), _all_options(new_text)])
+        if not (old and os.path.exists(new) and os.path.abspath(old) == os.path.abspath(new))
     ]
+    differences = [f"{key}: {old or 'not set'} there, {new or 'not set'} here" for key, old, new in rows[:3]]
     return "; ".join([*differences, *([f"and {len(rows) - 3} more"] if len(rows) > 3 else [])])
 
 

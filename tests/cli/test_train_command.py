@@ -176,6 +176,8 @@ def test_differences_are_few_words():
     many = differing_keys("{a: 1, b: 1, c: 1, d: 1, e: 1}", "{a: 2, b: 2, c: 2, d: 2, e: 2}")
     assert many.endswith("; and 2 more")
     assert differing_keys("a: 1\n", "a:  1\n") == ""
+    assert differing_keys("a: no/such\n", "a: ./no/such\n") == "a: no/such there, ./no/such here"
+    assert differing_keys(f"a: {os.path.relpath(__file__)}\n", f"a: {__file__}\n") == ""
 
 
 def test_exit_codes():
