@@ -64,10 +64,11 @@ class SystemMonitor:
         before, self._before = self._before, (total, idle, pid, ticks or 0)
         cpu = worker_cpu = None
         if before is not None and total > before[0]:
-            passed = total - before[0]
-            cpu = 1 - (idle - before[1]) / passed
+            # The counts are of whole ticks and not of one moment, and the kernel may take idle ones back.
+            passed, cores = total - before[0], os.cpu_count() or 1
+            cpu = min(1.0, max(0.0, 1 - (idle - before[1]) / passed))
             if ticks is not None and pid == before[2]:
-                worker_cpu = (ticks - before[3]) / passed * (os.cpu_count() or 1)
+                worker_cpu = min(float(cores), (ticks - before[3]) / passed * cores)
         memory, present = memory_linux(_read(_PROC / "meminfo"))
         worker_memory = None if pages is None else pages * os.sysconf("SC_PAGE_SIZE") / 1e9
         gpu = nvidia(_said(*_NVIDIA)) if shutil.which(_NVIDIA[0]) else {}

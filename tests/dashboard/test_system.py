@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,24 @@ def test_this_machine_and_this_process():
     assert 0.01 < usage.worker_memory < usage.total
     assert monitor.look(None).worker_cpu is None
     assert monitor.look(2**22 + 1).worker_memory is None
+
+
+@pytest.mark.parametrize(
+    ("idle", "cpu"), [(93, 1.0), (111, 0.0)], ids=["idle ticks taken back", "ticks late"]
+)
+def test_shares_of_counts_that_do_not_agree_stay_within_their_bounds(
+    idle: int, cpu: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(system, "_PROC", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    (tmp_path / "7").mkdir()
+    monitor = SystemMonitor()
+    for user, others, ticks in ((100, 100, 50), (210 - idle, idle, 61)):
+        (tmp_path / "stat").write_text(f"cpu  {user} 0 0 {others} 0 0 0 0 0 0\n")
+        (tmp_path / "7" / "stat").write_text(f"7 (python) R{' 0' * 10} {ticks}{' 0' * 12}\n")
+        usage = monitor.look(7)
+    assert (usage.cpu, usage.worker_cpu) == (cpu, 1.0)
 
 
 def test_the_tiles_have_the_course_of_what_is_known():
