@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -126,6 +127,10 @@ def build_model(name: str, *, trust_remote_code: bool = False) -> tuple[nn.Modul
     _check_config(path)
     for shard in sorted(path.glob("model*.safetensors")):
         read_header(shard)
+        if not glob.glob(str(shard)):
+            raise UserError(
+                f"model {name}: mlx-lm takes *, ? and [ in a path for a pattern; rename the folder"
+            )
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
     except Exception as error:

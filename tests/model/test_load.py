@@ -21,6 +21,7 @@ from localdpo.core.errors import UserError
 from localdpo.model import load
 from localdpo.model.arrays import float_types
 from localdpo.model.load import (
+    build_model,
     fingerprint,
     load_base,
     load_tokenizer,
@@ -136,6 +137,14 @@ def test_a_tokenizer_alone_does_not_need_the_weights(tmp_path: Path, tiny_model:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="its tokenizer cannot be read"):
         load_tokenizer(str(folder))
+
+
+def test_a_path_that_mlx_lm_takes_for_a_pattern_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "qwen3[1]").symlink_to(tiny_model)
+    with pytest.raises(UserError, match=r"qwen3\[1\]: mlx-lm takes .* for a pattern; rename the folder$"):
+        build_model(str(tmp_path / "qwen3[1]"))
+    (tmp_path / "qwen3[").symlink_to(tiny_model)
+    assert build_model(str(tmp_path / "qwen3["))
 
 
 def test_code_in_the_folder_runs_only_when_trusted(tmp_path: Path, tiny_model: Path) -> None:
