@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_a_recipe_that_is_another_programs_config_is_told_so(tmp_path: Path) -> 
     (line,) = problems(tmp_path, text)
     assert line == (
         f"{tmp_path}/r.yaml: looks like a config of mlx-lm, not like a recipe; "
-        f"`localdpo init NAME --from mlx-lm {tmp_path}/r.yaml` makes one of it"
+        f"`localdpo init NAME --from mlx-lm {shlex.quote(str(tmp_path / 'r.yaml'))}` makes one of it"
     ).removeprefix(f"{tmp_path}/")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from localdpo.records.sweeps import (
 
 
 def test_runs_are_compared_at_equal_kl(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path)
+    sweep, runs_dir = make_sweep(tmp_path), shlex.quote(str(tmp_path))
     results = results_of(sweep)
     assert results.equal_kl == 0.02
     figures = {run.name: (run.at_equal_kl, run.on_front) for run in results.runs}
@@ -52,7 +53,7 @@ def test_runs_are_compared_at_equal_kl(tmp_path: Path) -> None:
     assert closing_lines(sweep, results) == [
         "best: beta-0.1, accuracy 0.8 (higher is better)",
         "beta-9 failed: the loss is not finite",
-        f"1 of 4 runs are left; go on with: localdpo sweep --resume --run grid --runs-dir {tmp_path}",
+        f"1 of 4 runs are left; go on with: localdpo sweep --resume --run grid --runs-dir {runs_dir}",
     ]
     assert json.loads(json.dumps(results.to_json()))["runs"][1]["options"] == {"loss.beta": "0.1"}
     with pytest.raises(UserError, match=r"--best-by x: expected one of loss, rewards/accuracies, .*, win"):
@@ -66,7 +67,7 @@ def test_who_was_killed_while_a_run_trains_is_said_to_be_missing(tmp_path: Path)
         line = closing_lines(sweep, results_of(sweep))[-1]
         assert "1 of 4 runs are left; go on with: localdpo sweep --resume" in line
         stage = rounds_stage(rounds, SeriesRecord(3))
-        command = f"localdpo rounds --resume --run again --runs-dir {tmp_path}"
+        command = f"localdpo rounds --resume --run again --runs-dir {shlex.quote(str(tmp_path))}"
         assert stage == f"round-1 of 3: training, step 0, then stopped; resume it with: {command}"
         with RunLock(sweep), RunLock(rounds):
             assert "go on with" not in closing_lines(sweep, results_of(sweep))[-1]
@@ -75,7 +76,7 @@ def test_who_was_killed_while_a_run_trains_is_said_to_be_missing(tmp_path: Path)
 
 def test_a_sweep_with_a_judge_is_done_when_its_runs_are_judged(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
-    command = f"localdpo sweep --resume --run grid --runs-dir {tmp_path}"
+    command = f"localdpo sweep --resume --run grid --runs-dir {shlex.quote(str(tmp_path))}"
     assert results_of(sweep).left == ("beta-9",)
     write_options(sweep, SeriesOptions({"judge": "mlx:judge", "limit": 5}, best_by="kl"))
     results = results_of(sweep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Made:
     def live(self, *arguments: str) -> int:
         """One life of its worker; the exit code."""
         return worker.main([*arguments, str(self.run.path)])
+
+    @property
+    def runs_dir(self) -> str:
+        """As it is written in a command."""
+        return shlex.quote(str(self.run.path.parent))
 
     @property
     def events(self) -> list[Event]:
@@ -133,7 +139,7 @@ def test_a_run_whose_input_changed_does_not_go_on(line: str, made: Made) -> None
     (said,) = made.refused()
     assert said == (
         f"{line.format(**vars(made))} since run dpo began; restore it, or resume with what is there now: "
-        f"localdpo train --resume --run dpo --runs-dir {made.run.path.parent} --accept-changes"
+        f"localdpo train --resume --run dpo --runs-dir {made.runs_dir} --accept-changes"
     )
 
 
@@ -273,7 +279,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence
     assert line.startswith(damaged)
     assert line.endswith(
         "restore one from a copy, start over as another --run name, or from step 0 in this run: "
-        f"localdpo train --resume --run dpo --runs-dir {made.run.path.parent} --accept-changes"
+        f"localdpo train --resume --run dpo --runs-dir {made.runs_dir} --accept-changes"
     )
     assert made.live("--accept-changes") == 0
     assert [note for note in made.notes if note.startswith(damaged)]
