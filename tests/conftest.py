@@ -23,6 +23,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 preload()
 # Whatever starts the tests, commands that are printed are those of the console script.
 os.environ["LOCALDPO_PROGRAM"] = "localdpo"
+# A pipe is no terminal, whatever whoever runs the tests has told Rich of theirs.
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
 # Expected numbers are those of the CPU backend, to the bit where tests say so; processes that a test starts
 # inherit this. LOCALDPO_DEVICE=gpu runs the tests on a GPU all the same.
 os.environ.setdefault("LOCALDPO_DEVICE", "cpu")
