@@ -135,7 +135,7 @@ def test_time_stopped_by_a_signal_is_in_no_figure_and_a_shutdown_of_every_proces
 def test_a_killed_worker_is_explained_soon(run: RunDir, worker: Worker):
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
-    until(lambda: any(event.type == "run.crashed" for event in worker.written_events()), seconds=15.0)
+    until(lambda: any(event.type == "run.crashed" for event in worker.written_events()))
     crashed = last(run, "run.crashed")
     assert crashed.data["signal"] == "SIGKILL"
     assert crashed.data["lines"][1] == "resume with: localdpo train --resume --run dpo"

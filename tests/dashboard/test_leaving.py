@@ -94,7 +94,7 @@ class Terminal:
 
     def until(self, happens: Callable[[], object]) -> None:
         """Take what it draws until this is so."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         while not happens():
             assert time.monotonic() < deadline, self.shown[-2000:]
             self.read(0.1)
@@ -109,7 +109,7 @@ class Terminal:
     def ends(self) -> int:
         """Its exit code, when it has come to its end."""
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         finally:
             self.process.kill()
             self.process.wait()
