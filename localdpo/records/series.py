@@ -151,9 +151,14 @@ class SeriesRecord:
 
     @property
     def best(self) -> RoundResult | None:
-        """The last round that is better than the one before and than the start, beyond the intervals."""
-        better = (each for each in self.rounds if is_above_half(each.last) and is_above_half(each.first))
-        return max(better, key=self.rounds.index, default=None)
+        """The first round that is better than the start beyond its interval, or the last one after it that is
+        better than the round before, too.
+        """
+        best = None
+        for each in self.rounds:
+            if is_above_half(each.first) and (best is None or is_above_half(each.last)):
+                best = each
+        return best
 
     def to_json(self) -> dict[str, object]:
         """The record as a JSON object."""
@@ -243,7 +248,7 @@ def closing_lines(record: SeriesRecord) -> list[str]:
     best = record.best
     lines = [] if record.ended is None else [f"ended: {record.ended}"]
     if record.rounds:
-        lines.append("no round is clearly better than its start" if best is None else f"best: {best.name}")
+        lines.append("no round is clearly better than the start" if best is None else f"best: {best.name}")
     return lines
 
 

@@ -226,6 +226,14 @@ def test_the_best_round_is_better_than_the_start_too() -> None:
     assert best_of([result(1, better), result(2, worse), back]) == "round-1"
 
 
+def test_rounds_that_are_better_together_have_a_best_one() -> None:
+    better, even = [1.0] * 20, [0.5] * 20
+    together = replace(result(2, even), first=rate_of(better))
+    assert best_of([result(1, even), together]) == "round-2"
+    assert best_of([result(1, even), together, replace(together, name="round-3")]) == "round-2"
+    assert closing_lines(SeriesRecord(9, (result(1, even),))) == ["no round is clearly better than the start"]
+
+
 def best_of(rounds: list[RoundResult]) -> str | None:
     best = SeriesRecord(9, tuple(rounds)).best
     return None if best is None else best.name
