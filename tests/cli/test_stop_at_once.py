@@ -62,6 +62,7 @@ def is_pending(pid: int, number: signal.Signals) -> bool:
 def test_a_second_signal_ends_a_worker_that_computes(way: str, call: str, tmp_path: Path):
     worker = computing(tmp_path, call)
     assert worker.pid is not None
+    began = time.monotonic()
     told = worker.pid if way == "worker" else worker.process.pid
     for number in range(2):
         if way == "command":
@@ -73,6 +74,7 @@ def test_a_second_signal_ends_a_worker_that_computes(way: str, call: str, tmp_pa
         while is_pending(told, signal.SIGINT):
             time.sleep(0.01)
     assert worker.wait() == -signal.SIGINT
+    assert time.monotonic() - began < 2.0
     end = read_events(worker.run.events)[-1]
     assert (end.type, end.data["reason"]) == ("run.stopped", "SIGINT")
     assert end.data["lines"][0].startswith("stopped at once after step 0 of 6")

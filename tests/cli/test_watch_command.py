@@ -263,7 +263,7 @@ class Terminal:
             except OSError:  # the other end is closed
                 time.sleep(seconds)
 
-    def until(self, words: str, seconds: float = 60.0) -> None:
+    def until(self, words: str, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while words not in ESCAPES.sub("", self.text):
             assert time.monotonic() < deadline, f"no {words!r} in {ESCAPES.sub('', self.text)[-2000:]}"
@@ -274,7 +274,7 @@ class Terminal:
 
     def leave(self) -> tuple[int, str]:
         """The exit code, and what was written after the dashboard gave the screen back."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 30
         while self.process.poll() is None and time.monotonic() < deadline:
             self.read()
         for _ in range(5):
@@ -311,7 +311,7 @@ def test_leaving_says_that_training_goes_on():
     pid = run.pid()
     assert pid is not None
     os.kill(pid, 2)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 15
     while run.is_running() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert run.status() == "stopped"

@@ -53,7 +53,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "told"
 
 
-def until(happens: Callable[[], object], seconds: float = 60.0) -> None:
+def until(happens: Callable[[], object], seconds: float = 15.0) -> None:
     began = time.monotonic()
     while not happens():
         assert time.monotonic() - began < seconds, "it did not happen in time"

@@ -92,24 +92,28 @@ class Terminal:
                 except OSError:  # nobody has the other end any more
                     return
 
-    def until(self, happens: Callable[[], object]) -> None:
-        """Take what it draws until this is so."""
-        deadline = time.monotonic() + 60
+    def until(self, happens: Callable[[], object], seconds: float = 40.0) -> None:
+        """Take what it draws until this is so; it must be within `seconds`."""
+        deadline = time.monotonic() + seconds
         while not happens():
             assert time.monotonic() < deadline, self.shown[-2000:]
             self.read(0.1)
 
     def until_up(self) -> None:
-        self.until(lambda: b"\x1b[?1049h" in self.shown)
+        def is_up() -> bool:
+            assert self.process.poll() is None, self.shown[-2000:]
+            return b"\x1b[?1049h" in self.shown
+
+        self.until(is_up)
         self.read(0.3)
 
     def hang_up(self) -> None:
         os.close(self.master)
 
-    def ends(self) -> int:
-        """Its exit code, when it has come to its end."""
+    def ends(self, seconds: float) -> int:
+        """Its exit code; it must come within `seconds`."""
         try:
-            return self.process.wait(60)
+            return self.process.wait(seconds)
         finally:
             self.process.kill()
             self.process.wait()
@@ -130,7 +134,7 @@ def test_an_app_ends_with_its_terminal(code: str, folder: Path):
     terminal = Terminal(folder, code)
     terminal.until_up()
     terminal.hang_up()
-    terminal.ends()
+    terminal.ends(8.0)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
@@ -139,8 +143,8 @@ def test_a_signal_gives_the_terminal_back(name: str, folder: Path):
     terminal = Terminal(folder, PATIENT + WATCH)
     terminal.until_up()
     terminal.process.send_signal(signal.Signals[name])
-    terminal.until(lambda: b"\x1b[?1049l" in terminal.shown)
-    assert terminal.ends() == 0
+    terminal.until(lambda: b"\x1b[?1049l" in terminal.shown, seconds=2.0)
+    assert terminal.ends(5.0) == 0
 
 
 @pytest.mark.parametrize("stuck", [LOCKED, BUSY], ids=["locked", "busy"])
@@ -151,8 +155,8 @@ def test_a_stuck_app_ends_too(how: str, stuck: str, folder: Path):
     terminal.until((folder / "up").exists)
     if how == "SIGTERM":
         terminal.process.send_signal(signal.SIGTERM)
-        terminal.until(lambda: terminal.shown.endswith(b"\x1b[?25h"))
-        assert terminal.ends() == 128 + signal.SIGTERM
+        terminal.until(lambda: terminal.shown.endswith(b"\x1b[?25h"), seconds=4.0)
+        assert terminal.ends(4.0) == 128 + signal.SIGTERM
     else:
         terminal.hang_up()
-        assert terminal.ends() == 128 + signal.SIGHUP
+        assert terminal.ends(8.0) == 128 + signal.SIGHUP

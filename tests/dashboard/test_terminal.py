@@ -70,7 +70,7 @@ class Tmux:
         )
         return done.stdout
 
-    def until(self, what: Callable[[str], bool], seconds: float = 120.0) -> str:
+    def until(self, what: Callable[[str], bool], seconds: float = 40.0) -> str:
         """The screen as soon as `what` holds for it."""
         deadline = time.monotonic() + seconds
         while True:
@@ -111,7 +111,7 @@ def drawn(screen: str) -> int:
     return len(BRAILLE.findall(screen))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(180)
 def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"
     run = RunDir(runs_dir / "dpo")
@@ -147,7 +147,7 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
     pid = run.pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    dead = tmux.until(lambda screen: "killed by SIGKILL" in screen)
+    dead = tmux.until(lambda screen: "killed by SIGKILL" in screen, seconds=10)
     told = read_events(run.events)[-1]
     assert told.type == "run.crashed"
     # However long the folder of the run is, and wherever the line breaks.
@@ -159,14 +159,14 @@ def test_a_run_from_start_to_end(tmux: Tmux, tmp_path: Path) -> None:
     tmux.press("6")
     tmux.until(lambda screen: "crashed" in screen and "D delete" in screen)
     tmux.press("R")
-    tmux.until(lambda screen: "finished" in screen.splitlines()[1])
+    tmux.until(lambda screen: "finished" in screen.splitlines()[1], seconds=90)
     tmux.press("q")
     tmux.until(lambda screen: "EXIT 0" in screen)
     assert run.status() == "finished"
     assert "run.resumed" in {event.type for event in read_events(run.events)}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(180)
 @pytest.mark.long
 def test_killing_the_dashboard_leaves_training_alone(tmux: Tmux, tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"

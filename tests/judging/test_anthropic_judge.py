@@ -173,8 +173,8 @@ PASSING = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_nothing_is_lost_by_a_failure_that_passes(server: FakeServer, name: str, tmp_path):
-    # The first try of each question fails; of one, where it runs out of time.
-    questions = QUESTIONS[:1] if name == "hang" else QUESTIONS[:4]
+    # The first try of each question fails.
+    questions = QUESTIONS[:4]
     one = judge()
     if name == "hang":
         # Made ahead, for the later tries.
@@ -187,7 +187,9 @@ def test_nothing_is_lost_by_a_failure_that_passes(server: FakeServer, name: str,
         with server.lock:
             first = message not in seen
             seen.add(message)
-        one.timeout = 20.0
+            if len(seen) == len(questions):
+                # Only the first tries are to run out of time, however busy the machine.
+                one.timeout = 20.0
         return PASSING[name] if first else None
 
     server.fault = fault

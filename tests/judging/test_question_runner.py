@@ -188,7 +188,7 @@ def test_ctrl_c_does_not_wait_for_a_judge_that_hangs(tmp_path):
     with Journal(tmp_path / "v.jsonl") as journal:
         with pytest.raises(KeyboardInterrupt):
             run_questions(FakeJudge(decide, concurrency=4), QUESTIONS, journal, on_verdict=press)
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 5
         assert preview(FakeJudge(longer), QUESTIONS, journal).cached >= 1
     released.set()
 
